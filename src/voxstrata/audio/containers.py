@@ -1,0 +1,171 @@
+"""What libsndfile hides about a file's length, read from the container's own bytes.
+
+libsndfile never returns more than the header promises and cuts a promise that exceeds the file down to it,
+so a header that lies looks honest. The functions here look for themselves. They cover the RIFF family
+(wav, RF64), AIFF, Ogg, FLAC and mp3; other containers are taken at libsndfile's word.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# Some writers count header bytes into the data size, pad the file to a disk block or append a bare tag.
+CHUNK_SLACK_BYTES = 4096
+# sox and ffmpeg write 0x7FFFF000 … 0xFFFFFFFF into a wav they cannot seek back in: "until the file ends".
+STREAMED_BYTES = 0x7FFF_0000
+OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page: header, segment table, 255 segments
+
+_CHUNKED = {  # form and type: byte order of the sizes, name of the chunk that holds the samples
+    (b"RIFF", b"WAVE"): ("<", b"data"),
+    (b"RF64", b"WAVE"): ("<", b"data"),
+    (b"RIFX", b"WAVE"): (">", b"data"),
+    (b"FORM", b"AIFF"): (">", b"SSND"),
+    (b"FORM", b"AIFC"): (">", b"SSND"),
+}
+
+
+@dataclass(frozen=True)
+class SampleChunk:
+    """Where a chunked file (wav, AIFF) keeps its samples, all numbers in bytes.
+
+    `start` is the first byte of the samples, `declared` what the chunk claims to hold, `held` what lies
+    between `start` and the end of the chunk or the file, `unclaimed` what follows and is no chunk itself.
+    """
+
+    start: int
+    declared: int
+    held: int
+    unclaimed: int
+
+    @property
+    def streamed(self) -> bool:
+        """The writer could not fill in the size; the samples go on to the end of the file."""
+        return (self.declared == 0 and self.unclaimed > 0) or (
+            self.declared >= STREAMED_BYTES and self.held < self.declared
+        )
+
+    @property
+    def present(self) -> int:
+        """Bytes of samples that the file holds if the size in the header is not believed."""
+        return self.held + self.unclaimed
+
+    @property
+    def lies(self) -> bool:
+        """Whether the declared size differs from what is there by more than careless writers explain."""
+        slack = min(CHUNK_SLACK_BYTES, self.declared // 20)
+        return not self.streamed and (self.declared - self.held > slack or self.unclaimed > slack)
+
+
+def sample_chunk(file: BinaryIO, size: int) -> SampleChunk | None:
+    """Find the sample chunk of a wav, RF64 or AIFF file of `size` bytes; None for any other file."""
+    file.seek(0)
+    head = file.read(12)
+    if (head[:4], head[8:12]) not in _CHUNKED:
+        return None
+    order, wanted = _CHUNKED[head[:4], head[8:12]]
+    wide = None  # RF64 keeps the true size of the data chunk in a chunk of its own
+    at = 12
+    while at + 8 <= size:
+        file.seek(at)
+        name, declared = struct.unpack(order + "4sI", file.read(8))
+        if name == b"ds64" and at + 24 <= size:
+            wide = struct.unpack("<QQ", file.read(16))[1]
+        if name == wanted:
+            if declared == 0xFFFF_FFFF and wide:
+                declared = wide
+            held = min(declared, size - at - 8)
+            end = at + 8 + held + held % 2
+            return SampleChunk(at + 8, declared, held, _unclaimed(file, order, end, size))
+        at += 8 + declared + declared % 2
+    return None
+
+
+def _unclaimed(file: BinaryIO, order: str, at: int, size: int) -> int:
+    """Bytes from `at` to the end of the file that are not well-formed chunks."""
+    while at + 8 <= size:
+        file.seek(at)
+        name, length = struct.unpack(order + "4sI", file.read(8))
+        after = at + 8 + length
+        if not all(32 <= byte < 127 for byte in name) or after > size:
+            break
+        at = after + length % 2
+    return max(0, size - at)
+
+
+def with_sample_size(data: bytes, chunk: SampleChunk) -> bytes:
+    """The little-endian wav `data` with the true size written into its data chunk."""
+    return data[: chunk.start - 4] + struct.pack("<I", chunk.present) + data[chunk.start :]
+
+
+def ogg_is_cut(file: BinaryIO, size: int) -> bool:
+    """Whether an Ogg file of `size` bytes ends inside a page.
+
+    A missing end-of-stream flag alone is not taken as damage: recorders of live streams leave it out.
+    """
+    file.seek(max(0, size - OGG_PAGE_BYTES))
+    tail = file.read()
+    at = tail.rfind(b"OggS")
+    if at < 0 or at + 27 > len(tail):
+        return True
+    segments = tail[at + 26]
+    table = tail[at + 27 : at + 27 + segments]
+    return at + 27 + segments + sum(table) > len(tail)
+
+
+def _after_id3(data: bytes) -> int:
+    """Offset of the first byte after an ID3v2 tag, 0 if there is none (size: four bytes of 7 bits)."""
+    if data[:3] != b"ID3" or len(data) < 10:
+        return 0
+    a, b, c, d = data[6:10]
+    return 10 + (a << 21 | b << 14 | c << 7 | d)
+
+
+def flac_without_length(data: bytes) -> bytes:
+    """The FLAC file `data` with "unknown" (0) for the 36-bit sample count of its STREAMINFO block.
+
+    libsndfile then decodes to the end of the stream instead of stopping where the header says.
+    """
+    at = _after_id3(data)
+    if data[at : at + 4] != b"fLaC" or len(data) < at + 26:
+        return data
+    count = (
+        at + 21
+    )  # magic 4, block header 4, block and frame sizes 10, then 20 + 3 + 5 bits before the count
+    return data[:count] + bytes([data[count] & 0xF0, 0, 0, 0, 0]) + data[count + 5 :]
+
+
+def mp3_states_length(file: BinaryIO) -> bool:
+    """Whether the first frame of an mp3 file is a Xing, Info or VBRI header, which counts the frames."""
+    file.seek(0)
+    at = _after_id3(file.read(10))
+    file.seek(at)
+    first = file.read(1500)  # the longest MPEG layer III frame has 1441 bytes
+    return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+class EndlessFile(io.BytesIO):
+    """Bytes that claim to be a hundred times as long as they are.
+
+    For an mp3 without a frame count libsndfile guesses the length from the file size and the first frames'
+    bit rate, and stops decoding there. An exaggerated size moves that stop past the real end. Reading at the
+    real end finds the end; reading beyond it, where an ID3v1 tag is looked for, finds zeros.
+    """
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_END:
+            return super().seek(100 * len(self.getbuffer()) + offset)
+        return super().seek(offset, whence)
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        if self.tell() <= len(self.getbuffer()):
+            return super().readinto(buffer)
+        view = memoryview(buffer)
+        view[:] = bytes(len(view))
+        super().seek(len(view), io.SEEK_CUR)
+        return len(view)

@@ -1,0 +1,9 @@
+"""What is to be encoded: a table of recordings from a folder, a manifest or a local FLEURS copy."""
+
+from __future__ import annotations
+
+from voxstrata.corpus.probe import probe_corpus
+from voxstrata.corpus.source import read_corpus
+from voxstrata.corpus.table import COLUMNS, Corpus
+
+__all__ = ["COLUMNS", "Corpus", "probe_corpus", "read_corpus"]

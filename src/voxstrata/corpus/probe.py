@@ -1,0 +1,56 @@
+"""The lengths of a whole corpus, from headers, in parallel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from voxstrata.audio.decode import AudioInfo, probe
+from voxstrata.corpus.table import Corpus
+from voxstrata.errors import AudioError
+
+_SLICE = 4096  # probes handed to the threads at once: bounds memory, and the wait after an interrupt
+
+
+def probe_corpus(
+    corpus: Corpus,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[AudioInfo | None], dict[int, str]]:
+    """Probe every recording of `corpus`; a bad one never stops the others.
+
+    Parameters
+    ----------
+    workers
+        threads; by default four more than there are cores, at most 32, since disks take most of the time
+    progress
+        called in the calling thread, after each recording, with the number probed and the number in all
+
+    Returns
+    -------
+    One AudioInfo per row, None where probing failed, and the reasons of the failures by row index.
+    """
+
+    def attempt(i: int) -> AudioInfo | str:
+        try:
+            return probe(corpus.absolute(i))
+        except AudioError as error:
+            return str(error)
+        except Exception as error:  # a decoder's bug on one file must not cost the corpus
+            return f"{corpus.absolute(i)}: {type(error).__name__}: {error}; re-encode it or remove it"
+
+    infos: list[AudioInfo | None] = []
+    failures: dict[int, str] = {}
+    total = len(corpus)
+    with ThreadPoolExecutor(workers or min(32, (os.cpu_count() or 1) + 4)) as pool:
+        for start in range(0, total, _SLICE):
+            for outcome in pool.map(attempt, range(start, min(start + _SLICE, total))):
+                if isinstance(outcome, str):
+                    failures[len(infos)] = outcome
+                    infos.append(None)
+                else:
+                    infos.append(outcome)
+                if progress is not None:
+                    progress(len(infos), total)
+    return infos, failures

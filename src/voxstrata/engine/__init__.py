@@ -1,0 +1,6 @@
+"""The batched runner: audio through ONNX Runtime into a store."""
+
+from voxstrata.engine.extract import ExtractReport, Progress, extract
+from voxstrata.engine.session import Device, Encoder
+
+__all__ = ["Device", "Encoder", "ExtractReport", "Progress", "extract"]

@@ -1,0 +1,70 @@
+"""Decode ahead of the encoder, on threads, within a bound on memory."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxstrata.audio.decode import AudioInfo, decode
+from voxstrata.corpus import Corpus
+from voxstrata.errors import AudioError
+
+AHEAD_SAMPLES = 16 << 20  # decoded ahead at the most (64 MB), yet always at least one recording
+
+Samples = NDArray[np.float32]
+
+
+class DecodeAhead:
+    """Decodes recordings in the order they will be asked for.
+
+    `order` gives (key, row of the corpus, what probing said). `get(key)` must be called in that order.
+    """
+
+    def __init__(self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo]], workers: int) -> None:
+        self.seconds: Counter[str] = Counter()  # decode: over all threads; wait: the encoder's for audio
+        self._corpus = corpus
+        self._order = iter(order)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pending: deque[tuple[int, int, Future[Samples | str]]] = deque()
+        self._ahead = 0
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._ahead < AHEAD_SAMPLES or not self._pending:
+            following = next(self._order, None)
+            if following is None:
+                return
+            key, row, info = following
+            self._pending.append((key, info.samples, self._pool.submit(self._decode, row, info)))
+            self._ahead += info.samples
+
+    def _decode(self, row: int, info: AudioInfo) -> Samples | str:
+        begin = time.perf_counter()
+        try:
+            return decode(self._corpus.absolute(row), info)
+        except AudioError as e:
+            return str(e)
+        except Exception as e:  # a decoder's bug on one file must not cost the corpus
+            return f"{self._corpus.absolute(row)}: {type(e).__name__}: {e}; re-encode it or remove it"
+        finally:
+            self.seconds["decode"] += time.perf_counter() - begin
+
+    def get(self, key: int) -> Samples | str:
+        """The samples of the next recording, float32 at 16 kHz, or why there are none."""
+        begin = time.perf_counter()
+        expected, samples, future = self._pending.popleft()
+        assert expected == key, "recordings are taken in the order they were announced"
+        result = future.result()
+        self.seconds["wait"] += time.perf_counter() - begin
+        self._ahead -= samples
+        self._fill()
+        return result
+
+    def close(self) -> None:
+        """Stop; what is being decoded is finished and dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,239 @@
+"""Extraction: plan a corpus, then decode, encode and write it unit by unit, overlapped, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.units import SAMPLE_RATE, WINDOW_SAMPLES
+from voxstrata.corpus import Corpus, probe_corpus, read_corpus
+from voxstrata.engine.decoding import DecodeAhead
+from voxstrata.engine.session import Device, Encoder
+from voxstrata.engine.sink import UnitSink
+from voxstrata.errors import InputError
+from voxstrata.model import Context, ModelFolder, open_model
+from voxstrata.model.names import select_outputs
+from voxstrata.store.files import Files
+from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window, make_plan
+from voxstrata.store.spec import StoreSpec
+from voxstrata.store.writer import StoreWriter
+
+BATCHES_IN_FLIGHT = 2  # encoded, not yet placed: enough to overlap, little to hold
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. audio_seconds count what this run has to do, not what an earlier one did."""
+
+    units: int
+    units_total: int
+    audio_seconds: float
+    audio_seconds_total: float
+    failed: int
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What a run did.
+
+    utterances, failed: of the whole store; failures: reason by id. audio_seconds: encoded in this run.
+    seconds: wall seconds of this run. stages: busy seconds of each stage; they overlap, and `decode` adds up threads.
+    resumed_units: committed by an earlier run. overflows: stored values beyond float16.
+    """
+
+    store: str
+    utterances: int
+    failed: int
+    failures: dict[str, str]
+    units: int
+    resumed_units: int
+    audio_seconds: float
+    seconds: float
+    stages: dict[str, float]
+    overflows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+def extract(
+    corpus: Corpus | str | Path,
+    model: ModelFolder | str | Path,
+    store: str | Path,
+    *,
+    outputs: str | Sequence[str] = "all",
+    context: Context | None = None,
+    dtype: Literal["float16", "float32"] = "float16",
+    pool: Literal["mean"] | None = None,
+    every: int = 1,
+    long: Literal["window", "error"] = "window",
+    device: Device | None = None,
+    threads: int | None = None,
+    tokens: int | None = None,
+    unit_megabytes: float = UNIT_MEGABYTES,
+    allow_overflow: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> ExtractReport:
+    """Extract the embeddings of a corpus into a store; resumes the store when it exists.
+
+    Parameters
+    ----------
+    outputs, dtype, pool, every, context
+        What is kept and in which context it is computed: see `StoreSpec` and `Context`.
+    long
+        "window" cuts recordings over 30 s into windows, "error" refuses the corpus naming them.
+    threads
+        for ONNX Runtime and for decoding; by default the cores this process may use.
+    tokens
+        batch size × computed positions; by default what suits the device.
+    unit_megabytes
+        size of one unit over all outputs: of the buffer in memory, and so of shards.
+
+    Raises
+    ------
+    UsageError, InputError
+        before any encoding: unknown outputs, unusable model or corpus, a store that something else made.
+        During it: no space, float16 overflow. What is committed stays; the same call resumes.
+    """
+    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    model = model if isinstance(model, ModelFolder) else open_model(model)
+    spec = StoreSpec(select_outputs(outputs, model.card.outputs), dtype, pool, every, context or Context())
+    infos, unreadable = probe_corpus(corpus)
+    if long == "error":
+        _refuse_long(corpus, infos)
+    plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes)
+    encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
+    try:
+        with Files(store).lock(), ExitStack() as stack:
+            writer = StoreWriter(store, plan, model.card)
+            return _run(corpus, infos, encoder, writer, allow_overflow, progress, stack)
+    except OSError as e:
+        raise InputError(
+            f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
+            "command to go on"
+        ) from e
+
+
+def _refuse_long(corpus: Corpus, infos: Sequence[AudioInfo | None]) -> None:
+    long = [i for i, info in enumerate(infos) if info and info.samples > WINDOW_SAMPLES]
+    if long:
+        first = infos[long[0]]
+        assert first is not None
+        raise InputError(
+            f"{corpus.absolute(long[0])}: {first.samples / SAMPLE_RATE:.1f} s, over the 30 s window "
+            f"({len(long)} recordings are); use --long window, or cut them"
+        )
+
+
+def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
+    """A unit's windows in batches of equal computed positions, most positions first: (positions, windows).
+
+    A function of the plan and the token budget alone, so that a resumed run batches as an uninterrupted one.
+    """
+    by_frames: dict[int, list[Window]] = {}
+    for u in plan.members(unit):
+        for w in plan.windows(u):
+            by_frames.setdefault(plan.spec.context.frames_computed(w.frames), []).append(w)
+    for frames in sorted(by_frames, reverse=True):
+        windows, size = by_frames[frames], encoder.batch_size(frames)
+        for i in range(0, len(windows), size):
+            yield frames, windows[i : i + size]
+
+
+def _run(
+    corpus: Corpus,
+    infos: Sequence[AudioInfo | None],
+    encoder: Encoder,
+    writer: StoreWriter,
+    allow_overflow: bool,
+    progress: Callable[[Progress], None],
+    stack: ExitStack,
+) -> ExtractReport:
+    begin = time.perf_counter()
+    plan = writer.plan
+    done = writer.done()
+    todo = [u for u in range(plan.units) if u not in done]
+    total = (
+        sum(int(plan.samples[plan.unit_begin[u] : plan.unit_begin[u + 1]].sum()) for u in todo) / SAMPLE_RATE
+    )
+    rows = {name: i for i, name in enumerate(corpus.table["id"].to_pylist())}
+    corpus_row = [rows[name] for name in plan.utterances["id"].to_pylist()]
+    failed = sum(r is not None for r in plan.utterances["failure"].to_pylist())
+    sink = UnitSink(writer, encoder.model.card.d_model, allow_overflow)
+
+    def decoding_order() -> Iterator[tuple[int, int, AudioInfo]]:
+        for unit in todo:
+            seen = set()
+            for _, windows in batches(plan, unit, encoder):
+                for w in windows:
+                    info = infos[corpus_row[w.utterance]]
+                    if w.utterance not in seen and info is not None:
+                        seen.add(w.utterance)
+                        yield w.utterance, corpus_row[w.utterance], info
+
+    audio = DecodeAhead(corpus, decoding_order(), encoder.threads)
+    stack.callback(audio.close)
+    # One thread places and writes, in order. Leaving the stack lets it finish what it is at: after an interrupt
+    # a unit is committed whole or not at all.
+    worker = ThreadPoolExecutor(1, thread_name_prefix="sink")
+    stack.callback(worker.shutdown, wait=True, cancel_futures=True)
+    in_flight: list[Future[None]] = []
+
+    def settle(keep: int) -> None:
+        while len(in_flight) > keep:
+            in_flight.pop(0).result()
+
+    encoded = 0.0
+    for position, unit in enumerate(todo):
+        failures: dict[int, str] = {}
+        held: dict[int, NDArray[np.float32]] = {}
+        left = {u: len(plan.windows(u)) for u in plan.members(unit)}
+        for frames, windows in batches(plan, unit, encoder):
+            ready = []
+            for w in windows:
+                if w.utterance not in held and w.utterance not in failures:
+                    result = audio.get(w.utterance)
+                    if isinstance(result, str):
+                        failures[w.utterance] = result
+                    else:
+                        held[w.utterance] = result
+                if w.utterance in held:
+                    ready.append((w, held[w.utterance][w.sample : w.sample + w.samples]))
+                    left[w.utterance] -= 1
+                    if not left[w.utterance]:
+                        del held[w.utterance]
+            if ready:
+                states = encoder.run([samples for _, samples in ready], frames)
+                settle(BATCHES_IN_FLIGHT - 1)
+                in_flight.append(worker.submit(sink.put, unit, [w for w, _ in ready], states))
+            encoded += sum(w.samples for w in windows) / SAMPLE_RATE
+            progress(Progress(position, len(todo), encoded, total, failed + len(failures)))
+        settle(0)  # a batch that could not be placed must stop the run before its unit is committed
+        in_flight.append(worker.submit(sink.commit, unit, failures))
+        failed += len(failures)
+    settle(0)
+    reasons = writer.finish()
+    progress(Progress(len(todo), len(todo), total, total, len(reasons)))
+    ids = plan.utterances["id"].to_pylist()
+    return ExtractReport(
+        store=writer.files.root,
+        utterances=len(ids),
+        failed=len(reasons),
+        failures={str(ids[i]): reason for i, reason in sorted(reasons.items())},
+        units=plan.units,
+        resumed_units=len(done),
+        audio_seconds=encoded,
+        seconds=time.perf_counter() - begin,
+        stages={k: round(v, 3) for k, v in (audio.seconds + encoder.seconds + sink.seconds).items()},
+        overflows=sink.overflows,
+    )

@@ -1,0 +1,190 @@
+"""An exported encoder in ONNX Runtime sessions, on CPU, CUDA or TensorRT."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from voxstrata.audio.units import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from voxstrata.errors import InputError, UsageError
+from voxstrata.model.card import CACHED, ENCODER, LOG_MEL, ModelFolder
+from voxstrata.model.context import Context
+from voxstrata.model.names import select_outputs
+from voxstrata.model.silence import SilenceKeys
+
+# Batch size × computed positions. Two full windows keep two cores busy; a GPU wants to be filled.
+DEFAULT_TOKENS = {"cpu": 2 * WINDOW_FRAMES, "cuda": 48 * WINDOW_FRAMES, "tensorrt": 48 * WINDOW_FRAMES}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+ENGINE_CACHE = "tensorrt"  # folder of built TensorRT engines inside the model folder
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the graphs run: kind "cpu", "cuda" or "tensorrt", and for the latter two which GPU."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """From "cpu", "cuda", "cuda:1", "tensorrt", … Raises UsageError for anything else."""
+        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", text)
+        if m is None or (m[1] == "cpu" and m[2]):
+            raise UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
+        return cls(m[1], int(m[2] or 0))
+
+
+def available_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Encoder:
+    """Runs batches of windows through an exported model.
+
+    Raises InputError when the graph is damaged or the device's provider cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: ModelFolder,
+        outputs: Sequence[str] | str = "all",
+        context: Context | None = None,
+        *,
+        device: Device | None = None,
+        threads: int | None = None,
+        tokens: int | None = None,
+    ) -> None:
+        self.model = model
+        self.outputs = select_outputs(outputs, model.card.outputs)
+        self.context = context or Context()
+        self.device = device or Device()
+        self.threads = threads or available_threads()
+        self.tokens = max(tokens or DEFAULT_TOKENS[self.device.kind], WINDOW_FRAMES)
+        self.seconds: Counter[str] = Counter()  # by stage: log_mel, encode
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._keys: dict[int, SilenceKeys] = {}
+        if self.context.mode == "bucketed":
+            self._silence = model.silence()
+            self._silence.for_frames(self.context.edges[0])  # an edge before the cache's begin fails here
+        # the sessions a run will need are made now, so that a broken file or driver shows before the work
+        self._session(LOG_MEL)
+        self._session(ENCODER)
+        if self.context.mode == "bucketed":
+            self._session(CACHED)
+
+    def batch_size(self, frames: int) -> int:
+        """How many windows of `frames` computed positions go into one batch."""
+        return max(1, self.tokens // frames)
+
+    def run(self, audio: Sequence[NDArray[np.float32]], frames: int) -> list[NDArray[Any]]:
+        """Encode windows of at most 30 s at 16 kHz in a batch, computing `frames` positions of each.
+
+        Returns for each output an array [batch, frames, d_model] in the model's dtype. What a window gives
+        does not depend on the others.
+        """
+        begin = time.perf_counter()
+        log_mel = self.log_mel(audio, frames)
+        middle = time.perf_counter()
+        feeds: dict[str, NDArray[Any]] = {"log_mel": log_mel}
+        name = ENCODER
+        if self.context.mode == "bucketed" and frames < WINDOW_FRAMES:
+            name = CACHED
+            if frames not in self._keys:
+                self._keys[frames] = self._silence.for_frames(frames)
+            k = self._keys[frames]
+            feeds |= {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
+        states: list[NDArray[Any]] = self._session(name).run(list(self.outputs), feeds)
+        self.seconds["log_mel"] += middle - begin
+        self.seconds["encode"] += time.perf_counter() - middle
+        return states
+
+    def log_mel(self, audio: Sequence[NDArray[np.float32]], frames: int) -> NDArray[np.float32]:
+        """Log-mel [batch, n_mels, 2·frames] of windows followed by silence, as in the padded 30 s window."""
+        # Two frames more than asked for, so that the reflection at the array's end meets silence, not speech;
+        # at 30 s it is the reflection that Hugging Face's extractor has there too.
+        padded = min(frames + 2, WINDOW_FRAMES)
+        batch = np.zeros((len(audio), padded * SAMPLES_PER_FRAME), np.float32)
+        for row, samples in zip(batch, audio, strict=True):
+            row[: len(samples)] = samples
+        (log_mel,) = self._session(LOG_MEL).run(None, {"audio": batch})
+        columns: NDArray[np.float32] = log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH]
+        return np.ascontiguousarray(columns)
+
+    def _session(self, name: str) -> ort.InferenceSession:
+        if name not in self._sessions:
+            self._sessions[name] = self._make_session(self.model.path / name)
+        return self._sessions[name]
+
+    def _make_session(self, path: Path) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        providers: list[Any] = [PROVIDERS["cpu"]]
+        if self.device.kind != "cpu":
+            providers.insert(0, (PROVIDERS["cuda"], {"device_id": self.device.index}))
+        if self.device.kind == "tensorrt" and path.name != LOG_MEL:
+            providers.insert(0, (PROVIDERS["tensorrt"], self._tensorrt_options(path.name)))
+        wanted = PROVIDERS[
+            "cuda" if path.name == LOG_MEL and self.device.kind == "tensorrt" else self.device.kind
+        ]
+        if wanted not in ort.get_available_providers():
+            raise InputError(
+                f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu"
+            )
+        try:
+            session = ort.InferenceSession(path, options, providers=providers)
+        except Exception as e:  # onnxruntime's own exceptions share no base class
+            raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
+        if wanted not in session.get_providers():
+            raise InputError(
+                f"{wanted} could not be started: its libraries or the driver are missing (onnxruntime "
+                f"{ort.__version__} names them when imported with verbose logging); use --device cpu"
+            )
+        return session
+
+    def _tensorrt_options(self, graph: str) -> dict[str, Any]:
+        """Engines cached beside the model, float16, and one explicit profile for each bucket."""
+        card = self.model.card
+        shapes = (
+            self.context.shapes() if graph == CACHED or self.context.mode != "bucketed" else (WINDOW_FRAMES,)
+        )
+        if graph == CACHED:
+            shapes = tuple(s for s in shapes if s < WINDOW_FRAMES)
+
+        def profile(batch_of: dict[int, int]) -> str:
+            parts = []
+            for frames, batch in batch_of.items():
+                parts.append(f"log_mel:{batch}x{card.n_mels}x{2 * frames}")
+                if graph == CACHED:
+                    keys = card.silence["groups"] or WINDOW_FRAMES - frames
+                    kv = f"{card.layers}x{card.heads}x{keys}"
+                    dim = card.d_model // card.heads
+                    parts += [f"silence_key:{kv}x{dim}", f"silence_value:{kv}x{dim}", f"silence_bias:{kv}"]
+            return ",".join(parts)
+
+        full = {s: self.batch_size(s) for s in shapes}
+        cache = self.model.path / ENGINE_CACHE
+        return {
+            "device_id": self.device.index,
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": str(cache),
+            "trt_fp16_enable": True,
+            "trt_profile_min_shapes": profile(dict.fromkeys(shapes, 1)),
+            "trt_profile_opt_shapes": profile(full),
+            "trt_profile_max_shapes": profile(full),
+        }

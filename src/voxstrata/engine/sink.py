@@ -1,0 +1,89 @@
+"""From encoder states to committed units: reduce, cast, place, write. Runs on a thread of its own."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxstrata.errors import InputError
+from voxstrata.store.plan import Plan, Window
+from voxstrata.store.writer import StoreWriter
+
+
+class UnitSink:
+    """Collects the states of one unit at a time in a fixed buffer and commits it."""
+
+    def __init__(self, writer: StoreWriter, d_model: int, allow_overflow: bool) -> None:
+        self.plan: Plan = writer.plan
+        self.seconds: Counter[str] = Counter()  # by stage: reduce, write
+        self.overflows = 0
+        self._writer = writer
+        self._allow_overflow = allow_overflow
+        spec = self.plan.spec
+        self._blocks = {o: np.empty((self.plan.unit_rows, d_model), spec.stored_dtype) for o in spec.outputs}
+        self._clear()  # touches every page now: memory is what it will be, and lack of it shows at once
+
+    def _clear(self) -> None:
+        for block in self._blocks.values():
+            block.fill(0)
+
+    def put(self, unit: int, windows: Sequence[Window], states: Sequence[NDArray[Any]]) -> None:
+        """Take a batch: `states` holds for each output [batch, computed positions, d_model].
+
+        Raises InputError naming utterance and output when a state is not finite, or overflows float16.
+        """
+        begin = time.perf_counter()
+        for output, batch in zip(self.plan.spec.outputs, states, strict=True):
+            for window, state in zip(windows, batch, strict=True):
+                self._place(unit, output, window, state[: window.frames])
+        self.seconds["reduce"] += time.perf_counter() - begin
+
+    def _place(self, unit: int, output: str, window: Window, state: NDArray[Any]) -> None:
+        plan, spec, u = self.plan, self.plan.spec, window.utterance
+        block = self._blocks[output]
+        base = unit * plan.unit_rows
+        if spec.pool:
+            share = state.sum(axis=0, dtype=np.float64) / plan.frames[u]
+            target = block[int(plan.start[u]) - base]
+            target += share.astype(np.float32)
+        else:
+            if spec.every > 1:
+                groups = np.arange(0, len(state), spec.every)
+                sizes = np.diff(np.append(groups, len(state)))
+                state = np.add.reduceat(state.astype(np.float32), groups, axis=0) / sizes[:, None]
+            first = int(plan.start[u]) - base + window.frame // spec.every
+            target = block[first : first + len(state)]
+            with np.errstate(over="ignore"):
+                target[:] = state
+        if not np.isfinite(target).all():
+            self._not_finite(output, u, state, target)
+
+    def _not_finite(self, output: str, utterance: int, state: NDArray[Any], target: NDArray[Any]) -> None:
+        name = self.plan.utterances["id"][utterance].as_py()
+        if not np.isfinite(state).all():
+            raise InputError(
+                f"{name}: the encoder's {output} holds values that are not finite; a float16 model may overflow "
+                "inside: export it as float32"
+            )
+        self.overflows += int(np.count_nonzero(~np.isfinite(target)))
+        if not self._allow_overflow:
+            raise InputError(
+                f"{name}: {output} reaches {np.abs(state).max():.3g}, beyond float16 (65504); "
+                "use --dtype float32, or --allow-overflow to store infinities"
+            )
+
+    def commit(self, unit: int, failures: dict[int, str]) -> None:
+        """Write the unit and make room for the next."""
+        begin = time.perf_counter()
+        for utterance in failures:  # windows encoded before a later one failed must not stay behind
+            row = int(self.plan.start[utterance]) - unit * self.plan.unit_rows
+            for block in self._blocks.values():
+                block[row : row + int(self.plan.length[utterance])] = 0
+        self._writer.commit(unit, self._blocks, failures)
+        self._clear()
+        self.seconds["write"] += time.perf_counter() - begin

@@ -1,0 +1,25 @@
+"""Errors a user can act on: each names the file or value, says what is wrong, and how to mend it."""
+
+from __future__ import annotations
+
+
+class VoxstrataError(Exception):
+    """Base of every error raised on purpose; the command line prints its text without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(VoxstrataError):
+    """An argument is wrong: an unknown output name, an impossible setting (exit code 2)."""
+
+    exit_code = 2
+
+
+class InputError(VoxstrataError):
+    """A file, corpus, checkpoint, model or store cannot be used as it is (exit code 3)."""
+
+    exit_code = 3
+
+
+class AudioError(InputError):
+    """One recording cannot be decoded; costs that recording alone during extraction."""

@@ -1,0 +1,250 @@
+"""Load the encoder of a Whisper checkpoint: a Hugging Face folder, a hub id, or OpenAI's .pt.
+
+Weights come from safetensors, or from torch.load(weights_only=True): nothing that could run code is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from voxstrata.audio.units import WINDOW_FRAMES
+from voxstrata.errors import InputError
+from voxstrata.exporters.graph import EncoderShape
+
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_OPENAI_NAMES = (  # OpenAI's module names → Hugging Face's
+    (r"^blocks\.", "layers."),
+    (r"\.attn\.query\.", ".self_attn.q_proj."),
+    (r"\.attn\.key\.", ".self_attn.k_proj."),
+    (r"\.attn\.value\.", ".self_attn.v_proj."),
+    (r"\.attn\.out\.", ".self_attn.out_proj."),
+    (r"\.attn_ln\.", ".self_attn_layer_norm."),
+    (r"\.mlp\.0\.", ".fc1."),
+    (r"\.mlp\.2\.", ".fc2."),
+    (r"\.mlp_ln\.", ".final_layer_norm."),
+    (r"^ln_post\.", "layer_norm."),
+    (r"^positional_embedding$", "embed_positions.weight"),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Whisper encoder in float32, ready to export or to compare with.
+
+    config holds what the checkpoint's config.json says (for OpenAI's .pt, what its `dims` imply).
+    """
+
+    name: str
+    revision: str | None
+    config: WhisperConfig
+    encoder: WhisperEncoder
+    extractor: WhisperFeatureExtractor
+
+    @property
+    def shape(self) -> EncoderShape:
+        c = self.config
+        return EncoderShape(c.encoder_layers, c.d_model, c.encoder_attention_heads, c.num_mel_bins)
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """The encoder's tensors by Hugging Face name."""
+        return {k: v.numpy() for k, v in self.encoder.state_dict().items()}
+
+    def sha256(self) -> str:
+        """Hash of names, shapes and float32 values: the same encoder has one hash in every container."""
+        h = hashlib.sha256()
+        for name, value in sorted(self.state().items()):
+            h.update(f"{name} {value.shape}\n".encode())
+            h.update(np.ascontiguousarray(value, "<f4").tobytes())
+        return h.hexdigest()
+
+
+def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+    """Load an encoder.
+
+    `source` is a folder with config.json and weights (the whole model or the encoder alone), an OpenAI .pt
+    file, or a hub id, of which `revision` picks a branch, tag or commit.
+
+    Raises InputError when there is nothing there, it is not Whisper, tensors are missing or misshapen, or a
+    file would run code to load.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if revision is not None:
+            raise InputError(f"{path} is a local folder: --revision is for hub ids")
+        return _from_folder(path, path.resolve().name, None)
+    if path.is_file():
+        return _from_openai(path)
+    if HUB_ID.match(source) and not source.endswith(".pt"):
+        return _from_folder(_download(source, revision), source, revision)
+    raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    small = ["config.json", "preprocessor_config.json"]
+    try:
+        files = HfApi().list_repo_files(repo, revision=revision)
+        safe = [
+            f
+            for f in files
+            if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))
+        ]
+        # fp32-suffixed duplicates, flax and ONNX copies of the same weights stay where they are
+        wanted = [f for f in safe if "fp32" not in f] or [f for f in files if f.startswith("pytorch_model")]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
+    except HfHubHTTPError as e:
+        raise InputError(f"{repo}: the hub refused it ({e}); check the id and --revision") from e
+    except (
+        Exception
+    ) as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
+        try:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except Exception:
+            raise InputError(
+                f"{repo}: the hub cannot be reached ({type(e).__name__}) and no copy is cached"
+            ) from e
+
+
+def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: no config.json; a checkpoint folder has one beside its weights"
+        ) from None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{file}: not readable as JSON ({e})") from e
+    if not isinstance(raw, dict) or raw.get("model_type") != "whisper":
+        kind = raw.get("model_type") if isinstance(raw, dict) else None
+        raise InputError(
+            f"{folder}: model_type is {kind!r}, not 'whisper'; only Whisper encoders can be exported"
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    safe, bins = sorted(folder.glob("model*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
+    if not safe and not bins:
+        raise InputError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
+    for weights in [f for f in safe if "fp32" not in f.name] or bins:
+        try:
+            tensors |= load_file(weights) if weights.suffix == ".safetensors" else _torch_load(weights)
+        except InputError:
+            raise
+        except Exception as e:
+            raise InputError(f"{weights}: not readable as weights ({e}); fetch the file again") from e
+    prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
+    if prefix is None:
+        raise InputError(f"{folder}: the weights hold no Whisper encoder (no conv1.weight)")
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        config = WhisperConfig.from_dict(raw)
+    except Exception as e:
+        raise InputError(f"{file}: not a usable Whisper configuration ({e})") from e
+    return _checkpoint(folder, name, revision, config, state, whole=prefix == "")
+
+
+def _from_openai(path: Path) -> Checkpoint:
+    loaded = _torch_load(path)
+    dims, tensors = loaded.get("dims"), loaded.get("model_state_dict")
+    if not isinstance(dims, dict) or not isinstance(tensors, dict):
+        raise InputError(f"{path}: not an OpenAI Whisper checkpoint (needs 'dims' and 'model_state_dict')")
+    try:
+        config = WhisperConfig(
+            d_model=dims["n_audio_state"],
+            encoder_layers=dims["n_audio_layer"],
+            encoder_attention_heads=dims["n_audio_head"],
+            encoder_ffn_dim=4 * dims["n_audio_state"],
+            num_mel_bins=dims["n_mels"],
+            max_source_positions=dims["n_audio_ctx"],
+            vocab_size=dims["n_vocab"],
+        )
+    except KeyError as e:
+        raise InputError(f"{path}: 'dims' lacks {e}") from e
+    state = {}
+    for key, value in tensors.items():
+        if key.startswith("encoder."):
+            name = key.removeprefix("encoder.")
+            for pattern, replacement in _OPENAI_NAMES:
+                name = re.sub(pattern, replacement, name)
+            state[name] = value
+    return _checkpoint(path, path.name, None, config, state, whole=False)
+
+
+def _torch_load(path: Path) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise InputError(
+            f"{path}: refused, loading it would need more than tensors (it may run code); "
+            "convert it to safetensors where you trust it"
+        ) from e
+    except Exception as e:
+        raise InputError(f"{path}: not readable as a torch checkpoint ({e})") from e
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: holds a {type(loaded).__name__}, not a dictionary of tensors")
+    return loaded
+
+
+def _checkpoint(
+    path: Path,
+    name: str,
+    revision: str | None,
+    config: WhisperConfig,
+    state: dict[str, torch.Tensor],
+    *,
+    whole: bool,
+) -> Checkpoint:
+    if config.max_source_positions != WINDOW_FRAMES or config.activation_function != "gelu":
+        raise InputError(
+            f"{path}: {config.max_source_positions} positions and activation {config.activation_function!r}; "
+            f"Whisper encoders have {WINDOW_FRAMES} and 'gelu'"
+        )
+    with torch.device("meta"):
+        encoder = WhisperEncoder(config)
+    expected = encoder.state_dict()
+    if whole:  # an encoder saved bare may sit beside other tensors
+        state = {k: v for k, v in state.items() if k in expected}
+    missing = sorted(set(expected) - set(state))
+    wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
+    if missing or wrong:
+        first = (missing or wrong)[0]
+        found = (
+            f"is {tuple(state[first].shape)}, not {tuple(expected[first].shape)}"
+            if wrong and not missing
+            else "is missing"
+        )
+        raise InputError(
+            f"{path}: weights do not fit config.json: encoder tensor {first} {found} ({len(missing) + len(wrong)} in all)"
+        )
+    unused = sorted(set(state) - set(expected))
+    if unused:
+        raise InputError(f"{path}: more encoder tensors than config.json describes, e.g. {unused[0]}")
+    state = {k: v.to(torch.float32) for k, v in state.items()}
+    bad = next((k for k, v in state.items() if not torch.isfinite(v).all()), None)
+    if bad:
+        raise InputError(f"{path}: encoder tensor {bad} holds NaN or infinite values")
+    encoder.load_state_dict(state, assign=True)
+    encoder.eval().requires_grad_(False)
+    try:
+        extractor = WhisperFeatureExtractor.from_pretrained(path)
+    except (OSError, ValueError):  # an OpenAI .pt or a bare folder: the feature size says everything
+        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    if extractor.feature_size != config.num_mel_bins:
+        raise InputError(
+            f"{path}: preprocessor_config.json makes {extractor.feature_size} mel bins, the encoder takes {config.num_mel_bins}"
+        )
+    return Checkpoint(name, revision, config, encoder, extractor)

@@ -1,0 +1,124 @@
+"""Hold the exported graphs against PyTorch, on every output, at lengths far from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from voxstrata.audio.units import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
+from voxstrata.errors import InputError
+from voxstrata.exporters.checkpoint import Checkpoint
+from voxstrata.exporters.reference import hidden_states, keys_and_values
+from voxstrata.model.card import CACHED, ENCODER, LOG_MEL
+
+LENGTHS = (0.1, 1.0, 7.0, 19.6, 30.0)  # seconds
+# Relative L2 to float32 PyTorch. Float16 keeps 11 bits, and its errors add up over the layers.
+TOLERANCE = {"float32": 2e-4, "float16": 2e-2}
+LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans about 2
+
+
+def validate(
+    folder: Path, checkpoint: Checkpoint, outputs: Sequence[str], dtype: str, norm_every: bool
+) -> dict[str, Any]:
+    """Compare graphs and PyTorch on made-up voiced sounds of LENGTHS seconds.
+
+    Returns the card's account: per output the largest relative L2 difference over all lengths, for the plain and
+    the cached graph, and the largest absolute difference of the log-mel.
+    Raises InputError naming the output and the length when a difference exceeds TOLERANCE.
+    """
+    plain, cached, mel = (_session(folder / n) for n in (ENCODER, CACHED, LOG_MEL))
+    worst = dict.fromkeys(outputs, 0.0)
+    worst_cached = dict.fromkeys(outputs, 0.0)
+    worst_mel = 0.0
+
+    def compare(
+        got: Sequence[NDArray[Any]], want: dict[str, torch.Tensor], into: dict[str, float], at: str
+    ) -> None:
+        for name, a in zip(outputs, got, strict=True):
+            t = want[name]
+            if norm_every and name != "final":
+                t = checkpoint.encoder.layer_norm(t)
+            b = t[:, : a.shape[1]].numpy().astype(np.float64)
+            difference = float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
+            if not difference <= TOLERANCE[dtype]:
+                raise InputError(
+                    f"validation failed: {name} differs from PyTorch by {difference:.2e} (relative L2) {at}, "
+                    f"allowed is {TOLERANCE[dtype]:.0e} for {dtype}; no model was written"
+                )
+            into[name] = max(into[name], difference)
+
+    with torch.inference_mode():
+        for seconds in LENGTHS:
+            # two voices of different loudness, one long and one short, so that neighbours could leak
+            voices = [_voice(seconds, 120.0, 0.3), _voice(seconds / 3, 210.0, 0.01)]
+            features = torch.cat([_features(checkpoint, v) for v in voices])
+            worst_mel = max(worst_mel, _log_mel_difference(mel, voices, features))
+            frames = round(seconds * FRAMES_PER_SECOND)
+            log_mel = features[:, :, : 2 * frames]
+            want = hidden_states(checkpoint.encoder, log_mel)
+            compare(plain.run(None, {"log_mel": log_mel.numpy()}), want, worst, f"at {seconds} s")
+        if worst_mel > LOG_MEL_TOLERANCE:
+            raise InputError(
+                f"validation failed: log-mel differs from WhisperFeatureExtractor by {worst_mel:.1e}, "
+                f"allowed is {LOG_MEL_TOLERANCE:.0e}; no model was written"
+            )
+        # The cached graph with all keys of one padded run must give that run's states. The convolution at the
+        # cut sees a zero instead of the next mel frame, so a zero stands there.
+        frames = 180
+        features = _features(checkpoint, _voice(2.5, 150.0, 0.2))
+        features[:, :, 2 * frames] = 0
+        key, value = (t[:, :, frames:].numpy() for t in keys_and_values(checkpoint.encoder, features))
+        feeds = {
+            "log_mel": features[:, :, : 2 * frames].numpy(),
+            "silence_key": key,
+            "silence_value": value,
+            "silence_bias": np.zeros(key.shape[:3], np.float32),
+        }
+        want = hidden_states(checkpoint.encoder, features)
+        compare(cached.run(None, feeds), want, worst_cached, f"with {WINDOW_FRAMES - frames} cached keys")
+    return {
+        "measure": "largest relative L2 difference from float32 PyTorch",
+        "lengths_seconds": list(LENGTHS),
+        "outputs": worst,
+        "outputs_cached": worst_cached,
+        "log_mel_max_abs": worst_mel,
+    }
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _voice(seconds: float, pitch: float, amplitude: float) -> NDArray[np.float32]:
+    """A gliding harmonic tone in bursts over a little noise, float32 samples at 16 kHz."""
+    t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    phase = 2 * np.pi * pitch * (t + 0.1 * np.sin(2 * np.pi * 0.7 * t))
+    tone = sum(np.sin(k * phase) / k for k in range(1, 12))
+    noise = np.random.default_rng(int(pitch)).standard_normal(len(t))
+    burst = 0.6 + 0.4 * np.sin(2 * np.pi * 3.1 * t)
+    wave: NDArray[np.float64] = amplitude * (0.3 * burst * tone + 0.01 * noise)
+    return wave.astype(np.float32)
+
+
+def _features(checkpoint: Checkpoint, audio: NDArray[np.float32]) -> torch.Tensor:
+    features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+    assert isinstance(features, torch.Tensor)
+    return features
+
+
+def _log_mel_difference(
+    session: ort.InferenceSession, voices: Sequence[NDArray[np.float32]], features: torch.Tensor
+) -> float:
+    audio = np.zeros((len(voices), WINDOW_SAMPLES), np.float32)
+    for row, v in zip(audio, voices, strict=True):
+        row[: len(v)] = v
+    (got,) = session.run(None, {"audio": audio})
+    return float(np.abs(got - features.numpy()).max())

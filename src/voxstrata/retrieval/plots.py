@@ -1,0 +1,192 @@
+"""Pictures of a retrieval table: recall by layer, and source × target matrices. Needs the extra `plot`."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voxstrata.errors import UsageError
+from voxstrata.retrieval.table import MEAN, conditions, depth_order
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers; the markers serve black and white print.
+STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+DPI = 120
+
+
+def plot_recall_by_layer(
+    table: pa.Table, path: str | PathLike[str], title: str, metric: str = "recall@1"
+) -> None:
+    """PNG of `metric` against depth: one line per similarity, the mean over all directions, and chance.
+
+    The thin lines are the single language pairs (mean of both directions) under seqsim_f1, or under the
+    table's first similarity when it has no seqsim_f1. Pool size and chance stand under the title.
+    """
+    table = _of_metric(table, metric)
+    outputs = depth_order(table["output"].to_pylist())
+    similarities = _first_similarity(table)
+    figure = _figure(max(7.0, 3.0 + 0.28 * len(outputs)), 5.0)
+    axes = figure.subplots()
+    x = np.arange(len(outputs))
+    for n, similarity in enumerate(similarities):
+        colour, marker = STYLES[n % len(STYLES)]
+        part = table.filter(pc.equal(table["similarity"], similarity))
+        curves = _pair_curves(part, outputs) if n == 0 else []
+        if len(curves) > 1:  # a single pair is the mean
+            for i, curve in enumerate(curves):
+                label = f"{similarity}, each language pair" if i == 0 else None
+                axes.plot(x, 100 * curve, color=colour, alpha=0.25, linewidth=0.8, label=label)
+        mean = _curve(part, outputs, MEAN, MEAN, "value")
+        axes.plot(
+            x,
+            100 * mean,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=2,
+            label=f"{similarity}, mean",
+            zorder=3,
+        )
+    chance = _curve(part, outputs, MEAN, MEAN, "chance")
+    axes.plot(x, 100 * chance, color="black", linestyle="--", linewidth=1.2, label="chance, mean", zorder=2)
+    crowded = len(outputs) > 10
+    axes.set_xticks(
+        x,
+        outputs,
+        rotation=90 if crowded else 45,
+        ha="center" if crowded else "right",
+        rotation_mode="default" if crowded else "anchor",
+    )
+    axes.set_xlim(-0.5, len(outputs) - 0.5)
+    axes.set_ylim(-2, 102)
+    axes.set_xlabel("encoder output, by depth")
+    axes.set_ylabel(f"{metric} (%)")
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    _title(figure, title, conditions(table))
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def plot_language_matrix(
+    table: pa.Table,
+    path: str | PathLike[str],
+    title: str,
+    similarity: str | None = None,
+    metric: str = "recall@1",
+) -> None:
+    """PNG of `metric` from each source language to each target language, one heatmap per output.
+
+    All outputs are shown, on one scale of 0 to 100 %: choosing the best on the data it is reported on would
+    flatter it. similarity: seqsim_f1 when the table has it, else the table's first. Directions without a
+    query show "–".
+    """
+    table = _of_metric(table, metric)
+    known = _first_similarity(table)
+    similarity = known[0] if similarity is None else similarity
+    if similarity not in known:
+        raise UsageError(f"unknown similarity {similarity!r}; the table holds: {', '.join(known)}")
+    table = table.filter(pc.equal(table["similarity"], similarity))
+    outputs = depth_order(table["output"].to_pylist())
+    languages = [name for name in dict.fromkeys(table["source"].to_pylist()) if name != MEAN]
+    side = max(1.6, 0.36 * len(languages))  # inches per heatmap: room for three digits in each cell
+    columns = min(len(outputs), max(math.ceil(math.sqrt(1.3 * len(outputs))), math.ceil(6 / (side + 0.7))))
+    rows = math.ceil(len(outputs) / columns)
+    figure = _figure(max(5.0, columns * (side + 0.7) + 1.2), rows * (side + 0.8) + 1.2)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(outputs) :]:
+        axes.set_visible(False)
+    for axes, output in zip(grid.flat, outputs, strict=False):
+        matrix = 100 * _matrix(table.filter(pc.equal(table["output"], output)), languages)
+        image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
+        for i, j in np.ndindex(matrix.shape):
+            if i != j:
+                empty = math.isnan(matrix[i, j])
+                axes.text(
+                    j,
+                    i,
+                    "–" if empty else f"{matrix[i, j]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if empty or matrix[i, j] > 48 else "white",
+                )
+        axes.set_title(output, fontsize=10)
+        axes.set_xticks(range(len(languages)), languages, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(languages)), languages, fontsize=8)
+        axes.spines[:].set_visible(False)
+    size = _text_size(figure)
+    figure.colorbar(image, ax=grid, shrink=0.6).set_label(f"{metric} (%)", fontsize=size)
+    figure.supxlabel("target language (candidates)", fontsize=size)
+    figure.supylabel("source language (queries)", fontsize=size)
+    _title(figure, f"{title}: {similarity}, {metric}", conditions(table))
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure outside pyplot: no display, no global state, Agg when saved as PNG. Sizes in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("plots need matplotlib; install it with: pip install 'voxstrata[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _text_size(figure: Figure) -> float:
+    """Points for titles and labels of the whole figure: large pictures are looked at from further away."""
+    return max(11.0, 0.6 * float(figure.get_figwidth()))
+
+
+def _title(figure: Figure, *paragraphs: str) -> None:
+    size = _text_size(figure)
+    characters = int(figure.get_figwidth() * 72 / (0.5 * size))  # a character is about half its size wide
+    lines = [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, characters)]
+    figure.suptitle("\n".join(lines), fontsize=size)
+
+
+def _of_metric(table: pa.Table, metric: str) -> pa.Table:
+    part = table.filter(pc.equal(table["metric"], metric))
+    if len(part) == 0:
+        known = ", ".join(pc.unique(table["metric"]).to_pylist()) or "none"
+        raise UsageError(f"unknown metric {metric!r}; the table holds: {known}")
+    return part
+
+
+def _first_similarity(table: pa.Table) -> list[str]:
+    """Similarities of the table in its order, seqsim_f1 in front."""
+    names = pc.unique(table["similarity"]).to_pylist()
+    return sorted(names, key=lambda name: name != "seqsim_f1")
+
+
+def _curve(
+    table: pa.Table, outputs: list[str], source: str, target: str, column: str
+) -> npt.NDArray[np.float64]:
+    """A column of one direction by output, (outputs,) float64, NaN where the table has none."""
+    part = table.filter(pc.and_(pc.equal(table["source"], source), pc.equal(table["target"], target)))
+    values = dict(zip(part["output"].to_pylist(), part[column].to_pylist(), strict=True))
+    return np.array([values.get(output) for output in outputs], np.float64)
+
+
+def _pair_curves(table: pa.Table, outputs: list[str]) -> list[npt.NDArray[np.float64]]:
+    """Mean of both directions of each pair of languages by output."""
+    directions = zip(table["source"].to_pylist(), table["target"].to_pylist(), strict=True)
+    pairs = dict.fromkeys((a, b) for a, b in directions if a < b)
+    return [
+        (_curve(table, outputs, a, b, "value") + _curve(table, outputs, b, a, "value")) / 2 for a, b in pairs
+    ]
+
+
+def _matrix(table: pa.Table, languages: list[str]) -> npt.NDArray[np.float64]:
+    """Values of one output, (sources, targets) float64, NaN where the table has none."""
+    values = {(row["source"], row["target"]): row["value"] for row in table.to_pylist()}
+    cells = [[values.get((source, target)) for target in languages] for source in languages]
+    return np.array(cells, np.float64)

@@ -1,0 +1,127 @@
+"""The files beside the arrays, and where a store lies: a local path or an object store's URL."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import zarr
+from zarr.abc.store import Store
+
+from voxstrata.errors import InputError
+
+LOCK = ".lock"
+
+
+class Files:
+    """Whole-file reads and writes below the root of a store; a file is there entirely or not at all."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root).rstrip("/")
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(self.root)
+        except (ImportError, ValueError) as e:
+            raise InputError(f"{root}: {e}; object stores need the extra `remote`") from e
+        self.local = Path(self._path) if "://" not in self.root else None
+
+    def zarr_store(self, *, read_only: bool) -> Store:
+        """The same place as zarr sees it."""
+        if self.local is not None:
+            return zarr.storage.LocalStore(self.local, read_only=read_only)
+        return zarr.storage.FsspecStore.from_url(self.root, read_only=read_only)
+
+    def exists(self, name: str) -> bool:
+        return bool(self._fs.exists(f"{self._path}/{name}"))
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names directly below a folder, sorted; none when it is not there."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(f"{self._path}/{folder}".rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in found)
+
+    def read(self, name: str) -> bytes:
+        return bytes(self._fs.cat_file(f"{self._path}/{name}"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file so that a kill at any instant leaves the old one, the new one, or none."""
+        if self.local is None:
+            self._fs.pipe_file(f"{self._path}/{name}", data)  # one PUT
+            return
+        target = self.local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_bytes(data)
+        partial.replace(target)
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half-written, here and in zarr's local store (both say `.partial`)."""
+        if self.local is not None:
+            for leftover in self.local.rglob("*.partial"):
+                leftover.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store for writing; the operating system lets go of it when the process dies, however it dies.
+
+        Object stores have no locks: there, writing twice at once is the caller's to avoid.
+        Raises InputError when another process holds it.
+        """
+        if self.local is None:
+            yield
+            return
+        if self.local.exists() and not self.local.is_dir():
+            raise InputError(f"{self.root}: a file, not a store; choose another name")
+        self.local.mkdir(parents=True, exist_ok=True)
+        path = self.local / LOCK
+        fd = _locked(path)
+        try:
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(fd)
+
+
+def _locked(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the holder before us may have removed the file between our open and our lock
+            if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+                return fd
+            os.close(fd)
+        except BlockingIOError:
+            holder = os.read(fd, 32).decode().strip() or "unknown"
+            os.close(fd)
+            raise InputError(
+                f"{path.parent}: another run (process {holder}) is writing this store; wait for it or stop it"
+            ) from None
+        except FileNotFoundError:
+            os.close(fd)
+
+
+def root_attributes(files: Files) -> dict[str, Any]:
+    """Attributes of the root group; empty where there is no readable zarr group."""
+    try:
+        attributes = json.loads(files.read("zarr.json")).get("attributes", {})
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+        return {}
+    return attributes if isinstance(attributes, dict) else {}
+
+
+def zarr_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of a group, by path."""
+    array = root[name]
+    assert isinstance(array, zarr.Array)
+    return array

@@ -1,0 +1,199 @@
+"""The plan: which utterance is stored where, made before any encoding, and a pure function of its inputs.
+
+Utterances are sorted by language, then longest first, then id, and packed into units. A unit is one shard of
+every array, one piece of work, one commit. The corpus' own order plays no part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.units import SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
+from voxstrata.corpus import Corpus
+from voxstrata.errors import InputError, UsageError
+from voxstrata.store.spec import StoreSpec
+
+CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least
+UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds two units in memory
+MAX_UNIT_BYTES = 4 << 30  # a longer recording than fits asks for fewer outputs, not for swap
+POOLED_UNIT = 256  # utterances
+
+# What `utterances.parquet` holds, in row order. `samples` are at 16 kHz; `failure` is why there is nothing.
+UTTERANCE_SCHEMA = pa.schema(
+    [(n, pa.string()) for n in ("id", "path", "language", "group", "text", "speaker")]
+    + [
+        ("seconds", pa.float64()),
+        ("samples", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("failure", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Window:
+    """At most 30 s of one utterance, one item of a batch.
+
+    utterance: its index in the plan. sample: where it begins, at 16 kHz. samples: how long it is.
+    frames: valid encoder frames. frame: the utterance's frames before it.
+    """
+
+    utterance: int
+    sample: int
+    samples: int
+    frames: int
+    frame: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything goes.
+
+    utterances: table of UTTERANCE_SCHEMA in storage order; those whose length is unknown (failed) come last.
+    samples, frames: int64 (utterances,), 16 kHz samples and valid encoder frames; 0 where failed.
+    start, length: int64 and int32 (utterances,), first row and number of rows in the arrays.
+    unit_begin: int64 (units + 1,): unit u holds the utterances unit_begin[u] … unit_begin[u + 1] - 1.
+    unit_rows: rows of one unit, that is of one shard. chunk_rows: rows of one inner chunk.
+    """
+
+    spec: StoreSpec
+    utterances: pa.Table
+    samples: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    start: NDArray[np.int64]
+    length: NDArray[np.int32]
+    unit_begin: NDArray[np.int64]
+    unit_rows: int
+    chunk_rows: int
+
+    @property
+    def units(self) -> int:
+        return len(self.unit_begin) - 1
+
+    def members(self, unit: int) -> range:
+        """Indices of the utterances of a unit."""
+        return range(int(self.unit_begin[unit]), int(self.unit_begin[unit + 1]))
+
+    def unit_frames(self, unit: int) -> int:
+        """Valid encoder frames of a unit's utterances."""
+        return int(self.frames[self.unit_begin[unit] : self.unit_begin[unit + 1]].sum())
+
+    def windows(self, utterance: int) -> list[Window]:
+        """The windows of at most 30 s that an utterance is encoded in."""
+        total = int(self.samples[utterance])
+        return [
+            Window(
+                utterance,
+                s,
+                n := min(WINDOW_SAMPLES, total - s),
+                encoder_frames(n),
+                s // WINDOW_SAMPLES * WINDOW_FRAMES,
+            )
+            for s in range(0, total, WINDOW_SAMPLES)
+        ]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides the content of the store but the model.
+
+        Where the recordings lie (`path`) is left out, so that a corpus may move; their sizes stand for their bytes.
+        """
+        h = hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode())
+        h.update(f"{self.unit_rows} {self.chunk_rows} {self.unit_begin.tolist()}".encode())
+        columns = ("id", "language", "group", "text", "speaker", "samples", "size_bytes")
+        for row in zip(*(self.utterances[c].to_pylist() for c in columns), strict=True):
+            h.update(json.dumps(row).encode())
+        return h.hexdigest()
+
+
+def make_plan(
+    corpus: Corpus,
+    infos: Sequence[AudioInfo | None],
+    failures: Mapping[int, str],
+    spec: StoreSpec,
+    d_model: int,
+    *,
+    unit_megabytes: float = UNIT_MEGABYTES,
+) -> Plan:
+    """Plan the extraction of a corpus whose lengths are known.
+
+    `infos` and `failures` are what `probe_corpus` returned. Raises InputError when nothing can be encoded, and
+    UsageError when one recording alone is more than a unit may hold.
+    """
+    samples = np.array([i.samples if i else 0 for i in infos], np.int64)
+    frames = -(-samples // (WINDOW_SAMPLES // WINDOW_FRAMES))
+    ids = corpus.table["id"].to_pylist()
+    languages = [x or "" for x in corpus.table["language"].to_pylist()]
+    if not samples.any():
+        reason = next(iter(failures.values()), "it is empty")
+        raise InputError(
+            f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}"
+        )
+    order = sorted(range(len(ids)), key=lambda i: (samples[i] == 0, languages[i], -frames[i], ids[i]))
+    samples, frames = samples[order], frames[order]
+    known = int(np.count_nonzero(samples))
+    length = np.ones(len(ids), np.int64) if spec.pool else -(-frames // spec.every)
+    length[known:] = 0
+
+    row_bytes = d_model * spec.stored_dtype.itemsize
+    if spec.pool:
+        unit_rows = chunk_rows = POOLED_UNIT
+        unit_begin = [*range(0, known, unit_rows), known]
+        start = np.arange(len(ids))
+    else:
+        chunk_rows = _power_of_two(CHUNK_BYTES / row_bytes)
+        unit_rows = max(chunk_rows, _power_of_two(unit_megabytes * 2**20 / (row_bytes * len(spec.outputs))))
+        unit_rows = max(unit_rows, -(-int(length.max()) // chunk_rows) * chunk_rows)
+        if (size := unit_rows * row_bytes * len(spec.outputs)) > MAX_UNIT_BYTES:
+            longest = int(np.argmax(length))
+            raise UsageError(
+                f"{ids[order[longest]]}: {samples[longest] / SAMPLE_RATE:.0f} s with {len(spec.outputs)} outputs needs a "
+                f"unit of {size / 2**30:.1f} GiB; choose fewer outputs, --every or --pool, or cut the recording"
+            )
+        unit_begin, start = _pack(length, [languages[i] for i in order], known, unit_rows)
+    start[known:] = 0
+
+    reasons = [failures.get(i) for i in order]
+    table = corpus.table.take(pa.array(order))
+    sizes = [infos[i].size_bytes if infos[i] else None for i in order]  # type: ignore[union-attr]
+    table = pa.table(
+        [*table.columns, (samples / SAMPLE_RATE).tolist(), samples.tolist(), sizes, reasons],
+        schema=UTTERANCE_SCHEMA,
+    )
+    return Plan(
+        spec,
+        table,
+        samples,
+        frames,
+        start,
+        length.astype(np.int32),
+        np.array(unit_begin, np.int64),
+        unit_rows,
+        chunk_rows,
+    )
+
+
+def _pack(
+    length: NDArray[np.int64], languages: Sequence[str], known: int, unit_rows: int
+) -> tuple[list[int], NDArray[np.int64]]:
+    """Fill units in order, opening a new one when an utterance does not fit or the language changes."""
+    begin, start, used = [0], np.zeros(len(length), np.int64), 0
+    for i in range(known):
+        if i and (used + length[i] > unit_rows or languages[i] != languages[i - 1]):
+            begin.append(i)
+            used = 0
+        start[i] = (len(begin) - 1) * unit_rows + used
+        used += int(length[i])
+    return [*begin, known], start
+
+
+def _power_of_two(x: float) -> int:
+    """The largest power of two ≤ x, at least 1."""
+    return 1 << max(0, int(np.floor(np.log2(x))))

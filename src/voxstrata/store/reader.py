@@ -1,0 +1,238 @@
+"""Read a store: lazily, by utterance, by unit, or as ragged arrays."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+
+from voxstrata.audio.units import SAMPLE_RATE
+from voxstrata.errors import InputError, UsageError
+from voxstrata.model.card import ModelCard
+from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.spec import SCHEMA, StoreSpec
+from voxstrata.store.writer import FAILED, PENDING, PLAN, UNITS, UTTERANCES
+
+_STATUS = pa.array(["pending", "done", "failed"])
+
+
+class EmbeddingStore:
+    """A store opened for reading. Nothing is read before it is asked for.
+
+    >>> store = open_store("prompts.zarr")                    # doctest: +SKIP
+    >>> store.frames("en/agent-user", "layer_06").shape       # doctest: +SKIP
+    (112, 512)
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.files = Files(path)
+        about = root_attributes(self.files).get("voxstrata")
+        if about is None:
+            raise InputError(f"{path}: not a voxstrata store; `voxstrata extract` makes one")
+        if about.get("schema") != SCHEMA:
+            raise InputError(
+                f"{path}: store schema {about.get('schema')}, this version reads {SCHEMA}; extract again"
+            )
+        if not self.files.exists(PLAN):
+            raise InputError(
+                f"{path}: its creation was interrupted; run the extraction again, it will resume"
+            )
+        self.about: dict[str, Any] = about
+        self.model = ModelCard.from_dict(about["model"])
+        self.spec = StoreSpec.from_dict(about["spec"])
+        self._root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r")
+
+    def __repr__(self) -> str:
+        done, total = int((self.status == 1).sum()), len(self.status)
+        return (
+            f"<EmbeddingStore {self.files.root}: {done} of {total} utterances, {self.spec.group} of "
+            f"{', '.join(self.outputs)}, d={self.model.d_model}, {self.spec.context.mode}, {self.model.checkpoint}>"
+        )
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the stored outputs in depth order."""
+        return self.spec.outputs
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether frames are stored, not pooled vectors alone."""
+        return self.spec.pool is None
+
+    @property
+    def row_seconds(self) -> float | None:
+        """Seconds from one stored row to the next (0.02 unless frames were averaged); None when pooled."""
+        samples = self.about["samples_per_row"]
+        return None if samples is None else samples / SAMPLE_RATE
+
+    @cached_property
+    def start(self) -> NDArray[np.int64]:
+        """First row of each utterance, int64 (utterances,)."""
+        return np.asarray(zarr_array(self._root, "start")[:])
+
+    @cached_property
+    def length(self) -> NDArray[np.int32]:
+        """Rows of each utterance, int32 (utterances,)."""
+        return np.asarray(zarr_array(self._root, "length")[:])
+
+    @cached_property
+    def _failures(self) -> dict[int, str]:
+        """Failures that only commit markers know yet: those of a run that has not finished."""
+        return {
+            int(i): reason
+            for name in self.files.names(UNITS)
+            if name.endswith(".json")
+            for i, reason in json.loads(self.files.read(f"{UNITS}/{name}"))["failed"].items()
+        }
+
+    @cached_property
+    def status(self) -> NDArray[np.uint8]:
+        """0 pending, 1 done, 2 failed, for each utterance; up to date while a run is going on or was cut short."""
+        status = np.asarray(zarr_array(self._root, "status")[:])
+        if (status == PENDING).any():
+            begin = json.loads(self.files.read(PLAN))["unit_begin"]
+            for name in self.files.names(UNITS):
+                if name.endswith(".json"):
+                    unit = int(name.removesuffix(".json"))
+                    status[begin[unit] : begin[unit + 1]] = 1
+            status[list(self._failures)] = FAILED
+        return status
+
+    @property
+    def complete(self) -> bool:
+        """Whether every utterance is done or failed."""
+        return not bool((self.status == PENDING).any())
+
+    @cached_property
+    def utterances(self) -> pa.Table:
+        """Arrow table in index order: id, path, language, group, text, speaker, seconds, samples, size_bytes,
+        failure, status ("done", "failed" or "pending")."""
+        table = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
+        if (np.asarray(zarr_array(self._root, "status")[:]) == PENDING).any():
+            failures = [self._failures.get(i, r) for i, r in enumerate(table["failure"].to_pylist())]
+            table = table.set_column(
+                table.schema.get_field_index("failure"), "failure", pa.array(failures, pa.string())
+            )
+        return table.append_column("status", _STATUS.take(pa.array(self.status.astype(np.int64))))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Utterance ids in index order."""
+        return [str(i) for i in self.utterances["id"].to_pylist()]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.ids)}
+
+    def index(self, utterance: str | int) -> int:
+        """Index of an utterance given by id or index. Raises UsageError for an unknown one."""
+        if isinstance(utterance, str):
+            if utterance not in self._index:
+                raise UsageError(
+                    f"{self.files.root}: no utterance {utterance!r}, it holds e.g. {self.ids[0]!r}"
+                )
+            return self._index[utterance]
+        if not 0 <= utterance < len(self):
+            raise UsageError(
+                f"{self.files.root}: index {utterance} out of range, it holds {len(self)} utterances"
+            )
+        return int(utterance)
+
+    def array(self, output: str) -> zarr.Array[Any]:
+        """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
+        if output not in self.outputs:
+            raise UsageError(f"{self.files.root}: no output {output!r}; it holds {', '.join(self.outputs)}")
+        return zarr_array(self._root, f"{self.spec.group}/{output}")
+
+    def frames(self, utterance: str | int, output: str) -> NDArray[Any]:
+        """States of one utterance, (rows, d) in the stored dtype."""
+        rows, _ = self.ragged(output, np.array([self.index(utterance)]))
+        return rows
+
+    def ragged(
+        self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """States of several utterances, in the order asked for.
+
+        Returns rows (n, d) and offsets int64 (utterances + 1,): utterance k owns rows[offsets[k] : offsets[k + 1]].
+        Raises UsageError for a pooled store or an utterance that is not done.
+        """
+        if not self.has_frames:
+            raise UsageError(f"{self.files.root}: holds pooled vectors, no frames; extract without --pool")
+        index = np.asarray(indices, np.int64)
+        self._require_done(index)
+        array = self.array(output)
+        offsets = np.concatenate([[0], np.cumsum(self.length[index], dtype=np.int64)])
+        rows = np.empty((int(offsets[-1]), array.shape[1]), array.dtype)
+        # neighbours on disk are read in one piece
+        breaks = np.flatnonzero(self.start[index][1:] != (self.start[index] + self.length[index])[:-1]) + 1
+        for piece in np.split(np.arange(len(index)), breaks):
+            if len(piece):
+                first, last = index[piece[0]], index[piece[-1]]
+                end = int(self.start[last] + self.length[last])
+                rows[offsets[piece[0]] : offsets[piece[-1] + 1]] = array[int(self.start[first]) : end]
+        return rows, offsets
+
+    def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
+        """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
+        begin = json.loads(self.files.read(PLAN))["unit_begin"]
+        for a, b in zip(begin[:-1], begin[1:], strict=True):
+            indices = a + np.flatnonzero(self.status[a:b] == 1)
+            if len(indices):
+                yield (indices, *self.ragged(output, indices))
+
+    def pooled(
+        self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[np.float32]:
+        """Mean over the rows of each utterance, float32 (utterances, d); read, or computed from frames.
+
+        By default of all utterances; then those not done are NaN.
+        Raises UsageError when an utterance asked for is not done.
+        """
+        if indices is None:
+            out = np.full((len(self), self.model.d_model), np.nan, np.float32)
+            done = np.flatnonzero(self.status == 1)
+            out[done] = self.pooled(output, done)
+            return out
+        index = np.asarray(indices, np.int64)
+        self._require_done(index)
+        array = self.array(output)
+        if not self.has_frames:
+            return np.asarray(array.oindex[index, :], np.float32)
+        out = np.empty((len(index), array.shape[1]), np.float32)
+        step = 256  # utterances read at once: memory stays small
+        for a in range(0, len(index), step):
+            rows, offsets = self.ragged(output, index[a : a + step])
+            sums = np.add.reduceat(rows.astype(np.float32), offsets[:-1], axis=0)
+            out[a : a + step] = sums / np.diff(offsets)[:, None]
+        return out
+
+    def _require_done(self, index: NDArray[np.int64]) -> None:
+        bad = index[self.status[index] != 1]
+        if len(bad):
+            i = int(bad[0])
+            row = self.utterances.slice(i, 1).to_pylist()[0]
+            raise UsageError(
+                f"{self.files.root}: utterance {row['id']!r} is {row['status']}"
+                + (f": {row['failure']}" if row["failure"] else "; run the extraction to its end")
+            )
+
+
+def open_store(path: str | Path) -> EmbeddingStore:
+    """Open a store, local or by URL (s3://, gs://), for reading.
+
+    Raises InputError when it is not a voxstrata store, or one of another schema.
+    """
+    return EmbeddingStore(path)

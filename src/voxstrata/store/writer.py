@@ -1,0 +1,186 @@
+"""Create or resume a store, and commit units to it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+
+from voxstrata.audio.units import SAMPLES_PER_FRAME
+from voxstrata.errors import InputError
+from voxstrata.model.card import ModelCard
+from voxstrata.store.files import LOCK, Files, root_attributes, zarr_array
+from voxstrata.store.plan import Plan
+from voxstrata.store.spec import SCHEMA
+
+PENDING, DONE, FAILED = 0, 1, 2
+PLAN, UTTERANCES, UNITS = "plan.json", "utterances.parquet", "units"
+
+
+class StoreWriter:
+    """Writes the units of one plan made with one model.
+
+    Opening makes the store, or resumes the one that is there. A unit counts once its marker exists, and its
+    arrays are written whole before that, so a run may end at any instant and be run again.
+
+    Raises InputError when `path` holds something else, or a store of another schema, model or plan.
+    """
+
+    def __init__(self, path: str | Path, plan: Plan, card: ModelCard) -> None:
+        self.files = Files(path)
+        self.plan = plan
+        self._refuse_foreign()
+        self.files.sweep()
+        if self.files.exists(PLAN):
+            self._compare(card)
+            self._root = zarr.open_group(self.files.zarr_store(read_only=False), mode="r+")
+        else:  # nothing, or a creation that was cut short: no unit can have been committed yet
+            self._root = self._create(card)
+        self._arrays = {o: zarr_array(self._root, f"{plan.spec.group}/{o}") for o in plan.spec.outputs}
+
+    def done(self) -> set[int]:
+        """Units that are committed."""
+        return {int(n.removesuffix(".json")) for n in self.files.names(UNITS) if n.endswith(".json")}
+
+    def commit(self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str]) -> None:
+        """Write one unit: for every output a block of unit_rows × d, unused rows zero; then its marker.
+
+        `failures`: reasons by utterance index.
+        """
+        rows = slice(unit * self.plan.unit_rows, (unit + 1) * self.plan.unit_rows)
+        for output, array in self._arrays.items():
+            if self.plan.spec.pool:  # the last pooled unit ends with the utterances
+                rows = slice(rows.start, min(rows.stop, array.shape[0]))
+            array[rows] = blocks[output][: rows.stop - rows.start]
+        marker = {"unit": unit, "failed": {str(i): failures[i] for i in sorted(failures)}}
+        self.files.write(f"{UNITS}/{unit:06d}.json", json.dumps(marker).encode())
+
+    def finish(self) -> dict[int, str]:
+        """Once every unit is committed: write `status` and the failures; returns all failures by index.
+
+        A pure function of plan and markers, so it may be repeated.
+        """
+        failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
+        for unit in range(self.plan.units):
+            marker = json.loads(self.files.read(f"{UNITS}/{unit:06d}.json"))
+            failures |= {int(i): reason for i, reason in marker["failed"].items()}
+        status = np.full(len(self.plan.utterances), DONE, np.uint8)
+        status[list(failures)] = FAILED
+        self._write_utterances(failures)
+        zarr_array(self._root, "status")[:] = status
+        return failures
+
+    def _write_utterances(self, failures: Mapping[int, str]) -> None:
+        table = self.plan.utterances
+        column = pa.array([failures.get(i) for i in range(len(table))], pa.string())
+        table = table.set_column(table.schema.get_field_index("failure"), "failure", column)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.files.write(UTTERANCES, buffer.getvalue())
+
+    def _refuse_foreign(self) -> None:
+        found = [n for n in self.files.names() if n != LOCK and not n.endswith(".partial")]
+        if found and not self.files.exists(PLAN) and "voxstrata" not in root_attributes(self.files):
+            raise InputError(
+                f"{self.files.root}: exists and is not a voxstrata store (it holds {found[0]}); choose another name"
+            )
+
+    def _create(self, card: ModelCard) -> zarr.Group:
+        plan, spec = self.plan, self.plan.spec
+        about = {
+            "schema": SCHEMA,
+            "model": card.to_dict(),
+            "spec": spec.to_dict(),
+            "plan": plan.fingerprint(),
+            "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
+        }
+        root = zarr.create_group(
+            self.files.zarr_store(read_only=False), attributes={"voxstrata": about}, overwrite=True
+        )
+        count = len(plan.utterances)
+        rows = count if spec.pool else plan.units * plan.unit_rows
+        dims = ("utterance" if spec.pool else "row", "d_model")
+        root.create_group(spec.group)
+        for output in spec.outputs:
+            root.create_array(
+                f"{spec.group}/{output}",
+                shape=(rows, card.d_model),
+                chunks=(plan.chunk_rows, card.d_model),
+                shards=(plan.unit_rows, card.d_model),
+                dtype=spec.stored_dtype,
+                compressors=None,  # states are close to noise: zstd saves a tenth and costs more than the disk
+                fill_value=0,
+                dimension_names=dims,
+            )
+        status = np.where(plan.samples > 0, PENDING, FAILED).astype(np.uint8)
+        for name, values in (("start", plan.start), ("length", plan.length), ("status", status)):
+            array = root.create_array(
+                name,
+                shape=(count,),
+                dtype=values.dtype,
+                chunks=(count,),
+                compressors=None,
+                dimension_names=("utterance",),
+            )
+            array[:] = values
+        self._write_utterances(
+            {i: r for i, r in enumerate(plan.utterances["failure"].to_pylist()) if r is not None}
+        )
+        stored = {
+            "schema": SCHEMA,
+            "fingerprint": about["plan"],
+            "unit_rows": plan.unit_rows,
+            "unit_begin": plan.unit_begin.tolist(),
+        }
+        self.files.write(PLAN, json.dumps(stored).encode())
+        return root
+
+    def _compare(self, card: ModelCard) -> None:
+        """Refuse to resume a store that something else made, saying what differs."""
+        about = root_attributes(self.files).get("voxstrata", {})
+        where = f"{self.files.root}: cannot resume: "
+        if about.get("schema") != SCHEMA:
+            raise InputError(
+                f"{where}its schema is {about.get('schema')}, this version writes {SCHEMA}; use a new name"
+            )
+        theirs, ours = ModelCard.from_dict(about["model"]), card
+        for key, value in theirs.identity().items():
+            if value != ours.identity()[key]:
+                raise InputError(
+                    f"{where}it was made with another model: {key} is {value} there ({theirs.checkpoint}), "
+                    f"{ours.identity()[key]} here ({ours.checkpoint}); use that model or a new store"
+                )
+        mine = self.plan.spec.to_dict()
+        for key, value in about["spec"].items():
+            if value != mine[key]:
+                raise InputError(
+                    f"{where}{key} is {value} there, {mine[key]} here; use the same or a new store"
+                )
+        if about["plan"] != self.plan.fingerprint():
+            raise InputError(
+                f"{where}the corpus or the plan differs: {self._first_difference()}; use a new store"
+            )
+
+    def _first_difference(self) -> str:
+        stored = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
+        theirs = {r["id"]: r for r in stored.to_pylist()}
+        ours = {r["id"]: r for r in self.plan.utterances.to_pylist()}
+        for only, there in (
+            (set(ours) - set(theirs), "not in the store"),
+            (set(theirs) - set(ours), "only in the store"),
+        ):
+            if only:
+                return f"{len(only)} utterances are {there}, e.g. {min(only)!r}"
+        for i, row in ours.items():
+            for key in ("language", "group", "text", "speaker", "samples", "size_bytes"):
+                if row[key] != theirs[i][key]:
+                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here"
+        return "units of another size"

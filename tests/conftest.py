@@ -1,0 +1,82 @@
+"""Fixtures: tiny random-weight Whisper checkpoints, exported models, and small corpora of made-up sounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real weights and real speech; tests that need them skip where they are absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is absent: real weights and speech are not part of the project")
+    return SHARED
+
+
+def sound(seconds: float, seed: int, rate: int = 16_000) -> np.ndarray:
+    """A made-up voiced sound, float32, of a pitch and rhythm of its own."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(max(1, round(seconds * rate))) / rate
+    pitch = rng.uniform(90, 250) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.3, 2) * t))
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    tone = sum(rng.uniform(0, 1) / k * np.sin(k * phase) for k in range(1, 9))
+    rhythm = 0.55 + 0.45 * np.sin(2 * np.pi * rng.uniform(2, 5) * t)
+    return (0.1 * rhythm * tone + 0.001 * rng.standard_normal(len(t))).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole random-weight Whisper (3 encoder layers, d = 32, 80 mels) as a Hugging Face folder."""
+    torch = pytest.importorskip("torch")
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    torch.manual_seed(7)
+    config = WhisperConfig(
+        vocab_size=64, d_model=32, encoder_layers=3, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80,
+        max_target_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(config)
+    with torch.no_grad():  # the default 0.02 leaves attention all but uniform; these weights make it choose
+        for name, p in model.model.encoder.named_parameters():
+            if p.ndim == 2 and "embed" not in name:
+                p.normal_(0, 0.3)
+            elif name.endswith("bias"):
+                p.normal_(0, 0.1)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint exported: float32, all outputs, pure silence."""
+    from voxstrata.exporters import export
+
+    target = tmp_path_factory.mktemp("model") / "tiny"
+    export(str(tiny_checkpoint), target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def make_corpus(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a corpus: `make_corpus({"en/a": 1.3, …})` writes wavs of so many seconds and returns their folder."""
+
+    def make(lengths: dict[str, float], rate: int = 16_000) -> Path:
+        root = tmp_path_factory.mktemp("corpus")
+        for i, (name, seconds) in enumerate(lengths.items()):
+            path = root / f"{name}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, sound(seconds, i, rate), rate, subtype="FLOAT")
+        return root
+
+    return make

@@ -1,0 +1,154 @@
+"""The pictures of a retrieval table: written, readable in size, and true to the table."""
+
+from __future__ import annotations
+
+import builtins
+import struct
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from voxstrata.errors import InputError, UsageError
+from voxstrata.retrieval import SIMILARITIES, plot_language_matrix, plot_recall_by_layer
+from voxstrata.retrieval.table import SCHEMA
+
+pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
+from matplotlib.figure import Figure
+
+
+def made_table(languages: int, outputs: int, similarities: tuple[str, ...] = SIMILARITIES) -> pa.Table:
+    """A table as `retrieve` returns it, of the given size, with figures that differ in every direction."""
+    rng = np.random.default_rng(0)
+    codes = [f"l{i:02d}" for i in range(languages)]
+    names = [*(f"layer_{i:02d}" for i in range(outputs - 1)), "final"]
+    rows = []
+    for depth, output in enumerate(names):
+        for n, similarity in enumerate(similarities):
+            values = []
+            for source, target in [*permutations(codes, 2), ("mean", "mean")]:
+                bump = 0.8 * np.sin(np.pi * depth / outputs) - 0.1 * n
+                values.append(float(np.clip(bump + 0.05 * rng.standard_normal(), 0, 1)))
+                value = float(np.mean(values[:-1])) if source == "mean" else values[-1]
+                counts = {"queries": 70, "queries_without_partner": 0, "candidates": 70, "candidates_max": 70}
+                names_of = {"output": output, "similarity": similarity, "source": source, "target": target}
+                rows.append({**names_of, "metric": "recall@1", "value": value, "chance": 1 / 70, **counts})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", head[16:24])
+    return width, height
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved, to read back what they show."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(self: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return figures
+
+
+@pytest.mark.parametrize(("languages", "outputs"), [(2, 8), (4, 1), (12, 34)])
+def test_the_layer_plot_shows_means_pairs_chance_and_pool(
+    languages: int, outputs: int, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    table = made_table(languages, outputs)
+    plot_recall_by_layer(table, tmp_path / "layers.png", "whisper")
+    width, height = png_size(tmp_path / "layers.png")
+    assert 600 < width < 2500
+    assert 400 < height < 1000
+    (axes,) = drawn[0].axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    means = table.filter(
+        pc.and_(pc.equal(table["source"], "mean"), pc.equal(table["similarity"], "pooled_cosine"))
+    )
+    np.testing.assert_allclose(lines["pooled_cosine, mean"].get_ydata(), 100 * np.array(means["value"]))
+    np.testing.assert_allclose(lines["chance, mean"].get_ydata(), np.full(outputs, 100 / 70))
+    pairs = languages * (languages - 1) // 2
+    assert len(axes.get_lines()) == len(SIMILARITIES) + 1 + (pairs if pairs > 1 else 0)
+    subtitle = drawn[0].get_suptitle()
+    assert "pool of 70 candidates" in subtitle
+    assert "recall@1 1.4 %" in subtitle
+
+
+@pytest.mark.parametrize(("languages", "outputs"), [(2, 8), (12, 3)])
+def test_the_matrix_shows_every_output_on_one_scale(
+    languages: int, outputs: int, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    table = made_table(languages, outputs)
+    plot_language_matrix(table, tmp_path / "matrix.png", "whisper")
+    assert 600 <= png_size(tmp_path / "matrix.png")[0] < 4000
+    panels = [axes for axes in drawn[0].axes if axes.get_title()]
+    assert len(panels) == outputs
+    assert {image.get_clim() for axes in panels for image in axes.images} == {(0, 100)}
+    (row,) = table.filter(
+        (pc.field("output") == "final")
+        & (pc.field("similarity") == "seqsim_f1")
+        & (pc.field("source") == "l01")
+        & (pc.field("target") == "l00")
+    ).to_pylist()
+    final = panels[-1]
+    assert final.get_title() == "final"
+    assert final.images[0].get_array()[1, 0] == pytest.approx(100 * row["value"])
+    cells = {text.get_position(): text.get_text() for text in final.texts}
+    assert cells[0, 1] == f"{100 * row['value']:.0f}"
+    assert len(cells) == languages * (languages - 1)
+    assert "pool of 70 candidates" in drawn[0].get_suptitle()
+
+
+def test_a_table_without_seqsim_is_drawn_too(tmp_path: Path, drawn: list[Figure]) -> None:
+    table = made_table(2, 3, ("pooled_cosine",))
+    plot_recall_by_layer(table, tmp_path / "layers.png", "pooled only")
+    plot_language_matrix(table, tmp_path / "matrix.png", "pooled only")
+    assert "pooled_cosine" in drawn[1].get_suptitle()
+
+
+def test_a_direction_without_queries_is_a_dash(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = made_table(3, 1).to_pylist()
+    for row in rows:
+        if {row["source"], row["target"]} == {"l00", "l02"}:
+            row.update(value=None, chance=None, queries=0)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    plot_language_matrix(table, tmp_path / "matrix.png", "gap")
+    plot_recall_by_layer(table, tmp_path / "layers.png", "gap")
+    cells = {text.get_position(): text.get_text() for text in drawn[0].axes[0].texts}
+    assert [cells[2, 0], cells[0, 2]] == ["–", "–"]
+    assert "4 directions" in drawn[0].get_suptitle()
+
+
+def test_what_is_not_in_the_table_cannot_be_drawn(tmp_path: Path) -> None:
+    table = made_table(2, 2, ("pooled_cosine",))
+    with pytest.raises(UsageError, match=r"'recall@10'; the table holds: recall@1"):
+        plot_recall_by_layer(table, tmp_path / "x.png", "t", metric="recall@10")
+    with pytest.raises(UsageError, match="the table holds: pooled_cosine"):
+        plot_language_matrix(table, tmp_path / "x.png", "t", similarity="seqsim_f1")
+    with pytest.raises(InputError, match="nothing to show"):
+        plot_recall_by_layer(table.filter(pc.equal(table["source"], "mean")), tmp_path / "x.png", "t")
+
+
+def test_without_matplotlib_the_message_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def no_matplotlib(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    with pytest.raises(UsageError, match=r"pip install 'voxstrata\[plot\]'"):
+        plot_recall_by_layer(made_table(2, 2), tmp_path / "x.png", "t")
