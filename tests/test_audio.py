@@ -288,9 +288,7 @@ def test_a_cut_mp4_with_its_index_in_front_is_truncated(tmp_path: Path) -> None:
     path = write_av(tmp_path / "x.m4a", "aac", 16_000, noise(80_000), movflags="faststart")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(
-        AudioError, match=r"header says 5\.0\d s, decoding (gave|broke off after about) [123]\."
-    ):
+    with pytest.raises(AudioError, match=r"header says 5\.0\d s, decoding (gave|broke off after about) [123]\."):
         decode(path)
 
 

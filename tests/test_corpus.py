@@ -165,9 +165,7 @@ def test_csv_texts_may_hold_line_breaks(tmp_path: Path) -> None:
         ("m.wav", b"", r"not a folder and not a manifest"),
     ],
 )
-def test_a_bad_manifest_names_file_place_and_fix(
-    tmp_path: Path, name: str, content: str | bytes, message: str
-) -> None:
+def test_a_bad_manifest_names_file_place_and_fix(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(InputError, match=rf"{name}.*{message}"):
         read_corpus(write(tmp_path / name, content))
 

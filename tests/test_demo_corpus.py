@@ -106,10 +106,7 @@ def test_manifest_lists_every_sentence_in_every_language_by_both_voices(corpus: 
     table = demo_sentences()
     assert list(rows[0]) == ["id", "path", "language", "group", "text", "speaker"]
     assert {(row["group"], row["language"], row["speaker"]) for row in rows} == {
-        (group, language, f"{language}-{voice}")
-        for group in table
-        for language in LANGUAGES
-        for voice in "mf"
+        (group, language, f"{language}-{voice}") for group in table for language in LANGUAGES for voice in "mf"
     }
     assert len(rows) == len({row["id"] for row in rows}) == 40 * 6 * 2
     for row in rows:

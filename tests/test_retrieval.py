@@ -101,9 +101,7 @@ def test_all_negative_cosines_are_not_lifted_to_zero() -> None:
 
 def test_utterances_longer_than_a_block_on_both_sides() -> None:
     rng = np.random.default_rng(1)
-    xs, ys = (
-        [rng.standard_normal((t, 8)).astype(np.float32) for t in ts] for ts in ((3, 70, 1), (55, 2, 64))
-    )
+    xs, ys = ([rng.standard_normal((t, 8)).astype(np.float32) for t in ts] for ts in ((3, 70, 1), (55, 2, 64)))
     sim = seqsim(Ragged.from_list(xs), Ragged.from_list(ys), block_rows=32)
     for got, expected in zip((sim.f1, sim.precision, sim.recall), loop(xs, ys), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=ROUNDING)
@@ -119,9 +117,7 @@ def test_f1_is_finite_between_its_parts_and_rises_with_each() -> None:
     assert (np.diff(f1, axis=0) >= -1e-12).all()
     assert (np.diff(f1, axis=1) >= -1e-12).all()
     step = axis[1] - axis[0]
-    assert (
-        np.abs(np.diff(f1, axis=0)).max() <= 2 * step + 1e-12
-    )  # the steepest slope of the harmonic mean is 2
+    assert np.abs(np.diff(f1, axis=0)).max() <= 2 * step + 1e-12  # the steepest slope of the harmonic mean is 2
     # The bare formula gives -4 and divides by zero here.
     assert harmonic(np.array([0.5, 0.5, 0.0]), np.array([-0.4, -0.5, 0.0])).tolist() == [-0.4, -0.5, 0.0]
 
@@ -159,9 +155,7 @@ def test_mean_pool_and_pooled_cosine_equal_float64() -> None:
     assert pooled.dtype == np.float32
     np.testing.assert_allclose(pooled, expected, rtol=1e-7)
     other = rng.standard_normal((4, 6)).astype(np.float32)
-    cosines = [
-        [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for b in other.astype(float)] for a in expected
-    ]
+    cosines = [[float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for b in other.astype(float)] for a in expected]
     np.testing.assert_allclose(pooled_cosine(pooled, other), cosines, rtol=0, atol=1e-6)
 
 
@@ -314,9 +308,7 @@ class FakeStore:
         return np.array([self.frames[output][i].mean(axis=0) for i in indices], np.float32)
 
 
-def fake_store(
-    languages: tuple[str, ...] = ("uk", "en", "es"), groups: int = 6, noise: float = 0.6
-) -> FakeStore:
+def fake_store(languages: tuple[str, ...] = ("uk", "en", "es"), groups: int = 6, noise: float = 0.6) -> FakeStore:
     """Every group in every language, as noisy copies of one random utterance of 3 frames in 8 dimensions."""
     rng = np.random.default_rng(5)
     meaning = rng.standard_normal((groups, 3, 8))
@@ -337,8 +329,7 @@ def test_retrieve_reports_every_output_similarity_and_direction_as_brute_force_d
     assert list(dict.fromkeys(table["output"].to_pylist())) == ["layer_02", "layer_10", "final"]
     assert len(table) == 3 * 4 * (6 + 1) * 2
     members = {
-        language: [i for i, entry in enumerate(store.entries) if entry[1] == language]
-        for language in ("en", "uk")
+        language: [i for i, entry in enumerate(store.entries) if entry[1] == language] for language in ("en", "uk")
     }
     for output, (source, target) in itertools.product(store.outputs, [("en", "uk"), ("uk", "en")]):
         queries, pool = ([store.frames[output][i] for i in members[side]] for side in (source, target))

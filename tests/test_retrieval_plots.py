@@ -72,9 +72,7 @@ def test_the_layer_plot_shows_means_pairs_chance_and_pool(
     assert 400 < height < 1000
     (axes,) = drawn[0].axes
     lines = {line.get_label(): line for line in axes.get_lines()}
-    means = table.filter(
-        pc.and_(pc.equal(table["source"], "mean"), pc.equal(table["similarity"], "pooled_cosine"))
-    )
+    means = table.filter(pc.and_(pc.equal(table["source"], "mean"), pc.equal(table["similarity"], "pooled_cosine")))
     np.testing.assert_allclose(lines["pooled_cosine, mean"].get_ydata(), 100 * np.array(means["value"]))
     np.testing.assert_allclose(lines["chance, mean"].get_ydata(), np.full(outputs, 100 / 70))
     pairs = languages * (languages - 1) // 2
@@ -139,9 +137,7 @@ def test_what_is_not_in_the_table_cannot_be_drawn(tmp_path: Path) -> None:
         plot_recall_by_layer(table.filter(pc.equal(table["source"], "mean")), tmp_path / "x.png", "t")
 
 
-def test_without_matplotlib_the_message_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def no_matplotlib(name: str, *args: Any, **kwargs: Any) -> Any:

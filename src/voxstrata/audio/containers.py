@@ -134,9 +134,7 @@ def flac_without_length(data: bytes) -> bytes:
     at = _after_id3(data)
     if data[at : at + 4] != b"fLaC" or len(data) < at + 26:
         return data
-    count = (
-        at + 21
-    )  # magic 4, block header 4, block and frame sizes 10, then 20 + 3 + 5 bits before the count
+    count = at + 21  # magic 4, block header 4, block and frame sizes 10, then 20 + 3 + 5 bits before the count
     return data[:count] + bytes([data[count] & 0xF0, 0, 0, 0, 0]) + data[count + 5 :]
 
 

@@ -32,9 +32,7 @@ LOSSY_TOLERANCE_FRAMES = 4096
 # Containers with a written duration. For the rest (raw aac, amr, ac3 …) FFmpeg guesses it from the bit rate.
 _TIMED_CONTAINERS = {"mov", "matroska", "asf"}
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX
-_BLOCK_FRAMES = (
-    1 << 14
-)  # small, so that a header cannot make us allocate, and damage is located within a second
+_BLOCK_FRAMES = 1 << 14  # small, so that a header cannot make us allocate, and damage is located within a second
 
 Samples = npt.NDArray[np.float32]
 
@@ -203,9 +201,7 @@ def _open_soundfile(path: Path, size: int) -> _Sequential | None:
     with path.open("rb") as raw:
         if file.format == "OGG" and containers.ogg_is_cut(raw, size):
             file.close()
-            raise AudioError(
-                f"{path}: the file ends inside an Ogg page: truncated; fetch it again or remove it"
-            )
+            raise AudioError(f"{path}: the file ends inside an Ogg page: truncated; fetch it again or remove it")
         if file.format == "MP3" and not containers.mp3_states_length(raw):
             file.close()
             file = _Sequential(containers.EndlessFile(path.read_bytes()))
@@ -315,6 +311,4 @@ def _av_blocks(path: Path, expected: AudioInfo | None) -> Generator[tuple[Sample
 
 
 def _not_audio(path: Path) -> AudioError:
-    return AudioError(
-        f"{path}: not audio that libsndfile or FFmpeg can read; convert it to flac or wav, or remove it"
-    )
+    return AudioError(f"{path}: not audio that libsndfile or FFmpeg can read; convert it to flac or wav, or remove it")

@@ -93,9 +93,7 @@ def _used_columns(path: Path, names: list[str]) -> dict[str, int]:
     """Position of each column we read."""
     names = [name.strip() for name in names]
     if "path" not in names:
-        raise InputError(
-            f"{path}: no column 'path'; found: {', '.join(map(repr, names))}; name it in the header"
-        )
+        raise InputError(f"{path}: no column 'path'; found: {', '.join(map(repr, names))}; name it in the header")
     twice = [name for name in COLUMNS if names.count(name) > 1]
     if twice:
         raise InputError(f"{path}: column {twice[0]!r} stands twice in the header; remove one")
@@ -129,9 +127,7 @@ def _csv(path: Path) -> _Places:
                 )
             yield f"line {reader.line_num}", {name: row[at] or None for name, at in used.items()}
     except csv.Error as error:
-        raise InputError(
-            f"{path}, line {reader.line_num}: {error}; double the quotes inside a text"
-        ) from None
+        raise InputError(f"{path}, line {reader.line_num}: {error}; double the quotes inside a text") from None
 
 
 def _jsonl(path: Path) -> _Places:
@@ -143,13 +139,9 @@ def _jsonl(path: Path) -> _Places:
         except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{path}, line {line}: not JSON: {error}; write one object per line") from None
         if not isinstance(record, dict):
-            raise InputError(
-                f"{path}, line {line}: a {type(record).__name__}; write one JSON object per line"
-            )
+            raise InputError(f"{path}, line {line}: a {type(record).__name__}; write one JSON object per line")
         if "path" not in record:
-            raise InputError(
-                f"{path}, line {line}: no key 'path'; found: {', '.join(map(repr, record))}; add it"
-            )
+            raise InputError(f"{path}, line {line}: no key 'path'; found: {', '.join(map(repr, record))}; add it")
         row: Row = {}
         for name in COLUMNS:
             value = record.get(name)

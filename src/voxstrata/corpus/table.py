@@ -65,8 +65,7 @@ def build(root: Path, rows: Sequence[Row], places: Sequence[str], source: Path) 
                 (value or "").encode()
             except UnicodeEncodeError:
                 raise InputError(
-                    f"{source}, {place}: {name} {value!a} is not valid Unicode; "
-                    "rename the file or correct the row"
+                    f"{source}, {place}: {name} {value!a} is not valid Unicode; rename the file or correct the row"
                 ) from None
     columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
     return Corpus(root, pa.table(columns, schema=SCHEMA))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -26,7 +26,7 @@ class DecodeAhead:
     """
 
     def __init__(self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo]], workers: int) -> None:
-        self.seconds: Counter[str] = Counter()  # decode: over all threads; wait: the encoder's for audio
+        self.seconds: dict[str, float] = defaultdict(float)  # decode: over all threads; wait: the encoder's for audio
         self._corpus = corpus
         self._order = iter(order)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")

@@ -163,9 +163,7 @@ def _run(
     plan = writer.plan
     done = writer.done()
     todo = [u for u in range(plan.units) if u not in done]
-    total = (
-        sum(int(plan.samples[plan.unit_begin[u] : plan.unit_begin[u + 1]].sum()) for u in todo) / SAMPLE_RATE
-    )
+    total = sum(int(plan.samples[plan.unit_begin[u] : plan.unit_begin[u + 1]].sum()) for u in todo) / SAMPLE_RATE
     rows = {name: i for i, name in enumerate(corpus.table["id"].to_pylist())}
     corpus_row = [rows[name] for name in plan.utterances["id"].to_pylist()]
     failed = sum(r is not None for r in plan.utterances["failure"].to_pylist())
@@ -234,6 +232,6 @@ def _run(
         resumed_units=len(done),
         audio_seconds=encoded,
         seconds=time.perf_counter() - begin,
-        stages={k: round(v, 3) for k, v in (audio.seconds + encoder.seconds + sink.seconds).items()},
+        stages={k: round(v, 3) for k, v in (audio.seconds | encoder.seconds | sink.seconds).items()},
         overflows=sink.overflows,
     )

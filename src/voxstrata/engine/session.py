@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,7 @@ class Encoder:
         self.device = device or Device()
         self.threads = threads or available_threads()
         self.tokens = max(tokens or DEFAULT_TOKENS[self.device.kind], WINDOW_FRAMES)
-        self.seconds: Counter[str] = Counter()  # by stage: log_mel, encode
+        self.seconds: dict[str, float] = defaultdict(float)  # by stage: log_mel, encode
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._keys: dict[int, SilenceKeys] = {}
         if self.context.mode == "bucketed":
@@ -139,13 +139,9 @@ class Encoder:
             providers.insert(0, (PROVIDERS["cuda"], {"device_id": self.device.index}))
         if self.device.kind == "tensorrt" and path.name != LOG_MEL:
             providers.insert(0, (PROVIDERS["tensorrt"], self._tensorrt_options(path.name)))
-        wanted = PROVIDERS[
-            "cuda" if path.name == LOG_MEL and self.device.kind == "tensorrt" else self.device.kind
-        ]
+        wanted = PROVIDERS["cuda" if path.name == LOG_MEL and self.device.kind == "tensorrt" else self.device.kind]
         if wanted not in ort.get_available_providers():
-            raise InputError(
-                f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu"
-            )
+            raise InputError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu")
         try:
             session = ort.InferenceSession(path, options, providers=providers)
         except Exception as e:  # onnxruntime's own exceptions share no base class
@@ -160,9 +156,7 @@ class Encoder:
     def _tensorrt_options(self, graph: str) -> dict[str, Any]:
         """Engines cached beside the model, float16, and one explicit profile for each bucket."""
         card = self.model.card
-        shapes = (
-            self.context.shapes() if graph == CACHED or self.context.mode != "bucketed" else (WINDOW_FRAMES,)
-        )
+        shapes = self.context.shapes() if graph == CACHED or self.context.mode != "bucketed" else (WINDOW_FRAMES,)
         if graph == CACHED:
             shapes = tuple(s for s in shapes if s < WINDOW_FRAMES)
 

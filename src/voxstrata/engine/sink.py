@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +20,7 @@ class UnitSink:
 
     def __init__(self, writer: StoreWriter, d_model: int, allow_overflow: bool) -> None:
         self.plan: Plan = writer.plan
-        self.seconds: Counter[str] = Counter()  # by stage: reduce, write
+        self.seconds: dict[str, float] = defaultdict(float)  # by stage: reduce, write
         self.overflows = 0
         self._writer = writer
         self._allow_overflow = allow_overflow

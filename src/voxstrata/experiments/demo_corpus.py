@@ -72,9 +72,7 @@ def write_demo_corpus(folder: Path, sentences: int = 40, languages: tuple[str, .
     known = tuple(next(iter(texts.values())))
     chosen = known if languages is None else languages
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
-        raise UsageError(
-            f"languages {', '.join(chosen) or '(none)'}: give some of {', '.join(known)}, each once"
-        )
+        raise UsageError(f"languages {', '.join(chosen) or '(none)'}: give some of {', '.join(known)}, each once")
 
     rows = []
     try:
@@ -93,7 +91,5 @@ def write_demo_corpus(folder: Path, sentences: int = 40, languages: tuple[str, .
             writer = csv.writer(out, delimiter="\t", lineterminator="\n")
             writer.writerows([COLUMNS, *rows])
     except (OSError, soundfile.SoundFileError) as error:
-        raise InputError(
-            f"{folder}: the demo corpus cannot be written ({error}); choose another folder"
-        ) from error
+        raise InputError(f"{folder}: the demo corpus cannot be written ({error}); choose another folder") from error
     return manifest

@@ -68,9 +68,7 @@ def speak(text: str, voice: str, rate: int = 160, pitch: int = 50) -> tuple[npt.
     _, plus, variant = voice.partition("+")
     # espeak-ng itself takes an unknown variant in silence and speaks with the default one.
     if plus and variant not in {file.name for file in (data_path / "voices" / "!v").iterdir()}:
-        raise InputError(
-            f"voice {voice!r}: espeak-ng has no variant {variant!r}; m1 to m8 and f1 to f5 are some"
-        )
+        raise InputError(f"voice {voice!r}: espeak-ng has no variant {variant!r}; m1 to m8 and f1 to f5 are some")
 
     blocks: list[bytes] = []
 
@@ -83,9 +81,7 @@ def speak(text: str, voice: str, rate: int = 160, pitch: int = 50) -> tuple[npt.
     with _one_at_a_time, _fresh(library_path, data_path) as (library, sample_rate):
         library.espeak_SetSynthCallback(callback)
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise InputError(
-                f"voice {voice!r}: espeak-ng has no such voice; give a language code such as 'en' or 'fi'"
-            )
+            raise InputError(f"voice {voice!r}: espeak-ng has no such voice; give a language code such as 'en' or 'fi'")
         # espeak_Initialize seeds the breath noise from the clock.
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         for parameter, value in ((_RATE, rate), (_VOLUME, _HEADROOM_VOLUME), (_PITCH, pitch)):
@@ -105,9 +101,7 @@ def _locate() -> tuple[Path, Path]:
     try:
         import espeakng_loader
     except ImportError:
-        raise InputError(
-            "speaking needs the package espeakng-loader: pip install 'voxstrata[demo]'"
-        ) from None
+        raise InputError("speaking needs the package espeakng-loader: pip install 'voxstrata[demo]'") from None
     return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
 
 

@@ -99,25 +99,17 @@ def _download(repo: str, revision: str | None) -> Path:
     small = ["config.json", "preprocessor_config.json"]
     try:
         files = HfApi().list_repo_files(repo, revision=revision)
-        safe = [
-            f
-            for f in files
-            if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))
-        ]
+        safe = [f for f in files if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))]
         # fp32-suffixed duplicates, flax and ONNX copies of the same weights stay where they are
         wanted = [f for f in safe if "fp32" not in f] or [f for f in files if f.startswith("pytorch_model")]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
     except HfHubHTTPError as e:
         raise InputError(f"{repo}: the hub refused it ({e}); check the id and --revision") from e
-    except (
-        Exception
-    ) as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
+    except Exception as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
         try:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
         except Exception:
-            raise InputError(
-                f"{repo}: the hub cannot be reached ({type(e).__name__}) and no copy is cached"
-            ) from e
+            raise InputError(f"{repo}: the hub cannot be reached ({type(e).__name__}) and no copy is cached") from e
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
@@ -125,16 +117,12 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(
-            f"{folder}: no config.json; a checkpoint folder has one beside its weights"
-        ) from None
+        raise InputError(f"{folder}: no config.json; a checkpoint folder has one beside its weights") from None
     except (OSError, ValueError) as e:
         raise InputError(f"{file}: not readable as JSON ({e})") from e
     if not isinstance(raw, dict) or raw.get("model_type") != "whisper":
         kind = raw.get("model_type") if isinstance(raw, dict) else None
-        raise InputError(
-            f"{folder}: model_type is {kind!r}, not 'whisper'; only Whisper encoders can be exported"
-        )
+        raise InputError(f"{folder}: model_type is {kind!r}, not 'whisper'; only Whisper encoders can be exported")
     tensors: dict[str, torch.Tensor] = {}
     safe, bins = sorted(folder.glob("model*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
     if not safe and not bins:

@@ -118,9 +118,7 @@ def _onnxruntime_version() -> str:
     return str(onnxruntime.__version__)
 
 
-def _write(
-    folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequence[str], silence: Silence
-) -> None:
+def _write(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequence[str], silence: Silence) -> None:
     metadata = {
         "checkpoint": checkpoint.name,
         "weights_sha256": checkpoint.sha256(),

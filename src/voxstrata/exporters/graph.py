@@ -191,9 +191,7 @@ def encoder_graph(
         logits = b.node("MatMul", [q, key], f"{m}/logits")
         if cached:
             logits = b.node("Add", [logits, _silence_bias(b, k)], f"{m}/logits/biased")
-        weighted = b.node(
-            "MatMul", [b.node("Softmax", [logits], f"{m}/attention", axis=-1), value], f"{m}/heads"
-        )
+        weighted = b.node("MatMul", [b.node("Softmax", [logits], f"{m}/attention", axis=-1), value], f"{m}/heads")
         joined = b.node("Transpose", [weighted], f"{m}/heads/bthd", perm=[0, 2, 1, 3])
         joined = b.node("Reshape", [joined, "join_heads"], f"{m}/joined")
         x = b.node("Add", [x, linear(joined, f"{m}.self_attn.out_proj")], f"{m}/after_attention")
@@ -247,7 +245,5 @@ def _silence(b: _Builder, part: str, layer: int) -> str:
 def _silence_bias(b: _Builder, layer: int) -> str:
     """One layer's logit bias, zero for computed keys: [1, heads, 1, frames + keys]."""
     one = b.node("Gather", ["silence_bias/cast", f"layer_index_{layer}"], f"silence_bias/{layer}", axis=0)
-    one = b.node(
-        "Unsqueeze", [one, b.constant("axis2", np.array([2], np.int64))], f"silence_bias/{layer}/row"
-    )
+    one = b.node("Unsqueeze", [one, b.constant("axis2", np.array([2], np.int64))], f"silence_bias/{layer}/row")
     return b.node("Concat", ["computed/bias", one], f"silence_bias/{layer}/all", axis=3)

@@ -11,8 +11,6 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.model.names import output_names
 
-Tensor = torch.Tensor
-
 
 @contextmanager
 def _window_of(encoder: WhisperEncoder, frames: int) -> Iterator[None]:
@@ -27,14 +25,13 @@ def _window_of(encoder: WhisperEncoder, frames: int) -> Iterator[None]:
         encoder.embed_positions, config.max_source_positions = positions, full
 
 
-@torch.inference_mode()
-def hidden_states(encoder: WhisperEncoder, log_mel: Tensor) -> dict[str, Tensor]:
+def hidden_states(encoder: WhisperEncoder, log_mel: torch.Tensor) -> dict[str, torch.Tensor]:
     """Run the encoder on log-mel [batch, n_mels, 2·frames]; returns every output [batch, frames, d_model].
 
     The states are taken by hooks on the modules, so that `layer_L` (before the final LayerNorm), which
     `output_hidden_states` does not give, is there too.
     """
-    states: list[Tensor] = []
+    states: list[torch.Tensor] = []
 
     def keep_input(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
         states.append(args[0])
@@ -42,7 +39,7 @@ def hidden_states(encoder: WhisperEncoder, log_mel: Tensor) -> dict[str, Tensor]
     def keep_output(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> None:
         states.append(output[0] if isinstance(output, tuple) else output)
 
-    with ExitStack() as stack:
+    with torch.inference_mode(), ExitStack() as stack:
         stack.enter_context(_window_of(encoder, log_mel.shape[-1] // 2))
         handles = [encoder.layers[0].register_forward_pre_hook(keep_input)]
         handles += [layer.register_forward_hook(keep_output) for layer in encoder.layers]
@@ -52,17 +49,16 @@ def hidden_states(encoder: WhisperEncoder, log_mel: Tensor) -> dict[str, Tensor]
     return dict(zip(output_names(len(encoder.layers)), [*states, final], strict=True))
 
 
-@torch.inference_mode()
-def keys_and_values(encoder: WhisperEncoder, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+def keys_and_values(encoder: WhisperEncoder, log_mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of every layer for one full window [1, n_mels, 3000]: each (layers, heads, 1500, head_dim)."""
-    kept: dict[str, list[Tensor]] = {"k_proj": [], "v_proj": []}
+    kept: dict[str, list[torch.Tensor]] = {"k_proj": [], "v_proj": []}
     heads = encoder.config.encoder_attention_heads
-    with ExitStack() as stack:
+    with torch.inference_mode(), ExitStack() as stack:
         for layer in encoder.layers:
             for name, into in kept.items():
 
                 def keep(
-                    _: torch.nn.Module, __: tuple[Any, ...], y: Tensor, into: list[Tensor] = into
+                    _: torch.nn.Module, __: tuple[Any, ...], y: torch.Tensor, into: list[torch.Tensor] = into
                 ) -> None:
                     into.append(y[0].unflatten(-1, (heads, -1)).transpose(0, 1))
 

@@ -29,9 +29,7 @@ CALIBRATION_SECONDS = (0.5, 9.0)
 KMEANS_STEPS = 20
 
 
-def pure_silence(
-    checkpoint: Checkpoint, groups: int, level: float = PURE_LEVEL
-) -> tuple[Silence, dict[str, Any]]:
+def pure_silence(checkpoint: Checkpoint, groups: int, level: float = PURE_LEVEL) -> tuple[Silence, dict[str, Any]]:
     """Keys and values of one run on silence at log-mel `level`, and the card's account of them."""
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
     key, value = keys_and_values(checkpoint.encoder, log_mel)
@@ -53,10 +51,7 @@ def calibrated_silence(
         raise InputError(
             f"calibration needs at least 2 recordings of {CALIBRATION_SECONDS[0]} s or more, found {len(usable)}"
         )
-    chosen = [
-        usable[i]
-        for i in np.linspace(0, len(usable) - 1, min(len(usable), CALIBRATION_RECORDINGS)).astype(int)
-    ]
+    chosen = [usable[i] for i in np.linspace(0, len(usable) - 1, min(len(usable), CALIBRATION_RECORDINGS)).astype(int)]
     cuts = np.linspace(shortest, longest, len(chosen)).astype(int)
     total: list[torch.Tensor] = []
     count = torch.zeros(WINDOW_FRAMES)

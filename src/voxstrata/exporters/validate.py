@@ -37,9 +37,7 @@ def validate(
     worst_cached = dict.fromkeys(outputs, 0.0)
     worst_mel = 0.0
 
-    def compare(
-        got: Sequence[NDArray[Any]], want: dict[str, torch.Tensor], into: dict[str, float], at: str
-    ) -> None:
+    def compare(got: Sequence[NDArray[Any]], want: dict[str, torch.Tensor], into: dict[str, float], at: str) -> None:
         for name, a in zip(outputs, got, strict=True):
             t = want[name]
             if norm_every and name != "final":

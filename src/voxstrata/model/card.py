@@ -135,7 +135,5 @@ def open_model(path: str | Path) -> ModelFolder:
         if not file.is_file():
             raise InputError(f"{file}: missing from the model folder; export the model again")
         if sha256_file(file) != expected:
-            raise InputError(
-                f"{file}: damaged or changed since the export (SHA-256 differs); export it again"
-            )
+            raise InputError(f"{file}: damaged or changed since the export (SHA-256 differs); export it again")
     return ModelFolder(folder, card)

@@ -60,7 +60,7 @@ class Silence:
         if self.group is None:
             return SilenceKeys(k, v, np.zeros(k.shape[:3], np.float32))
         group = self.group[:, :, frames - self.first :]
-        layers, heads, positions, dim = k.shape
+        layers, heads, _, dim = k.shape
         groups = int(self.group.max()) + 1
         # one segment sum over all (layer, head, group) triples at once
         flat = (np.arange(layers * heads).reshape(layers, heads, 1) * groups + group).ravel()
@@ -90,15 +90,17 @@ class Silence:
 
     def save(self, path: Path) -> None:
         """Write as .npz (plain arrays, no pickles)."""
-        arrays = {"first": np.array(self.first), "key": self.key, "value": self.value}
-        np.savez(path, **arrays, **({} if self.group is None else {"group": self.group}))
+        if self.group is None:
+            np.savez(path, first=self.first, key=self.key, value=self.value)
+        else:
+            np.savez(path, first=self.first, key=self.key, value=self.value, group=self.group)
 
     @classmethod
     def load(cls, path: Path) -> Silence:
         """Read what `save` wrote. Raises InputError for a missing or damaged file."""
         try:
             with np.load(path, allow_pickle=False) as z:
-                silence = cls(int(z["first"]), z["key"], z["value"], z["group"] if "group" in z else None)
+                silence = cls(int(z["first"]), z["key"], z["value"], z.get("group"))
         except (OSError, ValueError, KeyError) as e:
             raise InputError(f"{path}: not a readable silence cache ({e}); export the model again") from e
         if silence.key.shape[2] != WINDOW_FRAMES - silence.first:

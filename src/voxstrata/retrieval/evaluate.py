@@ -55,8 +55,7 @@ def positives_from_groups(groups_x: npt.ArrayLike, groups_y: npt.ArrayLike) -> B
     for groups in (x, y):
         if groups.dtype.kind not in "iuU":
             raise InputError(
-                f"groups must be all strings or all integers, got {groups.dtype}; "
-                "leave out utterances without a group"
+                f"groups must be all strings or all integers, got {groups.dtype}; leave out utterances without a group"
             )
     if (x.dtype.kind == "U") != (y.dtype.kind == "U"):
         raise InputError("groups of one side are strings, of the other integers: they can never be equal")
@@ -71,9 +70,7 @@ def best_ranks(scores: npt.NDArray[np.floating], positives: BoolMatrix) -> npt.N
     constant scores earn nothing. Other positives of the row do not push the best one down.
     """
     if scores.ndim != 2 or scores.shape != positives.shape:
-        raise InputError(
-            f"scores {scores.shape} and positives {positives.shape} must be matrices of one shape"
-        )
+        raise InputError(f"scores {scores.shape} and positives {positives.shape} must be matrices of one shape")
     if np.isnan(scores).any():
         raise InputError("scores hold NaN and cannot be ranked; find the utterance that has no finite states")
     asked = positives.any(axis=1)

@@ -23,9 +23,7 @@ STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")
 DPI = 120
 
 
-def plot_recall_by_layer(
-    table: pa.Table, path: str | PathLike[str], title: str, metric: str = "recall@1"
-) -> None:
+def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str, metric: str = "recall@1") -> None:
     """PNG of `metric` against depth: one line per similarity, the mean over all directions, and chance.
 
     The thin lines are the single language pairs (mean of both directions) under seqsim_f1, or under the
@@ -167,9 +165,7 @@ def _first_similarity(table: pa.Table) -> list[str]:
     return sorted(names, key=lambda name: name != "seqsim_f1")
 
 
-def _curve(
-    table: pa.Table, outputs: list[str], source: str, target: str, column: str
-) -> npt.NDArray[np.float64]:
+def _curve(table: pa.Table, outputs: list[str], source: str, target: str, column: str) -> npt.NDArray[np.float64]:
     """A column of one direction by output, (outputs,) float64, NaN where the table has none."""
     part = table.filter(pc.and_(pc.equal(table["source"], source), pc.equal(table["target"], target)))
     values = dict(zip(part["output"].to_pylist(), part[column].to_pylist(), strict=True))
@@ -180,9 +176,7 @@ def _pair_curves(table: pa.Table, outputs: list[str]) -> list[npt.NDArray[np.flo
     """Mean of both directions of each pair of languages by output."""
     directions = zip(table["source"].to_pylist(), table["target"].to_pylist(), strict=True)
     pairs = dict.fromkeys((a, b) for a, b in directions if a < b)
-    return [
-        (_curve(table, outputs, a, b, "value") + _curve(table, outputs, b, a, "value")) / 2 for a, b in pairs
-    ]
+    return [(_curve(table, outputs, a, b, "value") + _curve(table, outputs, b, a, "value")) / 2 for a, b in pairs]
 
 
 def _matrix(table: pa.Table, languages: list[str]) -> npt.NDArray[np.float64]:

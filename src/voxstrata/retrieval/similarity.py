@@ -52,8 +52,7 @@ class Ragged:
         if wrong.size:
             i = int(wrong[0])
             raise InputError(
-                f"{_name(self.names, i, 'utterance')} has {self.lengths[i]} frames; "
-                "leave out utterances without frames"
+                f"{_name(self.names, i, 'utterance')} has {self.lengths[i]} frames; leave out utterances without frames"
             )
 
     @classmethod

@@ -228,8 +228,7 @@ def _sides(utterances: pa.Table, languages: Sequence[str] | None) -> list[_Side]
     empty = [side.language for side in sides if not side.ids]
     if empty:
         raise InputError(
-            f"no usable utterance in {', '.join(empty)}: {found}; "
-            "leave these languages out or finish the extraction"
+            f"no usable utterance in {', '.join(empty)}: {found}; leave these languages out or finish the extraction"
         )
     if len(sides) < 2:
         raise InputError(
@@ -264,9 +263,7 @@ def _summary(table: pa.Table) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """Columns (similarity, metric) and, per output, its name and the means in percent."""
     means = table.filter(pc.equal(table["source"], MEAN)).to_pylist()
     if not means:
-        raise InputError(
-            'the table holds no rows with source "mean"; pass the whole table that retrieve returned'
-        )
+        raise InputError('the table holds no rows with source "mean"; pass the whole table that retrieve returned')
     header = [(s, m) for s in _distinct(table, "similarity") for m in _distinct(table, "metric")]
     values = {(row["output"], row["similarity"], row["metric"]): row["value"] for row in means}
     body = []

@@ -133,9 +133,7 @@ def make_plan(
     languages = [x or "" for x in corpus.table["language"].to_pylist()]
     if not samples.any():
         reason = next(iter(failures.values()), "it is empty")
-        raise InputError(
-            f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}"
-        )
+        raise InputError(f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}")
     order = sorted(range(len(ids)), key=lambda i: (samples[i] == 0, languages[i], -frames[i], ids[i]))
     samples, frames = samples[order], frames[order]
     known = int(np.count_nonzero(samples))

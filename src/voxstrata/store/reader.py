@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,9 @@ class EmbeddingStore:
         if about is None:
             raise InputError(f"{path}: not a voxstrata store; `voxstrata extract` makes one")
         if about.get("schema") != SCHEMA:
-            raise InputError(
-                f"{path}: store schema {about.get('schema')}, this version reads {SCHEMA}; extract again"
-            )
+            raise InputError(f"{path}: store schema {about.get('schema')}, this version reads {SCHEMA}; extract again")
         if not self.files.exists(PLAN):
-            raise InputError(
-                f"{path}: its creation was interrupted; run the extraction again, it will resume"
-            )
+            raise InputError(f"{path}: its creation was interrupted; run the extraction again, it will resume")
         self.about: dict[str, Any] = about
         self.model = ModelCard.from_dict(about["model"])
         self.spec = StoreSpec.from_dict(about["spec"])
@@ -140,14 +137,10 @@ class EmbeddingStore:
         """Index of an utterance given by id or index. Raises UsageError for an unknown one."""
         if isinstance(utterance, str):
             if utterance not in self._index:
-                raise UsageError(
-                    f"{self.files.root}: no utterance {utterance!r}, it holds e.g. {self.ids[0]!r}"
-                )
+                raise UsageError(f"{self.files.root}: no utterance {utterance!r}, it holds e.g. {self.ids[0]!r}")
             return self._index[utterance]
         if not 0 <= utterance < len(self):
-            raise UsageError(
-                f"{self.files.root}: index {utterance} out of range, it holds {len(self)} utterances"
-            )
+            raise UsageError(f"{self.files.root}: index {utterance} out of range, it holds {len(self)} utterances")
         return int(utterance)
 
     def array(self, output: str) -> zarr.Array[Any]:
@@ -188,7 +181,7 @@ class EmbeddingStore:
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
         begin = json.loads(self.files.read(PLAN))["unit_begin"]
-        for a, b in zip(begin[:-1], begin[1:], strict=True):
+        for a, b in pairwise(begin):
             indices = a + np.flatnonzero(self.status[a:b] == 1)
             if len(indices):
                 yield (indices, *self.ragged(output, indices))

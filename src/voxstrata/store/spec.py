@@ -39,9 +39,7 @@ class StoreSpec:
         if self.pool not in (None, "mean"):
             raise UsageError(f"unknown pooling {self.pool!r}; there is 'mean'")
         if self.every < 1 or WINDOW_FRAMES % self.every:
-            raise UsageError(
-                f"--every {self.every}: choose a divisor of {WINDOW_FRAMES}, like 2, 5, 10, 25 or 50"
-            )
+            raise UsageError(f"--every {self.every}: choose a divisor of {WINDOW_FRAMES}, like 2, 5, 10, 25 or 50")
         if self.pool and self.every != 1:
             raise UsageError("--pool and --every exclude each other: pooling leaves one vector per utterance")
 

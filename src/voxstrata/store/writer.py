@@ -131,9 +131,7 @@ class StoreWriter:
                 dimension_names=("utterance",),
             )
             array[:] = values
-        self._write_utterances(
-            {i: r for i, r in enumerate(plan.utterances["failure"].to_pylist()) if r is not None}
-        )
+        self._write_utterances({i: r for i, r in enumerate(plan.utterances["failure"].to_pylist()) if r is not None})
         stored = {
             "schema": SCHEMA,
             "fingerprint": about["plan"],
@@ -161,13 +159,9 @@ class StoreWriter:
         mine = self.plan.spec.to_dict()
         for key, value in about["spec"].items():
             if value != mine[key]:
-                raise InputError(
-                    f"{where}{key} is {value} there, {mine[key]} here; use the same or a new store"
-                )
+                raise InputError(f"{where}{key} is {value} there, {mine[key]} here; use the same or a new store")
         if about["plan"] != self.plan.fingerprint():
-            raise InputError(
-                f"{where}the corpus or the plan differs: {self._first_difference()}; use a new store"
-            )
+            raise InputError(f"{where}the corpus or the plan differs: {self._first_difference()}; use a new store")
 
     def _first_difference(self) -> str:
         stored = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
