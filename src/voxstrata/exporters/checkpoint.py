@@ -216,7 +216,8 @@ def _checkpoint(
             else "is missing"
         )
         raise InputError(
-            f"{path}: weights do not fit config.json: encoder tensor {first} {found} ({len(missing) + len(wrong)} in all)"
+            f"{path}: weights do not fit config.json: encoder tensor {first} {found} "
+            f"({len(missing) + len(wrong)} in all)"
         )
     unused = sorted(set(state) - set(expected))
     if unused:
@@ -233,6 +234,7 @@ def _checkpoint(
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     if extractor.feature_size != config.num_mel_bins:
         raise InputError(
-            f"{path}: preprocessor_config.json makes {extractor.feature_size} mel bins, the encoder takes {config.num_mel_bins}"
+            f"{path}: preprocessor_config.json makes {extractor.feature_size} mel bins, "
+            f"the encoder takes {config.num_mel_bins}"
         )
     return Checkpoint(name, revision, config, encoder, extractor)

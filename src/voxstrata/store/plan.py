@@ -152,8 +152,8 @@ def make_plan(
         if (size := unit_rows * row_bytes * len(spec.outputs)) > MAX_UNIT_BYTES:
             longest = int(np.argmax(length))
             raise UsageError(
-                f"{ids[order[longest]]}: {samples[longest] / SAMPLE_RATE:.0f} s with {len(spec.outputs)} outputs needs a "
-                f"unit of {size / 2**30:.1f} GiB; choose fewer outputs, --every or --pool, or cut the recording"
+                f"{ids[order[longest]]}: {samples[longest] / SAMPLE_RATE:.0f} s with {len(spec.outputs)} outputs needs "
+                f"a unit of {size / 2**30:.1f} GiB; choose fewer outputs, --every or --pool, or cut the recording"
             )
         unit_begin, start = _pack(length, [languages[i] for i in order], known, unit_rows)
     start[known:] = 0

@@ -1,0 +1,51 @@
+# Each target builds what it needs in .venv, on a bare machine with Python 3.11 or newer.
+PYTHON ?= python3
+THREADS ?=
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TRANSFORMERS5 := 5.23.0
+
+.PHONY: demo test test-real test-transformers5 lint bench clean
+
+demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table, pictures
+	$(BIN)/voxstrata demo -o demo $(if $(THREADS),--threads $(THREADS))
+
+test: .venv/dev.stamp  ## All quick tests
+	$(BIN)/python -m pytest
+
+test-real: .venv/dev.stamp  ## Tests on real weights and real speech, where ../shared/data has them
+	$(BIN)/python -m pytest -m real
+
+test-transformers5: .venv5/dev.stamp  ## The exporters' tests on transformers 5
+	.venv5/bin/python -m pytest tests/test_checkpoint.py tests/test_graph.py tests/test_export.py
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev.stamp  ## The quick benchmarks, on the demo's corpus and a random-weight encoder
+	$(BIN)/python benchmarks/quick.py --out bench
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "voxstrata needs Python 3.11 or newer; name one: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo.stamp: .venv/python.stamp pyproject.toml constraints.txt
+	$(PIP_INSTALL) -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/dev.stamp: .venv/python.stamp pyproject.toml constraints.txt
+	$(PIP_INSTALL) -c constraints.txt -e '.[test,lint,optimum]'
+	touch $@
+
+.venv5/dev.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv5
+	sed 's/^transformers==.*/transformers==$(TRANSFORMERS5)/' constraints.txt > .venv5/constraints.txt
+	.venv5/bin/python -m pip install --quiet --disable-pip-version-check -c .venv5/constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv5 demo bench

@@ -1,0 +1,119 @@
+"""What commands print: progress on a terminal, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(f: F) -> F:
+    """`--json`: the result as one JSON object on standard output, and nothing else there."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(f)
+
+
+def run_options(f: F) -> F:
+    """Where and how wide graphs run."""
+    f = click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads for inference and decoding. [default: all cores]"
+    )(f)
+    return click.option(
+        "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, tensorrt, …; a GPU is never assumed."
+    )(f)
+
+
+def print_json(result: Any) -> None:
+    """One JSON object, non-ASCII kept."""
+    click.echo(json.dumps(result, ensure_ascii=False, indent=1))
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    s = round(seconds)
+    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in aligned plain text, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in [header, *rows]
+    )
+
+
+class Line:
+    """One line on standard error, rewritten in place; silent when that is not a terminal."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._shown = 0.0
+        self._begin = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this line began."""
+        return time.monotonic() - self._begin
+
+    def show(self, text: str, *, force: bool = False) -> None:
+        """Show `text`, at most five times a second unless forced."""
+        now = time.monotonic()
+        if self._live and (force or now - self._shown >= 0.2):
+            self._shown = now
+            self._stream.write(f"\r\x1b[2K{text}")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self._live:
+            self._stream.write("\r\x1b[2K")
+            self._stream.flush()
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def steps(line: Line, quiet: bool) -> Callable[[str], None]:
+    """A `say` function: what is being done, each step a line of its own on standard error."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            line.close()
+            click.echo(f"{clock(line.elapsed)}  {text}", err=True)
+
+    return say
+
+
+def extraction_progress(line: Line) -> Callable[[Any], None]:
+    """Show a `Progress`: units, audio, audio-hours per hour, ETA, failures."""
+
+    def show(p: Any) -> None:
+        rate = p.audio_seconds / max(line.elapsed, 1e-9)
+        left = (p.audio_seconds_total - p.audio_seconds) / rate if rate else 0.0
+        text = (
+            f"units {p.units}/{p.units_total}  audio {clock(p.audio_seconds)}/{clock(p.audio_seconds_total)}  "
+            f"{rate:.0f} audio-h/h  ETA {clock(left)}"
+        )
+        line.show(text + (f"  failed {p.failed}" if p.failed else ""))
+
+    return show
+
+
+def count_progress(line: Line, what: str) -> Callable[[int, int], None]:
+    """Show done/total with an ETA."""
+
+    def show(done: int, total: int) -> None:
+        left = line.elapsed / max(done, 1) * (total - done)
+        line.show(f"{what} {done}/{total}  ETA {clock(left)}")
+
+    return show

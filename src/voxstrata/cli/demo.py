@@ -1,0 +1,68 @@
+"""voxstrata demo"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from voxstrata.cli.console import Line, count_progress, extraction_progress, steps
+from voxstrata.cli.retrieve import write_retrieval
+
+
+@click.command()
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads. [default: all cores]")
+def demo(folder: Path, threads: int | None) -> None:
+    """The whole way once: speak a small parallel corpus, export an encoder, extract, retrieve.
+
+    Works offline: without the hub, a random-weight encoder stands in for openai/whisper-tiny, and the demo says so.
+
+    \b
+    Example:
+      voxstrata demo -o demo
+    """
+    from voxstrata.engine import extract
+    from voxstrata.errors import InputError
+    from voxstrata.experiments.demo import LANGUAGES, find_encoder
+    from voxstrata.experiments.demo_corpus import write_demo_corpus
+    from voxstrata.exporters import export
+    from voxstrata.retrieval import to_terminal
+    from voxstrata.store import open_store
+
+    marker = folder / ".voxstrata-demo"
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise InputError(f"{folder}: holds something else; choose another folder with -o")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    marker.touch()
+    with Line() as line:
+        say = steps(line, quiet=False)
+        say(f"speaking 40 sentences in {len(LANGUAGES)} languages, two voices each")
+        manifest = write_demo_corpus(folder / "corpus", languages=LANGUAGES)
+        say("looking for an encoder")
+        encoder = find_encoder(folder, say)
+        say(encoder.meaning)
+        export(encoder.checkpoint, folder / "model", say=say)
+        say("extracting every layer of every utterance")
+        report = extract(
+            manifest, folder / "model", folder / "demo.zarr", threads=threads, progress=extraction_progress(line)
+        )
+        rate = report.audio_seconds / report.seconds
+        say(f"{report.audio_seconds / 60:.0f} minutes of speech: {rate:.0f} audio-hours per hour")
+        say("retrieving translations, layer by layer")
+        store = open_store(folder / "demo.zarr")
+        table = write_retrieval(store, folder / "results", progress=count_progress(line, "language pairs × outputs"))
+        say("done")
+    click.echo("\n" + to_terminal(table))
+    click.echo(encoder.meaning + "\n")
+    for path, what in (
+        ("results/recall_by_layer.png", "recall by layer"),
+        ("results/languages.png", "recall for every pair of languages"),
+        ("results/retrieval.parquet", "every figure, tidy"),
+        ("demo.zarr", "the embeddings; `voxstrata info` describes them"),
+        ("model", "the exported encoder"),
+        ("corpus", "the speech"),
+    ):
+        click.echo(f"  {folder / path}: {what}")

@@ -1,0 +1,109 @@
+"""voxstrata info"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from voxstrata.cli.console import aligned, clock, json_option, print_json
+
+
+@click.command()
+@click.argument("path")
+@json_option
+def info(path: str, as_json: bool) -> None:
+    """Say what is in a model folder or a store.
+
+    \b
+    Example:
+      voxstrata info speech.zarr
+    """
+    from voxstrata.errors import InputError
+    from voxstrata.model import open_model
+    from voxstrata.model.card import CARD
+    from voxstrata.store import open_store
+
+    if "://" not in path and not Path(path).exists():
+        raise InputError(f"{path}: no such model folder or store")
+    about = (
+        open_model(path).card.to_dict() | {"kind": "model"}
+        if "://" not in path and (Path(path) / CARD).exists()
+        else _store(open_store(path))
+    )
+    if as_json:
+        print_json(about)
+    elif about["kind"] == "model":
+        _print_model(path, about)
+    else:
+        _print_store(path, about)
+
+
+def _store(store: Any) -> dict[str, Any]:
+    table = store.utterances
+    rows = zip(*(table[c].to_pylist() for c in ("language", "seconds", "status")), strict=True)
+    languages: dict[str, dict[str, float]] = {}
+    for language, seconds, status in rows:
+        entry = languages.setdefault(language or "(none)", {"utterances": 0, "seconds": 0.0, "done": 0})
+        entry["utterances"] += 1
+        entry["seconds"] += seconds
+        entry["done"] += status == "done"
+    row_bytes = store.model.d_model * store.spec.stored_dtype.itemsize
+    return {
+        "kind": "store",
+        "complete": store.complete,
+        "status": dict(Counter(table["status"].to_pylist())),
+        "languages": languages,
+        "failures": {i: f for i, f in zip(store.ids, table["failure"].to_pylist(), strict=True) if f},
+        "bytes_per_output": int(store.length[store.status == 1].sum()) * row_bytes,
+        **store.about,
+    }
+
+
+def _print_model(path: str, card: dict[str, Any]) -> None:
+    s = card["silence"]
+    keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
+    source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
+    rows = [
+        ("checkpoint", card["checkpoint"] + (f" @ {card['revision']}" if card["revision"] else "")),
+        ("encoder SHA-256", card["weights_sha256"]),
+        (
+            "encoder",
+            f"{card['layers']} layers, d = {card['d_model']}, {card['heads']} heads, {card['n_mels']} mel bins",
+        ),
+        ("dtype, opset", f"{card['dtype']}, {card['opset']}"),
+        ("outputs", ", ".join(card["outputs"])),
+        ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
+        ("silence cache", f"{s['kind']} ({source}), {keys}"),
+        ("worst difference", f"{max(card['validation']['outputs'].values()):.1e} relative L2 from PyTorch"),
+        ("made with", ", ".join(f"{k} {v}" for k, v in card["tools"].items())),
+    ]
+    click.echo(f"{path}: exported encoder\n" + "\n".join(f"  {k:<17}{v}" for k, v in rows))
+
+
+def _print_store(path: str, about: dict[str, Any]) -> None:
+    spec, model, context = about["spec"], about["model"], about["spec"]["context"]
+    stored = "one mean vector per utterance, float32" if spec["pool"] else f"frames, {spec['dtype']}"
+    if not spec["pool"]:
+        stored += f", one row per {about['samples_per_row'] / 16:g} ms"
+    detail = "" if context["mode"] == "padded" else f", tail {context['tail'] * 0.02:g} s"
+    silence = f", {model['silence']['kind']} silence" if context["mode"] == "bucketed" else ""
+    rows = [
+        ("model", f"{model['checkpoint']}, {model['layers']} layers, d = {model['d_model']}, {model['dtype']}"),
+        ("encoder SHA-256", model["weights_sha256"]),
+        ("outputs", ", ".join(spec["outputs"])),
+        ("stored", f"{stored}; {about['bytes_per_output'] / 1e6:.1f} MB per output"),
+        ("context", context["mode"] + detail + silence),
+        ("utterances", ", ".join(f"{n} {s}" for s, n in about["status"].items())),
+        ("complete", "yes" if about["complete"] else "no: run the same extraction again, it resumes"),
+    ]
+    click.echo(f"{path}: store of embeddings\n" + "\n".join(f"  {k:<17}{v}" for k, v in rows) + "\n")
+    table = [
+        [name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])]
+        for name, e in sorted(about["languages"].items())
+    ]
+    click.echo(aligned(["language", "utterances", "done", "audio"], table))
+    for name, reason in list(about["failures"].items())[:10]:
+        click.echo(f"failed: {name}: {reason}")

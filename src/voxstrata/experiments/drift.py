@@ -1,0 +1,173 @@
+"""Drift: what a cheaper context costs, on the user's own checkpoint and audio.
+
+Every mode is extracted as a user would extract it, into a temporary store, and compared with `padded`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voxstrata.corpus import Corpus
+from voxstrata.engine import Device, extract
+from voxstrata.errors import InputError
+from voxstrata.model import Context, ModelFolder
+from voxstrata.model.context import Mode
+from voxstrata.retrieval import retrieve
+from voxstrata.store import EmbeddingStore, open_store
+
+ALL_MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")
+MODES = ALL_MODES[1:]  # against padded, the reference
+RETRIEVED_BY = ("seqsim_f1", "pooled_cosine")
+
+
+@dataclass(frozen=True)
+class DriftRow:
+    """One output in one mode.
+
+    cosine: mean over all frames of the cosine to the same frame of the padded run. worst: the lowest mean over
+    one utterance, worst_id: whose. recall and change: mean recall@1 over all directions by similarity, as
+    fractions, and its difference to padded; empty where the corpus has no translations.
+    """
+
+    mode: str
+    output: str
+    cosine: float
+    worst: float
+    worst_id: str
+    recall: dict[str, float]
+    change: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """speed: wall seconds of `padded` / of the mode. candidates, chance: of the retrieval, None without one."""
+
+    checkpoint: str
+    clips: int
+    audio_seconds: float
+    seconds: dict[str, float]
+    speed: dict[str, float]
+    rows: tuple[DriftRow, ...]
+    recall_padded: dict[str, dict[str, float]]
+    candidates: tuple[int, int] | None
+    chance: float | None
+    no_retrieval: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+def measure_drift(
+    corpus: Corpus,
+    model: ModelFolder,
+    *,
+    clips: int | None = 100,
+    outputs: str | Sequence[str] = "all",
+    device: Device | None = None,
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> DriftReport:
+    """Extract `clips` recordings (whole groups of translations, drawn with a fixed seed; None: all) in every mode.
+
+    Raises InputError when a recording of the sample cannot be read: then modes would not be compared on the same.
+    """
+    corpus = sample(corpus, clips)
+    stores: dict[Mode, EmbeddingStore] = {}
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="voxstrata-drift-") as folder:
+        for mode in ALL_MODES:
+            say(f"extracting {len(corpus)} recordings, {mode}")
+            path = Path(folder) / f"{mode}.zarr"
+            report = extract(
+                corpus,
+                model,
+                path,
+                outputs=outputs,
+                dtype="float32",
+                context=Context(mode),
+                device=device,
+                threads=threads,
+            )
+            if report.failed:
+                name, reason = next(iter(report.failures.items()))
+                raise InputError(f"{report.failed} recordings cannot be read, e.g. {name}: {reason}")
+            stores[mode], seconds[mode] = open_store(path), report.seconds
+        recall: dict[str, dict[str, dict[str, float]]] = {m: {} for m in stores}
+        candidates = chance = no_retrieval = None
+        for mode in ALL_MODES:
+            say(f"retrieval, {mode}")
+            try:
+                recall[mode], candidates, chance = _recall(stores[mode])
+            except InputError as e:
+                no_retrieval = str(e)
+                break
+        rows = []
+        for mode in MODES:
+            for output in stores[mode].outputs:
+                here = recall[mode].get(output, {})
+                before = recall["padded"].get(output, {})
+                change = {s: here[s] - before[s] for s in here}
+                rows.append(DriftRow(mode, output, *_cosine(stores["padded"], stores[mode], output), here, change))
+        audio = float(np.sum(stores["padded"].utterances["seconds"].to_numpy()))
+    return DriftReport(
+        checkpoint=model.card.checkpoint,
+        clips=len(corpus),
+        audio_seconds=audio,
+        seconds=seconds,
+        speed={m: seconds["padded"] / seconds[m] for m in MODES},
+        rows=tuple(rows),
+        recall_padded=recall["padded"],
+        candidates=candidates,
+        chance=chance,
+        no_retrieval=no_retrieval,
+    )
+
+
+def sample(corpus: Corpus, clips: int | None) -> Corpus:
+    """About `clips` recordings: whole groups, so that translations stay together, drawn with a fixed seed."""
+    if clips is None or clips >= len(corpus):
+        return corpus
+    ids, groups = corpus.table["id"].to_pylist(), corpus.table["group"].to_pylist()
+    members: dict[tuple[bool, str], list[int]] = {}
+    for i, (name, group) in enumerate(zip(ids, groups, strict=True)):
+        members.setdefault((group is None, group or name), []).append(i)
+    keys = sorted(members)
+    chosen: list[int] = []
+    for k in np.random.default_rng(0).permutation(len(keys)):
+        if len(chosen) >= clips:
+            break
+        chosen += members[keys[k]]
+    return Corpus(corpus.root, corpus.table.take(pa.array(sorted(chosen))))
+
+
+def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> tuple[float, float, str]:
+    """Mean over frames, lowest utterance mean, and whose it is. Both stores hold the same plan."""
+    total, frames, worst, worst_id = 0.0, 0, np.inf, ""
+    for (indices, a, offsets), (_, b, _) in zip(reference.units(output), other.units(output), strict=True):
+        norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosine = np.einsum("ij,ij->i", a, b, dtype=np.float64) / norm
+        total += float(cosine.sum())
+        frames += len(cosine)
+        means = np.add.reduceat(cosine, offsets[:-1]) / np.diff(offsets)
+        low = int(np.argmin(means))
+        if means[low] < worst:
+            worst, worst_id = float(means[low]), reference.ids[int(indices[low])]
+    return total / frames, worst, worst_id
+
+
+def _recall(store: EmbeddingStore) -> tuple[dict[str, dict[str, float]], tuple[int, int], float]:
+    table = retrieve(store, similarities=RETRIEVED_BY, ks=(1,))
+    mean = table.filter(pc.equal(table["source"], "mean")).to_pylist()
+    recall: dict[str, dict[str, float]] = {}
+    for row in mean:
+        recall.setdefault(row["output"], {})[row["similarity"]] = row["value"]
+    return recall, (mean[0]["candidates"], mean[0]["candidates_max"]), mean[0]["chance"]
