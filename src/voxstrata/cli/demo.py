@@ -12,7 +12,15 @@ from voxstrata.cli.retrieve import write_retrieval
 
 
 @click.command()
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder to fill.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads. [default: all cores]")
 def demo(folder: Path, threads: int | None) -> None:
     """The whole way once: speak a small parallel corpus, export an encoder, extract, retrieve.

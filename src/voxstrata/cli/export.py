@@ -14,7 +14,13 @@ from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
 @click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="New model folder.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--outputs", default="all", show_default=True, help="Outputs of the graph, e.g. layer_03,layer_06,final.")
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of weights, arithmetic and outputs; float16 is for GPUs.",
+)
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),

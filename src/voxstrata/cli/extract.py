@@ -25,7 +25,13 @@ FAILURES_SHOWN = 10
     show_default=True,
     help="What the encoder sees beyond the speech; `voxstrata drift` measures the difference.",
 )
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Of the stored frames.",
+)
 @click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector per utterance instead of frames.")
 @click.option("--every", type=int, default=1, show_default=True, help="Keep the mean of every N frames.")
 @click.option(

@@ -14,8 +14,6 @@ from voxstrata.audio.decode import AudioInfo, decode
 from voxstrata.corpus import Corpus
 from voxstrata.errors import AudioError
 
-AHEAD_SAMPLES = 16 << 20  # decoded ahead at the most (64 MB), yet always at least one recording
-
 Samples = NDArray[np.float32]
 
 
@@ -23,19 +21,21 @@ class DecodeAhead:
     """Decodes recordings in the order they will be asked for.
 
     `order` gives (key, row of the corpus, what probing said). `get(key)` must be called in that order.
+    `ahead`: samples at 16 kHz that are decoded ahead at the most, yet always at least one recording.
     """
 
-    def __init__(self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo]], workers: int) -> None:
+    def __init__(self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo]], workers: int, ahead: int) -> None:
         self.seconds: dict[str, float] = defaultdict(float)  # decode: over all threads; wait: the encoder's for audio
         self._corpus = corpus
         self._order = iter(order)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._pending: deque[tuple[int, int, Future[Samples | str]]] = deque()
+        self._pending: deque[tuple[int, int, Future[tuple[Samples | str, float]]]] = deque()
+        self._limit = ahead
         self._ahead = 0
         self._fill()
 
     def _fill(self) -> None:
-        while self._ahead < AHEAD_SAMPLES or not self._pending:
+        while self._ahead < self._limit or not self._pending:
             following = next(self._order, None)
             if following is None:
                 return
@@ -43,23 +43,24 @@ class DecodeAhead:
             self._pending.append((key, info.samples, self._pool.submit(self._decode, row, info)))
             self._ahead += info.samples
 
-    def _decode(self, row: int, info: AudioInfo) -> Samples | str:
+    def _decode(self, row: int, info: AudioInfo) -> tuple[Samples | str, float]:
         begin = time.perf_counter()
+        result: Samples | str
         try:
-            return decode(self._corpus.absolute(row), info)
+            result = decode(self._corpus.absolute(row), info)
         except AudioError as e:
-            return str(e)
+            result = str(e)
         except Exception as e:  # a decoder's bug on one file must not cost the corpus
-            return f"{self._corpus.absolute(row)}: {type(e).__name__}: {e}; re-encode it or remove it"
-        finally:
-            self.seconds["decode"] += time.perf_counter() - begin
+            result = f"{self._corpus.absolute(row)}: {type(e).__name__}: {e}; re-encode it or remove it"
+        return result, time.perf_counter() - begin
 
     def get(self, key: int) -> Samples | str:
         """The samples of the next recording, float32 at 16 kHz, or why there are none."""
         begin = time.perf_counter()
         expected, samples, future = self._pending.popleft()
         assert expected == key, "recordings are taken in the order they were announced"
-        result = future.result()
+        result, busy = future.result()
+        self.seconds["decode"] += busy
         self.seconds["wait"] += time.perf_counter() - begin
         self._ahead -= samples
         self._fill()

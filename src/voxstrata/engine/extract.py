@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.audio.units import SAMPLE_RATE, WINDOW_SAMPLES
+from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.engine.decoding import DecodeAhead
 from voxstrata.engine.session import Device, Encoder
@@ -25,9 +25,13 @@ from voxstrata.model.names import select_outputs
 from voxstrata.store.files import Files
 from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window, make_plan
 from voxstrata.store.spec import StoreSpec
-from voxstrata.store.writer import StoreWriter
+from voxstrata.store.writer import StoreWriter, refuse_foreign
 
 BATCHES_IN_FLIGHT = 2  # encoded, not yet placed: enough to overlap, little to hold
+BATCHES_AHEAD = 2  # of audio, decoded before the encoder asks for it
+# Of audio among which windows are sorted into batches. Recordings are held from their first window to their last,
+# and a unit may hold hours of them when states are pooled or averaged.
+BATCHES_SORTED = 8
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,9 @@ def extract(
     plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes)
     encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
     try:
-        with Files(store).lock(), ExitStack() as stack:
+        files = Files(store)
+        refuse_foreign(files)  # the lock is a file, too
+        with files.lock(), ExitStack() as stack:
             writer = StoreWriter(store, plan, model.card)
             return _run(corpus, infos, encoder, writer, allow_overflow, progress, stack)
     except OSError as e:
@@ -136,18 +142,23 @@ def _refuse_long(corpus: Corpus, infos: Sequence[AudioInfo | None]) -> None:
 
 
 def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
-    """A unit's windows in batches of equal computed positions, most positions first: (positions, windows).
+    """A unit's windows in batches of equal computed positions: (positions, windows).
 
     A function of the plan and the token budget alone, so that a resumed run batches as an uninterrupted one.
     """
     by_frames: dict[int, list[Window]] = {}
-    for u in plan.members(unit):
+    samples, members = 0, plan.members(unit)
+    for u in members:
         for w in plan.windows(u):
             by_frames.setdefault(plan.spec.context.frames_computed(w.frames), []).append(w)
-    for frames in sorted(by_frames, reverse=True):
-        windows, size = by_frames[frames], encoder.batch_size(frames)
-        for i in range(0, len(windows), size):
-            yield frames, windows[i : i + size]
+        samples += int(plan.samples[u])
+        if samples < BATCHES_SORTED * encoder.tokens * SAMPLES_PER_FRAME and u != members[-1]:
+            continue
+        for frames in sorted(by_frames, reverse=True):
+            windows, size = by_frames[frames], encoder.batch_size(frames)
+            for i in range(0, len(windows), size):
+                yield frames, windows[i : i + size]
+        by_frames, samples = {}, 0
 
 
 def _run(
@@ -179,7 +190,8 @@ def _run(
                         seen.add(w.utterance)
                         yield w.utterance, corpus_row[w.utterance], info
 
-    audio = DecodeAhead(corpus, decoding_order(), encoder.threads)
+    ahead = BATCHES_AHEAD * encoder.tokens * SAMPLES_PER_FRAME
+    audio = DecodeAhead(corpus, decoding_order(), encoder.threads, ahead)
     stack.callback(audio.close)
     # One thread places and writes, in order. Leaving the stack lets it finish what it is at: after an interrupt
     # a unit is committed whole or not at all.

@@ -108,7 +108,7 @@ class Encoder:
                 self._keys[frames] = self._silence.for_frames(frames)
             k = self._keys[frames]
             feeds |= {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
-        states: list[NDArray[Any]] = self._session(name).run(list(self.outputs), feeds)
+        states = self._compute(name, list(self.outputs), feeds)
         self.seconds["log_mel"] += middle - begin
         self.seconds["encode"] += time.perf_counter() - middle
         return states
@@ -121,9 +121,20 @@ class Encoder:
         batch = np.zeros((len(audio), padded * SAMPLES_PER_FRAME), np.float32)
         for row, samples in zip(batch, audio, strict=True):
             row[: len(samples)] = samples
-        (log_mel,) = self._session(LOG_MEL).run(None, {"audio": batch})
+        (log_mel,) = self._compute(LOG_MEL, ["log_mel"], {"audio": batch})
         columns: NDArray[np.float32] = log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH]
         return np.ascontiguousarray(columns)
+
+    def _compute(self, name: str, outputs: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        try:
+            computed: list[NDArray[Any]] = self._session(name).run(outputs, feeds)
+        except Exception as e:  # onnxruntime's own exceptions share no base class
+            shapes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
+            raise InputError(
+                f"{self.model.path / name}: onnxruntime failed on {shapes} ({e}); if memory ran out, choose a "
+                "smaller token budget"
+            ) from e
+        return computed
 
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:

@@ -80,10 +80,6 @@ class UnitSink:
     def commit(self, unit: int, failures: dict[int, str]) -> None:
         """Write the unit and make room for the next."""
         begin = time.perf_counter()
-        for utterance in failures:  # windows encoded before a later one failed must not stay behind
-            row = int(self.plan.start[utterance]) - unit * self.plan.unit_rows
-            for block in self._blocks.values():
-                block[row : row + int(self.plan.length[utterance])] = 0
         self._writer.commit(unit, self._blocks, failures)
         self._clear()
         self.seconds["write"] += time.perf_counter() - begin

@@ -94,7 +94,7 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     small = ["config.json", "preprocessor_config.json"]
     try:
@@ -103,13 +103,19 @@ def _download(repo: str, revision: str | None) -> Path:
         # fp32-suffixed duplicates, flax and ONNX copies of the same weights stay where they are
         wanted = [f for f in safe if "fp32" not in f] or [f for f in files if f.startswith("pytorch_model")]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
-    except HfHubHTTPError as e:
-        raise InputError(f"{repo}: the hub refused it ({e}); check the id and --revision") from e
+    except HFValidationError as e:
+        raise InputError(f"{repo}: no such folder or file, and not a hub id ({_first_line(e)})") from e
     except Exception as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
+        if isinstance(e, HfHubHTTPError) and not isinstance(e, LocalEntryNotFoundError):
+            raise InputError(
+                f"{repo}: no such folder here, and the hub refused it ({_first_line(e)}); check the id and --revision"
+            ) from e
         try:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
         except Exception:
-            raise InputError(f"{repo}: the hub cannot be reached ({type(e).__name__}) and no copy is cached") from e
+            raise InputError(
+                f"{repo}: no such folder here, the hub cannot be reached ({type(e).__name__}) and no copy is cached"
+            ) from e
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
@@ -127,13 +133,14 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
     safe, bins = sorted(folder.glob("model*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
     if not safe and not bins:
         raise InputError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
-    for weights in [f for f in safe if "fp32" not in f.name] or bins:
+    for weights in [f for f in safe if "fp32" not in f.name] or safe or bins:
+        if weights.suffix == ".bin":
+            tensors |= _tensors(_torch_load(weights))
+            continue
         try:
-            tensors |= load_file(weights) if weights.suffix == ".safetensors" else _torch_load(weights)
-        except InputError:
-            raise
+            tensors |= load_file(weights)
         except Exception as e:
-            raise InputError(f"{weights}: not readable as weights ({e}); fetch the file again") from e
+            raise InputError(f"{weights}: not readable as weights ({_first_line(e)}); fetch the file again") from e
     prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
     if prefix is None:
         raise InputError(f"{folder}: the weights hold no Whisper encoder (no conv1.weight)")
@@ -141,7 +148,7 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
     try:
         config = WhisperConfig.from_dict(raw)
     except Exception as e:
-        raise InputError(f"{file}: not a usable Whisper configuration ({e})") from e
+        raise InputError(f"{file}: not a usable Whisper configuration ({_first_line(e)})") from e
     return _checkpoint(folder, name, revision, config, state, whole=prefix == "")
 
 
@@ -149,7 +156,10 @@ def _from_openai(path: Path) -> Checkpoint:
     loaded = _torch_load(path)
     dims, tensors = loaded.get("dims"), loaded.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(tensors, dict):
-        raise InputError(f"{path}: not an OpenAI Whisper checkpoint (needs 'dims' and 'model_state_dict')")
+        raise InputError(
+            f"{path}: not an OpenAI Whisper checkpoint (needs 'dims' and 'model_state_dict'); "
+            "for Hugging Face weights give the folder that holds them"
+        )
     try:
         config = WhisperConfig(
             d_model=dims["n_audio_state"],
@@ -158,12 +168,18 @@ def _from_openai(path: Path) -> Checkpoint:
             encoder_ffn_dim=4 * dims["n_audio_state"],
             num_mel_bins=dims["n_mels"],
             max_source_positions=dims["n_audio_ctx"],
+            decoder_layers=dims["n_text_layer"],
+            decoder_attention_heads=dims["n_text_head"],
+            decoder_ffn_dim=4 * dims["n_text_state"],
+            max_target_positions=dims["n_text_ctx"],
             vocab_size=dims["n_vocab"],
         )
     except KeyError as e:
         raise InputError(f"{path}: 'dims' lacks {e}") from e
+    except Exception as e:  # transformers 5 checks types
+        raise InputError(f"{path}: 'dims' do not describe a Whisper model ({_first_line(e)})") from e
     state = {}
-    for key, value in tensors.items():
+    for key, value in _tensors(tensors).items():
         if key.startswith("encoder."):
             name = key.removeprefix("encoder.")
             for pattern, replacement in _OPENAI_NAMES:
@@ -181,10 +197,19 @@ def _torch_load(path: Path) -> dict[str, Any]:
             "convert it to safetensors where you trust it"
         ) from e
     except Exception as e:
-        raise InputError(f"{path}: not readable as a torch checkpoint ({e})") from e
+        raise InputError(f"{path}: not readable as a torch checkpoint ({_first_line(e)}); fetch it again") from e
     if not isinstance(loaded, dict):
         raise InputError(f"{path}: holds a {type(loaded).__name__}, not a dictionary of tensors")
     return loaded
+
+
+def _tensors(loaded: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+
+
+def _first_line(e: Exception) -> str:
+    lines = str(e).strip().splitlines()
+    return f"{type(e).__name__}: {lines[0]}" if lines else type(e).__name__
 
 
 def _checkpoint(
@@ -201,8 +226,11 @@ def _checkpoint(
             f"{path}: {config.max_source_positions} positions and activation {config.activation_function!r}; "
             f"Whisper encoders have {WINDOW_FRAMES} and 'gelu'"
         )
-    with torch.device("meta"):
-        encoder = WhisperEncoder(config)
+    try:
+        with torch.device("meta"):
+            encoder = WhisperEncoder(config)
+    except Exception as e:
+        raise InputError(f"{path}: the configuration describes no Whisper encoder ({_first_line(e)})") from e
     expected = encoder.state_dict()
     if whole:  # an encoder saved bare may sit beside other tensors
         state = {k: v for k, v in state.items() if k in expected}
@@ -228,13 +256,20 @@ def _checkpoint(
         raise InputError(f"{path}: encoder tensor {bad} holds NaN or infinite values")
     encoder.load_state_dict(state, assign=True)
     encoder.eval().requires_grad_(False)
-    try:
-        extractor = WhisperFeatureExtractor.from_pretrained(path)
-    except (OSError, ValueError):  # an OpenAI .pt or a bare folder: the feature size says everything
-        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    extractor = _extractor(path, config.num_mel_bins)
     if extractor.feature_size != config.num_mel_bins:
         raise InputError(
             f"{path}: preprocessor_config.json makes {extractor.feature_size} mel bins, "
             f"the encoder takes {config.num_mel_bins}"
         )
     return Checkpoint(name, revision, config, encoder, extractor)
+
+
+def _extractor(path: Path, n_mels: int) -> WhisperFeatureExtractor:
+    file = path / "preprocessor_config.json"
+    if not file.is_file():  # an OpenAI .pt or a bare folder: the feature size says everything
+        return WhisperFeatureExtractor(feature_size=n_mels)
+    try:
+        return WhisperFeatureExtractor.from_pretrained(path)
+    except Exception as e:
+        raise InputError(f"{file}: not a usable feature extractor ({_first_line(e)})") from e

@@ -14,12 +14,13 @@ import numpy as np
 import onnx
 
 from voxstrata.audio.decode import decode
+from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import read_corpus
 from voxstrata.errors import AudioError, InputError, UsageError
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
 from voxstrata.exporters.graph import OPSET, WeightsFile, encoder_graph
 from voxstrata.exporters.log_mel import log_mel_graph
-from voxstrata.exporters.silence import CALIBRATION_RECORDINGS, calibrated_silence, pure_silence
+from voxstrata.exporters.silence import CALIBRATION_RECORDINGS, CALIBRATION_SECONDS, calibrated_silence, pure_silence
 from voxstrata.exporters.validate import TOLERANCE, validate
 from voxstrata.model import card as layout
 from voxstrata.model.card import ModelCard, ModelFolder, open_model, write_card
@@ -152,13 +153,14 @@ def _write(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequ
 
 
 def _recordings(source: str | Path) -> list[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]]:
-    """Decode evenly spaced recordings of a corpus; those that cannot be decoded are passed over."""
+    """The beginnings of evenly spaced recordings of a corpus; those that cannot be decoded are passed over."""
+    longest = round(CALIBRATION_SECONDS[1] * SAMPLE_RATE)  # all that is used of a recording
     corpus = read_corpus(source)
     ids = corpus.table["id"].to_pylist()
     found = []
     for i in np.linspace(0, len(corpus) - 1, min(len(corpus), 2 * CALIBRATION_RECORDINGS)).astype(int):
         try:
-            found.append((str(ids[i]), decode(corpus.absolute(int(i)))))
+            found.append((str(ids[i]), decode(corpus.absolute(int(i)))[:longest].copy()))
         except AudioError:
             continue
     return found

@@ -215,7 +215,8 @@ def encoder_graph(
             helper.make_tensor_value_info("silence_value", TensorProto.FLOAT, kv),
             helper.make_tensor_value_info("silence_bias", TensorProto.FLOAT, kv[:3]),
         ]
-    returned = [helper.make_tensor_value_info(n, dtype, ["batch", "frames", shape.d_model]) for n in outputs]
+    # optimum's runtime works out the size of an output axis from its name
+    returned = [helper.make_tensor_value_info(n, dtype, ["batch", "time // 2", shape.d_model]) for n in outputs]
     return b.model("whisper_encoder", inputs, returned, metadata)
 
 

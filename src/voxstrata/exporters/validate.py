@@ -18,8 +18,9 @@ from voxstrata.exporters.reference import hidden_states, keys_and_values
 from voxstrata.model.card import CACHED, ENCODER, LOG_MEL
 
 LENGTHS = (0.1, 1.0, 7.0, 19.6, 30.0)  # seconds
-# Relative L2 to float32 PyTorch. Float16 keeps 11 bits, and its errors add up over the layers.
-TOLERANCE = {"float32": 2e-4, "float16": 2e-2}
+# Relative L2 to float32 PyTorch. Float16 keeps 11 bits, and its errors add up over the layers: whisper-base
+# reaches 2e-3 after 6, so 1e-2 lets 32 layers through even if errors grew as fast as depth.
+TOLERANCE = {"float32": 2e-4, "float16": 1e-2}
 LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans about 2
 
 
@@ -56,16 +57,17 @@ def validate(
             # two voices of different loudness, one long and one short, so that neighbours could leak
             voices = [_voice(seconds, 120.0, 0.3), _voice(seconds / 3, 210.0, 0.01)]
             features = torch.cat([_features(checkpoint, v) for v in voices])
-            worst_mel = max(worst_mel, _log_mel_difference(mel, voices, features))
+            difference = _log_mel_difference(mel, voices, features)
+            if not difference <= LOG_MEL_TOLERANCE:  # so put, NaN fails too
+                raise InputError(
+                    f"validation failed: log-mel differs from WhisperFeatureExtractor by {difference:.1e} "
+                    f"at {seconds} s, allowed is {LOG_MEL_TOLERANCE:.0e}; no model was written"
+                )
+            worst_mel = max(worst_mel, difference)
             frames = round(seconds * FRAMES_PER_SECOND)
             log_mel = features[:, :, : 2 * frames]
             want = hidden_states(checkpoint.encoder, log_mel)
             compare(plain.run(None, {"log_mel": log_mel.numpy()}), want, worst, f"at {seconds} s")
-        if worst_mel > LOG_MEL_TOLERANCE:
-            raise InputError(
-                f"validation failed: log-mel differs from WhisperFeatureExtractor by {worst_mel:.1e}, "
-                f"allowed is {LOG_MEL_TOLERANCE:.0e}; no model was written"
-            )
         # The cached graph with all keys of one padded run must give that run's states. The convolution at the
         # cut sees a zero instead of the next mel frame, so a zero stands there.
         frames = 180

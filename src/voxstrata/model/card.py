@@ -40,7 +40,8 @@ class ModelCard:
     outputs: names of the graph's outputs, in depth order.
     final_norm: "final" (only `final` is normalised) or "every" (the final LayerNorm on every output).
     silence: kind ("pure" or "calibrated"), groups (0: uncondensed), first frame, sha256, and the calibration
-        recordings by name and SHA-256 or the pad level of the pure cache.
+        recordings by name and SHA-256 (of the float32 samples at 16 kHz that were used, at most the first 9 s)
+        or the pad level of the pure cache.
     validation: for every output the largest relative L2 difference from PyTorch, with the lengths tried.
     """
 
@@ -98,10 +99,15 @@ class ModelFolder:
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Write card.json with the hashes of the files that stand beside it."""
-    files = {n: sha256_file(folder / n) for n in (ENCODER, CACHED, WEIGHTS, LOG_MEL, SILENCE)}
-    text = json.dumps(card.to_dict() | {"files": files}, indent=1, sort_keys=True)
+    """Write card.json with the hashes of the files that stand beside it, and of itself."""
+    files = {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.name != CARD}
+    d = card.to_dict() | {"files": files}
+    text = json.dumps(d | {"sha256": _sha256_card(d)}, indent=1, sort_keys=True)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+def _sha256_card(d: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
 
 
 def open_model(path: str | Path) -> ModelFolder:
@@ -125,6 +131,8 @@ def open_model(path: str | Path) -> ModelFolder:
         raise InputError(
             f"{folder}: model format {found}, this version reads format {FORMAT}; export the checkpoint again"
         )
+    if d.pop("sha256", None) != _sha256_card(d):
+        raise InputError(f"{folder / CARD}: damaged or changed since the export; export the model again")
     try:
         files = d.pop("files")
         card = ModelCard.from_dict(d)

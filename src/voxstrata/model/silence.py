@@ -10,6 +10,7 @@ and one value, their means, with the log of the group's size added to the attent
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Silence:
         order = np.argsort(flat, kind="stable")
         size = np.bincount(flat, minlength=layers * heads * groups)
         full = np.flatnonzero(size)
-        begin = np.concatenate([[0], np.cumsum(size[full])[:-1]])
+        begin = np.cumsum(size[full]) - size[full]
         shape = (layers, heads, groups)
 
         def mean(a: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -101,7 +102,7 @@ class Silence:
         try:
             with np.load(path, allow_pickle=False) as z:
                 silence = cls(int(z["first"]), z["key"], z["value"], z.get("group"))
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
             raise InputError(f"{path}: not a readable silence cache ({e}); export the model again") from e
         if silence.key.shape[2] != WINDOW_FRAMES - silence.first:
             raise InputError(f"{path}: the silence cache does not reach frame {WINDOW_FRAMES}; export again")

@@ -12,11 +12,13 @@ from typing import Any
 
 import fsspec
 import zarr
+from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
 from voxstrata.errors import InputError
 
-LOCK = ".lock"
+LOCK = ".voxstrata-lock"
+ROOT = "zarr.json"  # of the root group
 
 
 class Files:
@@ -28,7 +30,7 @@ class Files:
             self._fs, self._path = fsspec.core.url_to_fs(self.root)
         except (ImportError, ValueError) as e:
             raise InputError(f"{root}: {e}; object stores need the extra `remote`") from e
-        self.local = Path(self._path) if "://" not in self.root else None
+        self.local = Path(self._path) if isinstance(self._fs, LocalFileSystem) else None
 
     def zarr_store(self, *, read_only: bool) -> Store:
         """The same place as zarr sees it."""
@@ -62,6 +64,12 @@ class Files:
         partial.write_bytes(data)
         partial.replace(target)
 
+    def clear(self) -> None:
+        """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
+        for name in sorted(self.names(), key=lambda n: n == ROOT):
+            if name != LOCK:
+                self._fs.rm(f"{self._path}/{name}", recursive=True)
+
     def sweep(self) -> None:
         """Remove what a killed run left half-written, here and in zarr's local store (both say `.partial`)."""
         if self.local is not None:
@@ -73,13 +81,11 @@ class Files:
         """Hold the store for writing; the operating system lets go of it when the process dies, however it dies.
 
         Object stores have no locks: there, writing twice at once is the caller's to avoid.
-        Raises InputError when another process holds it.
+        Makes the folder where there is none. Raises InputError when another process holds it.
         """
         if self.local is None:
             yield
             return
-        if self.local.exists() and not self.local.is_dir():
-            raise InputError(f"{self.root}: a file, not a store; choose another name")
         self.local.mkdir(parents=True, exist_ok=True)
         path = self.local / LOCK
         fd = _locked(path)
@@ -114,7 +120,7 @@ def _locked(path: Path) -> int:
 def root_attributes(files: Files) -> dict[str, Any]:
     """Attributes of the root group; empty where there is no readable zarr group."""
     try:
-        attributes = json.loads(files.read("zarr.json")).get("attributes", {})
+        attributes = json.loads(files.read(ROOT)).get("attributes", {})
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
         return {}
     return attributes if isinstance(attributes, dict) else {}

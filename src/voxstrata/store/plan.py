@@ -125,8 +125,10 @@ def make_plan(
     """Plan the extraction of a corpus whose lengths are known.
 
     `infos` and `failures` are what `probe_corpus` returned. Raises InputError when nothing can be encoded, and
-    UsageError when one recording alone is more than a unit may hold.
+    UsageError when one recording alone is more than a unit may hold, or for an impossible `unit_megabytes`.
     """
+    if not 0 < unit_megabytes * 2**20 <= MAX_UNIT_BYTES:
+        raise UsageError(f"units of {unit_megabytes} MB: choose more than 0, at most {MAX_UNIT_BYTES >> 20}")
     samples = np.array([i.samples if i else 0 for i in infos], np.int64)
     frames = -(-samples // (WINDOW_SAMPLES // WINDOW_FRAMES))
     ids = corpus.table["id"].to_pylist()
@@ -134,7 +136,8 @@ def make_plan(
     if not samples.any():
         reason = next(iter(failures.values()), "it is empty")
         raise InputError(f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}")
-    order = sorted(range(len(ids)), key=lambda i: (samples[i] == 0, languages[i], -frames[i], ids[i]))
+    keys = list(zip((samples == 0).tolist(), languages, (-frames).tolist(), ids, strict=True))
+    order = sorted(range(len(ids)), key=keys.__getitem__)
     samples, frames = samples[order], frames[order]
     known = int(np.count_nonzero(samples))
     length = np.ones(len(ids), np.int64) if spec.pool else -(-frames // spec.every)

@@ -213,6 +213,9 @@ class EmbeddingStore:
         return out
 
     def _require_done(self, index: NDArray[np.int64]) -> None:
+        outside = index[(index < 0) | (index >= len(self))]
+        if len(outside):
+            self.index(int(outside[0]))
         bad = index[self.status[index] != 1]
         if len(bad):
             i = int(bad[0])

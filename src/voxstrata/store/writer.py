@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,21 @@ from voxstrata.store.spec import SCHEMA
 
 PENDING, DONE, FAILED = 0, 1, 2
 PLAN, UTTERANCES, UNITS = "plan.json", "utterances.parquet", "units"
+# What is left of a root group's metadata when zarr is killed while it writes them for the first time.
+_PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
+
+
+def refuse_foreign(files: Files) -> None:
+    """Raise InputError where something lies that is not a store of ours, before anything is written there."""
+    if files.local is not None and files.local.exists() and not files.local.is_dir():
+        raise InputError(f"{files.root}: a file, not a store; choose another name")
+    found = [n for n in files.names() if n != LOCK and not _PARTIAL_ROOT.fullmatch(n)]
+    if found and "voxstrata" not in root_attributes(files):
+        raise InputError(
+            f"{files.root}: exists and is not a voxstrata store (it holds {found[0]}); choose another name"
+        )
+    if not files.exists(PLAN) and any(n.endswith(".json") for n in files.names(UNITS)):
+        raise InputError(f"{files.root}: holds data, but its {PLAN} is missing; copy it whole, or choose another name")
 
 
 class StoreWriter:
@@ -37,10 +54,10 @@ class StoreWriter:
     def __init__(self, path: str | Path, plan: Plan, card: ModelCard) -> None:
         self.files = Files(path)
         self.plan = plan
-        self._refuse_foreign()
-        self.files.sweep()
+        refuse_foreign(self.files)
         if self.files.exists(PLAN):
             self._compare(card)
+            self.files.sweep()
             self._root = zarr.open_group(self.files.zarr_store(read_only=False), mode="r+")
         else:  # nothing, or a creation that was cut short: no unit can have been committed yet
             self._root = self._create(card)
@@ -86,13 +103,6 @@ class StoreWriter:
         pq.write_table(table, buffer, compression="zstd")
         self.files.write(UTTERANCES, buffer.getvalue())
 
-    def _refuse_foreign(self) -> None:
-        found = [n for n in self.files.names() if n != LOCK and not n.endswith(".partial")]
-        if found and not self.files.exists(PLAN) and "voxstrata" not in root_attributes(self.files):
-            raise InputError(
-                f"{self.files.root}: exists and is not a voxstrata store (it holds {found[0]}); choose another name"
-            )
-
     def _create(self, card: ModelCard) -> zarr.Group:
         plan, spec = self.plan, self.plan.spec
         about = {
@@ -102,9 +112,8 @@ class StoreWriter:
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
         }
-        root = zarr.create_group(
-            self.files.zarr_store(read_only=False), attributes={"voxstrata": about}, overwrite=True
-        )
+        self.files.clear()
+        root = zarr.create_group(self.files.zarr_store(read_only=False), attributes={"voxstrata": about})
         count = len(plan.utterances)
         rows = count if spec.pool else plan.units * plan.unit_rows
         dims = ("utterance" if spec.pool else "row", "d_model")
@@ -131,6 +140,12 @@ class StoreWriter:
                 dimension_names=("utterance",),
             )
             array[:] = values
+        with warnings.catch_warnings():
+            # Zarr's format 3 does not specify consolidated metadata yet, which zarr warns of. With them readers find
+            # the arrays in one read, and do not stumble over the files that are none.
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            for group in (spec.group, ""):
+                zarr.consolidate_metadata(root.store, path=group)
         self._write_utterances({i: r for i, r in enumerate(plan.utterances["failure"].to_pylist()) if r is not None})
         stored = {
             "schema": SCHEMA,

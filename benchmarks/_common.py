@@ -1,0 +1,153 @@
+"""What the benchmarks share: equal cores and threads, a subset of a corpus, facts about the machine, the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from voxstrata.corpus import Corpus
+from voxstrata.experiments.drift import sample
+from voxstrata.model import ModelFolder
+
+if TYPE_CHECKING:
+    from voxstrata.exporters.checkpoint import Checkpoint
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+PACKAGES = ("voxstrata", "onnxruntime", "torch", "transformers", "numpy", "zarr")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a report, as text: `rows` have as many cells as `header`."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def parser(doc: str | None, threads: int = 2) -> argparse.ArgumentParser:
+    """Arguments every benchmark takes."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", required=True, metavar="CHECKPOINT", help="Whisper checkpoint (folder, hub id or .pt)")
+    p.add_argument("--corpus", required=True, metavar="CORPUS", help="folder of audio or manifest to measure on")
+    p.add_argument("--calibrate", required=True, metavar="CORPUS2", help="other recordings, for the silence cache")
+    p.add_argument("--threads", type=int, default=threads, help="cores and threads, for every system alike")
+    p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
+    return p
+
+
+def pin(threads: int) -> None:
+    """Confine this process to the first `threads` cores it may use, with as many threads for every library.
+
+    BLAS and OpenMP read their thread count once, when they load, so the program is started again with it set.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < threads:
+            sys.exit(f"--threads {threads}: this process may use {len(cores)} cores")
+        os.sched_setaffinity(0, cores[:threads])
+    wanted = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    if any(os.environ.get(k) != v for k, v in wanted.items()):
+        os.execve(sys.executable, sys.orig_argv, os.environ | wanted)
+
+
+def subset(corpus: Corpus, clips: int | None) -> Corpus:
+    """`clips` recordings, drawn with a fixed seed, translations together as far as they go; None: all of them."""
+    if clips is not None and clips > len(corpus):
+        sys.exit(f"--clips {clips}: the corpus has {len(corpus)}")
+    return Corpus(corpus.root, sample(corpus, clips).table[:clips])
+
+
+def exported(args: argparse.Namespace, folder: Path) -> tuple[Checkpoint, ModelFolder]:
+    """The checkpoint, and its export into `folder`, with the defaults but a calibrated cache."""
+    # not at the top: this brings in torch, which would weigh on what memory.py measures
+    from voxstrata.exporters import ExportSpec, export
+    from voxstrata.exporters.checkpoint import load_checkpoint
+
+    model = export(args.model, folder, ExportSpec(calibrate=args.calibrate), say=say)
+    return load_checkpoint(args.model), model
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Facts about machine and software; none tells the date."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload]
+    return {
+        "cpu": _cpu(),
+        "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads,
+        "load_1min": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "blas": f"{blas['name']} {blas['version']}",
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    facts = {k.strip(): v.strip() for k, v in facts.items()}
+    name = facts.get("model name", platform.machine())
+    return f"{name} (family {facts.get('cpu family')}, model {facts.get('model')})"
+
+
+def _version(package: str) -> str | None:
+    """The installed version; ONNX Runtime goes by several names."""
+    for name in (package, f"{package}-gpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def write_report(
+    name: str,
+    title: str,
+    args: argparse.Namespace,
+    facts: dict[str, Any],
+    results: dict[str, Any],
+    tables: Sequence[Table],
+    notes: Sequence[str],
+) -> None:
+    """Write `name`.json (all figures) and `name`.md (the tables) into `--out`, and print the latter."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {k: v for k, v in sorted(vars(args).items()) if k != "out"}
+    report = {"title": title, "environment": facts, "settings": settings, "results": results}
+    report["tables"] = [asdict(t) for t in tables]
+    report["notes"] = list(notes)
+    (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    parts = [f"# {title}", _facts(facts), "Settings: " + _facts(settings)]
+    for t in tables:
+        parts += [t.caption, _markdown(t)]
+    parts += ["\n".join(f"- {note}" for note in notes)]
+    text = "\n\n".join(parts) + "\n"
+    (args.out / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in facts.items()) + "."
+
+
+def _markdown(table: Table) -> str:
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

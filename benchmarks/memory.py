@@ -1,0 +1,70 @@
+"""Peak memory of extraction for a small and a large part of one corpus: it must not grow with the corpus.
+
+Each extraction (`bucketed`, all outputs, float16) runs in a process of its own, at equal settings. The peak is VmHWM,
+the most physical memory the process has held, mapped files included; Linux only.
+Exit status 1 when the large run's peak is more than 10 % above the small one's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from _common import Table, environment, exported, parser, pin, say, subset, write_report
+
+from voxstrata.corpus import read_corpus
+from voxstrata.engine import extract
+
+ALLOWED = 1.10  # ratio of the peaks, from issue 2
+
+
+def child(model: str, corpus: str, clips: str, threads: str, store: str) -> None:
+    """One extraction; prints its figures as JSON."""
+    done = extract(subset(read_corpus(corpus), int(clips)), model, store, threads=int(threads))
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    # not getrusage: its maximum is inherited from the process that started this one
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    figures = {"clips": done.utterances - done.failed, "audio_seconds": done.audio_seconds, "units": done.units}
+    print(json.dumps(figures | {"seconds": done.seconds, "peak_mib": peak / 1024}))
+
+
+def main() -> int:
+    p = parser(__doc__)
+    p.add_argument("--clips", type=int, nargs=2, default=(50, 600), metavar=("SMALL", "LARGE"))
+    args = p.parse_args()
+    if not Path("/proc/self/status").exists():
+        sys.exit("peak memory is read from /proc, which this system does not have")
+    pin(args.threads)
+    facts = environment(args.threads)
+    runs = []
+    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+        _, model = exported(args, Path(folder) / "model")
+        for clips in args.clips:
+            say(f"extracting {clips} clips")
+            command = [sys.executable, __file__, "child", str(model.path), args.corpus, str(clips), str(args.threads)]
+            done = subprocess.run([*command, f"{folder}/{clips}.zarr"], check=True, capture_output=True, text=True)
+            runs.append(json.loads(done.stdout))
+            if runs[-1]["clips"] != clips:
+                sys.exit(f"only {runs[-1]['clips']} of {clips} clips could be read; measure on a corpus that is sound")
+    ratio = runs[1]["peak_mib"] / runs[0]["peak_mib"]
+    rows = [[str(r["clips"]), f"{r['audio_seconds'] / 60:.1f}", str(r["units"]), f"{r['peak_mib']:.0f}"] for r in runs]
+    write_report(
+        "memory",
+        f"Peak memory of extraction, {model.card.checkpoint}",
+        args,
+        facts,
+        {"runs": runs, "ratio": ratio},
+        [Table("`bucketed`, all outputs, float16:", ["clips", "audio minutes", "units", "peak RSS MiB"], rows)],
+        [f"Ratio of the peaks: {ratio:.3f}, allowed {ALLOWED:.2f}."],
+    )
+    return int(ratio > ALLOWED)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        child(*sys.argv[2:])
+    else:
+        sys.exit(main())

@@ -1,0 +1,255 @@
+"""The command line: what it prints, what it exits with, what it imports."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from conftest import sound
+
+from voxstrata.cli import main
+from voxstrata.cli.console import Line, aligned, clock, extraction_progress
+from voxstrata.engine import Progress
+
+COMMANDS = ["export", "extract", "info", "retrieve", "drift", "demo"]
+
+
+def run(*args: object) -> int:
+    """Run a command as the shell would; returns the exit code."""
+    with pytest.raises(SystemExit) as e:
+        main.main([str(a) for a in args], prog_name="voxstrata")
+    return int(e.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parallel corpus of three groups in two languages, as a manifest."""
+    root = tmp_path_factory.mktemp("parallel")
+    rows = ["id\tpath\tlanguage\tgroup\ttext"]
+    for g in range(3):
+        for j, language in enumerate(("en", "es")):
+            name = f"{language}-{g}"
+            soundfile.write(root / f"{name}.flac", sound(0.6 + 0.3 * g, 10 * g + j), 16_000)
+            rows.append(f"{name}\t{name}.flac\t{language}\tg{g}\tsentence {g}")
+    (root / "speech.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root / "speech.tsv"
+
+
+@pytest.fixture(scope="module")
+def store(parallel: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "speech.zarr"
+    assert run("extract", parallel, tiny_model, "-o", path) == 0
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "Example:" in text
+    assert f"voxstrata {command} " in text.split("Example:")[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_described(command: str) -> None:
+    with click.Context(main) as context:
+        found = main.get_command(context, command)
+        assert found is not None
+        undescribed = [p.name for p in found.params if isinstance(p, click.Option) and not p.help]
+    assert undescribed == []
+
+
+def test_checkpoint_to_pictures(
+    tiny_checkpoint: Path, parallel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, store, results = tmp_path / "model", tmp_path / "s.zarr", tmp_path / "results"
+    assert run("export", tiny_checkpoint, "-o", model, "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["card"]["layers"] == 3
+    assert err == ""  # --json: nothing but the object
+    assert run("extract", parallel, model, "-o", store, "--json") == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert (report["utterances"], report["failed"], report["resumed_units"]) == (6, 0, 0)
+    assert err == ""  # not a terminal: no progress
+    assert run("extract", parallel, model, "-o", store, "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["resumed_units"] == again["units"] > 0
+    assert again["audio_seconds"] == 0
+    assert run("info", store, "--json") == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["complete"]
+    assert about["languages"]["en"]["utterances"] == 3
+    assert run("retrieve", store, "-o", results) == 0
+    out = capsys.readouterr().out
+    assert "pool of 3" in out
+    assert "33.3" in out  # chance of recall@1
+    for name in ("recall_by_layer.png", "languages.png"):
+        assert (results / name).read_bytes().startswith(b"\x89PNG")
+    table = pq.read_table(results / "retrieval.parquet")
+    assert set(table["output"].to_pylist()) == {"layer_00", "layer_01", "layer_02", "layer_03", "final"}
+    assert set(table["store"].to_pylist()) == {"s.zarr"}
+    stored = json.loads(table.schema.metadata[b"voxstrata"])
+    assert stored["model"]["weights_sha256"] == about["model"]["weights_sha256"]
+    assert "chance" in (results / "retrieval.md").read_text(encoding="utf-8")
+
+
+def test_info_on_a_model_and_a_store(tiny_model: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", tiny_model) == 0
+    assert "3 layers, d = 32" in capsys.readouterr().out
+    assert run("info", store) == 0
+    out = capsys.readouterr().out
+    assert "6 done" in out
+    assert "bucketed, tail 1 s, pure silence" in out
+
+
+def test_retrieve_narrowed_to_outputs_languages_and_similarity(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--outputs", "layer_02", "--languages", "es,en", "--similarity", "pooled_cosine", "--json")
+    assert run("retrieve", store, "-o", tmp_path / "r", *args) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {r["output"] for r in rows} == {"layer_02"}
+    assert {r["similarity"] for r in rows} == {"pooled_cosine"}
+
+
+def test_a_pooled_store_is_retrieved_by_cosine(
+    parallel: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("extract", parallel, tiny_model, "-o", tmp_path / "p.zarr", "--pool", "mean", "--outputs", "final") == 0
+    assert run("retrieve", tmp_path / "p.zarr", "-o", tmp_path / "r", "--json") == 0
+    rows = json.loads(capsys.readouterr().out.split("\n", 3)[3])["rows"]
+    assert {r["similarity"] for r in rows} == {"pooled_cosine"}
+
+
+class TestExitCodes:
+    def test_wrong_usage_is_2(
+        self, parallel: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        target = ("-o", tmp_path / "s.zarr")
+        assert run("extract", parallel, tiny_model, *target, "--no-such-option") == 2
+        assert run("extract", parallel, tiny_model, *target, "--outputs", "layer_77") == 2
+        assert "layer_77" in capsys.readouterr().err
+        assert run("extract", parallel, tiny_model, *target, "--device", "tpu") == 2
+        assert run("extract", parallel, tiny_model, *target, "--every", "7") == 2
+        assert not (tmp_path / "s.zarr").exists()
+
+    def test_unusable_input_is_3(
+        self, parallel: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("info", tmp_path / "nothing") == 3
+        assert run("extract", parallel, tmp_path, "-o", tmp_path / "s.zarr") == 3
+        assert run("extract", tmp_path / "missing.tsv", tiny_model, "-o", tmp_path / "s.zarr") == 3
+        assert run("retrieve", tiny_model, "-o", tmp_path / "r") == 3
+        assert run("export", tmp_path / "missing.pt", "-o", tmp_path / "m") == 3
+        err = capsys.readouterr().err
+        assert err.count("error: ") == 5
+        assert "Traceback" not in err
+
+    def test_some_failed_recordings_are_4(
+        self, tiny_model: Path, make_corpus: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        corpus = make_corpus({"en/a": 0.5, "en/b": 0.7})
+        (corpus / "en" / "c.wav").write_bytes(b"not audio at all")
+        assert run("extract", corpus, tiny_model, "-o", tmp_path / "s.zarr") == 4
+        out, err = capsys.readouterr()
+        assert "2 of 3 utterances" in out
+        assert "c.wav" in err
+        assert run("info", tmp_path / "s.zarr") == 0
+        assert "1 failed" in capsys.readouterr().out
+
+    def test_an_interrupt_is_130(
+        self,
+        tiny_model: Path,
+        parallel: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("voxstrata.engine.session.Encoder.run", interrupted)
+        assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 130
+        assert "the same command goes on" in capsys.readouterr().err
+        monkeypatch.undo()
+        assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 0
+
+    def test_a_missing_package_names_its_extra(
+        self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        assert run("retrieve", store, "-o", tmp_path / "r") == 3
+        assert "voxstrata[plot]" in capsys.readouterr().err
+        assert not (tmp_path / "r").exists()
+
+
+def test_recordings_over_30_s_can_be_refused(
+    tiny_model: Path, tmp_path: Path, make_corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = make_corpus({"en/short": 1.0, "en/long": 31.0})
+    assert run("extract", corpus, tiny_model, "-o", tmp_path / "s.zarr", "--long", "error") == 3
+    assert "long.wav: 31.0 s" in capsys.readouterr().err
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_help_waits_for_no_heavy_import_and_extraction_needs_no_torch(
+    tiny_model: Path, parallel: Path, tmp_path: Path
+) -> None:
+    blocked = (
+        "import sys\nfor m in ('torch', 'transformers', 'onnx', 'matplotlib', 'safetensors'): sys.modules[m] = None\n"
+    )
+    call = "from voxstrata.cli import main\nmain.main(sys.argv[1:], prog_name='voxstrata')"
+    for args in (["export", "--help"], ["extract", parallel, tiny_model, "-o", tmp_path / "s.zarr"]):
+        done = subprocess.run(
+            [sys.executable, "-c", blocked + call, *args], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "6 of 6 utterances" in done.stdout
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_shows_rate_eta_and_failures_on_a_terminal_only() -> None:
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        line = Line(stream)
+        line._begin -= 10  # ten seconds ago
+        extraction_progress(line)(Progress(2, 8, 3600.0, 14400.0, 3))
+        line.close()
+    text = terminal.getvalue()
+    assert "units 2/8" in text
+    assert "audio 1:00:00/4:00:00" in text
+    assert "ETA 0:00:30" in text  # an hour in ten seconds, three hours left
+    assert "failed 3" in text
+    rate = float(text.split(" audio-h/h")[0].rsplit(" ", 1)[1])
+    assert rate == pytest.approx(360, rel=0.01)
+    assert pipe.getvalue() == ""
+
+
+def test_clock_and_columns() -> None:
+    assert clock(3725.4) == "1:02:05"
+    assert aligned(["a", "bb"], [["xxx", "1"]]) == "a    bb\nxxx   1"
+
+
+def test_float16_store_holds_what_info_says(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from voxstrata import open_store
+
+    s = open_store(store)
+    rows = sum(len(s.frames(i, "final")) for i in s.ids)
+    assert run("info", store, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["bytes_per_output"] == rows * 32 * np.dtype("float16").itemsize

@@ -1,0 +1,77 @@
+"""Drift compares modes on the same recordings, and its figures are those of a plain loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+from conftest import sound
+
+from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
+from voxstrata.corpus import Corpus
+from voxstrata.experiments.drift import measure_drift, sample
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    root = tmp_path_factory.mktemp("drift")
+    rows = ["path\tlanguage\tgroup"]
+    for g in range(4):
+        for j, language in enumerate(("en", "es")):
+            soundfile.write(root / f"{language}{g}.wav", sound(0.4 + 0.7 * g, 10 * g + j), 16_000, subtype="FLOAT")
+            rows.append(f"{language}{g}.wav\t{language}\tg{g}")
+    (root / "m.tsv").write_text("\n".join(rows), encoding="utf-8")
+    return read_corpus(root / "m.tsv")
+
+
+def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:
+    report = measure_drift(corpus, open_model(tiny_model), clips=None)
+    assert report.clips == 8
+    assert report.candidates == (4, 4)
+    assert report.chance == pytest.approx(1 / 4)
+    for mode in ("padded", "trimmed"):
+        extract(corpus, tiny_model, tmp_path / f"{mode}.zarr", dtype="float32", context=Context(mode))
+    a, b = open_store(tmp_path / "padded.zarr"), open_store(tmp_path / "trimmed.zarr")
+    for output in a.outputs:
+        per_utterance = {}
+        for i in a.ids:
+            x, y = a.frames(i, output).astype(np.float64), b.frames(i, output).astype(np.float64)
+            per_utterance[i] = [p @ q / np.sqrt((p @ p) * (q @ q)) for p, q in zip(x, y, strict=True)]
+        means = {i: float(np.mean(c)) for i, c in per_utterance.items()}
+        (row,) = [r for r in report.rows if (r.mode, r.output) == ("trimmed", output)]
+        assert row.cosine == pytest.approx(float(np.mean(np.concatenate(list(per_utterance.values())))), abs=1e-6)
+        assert row.worst == pytest.approx(min(means.values()), abs=1e-6)
+        assert means[row.worst_id] == pytest.approx(row.worst, abs=1e-6)
+        for similarity, value in row.recall.items():
+            assert row.change[similarity] == pytest.approx(value - report.recall_padded[output][similarity])
+    closest = {m: min(r.cosine for r in report.rows if r.mode == m) for m in ("bucketed", "trimmed")}
+    assert closest["bucketed"] > closest["trimmed"]  # what the cache is for
+
+
+def test_a_corpus_without_translations_says_so_and_still_measures(corpus: Corpus, tiny_model: Path) -> None:
+    table = corpus.table.set_column(3, "group", pa.nulls(len(corpus), pa.string()))
+    report = measure_drift(Corpus(corpus.root, table), open_model(tiny_model), outputs="final", clips=None)
+    assert report.candidates is None
+    assert report.no_retrieval
+    assert all(r.recall == {} for r in report.rows)
+    assert all(0 < r.cosine <= 1 + 1e-9 for r in report.rows)
+
+
+def test_a_sample_takes_whole_groups_whatever_the_order(corpus: Corpus) -> None:
+    part = sample(corpus, 4)
+    groups = part.table["group"].to_pylist()
+    assert len(part) == 4
+    assert all(groups.count(g) == 2 for g in groups)
+    backwards = Corpus(corpus.root, corpus.table.take(pa.array(range(len(corpus))[::-1])))
+    assert sorted(sample(backwards, 4).table["id"].to_pylist()) == sorted(part.table["id"].to_pylist())
+    assert sample(corpus, None) is corpus
+
+
+def test_an_unreadable_recording_is_named(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "good.wav", sound(0.5, 1), 16_000)
+    with pytest.raises(InputError, match=r"bad\.wav"):
+        measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")

@@ -1,0 +1,433 @@
+"""Promises of extract(): what is stored is what the encoder computes, whatever else is in the corpus."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from conftest import sound
+
+pytest.importorskip("torch")
+
+from hf_reference import Reference, cached_keys, relative_l2
+
+from voxstrata.engine import Device, Encoder, extract
+from voxstrata.errors import InputError, UsageError
+from voxstrata.exporters import ExportSpec, export
+from voxstrata.model import Context, Silence, open_model
+from voxstrata.model.card import SILENCE, write_card
+from voxstrata.store import EmbeddingStore, open_store
+
+OUTPUTS = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
+# seconds and rate; 35 s is two windows
+CLIPS = {
+    "en/blink": (0.02, 16_000),
+    "en/short": (0.51, 16_000),
+    "en/cd": (1.37, 44_100),
+    "de/phone": (2.9, 8_000),
+    "de/odd": (6.003, 22_050),
+    "de/stage": (12.25, 48_000),
+    "fr/window": (30.0, 16_000),
+    "fr/over": (35.0, 16_000),
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """A corpus of CLIPS, and its recordings as 16 kHz samples by id."""
+    root = tmp_path_factory.mktemp("clips")
+    audio = {}
+    for seed, (name, (seconds, rate)) in enumerate(CLIPS.items()):
+        samples = sound(seconds, seed, rate)
+        (root / name).parent.mkdir(exist_ok=True)
+        soundfile.write(root / f"{name}.wav", samples, rate, subtype="FLOAT")
+        if rate != 16_000:
+            samples = soxr.resample(samples, rate, 16_000, quality="HQ")
+        audio[name] = samples
+    return root, audio
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Path) -> Reference:
+    return Reference(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def uncondensed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with one cached key per silent position."""
+    target = tmp_path_factory.mktemp("model") / "uncondensed"
+    export(str(tiny_checkpoint), target, ExportSpec(silence_keys=0))
+    return target
+
+
+@pytest.fixture(scope="module")
+def stored(clips: tuple[Path, dict], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
+    """CLIPS in the default context, float32."""
+    path = tmp_path_factory.mktemp("stored") / "s.zarr"
+    extract(clips[0], tiny_model, path, dtype="float32")
+    return open_store(path)
+
+
+def positions(frames: int) -> int:
+    """Computed positions of the default context."""
+    edges = [*range(75, 500, 25), *range(500, 1000, 50), *range(1000, 1600, 100)]
+    return next(m for m in edges if m >= min(frames + 50, 1500))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-4), ("float16", 2e-3)])
+def test_padded_equals_hugging_face_at_every_length_and_rate(
+    clips: tuple[Path, dict], tiny_model: Path, reference: Reference, tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    extract(clips[0], tiny_model, tmp_path / "s.zarr", context=Context("padded"), dtype=dtype)  # type: ignore[arg-type]
+    store = open_store(tmp_path / "s.zarr")
+    assert store.outputs == OUTPUTS
+    for name, audio in clips[1].items():
+        for output, expected in reference.padded(audio).items():
+            found = store.frames(name, output)
+            assert found.dtype == dtype
+            assert relative_l2(found, expected) <= tolerance, (name, output)
+
+
+def test_trimmed_equals_the_encoder_on_the_computed_positions_alone(
+    clips: tuple[Path, dict], tiny_model: Path, reference: Reference, tmp_path: Path
+) -> None:
+    extract(clips[0], tiny_model, tmp_path / "s.zarr", context=Context("trimmed"), dtype="float32")
+    store = open_store(tmp_path / "s.zarr")
+    for name, audio in clips[1].items():
+        if len(audio) <= 480_000:
+            frames = -(-len(audio) // 320)
+            expected = reference.forward(reference.log_mel(audio)[:, :, : 2 * positions(frames)])
+            for output in OUTPUTS:
+                assert relative_l2(store.frames(name, output), expected[output][:frames]) <= 2e-4, (name, output)
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "uncondensed"])
+def test_bucketed_equals_attention_over_computed_and_cached_keys(
+    clips: tuple[Path, dict], model: str, reference: Reference, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(model)
+    extract(clips[0], folder, tmp_path / "s.zarr", dtype="float32")
+    store = open_store(tmp_path / "s.zarr")
+    silence = dict(np.load(folder / "silence.npz"))
+    assert ("group" in silence) == (model == "tiny_model")
+    for name, audio in clips[1].items():
+        for begin in range(0, len(audio), 480_000):
+            window = audio[begin : begin + 480_000]
+            frames = -(-len(window) // 320)
+            m = positions(frames)
+            extra = cached_keys(silence, m) if m < 1500 else None
+            expected = reference.forward(reference.log_mel(window)[:, :, : 2 * m], extra)
+            for output in OUTPUTS:
+                found = store.frames(name, output)[begin // 320 :][:frames]
+                assert relative_l2(found, expected[output][:frames]) <= 2e-4, (name, begin, output)
+
+
+def test_bucketed_with_the_keys_of_the_padded_run_is_the_padded_run(
+    clips: tuple[Path, dict], uncondensed: Path, reference: Reference, tmp_path: Path
+) -> None:
+    audio = clips[1]["de/phone"]
+    kept: list[np.ndarray] = []
+    for layer in reference.encoder.layers:
+        for part in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+            part.register_forward_hook(lambda _, __, y: kept.append(y[0].detach().unflatten(-1, (4, 8)).numpy()))
+    try:
+        expected = reference.padded(audio)
+    finally:
+        for layer in reference.encoder.layers:
+            layer.self_attn.k_proj._forward_hooks.clear()
+            layer.self_attn.v_proj._forward_hooks.clear()
+    key, value = (np.stack(kept[part::2]).transpose(0, 2, 1, 3)[:, :, 75:] for part in (0, 1))
+    folder = tmp_path / "model"
+    shutil.copytree(uncondensed, folder)
+    silence = Silence(75, key, value, None)
+    silence.save(folder / SILENCE)
+    card = open_model(uncondensed).card
+    write_card(folder, replace(card, silence=card.silence | {"sha256": silence.sha256()}))
+    states = dict(zip(OUTPUTS, Encoder(open_model(folder)).run([audio], 200), strict=True))
+    for output in OUTPUTS:
+        # the log-mel ends with the computed positions: the convolutions see nothing behind the last of them
+        assert relative_l2(states[output][0, :145], expected[output]) <= 2e-4, output
+
+
+def test_bucketed_with_one_bucket_of_30_s_is_padded(clips: tuple[Path, dict], tiny_model: Path, tmp_path: Path) -> None:
+    for name, context in (("a", Context("padded")), ("b", Context("bucketed", edges=(1500,)))):
+        extract(clips[0], tiny_model, tmp_path / name, context=context)
+    a, b = open_store(tmp_path / "a"), open_store(tmp_path / "b")
+    for output in OUTPUTS:
+        np.testing.assert_array_equal(a.ragged(output, range(len(a)))[0], b.ragged(output, range(len(b)))[0])
+
+
+def assert_same_values(a: EmbeddingStore, b: EmbeddingStore, ids: list[str]) -> None:
+    """Float16 identical in 99.9 % of values, and nowhere further apart than rounding explains."""
+    for output in OUTPUTS:
+        x = np.concatenate([a.frames(i, output) for i in ids])
+        y = np.concatenate([b.frames(i, output) for i in ids])
+        assert x.dtype == y.dtype
+        assert relative_l2(x, y) <= 1e-4
+        if x.dtype == np.float16:
+            assert np.mean(x != y) < 0.001
+
+
+@pytest.fixture(scope="module")
+def many(make_corpus: Callable[..., Path]) -> Path:
+    rng = np.random.default_rng(5)
+    return make_corpus({f"{rng.choice(['en', 'de'])}/{i}": float(rng.uniform(0.1, 4)) for i in range(40)})
+
+
+@pytest.fixture(scope="module")
+def many_stored(many: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
+    path = tmp_path_factory.mktemp("many") / "s.zarr"
+    extract(many, tiny_model, path)
+    return open_store(path)
+
+
+@pytest.mark.parametrize("change", [{"tokens": 1500}, {"tokens": 20_000}, {"threads": 1}, {"threads": 3}])
+def test_batch_size_and_threads_change_no_stored_value(
+    many: Path, many_stored: EmbeddingStore, tiny_model: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    extract(many, tiny_model, tmp_path / "s.zarr", **change)  # type: ignore[arg-type]
+    assert_same_values(open_store(tmp_path / "s.zarr"), many_stored, many_stored.ids)
+
+
+def test_float32_values_do_not_depend_on_the_batch_beyond_rounding(
+    many: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    for tokens in (1500, 20_000):
+        extract(many, tiny_model, tmp_path / str(tokens), dtype="float32", tokens=tokens)
+    a, b = open_store(tmp_path / "1500"), open_store(tmp_path / "20000")
+    assert_same_values(a, b, a.ids)
+
+
+def test_neighbours_change_no_stored_value(
+    many: Path, many_stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
+) -> None:
+    lines = ["path\tlanguage"]
+    ids = many_stored.ids[::7]
+    for name in ids:
+        lines.append(f"{name}.wav\t{name[:2]}")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(many / f"{name}.wav", tmp_path / f"{name}.wav")
+    # loud ones beside them: a maximum taken over the batch would show
+    for i in range(5):
+        soundfile.write(tmp_path / f"loud{i}.wav", 50 * sound(1 + i / 2, 99 + i), 16_000, subtype="FLOAT")
+        lines.append(f"loud{i}.wav\t{ids[0][:2]}")
+    (tmp_path / "m.tsv").write_text("\n".join(lines))
+    extract(tmp_path / "m.tsv", tiny_model, tmp_path / "s.zarr")
+    assert_same_values(open_store(tmp_path / "s.zarr"), many_stored, ids)
+
+
+def test_order_of_the_corpus_changes_no_byte(
+    many: Path, many_stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(many, tmp_path / "c")
+    names = np.random.default_rng(3).permutation(many_stored.ids)
+    (tmp_path / "c" / "m.tsv").write_text("\n".join(["path\tlanguage", *(f"{n}.wav\t{n[:2]}" for n in names)]))
+    extract(tmp_path / "c" / "m.tsv", tiny_model, tmp_path / "s.zarr")
+    store = open_store(tmp_path / "s.zarr")
+    assert store.ids == many_stored.ids
+    for output in OUTPUTS:
+        np.testing.assert_array_equal(store.array(output)[:], many_stored.array(output)[:])
+
+
+def test_pool_mean_is_the_mean_of_the_frames(
+    clips: tuple[Path, dict], stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
+) -> None:
+    extract(clips[0], tiny_model, tmp_path / "s.zarr", pool="mean")
+    store = open_store(tmp_path / "s.zarr")
+    assert store.array("final").dtype == np.float32
+    for output in OUTPUTS:
+        pooled = store.pooled(output)
+        assert pooled.shape == (len(CLIPS), 32)
+        for i, name in enumerate(store.ids):
+            expected = stored.frames(name, output).astype(np.float64).mean(axis=0)
+            np.testing.assert_allclose(pooled[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_5_is_the_mean_of_each_5_frames_and_of_the_rest(
+    clips: tuple[Path, dict], stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
+) -> None:
+    extract(clips[0], tiny_model, tmp_path / "s.zarr", every=5, dtype="float32", outputs="layer_02")
+    store = open_store(tmp_path / "s.zarr")
+    assert store.row_seconds == 0.1
+    partial = 0
+    for name in store.ids:
+        frames = stored.frames(name, "layer_02").astype(np.float64)
+        expected = np.stack([frames[i : i + 5].mean(axis=0) for i in range(0, len(frames), 5)])
+        partial += len(frames) % 5 > 0
+        np.testing.assert_allclose(store.frames(name, "layer_02"), expected, rtol=1e-4, atol=1e-5)
+    assert partial
+
+
+def test_chosen_outputs_alone_are_stored_with_the_same_values(
+    many: Path, many_stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
+) -> None:
+    extract(many, tiny_model, tmp_path / "s.zarr", outputs="final,layer_01")
+    store = open_store(tmp_path / "s.zarr")
+    assert store.outputs == ("layer_01", "final")
+    for output in store.outputs:
+        for name in store.ids:
+            np.testing.assert_array_equal(store.frames(name, output), many_stored.frames(name, output))
+    with pytest.raises(UsageError, match="'layer_77'.*layer_03, final"):
+        extract(many, tiny_model, tmp_path / "t.zarr", outputs="layer_77")
+    assert not (tmp_path / "t.zarr").exists()
+
+
+def test_long_error_refuses_the_corpus_naming_the_recording(
+    clips: tuple[Path, dict], tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"over\.wav: 35\.0 s.*1 recordings.*--long window"):
+        extract(clips[0], tiny_model, tmp_path / "s.zarr", long="error")
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_bad_recordings_cost_themselves_alone(
+    many: Path, many_stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "c"
+    shutil.copytree(many, corpus)
+    speech = sound(2.0, 1)
+    (corpus / "en" / "text.wav").write_text("not audio at all\n" * 100)
+    (corpus / "en" / "empty.wav").touch()
+    soundfile.write(corpus / "en" / "none.wav", speech[:0], 16_000)
+    soundfile.write(corpus / "en" / "nan.wav", np.where(np.arange(len(speech)) == 777, np.nan, speech), 16_000, "FLOAT")
+    soundfile.write(corpus / "en" / "cut.flac", speech, 16_000)
+    whole = (corpus / "en" / "cut.flac").read_bytes()
+    (corpus / "en" / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    names = [f"{n}.wav" for n in many_stored.ids]
+    names[20:20] = ["en/text.wav", "en/empty.wav", "en/none.wav", "en/nan.wav", "en/cut.flac", "en/missing.wav"]
+    (corpus / "m.tsv").write_text("\n".join(["path\tlanguage", *(f"{n}\t{n[:2]}" for n in names)]))
+    report = extract(corpus / "m.tsv", tiny_model, tmp_path / "s.zarr")
+    store = open_store(tmp_path / "s.zarr")
+    reasons = {
+        "en/text": "not audio",
+        "en/empty": r"is empty \(0 bytes\)",
+        "en/none": "no samples",
+        "en/nan": "1 of 32000 samples are NaN",
+        "en/cut": "truncated or damaged",
+        "en/missing": "no such file",
+    }
+    assert report.failed == len(reasons)
+    assert set(report.failures) == set(reasons)
+    assert store.complete
+    for row in store.utterances.to_pylist():
+        if row["id"] in reasons:
+            assert row["status"] == "failed"
+            assert pytest.importorskip("re").search(reasons[row["id"]], row["failure"]), row["failure"]
+            assert report.failures[row["id"]] == row["failure"]
+            with pytest.raises(UsageError, match=f"{row['id']}' is failed: .*{row['id']}"):
+                store.frames(row["id"], "final")
+        else:
+            assert (row["status"], row["failure"]) == ("done", None)
+    assert_same_values(store, many_stored, many_stored.ids)
+    # what failed after planning left its rows empty
+    nan = store.index("en/nan")
+    rows = store.array("final")[int(store.start[nan]) : int(store.start[nan] + store.length[nan])]
+    assert len(rows) == 100
+    assert not rows.any()
+
+
+@pytest.fixture(scope="module")
+def huge(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a final LayerNorm that leaves the range of float16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("huge")
+    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
+    file = folder / "checkpoint" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.encoder.layer_norm.weight"] = torch.full((32,), 1e5)
+    save_file(tensors, file, metadata={"format": "pt"})
+    export(str(folder / "checkpoint"), folder / "model")
+    return folder / "model"
+
+
+def test_float16_overflow_is_an_error_naming_utterance_and_output(
+    huge: Path, make_corpus: Callable[..., Path], tmp_path: Path
+) -> None:
+    corpus = make_corpus({"en/a": 1.0})
+    with pytest.raises(InputError, match=r"^en/a: final reaches .*float16 \(65504\); use --dtype float32"):
+        extract(corpus, huge, tmp_path / "s.zarr")
+    store = open_store(tmp_path / "s.zarr")
+    assert not store.complete
+    assert not store.array("final")[:].any()
+    report = extract(corpus, huge, tmp_path / "s.zarr", allow_overflow=True)
+    extract(corpus, huge, tmp_path / "t.zarr", dtype="float32")
+    exact = open_store(tmp_path / "t.zarr").frames("en/a", "final")
+    with np.errstate(over="ignore"):
+        expected = int(np.isinf(exact.astype(np.float16)).sum())
+    assert report.overflows == expected > 0
+    assert int(np.isinf(open_store(tmp_path / "s.zarr").frames("en/a", "final")).sum()) == expected
+
+
+def test_states_that_are_not_finite_stop_the_run_before_their_unit(
+    many: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Encoder.run
+
+    def broken(self: Encoder, *args: object) -> object:
+        states = run(self, *args)  # type: ignore[arg-type]
+        states[1][0, 0, 0] = np.nan
+        return states
+
+    monkeypatch.setattr(Encoder, "run", broken)
+    with pytest.raises(InputError, match=r"^de/.*: the encoder's layer_01 holds values that are not finite"):
+        extract(many, tiny_model, tmp_path / "s.zarr", allow_overflow=True)
+    assert not list((tmp_path / "s.zarr").glob("units/*"))
+
+
+def test_devices_are_parsed() -> None:
+    assert Device.parse("cpu") == Device("cpu", 0)
+    assert Device.parse("cuda") == Device("cuda", 0)
+    assert Device.parse("tensorrt:3") == Device("tensorrt", 3)
+    for wrong in ("gpu", "cpu:1", "cuda:", "cuda:x", "CUDA", ""):
+        with pytest.raises(UsageError, match="unknown device"):
+            Device.parse(wrong)
+
+
+@pytest.mark.skipif(os.path.exists("/proc/driver/nvidia"), reason="this machine has an NVIDIA driver")
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_device_that_is_not_there_is_an_error_not_the_cpu(
+    many: Path, tiny_model: Path, tmp_path: Path, device: str
+) -> None:
+    with pytest.raises(InputError, match=r"(CUDA|Tensorrt)ExecutionProvider.*--device cpu"):
+        extract(many, tiny_model, tmp_path / "s.zarr", device=Device.parse(device))
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_failing_graph_run_names_graph_and_shapes(tiny_model: Path) -> None:
+    encoder = Encoder(open_model(tiny_model))
+    with pytest.raises(InputError, match=r"encoder_cached\.onnx: onnxruntime failed on log_mel \(1, 80, 200\)"):
+        encoder._compute("encoder_cached.onnx", ["final"], {"log_mel": np.zeros((1, 80, 200), np.float32)})
+
+
+_PEAK = """
+import sys
+from voxstrata.engine import extract
+report = extract(sys.argv[1], sys.argv[2], sys.argv[3], threads=1)
+assert report.failed == 0
+print(report.utterances, next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_does_not_grow_with_the_corpus(
+    make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    peak = {}
+    for count in (50, 600):
+        corpus = make_corpus({f"en/{i}": 0.2 + i % 50 / 50 for i in range(count)})
+        command = [sys.executable, "-c", _PEAK, str(corpus), str(tiny_model), str(tmp_path / f"{count}.zarr")]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        assert int(out[0]) == count
+        peak[count] = int(out[1])
+    assert peak[600] <= 1.1 * peak[50], peak
