@@ -1,7 +1,7 @@
 """Speed of extraction beside Hugging Face's PyTorch encoder: same clips, same cores, same threads, one run.
 
 voxstrata (`padded`, `bucketed`, `trimmed`): `extract()` of all outputs as float16 into a store on disk. The wall
-time is that of the whole call: model check, probing, plan, sessions, decoding, log-mel, encoder, writing.
+time is the whole call's: model check, probing, plan, sessions, decoding, log-mel, encoder, writing.
 PyTorch (eager and sdpa, batch 1 and 8): `decode()`, WhisperFeatureExtractor to 30 s, encoder with
 `output_hidden_states=True` under inference_mode. Loading the checkpoint and writing are not counted, and a warm-up
 batch goes first. It may be timed on a random part of the clips (`--baseline-clips`) and scaled by their number.
@@ -23,6 +23,7 @@ Exit status 1 when stored `padded` states are off PyTorch's by more than 2e-3 (r
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -30,14 +31,27 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+import torch
 from _common import Table, environment, exported, parser, pin, say, subset, write_report
+
+from voxstrata.audio.decode import decode
+from voxstrata.audio.units import SAMPLE_RATE, WINDOW_FRAMES
+from voxstrata.corpus import Corpus, probe_corpus, read_corpus
+from voxstrata.engine import extract
+from voxstrata.exporters.checkpoint import Checkpoint
+from voxstrata.exporters.reference import hidden_states
+from voxstrata.model import Context, ModelFolder
+from voxstrata.store import open_store
+from voxstrata.store.plan import Plan, make_plan
+from voxstrata.store.spec import StoreSpec
 
 TOLERANCE = 2e-3  # relative L2 of float16-stored states, from issue 2
 CHECKED = 4  # clips whose stored states are compared with PyTorch
-BATCHES = (1, 8)
 MODES = ("padded", "bucketed", "trimmed")
 
 
@@ -49,25 +63,145 @@ class Run:
     stages: dict[str, float]
 
 
-def encoder_flops(m: int, cached: int, mels: int, d: int, layers: int, ffn: int) -> int:
-    """FLOPs of the encoder for one window (see the module's docstring)."""
-    block = 8 * m * d * d + 4 * m * (m + cached) * d + 4 * m * d * ffn
-    return 12 * m * mels * d + 6 * m * d * d + layers * block
+def encoder_flops(plan: Plan, checkpoint: Checkpoint, silence_keys: int) -> int:
+    """FLOPs of the encoder over all windows of a plan (see the module's docstring).
+
+    silence_keys: cached keys of the model, 0 when there is one for each position.
+    """
+    shape, context, total = checkpoint.shape, plan.spec.context, 0
+    d, ffn = shape.d_model, checkpoint.config.encoder_ffn_dim
+    for u in range(len(plan.frames)):
+        for window in plan.windows(u):
+            m = context.frames_computed(window.frames)
+            keys = m
+            if context.mode == "bucketed" and m < WINDOW_FRAMES:
+                keys += silence_keys or WINDOW_FRAMES - m
+            layer = 8 * m * d**2 + 4 * m * keys * d + 4 * m * d * ffn
+            total += 12 * m * shape.n_mels * d + 6 * m * d**2 + shape.layers * layer
+    return total
 
 
-def sgemm_rate(repeats: int = 8) -> float:
+def sgemm_rate() -> float:
     """Best float32 FLOP/s of numpy's matrix product at 2048³."""
-    import numpy as np
-
     n = 2048
     a, b = np.random.default_rng(0).standard_normal((2, n, n), np.float32)
     out = np.empty((n, n), np.float32)
-    best = float("inf")
-    for _ in range(repeats):
+    seconds = []
+    for _ in range(8):
         begin = time.perf_counter()
         np.matmul(a, b, out=out)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best
+        seconds.append(time.perf_counter() - begin)
+    return 2 * n**3 / min(seconds)
+
+
+def run_voxstrata(mode: str, corpus: Corpus, model: ModelFolder, work: Path, threads: int) -> Run:
+    """Extract into `work/MODE.zarr`, anew."""
+    store = work / f"{mode}.zarr"
+    shutil.rmtree(store, ignore_errors=True)
+    begin = time.perf_counter()
+    done = extract(corpus, model.path, store, context=Context(mode), threads=threads, long="error")
+    wall = time.perf_counter() - begin
+    if done.failed:
+        sys.exit(f"measure on clips that can be read: {next(iter(done.failures.values()))}")
+    return Run(wall, {"start": wall - done.seconds, **done.stages})
+
+
+def run_pytorch(attention: str, batch: int, checkpoint: Checkpoint, corpus: Corpus, rows: Sequence[int]) -> Run:
+    """Encode the recordings `rows`, padded to 30 s; times are scaled to the whole corpus."""
+    checkpoint.encoder.set_attn_implementation(attention)
+    seconds: dict[str, float] = defaultdict(float)
+    for i in range(0, len(rows), batch):
+        begin = time.perf_counter()
+        audio = [decode(corpus.absolute(row)) for row in rows[i : i + batch]]
+        decoded = time.perf_counter()
+        features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+        extracted = time.perf_counter()
+        with torch.inference_mode():
+            checkpoint.encoder(features, output_hidden_states=True)
+        seconds["decode"] += decoded - begin
+        seconds["log_mel"] += extracted - decoded
+        seconds["encode"] += time.perf_counter() - extracted
+    scale = len(corpus) / len(rows)
+    return Run(scale * sum(seconds.values()), {k: scale * v for k, v in seconds.items()})
+
+
+def differences(store: Path, checkpoint: Checkpoint, corpus: Corpus, rows: Sequence[int]) -> dict[str, float]:
+    """Largest relative L2 of stored states to PyTorch's of the padded window, by output."""
+    opened, ids = open_store(store), corpus.table["id"].to_pylist()
+    off: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        audio = decode(corpus.absolute(row))
+        features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+        for name, states in hidden_states(checkpoint.encoder, features).items():
+            got = opened.frames(ids[row], name).astype(np.float64)
+            want = states[0, : len(got)].double().numpy()
+            off[name].append(np.linalg.norm(got - want) / np.linalg.norm(want))
+    return {name: float(np.max(values)) for name, values in off.items()}  # NaN stays NaN
+
+
+def report(
+    args: argparse.Namespace,
+    facts: dict[str, object],
+    audio_seconds: float,
+    clips: int,
+    timed: int,
+    runs: dict[str, list[Run]],
+    rates: Sequence[float],
+    flops: dict[str, int],
+    off: dict[str, float],
+) -> None:
+    """Write the tables; PyTorch was timed on `timed` of `clips` clips."""
+    rate = median(rates)
+    walls = {name: median(r.wall for r in own) for name, own in runs.items()}
+    best = min((name for name in walls if name.startswith("PyTorch")), key=walls.__getitem__)
+    rows, systems = [], {}
+    for name, wall in sorted(walls.items(), key=lambda item: item[1]):
+        all_walls = [r.wall for r in runs[name]]
+        typical = min(runs[name], key=lambda r: abs(r.wall - wall)).stages
+        speed, ratio, efficiency = audio_seconds / wall, walls[best] / wall, flops[name] / (wall * rate)
+        systems[name] = {
+            "wall_seconds": all_walls,
+            "audio_hours_per_hour": speed,
+            "ratio_to_baseline": ratio,
+            "efficiency": efficiency,
+            "stage_seconds": typical,
+        }
+        rows.append(
+            [
+                f"{name} (baseline)" if name == best else name,
+                f"{wall:.1f} ({min(all_walls):.1f}–{max(all_walls):.1f})",
+                f"{speed:.1f}",
+                f"{ratio:.2f}",
+                f"{efficiency:.0%}",
+                ", ".join(f"{k} {v:.1f}" for k, v in typical.items()),
+            ]
+        )
+    header = ["system", "wall s", "audio-hours per hour", "× baseline", "efficiency", "stage seconds"]
+    inputs = {"clips": clips, "audio_seconds": audio_seconds, "sgemm_flops_per_second": list(rates)}
+    write_report(
+        "extraction",
+        f"Extraction speed, {Path(args.model).name}",
+        args,
+        facts,
+        inputs | {"encoder_flops": flops, "systems": systems, "padded_relative_l2": off},
+        [
+            Table(
+                f"{clips} clips, {audio_seconds / 60:.1f} minutes, mean {audio_seconds / clips:.2f} s:", header, rows
+            ),
+            Table(
+                f"Stored `padded` beside PyTorch on {min(CHECKED, timed)} clips, allowed {TOLERANCE:.0e}:",
+                ["output", "largest relative L2"],
+                [[name, f"{value:.1e}"] for name, value in off.items()],
+            ),
+        ],
+        [
+            f"Limit: numpy sgemm, {rate / 1e9:.0f} GFLOP/s ({min(rates) / 1e9:.0f}–{max(rates) / 1e9:.0f}).",
+            f"PyTorch was timed on {timed} of {clips} clips, drawn at random, and scaled by their number: padded to "
+            "30 s, all cost the same. Its best setting is the baseline.",
+            "The wall of voxstrata includes probing, sessions and writing; PyTorch's neither loading nor writing. Its "
+            "stages overlap, and decode adds up threads; wait is the encoder's for audio.",
+        ],
+    )
 
 
 def main() -> int:
@@ -78,67 +212,19 @@ def main() -> int:
     args = p.parse_args()
     pin(args.threads)
     facts = environment(args.threads)
-
-    import numpy as np
-    import torch
-
-    from voxstrata.audio.decode import decode
-    from voxstrata.corpus import probe_corpus, read_corpus
-    from voxstrata.engine import extract
-    from voxstrata.exporters.reference import hidden_states
-    from voxstrata.model import Context
-    from voxstrata.store.plan import make_plan
-    from voxstrata.store.reader import open_store
-    from voxstrata.store.spec import StoreSpec
-
     torch.set_num_threads(args.threads)
-    corpus = subset(read_corpus(args.corpus), args.clips, args.seed)
-    infos, unreadable = probe_corpus(corpus)
-    if unreadable:
-        sys.exit(f"benchmarks need readable clips: {next(iter(unreadable.values()))}")
-    rng = np.random.default_rng(args.seed)
-    part = rng.permutation(len(corpus))[: args.baseline_clips]
-    work = Path(tempfile.mkdtemp(prefix="voxstrata-bench-"))
-    try:
+    corpus = subset(read_corpus(args.corpus), args.clips)
+    part = np.random.default_rng(0).permutation(len(corpus))[: args.baseline_clips].tolist()
+    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+        work = Path(folder)
         checkpoint, model = exported(args, work / "model")
-        encoder, extractor, shape = checkpoint.encoder, checkpoint.extractor, checkpoint.shape
-
-        def voxstrata(mode: str) -> Run:
-            store = work / f"{mode}.zarr"
-            shutil.rmtree(store, ignore_errors=True)
-            begin = time.perf_counter()
-            done = extract(corpus, model.path, store, context=Context(mode), threads=args.threads, long="error")
-            wall = time.perf_counter() - begin
-            if done.failed:
-                sys.exit(f"benchmarks need readable clips: {next(iter(done.failures.values()))}")
-            return Run(wall, {"start": wall - done.seconds, **done.stages})
-
-        def pytorch(attention: str, batch: int, rows: Sequence[int]) -> Run:
-            encoder.set_attn_implementation(attention)
-            seconds: dict[str, float] = defaultdict(float)
-            for i in range(0, len(rows), batch):
-                t0 = time.perf_counter()
-                audio = [decode(corpus.absolute(int(row))) for row in rows[i : i + batch]]
-                t1 = time.perf_counter()
-                features = extractor(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
-                t2 = time.perf_counter()
-                with torch.inference_mode():
-                    encoder(features, output_hidden_states=True)
-                t3 = time.perf_counter()
-                seconds["decode"] += t1 - t0
-                seconds["log_mel"] += t2 - t1
-                seconds["encode"] += t3 - t2
-            scale = len(corpus) / len(rows)
-            return Run(scale * sum(seconds.values()), {k: scale * v for k, v in seconds.items()})
-
-        systems: dict[str, Callable[[], Run]] = {
-            f"voxstrata {mode}": lambda mode=mode: voxstrata(mode) for mode in MODES
-        }
-        for attention in ("eager", "sdpa"):
-            for batch in BATCHES:
-                pytorch(attention, batch, part[:batch])  # warm-up
-                systems[f"PyTorch {attention}, batch {batch}"] = lambda a=attention, b=batch: pytorch(a, b, part)
-
+        systems: dict[str, Callable[[], Run]] = {}
+        for mode in MODES:
+            systems[f"voxstrata {mode}"] = partial(run_voxstrata, mode, corpus, model, work, args.threads)
+        for attention, batch in (("eager", 1), ("eager", 8), ("sdpa", 1), ("sdpa", 8)):
+            run_pytorch(attention, batch, checkpoint, corpus, part[:batch])  # warm-up
+            name = f"PyTorch {attention}, batch {batch}"
+            systems[name] = partial(run_pytorch, attention, batch, checkpoint, corpus, part)
         runs: dict[str, list[Run]] = defaultdict(list)
         rates = []
         for repeat in range(args.repeats):
@@ -146,96 +232,18 @@ def main() -> int:
             for name, run in systems.items():
                 runs[name].append(run())
                 say(f"repeat {repeat + 1} of {args.repeats}: {name} {runs[name][-1].wall:.1f} s")
+        off = differences(work / "padded.zarr", checkpoint, corpus, part[:CHECKED])
 
-        # correctness: what `padded` stored, against PyTorch from the audio file on
-        off: dict[str, float] = defaultdict(float)
-        store = open_store(work / "padded.zarr")
-        ids = corpus.table["id"].to_pylist()
-        for row in part[:CHECKED]:
-            audio = decode(corpus.absolute(int(row)))
-            features = extractor(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
-            for name, states in hidden_states(encoder, features).items():
-                got = store.frames(ids[row], name).astype(np.float64)
-                want = states[0, : len(got)].double().numpy()
-                off[name] = max(off[name], float(np.linalg.norm(got - want) / np.linalg.norm(want)))
-    finally:
-        shutil.rmtree(work)
-
+    infos, unreadable = probe_corpus(corpus)
     flops = {}
-    for mode in MODES:
-        plan = make_plan(corpus, infos, {}, StoreSpec(model.card.outputs, context=Context(mode)), shape.d_model)
-        total = 0
-        for u in range(len(corpus)):
-            for w in plan.windows(u):
-                m = plan.spec.context.frames_computed(w.frames)
-                cached = (model.card.silence["groups"] or 1500 - m) if mode == "bucketed" and m < 1500 else 0
-                ffn = checkpoint.config.encoder_ffn_dim
-                total += encoder_flops(m, cached, shape.n_mels, shape.d_model, shape.layers, ffn)
-        flops[f"voxstrata {mode}"] = total
-
-    hours = sum(i.samples for i in infos if i) / 16_000 / 3600
-    rate = median(rates)
-    walls = {name: median(r.wall for r in rs) for name, rs in runs.items()}
-    best = min((name for name in walls if name.startswith("PyTorch")), key=walls.__getitem__)
-    rows, results = [], {}
-    for name, rs in sorted(runs.items(), key=lambda item: walls[item[0]]):
-        wall = walls[name]
-        low, high = min(r.wall for r in rs), max(r.wall for r in rs)
-        typical = min(rs, key=lambda r: abs(r.wall - wall)).stages
-        efficiency = flops.get(name, flops["voxstrata padded"]) / (wall * rate)
-        results[name] = {
-            "wall_seconds": [r.wall for r in rs],
-            "audio_hours_per_hour": hours * 3600 / wall,
-            "ratio_to_pytorch": walls[best] / wall,
-            "efficiency": efficiency,
-            "stage_seconds": typical,
-        }
-        rows.append(
-            [
-                f"**{name}** (baseline)" if name == best else name,
-                f"{wall:.1f} ({low:.1f}–{high:.1f})",
-                f"{hours * 3600 / wall:.1f}",
-                f"{walls[best] / wall:.2f}",
-                f"{efficiency:.0%}",
-                ", ".join(f"{k} {v:.1f}" for k, v in typical.items()),
-            ]
-        )
-    table = Table(
-        f"{len(corpus)} clips, {hours * 60:.1f} minutes, mean {hours * 3600 / len(corpus):.2f} s:",
-        ["system", "wall s", "audio-hours per hour", "× baseline", "efficiency", "stage seconds"],
-        rows,
-    )
-    worst = max(off.values())
-    write_report(
-        "extraction",
-        f"Extraction speed, {checkpoint.name}",
-        args,
-        facts,
-        {
-            "audio_hours": hours,
-            "clips": len(corpus),
-            "sgemm_flops_per_second": rates,
-            "encoder_flops": flops,
-            "systems": results,
-            "padded_relative_l2": dict(off),
-        },
-        [
-            table,
-            Table(
-                "Largest relative L2 of stored `padded` to PyTorch:",
-                ["output", "rel L2"],
-                [[k, f"{v:.1e}"] for k, v in off.items()],
-            ),
-        ],
-        [
-            f"Limit: numpy sgemm {rate / 1e9:.1f} GFLOP/s ({min(rates) / 1e9:.1f}–{max(rates) / 1e9:.1f}) on {args.threads} threads.",
-            f"PyTorch: timed on {len(part)} of {len(corpus)} clips and scaled by their number; padded to 30 s, all cost the same.",
-            "Voxstrata's stages overlap, and `decode` adds up threads; `wait` is the encoder waiting for audio. "
-            "Its wall includes probing, sessions and writing; PyTorch's neither loads nor writes.",
-            f"`padded` agrees with PyTorch on {min(CHECKED, len(part))} clips: largest relative L2 {worst:.1e}, allowed {TOLERANCE:.0e}.",
-        ],
-    )
-    return int(not worst <= TOLERANCE)
+    for name in systems:
+        mode = name.removeprefix("voxstrata ") if name.startswith("voxstrata") else "padded"
+        spec = StoreSpec(model.card.outputs, context=Context(mode))
+        plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model)
+        flops[name] = encoder_flops(plan, checkpoint, model.card.silence["groups"])
+    audio_seconds = sum(i.samples for i in infos if i) / SAMPLE_RATE
+    report(args, facts, audio_seconds, len(corpus), len(part), runs, rates, flops, off)
+    return int(not all(value <= TOLERANCE for value in off.values()))
 
 
 if __name__ == "__main__":

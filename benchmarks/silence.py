@@ -127,30 +127,37 @@ def measure(cache: str, keys: int, parts: Sequence[tuple[Encoder, Sequence[Clip]
 
 
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Keys against what is lost of `final`: a point for each cache."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    """Keys against what is lost of `final`: a point for each cache, labels of crowded ones moved down."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
-        kind = row.cache.split(",")[0]
-        colour = {"trimmed": "tab:red", "pure": "tab:orange", "calibrated": "tab:blue"}[kind]
-        lost = 1 - row.cosine["final"]
-        axes.plot(row.keys, lost, "o", color=colour)
-        right = row.keys > 600
-        axes.annotate(
-            row.cache,
-            (row.keys, lost),
-            (-6 if right else 6, 0),
-            textcoords="offset points",
-            ha="right" if right else "left",
-            va="center",
-            fontsize=8,
-        )
     axes.set_xscale("symlog", linthresh=16)
     axes.set_xticks([0, 16, 32, 64, 128, 256, 512, 1200], ["0", "16", "32", "64", "128", "256", "512", "1200"])
     axes.minorticks_off()
     axes.set_yscale("log")
     axes.set(xlabel=f"cached keys beside m = {FRAMES}", ylabel="1 − mean frame cosine of final to padded", title=title)
     axes.grid(alpha=0.3, which="both")
+    lost = {row.cache: 1 - row.cosine["final"] for row in rows}
+    for kind in ("trimmed", "pure", "calibrated"):
+        own = [row for row in rows if row.cache.startswith(kind)]
+        axes.plot([r.keys for r in own], [lost[r.cache] for r in own], "o", label=kind)
+    axes.legend()
+    low, high = np.log(axes.get_ylim())
+    points = 72 * figure.get_figheight() * 0.8 / (high - low)  # of height per unit of log
+    for side in (True, False):  # labels left of the points at the right edge, right of the others
+        label = np.inf  # height of the label above, in points
+        for row in sorted((r for r in rows if (r.keys > WINDOW_FRAMES // 2) is side), key=lambda r: -lost[r.cache]):
+            at = points * (np.log(lost[row.cache]) - low)
+            label = min(at, label - 11)
+            axes.annotate(
+                row.cache.rpartition(", ")[2],
+                (row.keys, lost[row.cache]),
+                (-12 if side else 12, label - at),
+                textcoords="offset points",
+                ha="right" if side else "left",
+                va="center",
+                fontsize=8,
+                arrowprops={"arrowstyle": "-", "color": "0.6", "shrinkA": 0, "relpos": (float(side), 0.5)},
+            )
     figure.savefig(path, dpi=150)
 
 
@@ -183,19 +190,11 @@ def main() -> int:
         for level in SHOWN_LEVELS:
             add(f"pure, level {level}", pure_silence(checkpoint, 0, level)[0])
         nearest = [min(LEVELS, key=lambda level: abs(level - c.level)) for c in clips]
-        rows.append(
-            measure(
-                f"pure, nearest of {len(LEVELS)} levels",
-                WINDOW_FRAMES - FRAMES,
-                [
-                    (
-                        cached(pure_silence(checkpoint, 0, level)[0]),
-                        [c for c, n in zip(clips, nearest, strict=True) if n == level],
-                    )
-                    for level in sorted(set(nearest))
-                ],
-            )
-        )
+        parts = []
+        for level in sorted(set(nearest)):
+            own = [c for c, n in zip(clips, nearest, strict=True) if n == level]
+            parts.append((cached(pure_silence(checkpoint, 0, level)[0]), own))
+        rows.append(measure(f"pure, nearest of {len(LEVELS)} levels", WINDOW_FRAMES - FRAMES, parts))
         whole, _ = calibrated_silence(checkpoint, recordings, 0)
         add("calibrated, all positions", whole)
         add(f"calibrated, {CONTIGUOUS} neighbours to one", contiguous(whole, CONTIGUOUS))
@@ -227,12 +226,13 @@ def main() -> int:
         [Table(f"{len(clips)} prompts, caches calibrated on {len(recordings)} other recordings:", header, cells)],
         [
             f"Pad levels of the prompts: {min(levels):.2f} to {max(levels):.2f}, median {median(levels):.2f}.",
-            "k-means counts keys per layer and head; where speech has taken the positions of a group, its key stays, masked.",
-            f"Default of `export` ({default.cache}): lowest mean {default.cosine[lowest]:.5f} ({lowest}), asked are {THRESHOLD}.",
+            "Condensed caches keep a masked key for a group whose positions are all computed.",
+            f"Default of `export` ({default.cache}): lowest mean {default.cosine[lowest]:.5f} ({lowest}), "
+            f"asked {THRESHOLD}.",
         ],
     )
     draw(rows[1:], args.out / "silence.png", f"Silence caches, {checkpoint.name}, {len(clips)} prompts")
-    return int(not default.cosine[lowest] >= THRESHOLD)
+    return int(not all(cosine >= THRESHOLD for cosine in default.cosine.values()))
 
 
 if __name__ == "__main__":

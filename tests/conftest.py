@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +39,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = pytest.importorskip("torch")
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+    torch.set_num_threads(1)  # on a model this small more threads only wait for each other
     torch.manual_seed(7)
     config = WhisperConfig(
         vocab_size=64, d_model=32, encoder_layers=3, decoder_layers=1, encoder_attention_heads=4,
@@ -55,6 +58,22 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     WhisperFeatureExtractor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_checkpoint: Path) -> dict[str, Any]:
+    """The tensors of the whole tiny checkpoint."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(tiny_checkpoint / "model.safetensors"))
+
+
+@pytest.fixture
+def without_weights(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint without its weights, to be filled or spoilt."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
+PARTIAL = 4  # exit code: done, but some recordings failed
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import Line, clock, extraction_progress, json_option, print_json, run_options
+from voxstrata.cli.console import (
+    PARTIAL,
+    Line,
+    clock,
+    count_progress,
+    extraction_progress,
+    json_option,
+    print_json,
+    run_options,
+)
 from voxstrata.store.plan import UNIT_MEGABYTES
 
 FAILURES_SHOWN = 10
@@ -104,6 +113,7 @@ def extract(
             unit_megabytes=unit_mb,
             allow_overflow=allow_overflow,
             progress=extraction_progress(line),
+            probing=count_progress(line, "reading headers"),
         )
     if as_json:
         print_json(report.to_dict())
@@ -125,4 +135,4 @@ def extract(
             click.echo(f"  {name}: {reason}", err=True)
         if report.failed > FAILURES_SHOWN:
             click.echo(f"  … and {report.failed - FAILURES_SHOWN} more, all in {store}/utterances.parquet", err=True)
-    return 4 if report.failed else 0
+    return PARTIAL if report.failed else 0

@@ -12,7 +12,7 @@ import click
 
 from voxstrata.errors import VoxstrataError
 
-PARTIAL, INTERRUPTED = 4, 130
+INTERRUPTED = 130
 _COMMANDS = ("export", "extract", "info", "retrieve", "drift", "demo")
 
 
@@ -42,6 +42,9 @@ class _Lazy(click.Group):
         except VoxstrataError as e:
             click.echo(f"error: {e}", err=True)
             sys.exit(e.exit_code)
+        except OSError as e:  # a full disk, a folder that may not be written: the message names the file
+            click.echo(f"error: {e}", err=True)
+            sys.exit(3)
         except ModuleNotFoundError as e:
             extra = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"}
             extra |= {"matplotlib": "plot", "espeakng_loader": "demo"}

@@ -87,6 +87,7 @@ def extract(
     unit_megabytes: float = UNIT_MEGABYTES,
     allow_overflow: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
+    probing: Callable[[int, int], None] | None = None,
 ) -> ExtractReport:
     """Extract the embeddings of a corpus into a store; resumes the store when it exists.
 
@@ -100,6 +101,8 @@ def extract(
         for ONNX Runtime and for decoding; by default the cores this process may use.
     tokens
         batch size × computed positions; by default what suits the device.
+    progress, probing
+        called after every batch, and, with recordings probed and their number, while headers are read.
     unit_megabytes
         size of one unit over all outputs: of the buffer in memory, and so of shards.
 
@@ -112,7 +115,7 @@ def extract(
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     model = model if isinstance(model, ModelFolder) else open_model(model)
     spec = StoreSpec(select_outputs(outputs, model.card.outputs), dtype, pool, every, context or Context())
-    infos, unreadable = probe_corpus(corpus)
+    infos, unreadable = probe_corpus(corpus, progress=probing)
     if long == "error":
         _refuse_long(corpus, infos)
     plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes)

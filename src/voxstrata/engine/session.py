@@ -147,7 +147,8 @@ class Encoder:
         options.log_severity_level = 3
         providers: list[Any] = [PROVIDERS["cpu"]]
         if self.device.kind != "cpu":
-            providers.insert(0, (PROVIDERS["cuda"], {"device_id": self.device.index}))
+            # TF32 keeps 10 bits of a float32 product: less than the export was validated to
+            providers.insert(0, (PROVIDERS["cuda"], {"device_id": self.device.index, "use_tf32": 0}))
         if self.device.kind == "tensorrt" and path.name != LOG_MEL:
             providers.insert(0, (PROVIDERS["tensorrt"], self._tensorrt_options(path.name)))
         wanted = PROVIDERS["cuda" if path.name == LOG_MEL and self.device.kind == "tensorrt" else self.device.kind]
@@ -176,7 +177,7 @@ class Encoder:
             for frames, batch in batch_of.items():
                 parts.append(f"log_mel:{batch}x{card.n_mels}x{2 * frames}")
                 if graph == CACHED:
-                    keys = card.silence["groups"] or WINDOW_FRAMES - frames
+                    keys = self._silence.for_frames(frames).key.shape[2]
                     kv = f"{card.layers}x{card.heads}x{keys}"
                     dim = card.d_model // card.heads
                     parts += [f"silence_key:{kv}x{dim}", f"silence_value:{kv}x{dim}", f"silence_bias:{kv}"]

@@ -101,7 +101,7 @@ def _download(repo: str, revision: str | None) -> Path:
         files = HfApi().list_repo_files(repo, revision=revision)
         safe = [f for f in files if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))]
         # fp32-suffixed duplicates, flax and ONNX copies of the same weights stay where they are
-        wanted = [f for f in safe if "fp32" not in f] or [f for f in files if f.startswith("pytorch_model")]
+        wanted = [f for f in safe if "fp32" not in f] or safe or [f for f in files if f.startswith("pytorch_model")]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
     except HFValidationError as e:
         raise InputError(f"{repo}: no such folder or file, and not a hub id ({_first_line(e)})") from e

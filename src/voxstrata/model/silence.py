@@ -100,7 +100,8 @@ class Silence:
     def load(cls, path: Path) -> Silence:
         """Read what `save` wrote. Raises InputError for a missing or damaged file."""
         try:
-            with np.load(path, allow_pickle=False) as z:
+            # opened here, because np.load leaves a damaged file open
+            with path.open("rb") as f, np.load(f, allow_pickle=False) as z:
                 silence = cls(int(z["first"]), z["key"], z["value"], z.get("group"))
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
             raise InputError(f"{path}: not a readable silence cache ({e}); export the model again") from e

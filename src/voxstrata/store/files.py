@@ -64,6 +64,11 @@ class Files:
         partial.write_bytes(data)
         partial.replace(target)
 
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._path}/{name}")
+
     def clear(self) -> None:
         """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
         for name in sorted(self.names(), key=lambda n: n == ROOT):

@@ -76,6 +76,8 @@ class StoreWriter:
         for output, array in self._arrays.items():
             if self.plan.spec.pool:  # the last pooled unit ends with the utterances
                 rows = slice(rows.start, min(rows.stop, array.shape[0]))
+            # zarr reads the shard it is about to replace; what an interrupted run left of it may be damaged
+            self.files.remove(f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}")
             array[rows] = blocks[output][: rows.stop - rows.start]
         marker = {"unit": unit, "failed": {str(i): failures[i] for i in sorted(failures)}}
         self.files.write(f"{UNITS}/{unit:06d}.json", json.dumps(marker).encode())

@@ -1,0 +1,89 @@
+"""What README and docs show works: Python blocks run, commands and their options exist, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+import soundfile
+from conftest import sound
+from test_cli import run
+
+from voxstrata.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page, block) for every fenced block of a language."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.M | re.S)
+    return [(p.name, b) for p in PAGES for b in pattern.findall(p.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder as the docs assume it: a model `base` and a store `speech.zarr`."""
+    desk = tmp_path_factory.mktemp("desk")
+    shutil.copytree(tiny_model, desk / "base")
+    lines = ["path\tlanguage\tgroup"]
+    for language in ("en", "es"):
+        for g in range(2):
+            soundfile.write(desk / f"{language}{g}.wav", sound(0.7 + g, g), 16_000)
+            lines.append(f"{language}{g}.wav\t{language}\tg{g}")
+    (desk / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
+    assert run("extract", desk / "speech.tsv", desk / "base", "-o", desk / "speech.zarr") == 0
+    return desk
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("python"))
+def test_python_blocks_run(page: str, block: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk)
+    exec(compile(block, page, "exec"), {"__name__": "docs"})
+
+
+def commands() -> list[tuple[str, str]]:
+    return [
+        (page, line.removeprefix("$ ").split("#")[0].strip())
+        for page, block in blocks("console")
+        for line in block.splitlines()
+        if line.startswith("$ voxstrata")
+    ]
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_commands_and_options_exist(page: str, line: str) -> None:
+    _, name, *args = shlex.split(line)
+    with click.Context(main) as context:
+        command = main.get_command(context, name)
+        assert command is not None, f"{page}: no command {name}"
+        command.make_context(name, args, parent=context)  # raises for an unknown option or a missing argument
+
+
+def test_make_targets_and_scripts_exist() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    text = "\n".join(p.read_text(encoding="utf-8") for p in PAGES)
+    named = set(re.findall(r"`?make ([\w-]+)`?", text)) - {"a", "the"}
+    assert {"demo", "test"} <= named
+    assert named <= set(targets)
+    scripts = set(re.findall(r"benchmarks/(\w+\.py)", text))
+    assert scripts
+    assert [s for s in scripts if not (ROOT / "benchmarks" / s).exists()] == []
+
+
+def test_links_lead_somewhere() -> None:
+    dead = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert dead == []
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert [p.name for p in PAGES if "@@" in p.read_text(encoding="utf-8")] == []

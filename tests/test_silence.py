@@ -1,0 +1,128 @@
+"""The silence cache is what it says: means over groups, counts as logs, means over padded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import sound
+
+torch = pytest.importorskip("torch")
+from voxstrata.errors import InputError  # noqa: E402
+from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
+from voxstrata.exporters.reference import keys_and_values  # noqa: E402
+from voxstrata.exporters.silence import calibrated_silence, pure_silence  # noqa: E402
+from voxstrata.model import Silence  # noqa: E402
+from voxstrata.model.silence import EMPTY_GROUP_LOGIT  # noqa: E402
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(str(tiny_checkpoint))
+
+
+@pytest.mark.parametrize("frames", [75, 76, 500, 1100, 1498, 1499, 1500])
+def test_a_condensed_key_is_the_mean_of_its_group_and_its_logit_the_log_of_its_size(
+    checkpoint: Checkpoint, frames: int
+) -> None:
+    silence, _ = pure_silence(checkpoint, 24)
+    assert silence.group is not None
+    got = silence.for_frames(frames)
+    assert got.key.shape == got.value.shape == (3, 4, 24, 8)
+    assert got.bias.shape == (3, 4, 24)
+    assert {a.dtype for a in (got.key, got.value, got.bias)} == {np.dtype("float32")}
+    for layer in range(3):
+        for head in range(4):
+            for g in range(24):
+                members = [p for p in range(frames, 1500) if silence.group[layer, head, p - silence.first] == g]
+                if not members:
+                    assert got.bias[layer, head, g] == EMPTY_GROUP_LOGIT
+                    continue
+                at = [p - silence.first for p in members]
+                for a, b in ((got.key, silence.key), (got.value, silence.value)):
+                    want = b[layer, head, at].astype(np.float64).mean(0)
+                    np.testing.assert_allclose(a[layer, head, g], want, rtol=1e-5, atol=1e-5)
+                assert got.bias[layer, head, g] == pytest.approx(np.log(len(members)), abs=1e-6)
+
+
+def test_uncondensed_the_positions_are_kept_one_by_one(checkpoint: Checkpoint) -> None:
+    silence, account = pure_silence(checkpoint, 0)
+    assert silence.group is None
+    assert account["groups"] == 0
+    log_mel = torch.full((1, 80, 3000), -0.75)
+    for frames in (75, 800, 1499):
+        got = silence.for_frames(frames)
+        key, value = keys_and_values(checkpoint.encoder, log_mel)
+        np.testing.assert_allclose(got.key, key[:, :, frames:].numpy(), atol=2e-3)  # kept as float16
+        np.testing.assert_allclose(got.value, value[:, :, frames:].numpy(), atol=2e-3)
+        assert not got.bias.any()
+
+
+def test_k_means_groups_hold_near_positions(checkpoint: Checkpoint) -> None:
+    """Means over 24 groups stand for their members better than means over 24 runs of neighbours."""
+    silence, _ = pure_silence(checkpoint, 24)
+    assert silence.group is not None
+    for layer in range(3):
+        for head in range(4):
+            points = silence.key[layer, head].astype(np.float64)
+
+            def spread(groups: Array, points: Array = points) -> float:
+                return sum(((points[groups == g] - points[groups == g].mean(0)) ** 2).sum() for g in np.unique(groups))
+
+            runs = np.arange(len(points)) * 24 // len(points)
+            assert spread(silence.group[layer, head]) < spread(runs)
+
+
+def test_frames_before_the_cache_are_refused(checkpoint: Checkpoint) -> None:
+    silence, _ = pure_silence(checkpoint, 4)
+    with pytest.raises(InputError, match="begins at frame 75, a bucket ends at 50"):
+        silence.for_frames(50)
+
+
+def test_a_calibrated_cache_is_the_mean_over_padded_runs_behind_the_speech(checkpoint: Checkpoint) -> None:
+    recordings = [(f"r{i}", sound(s, i)) for i, s in enumerate((2.0, 10.0, 0.5, 6.0))]
+    got, account = calibrated_silence(checkpoint, recordings, 0)
+    # cuts of 25 … 450 frames in equal steps, none longer than its recording; a second later counting begins
+    cuts = [25, min(166, 500), min(308, 25), min(450, 300)]
+    total = [np.zeros((3, 4, 1500, 8)), np.zeros((3, 4, 1500, 8))]
+    count = np.zeros(1500)
+    for (_, audio), cut in zip(recordings, cuts, strict=True):
+        features = checkpoint.extractor(audio[: cut * 320], sampling_rate=16_000, return_tensors="pt")["input_features"]
+        for t, new in zip(total, keys_and_values(checkpoint.encoder, features), strict=True):
+            t[:, :, cut + 50 :] += new.numpy()[:, :, cut + 50 :]
+        count[cut + 50 :] += 1
+    assert count[75] >= 1
+    for a, t in zip((got.key, got.value), total, strict=True):
+        np.testing.assert_allclose(a, t[:, :, 75:] / count[75:, None], rtol=1e-3, atol=1e-3)  # kept as float16
+    assert [r["name"] for r in account["recordings"]] == ["r0", "r1", "r2", "r3"]
+
+
+def test_a_calibrated_cache_is_nearer_to_padding_than_a_pure_one(checkpoint: Checkpoint) -> None:
+    """On a recording it was not made from."""
+    others = [(f"r{i}", sound(2.0 + i, i)) for i in range(6)]
+    features = checkpoint.extractor(sound(3.0, 99), sampling_rate=16_000, return_tensors="pt")["input_features"]
+    want = keys_and_values(checkpoint.encoder, features)[0][:, :, 300:].numpy()
+    distance = {}
+    for kind, silence in (
+        ("pure", pure_silence(checkpoint, 0)[0]),
+        ("calibrated", calibrated_silence(checkpoint, others, 0)[0]),
+    ):
+        distance[kind] = float(np.linalg.norm(silence.for_frames(300).key - want))
+    assert distance["calibrated"] < distance["pure"]
+
+
+def test_a_cache_survives_its_file_and_a_damaged_one_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for groups in (0, 8):
+        silence, _ = pure_silence(checkpoint, groups)
+        path = tmp_path / f"{groups}.npz"
+        silence.save(path)
+        assert Silence.load(path).sha256() == silence.sha256()
+        data = path.read_bytes()
+        for cut in (0, 10, len(data) // 2):
+            path.write_bytes(data[:cut])
+            with pytest.raises(InputError, match=r"not a readable silence cache"):
+                Silence.load(path)

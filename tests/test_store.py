@@ -1,0 +1,443 @@
+"""Promises of the store: what it refuses, what a reader gets, and that others read it without us."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+import xarray
+import zarr
+from conftest import sound
+
+from voxstrata.engine import Encoder, Progress, extract
+from voxstrata.errors import InputError, UsageError
+from voxstrata.model import Context, open_model
+from voxstrata.model.card import write_card
+from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.store.files import Files
+from voxstrata.store.writer import StoreWriter
+
+OUTPUTS = ("layer_01", "final")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(make_corpus: Callable[..., Path]) -> Path:
+    """Three languages, so three units, and one recording that cannot be read."""
+    root = make_corpus({f"{language}/{i}": 0.4 + 0.3 * i for language in ("de", "en", "fr") for i in range(4)})
+    (root / "en" / "bad.wav").write_text("not audio")
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "s.zarr"
+    extract(corpus, tiny_model, path, outputs=OUTPUTS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(written: Path) -> EmbeddingStore:
+    return open_store(written)
+
+
+class Stop(Exception):
+    """Ends a run from its progress callback."""
+
+
+def stop_after(units: int) -> Callable[[Progress], None]:
+    def progress(p: Progress) -> None:
+        if p.units >= units:
+            raise Stop
+
+    return progress
+
+
+# --- reading ---
+
+
+def test_frames_are_the_rows_that_start_and_length_say(store: EmbeddingStore) -> None:
+    whole = {o: zarr.open_group(store.files.root, mode="r")[f"frames/{o}"][:] for o in OUTPUTS}
+    for i, name in enumerate(store.ids):
+        if name == "en/bad":
+            continue
+        seconds = 0.4 + 0.3 * int(name[-1])
+        for output in OUTPUTS:
+            frames = store.frames(name, output)
+            assert frames.shape == (int(np.ceil(round(seconds * 50, 6))), 32)
+            assert frames.dtype == np.float16
+            assert frames.any(axis=1).all()
+            np.testing.assert_array_equal(frames, whole[output][store.start[i] : store.start[i] + store.length[i]])
+            np.testing.assert_array_equal(frames, store.frames(i, output))
+
+
+def test_ragged_in_any_order_is_the_frames_one_by_one(store: EmbeddingStore) -> None:
+    done = np.flatnonzero(store.status == 1)
+    rng = np.random.default_rng(0)
+    for indices in (done, done[::-1], rng.permutation(done), rng.choice(done, 30), done[:0]):
+        rows, offsets = store.ragged("final", indices)
+        assert rows.shape == (int(store.length[indices].sum()), 32)
+        assert len(offsets) == len(indices) + 1
+        for k, i in enumerate(indices):
+            np.testing.assert_array_equal(rows[offsets[k] : offsets[k + 1]], store.frames(int(i), "final"))
+
+
+def test_units_hold_every_done_utterance_once(store: EmbeddingStore) -> None:
+    seen: list[int] = []
+    for indices, rows, offsets in store.units("layer_01"):
+        assert len({store.utterances["language"][int(i)].as_py() for i in indices}) == 1
+        for k, i in enumerate(indices):
+            np.testing.assert_array_equal(rows[offsets[k] : offsets[k + 1]], store.frames(int(i), "layer_01"))
+        seen += indices.tolist()
+    assert seen == np.flatnonzero(store.status == 1).tolist()
+    assert len(seen) == 12
+
+
+def test_pooled_of_frames_is_their_mean_and_of_a_pooled_store_what_it_holds(
+    store: EmbeddingStore, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    extract(corpus, tiny_model, tmp_path / "p.zarr", outputs=OUTPUTS, pool="mean")
+    kept = open_store(tmp_path / "p.zarr")
+    assert kept.ids == store.ids
+    for output in OUTPUTS:
+        computed, read = store.pooled(output), kept.pooled(output)
+        assert computed.dtype == read.dtype == np.float32
+        bad = store.index("en/bad")
+        assert np.isnan(computed[bad]).all()
+        assert np.isnan(read[bad]).all()
+        done = [i for i in range(len(store)) if i != bad]
+        np.testing.assert_allclose(computed[done], read[done], rtol=2e-3, atol=2e-3)
+        for i in done:
+            mean = store.frames(i, output).astype(np.float64).mean(axis=0)
+            np.testing.assert_allclose(computed[i], mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(kept.pooled(output, done[::-1]), read[done[::-1]])
+        assert kept.pooled(output, []).shape == store.pooled(output, []).shape == (0, 32)
+    assert kept.row_seconds is None
+    with pytest.raises(UsageError, match=r"holds pooled vectors, no frames; extract without --pool"):
+        kept.frames(0, "final")
+
+
+def test_metadata_is_a_table_in_index_order(store: EmbeddingStore) -> None:
+    table = store.utterances
+    names = "id path language group text speaker seconds samples size_bytes failure status"
+    assert table.column_names == names.split()
+    assert [store.index(name) for name in table["id"].to_pylist()] == list(range(13))
+    assert len(store) == 13
+    rows = {r["id"]: r for r in table.to_pylist()}
+    assert rows["fr/2"]["seconds"] == 1.0
+    assert rows["fr/2"]["samples"] == 16_000
+    assert rows["fr/2"]["path"] == "fr/2.wav"
+    assert rows["fr/2"]["language"] == "fr"
+    assert rows["en/bad"]["status"] == "failed"
+    assert "not audio" in rows["en/bad"]["failure"]
+    assert store.row_seconds == 0.02
+
+
+def test_repr_says_what_it_is(store: EmbeddingStore, written: Path) -> None:
+    assert (
+        repr(store)
+        == f"<EmbeddingStore {written}: 12 of 13 utterances, frames of layer_01, final, d=32, bucketed, tiny>"
+    )
+
+
+def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) -> None:
+    for call, message in (
+        (lambda: store.frames("en/none", "final"), "no utterance 'en/none', it holds e.g."),
+        (lambda: store.frames(13, "final"), "index 13 out of range"),
+        (lambda: store.frames(-1, "final"), "index -1 out of range"),
+        (lambda: store.ragged("final", [0, 99]), "index 99 out of range"),
+        (lambda: store.pooled("final", [-3]), "index -3 out of range"),
+        (lambda: store.frames("en/0", "layer_02"), "no output 'layer_02'; it holds layer_01, final"),
+        (lambda: store.frames("en/bad", "final"), "'en/bad' is failed: .*not audio"),
+        (lambda: store.ragged("final", range(13)), "'en/bad' is failed"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()
+
+
+def test_what_is_no_store_is_an_input_error(tmp_path: Path, tiny_model: Path, written: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    zarr.create_group(tmp_path / "other.zarr")
+    for path in (tmp_path / "none", tmp_path / "file", tmp_path, tmp_path / "other.zarr", tiny_model):
+        with pytest.raises(InputError, match="not a voxstrata store"):
+            open_store(path)
+    shutil.copytree(written, tmp_path / "s.zarr")
+    edit(tmp_path / "s.zarr", schema=7)
+    with pytest.raises(InputError, match="store schema 7, this version reads 1"):
+        open_store(tmp_path / "s.zarr")
+    edit(tmp_path / "s.zarr", schema=1)
+    (tmp_path / "s.zarr" / "plan.json").unlink()
+    with pytest.raises(InputError, match="creation was interrupted; run the extraction again"):
+        open_store(tmp_path / "s.zarr")
+
+
+def test_plain_zarr_and_xarray_read_it_without_a_warning(store: EmbeddingStore, written: Path) -> None:
+    group = zarr.open(written, mode="r")  # warnings are errors here
+    assert isinstance(group, zarr.Group)
+    assert sorted(name for name, _ in group.arrays()) == ["length", "start", "status"]
+    assert sorted(name for name, _ in group["frames"].arrays()) == sorted(OUTPUTS)
+    array = group["frames/final"]
+    assert array.metadata.dimension_names == ("row", "d_model")
+    i = store.index("de/3")
+    a, b = int(group["start"][i]), int(group["start"][i] + group["length"][i])
+    np.testing.assert_array_equal(array[a:b], store.frames("de/3", "final"))
+    with xarray.open_zarr(written) as root, xarray.open_zarr(written, group="frames") as frames:
+        assert root["status"].dims == ("utterance",)
+        assert frames["final"].dims == ("row", "d_model")
+        assert frames["final"].dtype == np.float16
+        np.testing.assert_array_equal(frames["final"][a:b].values, store.frames("de/3", "final"))
+        assert root["status"].values.tolist() == store.status.tolist()
+
+
+def test_a_store_of_an_unfinished_run_tells_what_is_done(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    bad = Path(shutil.copytree(corpus, tmp_path / "c"))
+    samples = sound(1.5, 9)
+    samples[100] = np.nan
+    soundfile.write(bad / "de" / "nan.wav", samples, 16_000, subtype="FLOAT")
+    with pytest.raises(Stop):  # in the last of three units: at least the first is committed by then
+        extract(bad, tiny_model, tmp_path / "s.zarr", outputs=OUTPUTS, progress=stop_after(2))
+    store = open_store(tmp_path / "s.zarr")
+    status = dict(zip(store.ids, store.status.tolist(), strict=True))
+    assert not store.complete
+    assert status["de/0"] == 1
+    assert status["fr/0"] == 0
+    assert status["de/nan"] == status["en/bad"] == 2
+    rows = {r["id"]: r for r in store.utterances.to_pylist()}
+    assert "NaN" in rows["de/nan"]["failure"]
+    assert "not audio" in rows["en/bad"]["failure"]
+    assert rows["fr/0"]["status"] == "pending"
+    assert store.frames("de/0", "final").any()
+    with pytest.raises(UsageError, match="'fr/0' is pending; run the extraction to its end"):
+        store.frames("fr/0", "final")
+    assert np.isnan(store.pooled("final")[store.index("fr/0")]).all()
+    assert {store.ids[i][:2] for indices, _, _ in store.units("final") for i in indices} <= {"de", "en"}
+
+
+# --- refusing to write ---
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change what a store says of itself."""
+    file = path / "zarr.json"
+    d = json.loads(file.read_text())
+    d["attributes"]["voxstrata"] |= changes
+    file.write_text(json.dumps(d))
+
+
+def refused(match: str, corpus: Path, model: Path, path: Path, **settings: Any) -> None:
+    """Extraction must fail with this message and leave every byte as it was."""
+    before = contents(path) if path.is_dir() else None
+    with pytest.raises(InputError, match=match):
+        extract(corpus, model, path, **{"outputs": OUTPUTS, **settings})
+    if before is not None:
+        assert contents(path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outputs": "final"}, r"outputs is \['layer_01', 'final'\] there, \['final'\] here"),
+        ({"dtype": "float32"}, "dtype is float16 there, float32 here"),
+        ({"pool": "mean"}, "pool is None there, mean here"),
+        ({"every": 5}, "every is 1 there, 5 here"),
+        ({"context": Context("padded")}, "context is .*bucketed.* there, .*padded.* here"),
+        ({"context": Context(tail=0)}, "context is .*'tail': 50.* there, .*'tail': 0.* here"),
+        ({"context": Context(edges=(75, 1500))}, "context is .*edges.* there"),
+        ({"unit_megabytes": 500}, "the corpus or the plan differs: units of another size"),
+    ],
+)
+def test_a_store_of_another_spec_is_refused_naming_what_differs(
+    corpus: Path, tiny_model: Path, written: Path, change: dict[str, Any], message: str
+) -> None:
+    refused(f"cannot resume: .*{message}", corpus, tiny_model, written, **change)
+
+
+def test_a_store_of_another_corpus_is_refused_naming_what_differs(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(corpus, tmp_path / "c"))
+    soundfile.write(other / "en" / "new.wav", sound(1, 5), 16_000)
+    refused("1 utterances are not in the store, e.g. 'en/new'", other, tiny_model, written)
+    (other / "en" / "new.wav").unlink()
+    (other / "fr" / "1.wav").unlink()
+    refused("1 utterances are only in the store, e.g. 'fr/1'", other, tiny_model, written)
+    soundfile.write(other / "fr" / "1.wav", sound(0.8, 5), 16_000, subtype="FLOAT")
+    refused("samples of 'fr/1' is 11200 there, 12800 here", other, tiny_model, written)
+
+
+def test_a_store_of_another_model_is_refused_naming_what_differs(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    for key, value in (("weights_sha256", "0" * 64), ("dtype", "float16"), ("final_norm", "every")):
+        folder = Path(shutil.copytree(tiny_model, tmp_path / key))
+        write_card(folder, replace(open_model(folder).card, **{key: value}))
+        refused(f"another model: {key} is .* there .*, {value} here", corpus, folder, written)
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "silence"))
+    card = open_model(folder).card
+    write_card(folder, replace(card, silence=card.silence | {"sha256": "0" * 64}))
+    refused("another model: silence_sha256 is", corpus, folder, written)
+
+
+def test_a_store_of_another_schema_is_refused(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(written, tmp_path / "s.zarr"))
+    edit(path, schema=0)
+    refused("its schema is 0, this version writes 1; use a new name", corpus, tiny_model, path)
+
+
+def test_what_is_no_store_is_left_alone(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused("a file, not a store", corpus, tiny_model, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(InputError, match="cannot write"):
+        extract(corpus, tiny_model, tmp_path / "file" / "s.zarr", outputs=OUTPUTS)
+    for name in ("notes.txt", ".lock", "film.partial", "plan.json", "zarr.json"):
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        refused("exists and is not a voxstrata store", corpus, tiny_model, folder)
+    zarr.create_group(tmp_path / "other.zarr")
+    refused("exists and is not a voxstrata store", corpus, tiny_model, tmp_path / "other.zarr")
+    headless = Path(shutil.copytree(written, tmp_path / "headless"))
+    (headless / "plan.json").unlink()
+    refused("holds data, but its plan.json is missing", corpus, tiny_model, headless)
+
+
+def test_an_empty_folder_becomes_a_store(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.zarr").mkdir()
+    extract(corpus, tiny_model, tmp_path / "s.zarr", outputs=OUTPUTS)
+    assert contents(tmp_path / "s.zarr") == contents(written)
+
+
+def test_a_second_run_on_the_same_store_is_refused_from_start_to_end(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    path, messages = tmp_path / "s.zarr", []
+
+    def second(_: Progress) -> None:
+        with pytest.raises(InputError) as caught:
+            extract(corpus, tiny_model, path, outputs=OUTPUTS)
+        messages.append(str(caught.value))
+
+    extract(corpus, tiny_model, path, outputs=OUTPUTS, progress=second)
+    assert len(messages) >= 4
+    assert set(messages) == {
+        f"{path}: another run (process {os.getpid()}) is writing this store; wait for it or stop it"
+    }
+    assert contents(path) == contents(written)
+
+
+def test_the_lock_file_of_a_dead_process_does_not_block(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(written, tmp_path / "s.zarr"))
+    with Files(path).lock():
+        (lock,) = set(contents(path)) - set(contents(written))
+    assert contents(path) == contents(written)
+    (path / lock).write_text("1\n")
+    assert extract(corpus, tiny_model, path, outputs=OUTPUTS).resumed_units == 3
+    assert contents(path) == contents(written)
+
+
+# --- object stores ---
+
+
+@pytest.fixture
+def remote() -> Iterator[str]:
+    yield "memory://voxstrata/s.zarr"
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_an_object_store_holds_the_same_and_resumes(corpus: Path, tiny_model: Path, written: Path, remote: str) -> None:
+    with pytest.raises(Stop):
+        extract(corpus, tiny_model, remote, outputs=OUTPUTS, progress=stop_after(2))
+    assert not open_store(remote).complete
+    report = extract(corpus, tiny_model, remote, outputs=OUTPUTS)
+    assert 1 <= report.resumed_units < 3
+    files = fsspec.filesystem("memory")
+    found = {p.removeprefix("/voxstrata/s.zarr/"): files.cat_file(p) for p in files.find("/voxstrata/s.zarr")}
+    assert found == contents(written)
+    local, there = open_store(written), open_store(remote)
+    np.testing.assert_array_equal(there.frames("fr/3", "final"), local.frames("fr/3", "final"))
+    assert repr(there).startswith(f"<EmbeddingStore {remote}: 12 of 13 utterances")
+    with pytest.raises(InputError, match="dtype is float16 there"):
+        extract(corpus, tiny_model, remote, outputs=OUTPUTS, dtype="float32")
+
+
+def test_a_file_url_is_a_local_store(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
+    extract(corpus, tiny_model, f"file://{tmp_path}/s.zarr", outputs=OUTPUTS)
+    assert contents(tmp_path / "s.zarr") == contents(written)
+
+
+def test_an_unknown_protocol_is_an_input_error(corpus: Path, tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="nonsense://"):
+        extract(corpus, tiny_model, "nonsense://bucket/s.zarr")
+
+
+# --- a full disk ---
+
+
+@pytest.mark.parametrize("writes", [0, 3, 12, 18, 20])
+def test_a_full_disk_stops_the_run_and_a_resume_completes_it(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    path, room = tmp_path / "s.zarr", [writes]
+    to_zarr, to_file = zarr.storage.LocalStore.set, Files.write
+
+    def take() -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def set_(self: Any, key: str, value: Any) -> None:
+        take()
+        await to_zarr(self, key, value)
+
+    def write(self: Files, name: str, data: bytes) -> None:
+        take()
+        to_file(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.storage.LocalStore, "set", set_)
+        patch.setattr(Files, "write", write)
+        with pytest.raises(InputError, match=r"s\.zarr: cannot write \(.*No space left.*run the same command"):
+            extract(corpus, tiny_model, path, outputs=OUTPUTS)
+    markers = set(path.glob("units/*.json"))
+    report = extract(corpus, tiny_model, path, outputs=OUTPUTS)
+    assert report.resumed_units == len(markers)
+    assert contents(path) == contents(written)
+
+
+def test_a_unit_without_its_marker_is_written_again(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(written, tmp_path / "s.zarr"))
+    (path / "units" / "000001.json").unlink()
+    (path / "frames" / "final" / "c" / "1" / "0").write_bytes(b"half a shard")
+    (path / "frames" / "final" / "c" / "1" / "0.0123456789abcdef.partial").write_bytes(b"left by a kill")
+    encoded = []
+    run = Encoder.run
+    monkeypatch.setattr(Encoder, "run", lambda self, audio, frames: encoded.extend(audio) or run(self, audio, frames))
+    report = extract(corpus, tiny_model, path, outputs=OUTPUTS)
+    assert (report.resumed_units, len(encoded)) == (2, 4)
+    assert contents(path) == contents(written)
+
+
+def test_writers_refuse_by_themselves(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "notes").touch()
+    with pytest.raises(InputError, match="not a voxstrata store"):
+        StoreWriter(tmp_path / "x", None, open_model(tiny_model).card)  # type: ignore[arg-type]
