@@ -212,6 +212,16 @@ def test_batch_size_and_threads_change_no_stored_value(
     assert_same_values(open_store(tmp_path / "s.zarr"), many_stored, many_stored.ids)
 
 
+def test_log_mel_is_the_same_to_the_bit_for_any_threads_and_neighbours(
+    clips: tuple[Path, dict], tiny_model: Path
+) -> None:
+    windows = [audio for audio in clips[1].values() if len(audio) < 7 * 16_000]
+    alone = Encoder(open_model(tiny_model), threads=1)
+    expected = np.concatenate([alone.log_mel([audio], 375) for audio in windows])
+    for threads in (2, 3, 5):
+        np.testing.assert_array_equal(Encoder(open_model(tiny_model), threads=threads).log_mel(windows, 375), expected)
+
+
 def test_float32_values_do_not_depend_on_the_batch_beyond_rounding(
     many: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from voxstrata.model.context import Context
 from voxstrata.model.names import select_outputs
 from voxstrata.model.silence import SilenceKeys
 
-# Batch size × computed positions. Two full windows keep two cores busy; a GPU wants to be filled.
-DEFAULT_TOKENS = {"cpu": 2 * WINDOW_FRAMES, "cuda": 48 * WINDOW_FRAMES, "tensorrt": 48 * WINDOW_FRAMES}
+# Batch size × computed positions. One full window's worth keeps a few cores busy, and memory at what one window
+# needs anyway; a GPU wants to be filled.
+DEFAULT_TOKENS = {"cpu": WINDOW_FRAMES, "cuda": 48 * WINDOW_FRAMES, "tensorrt": 48 * WINDOW_FRAMES}
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -76,6 +78,7 @@ class Encoder:
         self.threads = threads or available_threads()
         self.tokens = max(tokens or DEFAULT_TOKENS[self.device.kind], WINDOW_FRAMES)
         self.seconds: dict[str, float] = defaultdict(float)  # by stage: log_mel, encode
+        self._threads = ThreadPoolExecutor(self.threads, thread_name_prefix="log-mel")
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._keys: dict[int, SilenceKeys] = {}
         if self.context.mode == "bucketed":
@@ -121,7 +124,13 @@ class Encoder:
         batch = np.zeros((len(audio), padded * SAMPLES_PER_FRAME), np.float32)
         for row, samples in zip(batch, audio, strict=True):
             row[: len(samples)] = samples
-        (log_mel,) = self._compute(LOG_MEL, ["log_mel"], {"audio": batch})
+        if self.device.kind == "cpu":
+            # On one thread each: onnxruntime splits a logarithm among threads where its vector and its scalar code
+            # meet, they round differently, and every layer would carry the number of threads on.
+            parts = self._threads.map(lambda row: self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0], batch)
+            log_mel = np.concatenate(list(parts))
+        else:
+            (log_mel,) = self._compute(LOG_MEL, ["log_mel"], {"audio": batch})
         columns: NDArray[np.float32] = log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH]
         return np.ascontiguousarray(columns)
 
@@ -143,7 +152,8 @@ class Encoder:
 
     def _make_session(self, path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        one = path.name == LOG_MEL and self.device.kind == "cpu"
+        options.intra_op_num_threads = 1 if one else self.threads
         options.log_severity_level = 3
         providers: list[Any] = [PROVIDERS["cpu"]]
         if self.device.kind != "cpu":

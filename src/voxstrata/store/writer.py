@@ -68,17 +68,17 @@ class StoreWriter:
         return {int(n.removesuffix(".json")) for n in self.files.names(UNITS) if n.endswith(".json")}
 
     def commit(self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str]) -> None:
-        """Write one unit: for every output a block of unit_rows × d, unused rows zero; then its marker.
+        """Write one unit: for every output a block of unit_rows × d, as one shard; then its marker.
 
         `failures`: reasons by utterance index.
         """
-        rows = slice(unit * self.plan.unit_rows, (unit + 1) * self.plan.unit_rows)
+        last = self.plan.members(unit)[-1]
+        begin = unit * self.plan.unit_rows
+        used = int(self.plan.start[last] + self.plan.length[last]) - begin  # zarr takes its time over empty chunks, too
         for output, array in self._arrays.items():
-            if self.plan.spec.pool:  # the last pooled unit ends with the utterances
-                rows = slice(rows.start, min(rows.stop, array.shape[0]))
             # zarr reads the shard it is about to replace; what an interrupted run left of it may be damaged
             self.files.remove(f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}")
-            array[rows] = blocks[output][: rows.stop - rows.start]
+            array[begin : begin + used] = blocks[output][:used]
         marker = {"unit": unit, "failed": {str(i): failures[i] for i in sorted(failures)}}
         self.files.write(f"{UNITS}/{unit:06d}.json", json.dumps(marker).encode())
 

@@ -1,0 +1,45 @@
+"""The quick set: extraction and memory on a small spoken corpus and a random-weight encoder of whisper-tiny's shape.
+
+For a look at this machine in a few minutes, and a check that the benchmarks run; the figures that the docs quote are
+made on real weights and speech by the commands in README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from voxstrata.experiments.demo import write_random_checkpoint
+from voxstrata.experiments.demo_corpus import write_demo_corpus
+
+HERE = Path(__file__).parent
+RUNS = {
+    "extraction.py": ["--clips", "40", "--repeats", "1", "--baseline-clips", "16"],
+    "memory.py": ["--clips", "40", "120"],
+}
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the reports (JSON and Markdown)")
+    args = p.parse_args()
+    worst = 0
+    with tempfile.TemporaryDirectory(prefix="voxstrata-quick-") as folder:
+        checkpoint = Path(folder) / "checkpoint"
+        write_random_checkpoint(checkpoint)
+        corpus = write_demo_corpus(Path(folder) / "corpus", sentences=15, languages=("en", "es", "de", "ru"))
+        other = write_demo_corpus(Path(folder) / "other", sentences=10, languages=("tr",))
+        given = ["--model", checkpoint, "--corpus", corpus, "--calibrate", other, "--threads", args.threads]
+        for script, options in RUNS.items():
+            command = [sys.executable, HERE / script, *given, "--out", args.out, *options]
+            worst = max(worst, subprocess.run([str(c) for c in command], check=False).returncode)
+            print((args.out / script).with_suffix(".md").read_text(encoding="utf-8"))
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())

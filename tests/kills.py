@@ -1,0 +1,86 @@
+"""Run extractions in processes of their own and kill them at random instants."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxstrata.engine import extract
+
+# Children are forked from a server that has everything imported and no threads: fast, and without this process' torch.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["voxstrata.engine"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _quietly(corpus: Path, model: Path, store: Path, settings: dict[str, Any]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the traceback of a KeyboardInterrupt
+    extract(corpus, model, store, **settings)
+
+
+def run(corpus: Path, model: Path, store: Path, settings: dict[str, Any], stop: Callable[[], int | None]) -> int:
+    """Extract in a child, ask `stop` for a signal to send until there is one or the child ends; its exit code."""
+    child = _PROCESSES.Process(target=_quietly, args=(corpus, model, store, settings))
+    child.start()
+    while child.exitcode is None:
+        number = stop()
+        if number is not None:
+            assert child.pid is not None
+            os.kill(child.pid, number)
+            break
+        child.join(0.0005)
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def kill_and_resume(corpus: Path, model: Path, folder: Path, settings: dict[str, Any], kills: int, seed: int) -> None:
+    """Kill runs `kills` times, resume each, and hold every store that got finished against an uninterrupted one.
+
+    Every second store is also killed as soon as its first file appears, that is while it is being made.
+    """
+    whole = folder / "whole.zarr"
+    begin = time.perf_counter()
+    assert run(corpus, model, whole, settings, lambda: None) == 0
+    seconds = time.perf_counter() - begin
+    expected = contents(whole)
+    rng = np.random.default_rng(seed)
+    done, stores, interrupted_in = 0, 0, []
+    while done < kills:
+        stores += 1
+        store = folder / f"{stores}.zarr"
+        in_creation = stores % 2 == 1
+        while True:
+            begin, wait = time.perf_counter(), rng.uniform(0, 1.2 * seconds)
+            if in_creation:
+                wait /= 20  # from the first file on
+
+            def stop(store: Path = store, wait: float = wait, in_creation: bool = in_creation) -> int | None:
+                nonlocal begin
+                if in_creation and not (store.is_dir() and any(store.iterdir())):
+                    begin = time.perf_counter()
+                return signal.SIGKILL if time.perf_counter() - begin > wait else None
+
+            code = run(corpus, model, store, settings, stop)
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+            done += 1
+            in_creation = False
+            interrupted_in.append(len(list(store.glob("units/*.json"))))
+            if done == kills:
+                assert run(corpus, model, store, settings, lambda: None) == 0
+                break
+        assert contents(store) == expected
+    print(f"units committed at each kill: {interrupted_in}; stores: {stores}")

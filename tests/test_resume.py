@@ -1,0 +1,73 @@
+"""The promise of resuming: whatever stopped a run, running it again gives the bytes of an uninterrupted one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kills import contents, kill_and_resume, run
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+SETTINGS = {"outputs": "layer_01,final", "threads": 1, "tokens": 1500}
+UNITS = 10
+
+
+@pytest.fixture(scope="module")
+def corpus(make_corpus: Callable[..., Path]) -> Path:
+    """One unit per language."""
+    root = make_corpus({f"l{chr(97 + u)}/{i}": 0.3 + 0.2 * i for u in range(UNITS) for i in range(6)})
+    (root / "la" / "bad.wav").write_text("not audio")
+    return root
+
+
+def test_twenty_kills_each_followed_by_a_resume_leave_no_trace(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    kill_and_resume(corpus, tiny_model, tmp_path, SETTINGS, kills=20, seed=0)
+
+
+def test_an_interrupt_leaves_whole_units_and_no_trace_after_resuming(
+    corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    assert run(corpus, tiny_model, tmp_path / "whole.zarr", SETTINGS, lambda: None) == 0
+    expected = contents(tmp_path / "whole.zarr")
+    for units in (0, 1, 4):
+        store = tmp_path / f"{units}.zarr"
+
+        def stop(store: Path = store, units: int = units) -> int | None:
+            reached = (store / "plan.json").exists() and len(list(store.glob("units/*.json"))) >= units
+            return signal.SIGINT if reached else None
+
+        assert run(corpus, tiny_model, store, SETTINGS, stop) != 0
+        left = contents(store)
+        assert units <= sum(name.startswith("units/") for name in left) < UNITS
+        # an interrupt, unlike a kill, has time to tidy up: only whole files of the store are left
+        assert set(left) <= set(expected)
+        assert all(left[name] == expected[name] for name in left if name.startswith(("units/", "plan")))
+        assert run(corpus, tiny_model, store, SETTINGS, lambda: None) == 0
+        assert contents(store) == expected
+
+
+def test_a_second_process_is_refused_while_the_first_runs(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from voxstrata.engine import extract
+    from voxstrata.errors import InputError
+
+    messages: list[str] = []
+
+    def stop() -> int | None:
+        if not messages and list((tmp_path / "s.zarr").glob("units/*.json")):
+            try:
+                extract(corpus, tiny_model, tmp_path / "s.zarr", **SETTINGS)  # type: ignore[arg-type]
+            except InputError as e:
+                messages.append(str(e))
+            return signal.SIGKILL
+        time.sleep(0.001)
+        return None
+
+    assert run(corpus, tiny_model, tmp_path / "s.zarr", SETTINGS, stop) == -signal.SIGKILL
+    assert "another run (process " in messages[0]
+    # the killed process' lock is gone with it
+    assert run(corpus, tiny_model, tmp_path / "s.zarr", SETTINGS, lambda: None) == 0
