@@ -139,11 +139,17 @@ def test_a_recording_longer_than_a_unit_makes_units_larger() -> None:
     assert places(plan)["long"][1] == 1000
 
 
-def test_a_recording_over_the_largest_unit_is_a_usage_error_naming_it() -> None:
-    hour = 3600 * 16_000
-    with pytest.raises(UsageError, match=r"^day: 86400 s with 8 outputs.*--every or --pool"):
-        plan_of([Recording("short", "en", 100), Recording("day", "en", 24 * hour)])
-    assert plan_of([Recording("day", "en", 24 * hour)], replace(SPEC, every=1500)).length[0] == 24 * 120
+def test_a_recording_over_the_largest_unit_fails_alone() -> None:
+    day = Recording("day", "en", 24 * 3600 * 16_000)  # a header may claim anything
+    plan = plan_of([Recording("short", "en", 100), day])
+    short, failed = plan.utterances.to_pylist()
+    assert (short["id"], short["failure"], plan.length.tolist()) == ("short", None, [1, 0])
+    assert "86400 s is more than the" in failed["failure"]
+    assert "--every or --pool" in failed["failure"]
+    assert plan.unit_rows == UNIT_ROWS
+    with pytest.raises(InputError, match="86400 s is more than"):
+        plan_of([day])
+    assert plan_of([day], replace(SPEC, every=1500)).length[0] == 24 * 120
 
 
 @pytest.mark.parametrize("megabytes", [0, -1, 1e9])

@@ -16,14 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.audio.units import SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
+from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
 from voxstrata.corpus import Corpus
 from voxstrata.errors import InputError, UsageError
 from voxstrata.store.spec import StoreSpec
 
 CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least
 UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds two units in memory
-MAX_UNIT_BYTES = 4 << 30  # a longer recording than fits asks for fewer outputs, not for swap
+MAX_UNIT_BYTES = 4 << 30  # a recording that needs more fails alone: a header may claim anything
 POOLED_UNIT = 256  # utterances
 
 # What `utterances.parquet` holds, in row order. `samples` are at 16 kHz; `failure` is why there is nothing.
@@ -124,14 +124,24 @@ def make_plan(
 ) -> Plan:
     """Plan the extraction of a corpus whose lengths are known.
 
-    `infos` and `failures` are what `probe_corpus` returned. Raises InputError when nothing can be encoded, and
-    UsageError when one recording alone is more than a unit may hold, or for an impossible `unit_megabytes`.
+    `infos` and `failures` are what `probe_corpus` returned. A recording that is more than a unit may hold is one more
+    failure. Raises InputError when nothing can be encoded, UsageError for an impossible `unit_megabytes`.
     """
     if not 0 < unit_megabytes * 2**20 <= MAX_UNIT_BYTES:
         raise UsageError(f"units of {unit_megabytes} MB: choose more than 0, at most {MAX_UNIT_BYTES >> 20}")
     samples = np.array([i.samples if i else 0 for i in infos], np.int64)
-    frames = -(-samples // (WINDOW_SAMPLES // WINDOW_FRAMES))
     ids = corpus.table["id"].to_pylist()
+    row_bytes = d_model * spec.stored_dtype.itemsize
+    failures = dict(failures)
+    if not spec.pool:
+        longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * SAMPLES_PER_FRAME
+        for i in np.flatnonzero(samples > longest).tolist():
+            failures[i] = (
+                f"{corpus.absolute(i)}: {samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "
+                f"a unit of {len(spec.outputs)} outputs holds; cut it, or choose fewer outputs, --every or --pool"
+            )
+            samples[i] = 0
+    frames = -(-samples // SAMPLES_PER_FRAME)
     languages = [x or "" for x in corpus.table["language"].to_pylist()]
     if not samples.any():
         reason = next(iter(failures.values()), "it is empty")
@@ -143,7 +153,6 @@ def make_plan(
     length = np.ones(len(ids), np.int64) if spec.pool else -(-frames // spec.every)
     length[known:] = 0
 
-    row_bytes = d_model * spec.stored_dtype.itemsize
     if spec.pool:
         unit_rows = chunk_rows = POOLED_UNIT
         unit_begin = [*range(0, known, unit_rows), known]
@@ -152,12 +161,6 @@ def make_plan(
         chunk_rows = _power_of_two(CHUNK_BYTES / row_bytes)
         unit_rows = max(chunk_rows, _power_of_two(unit_megabytes * 2**20 / (row_bytes * len(spec.outputs))))
         unit_rows = max(unit_rows, -(-int(length.max()) // chunk_rows) * chunk_rows)
-        if (size := unit_rows * row_bytes * len(spec.outputs)) > MAX_UNIT_BYTES:
-            longest = int(np.argmax(length))
-            raise UsageError(
-                f"{ids[order[longest]]}: {samples[longest] / SAMPLE_RATE:.0f} s with {len(spec.outputs)} outputs needs "
-                f"a unit of {size / 2**30:.1f} GiB; choose fewer outputs, --every or --pool, or cut the recording"
-            )
         unit_begin, start = _pack(length, [languages[i] for i in order], known, unit_rows)
     start[known:] = 0
 
