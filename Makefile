@@ -44,7 +44,7 @@ bench: .venv/dev.stamp  ## The quick benchmarks, on the demo's corpus and a rand
 
 .venv5/dev.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv5
-	sed 's/^transformers==.*/transformers==$(TRANSFORMERS5)/' constraints.txt > .venv5/constraints.txt
+	sed -e 's/^transformers==.*/transformers==$(TRANSFORMERS5)/' -e '/^huggingface-hub==/d' constraints.txt > .venv5/constraints.txt
 	.venv5/bin/python -m pip install --quiet --disable-pip-version-check -c .venv5/constraints.txt -e '.[test]'
 	touch $@
 

@@ -71,7 +71,7 @@ def graph_bytes(checkpoint: Checkpoint, folder: Path) -> tuple[bytes, bytes]:
     file = WeightsFile(folder / "weights", np.dtype("float32"))
     graph = encoder_graph(
         checkpoint.state(), checkpoint.shape, file,
-        outputs=output_names(checkpoint.shape.layers), cached=True, norm_every=False, metadata={},
+        outputs=output_names(checkpoint.shape.layers), cached=True, norm_every=False,
     )  # fmt: skip
     file.close()
     return graph.SerializeToString(), (folder / "weights").read_bytes()

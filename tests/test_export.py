@@ -201,7 +201,7 @@ def test_a_wrong_log_mel_fails_validation_and_leaves_nothing(
 ) -> None:
     # the package's name `export` is the function, so the module is found by its full name
     module = sys.modules["voxstrata.exporters.export"]
-    monkeypatch.setattr(module, "log_mel_graph", lambda filters, metadata: log_mel_graph(filters * value, metadata))
+    monkeypatch.setattr(module, "log_mel_graph", lambda filters: log_mel_graph(filters * value))
     with pytest.raises(InputError, match="validation failed: log-mel differs"):
         export(str(tiny_checkpoint), tmp_path / "model")
     assert left_in(tmp_path) == []

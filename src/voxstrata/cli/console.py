@@ -6,11 +6,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from voxstrata.engine import Progress
+
 PARTIAL = 4  # exit code: done, but some recordings failed
+
+FAILURES_SHOWN = 10  # the rest is in the store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,16 +101,22 @@ def steps(line: Line, quiet: bool) -> Callable[[str], None]:
     return say
 
 
-def extraction_progress(line: Line) -> Callable[[Any], None]:
-    """Show a `Progress`: units, audio, audio-hours per hour, ETA, failures."""
+def extraction_progress(line: Line) -> Callable[[Progress], None]:
+    """Show a `Progress`: units, audio, audio-hours per hour, ETA, failures.
 
-    def show(p: Any) -> None:
-        rate = p.audio_seconds / max(line.elapsed, 1e-9)
-        left = (p.audio_seconds_total - p.audio_seconds) / rate if rate else 0.0
-        text = (
-            f"units {p.units}/{p.units_total}  audio {clock(p.audio_seconds)}/{clock(p.audio_seconds_total)}  "
-            f"{rate:.0f} audio-h/h  ETA {clock(left)}"
-        )
+    The clock starts with the first batch: reading headers and loading models is no throughput.
+    """
+    first: list[tuple[float, float]] = []
+
+    def show(p: Progress) -> None:
+        now = time.monotonic()
+        if not first:
+            first.append((now, p.audio_seconds))
+        begin, before = first[0]
+        text = f"units {p.units}/{p.units_total}  audio {clock(p.audio_seconds)}/{clock(p.audio_seconds_total)}"
+        if p.audio_seconds > before and now > begin:
+            rate = (p.audio_seconds - before) / (now - begin)
+            text += f"  {rate:.0f} audio-h/h  ETA {clock((p.audio_seconds_total - p.audio_seconds) / rate)}"
         line.show(text + (f"  failed {p.failed}" if p.failed else ""))
 
     return show
@@ -114,8 +125,10 @@ def extraction_progress(line: Line) -> Callable[[Any], None]:
 def count_progress(line: Line, what: str) -> Callable[[int, int], None]:
     """Show done/total with an ETA."""
 
+    begin = time.monotonic()
+
     def show(done: int, total: int) -> None:
-        left = line.elapsed / max(done, 1) * (total - done)
+        left = (time.monotonic() - begin) / max(done, 1) * (total - done)
         line.show(f"{what} {done}/{total}  ETA {clock(left)}")
 
     return show

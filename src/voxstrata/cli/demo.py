@@ -42,9 +42,11 @@ def demo(folder: Path, threads: int | None) -> None:
     marker = folder / ".voxstrata-demo"
     if folder.exists() and any(folder.iterdir()) and not marker.exists():
         raise InputError(f"{folder}: holds something else; choose another folder with -o")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
+    for made in ("corpus", "random-checkpoint", "model", "demo.zarr", "results"):  # by an earlier demo
+        if (folder / made).exists():
+            shutil.rmtree(folder / made)
     with Line() as line:
         say = steps(line, quiet=False)
         say(f"speaking 40 sentences in {len(LANGUAGES)} languages, two voices each")

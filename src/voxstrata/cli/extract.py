@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from voxstrata.cli.console import (
+    FAILURES_SHOWN,
     PARTIAL,
     Line,
     clock,
@@ -18,7 +21,15 @@ from voxstrata.cli.console import (
 )
 from voxstrata.store.plan import UNIT_MEGABYTES
 
-FAILURES_SHOWN = 10
+
+@contextmanager
+def resume_hint() -> Iterator[None]:
+    """On an interrupt, say what it cost: nothing that is committed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("what is committed is safe; the same command goes on from there", err=True)
+        raise
 
 
 @click.command()
@@ -95,7 +106,7 @@ def extract(
     from voxstrata.engine import extract as run
     from voxstrata.model import Context
 
-    with Line() as line:
+    with Line() as line, resume_hint():
         line.show("reading the corpus", force=True)
         report = run(
             read_corpus(corpus, split),

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from voxstrata.cli.console import aligned, clock, json_option, print_json
+from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, json_option, print_json
 
 
 @click.command()
@@ -105,5 +105,5 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         for name, e in sorted(about["languages"].items())
     ]
     click.echo(aligned(["language", "utterances", "done", "audio"], table))
-    for name, reason in list(about["failures"].items())[:10]:
+    for name, reason in list(about["failures"].items())[:FAILURES_SHOWN]:
         click.echo(f"failed: {name}: {reason}")

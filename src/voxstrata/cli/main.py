@@ -37,7 +37,7 @@ class _Lazy(click.Group):
             e.show()
             sys.exit(e.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted; what is committed is safe, the same command goes on from there", err=True)
+            click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
         except VoxstrataError as e:
             click.echo(f"error: {e}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,16 @@ def retrieve(
     from voxstrata.retrieval import to_terminal
     from voxstrata.store import open_store
 
+    opened = open_store(store)
+    left_out = [(s, n) for s, n in Counter(opened.utterances["status"].to_pylist()).items() if s != "done"]
+    for status, number in left_out:
+        click.echo(f"{number} utterances are {status} and take no part", err=True)
     with Line() as line:
         table = write_retrieval(
-            open_store(store),
+            opened,
             folder,
-            outputs=outputs.split(",") if outputs else None,
-            languages=languages.split(",") if languages else None,
+            outputs=names(outputs),
+            languages=names(languages),
             similarities=similarities or None,
             progress=count_progress(line, "language pairs × outputs"),
         )
@@ -54,6 +59,11 @@ def retrieve(
     else:
         click.echo(to_terminal(table))
         click.echo(f"{folder}: retrieval.parquet, retrieval.md, recall_by_layer.png, languages.png")
+
+
+def names(text: str | None) -> list[str] | None:
+    """A comma-separated choice; None stays None."""
+    return [n.strip() for n in text.split(",")] if text else None
 
 
 def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **choices: Any) -> Any:
@@ -65,10 +75,10 @@ def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **cho
     from voxstrata.retrieval import SIMILARITIES, plot_language_matrix, plot_recall_by_layer, to_markdown
     from voxstrata.retrieval import retrieve as run
 
-    folder.mkdir(parents=True, exist_ok=True)
     if similarities is None:
         similarities = SIMILARITIES if store.has_frames else ("pooled_cosine",)
     table = run(store, similarities=similarities, **choices)
+    folder.mkdir(parents=True, exist_ok=True)
     name = Path(store.files.root).name
     table = table.add_column(0, "store", pa.array([name] * len(table)))
     # what the figures come from travels with them

@@ -34,6 +34,10 @@ class Corpus:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    def without_root(self, text: str) -> str:
+        """`text` with paths below the corpus made relative to it."""
+        return text.replace(f"{self.root}{os.sep}", "")
+
     def absolute(self, i: int) -> Path:
         """Full path of the recording in row `i`."""
         return self.root / str(self.table["path"][i].as_py())

@@ -51,7 +51,7 @@ class ExtractReport:
 
     utterances, failed: of the whole store; failures: reason by id. audio_seconds: encoded in this run.
     seconds: wall seconds of this run. stages: busy seconds of each stage; they overlap, and `decode` adds up threads.
-    resumed_units: committed by an earlier run. overflows: stored values beyond float16.
+    resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
     """
 
     store: str
@@ -114,16 +114,19 @@ def extract(
     """
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     model = model if isinstance(model, ModelFolder) else open_model(model)
-    spec = StoreSpec(select_outputs(outputs, model.card.outputs), dtype, pool, every, context or Context())
+    # TensorRT computes a float32 graph in float16 (see Encoder), which is another result
+    arithmetic: Literal["float16", "float32"]
+    arithmetic = "float16" if model.card.dtype == "float16" or (device and device.kind == "tensorrt") else "float32"
+    chosen = select_outputs(outputs, model.card.outputs)
+    spec = StoreSpec(chosen, dtype, pool, every, context or Context(), arithmetic)
+    refuse_foreign(Files(store))  # before minutes of reading headers; and the lock is a file, too
     infos, unreadable = probe_corpus(corpus, progress=probing)
     if long == "error":
         _refuse_long(corpus, infos)
     plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes)
     encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
     try:
-        files = Files(store)
-        refuse_foreign(files)  # the lock is a file, too
-        with files.lock(), ExitStack() as stack:
+        with Files(store).lock(), ExitStack() as stack:
             writer = StoreWriter(store, plan, model.card)
             return _run(corpus, infos, encoder, writer, allow_overflow, progress, stack)
     except OSError as e:
@@ -217,7 +220,7 @@ def _run(
                 if w.utterance not in held and w.utterance not in failures:
                     result = audio.get(w.utterance)
                     if isinstance(result, str):
-                        failures[w.utterance] = result
+                        failures[w.utterance] = corpus.without_root(result)
                     else:
                         held[w.utterance] = result
                 if w.utterance in held:
@@ -235,7 +238,7 @@ def _run(
         in_flight.append(worker.submit(sink.commit, unit, failures))
         failed += len(failures)
     settle(0)
-    reasons = writer.finish()
+    reasons, overflows = writer.finish()
     progress(Progress(len(todo), len(todo), total, total, len(reasons)))
     ids = plan.utterances["id"].to_pylist()
     return ExtractReport(
@@ -248,5 +251,5 @@ def _run(
         audio_seconds=encoded,
         seconds=time.perf_counter() - begin,
         stages={k: round(v, 3) for k, v in (audio.seconds | encoder.seconds | sink.seconds).items()},
-        overflows=sink.overflows,
+        overflows=overflows,
     )

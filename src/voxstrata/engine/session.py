@@ -76,19 +76,18 @@ class Encoder:
         self.context = context or Context()
         self.device = device or Device()
         self.threads = threads or available_threads()
-        self.tokens = max(tokens or DEFAULT_TOKENS[self.device.kind], WINDOW_FRAMES)
+        self.tokens = tokens or DEFAULT_TOKENS[self.device.kind]
         self.seconds: dict[str, float] = defaultdict(float)  # by stage: log_mel, encode
-        self._threads = ThreadPoolExecutor(self.threads, thread_name_prefix="log-mel")
+        self._log_mel_pool = ThreadPoolExecutor(self.threads, thread_name_prefix="log-mel")
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._keys: dict[int, SilenceKeys] = {}
         if self.context.mode == "bucketed":
             self._silence = model.silence()
             self._silence.for_frames(self.context.edges[0])  # an edge before the cache's begin fails here
-        # the sessions a run will need are made now, so that a broken file or driver shows before the work
+        # The sessions that any run needs are made now, so that a broken file or driver shows before the work. A
+        # bucketed run may need no full window, and so no second copy of the weights.
         self._session(LOG_MEL)
-        self._session(ENCODER)
-        if self.context.mode == "bucketed":
-            self._session(CACHED)
+        self._session(CACHED if self.context.mode == "bucketed" else ENCODER)
 
     def batch_size(self, frames: int) -> int:
         """How many windows of `frames` computed positions go into one batch."""
@@ -108,6 +107,8 @@ class Encoder:
         if self.context.mode == "bucketed" and frames < WINDOW_FRAMES:
             name = CACHED
             if frames not in self._keys:
+                if self._silence.group is None:  # a whole cache for every bucket would be too much to keep
+                    self._keys.clear()
                 self._keys[frames] = self._silence.for_frames(frames)
             k = self._keys[frames]
             feeds |= {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
@@ -127,7 +128,9 @@ class Encoder:
         if self.device.kind == "cpu":
             # On one thread each: onnxruntime splits a logarithm among threads where its vector and its scalar code
             # meet, they round differently, and every layer would carry the number of threads on.
-            parts = self._threads.map(lambda row: self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0], batch)
+            parts = self._log_mel_pool.map(
+                lambda row: self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0], batch
+            )
             log_mel = np.concatenate(list(parts))
         else:
             (log_mel,) = self._compute(LOG_MEL, ["log_mel"], {"audio": batch})
@@ -165,7 +168,8 @@ class Encoder:
         if wanted not in ort.get_available_providers():
             raise InputError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu")
         try:
-            session = ort.InferenceSession(path, options, providers=providers)
+            # without fallback: onnxruntime would go on with the CPU when the device fails, and say so on stdout
+            session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as e:  # onnxruntime's own exceptions share no base class
             raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
         if wanted not in session.get_providers():
@@ -187,7 +191,7 @@ class Encoder:
             for frames, batch in batch_of.items():
                 parts.append(f"log_mel:{batch}x{card.n_mels}x{2 * frames}")
                 if graph == CACHED:
-                    keys = self._silence.for_frames(frames).key.shape[2]
+                    keys = self._silence.keys(frames)
                     kv = f"{card.layers}x{card.heads}x{keys}"
                     dim = card.d_model // card.heads
                     parts += [f"silence_key:{kv}x{dim}", f"silence_value:{kv}x{dim}", f"silence_bias:{kv}"]

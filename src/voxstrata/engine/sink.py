@@ -21,7 +21,7 @@ class UnitSink:
     def __init__(self, writer: StoreWriter, d_model: int, allow_overflow: bool) -> None:
         self.plan: Plan = writer.plan
         self.seconds: dict[str, float] = defaultdict(float)  # by stage: reduce, write
-        self.overflows = 0
+        self._overflows = 0  # of this unit
         self._writer = writer
         self._allow_overflow = allow_overflow
         spec = self.plan.spec
@@ -70,7 +70,7 @@ class UnitSink:
                 f"{name}: the encoder's {output} holds values that are not finite; a float16 model may overflow "
                 "inside: export it as float32"
             )
-        self.overflows += int(np.count_nonzero(~np.isfinite(target)))
+        self._overflows += int(np.count_nonzero(~np.isfinite(target)))
         if not self._allow_overflow:
             raise InputError(
                 f"{name}: {output} reaches {np.abs(state).max():.3g}, beyond float16 (65504); "
@@ -80,6 +80,7 @@ class UnitSink:
     def commit(self, unit: int, failures: dict[int, str]) -> None:
         """Write the unit and make room for the next."""
         begin = time.perf_counter()
-        self._writer.commit(unit, self._blocks, failures)
+        self._writer.commit(unit, self._blocks, failures, self._overflows)
+        self._overflows = 0
         self._clear()
         self.seconds["write"] += time.perf_counter() - begin

@@ -40,37 +40,39 @@ def hub_answers() -> bool:
 
 def find_encoder(folder: Path, say: Callable[[str], None]) -> DemoEncoder:
     """whisper-tiny from the hub or its local cache; else a random-weight encoder of its shape, written to `folder`."""
-    from voxstrata.exporters.checkpoint import load_checkpoint
+    from voxstrata.exporters.checkpoint import download
 
-    if _cached() or hub_answers():
+    path = _cached()
+    if path is None and hub_answers():
         try:
             say(f"fetching {HUB_CHECKPOINT}")
-            load_checkpoint(HUB_CHECKPOINT)
+            path = download(HUB_CHECKPOINT)
         except InputError as e:
-            say(f"{HUB_CHECKPOINT} could not be had: {e}")
-        else:
-            return DemoEncoder(
-                HUB_CHECKPOINT,
-                True,
-                f"{HUB_CHECKPOINT}, real weights, on synthetic speech: the figures say how this encoder aligns "
-                "espeak-ng's voices, not people.",
-            )
+            say(str(e))
+    if path is not None:
+        return DemoEncoder(
+            str(path),
+            True,
+            f"{HUB_CHECKPOINT}, real weights, on synthetic speech: the figures say how this encoder aligns "
+            "espeak-ng's voices, not people.",
+        )
     path = folder / "random-checkpoint"
-    if not path.exists():
-        write_random_checkpoint(path)
+    write_random_checkpoint(path)
     return DemoEncoder(
         str(path),
         False,
-        f"The hub was not reached, so this is a RANDOM-WEIGHT encoder of {HUB_CHECKPOINT}'s shape "
+        f"The hub did not give it, so this is a RANDOM-WEIGHT encoder of {HUB_CHECKPOINT}'s shape "
         f"(seed {RANDOM_SEED}). Its figures show that the pipeline works and what untrained layers give "
         "(length, rhythm and spectrum alone); they say nothing about Whisper.",
     )
 
 
-def _cached() -> bool:
+def _cached() -> Path | None:
+    """Folder of the checkpoint in the hub's local cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(HUB_CHECKPOINT, "model.safetensors"), str)
+    found = [try_to_load_from_cache(HUB_CHECKPOINT, name) for name in ("config.json", "model.safetensors")]
+    return Path(found[0]).parent if all(isinstance(f, str) for f in found) else None
 
 
 def write_random_checkpoint(path: Path) -> None:

@@ -88,11 +88,16 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     if path.is_file():
         return _from_openai(path)
     if HUB_ID.match(source) and not source.endswith(".pt"):
-        return _from_folder(_download(source, revision), source, revision)
+        folder = download(source, revision)
+        return _from_folder(folder, source, folder.name)  # a snapshot's folder is named by its commit
     raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def download(repo: str, revision: str | None = None) -> Path:
+    """Fetch config and weights of a hub id, or find them in the local cache; returns the snapshot's folder.
+
+    Raises InputError when the hub refuses it, or cannot be reached and nothing is cached.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from voxstrata.audio.decode import decode
 from voxstrata.audio.units import SAMPLE_RATE
@@ -83,27 +84,26 @@ def export(
         say("validating against PyTorch")
         validation = validate(partial, checkpoint, outputs, spec.dtype, spec.norm_every)
         s = checkpoint.shape
-        write_card(
-            partial,
-            ModelCard(
-                format=layout.FORMAT,
-                checkpoint=checkpoint.name,
-                revision=checkpoint.revision,
-                weights_sha256=checkpoint.sha256(),
-                layers=s.layers,
-                d_model=s.d_model,
-                heads=s.heads,
-                n_mels=s.n_mels,
-                dtype=spec.dtype,
-                opset=OPSET,
-                outputs=outputs,
-                final_norm="every" if spec.norm_every else "final",
-                silence=account,
-                validation=validation,
-                tools={p: version(p) for p in ("voxstrata", "torch", "transformers", "onnx")}
-                | {"onnxruntime": _onnxruntime_version()},
-            ),
+        card = ModelCard(
+            format=layout.FORMAT,
+            checkpoint=checkpoint.name,
+            revision=checkpoint.revision,
+            weights_sha256=checkpoint.sha256(),
+            layers=s.layers,
+            d_model=s.d_model,
+            heads=s.heads,
+            n_mels=s.n_mels,
+            dtype=spec.dtype,
+            opset=OPSET,
+            outputs=outputs,
+            final_norm="every" if spec.norm_every else "final",
+            silence=account,
+            validation=validation,
+            tools={p: version(p) for p in ("voxstrata", "torch", "transformers", "onnx")}
+            | {"onnxruntime": onnxruntime.__version__},
         )
+        _stamp(partial, card)
+        write_card(partial, card)
         partial.chmod(0o755)  # mkdtemp keeps others out
         if target.exists():
             target.rmdir()
@@ -113,20 +113,15 @@ def export(
     return open_model(target)
 
 
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
+def _stamp(folder: Path, card: ModelCard) -> None:
+    """Put the card into the metadata of every graph, so that a graph alone says what it is."""
+    for name in (layout.ENCODER, layout.CACHED, layout.LOG_MEL):
+        model = onnx.load(str(folder / name), load_external_data=False)
+        onnx.helper.set_model_props(model, {"voxstrata": json.dumps(card.to_dict(), sort_keys=True)})
+        (folder / name).write_bytes(model.SerializeToString())
 
 
 def _write(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequence[str], silence: Silence) -> None:
-    metadata = {
-        "checkpoint": checkpoint.name,
-        "weights_sha256": checkpoint.sha256(),
-        "final_norm": "every" if spec.norm_every else "final",
-        "silence_sha256": silence.sha256(),
-        "outputs": json.dumps(list(outputs)),
-    }
     weights = WeightsFile(folder / layout.WEIGHTS, np.dtype(spec.dtype))
     state = checkpoint.state()
     try:
@@ -138,14 +133,13 @@ def _write(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequ
                 outputs=outputs,
                 cached=cached,
                 norm_every=spec.norm_every,
-                metadata=metadata,
             )
             (folder / name).write_bytes(model.SerializeToString())
     finally:
         weights.close()
     for name in (layout.ENCODER, layout.CACHED):
         onnx.checker.check_model(str(folder / name))
-    log_mel = log_mel_graph(checkpoint.extractor.mel_filters, metadata)
+    log_mel = log_mel_graph(checkpoint.extractor.mel_filters)
     onnx.save(log_mel, str(folder / layout.LOG_MEL))
     silence.save(folder / layout.SILENCE)
     checkpoint.config.save_pretrained(folder)

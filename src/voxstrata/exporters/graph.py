@@ -66,7 +66,7 @@ class WeightsFile:
         self._file.close()
 
 
-class _Builder:
+class GraphBuilder:
     """Collects nodes and initializers under readable, unique names."""
 
     def __init__(self, weights: WeightsFile | None = None) -> None:
@@ -92,17 +92,14 @@ class _Builder:
         name: str,
         inputs: Sequence[onnx.ValueInfoProto],
         outputs: Sequence[onnx.ValueInfoProto],
-        metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.initializers.values()))
-        model = helper.make_model(
+        return helper.make_model(
             graph,
             producer_name="voxstrata",
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
         )
-        helper.set_model_props(model, dict(metadata))
-        return model
 
 
 def encoder_graph(
@@ -113,7 +110,6 @@ def encoder_graph(
     outputs: Sequence[str],
     cached: bool,
     norm_every: bool,
-    metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
     """Build the encoder.
 
@@ -136,7 +132,7 @@ def encoder_graph(
     A graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
     [batch, time / 2, d_model] in the weights' dtype.
     """
-    b = _Builder(weights)
+    b = GraphBuilder(weights)
     dtype = helper.np_dtype_to_tensor_dtype(weights.dtype)
     head_dim = shape.d_model // shape.heads
     scale = head_dim**-0.5
@@ -217,10 +213,10 @@ def encoder_graph(
         ]
     # optimum's runtime works out the size of an output axis from its name
     returned = [helper.make_tensor_value_info(n, dtype, ["batch", "time // 2", shape.d_model]) for n in outputs]
-    return b.model("whisper_encoder", inputs, returned, metadata)
+    return b.model("whisper_encoder", inputs, returned)
 
 
-def _cached_inputs(b: _Builder, x: str, frames: str, dtype: int, shape: EncoderShape) -> None:
+def _cached_inputs(b: GraphBuilder, x: str, frames: str, dtype: int, shape: EncoderShape) -> None:
     """Nodes all layers share: the silence inputs in the graph's dtype, the batch size, zeros for computed keys."""
     for part in ("key", "value", "bias"):
         if dtype != TensorProto.FLOAT:
@@ -236,14 +232,14 @@ def _cached_inputs(b: _Builder, x: str, frames: str, dtype: int, shape: EncoderS
     b.node("ConstantOfShape", ["computed/shape"], "computed/bias", value=zeros)
 
 
-def _silence(b: _Builder, part: str, layer: int) -> str:
+def _silence(b: GraphBuilder, part: str, layer: int) -> str:
     """One layer's cached keys or values for every member of the batch: [batch, heads, keys, head_dim]."""
     index = b.constant(f"layer_index_{layer}", np.array([layer], np.int64))
     one = b.node("Gather", [f"silence_{part}/cast", index], f"silence_{part}/{layer}", axis=0)
     return b.node("Expand", [one, "batch/expand"], f"silence_{part}/{layer}/batch")
 
 
-def _silence_bias(b: _Builder, layer: int) -> str:
+def _silence_bias(b: GraphBuilder, layer: int) -> str:
     """One layer's logit bias, zero for computed keys: [1, heads, 1, frames + keys]."""
     one = b.node("Gather", ["silence_bias/cast", f"layer_index_{layer}"], f"silence_bias/{layer}", axis=0)
     one = b.node("Unsqueeze", [one, b.constant("axis2", np.array([2], np.int64))], f"silence_bias/{layer}/row")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from voxstrata.audio.units import HOP_LENGTH, N_FFT
-from voxstrata.exporters.graph import _Builder
+from voxstrata.exporters.graph import GraphBuilder
 
 
-def log_mel_graph(mel_filters: NDArray[Any], metadata: Mapping[str, str]) -> onnx.ModelProto:
+def log_mel_graph(mel_filters: NDArray[Any]) -> onnx.ModelProto:
     """Build the graph.
 
     `mel_filters`: (201, n_mels), as `WhisperFeatureExtractor.mel_filters`.
@@ -24,7 +23,7 @@ def log_mel_graph(mel_filters: NDArray[Any], metadata: Mapping[str, str]) -> onn
     taken per utterance, never over the batch. At 480 000 samples it is Hugging Face's extractor exactly, with
     reflected edges.
     """
-    b = _Builder()
+    b = GraphBuilder()
     n_mels = mel_filters.shape[1]
     # A Hann-windowed DFT as one strided convolution: rows 0…200 are cosines, 201…401 sines.
     n = np.arange(N_FFT)
@@ -59,5 +58,4 @@ def log_mel_graph(mel_filters: NDArray[Any], metadata: Mapping[str, str]) -> onn
         "whisper_log_mel",
         [helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["batch", "samples"])],
         [helper.make_tensor_value_info("log_mel", TensorProto.FLOAT, ["batch", n_mels, "time"])],
-        metadata,
     )

@@ -86,6 +86,8 @@ def _finish(
             raise InputError(f"{groups} silence keys: choose 1 … {key.shape[2]}, or 0 to keep all positions")
         group = torch.stack([_kmeans(k, groups) for k in key]).numpy().astype(np.int16)
     silence = Silence(FIRST, key.numpy().astype(np.float16), value.numpy().astype(np.float16), group)
+    if not (np.isfinite(silence.key).all() and np.isfinite(silence.value).all()):
+        raise InputError("the silence cache holds values beyond float16; this checkpoint's encoder is not usable")
     return silence, account | {"groups": groups, "first": FIRST, "sha256": silence.sha256()}
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.errors import InputError
+from voxstrata.model.context import Context
 from voxstrata.model.silence import Silence
 
 FORMAT = 1
@@ -70,14 +71,10 @@ class ModelCard:
         """Inverse of `to_dict`."""
         return cls(**{**d, "outputs": tuple(d["outputs"])})
 
-    def identity(self) -> dict[str, Any]:
-        """The part that decides what the embeddings are; two stores with different ones are not comparable."""
-        return {
-            "weights_sha256": self.weights_sha256,
-            "dtype": self.dtype,
-            "final_norm": self.final_norm,
-            "silence_sha256": self.silence["sha256"],
-        }
+    def identity(self, context: Context) -> dict[str, Any]:
+        """What decides the embeddings of a context; stores with different ones are not comparable."""
+        identity = {"weights_sha256": self.weights_sha256, "dtype": self.dtype, "final_norm": self.final_norm}
+        return identity | ({"silence_sha256": self.silence["sha256"]} if context.mode == "bucketed" else {})
 
 
 def sha256_file(path: Path) -> str:

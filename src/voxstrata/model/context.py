@@ -23,7 +23,7 @@ class Context:
     mode:
         `padded` computes all 1500 positions of the 30 s window, as Whisper was trained; the reference.
         `bucketed` computes the smallest edge m ≥ frames + tail and takes the keys and values of the
-        positions m … 1500 from the model's silence cache.
+        positions m … 1499 from the model's silence cache.
         `trimmed` computes the same m positions and attends to nothing else.
     tail:
         encoder frames (20 ms each) of real padding computed after the speech.

@@ -49,6 +49,10 @@ class Silence:
     value: NDArray[np.float16]
     group: NDArray[np.int16] | None
 
+    def keys(self, frames: int) -> int:
+        """How many keys per layer and head stand for the positions `frames` … 1499."""
+        return WINDOW_FRAMES - frames if self.group is None else int(self.group.max()) + 1
+
     def for_frames(self, frames: int) -> SilenceKeys:
         """Keys and values that stand for the positions `frames` … 1499.
 

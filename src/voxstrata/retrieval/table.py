@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Protocol
 
@@ -175,9 +176,10 @@ def _scores(
 ) -> Iterator[tuple[_Side, _Side, dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]]]:
     """Per unordered pair of languages: scores with the first as queries, and with the second as queries."""
     frames = any(name.startswith("seqsim") for name in similarities)
+    pooled_of = cache(lambda i: store.pooled(output, sides[i].indices))
     for i, x in enumerate(sides[:-1]):
         x_frames = _frames(store, output, x) if frames else None
-        for y in sides[i + 1 :]:
+        for j, y in enumerate(sides[i + 1 :], start=i + 1):
             scores = {}
             try:
                 if x_frames is not None:
@@ -187,9 +189,7 @@ def _scores(
                     scores["seqsim_precision"] = (sim.precision, sim.recall.T)
                     scores["seqsim_recall"] = (sim.recall, sim.precision.T)
                 if "pooled_cosine" in similarities:
-                    pooled = pooled_cosine(
-                        store.pooled(output, x.indices), store.pooled(output, y.indices), x.ids, y.ids
-                    )
+                    pooled = pooled_cosine(pooled_of(i), pooled_of(j), x.ids, y.ids)
                     scores["pooled_cosine"] = (pooled, pooled.T)
             except InputError as error:
                 raise InputError(f"output {output}, {x.language} and {y.language}: {error}") from error

@@ -22,7 +22,7 @@ from voxstrata.errors import InputError, UsageError
 from voxstrata.store.spec import StoreSpec
 
 CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least
-UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds two units in memory
+UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds one unit in memory
 MAX_UNIT_BYTES = 4 << 30  # a recording that needs more fails alone: a header may claim anything
 POOLED_UNIT = 256  # utterances
 
@@ -82,10 +82,6 @@ class Plan:
         """Indices of the utterances of a unit."""
         return range(int(self.unit_begin[unit]), int(self.unit_begin[unit + 1]))
 
-    def unit_frames(self, unit: int) -> int:
-        """Valid encoder frames of a unit's utterances."""
-        return int(self.frames[self.unit_begin[unit] : self.unit_begin[unit + 1]].sum())
-
     def windows(self, utterance: int) -> list[Window]:
         """The windows of at most 30 s that an utterance is encoded in."""
         total = int(self.samples[utterance])
@@ -137,7 +133,7 @@ def make_plan(
         longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * SAMPLES_PER_FRAME
         for i in np.flatnonzero(samples > longest).tolist():
             failures[i] = (
-                f"{corpus.absolute(i)}: {samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "
+                f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "
                 f"a unit of {len(spec.outputs)} outputs holds; cut it, or choose fewer outputs, --every or --pool"
             )
             samples[i] = 0
@@ -164,7 +160,8 @@ def make_plan(
         unit_begin, start = _pack(length, [languages[i] for i in order], known, unit_rows)
     start[known:] = 0
 
-    reasons = [failures.get(i) for i in order]
+    # a store may be published and a corpus may move: reasons name files as the manifest does
+    reasons = [corpus.without_root(failures[i]) if i in failures else None for i in order]
     table = corpus.table.take(pa.array(order))
     sizes = [infos[i].size_bytes if infos[i] else None for i in order]  # type: ignore[union-attr]
     table = pa.table(

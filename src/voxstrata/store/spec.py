@@ -25,6 +25,7 @@ class StoreSpec:
     pool: "mean" keeps one vector per utterance, the mean over its valid frames, instead of frames.
     every: keeps the mean of every `every` neighbouring frames (the last one of what is left); divides 1500, so
         that windows of long recordings join without a seam.
+    arithmetic: what the encoder computed in, whatever is stored.
     """
 
     outputs: tuple[str, ...]
@@ -32,6 +33,7 @@ class StoreSpec:
     pool: Literal["mean"] | None = None
     every: int = 1
     context: Context = field(default_factory=Context)
+    arithmetic: Literal["float16", "float32"] = "float32"
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float16", "float32"):

@@ -67,10 +67,12 @@ class StoreWriter:
         """Units that are committed."""
         return {int(n.removesuffix(".json")) for n in self.files.names(UNITS) if n.endswith(".json")}
 
-    def commit(self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str]) -> None:
+    def commit(
+        self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str], overflows: int = 0
+    ) -> None:
         """Write one unit: for every output a block of unit_rows × d, as one shard; then its marker.
 
-        `failures`: reasons by utterance index.
+        `failures`: reasons by utterance index. `overflows`: stored values that are infinite.
         """
         last = self.plan.members(unit)[-1]
         begin = unit * self.plan.unit_rows
@@ -79,23 +81,25 @@ class StoreWriter:
             # zarr reads the shard it is about to replace; what an interrupted run left of it may be damaged
             self.files.remove(f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}")
             array[begin : begin + used] = blocks[output][:used]
-        marker = {"unit": unit, "failed": {str(i): failures[i] for i in sorted(failures)}}
+        marker = {"unit": unit, "failed": {str(i): failures[i] for i in sorted(failures)}, "overflows": overflows}
         self.files.write(f"{UNITS}/{unit:06d}.json", json.dumps(marker).encode())
 
-    def finish(self) -> dict[int, str]:
-        """Once every unit is committed: write `status` and the failures; returns all failures by index.
+    def finish(self) -> tuple[dict[int, str], int]:
+        """Once every unit is committed: write `status` and the failures; returns all failures by index, and overflows.
 
         A pure function of plan and markers, so it may be repeated.
         """
         failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
+        overflows = 0
         for unit in range(self.plan.units):
             marker = json.loads(self.files.read(f"{UNITS}/{unit:06d}.json"))
             failures |= {int(i): reason for i, reason in marker["failed"].items()}
+            overflows += marker["overflows"]
         status = np.full(len(self.plan.utterances), DONE, np.uint8)
         status[list(failures)] = FAILED
         self._write_utterances(failures)
         zarr_array(self._root, "status")[:] = status
-        return failures
+        return failures, overflows
 
     def _write_utterances(self, failures: Mapping[int, str]) -> None:
         table = self.plan.utterances
@@ -127,7 +131,7 @@ class StoreWriter:
                 chunks=(plan.chunk_rows, card.d_model),
                 shards=(plan.unit_rows, card.d_model),
                 dtype=spec.stored_dtype,
-                compressors=None,  # states are close to noise: zstd saves a tenth and costs more than the disk
+                compressors=None,
                 fill_value=0,
                 dimension_names=dims,
             )
@@ -167,11 +171,12 @@ class StoreWriter:
                 f"{where}its schema is {about.get('schema')}, this version writes {SCHEMA}; use a new name"
             )
         theirs, ours = ModelCard.from_dict(about["model"]), card
-        for key, value in theirs.identity().items():
-            if value != ours.identity()[key]:
+        context = self.plan.spec.context
+        for key, value in theirs.identity(context).items():
+            if value != ours.identity(context)[key]:
                 raise InputError(
                     f"{where}it was made with another model: {key} is {value} there ({theirs.checkpoint}), "
-                    f"{ours.identity()[key]} here ({ours.checkpoint}); use that model or a new store"
+                    f"{ours.identity(context)[key]} here ({ours.checkpoint}); use that model or a new store"
                 )
         mine = self.plan.spec.to_dict()
         for key, value in about["spec"].items():
