@@ -50,7 +50,7 @@ from voxstrata.store import open_store
 from voxstrata.store.plan import Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
-TOLERANCE = 2e-3  # relative L2 of float16-stored states, from issue 2
+TOLERANCE = 2e-3  # relative L2 of float16-stored states
 CHECKED = 4  # clips whose stored states are compared with PyTorch
 MODES = ("padded", "bucketed", "trimmed")
 

@@ -34,7 +34,7 @@ SHOWN_LEVELS = (-1.5, -1.0, -0.75, -0.5)
 KMEANS = (16, 32, 64, 96, 128)  # keys per layer and head
 CONTIGUOUS = 16  # neighbouring positions to one key
 FRAMES, BATCH, REPEATS = 300, 4, 7  # of the timing
-THRESHOLD = 0.995  # mean frame cosine, from issue 2
+THRESHOLD = 0.995  # mean frame cosine
 
 States = dict[str, NDArray[np.float32]]
 

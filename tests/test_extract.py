@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -326,8 +327,20 @@ def test_bad_recordings_cost_themselves_alone(
     soundfile.write(corpus / "en" / "cut.flac", speech, 16_000)
     whole = (corpus / "en" / "cut.flac").read_bytes()
     (corpus / "en" / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (corpus / "en" / "folder.wav").mkdir()
+    for name, claimed in (("double", 64_000), ("half", 16_000)):  # of 32 000 samples
+        flac = bytearray(whole)
+        (word,) = struct.unpack(">Q", flac[18:26])  # STREAMINFO: the low 36 bits are the number of samples
+        flac[18:26] = struct.pack(">Q", (word >> 36 << 36) | claimed)
+        (corpus / "en" / f"{name}.flac").write_bytes(flac)
+        soundfile.write(corpus / "en" / f"{name}-pcm.wav", speech, 16_000, "PCM_16")
+        wav = bytearray((corpus / "en" / f"{name}-pcm.wav").read_bytes())
+        wav[40:44] = struct.pack("<I", 2 * claimed)  # bytes of the data chunk
+        (corpus / "en" / f"{name}-pcm.wav").write_bytes(wav)
+    bad = ["text.wav", "empty.wav", "none.wav", "nan.wav", "cut.flac", "missing.wav", "folder.wav"]
+    bad += ["double.flac", "half.flac", "double-pcm.wav", "half-pcm.wav"]
     names = [f"{n}.wav" for n in many_stored.ids]
-    names[20:20] = ["en/text.wav", "en/empty.wav", "en/none.wav", "en/nan.wav", "en/cut.flac", "en/missing.wav"]
+    names[20:20] = [f"en/{n}" for n in bad]
     (corpus / "m.tsv").write_text("\n".join(["path\tlanguage", *(f"{n}\t{n[:2]}" for n in names)]))
     report = extract(corpus / "m.tsv", tiny_model, tmp_path / "s.zarr")
     store = open_store(tmp_path / "s.zarr")
@@ -338,6 +351,11 @@ def test_bad_recordings_cost_themselves_alone(
         "en/nan": "1 of 32000 samples are NaN",
         "en/cut": "truncated or damaged",
         "en/missing": "no such file",
+        "en/folder": "is a directory",
+        "en/double": "header says 4.00 s, decoding gave 2.00 s",
+        "en/half": "header says 1.00 s",
+        "en/double-pcm": "4.00 s",
+        "en/half-pcm": "1.00 s",
     }
     assert report.failed == len(reasons)
     assert set(report.failures) == set(reasons)

@@ -218,7 +218,7 @@ def _maxima(
             columns = column_max[:, b - y_first : b - y_first + len(yb)]
             s = np.matmul(xb, yb.T, out=buffer[: len(xb) * len(yb)].reshape(len(xb), len(yb)))
             np.maximum(rows, np.maximum.reduceat(s, y_starts, axis=1), out=rows)
-            # Not reduceat: along axis 0 it walks down columns, 40 times slower at 200 frames per utterance.
+            # Not reduceat: along axis 0 it walks down columns, which is far slower.
             for i, (start, end) in enumerate(pairwise(x_bounds)):
                 np.maximum(columns[i], s[start:end].max(axis=0), out=columns[i])
     return row_max, column_max

@@ -1,0 +1,55 @@
+"""Devices: what can be checked of them on a machine without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+
+from voxstrata import Context, Device, InputError, open_model
+from voxstrata.engine import Encoder
+from voxstrata.model.card import CACHED, ENCODER
+
+
+def profiles(text: str) -> list[dict[str, list[int]]]:
+    """ONNX Runtime's notation, `name:AxB,name:CxD,…`, as one dictionary per profile: a repeated name begins another."""
+    found: list[dict[str, list[int]]] = []
+    for part in text.split(","):
+        name, shape = part.split(":")
+        if not found or name in found[-1]:
+            found.append({})
+        found[-1][name] = [int(n) for n in shape.split("x")]
+    return found
+
+
+def test_tensorrt_gets_one_profile_for_each_bucket(tiny_model: Path) -> None:
+    context = Context(edges=(100, 300, 1500))
+    encoder = Encoder(open_model(tiny_model), context=context, tokens=600)
+    options = encoder._tensorrt_options(CACHED)
+    assert options["trt_fp16_enable"]
+    assert options["trt_engine_cache_enable"]
+    assert Path(options["trt_engine_cache_path"]).parent == tiny_model
+    least, best, most = (profiles(options[f"trt_profile_{k}_shapes"]) for k in ("min", "opt", "max"))
+    silence = {"silence_key": [3, 4, 64, 8], "silence_value": [3, 4, 64, 8], "silence_bias": [3, 4, 64]}
+    assert least == [{"log_mel": [1, 80, 2 * m]} | silence for m in (100, 300)]
+    assert best == most == [{"log_mel": [b, 80, 2 * m]} | silence for m, b in ((100, 6), (300, 2))]
+    # the full window has no cached keys, and a graph of its own
+    assert profiles(encoder._tensorrt_options(ENCODER)["trt_profile_max_shapes"]) == [{"log_mel": [1, 80, 3000]}]
+
+
+def test_a_device_that_cannot_start_is_an_error_not_another_device(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("this onnxruntime was built without CUDA")
+    try:
+        Encoder(open_model(tiny_model), device=Device("cuda"))
+    except InputError as e:
+        assert "--device cpu" in str(e)
+    else:
+        pytest.skip("this machine has a CUDA device")
+    assert capfd.readouterr().out == ""  # `--json` has standard output to itself
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(InputError, match="install onnxruntime-gpu"):
+        Encoder(open_model(tiny_model), device=Device("tensorrt"))
