@@ -43,12 +43,10 @@ def test_a_device_that_cannot_start_is_an_error_not_another_device(
 ) -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("this onnxruntime was built without CUDA")
-    try:
-        Encoder(open_model(tiny_model), device=Device("cuda"))
-    except InputError as e:
-        assert "--device cpu" in str(e)
-    else:
+    if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a CUDA device")
+    with pytest.raises(InputError, match="--device cpu"):
+        Encoder(open_model(tiny_model), device=Device("cuda"))
     assert capfd.readouterr().out == ""  # `--json` has standard output to itself
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(InputError, match="install onnxruntime-gpu"):
