@@ -70,8 +70,13 @@ def test_a_sample_takes_whole_groups_whatever_the_order(corpus: Corpus) -> None:
     assert sample(corpus, None) is corpus
 
 
-def test_an_unreadable_recording_is_named(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_unreadable_recording_is_counted_and_left_out(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"RIFF")
-    soundfile.write(tmp_path / "good.wav", sound(0.5, 1), 16_000)
+    for i in range(2):
+        soundfile.write(tmp_path / f"good{i}.wav", sound(0.5, i), 16_000)
+    report = measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")
+    assert (report.clips, report.failed, report.audio_seconds) == (2, 1, 1.0)
+    (tmp_path / "good0.wav").unlink()
+    (tmp_path / "good1.wav").unlink()
     with pytest.raises(InputError, match=r"bad\.wav"):
         measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")

@@ -14,7 +14,11 @@ from voxstrata.cli.console import Line, aligned, json_option, print_json, run_op
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "--clips", type=click.IntRange(min=0), default=100, show_default=True, help="How many recordings; 0 takes all."
+    "--clips",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="About how many recordings, in whole groups of translations; 0 takes all.",
 )
 @click.option("--outputs", default="all", show_default=True, help="Outputs to compare.")
 @click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
@@ -63,7 +67,8 @@ def drift(
 
 def drift_text(report: Any) -> str:
     """The report as a table in plain text, one block for each mode."""
-    blocks = [f"{report.checkpoint}: {report.clips} recordings, {report.audio_seconds / 60:.1f} minutes"]
+    failed = f"; {report.failed} more cannot be read" if report.failed else ""
+    blocks = [f"{report.checkpoint}: {report.clips} recordings, {report.audio_seconds / 60:.1f} minutes{failed}"]
     for mode, speed in report.speed.items():
         rows = []
         for r in (r for r in report.rows if r.mode == mode):
@@ -71,7 +76,7 @@ def drift_text(report: Any) -> str:
             rows.append([r.output, f"{r.cosine:.4f}", f"{r.worst:.4f}", r.worst_id, *recall])
         names = list(report.rows[0].recall)
         header = ["output", "cosine", "worst", "worst utterance", *(f"recall@1 {n}" for n in names)]
-        blocks.append(f"{mode}: {speed:.2f} × the speed of padded\n{aligned(header, rows)}")
+        blocks.append(f"{mode}: {speed:.2f} × the speed of padded (one run)\n{aligned(header, rows)}")
     if report.candidates:
         low, high = report.candidates
         pool = str(low) if low == high else f"{low} to {high}"

@@ -53,7 +53,9 @@ def resume_hint() -> Iterator[None]:
     help="Of the stored frames.",
 )
 @click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector per utterance instead of frames.")
-@click.option("--every", type=int, default=1, show_default=True, help="Keep the mean of every N frames.")
+@click.option(
+    "--every", type=int, default=1, show_default=True, help="Keep the mean of every N frames; N divides 1500."
+)
 @click.option(
     "--long",
     type=click.Choice(["window", "error"]),
@@ -129,15 +131,20 @@ def extract(
     if as_json:
         print_json(report.to_dict())
     else:
-        rate = report.audio_seconds / report.seconds
         resumed = f", {report.resumed_units} of them by an earlier run" if report.resumed_units else ""
         click.echo(
             f"{store}: {report.utterances - report.failed} of {report.utterances} utterances in {report.units} "
-            f"units{resumed}\n{clock(report.audio_seconds)} of audio in {clock(report.seconds)}: "
-            f"{rate:.0f} audio-hours per hour"
+            f"units{resumed}"
         )
-        busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
-        click.echo(f"busy seconds by stage (they overlap): {busy}")
+        if report.resumed_units == report.units:
+            click.echo("nothing was left to do")
+        else:
+            rate = report.audio_seconds / report.seconds
+            busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
+            click.echo(
+                f"{clock(report.audio_seconds)} of audio in {clock(report.seconds)}: {rate:.0f} audio-hours per hour\n"
+                f"busy seconds by stage (they overlap): {busy}"
+            )
         if report.overflows:
             click.echo(f"{report.overflows} values beyond float16 were stored as infinities")
     if report.failed:

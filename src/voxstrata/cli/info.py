@@ -48,7 +48,7 @@ def _store(store: Any) -> dict[str, Any]:
     for language, seconds, status in rows:
         entry = languages.setdefault(language or "(none)", {"utterances": 0, "seconds": 0.0, "done": 0})
         entry["utterances"] += 1
-        entry["seconds"] += seconds
+        entry["seconds"] += seconds if status == "done" else 0.0
         entry["done"] += status == "done"
     row_bytes = store.model.d_model * store.spec.stored_dtype.itemsize
     return {
@@ -104,6 +104,6 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         [name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])]
         for name, e in sorted(about["languages"].items())
     ]
-    click.echo(aligned(["language", "utterances", "done", "audio"], table))
+    click.echo(aligned(["language", "utterances", "done", "audio done"], table))
     for name, reason in list(about["failures"].items())[:FAILURES_SHOWN]:
         click.echo(f"failed: {name}: {reason}")

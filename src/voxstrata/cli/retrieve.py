@@ -15,7 +15,12 @@ from voxstrata.cli.console import Line, count_progress, json_option, print_json
 @click.command()
 @click.argument("store")
 @click.option(
-    "-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder for the results."
+    "-o",
+    "--output",
+    "folder",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results; what an earlier run left there is replaced.",
 )
 @click.option("--outputs", help="Outputs to evaluate, e.g. layer_03,final. [default: all in the store]")
 @click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")

@@ -119,13 +119,13 @@ def extract(
     arithmetic = "float16" if model.card.dtype == "float16" or (device and device.kind == "tensorrt") else "float32"
     chosen = select_outputs(outputs, model.card.outputs)
     spec = StoreSpec(chosen, dtype, pool, every, context or Context(), arithmetic)
-    refuse_foreign(Files(store))  # before minutes of reading headers; and the lock is a file, too
-    infos, unreadable = probe_corpus(corpus, progress=probing)
-    if long == "error":
-        _refuse_long(corpus, infos)
-    plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes)
-    encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
     try:
+        refuse_foreign(Files(store))  # before minutes of reading headers; and the lock is a file, too
+        infos, unreadable = probe_corpus(corpus, progress=probing)
+        if long == "error":
+            _refuse_long(corpus, infos)
+        plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes)
+        encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
         with Files(store).lock(), ExitStack() as stack:
             writer = StoreWriter(store, plan, model.card)
             return _run(corpus, infos, encoder, writer, allow_overflow, progress, stack)
@@ -209,7 +209,7 @@ def _run(
         while len(in_flight) > keep:
             in_flight.pop(0).result()
 
-    encoded = 0.0
+    encoded = passed = 0.0  # seconds of audio; recordings that fail are passed, not encoded
     for position, unit in enumerate(todo):
         failures: dict[int, str] = {}
         held: dict[int, NDArray[np.float32]] = {}
@@ -232,8 +232,9 @@ def _run(
                 states = encoder.run([samples for _, samples in ready], frames)
                 settle(BATCHES_IN_FLIGHT - 1)
                 in_flight.append(worker.submit(sink.put, unit, [w for w, _ in ready], states))
-            encoded += sum(w.samples for w in windows) / SAMPLE_RATE
-            progress(Progress(position, len(todo), encoded, total, failed + len(failures)))
+            encoded += sum(len(samples) for _, samples in ready) / SAMPLE_RATE
+            passed += sum(w.samples for w in windows) / SAMPLE_RATE
+            progress(Progress(position, len(todo), passed, total, failed + len(failures)))
         settle(0)  # a batch that could not be placed must stop the run before its unit is committed
         in_flight.append(worker.submit(sink.commit, unit, failures))
         failed += len(failures)

@@ -174,8 +174,8 @@ class Encoder:
             raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
         if wanted not in session.get_providers():
             raise InputError(
-                f"{wanted} could not be started: its libraries or the driver are missing (onnxruntime "
-                f"{ort.__version__} names them when imported with verbose logging); use --device cpu"
+                f"{wanted} could not be started: its libraries or the driver are missing (onnxruntime's "
+                "lines above name them); use --device cpu"
             )
         return session
 

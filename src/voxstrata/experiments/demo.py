@@ -56,12 +56,12 @@ def find_encoder(folder: Path, say: Callable[[str], None]) -> DemoEncoder:
             f"{HUB_CHECKPOINT}, real weights, on synthetic speech: the figures say how this encoder aligns "
             "espeak-ng's voices, not people.",
         )
-    path = folder / "random-checkpoint"
+    path = folder / "random-weight-encoder"
     write_random_checkpoint(path)
     return DemoEncoder(
         str(path),
         False,
-        f"The hub did not give it, so this is a RANDOM-WEIGHT encoder of {HUB_CHECKPOINT}'s shape "
+        f"{HUB_CHECKPOINT} could not be had from the hub: this is a RANDOM-WEIGHT encoder of its shape "
         f"(seed {RANDOM_SEED}). Its figures show that the pipeline works and what untrained layers give "
         "(length, rhythm and spectrum alone); they say nothing about Whisper.",
     )

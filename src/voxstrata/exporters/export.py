@@ -76,7 +76,7 @@ def export(
         silence, account = pure_silence(checkpoint, spec.silence_keys)
     else:
         say(f"silence cache: calibrated on {spec.calibrate}")
-        silence, account = calibrated_silence(checkpoint, _recordings(spec.calibrate), spec.silence_keys)
+        silence, account = calibrated_silence(checkpoint, _recordings(spec.calibrate, say), spec.silence_keys)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
@@ -146,8 +146,10 @@ def _write(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequ
     checkpoint.extractor.save_pretrained(folder)
 
 
-def _recordings(source: str | Path) -> list[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]]:
-    """The beginnings of evenly spaced recordings of a corpus; those that cannot be decoded are passed over."""
+def _recordings(
+    source: str | Path, say: Callable[[str], None]
+) -> list[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]]:
+    """The beginnings of evenly spaced recordings of a corpus; those that cannot be decoded are said and passed over."""
     longest = round(CALIBRATION_SECONDS[1] * SAMPLE_RATE)  # all that is used of a recording
     corpus = read_corpus(source)
     ids = corpus.table["id"].to_pylist()
@@ -155,6 +157,6 @@ def _recordings(source: str | Path) -> list[tuple[str, np.ndarray[tuple[int, ...
     for i in np.linspace(0, len(corpus) - 1, min(len(corpus), 2 * CALIBRATION_RECORDINGS)).astype(int):
         try:
             found.append((str(ids[i]), decode(corpus.absolute(int(i)))[:longest].copy()))
-        except AudioError:
-            continue
+        except AudioError as e:
+            say(f"not calibrated on {e}")
     return found

@@ -178,10 +178,12 @@ class StoreWriter:
                     f"{where}it was made with another model: {key} is {value} there ({theirs.checkpoint}), "
                     f"{ours.identity(context)[key]} here ({ours.checkpoint}); use that model or a new store"
                 )
-        mine = self.plan.spec.to_dict()
-        for key, value in about["spec"].items():
-            if value != mine[key]:
-                raise InputError(f"{where}{key} is {value} there, {mine[key]} here; use the same or a new store")
+        there, here = _flat(about["spec"]), _flat(self.plan.spec.to_dict())
+        for key in here | there:
+            if there.get(key) != here.get(key):
+                raise InputError(
+                    f"{where}{key} is {there.get(key)} there, {here.get(key)} here; use the same or a new store"
+                )
         if about["plan"] != self.plan.fingerprint():
             raise InputError(f"{where}the corpus or the plan differs: {self._first_difference()}; use a new store")
 
@@ -200,3 +202,11 @@ class StoreWriter:
                 if row[key] != theirs[i][key]:
                     return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here"
         return "units of another size"
+
+
+def _flat(d: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings as one level: {"context": {"mode": …}} becomes {"context mode": …}."""
+    flat: dict[str, Any] = {}
+    for key, value in d.items():
+        flat |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
