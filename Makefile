@@ -1,6 +1,5 @@
 # Each target builds what it needs in .venv, on a bare machine with Python 3.11 or newer.
 PYTHON ?= python3
-THREADS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TRANSFORMERS5 := 5.23.0
@@ -8,7 +7,7 @@ TRANSFORMERS5 := 5.23.0
 .PHONY: demo test test-real test-transformers5 lint bench clean
 
 demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table, pictures
-	$(BIN)/voxstrata demo -o demo $(if $(THREADS),--threads $(THREADS))
+	$(BIN)/voxstrata demo -o demo
 
 test: .venv/dev.stamp  ## All quick tests
 	$(BIN)/python -m pytest
