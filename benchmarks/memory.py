@@ -1,7 +1,8 @@
 """Peak memory of extraction for a small and a large part of one corpus: it must not grow with the corpus.
 
 Both parts have the same mix of lengths (recordings evenly spaced by length, the longest among them), since the longest
-window of a corpus decides the peak: attention needs memory in the square of its positions.
+window of a corpus decides the peak: attention needs memory in the square of its positions. Units are small (16 MB), so
+that both parts fill several: writing a full unit takes more memory than writing a part of one.
 
 Each extraction (`bucketed`, all outputs, float16) runs in a process of its own, at equal settings. The peak is VmHWM,
 the most physical memory the process has held, mapped files included; Linux only.
@@ -23,6 +24,7 @@ from _common import Table, environment, exported, parser, pin, say, write_report
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.engine import extract
 
+UNIT_MEGABYTES = 16
 ALLOWED = 1.10  # ratio of the peaks
 
 
@@ -36,7 +38,13 @@ def spaced_by_length(corpus: Corpus, clips: int) -> Corpus:
 
 def child(model: str, corpus: str, clips: str, threads: str, store: str) -> None:
     """One extraction; prints its figures as JSON."""
-    done = extract(spaced_by_length(read_corpus(corpus), int(clips)), model, store, threads=int(threads))
+    done = extract(
+        spaced_by_length(read_corpus(corpus), int(clips)),
+        model,
+        store,
+        threads=int(threads),
+        unit_megabytes=UNIT_MEGABYTES,
+    )
     status = Path("/proc/self/status").read_text(encoding="ascii")
     # not getrusage: its maximum is inherited from the process that started this one
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
@@ -70,7 +78,13 @@ def main() -> int:
         args,
         facts,
         {"runs": runs, "ratio": ratio},
-        [Table("`bucketed`, all outputs, float16:", ["clips", "audio minutes", "units", "peak RSS MiB"], rows)],
+        [
+            Table(
+                f"`bucketed`, all outputs, float16, units of {UNIT_MEGABYTES} MB:",
+                ["clips", "audio minutes", "units", "peak RSS MiB"],
+                rows,
+            )
+        ],
         [f"Ratio of the peaks: {ratio:.3f}, allowed {ALLOWED:.2f}."],
     )
     return int(ratio > ALLOWED)

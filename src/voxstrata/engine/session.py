@@ -158,6 +158,8 @@ class Encoder:
         one = path.name == LOG_MEL and self.device.kind == "cpu"
         options.intra_op_num_threads = 1 if one else self.threads
         options.log_severity_level = 3
+        # onnxruntime's arena keeps blocks for every shape it has met: memory would grow with the variety of lengths
+        options.enable_cpu_mem_arena = False
         providers: list[Any] = [PROVIDERS["cpu"]]
         if self.device.kind != "cpu":
             # TF32 keeps 10 bits of a float32 product: less than the export was validated to
