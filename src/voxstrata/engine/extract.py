@@ -17,7 +17,6 @@ from voxstrata.audio.decode import AudioInfo
 from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.engine.decoding import DecodeAhead
-from voxstrata.engine.memory import give_back_large_blocks
 from voxstrata.engine.session import Device, Encoder
 from voxstrata.engine.sink import UnitSink
 from voxstrata.errors import InputError
@@ -120,7 +119,6 @@ def extract(
     arithmetic = "float16" if model.card.dtype == "float16" or (device and device.kind == "tensorrt") else "float32"
     chosen = select_outputs(outputs, model.card.outputs)
     spec = StoreSpec(chosen, dtype, pool, every, context or Context(), arithmetic)
-    give_back_large_blocks()
     try:
         refuse_foreign(Files(store))  # before minutes of reading headers; and the lock is a file, too
         infos, unreadable = probe_corpus(corpus, progress=probing)
