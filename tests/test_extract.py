@@ -8,7 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +17,19 @@ import pytest
 import soundfile
 import soxr
 from conftest import sound
+from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 
 from hf_reference import Reference, cached_keys, relative_l2
 
 from voxstrata.engine import Device, Encoder, extract
+from voxstrata.engine.sink import UnitSink
 from voxstrata.errors import InputError, UsageError
 from voxstrata.exporters import ExportSpec, export
 from voxstrata.model import Context, Silence, open_model
 from voxstrata.model.card import SILENCE, write_card
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.store import EmbeddingStore, open_store, plan
 
 OUTPUTS = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
 # seconds and rate; 35 s is two windows
@@ -203,6 +205,30 @@ def many_stored(many: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("many") / "s.zarr"
     extract(many, tiny_model, path)
     return open_store(path)
+
+
+def test_units_with_the_longest_windows_come_first(
+    many: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, commit = Encoder.run, UnitSink.commit
+    computed: list[int] = []
+    longest: list[int] = []
+
+    def seen(self: Encoder, audio: Sequence[NDArray[np.float32]], frames: int) -> object:
+        computed.append(max(len(samples) for samples in audio))
+        return run(self, audio, frames)
+
+    def committed(self: UnitSink, unit: int, failures: dict[int, str]) -> None:
+        longest.append(int(self.plan.samples[self.plan.members(unit)].max()))
+        commit(self, unit, failures)
+
+    monkeypatch.setattr(Encoder, "run", seen)
+    monkeypatch.setattr(UnitSink, "commit", committed)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 14)
+    extract(many, tiny_model, tmp_path / "s.zarr", unit_megabytes=0.1)
+    assert len(longest) > 3
+    assert longest == sorted(longest, reverse=True)
+    assert computed[0] == max(computed)
 
 
 @pytest.mark.parametrize("change", [{"tokens": 1500}, {"tokens": 20_000}, {"threads": 1}, {"threads": 3}])
@@ -422,7 +448,7 @@ def test_states_that_are_not_finite_stop_the_run_before_their_unit(
         return states
 
     monkeypatch.setattr(Encoder, "run", broken)
-    with pytest.raises(InputError, match=r"^de/.*: the encoder's layer_01 holds values that are not finite"):
+    with pytest.raises(InputError, match=r"^(en|de)/\d+: the encoder's layer_01 holds values that are not finite"):
         extract(many, tiny_model, tmp_path / "s.zarr", allow_overflow=True)
     assert not list((tmp_path / "s.zarr").glob("units/*"))
 
@@ -455,8 +481,9 @@ def test_a_failing_graph_run_names_graph_and_shapes(tiny_model: Path) -> None:
 _PEAK = """
 import sys
 from voxstrata.engine import extract
-# small batches and units, so that 50 clips fill what there is to fill
-report = extract(sys.argv[1], sys.argv[2], sys.argv[3], threads=1, tokens=1500, unit_megabytes=4)
+from voxstrata.store import plan
+plan.CHUNK_BYTES = 1 << 16  # a unit is a chunk at the least, and 50 clips are to fill several
+report = extract(sys.argv[1], sys.argv[2], sys.argv[3], threads=1, tokens=1500, unit_megabytes=0.5)
 assert report.failed == 0
 print(report.utterances, next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 """
@@ -468,7 +495,8 @@ def test_peak_memory_does_not_grow_with_the_corpus(
 ) -> None:
     peak = {}
     for count in (50, 600):
-        corpus = make_corpus({f"en/{i}": 1.0 for i in range(count)})
+        # the same 50 lengths over and over: what a run needs is set by its longest window
+        corpus = make_corpus({f"en/{i}": 0.2 + i % 50 / 10 for i in range(count)})
         command = [sys.executable, "-c", _PEAK, str(corpus), str(tiny_model), str(tmp_path / f"{count}.zarr")]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         assert int(out[0]) == count

@@ -179,7 +179,9 @@ def _run(
     begin = time.perf_counter()
     plan = writer.plan
     done = writer.done()
-    todo = [u for u in range(plan.units) if u not in done]
+    # The longest windows first: what memory a run needs it needs at the start, and smaller batches fit into that.
+    longest = [int(plan.samples[plan.unit_begin[u] : plan.unit_begin[u + 1]].max()) for u in range(plan.units)]
+    todo = sorted(set(range(plan.units)) - done, key=lambda u: (-min(longest[u], WINDOW_SAMPLES), u))
     total = sum(int(plan.samples[plan.unit_begin[u] : plan.unit_begin[u + 1]].sum()) for u in todo) / SAMPLE_RATE
     rows = {name: i for i, name in enumerate(corpus.table["id"].to_pylist())}
     corpus_row = [rows[name] for name in plan.utterances["id"].to_pylist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -55,6 +56,16 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@functools.cache
+def _share_arena() -> None:
+    """One arena of the CPU for all sessions, which grows by what is asked for.
+
+    onnxruntime's own doubles whenever it grows, once per session; with none, every batch waits for fresh pages.
+    """
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))  # kSameAsRequested
+
+
 class Encoder:
     """Runs batches of windows through an exported model.
 
@@ -84,10 +95,17 @@ class Encoder:
         if self.context.mode == "bucketed":
             self._silence = model.silence()
             self._silence.for_frames(self.context.edges[0])  # an edge before the cache's begin fails here
-        # The sessions that any run needs are made now, so that a broken file or driver shows before the work. A
-        # bucketed run may need no full window, and so no second copy of the weights.
+        # The sessions that any run needs are made now, so that a broken file or driver shows before the work.
         self._session(LOG_MEL)
-        self._session(CACHED if self.context.mode == "bucketed" else ENCODER)
+        self._session(self._graph(self.context.edges[0]))
+
+    def _graph(self, frames: int) -> str:
+        """The graph that computes `frames` positions."""
+        if self.context.mode != "bucketed":
+            return ENCODER
+        # A full window has no cached keys. On the CPU it runs through the cached graph with none, bit for bit the same,
+        # since another session would hold the weights a second time. TensorRT gets a graph without empty inputs.
+        return CACHED if frames < WINDOW_FRAMES or self.device.kind == "cpu" else ENCODER
 
     def batch_size(self, frames: int) -> int:
         """How many windows of `frames` computed positions go into one batch."""
@@ -103,9 +121,8 @@ class Encoder:
         log_mel = self.log_mel(audio, frames)
         middle = time.perf_counter()
         feeds: dict[str, NDArray[Any]] = {"log_mel": log_mel}
-        name = ENCODER
-        if self.context.mode == "bucketed" and frames < WINDOW_FRAMES:
-            name = CACHED
+        name = self._graph(frames)
+        if name == CACHED:
             if frames not in self._keys:
                 if self._silence.group is None:  # a whole cache for every bucket would be too much to keep
                     self._keys.clear()
@@ -158,8 +175,9 @@ class Encoder:
         one = path.name == LOG_MEL and self.device.kind == "cpu"
         options.intra_op_num_threads = 1 if one else self.threads
         options.log_severity_level = 3
-        # onnxruntime's arena keeps blocks for every shape it has met: memory would grow with the variety of lengths
-        options.enable_cpu_mem_arena = False
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = False  # one plan, and one block, for every shape that was met
         providers: list[Any] = [PROVIDERS["cpu"]]
         if self.device.kind != "cpu":
             # TF32 keeps 10 bits of a float32 product: less than the export was validated to
