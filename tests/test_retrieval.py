@@ -31,7 +31,8 @@ from voxstrata.retrieval import (
     to_markdown,
     to_terminal,
 )
-from voxstrata.retrieval.similarity import harmonic
+from voxstrata.retrieval.kernels.float32 import Float32
+from voxstrata.retrieval.seqsim import harmonic
 from voxstrata.retrieval.table import depth_order
 
 Utterances = list[npt.NDArray[np.floating]]
@@ -78,7 +79,7 @@ def two_sides(draw: st.DrawFn) -> tuple[Utterances, Utterances, int]:
 @given(two_sides())
 def test_seqsim_equals_a_float64_loop_at_any_block_size(sides: tuple[Utterances, Utterances, int]) -> None:
     xs, ys, block_rows = sides
-    sim = seqsim(Ragged.from_list(xs), Ragged.from_list(ys), block_rows)
+    sim = seqsim(Ragged.from_list(xs), Ragged.from_list(ys), Float32(block_rows))
     for got, expected in zip((sim.f1, sim.precision, sim.recall), loop(xs, ys), strict=True):
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, rtol=0, atol=ROUNDING)
@@ -102,7 +103,7 @@ def test_all_negative_cosines_are_not_lifted_to_zero() -> None:
 def test_utterances_longer_than_a_block_on_both_sides() -> None:
     rng = np.random.default_rng(1)
     xs, ys = ([rng.standard_normal((t, 8)).astype(np.float32) for t in ts] for ts in ((3, 70, 1), (55, 2, 64)))
-    sim = seqsim(Ragged.from_list(xs), Ragged.from_list(ys), block_rows=32)
+    sim = seqsim(Ragged.from_list(xs), Ragged.from_list(ys), Float32(32))
     for got, expected in zip((sim.f1, sim.precision, sim.recall), loop(xs, ys), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=ROUNDING)
 
@@ -137,7 +138,7 @@ def test_memory_stays_at_a_block_whatever_the_corpus() -> None:
     for frames in (64, rows):  # many utterances, and a single one longer than a block
         ragged = Ragged(data, np.arange(0, rows + 1, frames))
         tracemalloc.start()
-        seqsim(ragged, ragged, block_rows)
+        seqsim(ragged, ragged, Float32(block_rows))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         inputs = 2 * data.nbytes + 2 * rows * d * 8  # unit rows, and room for one float64 temporary each
@@ -201,8 +202,6 @@ def test_arrays_that_cannot_be_compared_are_refused() -> None:
         seqsim(Ragged.from_list([ones]), Ragged.from_list([ones[:, :2]]))
     with pytest.raises(InputError, match="d = 3 and of d = 2"):
         pooled_cosine(ones, ones[:, :2])
-    with pytest.raises(UsageError, match="block_rows is 0"):
-        seqsim(Ragged.from_list([ones]), Ragged.from_list([ones]), 0)
 
 
 @given(st.integers(1, 6), st.data())

@@ -13,7 +13,9 @@ from voxstrata.retrieval.evaluate import (
     recall_at_k,
 )
 from voxstrata.retrieval.plots import plot_language_matrix, plot_recall_by_layer
-from voxstrata.retrieval.similarity import Ragged, SeqSim, mean_pool, pooled_cosine, seqsim
+from voxstrata.retrieval.pooled import mean_pool, pooled_cosine
+from voxstrata.retrieval.ragged import Ragged
+from voxstrata.retrieval.seqsim import SeqSim, seqsim
 from voxstrata.retrieval.table import SIMILARITIES, retrieve, to_markdown, to_terminal
 
 __all__ = [

@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 
 from voxstrata.errors import InputError, UsageError
 from voxstrata.retrieval.evaluate import Recall, evaluate_pair, mean_recall, positives_from_groups
-from voxstrata.retrieval.similarity import Ragged, pooled_cosine, seqsim
+from voxstrata.retrieval.pooled import pooled_cosine
+from voxstrata.retrieval.ragged import Ragged
+from voxstrata.retrieval.seqsim import seqsim
 
 SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
 MEAN = "mean"  # source and target of the rows that average over all directions

@@ -1,0 +1,1 @@
+"""Kernels that compute SeqSim's two sums of maxima, all with one interface (`base`)."""

@@ -1,0 +1,119 @@
+"""Utterances of unequal length, as flat rows and offsets: what every similarity takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from voxstrata.errors import InputError
+
+FloatArray = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Utterances of unequal length, one after the other, without padding.
+
+    rows: (frames, d) float16 or float32.
+    offsets: (n + 1,) int64; utterance i is `rows[offsets[i]:offsets[i + 1]]`.
+    names: what error messages call each utterance; its index when empty.
+    Raises InputError on another dtype or shape, on offsets that do not cover the rows, on an empty utterance.
+    """
+
+    rows: FloatArray
+    offsets: npt.NDArray[np.int64]
+    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_matrix(self.rows, "rows")
+        if self.offsets.ndim != 1 or self.offsets.dtype != np.int64:
+            raise InputError(
+                f"offsets must be a flat int64 array, not {self.offsets.dtype} of shape {self.offsets.shape}"
+            )
+        if len(self.offsets) < 2:
+            raise InputError("no utterances: offsets must hold at least a start and an end")
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.rows):
+            raise InputError(
+                f"offsets must run from 0 to the {len(self.rows)} rows, "
+                f"not from {self.offsets[0]} to {self.offsets[-1]}"
+            )
+        check_names(self.names, len(self))
+        wrong = np.flatnonzero(self.lengths <= 0)
+        if wrong.size:
+            i = int(wrong[0])
+            raise InputError(
+                f"{name_of(self.names, i, 'utterance')} has {self.lengths[i]} frames; "
+                "leave out utterances without frames"
+            )
+
+    @classmethod
+    def from_list(cls, utterances: Sequence[FloatArray], names: Sequence[str] = ()) -> Ragged:
+        """Join arrays of shape (frames, d), float16 or float32, copying them."""
+        if not utterances:
+            raise InputError("no utterances: the list is empty")
+        check_names(names, len(utterances))
+        for i, utterance in enumerate(utterances):
+            check_matrix(utterance, name_of(names, i, "utterance"))
+            if utterance.shape[1] != utterances[0].shape[1]:
+                raise InputError(
+                    f"{name_of(names, i, 'utterance')} has d = {utterance.shape[1]}, "
+                    f"the first d = {utterances[0].shape[1]}; take all from one output of one model"
+                )
+        offsets = np.zeros(len(utterances) + 1, np.int64)
+        np.cumsum([len(utterance) for utterance in utterances], out=offsets[1:])
+        return cls(np.concatenate(utterances), offsets, names)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Frames of each utterance, (n,) int64."""
+        return np.diff(self.offsets)
+
+    def unit(self) -> Ragged:
+        """The same utterances with rows scaled to unit length, float32.
+
+        Raises InputError naming the utterance for a row that has no direction: zero, NaN or infinite.
+        """
+        rows, bad = unit_rows(self.rows)
+        if bad is not None:
+            i = int(np.searchsorted(self.offsets, bad, side="right")) - 1
+            frame = bad - self.offsets[i]
+            raise InputError(
+                f"{name_of(self.names, i, 'utterance')}: frame {frame} is zero, NaN or infinite "
+                "and has no cosine; extract the utterance again or leave it out"
+            )
+        return replace(self, rows=rows)
+
+
+def unit_rows(rows: FloatArray) -> tuple[npt.NDArray[np.float32], int | None]:
+    """Rows scaled to unit length (float32), and the first row for which that is impossible."""
+    # In float64 no square of a float32 overflows or vanishes: every usable row has a finite, positive length.
+    squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(squares) | (squares == 0))
+    if bad.size:
+        return np.empty((0, rows.shape[1]), np.float32), int(bad[0])
+    unit = np.empty(rows.shape, np.float32)
+    np.divide(rows, np.sqrt(squares)[:, None], out=unit, casting="same_kind")
+    return unit, None
+
+
+def check_matrix(matrix: FloatArray, label: str) -> None:
+    if matrix.ndim != 2 or matrix.dtype not in (np.float16, np.float32):
+        raise InputError(
+            f"{label}: expected a float16 or float32 array of shape (frames, d), "
+            f"got {matrix.dtype} of shape {matrix.shape}"
+        )
+
+
+def check_names(names: Sequence[str], count: int) -> None:
+    if names and len(names) != count:
+        raise InputError(f"{len(names)} names for {count} utterances; give one name each, or none")
+
+
+def name_of(names: Sequence[str], i: int, label: str) -> str:
+    return f"{label} {names[i]!r}" if names else f"{label} {i}"
