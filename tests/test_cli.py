@@ -20,7 +20,7 @@ from voxstrata.cli import main
 from voxstrata.cli.console import Line, aligned, clock, extraction_progress
 from voxstrata.engine import Progress
 
-COMMANDS = ["export", "extract", "info", "retrieve", "drift", "demo"]
+COMMANDS = ["export", "extract", "info", "retrieve", "similarity", "drift", "demo"]
 
 
 def run(*args: object) -> int:
@@ -119,7 +119,7 @@ def test_retrieve_narrowed_to_outputs_languages_and_similarity(
     assert run("retrieve", store, "-o", tmp_path / "r", *args) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {r["output"] for r in rows} == {"layer_02"}
-    assert {r["similarity"] for r in rows} == {"pooled_cosine"}
+    assert {r["similarity"] for r in rows} == {"pooled_cosine", "linear_cka"}
 
 
 def test_a_pooled_store_is_retrieved_by_cosine(
@@ -128,7 +128,7 @@ def test_a_pooled_store_is_retrieved_by_cosine(
     assert run("extract", parallel, tiny_model, "-o", tmp_path / "p.zarr", "--pool", "mean", "--outputs", "final") == 0
     assert run("retrieve", tmp_path / "p.zarr", "-o", tmp_path / "r", "--json") == 0
     rows = json.loads(capsys.readouterr().out.split("\n", 3)[3])["rows"]
-    assert {r["similarity"] for r in rows} == {"pooled_cosine"}
+    assert {r["similarity"] for r in rows} == {"pooled_cosine", "linear_cka"}
 
 
 class TestExitCodes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import struct
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from voxstrata.retrieval import SIMILARITIES, plot_language_matrix, plot_recall_
 from voxstrata.retrieval.table import SCHEMA
 
 pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 
@@ -26,17 +27,20 @@ def made_table(languages: int, outputs: int, similarities: tuple[str, ...] = SIM
     rng = np.random.default_rng(0)
     codes = [f"l{i:02d}" for i in range(languages)]
     names = [*(f"layer_{i:02d}" for i in range(outputs - 1)), "final"]
+    both = [(f"{a} ↔ {b}",) * 2 for a, b in combinations(codes, 2)]
     rows = []
     for depth, output in enumerate(names):
         for n, similarity in enumerate(similarities):
             values = []
-            for source, target in [*permutations(codes, 2), ("mean", "mean")]:
+            for source, target in [*permutations(codes, 2), *both, ("mean", "mean")]:
                 bump = 0.8 * np.sin(np.pi * depth / outputs) - 0.1 * n
                 values.append(float(np.clip(bump + 0.05 * rng.standard_normal(), 0, 1)))
                 value = float(np.mean(values[:-1])) if source == "mean" else values[-1]
                 counts = {"queries": 70, "queries_without_partner": 0, "candidates": 70, "candidates_max": 70}
                 names_of = {"output": output, "similarity": similarity, "source": source, "target": target}
-                rows.append({**names_of, "metric": "recall@1", "value": value, "chance": 1 / 70, **counts})
+                figure = {"value": value, "low": value - 0.05, "high": value + 0.04, "chance": 1 / 70}
+                rows.append({**names_of, "score": "raw", "metric": "recall@1", **figure, **counts})
+                rows.append({**names_of, "score": "csls", "metric": "recall@1", **figure, "value": 0.5, **counts})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -73,13 +77,22 @@ def test_the_layer_plot_shows_means_pairs_chance_and_pool(
     (axes,) = drawn[0].axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     means = table.filter(pc.and_(pc.equal(table["source"], "mean"), pc.equal(table["similarity"], "pooled_cosine")))
-    np.testing.assert_allclose(lines["pooled_cosine, mean"].get_ydata(), 100 * np.array(means["value"]))
-    np.testing.assert_allclose(lines["chance, mean"].get_ydata(), np.full(outputs, 100 / 70))
-    pairs = languages * (languages - 1) // 2
-    assert len(axes.get_lines()) == len(SIMILARITIES) + 1 + (pairs if pairs > 1 else 0)
+    means = means.filter(pc.equal(means["score"], "raw"))
+    np.testing.assert_allclose(lines["pooled_cosine"].get_ydata(), 100 * np.array(means["value"]))
+    np.testing.assert_allclose(lines["chance"].get_ydata(), np.full(outputs, 100 / 70))
+    assert len(axes.get_lines()) == len(SIMILARITIES) + 1
+    bottom, top = axes.get_ylim()
+    assert bottom <= 0
+    assert top >= 100 * pc.max(means["high"]).as_py()
     subtitle = drawn[0].get_suptitle()
     assert "pool of 70 candidates" in subtitle
     assert "recall@1 1.4 %" in subtitle
+    assert "95 % bootstrap intervals" in subtitle
+    bands = [shape.get_paths()[0].vertices for shape in axes.collections if isinstance(shape, PolyCollection)]
+    assert len(bands) == len(SIMILARITIES)
+    edges = np.unique(bands[-1][:, 1].round(6))
+    ends = np.unique((100 * np.array([*means["low"].to_pylist(), *means["high"].to_pylist()])).round(6))
+    np.testing.assert_allclose(edges, ends, atol=1e-5)
 
 
 @pytest.mark.parametrize(("languages", "outputs"), [(2, 8), (12, 3)])
@@ -97,6 +110,7 @@ def test_the_matrix_shows_every_output_on_one_scale(
         & (pc.field("similarity") == "seqsim_f1")
         & (pc.field("source") == "l01")
         & (pc.field("target") == "l00")
+        & (pc.field("score") == "raw")
     ).to_pylist()
     final = panels[-1]
     assert final.get_title() == "final"

@@ -30,14 +30,28 @@ from voxstrata.cli.console import Line, count_progress, json_option, print_json
     multiple=True,
     help="seqsim_f1, seqsim_precision, seqsim_recall or pooled_cosine; may be repeated. [default: all]",
 )
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Resamples of the groups for the 95 % intervals; 0 for none.",
+)
 @json_option
 def retrieve(
-    store: str, folder: Path, outputs: str | None, languages: str | None, similarities: tuple[str, ...], as_json: bool
+    store: str,
+    folder: Path,
+    outputs: str | None,
+    languages: str | None,
+    similarities: tuple[str, ...],
+    bootstrap: int,
+    as_json: bool,
 ) -> None:
-    """Spoken-translation retrieval: recall@1 and @5 for every output and pair of languages in STORE.
+    """Spoken-translation retrieval: recall@1, @5, @10 and MRR for every output and pair of languages in STORE.
 
     Utterances of one `group` are translations of each other. Writes retrieval.parquet, retrieval.md,
-    recall_by_layer.png and languages.png; every figure stands beside its pool size and chance.
+    recall_by_layer.png and languages.png; every figure stands beside its pool size and chance. The table also holds
+    CSLS and ratio-margin scores, hubness, and linear CKA between languages.
 
     \b
     Example:
@@ -57,6 +71,7 @@ def retrieve(
             outputs=names(outputs),
             languages=names(languages),
             similarities=similarities or None,
+            bootstrap=bootstrap,
             progress=count_progress(line, "language pairs × outputs"),
         )
     if as_json:
@@ -87,10 +102,10 @@ def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **cho
     name = Path(store.files.root).name
     table = table.add_column(0, "store", pa.array([name] * len(table)))
     # what the figures come from travels with them
-    table = table.replace_schema_metadata({"voxstrata": json.dumps(store.about)})
+    table = table.replace_schema_metadata({**table.schema.metadata, b"voxstrata": json.dumps(store.about)})
     pq.write_table(table, folder / "retrieval.parquet")
     title = f"{store.model.checkpoint}, {store.spec.context.mode}"
-    (folder / "retrieval.md").write_text(f"{title}\n\n{to_markdown(table)}", encoding="utf-8")
+    (folder / "retrieval.md").write_text(f"# {title}\n\n{to_markdown(table)}", encoding="utf-8")
     plot_recall_by_layer(table, folder / "recall_by_layer.png", title)
     plot_language_matrix(table, folder / "languages.png", title)
     return table

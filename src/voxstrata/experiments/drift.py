@@ -169,8 +169,8 @@ def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> tu
 
 
 def _recall(store: EmbeddingStore) -> tuple[dict[str, dict[str, float]], tuple[int, int], float]:
-    table = retrieve(store, similarities=RETRIEVED_BY, ks=(1,))
-    mean = table.filter(pc.equal(table["source"], "mean")).to_pylist()
+    table = retrieve(store, similarities=RETRIEVED_BY, scores=("raw",), ks=(1,), bootstrap=0)
+    mean = table.filter((pc.field("source") == "mean") & (pc.field("metric") == "recall@1")).to_pylist()
     recall: dict[str, dict[str, float]] = {}
     for row in mean:
         recall.setdefault(row["output"], {})[row["similarity"]] = row["value"]

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+from voxstrata.retrieval.bootstrap import Resamples
+from voxstrata.retrieval.cka import CKA, linear_cka
 from voxstrata.retrieval.evaluate import (
-    PairRecall,
-    Recall,
+    Estimate,
+    Evaluation,
+    MeanEvaluation,
     best_ranks,
     chance_at_k,
-    evaluate_pair,
-    mean_recall,
+    chance_mrr,
+    evaluate,
     positives_from_groups,
-    recall_at_k,
 )
+from voxstrata.retrieval.hubness import chance_skew, csls, k_occurrence, k_occurrence_skew, ratio_margin
 from voxstrata.retrieval.plots import plot_language_matrix, plot_recall_by_layer
 from voxstrata.retrieval.pooled import mean_pool, pooled_cosine
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.retrieval.seqsim import SeqSim, seqsim
-from voxstrata.retrieval.table import SIMILARITIES, retrieve, to_markdown, to_terminal
+from voxstrata.retrieval.summary import to_markdown, to_terminal
+from voxstrata.retrieval.table import SCORES, SIMILARITIES, retrieve
 
 __all__ = [
+    "CKA",
+    "SCORES",
     "SIMILARITIES",
-    "PairRecall",
+    "Estimate",
+    "Evaluation",
+    "MeanEvaluation",
     "Ragged",
-    "Recall",
+    "Resamples",
     "SeqSim",
     "best_ranks",
     "chance_at_k",
-    "evaluate_pair",
+    "chance_mrr",
+    "chance_skew",
+    "csls",
+    "evaluate",
+    "k_occurrence",
+    "k_occurrence_skew",
+    "linear_cka",
     "mean_pool",
-    "mean_recall",
     "plot_language_matrix",
     "plot_recall_by_layer",
     "pooled_cosine",
     "positives_from_groups",
-    "recall_at_k",
+    "ratio_margin",
     "retrieve",
     "seqsim",
     "to_markdown",

@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.errors import UsageError
-from voxstrata.retrieval.table import MEAN, conditions, depth_order
+from voxstrata.retrieval.bootstrap import LEVEL
+from voxstrata.retrieval.languages import depth_order
+from voxstrata.retrieval.summary import conditions, retrieval_metrics, similarities_of
+from voxstrata.retrieval.table import MEAN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,24 +29,28 @@ DPI = 120
 def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str, metric: str = "recall@1") -> None:
     """PNG of `metric` against depth: one line per similarity, the mean over all directions, and chance.
 
-    The thin lines are the single language pairs (mean of both directions) under seqsim_f1, or under the
-    table's first similarity when it has no seqsim_f1. Pool size and chance stand under the title.
+    The similarities' own scores are drawn, each with a band for its bootstrap interval where the table has one. The
+    axis begins at 0 and ends above the highest figure. Pool size and chance stand under the title.
     """
     table = _of_metric(table, metric)
     outputs = depth_order(table["output"].to_pylist())
-    similarities = _first_similarity(table)
+    similarities = similarities_of(table)
     figure = _figure(max(7.0, 3.0 + 0.28 * len(outputs)), 5.0)
     axes = figure.subplots()
     x = np.arange(len(outputs))
+    band = ""
+    highest = 20.0
     for n, similarity in enumerate(similarities):
         colour, marker = STYLES[n % len(STYLES)]
         part = table.filter(pc.equal(table["similarity"], similarity))
-        curves = _pair_curves(part, outputs) if n == 0 else []
-        if len(curves) > 1:  # a single pair is the mean
-            for i, curve in enumerate(curves):
-                label = f"{similarity}, each language pair" if i == 0 else None
-                axes.plot(x, 100 * curve, color=colour, alpha=0.25, linewidth=0.8, label=label)
-        mean = _curve(part, outputs, MEAN, MEAN, "value")
+        mean, low, high = (_curve(part, outputs, MEAN, MEAN, column) for column in ("value", "low", "high"))
+        if not np.isnan(low).all():
+            axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
+            axes.vlines(
+                x, 100 * low, 100 * high, color=colour, alpha=0.5, linewidth=1
+            )  # a band of one output has no width
+            band = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over groups"
+        highest = max(highest, np.nanmax([0, *(100 * mean), *(100 * high)]))
         axes.plot(
             x,
             100 * mean,
@@ -51,11 +58,12 @@ def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str,
             marker=marker,
             markersize=5,
             linewidth=2,
-            label=f"{similarity}, mean",
+            label=similarity,
             zorder=3,
         )
     chance = _curve(part, outputs, MEAN, MEAN, "chance")
-    axes.plot(x, 100 * chance, color="black", linestyle="--", linewidth=1.2, label="chance, mean", zorder=2)
+    axes.plot(x, 100 * chance, color="black", linestyle="--", linewidth=1.2, label="chance", zorder=2)
+    top = min(20 * math.ceil(highest / 20), 100)
     crowded = len(outputs) > 10
     axes.set_xticks(
         x,
@@ -65,13 +73,13 @@ def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str,
         rotation_mode="default" if crowded else "anchor",
     )
     axes.set_xlim(-0.5, len(outputs) - 0.5)
-    axes.set_ylim(-2, 102)
+    axes.set_ylim(-0.02 * top, 1.02 * top)
     axes.set_xlabel("encoder output, by depth")
     axes.set_ylabel(f"{metric} (%)")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    _title(figure, title, conditions(table))
+    figure.legend(loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    _title(figure, title, conditions(table), band)
     figure.savefig(path, format="png", dpi=DPI)
 
 
@@ -89,13 +97,14 @@ def plot_language_matrix(
     query show "–".
     """
     table = _of_metric(table, metric)
-    known = _first_similarity(table)
+    known = similarities_of(table)
     similarity = known[0] if similarity is None else similarity
     if similarity not in known:
         raise UsageError(f"unknown similarity {similarity!r}; the table holds: {', '.join(known)}")
     table = table.filter(pc.equal(table["similarity"], similarity))
     outputs = depth_order(table["output"].to_pylist())
-    languages = [name for name in dict.fromkeys(table["source"].to_pylist()) if name != MEAN]
+    directions = table.filter(pc.not_equal(table["source"], table["target"]))
+    languages = list(dict.fromkeys(directions["source"].to_pylist()))
     side = max(1.6, 0.36 * len(languages))  # inches per heatmap: room for three digits in each cell
     columns = min(len(outputs), max(math.ceil(math.sqrt(1.3 * len(outputs))), math.ceil(6 / (side + 0.7))))
     rows = math.ceil(len(outputs) / columns)
@@ -152,17 +161,11 @@ def _title(figure: Figure, *paragraphs: str) -> None:
 
 
 def _of_metric(table: pa.Table, metric: str) -> pa.Table:
-    part = table.filter(pc.equal(table["metric"], metric))
-    if len(part) == 0:
-        known = ", ".join(pc.unique(table["metric"]).to_pylist()) or "none"
-        raise UsageError(f"unknown metric {metric!r}; the table holds: {known}")
-    return part
-
-
-def _first_similarity(table: pa.Table) -> list[str]:
-    """Similarities of the table in its order, seqsim_f1 in front."""
-    names = pc.unique(table["similarity"]).to_pylist()
-    return sorted(names, key=lambda name: name != "seqsim_f1")
+    """Rows of one retrieval metric under the similarities' own scores."""
+    known = retrieval_metrics(table)
+    if metric not in known:
+        raise UsageError(f"unknown metric {metric!r}; the table holds: {', '.join(known) or 'none'}")
+    return table.filter(pc.and_(pc.equal(table["metric"], metric), pc.equal(table["score"], "raw")))
 
 
 def _curve(table: pa.Table, outputs: list[str], source: str, target: str, column: str) -> npt.NDArray[np.float64]:
@@ -170,13 +173,6 @@ def _curve(table: pa.Table, outputs: list[str], source: str, target: str, column
     part = table.filter(pc.and_(pc.equal(table["source"], source), pc.equal(table["target"], target)))
     values = dict(zip(part["output"].to_pylist(), part[column].to_pylist(), strict=True))
     return np.array([values.get(output) for output in outputs], np.float64)
-
-
-def _pair_curves(table: pa.Table, outputs: list[str]) -> list[npt.NDArray[np.float64]]:
-    """Mean of both directions of each pair of languages by output."""
-    directions = zip(table["source"].to_pylist(), table["target"].to_pylist(), strict=True)
-    pairs = dict.fromkeys((a, b) for a, b in directions if a < b)
-    return [(_curve(table, outputs, a, b, "value") + _curve(table, outputs, b, a, "value")) / 2 for a, b in pairs]
 
 
 def _matrix(table: pa.Table, languages: list[str]) -> npt.NDArray[np.float64]:

@@ -1,1 +1,24 @@
 """Kernels that compute SeqSim's two sums of maxima, all with one interface (`base`)."""
+
+from __future__ import annotations
+
+from voxstrata.errors import UsageError
+from voxstrata.retrieval.kernels.base import Kernel
+
+KERNELS = ("int16", "float32")
+
+
+def choose(name: str | None = None) -> Kernel:
+    """The kernel of that name; by default int16 where the CPU has AVX2, float32 elsewhere.
+
+    Raises UsageError for an unknown name, and for one that this machine cannot run.
+    """
+    from voxstrata.retrieval.kernels.fixed_point import available
+    from voxstrata.retrieval.kernels.float32 import Float32
+    from voxstrata.retrieval.kernels.int16 import Int16
+
+    if name is None:
+        name = "int16" if available() else "float32"
+    if name not in KERNELS:
+        raise UsageError(f"unknown kernel {name!r}; known: {', '.join(KERNELS)}")
+    return Int16() if name == "int16" else Float32()

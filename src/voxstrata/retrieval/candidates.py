@@ -1,0 +1,156 @@
+"""Candidate mode: exact SeqSim on each query's nearest by mean-pooled cosine only, and what that misses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxstrata.retrieval.kernels.base import FloatMatrix, Kernel, Packed
+from voxstrata.retrieval.pooled import pooled_cosine
+from voxstrata.retrieval.selection import Selection
+from voxstrata.retrieval.seqsim import harmonic
+from voxstrata.retrieval.topk import TopK
+
+BLOCK = 2048  # pooled states per side of one product
+SEED = 0  # of the sample of queries
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateSets:
+    """Candidates of every query, as positions; -1 where there are fewer.
+
+    forward: int32 (x, C), positions in y. backward: int32 (y, C), positions in x; of a set compared with itself, the
+    same as forward.
+    """
+
+    forward: NDArray[np.int32]
+    backward: NDArray[np.int32]
+
+    def wanted(self, xs: slice, ys: slice) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which pairs of a tile are candidates: of x's queries, and of y's, both (xs, ys) bool."""
+        return _mask(self.forward[xs], ys), np.ascontiguousarray(_mask(self.backward[ys], xs).T)
+
+
+def nearest_pooled(x: Selection, y: Selection | None, output: str, count: int) -> CandidateSets:
+    """The `count` nearest of every query by mean-pooled cosine, in both directions; ties go to the lower position.
+
+    Pooled states of both sides are held in memory. Raises InputError naming an utterance whose mean has no direction.
+    """
+    x_pooled = x.store.pooled(output, x.indices)
+    y_pooled = x_pooled if y is None else y.store.pooled(output, y.indices)
+    other = x if y is None else y
+    forward = TopK(len(x), count)
+    backward = TopK(len(other), count)
+    for a in range(0, len(x), BLOCK):
+        for b in range(0, len(other), BLOCK):
+            i, j = slice(a, a + BLOCK), slice(b, b + BLOCK)
+            cosine = pooled_cosine(x_pooled[i], y_pooled[j], x.ids[i], other.ids[j])
+            allowed = None
+            if y is None:
+                allowed = np.arange(a, a + len(cosine))[:, None] != np.arange(b, b + cosine.shape[1])
+            forward.update(a, b, cosine, cosine, cosine, allowed)
+            if y is not None:
+                backward.update(b, a, cosine.T, cosine.T, cosine.T)
+    nearest = forward.candidates()
+    return CandidateSets(nearest, nearest if y is None else backward.candidates())
+
+
+def compare_some(kernel: Kernel, x: Packed, y: Packed, wanted: NDArray[np.bool_]) -> tuple[FloatMatrix, FloatMatrix]:
+    """Precision and recall of the wanted pairs (N, M) of packed blocks; the others are NaN."""
+    precision = np.full(wanted.shape, np.nan, np.float32)
+    recall = np.full(wanted.shape, np.nan, np.float32)
+    for i in np.flatnonzero(wanted.any(axis=1)).tolist():
+        chosen = np.flatnonzero(wanted[i])
+        p, r = kernel.compare(x.part(i, i + 1), _take(y, chosen))
+        precision[i, chosen], recall[i, chosen] = p[0], r[0]
+    return precision, recall
+
+
+def measure_recall(
+    x: Selection,
+    y: Selection | None,
+    sets: CandidateSets,
+    sample: int,
+    begins: tuple[Sequence[int], Sequence[int]],
+    load: Callable[[tuple[Selection, int, int]], Packed],
+    kernel: Kernel,
+) -> dict[str, Any]:
+    """What the candidates hold of what exact search finds, per direction.
+
+    exact_top1_among_candidates: share of `sampled` queries (drawn with a fixed seed, all of them if they are no more
+    than `sample`) whose best by F1 among all of the other side is a candidate. translation_among_candidates: share of
+    all `queries_with_translation` of which a candidate has the same group; null when there is none.
+    begins: bounds of the blocks that the sides are read in.
+    """
+    x_begin, y_begin = begins
+    directions = [("forward", x, x if y is None else y, sets.forward, y_begin)]
+    if y is not None:
+        directions.append(("backward", y, x, sets.backward, x_begin))
+    found = {}
+    for name, queries, others, candidates, begin in directions:
+        rng = np.random.default_rng(SEED)
+        drawn = np.sort(rng.choice(len(queries), min(sample, len(queries)), replace=False))
+        best = _exact_best(queries.part(drawn), drawn if y is None else None, others, begin, load, kernel)
+        hits = (candidates[drawn] == best[:, None]).any(axis=1)
+        translated = _translated(queries, others, candidates, y is None)
+        found[name] = {
+            "sampled": len(drawn),
+            "exact_top1_among_candidates": float(hits.mean()),
+            "queries_with_translation": len(translated),
+            "translation_among_candidates": float(np.mean(translated)) if translated else None,
+        }
+    return found
+
+
+def _exact_best(
+    queries: Selection,
+    own: NDArray[np.int64] | None,
+    others: Selection,
+    begin: Sequence[int],
+    load: Callable[[tuple[Selection, int, int]], Packed],
+    kernel: Kernel,
+) -> NDArray[np.int32]:
+    """Position of the best of all others for each query, int32 (n,); `own` are positions that do not count."""
+    best = TopK(len(queries), 1)
+    limit = int(max(others.lengths[a:b].sum() for a, b in pairwise(begin)))
+    for i, j in pairwise(queries.blocks(limit, BLOCK)):
+        left = load((queries, i, j))
+        for a, b in pairwise(begin):
+            precision, recall = kernel.compare(left, load((others, a, b)))
+            allowed = None if own is None else own[i:j, None] != np.arange(a, b)
+            best.update(i, a, harmonic(precision, recall), precision, recall, allowed)
+    return best.candidates()[:, 0]
+
+
+def _translated(queries: Selection, others: Selection, candidates: NDArray[np.int32], itself: bool) -> list[bool]:
+    """Of each query with a translation on the other side: whether one is among its candidates."""
+    count: dict[str, int] = {}
+    for group in others.groups:
+        if group is not None:
+            count[group] = count.get(group, 0) + 1
+    found = []
+    for query, group in enumerate(queries.groups):
+        if group is not None and count.get(group, 0) > int(itself):
+            found.append(any(others.groups[c] == group for c in candidates[query] if c >= 0))
+    return found
+
+
+def _mask(candidates: NDArray[np.int32], columns: slice) -> NDArray[np.bool_]:
+    """Whether each of some columns is a candidate, (queries, columns) bool."""
+    mask = np.zeros((len(candidates), columns.stop - columns.start), bool)
+    query, place = np.nonzero((candidates >= columns.start) & (candidates < columns.stop))
+    mask[query, candidates[query, place] - columns.start] = True
+    return mask
+
+
+def _take(packed: Packed, chosen: NDArray[np.intp]) -> Packed:
+    """Some utterances of a block, their rows copied together."""
+    lengths = packed.lengths[chosen]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = np.arange(offsets[-1]) + np.repeat(packed.offsets[chosen] - offsets[:-1], lengths)
+    return Packed(packed.rows[rows], offsets, [packed.names[i] for i in chosen] if packed.names else ())

@@ -1,0 +1,116 @@
+"""Who takes part in retrieval: the usable utterances of a store, language by language."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voxstrata.errors import InputError, UsageError
+
+
+class StoreReader(Protocol):
+    """The part of the store's reader that retrieval stands on."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def utterances(self) -> pa.Table: ...
+    @property
+    def has_frames(self) -> bool: ...
+    def ragged(
+        self, output: str, indices: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int64]]: ...
+    def pooled(self, output: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The utterances of one language that take part: rows in the store, ids and groups."""
+
+    language: str
+    indices: npt.NDArray[np.int64]
+    ids: tuple[str, ...]
+    groups: npt.NDArray[np.str_]
+
+
+def find_sides(utterances: pa.Table, languages: Sequence[str] | None) -> list[Side]:
+    """The utterances that take part, by language: in the order asked for, else sorted by name."""
+    known = sorted(language for language in distinct(utterances, "language") if language is not None)
+    done = pc.equal(utterances["status"], "done")
+    usable = pc.and_(done, pc.and_(pc.is_valid(utterances["language"]), pc.is_valid(utterances["group"])))
+    table = utterances.append_column("index", pa.array(np.arange(len(utterances)))).filter(usable)
+    sides = []
+    for language in known if languages is None else chosen("language", languages, known):
+        part = table.filter(pc.equal(table["language"], language))
+        sides.append(
+            Side(
+                language,
+                np.asarray(part["index"], np.int64),
+                tuple(str(name) for name in part["id"].to_pylist()),
+                np.array([str(group) for group in part["group"].to_pylist()], np.str_),
+            )
+        )
+    counts = ", ".join(f"{side.language}: {len(side.ids)}" for side in sides)
+    found = (
+        f"of {len(utterances)} utterances {pc.sum(done).as_py() or 0} are done, "
+        f"{len(table)} of these have a language and a group ({counts or 'no language'})"
+    )
+    if languages is None:
+        sides = [side for side in sides if side.ids]
+    empty = [side.language for side in sides if not side.ids]
+    if empty:
+        raise InputError(
+            f"no usable utterance in {', '.join(empty)}: {found}; leave these languages out or finish the extraction"
+        )
+    if len(sides) < 2:
+        raise InputError(
+            f"retrieval needs utterances of at least 2 languages: {found}; "
+            "fill the manifest's language and group columns"
+        )
+    if not any(set(x.groups) & set(y.groups) for x, y in combinations(sides, 2)):
+        raise InputError(
+            f"no group occurs in two languages: {found}; "
+            "translations of one sentence need the same group in the manifest"
+        )
+    return sides
+
+
+def groups_with_partner(sides: Sequence[Side]) -> list[str]:
+    """Groups that occur in at least two languages, sorted: those of all queries."""
+    held = Counter(group for side in sides for group in set(side.groups.tolist()))
+    return sorted(group for group, languages in held.items() if languages > 1)
+
+
+def depth_order(outputs: Iterable[str]) -> list[str]:
+    """Distinct output names from the encoder's input to its end: layer_00, layer_01, …, then the others."""
+
+    def depth(name: str) -> float:
+        number = re.fullmatch(r"layer_(\d+)", name)
+        return int(number[1]) if number else float("inf")
+
+    return sorted(dict.fromkeys(outputs), key=depth)
+
+
+def distinct(table: pa.Table, column: str) -> list[str]:
+    names: list[str] = pc.unique(table[column]).to_pylist()
+    return names
+
+
+def chosen(kind: str, asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Distinct names asked for (all known ones when None), each of them known."""
+    if asked is None:
+        return list(known)
+    unknown = [name for name in asked if name not in known]
+    if unknown or not asked:
+        what = f"unknown {kind} {', '.join(map(repr, unknown))}" if unknown else f"no {kind} asked for"
+        raise UsageError(f"{what}; known: {', '.join(known) or 'none'}")
+    return list(dict.fromkeys(asked))

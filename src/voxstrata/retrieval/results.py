@@ -1,0 +1,214 @@
+"""The folder a comparison is written to: plan, matrices, a part per tile row, and the final table.
+
+FOLDER/
+  plan.json            all that decides the result, and its fingerprint
+  rows.parquet         the utterances of x (and columns.parquet those of y), by position
+  candidates.npz       in candidate mode, the candidates of every query; candidates.json: their recall
+  matrix.zarr          when asked for: a zarr v3 group of f1, precision, recall, (x, y) float32, NaN where not computed
+  units/<tile row>/    top.parquet, the best of that row, and done.json, its commit marker
+  top.parquet          the final table, once every row is done
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zarr
+
+from voxstrata.errors import InputError
+from voxstrata.retrieval.candidates import CandidateSets
+from voxstrata.retrieval.kernels.base import FloatMatrix
+from voxstrata.retrieval.selection import Selection
+from voxstrata.retrieval.tileplan import TilePlan
+from voxstrata.retrieval.topk import TopK, named
+from voxstrata.store.files import LOCK, Files, zarr_array
+
+SCHEMA = 1
+PLAN, TOP, UNITS, DONE, MATRIX = "plan.json", "top.parquet", "units", "done.json", "matrix.zarr"
+ROWS, COLUMNS, CANDIDATES, RECALL = "rows.parquet", "columns.parquet", "candidates.npz", "candidates.json"
+NAMES = {PLAN, TOP, UNITS, MATRIX, ROWS, COLUMNS, CANDIDATES, RECALL}
+FORWARD, BACKWARD = "forward", "backward"
+PATIENCE = 60.0  # seconds to wait for another process that makes the same folder
+
+
+class Results:
+    """The results of one plan; opening makes the folder, or resumes the one that is there.
+
+    find: computes the candidates, in candidate mode. Files are written whole or not at all, and a tile row counts once
+    its marker exists, so a run may end at any instant and be run again.
+    Raises InputError when the folder holds something else, or the results of another plan.
+    """
+
+    def __init__(self, folder: str | Path, plan: TilePlan, find: Callable[[], CandidateSets] | None) -> None:
+        self.files = Files(folder)
+        self.plan = plan
+        self._refuse_foreign()
+        with _patient_lock(self.files):
+            if not self.files.exists(PLAN):  # nothing, or a creation that was cut short: no row can be committed yet
+                self._create(find)
+        self._compare()
+        self._matrix = Files(f"{self.files.root}/{MATRIX}")
+        if plan.matrix:
+            root = zarr.open_group(self._matrix.zarr_store(read_only=False), mode="r+")
+            self._arrays = {name: zarr_array(root, name) for name in plan.matrix}
+
+    def done(self) -> set[int]:
+        """Tile rows that are committed."""
+        return {row for row in range(self.plan.rows) if self.files.exists(f"{_unit(row)}/{DONE}")}
+
+    @property
+    def merged(self) -> bool:
+        """Whether the final table is there."""
+        return self.files.exists(TOP)
+
+    def candidates(self) -> CandidateSets | None:
+        """What candidate mode looks at; None when all pairs are compared."""
+        if not self.plan.candidates:
+            return None
+        with np.load(io.BytesIO(self.files.read(CANDIDATES))) as stored:
+            return CandidateSets(stored["forward"], stored["backward"])
+
+    @contextmanager
+    def lock(self, row: int) -> Iterator[None]:
+        """Hold a tile row for writing. Raises InputError when another process holds it."""
+        with Files(f"{self.files.root}/{_unit(row)}").lock():
+            yield
+
+    def put(self, name: str, xs: slice, ys: slice, scores: FloatMatrix) -> None:
+        """Write a tile of a matrix: whole chunks, which no other tile row writes."""
+        self._arrays[name][xs, ys] = scores
+
+    def commit(self, row: int, forward: TopK, backward: TopK | None) -> None:
+        """Write the best of a tile row, then its marker."""
+        tables = [forward.table(FORWARD)] + ([backward.table(BACKWARD)] if backward else [])
+        self.files.write(f"{_unit(row)}/{TOP}", _parquet(pa.concat_tables(tables)))
+        self.files.write(f"{_unit(row)}/{DONE}", json.dumps({"row": row}).encode())
+
+    def merge(self, measure: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
+        """Write the final table when every tile row is there and nobody else is at it.
+
+        measure: computes the recall of the candidates, in candidate mode; returned, None while rows are missing.
+        A pure function of the parts, so it may be repeated.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.files.lock())
+            except InputError:  # the process that holds it does it, or starts and will do it
+                return None
+            if not self.merged and len(self.done()) == self.plan.rows:
+                if measure is not None:
+                    self.files.write(RECALL, _json(measure()))
+                self.files.sweep()
+                for row in range(self.plan.rows):
+                    self.files.remove(f"{_unit(row)}/{LOCK}")  # of a process killed after its commit
+                self.files.write(TOP, _parquet(self._final()))
+        if self.plan.candidates and self.merged:
+            return dict(json.loads(self.files.read(RECALL)))
+        return None
+
+    def _final(self) -> pa.Table:
+        x, y = self.plan.x, self.plan.y
+        sides = [(FORWARD, x, self.plan.other)] + ([(BACKWARD, y, x)] if y is not None else [])
+        best = {direction: TopK(len(queries), self.plan.top) for direction, queries, _ in sides}
+        for row in range(self.plan.rows):
+            part = pq.read_table(io.BytesIO(self.files.read(f"{_unit(row)}/{TOP}")))
+            for direction, kept in best.items():
+                kept.update_from(part.filter(pc.equal(part["direction"], direction)))
+        return pa.concat_tables([named(best[name].table(name), q.ids, c.ids) for name, q, c in sides])
+
+    def _refuse_foreign(self) -> None:
+        where = self.files.root
+        if self.files.local is not None and self.files.local.exists() and not self.files.local.is_dir():
+            raise InputError(f"{where}: a file, not a folder; choose another name")
+        known = {*NAMES, LOCK, *(f"{name}.partial" for name in NAMES)}
+        foreign = [name for name in self.files.names() if name not in known]
+        if foreign:
+            raise InputError(f"{where}: exists and holds something else ({foreign[0]}); choose another name")
+        if not self.files.exists(PLAN) and self.files.names(UNITS):
+            raise InputError(
+                f"{where}: holds results, but its {PLAN} is missing; copy it whole, or choose another name"
+            )
+
+    def _create(self, find: Callable[[], CandidateSets] | None) -> None:
+        plan = self.plan
+        self.files.clear()
+        self.files.write(ROWS, _parquet(_utterances(plan.x)))
+        if plan.y is not None:
+            self.files.write(COLUMNS, _parquet(_utterances(plan.y)))
+        if find is not None:
+            sets, buffer = find(), io.BytesIO()
+            np.savez(buffer, forward=sets.forward, backward=sets.backward)
+            self.files.write(CANDIDATES, buffer.getvalue())
+        if plan.matrix:
+            about = {"schema": SCHEMA, "plan": plan.fingerprint(), "output": plan.output, "kernel": plan.kernel}
+            matrix = Files(f"{self.files.root}/{MATRIX}")
+            root = zarr.create_group(matrix.zarr_store(read_only=False), attributes={"voxstrata_similarity": about})
+            for name in plan.matrix:
+                root.create_array(
+                    name,
+                    shape=(len(plan.x), len(plan.other)),
+                    chunks=(plan.chunk, plan.chunk),
+                    dtype="float32",
+                    compressors=None,
+                    fill_value=float("nan"),
+                    dimension_names=("row", "column"),
+                )
+        self.files.write(PLAN, _json({"schema": SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
+
+    def _compare(self) -> None:
+        """Refuse to resume what another plan made, saying what differs."""
+        stored = json.loads(self.files.read(PLAN))
+        here = {"schema": SCHEMA, **self.plan.settings}
+        for key in here | stored:
+            if key != "fingerprint" and stored.get(key) != here.get(key):
+                shown = "" if key.endswith("_begin") else f" is {stored.get(key)} there, {here.get(key)} here"
+                raise InputError(
+                    f"{self.files.root}: cannot resume: {key}{shown or ' (the bounds of the blocks) differs'}; "
+                    "use the same or a new folder"
+                )
+
+
+def _unit(row: int) -> str:
+    return f"{UNITS}/{row:06d}"
+
+
+def _utterances(side: Selection) -> pa.Table:
+    """Who stands where: id, language, group, frames, by position."""
+    table = side.store.utterances.select(["id", "language", "group"]).take(pa.array(side.indices))
+    return table.append_column("frames", pa.array(side.lengths))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _json(d: dict[str, Any]) -> bytes:
+    return (json.dumps(d, indent=1) + "\n").encode()
+
+
+@contextmanager
+def _patient_lock(files: Files) -> Iterator[None]:
+    """The folder's lock; workers that start together wait for the one that makes the folder."""
+    deadline = time.monotonic() + PATIENCE
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(files.lock())
+                break
+            except InputError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield

@@ -1,0 +1,157 @@
+"""Some utterances of a store: what a side of a comparison is, read block by block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from voxstrata.errors import InputError, UsageError
+from voxstrata.retrieval.ragged import Ragged
+from voxstrata.store import EmbeddingStore
+
+DONE = 1  # in a store's status
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some utterances of a store.
+
+    indices: int64 (n,), ascending: rows and columns of results follow the store's order, whose neighbours on disk are
+    read in one piece.
+    """
+
+    store: EmbeddingStore
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Ids, by position."""
+        return [self.store.ids[i] for i in self.indices.tolist()]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Frames of each utterance, int64 (n,)."""
+        return self.store.length[self.indices].astype(np.int64)
+
+    @cached_property
+    def groups(self) -> list[str | None]:
+        """What each utterance translates, by position; None where the store does not say."""
+        groups: list[str | None] = self.store.utterances["group"].take(pa.array(self.indices)).to_pylist()
+        return groups
+
+    def part(self, positions: NDArray[np.int64]) -> Selection:
+        """The utterances at some positions, ascending."""
+        return Selection(self.store, self.indices[positions])
+
+    def ragged(self, output: str, begin: int, end: int) -> Ragged:
+        """Frames of the utterances at positions begin … end - 1, as stored."""
+        rows, offsets = self.store.ragged(output, self.indices[begin:end])
+        return Ragged(rows, offsets, self.ids[begin:end])
+
+    def blocks(self, frames: int, utterances: int, multiple: int = 1) -> list[int]:
+        """Bounds of blocks of at most `frames` frames and `utterances` utterances, from 0 to n.
+
+        Blocks begin at multiples of `multiple`; so many neighbours stay together, however long they are.
+        """
+        ends = [*range(multiple, len(self), multiple), len(self)]
+        total = np.concatenate([[0], np.cumsum(self.lengths)])
+        bounds, previous = [0], 0
+        for end in ends:
+            begin = bounds[-1]
+            if previous > begin and (total[end] - total[begin] > frames or end - begin > utterances):
+                bounds.append(previous)
+            previous = end
+        return [*bounds, len(self)]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the frames read from here, JSON-ready; where the store lies plays no part."""
+        ids = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
+        return {"utterances": len(self), "ids": ids, "store": self.store.about["plan"], **conditions(self.store)}
+
+
+def select(
+    store: EmbeddingStore, languages: Sequence[str] | None = None, ids: Sequence[str] | None = None
+) -> Selection:
+    """The utterances of a store that are done, of some languages, or those with certain ids.
+
+    Raises UsageError for an unknown language or id and for an utterance asked for that is not done, InputError when
+    nothing is left.
+    """
+    chosen = store.status == DONE
+    if ids is not None:
+        wanted = np.array(sorted({store.index(name) for name in ids}), np.int64)
+        missing = wanted[~chosen[wanted]]
+        if len(missing):
+            raise UsageError(
+                f"{store.files.root}: {len(missing)} of the utterances asked for are not done, e.g. "
+                f"{store.ids[int(missing[0])]!r}; leave them out or finish the extraction"
+            )
+        chosen &= np.isin(np.arange(len(store)), wanted)
+    if languages is not None:
+        column = store.utterances["language"]
+        known = sorted(name for name in pc.unique(column).to_pylist() if name is not None)
+        unknown = [name for name in languages if name not in known]
+        if unknown:
+            raise UsageError(
+                f"{store.files.root}: unknown language {', '.join(map(repr, unknown))}; "
+                f"known: {', '.join(known) or 'none'}"
+            )
+        chosen &= np.asarray(pc.fill_null(pc.is_in(column, pa.array(languages)), False))
+    if not chosen.any():
+        raise InputError(
+            f"{store.files.root}: nothing to compare: of {len(store)} utterances none is both done and asked for"
+            f"{' (' + ', '.join(languages) + ')' if languages else ''}; finish the extraction or choose others"
+        )
+    return Selection(store, np.flatnonzero(chosen).astype(np.int64))
+
+
+def conditions(store: EmbeddingStore) -> dict[str, Any]:
+    """What two stores must share for their frames to be comparable, one level deep, JSON-ready."""
+    spec = store.spec
+    context = {f"context {key}": value for key, value in spec.context.to_dict().items()}
+    kept = {"arithmetic": spec.arithmetic, "dtype": spec.dtype, "every": spec.every, "d": store.model.d_model}
+    model = {f"model {key}": value for key, value in store.model.identity(spec.context).items()}
+    return {**context, **kept, **model}
+
+
+def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
+    """Raise InputError or UsageError where the frames of `output` cannot be compared, before any is read.
+
+    y: None when x is compared with itself.
+    """
+    for side in (x,) if y is None else (x, y):
+        if not side.store.has_frames:
+            raise InputError(
+                f"{side.store.files.root}: holds pooled vectors, no frames to compare; extract without --pool"
+            )
+        side.store.array(output)  # names the outputs it has, if this is none of them
+        if not len(side):
+            raise InputError(f"{side.store.files.root}: an empty set; choose at least one utterance")
+    if y is None:
+        return
+    there, here = conditions(x.store), conditions(y.store)
+    for key in there | here:
+        if there.get(key) != here.get(key):
+            raise InputError(
+                f"{x.store.files.root} and {y.store.files.root} cannot be compared: {key} is {there.get(key)} in the "
+                f"first, {here.get(key)} in the second; extract both with one model and the same settings"
+            )
+    if x.store.files.root == y.store.files.root:
+        shared = np.intersect1d(x.indices, y.indices)
+        if len(shared):
+            raise UsageError(
+                f"the two sets share {len(shared)} utterances, e.g. {x.store.ids[int(shared[0])]!r}: choose disjoint "
+                "sets, or leave out the second to compare a set with itself"
+            )

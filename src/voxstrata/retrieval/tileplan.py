@@ -1,0 +1,123 @@
+"""The plan of a comparison at corpus scale: which pairs, in which tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from voxstrata.errors import InputError, UsageError
+from voxstrata.retrieval.kernels.base import Kernel
+from voxstrata.retrieval.selection import Selection, refuse_incomparable
+
+TOP = 10
+SAMPLE = 200  # queries per direction by which candidate mode is judged
+MATRICES = ("f1", "precision", "recall")
+BLOCK_UTTERANCES = 2048  # of one block: scores of a tile stay below 100 MiB, however short utterances are
+# Utterances per side of a chunk of the matrix; fewer where so many are more frames than a block may hold.
+CHUNK_UTTERANCES, MIN_CHUNK_UTTERANCES = 256, 16
+
+
+@dataclass(frozen=True, eq=False)
+class TilePlan:
+    """What is compared and in which tiles: a pure function of the sides and the settings.
+
+    y: None compares x with itself. matrix: which of "f1", "precision", "recall" are kept whole.
+    candidates: 0, or how many of each query's nearest by pooled cosine are compared. sample: queries per direction
+    by which their recall is measured.
+    x_begin, y_begin: bounds of the blocks, from 0 to n. chunk: utterances per side of a chunk of the matrices.
+    """
+
+    x: Selection
+    y: Selection | None
+    output: str
+    kernel: str
+    top: int
+    matrix: tuple[str, ...]
+    candidates: int
+    sample: int
+    chunk: int
+    x_begin: list[int]
+    y_begin: list[int]
+
+    @property
+    def other(self) -> Selection:
+        """The side of the columns: y, or x itself."""
+        return self.x if self.y is None else self.y
+
+    @property
+    def rows(self) -> int:
+        """Number of tile rows."""
+        return len(self.x_begin) - 1
+
+    def columns(self, row: int) -> range:
+        """Tiles of a row that are computed."""
+        return range(row if self.y is None else 0, len(self.y_begin) - 1)
+
+    def spans(self, row: int, column: int) -> tuple[slice, slice]:
+        """Positions of a tile's utterances on both sides."""
+        return slice(*self.x_begin[row : row + 2]), slice(*self.y_begin[column : column + 2])
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, JSON-ready, one level deep."""
+        settings: dict[str, Any] = {"one set with itself": self.y is None}
+        for name, side in (("x", self.x), ("y", self.y)):
+            settings |= {f"{name} {key}": value for key, value in side.identity().items()} if side is not None else {}
+        for key in ("output", "kernel", "top", "matrix", "candidates", "sample", "chunk", "x_begin", "y_begin"):
+            settings[key] = getattr(self, key)
+        return dict(json.loads(json.dumps(settings)))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(
+    x: Selection,
+    y: Selection | None,
+    output: str,
+    kernel: Kernel,
+    *,
+    top: int = TOP,
+    matrix: Sequence[str] = (),
+    candidates: int = 0,
+    sample: int = SAMPLE,
+    tile_frames: int | None = None,
+) -> TilePlan:
+    """Plan a comparison. Raises UsageError and InputError as `similarity` does, before any frame is read."""
+    refuse_incomparable(x, y, output)
+    unknown = [name for name in matrix if name not in MATRICES]
+    if unknown:
+        raise UsageError(f"unknown matrix {', '.join(map(repr, unknown))}; there are {', '.join(MATRICES)}")
+    for name, value, least in (("top", top, 1), ("candidates", candidates, 0), ("sample", sample, 1)):
+        if value < least:
+            raise UsageError(f"{name} is {value}; it must be at least {least}")
+    frames = kernel.block_frames if tile_frames is None else tile_frames
+    if frames < 1:
+        raise UsageError(f"tiles of {frames} frames per side: choose at least 1")
+    if candidates and matrix:
+        raise UsageError("candidate mode computes no whole matrix; leave out the matrix or the candidates")
+    if 0 < candidates < top:
+        raise UsageError(f"top {top} of {candidates} candidates: take at least as many candidates")
+    if y is None and len(x) < 2:
+        raise InputError(f"{x.store.files.root}: one utterance has nothing to be compared with; choose more")
+    chunk = min(_chunk(side, frames) for side in (x, y) if side is not None) if matrix else 1
+    x_begin, y_begin = (side.blocks(frames, BLOCK_UTTERANCES, chunk) if side is not None else [] for side in (x, y))
+    return TilePlan(
+        x, y, output, kernel.name, top, tuple(dict.fromkeys(matrix)), candidates, sample, chunk, x_begin,
+        y_begin or x_begin,
+    )  # fmt: skip
+
+
+def _chunk(side: Selection, frames: int) -> int:
+    """The largest power of two of which any aligned run has at most `frames` frames, within bounds."""
+    chunk = CHUNK_UTTERANCES
+    while chunk > MIN_CHUNK_UTTERANCES and np.add.reduceat(side.lengths, np.arange(0, len(side), chunk)).max() > frames:
+        chunk //= 2
+    return chunk

@@ -1,0 +1,66 @@
+"""Small stores of made-up frames, written as extraction writes them but without audio or a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME
+from voxstrata.corpus import Corpus
+from voxstrata.corpus.table import SCHEMA
+from voxstrata.model.card import ModelCard
+from voxstrata.store import EmbeddingStore, StoreSpec, StoreWriter, make_plan, open_store
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Frames (n, d), language and group of an utterance."""
+
+    frames: np.ndarray
+    language: str | None = "en"
+    group: str | None = None
+
+
+def card(d: int, **changes: Any) -> ModelCard:
+    """A model card as an export would write it."""
+    whole = ModelCard(
+        1, "made-up", None, "0" * 64, 1, d, 1, 80, "float32", 17, ("final",), "final", {"sha256": "1" * 64}, {}, {}
+    )
+    return replace(whole, **changes)
+
+
+def make_store(
+    path: Path, utterances: Mapping[str, Utterance], *, spec: StoreSpec | None = None, **changes: Any
+) -> EmbeddingStore:
+    """Write a store with the output `final`; `changes` to the model's card."""
+    spec = spec or StoreSpec(("final",), dtype="float32")
+    ids = list(utterances)
+    d = next(iter(utterances.values())).frames.shape[1]
+    samples = [len(utterances[i].frames) * spec.every * SAMPLES_PER_FRAME for i in ids]
+    columns: dict[str, list[str | None]] = {
+        "id": list(ids),
+        "path": [f"{i}.wav" for i in ids],
+        "language": [utterances[i].language for i in ids],
+        "group": [utterances[i].group for i in ids],
+        "text": [None] * len(ids),
+        "speaker": [None] * len(ids),
+    }
+    infos = [AudioInfo(n, SAMPLE_RATE, n, 1, 44) for n in samples]
+    plan = make_plan(Corpus(Path("/"), pa.table(columns, schema=SCHEMA)), infos, {}, spec, d, unit_megabytes=1)
+    writer = StoreWriter(path, plan, card(d, **changes))
+    names = plan.utterances["id"].to_pylist()
+    for unit in range(plan.units):
+        block = np.zeros((plan.unit_rows, d), spec.stored_dtype)
+        for i in plan.members(unit):
+            start = int(plan.start[i]) - unit * plan.unit_rows
+            frames = utterances[names[i]].frames
+            block[start : start + plan.length[i]] = frames.mean(axis=0) if spec.pool else frames
+        writer.commit(unit, {"final": block}, {})
+    writer.finish()
+    return open_store(path)
