@@ -37,7 +37,6 @@ def main() -> int:
         for script, options in RUNS.items():
             command = [sys.executable, HERE / script, *given, "--out", args.out, *options]
             worst = max(worst, subprocess.run([str(c) for c in command], check=False).returncode)
-            print((args.out / script).with_suffix(".md").read_text(encoding="utf-8"))
     return worst
 
 

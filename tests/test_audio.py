@@ -171,35 +171,11 @@ def test_raw_aac_is_counted_not_guessed_from_the_bit_rate(tmp_path: Path) -> Non
     assert len(decode(path)) == probe(path).samples
 
 
-def test_an_mp3_without_a_length_header_is_counted(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
-    signal = noise(160_000)
-    signal[:80_000] *= 1e-3
-    soundfile.write(tmp_path / "x.mp3", signal, 16_000, bitrate_mode="VARIABLE", compression_level=0.3)
-    with av.open(str(tmp_path / "x.mp3")) as container:  # the packets alone, without the Xing frame
-        packets = b"".join(bytes(packet) for packet in container.demux(audio=0))
-    bare = tmp_path / "bare.mp3"
-    bare.write_bytes(packets)
-    assert soundfile.info(bare).frames < 120_000  # what libsndfile believes, and where it would stop
-    info = probe(bare)
-    assert abs(info.samples - 160_000) <= 4096
-    assert np.std(decode(bare, info)[100_000:150_000]) == pytest.approx(0.1, rel=0.1)
-
-
 def wav_bytes(frames: int = 16_000) -> bytearray:
     pcm = (noise(frames) * 32767).astype("<i2").tobytes()
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16)
     data = struct.pack("<4sI", b"data", len(pcm)) + pcm
     return bytearray(struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data), b"WAVE") + form + data)
-
-
-def flac_bytes(path: Path, frames: int = 16_000, claimed: int | None = None) -> bytes:
-    soundfile.write(path, noise(frames), 16_000, "PCM_16", format="FLAC")
-    data = bytearray(path.read_bytes())
-    if claimed is not None:  # the low 36 bits of bytes 18 … 25
-        (word,) = struct.unpack(">Q", data[18:26])
-        data[18:26] = struct.pack(">Q", (word >> 36 << 36) | claimed)
-    return bytes(data)
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFF000, 0x80000000, 0xFFFFFFFF])
@@ -210,12 +186,6 @@ def test_a_wav_streamed_without_a_size_is_taken_whole(tmp_path: Path, size: int)
     path.write_bytes(data)
     assert probe(path).samples == 16_000
     np.testing.assert_array_equal(decode(path), np.frombuffer(data[44:], "<i2").astype(np.float32) / 2**15)
-
-
-def test_a_flac_streamed_without_a_length_is_counted(tmp_path: Path) -> None:
-    path = tmp_path / "x.flac"
-    path.write_bytes(flac_bytes(path, claimed=0))
-    assert probe(path).samples == len(decode(path)) == 16_000
 
 
 @pytest.mark.parametrize(
@@ -240,26 +210,6 @@ def test_a_wav_header_wrong_by_two_names_both_lengths(tmp_path: Path, claimed: i
     (tmp_path / "x.wav").write_bytes(data)
     with pytest.raises(AudioError, match=rf"x\.wav: header says {claimed / 16_000:.2f} s, .* holds 1\.00 s"):
         decode(tmp_path / "x.wav")
-
-
-@pytest.mark.parametrize("claimed", [8_000, 32_000])
-def test_a_flac_header_wrong_by_two_names_both_lengths(tmp_path: Path, claimed: int) -> None:
-    path = tmp_path / "x.flac"
-    path.write_bytes(flac_bytes(path, claimed=claimed))
-    expected = probe(path)  # cheap, so it believes the header
-    assert expected.samples == claimed
-    message = rf"x\.flac: header says {claimed / 16_000:.2f} s, decoding gave 1\.00 s: truncated or damaged"
-    with pytest.raises(AudioError, match=message):
-        decode(path, expected)
-    with pytest.raises(AudioError, match=message):
-        decode(path)
-
-
-def test_a_flac_that_claims_days_costs_no_memory(tmp_path: Path) -> None:
-    path = tmp_path / "x.flac"
-    path.write_bytes(flac_bytes(path, claimed=2**36 - 1))
-    with pytest.raises(AudioError, match=r"decoding gave 1\.00 s"):
-        decode(path)
 
 
 @pytest.mark.parametrize(
@@ -292,15 +242,6 @@ def test_a_cut_mp4_with_its_index_in_front_is_truncated(tmp_path: Path) -> None:
         decode(path)
 
 
-def test_a_damaged_flac_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.flac"
-    data = bytearray(flac_bytes(path, frames=160_000))
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(AudioError, match=r"decoding broke off after about [45]\.\d\d s"):
-        decode(path)
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("rate", [16_000, 8_000])
 def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, bad: float, rate: int) -> None:
@@ -309,6 +250,30 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, bad: float, rat
     soundfile.write(tmp_path / "x.wav", values, rate, "FLOAT")
     with pytest.raises(AudioError, match="1 of 30000 samples are NaN or infinite"):
         decode(tmp_path / "x.wav")
+
+
+@pytest.mark.parametrize(("value", "shown"), [(3e38, r"3e\+38"), (-2e10, r"-2e\+10")])
+def test_a_sample_no_recorder_writes_is_refused_with_its_place(tmp_path: Path, value: float, shown: str) -> None:
+    values = noise(30_000)
+    values[20_000] = value  # finite, but its square overflows in the log-mel, or comes near
+    soundfile.write(tmp_path / "x.wav", values, 16_000, "FLOAT")
+    with pytest.raises(AudioError, match=rf"x\.wav: the sample at 1\.25 s is {shown}, beyond ±1e\+10"):
+        decode(tmp_path / "x.wav")
+
+
+def test_channels_whose_sum_overflows_cost_that_recording_alone(tmp_path: Path) -> None:
+    values = np.stack([noise(30_000)] * 2, axis=1)
+    values[20_000] = 3e38
+    soundfile.write(tmp_path / "x.wav", values, 16_000, "FLOAT")
+    with pytest.raises(AudioError, match="1 of 30000 samples are NaN or infinite"):
+        decode(tmp_path / "x.wav")
+
+
+def test_floats_scaled_as_32_bit_integers_pass(tmp_path: Path) -> None:
+    values = noise(30_000) * 2**31
+    values[0] = -(2.0**31)
+    soundfile.write(tmp_path / "x.wav", values, 16_000, "FLOAT")
+    np.testing.assert_array_equal(decode(tmp_path / "x.wav"), values)
 
 
 @pytest.mark.parametrize("call", [probe, decode])

@@ -178,7 +178,7 @@ class TestExitCodes:
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("voxstrata.engine.session.Encoder.run", interrupted)
+        monkeypatch.setattr("voxstrata.engine.session.Encoder.encode", interrupted)
         assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 130
         assert "the same command goes on" in capsys.readouterr().err
         monkeypatch.undo()

@@ -161,6 +161,11 @@ def test_csv_texts_may_hold_line_breaks(tmp_path: Path) -> None:
         ("m.jsonl", '{"path": "a.wav", "text": "\\ud800"}\n', r"line 1: text '\\ud800' is not valid Unicode"),
         ("m.tsv", b"path\ttext\na.wav\tcaf\xe9\n", r"not UTF-8: byte 0xe9 at offset 19 \(line 2\); re-save"),
         ("m.csv", "path,text\na.wav,x\n".encode("utf-16"), r"not UTF-8: byte 0xff at offset 0 \(line 1\)"),
+        (
+            "m.csv",
+            'path,text\na.wav,"' + 200_000 * "x",
+            r"line 2: a field of more than 131072 characters: .* never closed",
+        ),
         ("m.parquet", b"not parquet at all", r"not a parquet table"),
         ("m.wav", b"", r"not a folder and not a manifest"),
     ],
@@ -168,6 +173,23 @@ def test_csv_texts_may_hold_line_breaks(tmp_path: Path) -> None:
 def test_a_bad_manifest_names_file_place_and_fix(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(InputError, match=rf"{name}.*{message}"):
         read_corpus(write(tmp_path / name, content))
+
+
+def test_a_parquet_string_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(np.array([0, 4], np.int32))  # Arrow does not look at the bytes
+    text = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(b"caf\xe9")])
+    pq.write_table(pa.table({"path": ["a.wav"], "text": text}), tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=r"m\.parquet: not UTF-8: byte 0xe9 in the text b'caf\\xe9'; write it again"):
+        read_corpus(tmp_path / "m.parquet")
+
+
+def test_spaces_around_a_column_name_matter_in_no_format(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": [1], " path ": ["a.wav"], "text ": ["hello"]}), tmp_path / "m.parquet")
+    write(tmp_path / "m.tsv", "n\t path \ttext \n1\ta.wav\thello\n")
+    write(tmp_path / "m.csv", "n, path ,text \n1,a.wav,hello\n")
+    for name in ("m.parquet", "m.tsv", "m.csv"):
+        corpus = read_corpus(tmp_path / name)
+        assert (column(corpus, "path"), column(corpus, "text")) == (["a.wav"], ["hello"])
 
 
 def test_duplicate_ids_are_named_with_their_lines(tmp_path: Path) -> None:

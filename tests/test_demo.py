@@ -18,7 +18,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three sentences in two languages, and no hub."""
     monkeypatch.setattr(demo, "LANGUAGES", ("en", "de"))
     monkeypatch.setattr(demo, "hub_answers", lambda: False)
-    monkeypatch.setattr(demo, "_cached", lambda: None)
+    monkeypatch.setattr(demo, "_is_cached", lambda: False)
     monkeypatch.setattr(demo_corpus, "write_demo_corpus", partial(demo_corpus.write_demo_corpus, sentences=3))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import soundfile
 from conftest import sound
 
 from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
+from voxstrata.cli import main
 from voxstrata.corpus import Corpus
 from voxstrata.experiments.drift import measure_drift, sample
 
@@ -76,7 +79,34 @@ def test_an_unreadable_recording_is_counted_and_left_out(tiny_model: Path, tmp_p
         soundfile.write(tmp_path / f"good{i}.wav", sound(0.5, i), 16_000)
     report = measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")
     assert (report.clips, report.failed, report.audio_seconds) == (2, 1, 1.0)
+    assert list(report.failures) == ["bad"]
     (tmp_path / "good0.wav").unlink()
     (tmp_path / "good1.wav").unlink()
     with pytest.raises(InputError, match=r"bad\.wav"):
         measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")
+
+
+def test_recordings_that_all_fail_at_decoding_are_refused_naming_the_first(tiny_model: Path, tmp_path: Path) -> None:
+    for i in range(2):  # headers in order, so that they are planned
+        soundfile.write(tmp_path / f"{i}.wav", np.full(8000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"none of the 2 recordings can be decoded; the first: 0\.wav: 8000 of 8000"):
+        measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")
+
+
+def test_the_command_exits_4_and_names_what_failed(
+    tiny_model: Path, make_corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_corpus({"a": 0.5, "b": 0.7})
+
+    def run() -> int:
+        with pytest.raises(SystemExit) as e:
+            main.main(["drift", str(root), str(tiny_model), "--outputs", "final"], prog_name="voxstrata")
+        return int(e.value.code or 0)
+
+    assert run() == 0
+    assert capsys.readouterr().err == ""
+    (root / "bad.wav").write_bytes(b"not audio at all")
+    assert run() == 4
+    out, err = capsys.readouterr()
+    assert "2 recordings" in out
+    assert re.search(r"1 recordings failed:\n  bad: bad\.wav: not audio", err)

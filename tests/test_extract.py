@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -210,19 +211,19 @@ def many_stored(many: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathF
 def test_units_with_the_longest_windows_come_first(
     many: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, commit = Encoder.run, UnitSink.commit
+    log_mel, commit = Encoder.log_mel, UnitSink.commit
     computed: list[int] = []
     longest: list[int] = []
 
     def seen(self: Encoder, audio: Sequence[NDArray[np.float32]], frames: int) -> object:
         computed.append(max(len(samples) for samples in audio))
-        return run(self, audio, frames)
+        return log_mel(self, audio, frames)
 
     def committed(self: UnitSink, unit: int, failures: dict[int, str]) -> None:
         longest.append(int(self.plan.samples[self.plan.members(unit)].max()))
         commit(self, unit, failures)
 
-    monkeypatch.setattr(Encoder, "run", seen)
+    monkeypatch.setattr(Encoder, "log_mel", seen)
     monkeypatch.setattr(UnitSink, "commit", committed)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 14)
     extract(many, tiny_model, tmp_path / "s.zarr", unit_megabytes=0.1)
@@ -440,14 +441,14 @@ def test_float16_overflow_is_an_error_naming_utterance_and_output(
 def test_states_that_are_not_finite_stop_the_run_before_their_unit(
     many: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Encoder.run
+    encode = Encoder.encode
 
     def broken(self: Encoder, *args: object) -> object:
-        states = run(self, *args)  # type: ignore[arg-type]
+        states = encode(self, *args)  # type: ignore[arg-type]
         states[1][0, 0, 0] = np.nan
         return states
 
-    monkeypatch.setattr(Encoder, "run", broken)
+    monkeypatch.setattr(Encoder, "encode", broken)
     with pytest.raises(InputError, match=r"^(en|de)/\d+: the encoder's layer_01 holds values that are not finite"):
         extract(many, tiny_model, tmp_path / "s.zarr", allow_overflow=True)
     assert not list((tmp_path / "s.zarr").glob("units/*"))
@@ -476,6 +477,32 @@ def test_a_failing_graph_run_names_graph_and_shapes(tiny_model: Path) -> None:
     encoder = Encoder(open_model(tiny_model))
     with pytest.raises(InputError, match=r"encoder_cached\.onnx: onnxruntime failed on log_mel \(1, 80, 200\)"):
         encoder._compute("encoder_cached.onnx", ["final"], {"log_mel": np.zeros((1, 80, 200), np.float32)})
+
+
+def test_a_header_that_claims_hours_costs_no_memory(
+    make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    corpus = make_corpus({"en/good": 1.0})
+    soundfile.write(corpus / "en/liar.flac", sound(2.0, 16_000), 16_000)
+    data = bytearray((corpus / "en/liar.flac").read_bytes())
+    claimed = 16_000 * 3600 * 20  # samples; STREAMINFO keeps their number in the low 36 bits of bytes 18 … 25
+    fields = int.from_bytes(data[18:26], "big") >> 36 << 36
+    data[18:26] = (fields | claimed).to_bytes(8, "big")
+    (corpus / "en/liar.flac").write_bytes(data)
+    tracemalloc.start()
+    try:
+        report = extract(corpus, tiny_model, tmp_path / "s.zarr")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert set(report.failures) == {"en/liar"}
+    states = claimed / 320 * 32 * 2 * 5  # bytes of float16 for five outputs of d = 32
+    assert peak < states / 5, (peak, states)
+    store = open_store(tmp_path / "s.zarr")
+    extract(corpus, tiny_model, tmp_path / "t.zarr", outputs="final")
+    np.testing.assert_array_equal(
+        store.frames("en/good", "final"), open_store(tmp_path / "t.zarr").frames("en/good", "final")
+    )
 
 
 _PEAK = """

@@ -132,11 +132,19 @@ def test_longest_come_first_within_a_language() -> None:
     assert keys == sorted(keys)
 
 
-def test_a_recording_longer_than_a_unit_makes_units_larger() -> None:
-    recordings = [*random_recordings(20), Recording("long", "en", 320 * 1000)]
-    plan = plan_of(recordings)
+def test_a_recording_longer_than_a_unit_is_a_unit_by_itself_and_leaves_the_others_as_they_are() -> None:
+    recordings = random_recordings(60)
+    without, plan = plan_of(recordings), plan_of([*recordings, Recording("long", "en", 320 * 1000)])
     assert UNIT_ROWS < 1000 <= plan.unit_rows < 1000 + plan.chunk_rows
     assert places(plan)["long"][1] == 1000
+
+    def members(p: Plan) -> list[list[str]]:
+        names = p.utterances["id"].to_pylist()
+        return [[names[i] for i in p.members(u)] for u in range(p.units)]
+
+    assert ["long"] in members(plan)
+    assert [m for m in members(plan) if m != ["long"]] == members(without)
+    assert all(plan.rows_used(u) <= UNIT_ROWS for u, m in enumerate(members(plan)) if m != ["long"])
 
 
 def test_a_recording_over_the_largest_unit_fails_alone() -> None:

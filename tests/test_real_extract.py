@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +107,6 @@ def test_order_batch_threads_and_neighbours_change_no_stored_value(prompts: Corp
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_twenty_kills_leave_no_trace(prompts: Corpus, base: Path, tmp_path: Path) -> None:
     settings = {"threads": 2, "unit_megabytes": 8, "outputs": "layer_03,final"}
     kill_and_resume(prompts, base, tmp_path, settings, kills=20, seed=1)  # type: ignore[arg-type]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from kills import contents, kill_and_resume, run
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 SETTINGS = {"outputs": "layer_01,final", "threads": 1, "tokens": 1500}
 UNITS = 10

@@ -274,9 +274,28 @@ def test_a_store_of_another_corpus_is_refused_naming_what_differs(
     refused("1 utterances are not in the store, e.g. 'en/new'", other, tiny_model, written)
     (other / "en" / "new.wav").unlink()
     (other / "fr" / "1.wav").unlink()
-    refused("1 utterances are only in the store, e.g. 'fr/1'", other, tiny_model, written)
+    refused(
+        "1 utterances are only in the store, e.g. 'fr/1'; bring them back or use a new store",
+        other,
+        tiny_model,
+        written,
+    )
     soundfile.write(other / "fr" / "1.wav", sound(0.8, 5), 16_000, subtype="FLOAT")
-    refused("samples of 'fr/1' is 11200 there, 12800 here", other, tiny_model, written)
+    refused("samples of 'fr/1' is 11200 there, 12800 here; use a new store", other, tiny_model, written)
+
+
+def test_a_recording_that_became_unreadable_is_to_be_mended_not_the_store_given_up(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    names = sorted(str(p.relative_to(corpus).with_suffix("")) for p in corpus.rglob("*.wav"))
+    lines = ["path\tlanguage", *(f"{name}.wav\t{name[:2]}" for name in names)]
+    other = Path(shutil.copytree(corpus, tmp_path / "c"))
+    (other / "m.tsv").write_text("\n".join(lines))
+    (other / "fr" / "1.wav").unlink()
+    reason = r"'fr/1' was readable then and is not now: fr/1\.wav: no such file; .*; mend it and run again$"
+    refused(f"the corpus or the plan differs: {reason}", other / "m.tsv", tiny_model, written)
+    shutil.copy(corpus / "fr" / "1.wav", other / "fr")
+    assert extract(other / "m.tsv", tiny_model, written, outputs=OUTPUTS).resumed_units == 3
 
 
 def test_a_store_of_another_model_is_refused_naming_what_differs(
@@ -429,8 +448,10 @@ def test_a_unit_without_its_marker_is_written_again(
     (path / "frames" / "final" / "c" / "1" / "0").write_bytes(b"half a shard")
     (path / "frames" / "final" / "c" / "1" / "0.0123456789abcdef.partial").write_bytes(b"left by a kill")
     encoded = []
-    run = Encoder.run
-    monkeypatch.setattr(Encoder, "run", lambda self, audio, frames: encoded.extend(audio) or run(self, audio, frames))
+    log_mel = Encoder.log_mel
+    monkeypatch.setattr(
+        Encoder, "log_mel", lambda self, audio, frames: encoded.extend(audio) or log_mel(self, audio, frames)
+    )
     report = extract(corpus, tiny_model, path, outputs=OUTPUTS)
     assert (report.resumed_units, len(encoded)) == (2, 4)
     assert contents(path) == contents(written)

@@ -2,15 +2,17 @@
 
 libsndfile never returns more than the header promises and cuts a promise that exceeds the file down to it,
 so a header that lies looks honest. The functions here look for themselves. They cover the RIFF family
-(wav, RF64), AIFF, Ogg, FLAC and mp3; other containers are taken at libsndfile's word.
+(wav, RF64), AIFF, AU, W64, SPHERE, CAF, Ogg, FLAC and mp3; other containers are taken at libsndfile's word.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -20,6 +22,10 @@ CHUNK_SLACK_BYTES = 4096
 # sox and ffmpeg write 0x7FFFF000 … 0xFFFFFFFF into a wav they cannot seek back in: "until the file ends".
 STREAMED_BYTES = 0x7FFF_0000
 OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page: header, segment table, 255 segments
+# Kilobits per second of MPEG layer III by the header's index 1 … 14 (ISO 11172-3 and 13818-3, section 2.4.2.3).
+_MPEG1_KBITS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_MPEG2_KBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_SPHERE_NUMBER = re.compile(rb"^(\w+) -\S+ (\d+)\s*$", re.MULTILINE)
 
 _CHUNKED = {  # form and type: byte order of the sizes, name of the chunk that holds the samples
     (b"RIFF", b"WAVE"): ("<", b"data"),
@@ -103,10 +109,57 @@ def with_sample_size(data: bytes, chunk: SampleChunk) -> bytes:
     return data[: chunk.start - 4] + struct.pack("<I", chunk.present) + data[chunk.start :]
 
 
+def stated_file_size(file: BinaryIO) -> int | None:
+    """Bytes a whole AU, W64 or SPHERE file has by its header; None for any other file and where it is left open."""
+    file.seek(0)
+    head = file.read(1024)
+    if head[:4] in (b".snd", b"dns.") and len(head) >= 24:
+        start, data = struct.unpack(">II" if head[0] == ord(".") else "<II", head[4:12])
+        return None if data == 0xFFFF_FFFF else start + data
+    if head[:4] == b"riff" and head[24:28] == b"wave" and len(head) >= 40:
+        (whole,) = struct.unpack("<Q", head[16:24])
+        return int(whole) if 40 < whole < 2**62 else None  # beyond: written to a pipe
+    if head[:8] == b"NIST_1A\n":
+        fields = {name: int(value) for name, value in _SPHERE_NUMBER.findall(head)}
+        factors = [fields.get(name) for name in (b"sample_count", b"sample_n_bytes", b"channel_count")]
+        if head[8:16].strip().isdigit() and None not in factors:
+            return int(head[8:16]) + math.prod(f for f in factors if f is not None)
+    return None
+
+
+def caf_is_cut(file: BinaryIO, size: int) -> bool:
+    """Whether `file` is a CAF file of `size` bytes whose header says that its samples go on beyond its end."""
+    file.seek(0)
+    at = 8 if file.read(4) == b"caff" else size
+    while at + 12 <= size:
+        file.seek(at)
+        name, length = struct.unpack(">4sq", file.read(12))
+        at += 12 + length
+        if name == b"data" or length < 0:  # -1: "until the file ends"
+            break
+    return at > size
+
+
+def ogg_streams(data: bytes) -> int:
+    """Logical streams that follow one another in the Ogg file `data`; libsndfile reads the first alone.
+
+    Streams that play together, as of a video, all begin before the first page that begins none.
+    """
+    streams, at, began = 0, 0, False
+    while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
+        begins = bool(data[at + 5] & 2)
+        streams += begins and not began
+        began = begins
+        segments = data[at + 26]
+        at += 27 + segments + sum(data[at + 27 : at + 27 + segments])
+    return streams
+
+
 def ogg_is_cut(file: BinaryIO, size: int) -> bool:
     """Whether an Ogg file of `size` bytes ends inside a page.
 
-    A missing end-of-stream flag alone is not taken as damage: recorders of live streams leave it out.
+    A missing end-of-stream flag alone is not taken as damage: recorders of live streams leave it out. So a
+    file cut exactly between two pages passes for a whole one; no header states its length.
     """
     file.seek(max(0, size - OGG_PAGE_BYTES))
     tail = file.read()
@@ -138,13 +191,58 @@ def flac_without_length(data: bytes) -> bytes:
     return data[:count] + bytes([data[count] & 0xF0, 0, 0, 0, 0]) + data[count + 5 :]
 
 
-def mp3_states_length(file: BinaryIO) -> bool:
-    """Whether the first frame of an mp3 file is a Xing, Info or VBRI header, which counts the frames."""
+def mp3_stated_frames(file: BinaryIO) -> int | None:
+    """MPEG frames that the Xing or Info header in the first frame of an mp3 file counts; None without a count."""
     file.seek(0)
     at = _after_id3(file.read(10))
     file.seek(at)
     first = file.read(1500)  # the longest MPEG layer III frame has 1441 bytes
-    return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
+    for tag in (b"Xing", b"Info"):
+        at = first.find(tag)
+        if at >= 0 and len(first) >= at + 12 and first[at + 7] & 1:
+            return int.from_bytes(first[at + 8 : at + 12])
+    return None
+
+
+def mp3_frames(data: bytes) -> tuple[int, int]:
+    """Layer III frames in the mp3 file `data`, that of the Xing header among them, and samples per frame.
+
+    Each header gives the length of its frame, so one leads to the next. What lies between (tags, junk) is
+    passed over: there a header counts only if another follows at the end of its frame. Frames of another
+    MPEG version or rate than the first, and of free format, are not counted.
+    """
+    count, end, samples = 0, -1, 0
+    kind: tuple[int, int] | None = None
+    at = data.find(b"\xff", _after_id3(data))
+    while at >= 0:
+        frame = _mp3_frame(data, at)
+        if frame and kind in (None, frame.kind):
+            after = None if at == end else _mp3_frame(data, at + frame.bytes)
+            if at == end or (after and after.kind == frame.kind):
+                count, kind, samples = count + 1, frame.kind, frame.samples
+                end = at + frame.bytes
+        at = data.find(b"\xff", max(at + 1, end))
+    return count, samples
+
+
+class _Mp3Frame(NamedTuple):
+    kind: tuple[int, int]  # bits of MPEG version and layer, and of the sample rate: the same in all frames
+    bytes: int
+    samples: int
+
+
+def _mp3_frame(data: bytes, at: int) -> _Mp3Frame | None:
+    """What the header at offset `at` of `data` says, None if none is there (ISO 11172-3, section 2.4.1.3)."""
+    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:  # 11 bits of sync; layer III
+        return None
+    version, kbits, rate = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
+    if version == 1 or kbits in (0, 15) or rate == 3:
+        return None
+    hertz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version]  # MPEG 1, 2 and 2.5
+    samples = 1152 if version == 3 else 576
+    bits = 1000 * (_MPEG1_KBITS if version == 3 else _MPEG2_KBITS)[kbits - 1]
+    padding = data[at + 2] >> 1 & 1
+    return _Mp3Frame((data[at + 1] & 0x1E, rate), samples // 8 * bits // hertz + padding, samples)
 
 
 class EndlessFile(io.BytesIO):

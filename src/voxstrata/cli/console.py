@@ -60,7 +60,7 @@ class Line:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self.live = self._stream.isatty()  # whether somebody looks on
         self._shown = 0.0
         self._begin = time.monotonic()
 
@@ -72,14 +72,14 @@ class Line:
     def show(self, text: str, *, force: bool = False) -> None:
         """Show `text`, at most five times a second unless forced."""
         now = time.monotonic()
-        if self._live and (force or now - self._shown >= 0.2):
+        if self.live and (force or now - self._shown >= 0.2):
             self._shown = now
             self._stream.write(f"\r\x1b[2K{text}")
             self._stream.flush()
 
     def close(self) -> None:
         """Clear the line."""
-        if self._live:
+        if self.live:
             self._stream.write("\r\x1b[2K")
             self._stream.flush()
 
@@ -90,11 +90,14 @@ class Line:
         self.close()
 
 
-def steps(line: Line, quiet: bool) -> Callable[[str], None]:
-    """A `say` function: what is being done, each step a line of its own on standard error."""
+def steps(line: Line, always: bool = False) -> Callable[[str], None]:
+    """A `say` function: what is being done, each step a line of its own on standard error.
+
+    Silent when that is not a terminal, unless `always`.
+    """
 
     def say(text: str) -> None:
-        if not quiet:
+        if always or line.live:
             line.close()
             click.echo(f"{clock(line.elapsed)}  {text}", err=True)
 

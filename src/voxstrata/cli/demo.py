@@ -48,7 +48,7 @@ def demo(folder: Path, threads: int | None) -> None:
         if (folder / made).exists():
             shutil.rmtree(folder / made)
     with Line() as line:
-        say = steps(line, quiet=False)
+        say = steps(line, always=True)
         say(f"speaking 40 sentences in {len(LANGUAGES)} languages, two voices each")
         manifest = write_demo_corpus(folder / "corpus", languages=LANGUAGES)
         say("looking for an encoder")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from voxstrata.cli.console import Line, aligned, json_option, print_json, run_options, steps
+from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, Line, aligned, json_option, print_json, run_options, steps
 
 
 @click.command()
@@ -33,7 +33,7 @@ def drift(
     device: str,
     threads: int | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Measure what the cheaper contexts cost with MODEL on CORPUS.
 
     Extracts the same recordings `padded`, `bucketed` and `trimmed`; prints for every output the cosine of each frame
@@ -57,12 +57,19 @@ def drift(
             outputs=outputs,
             device=Device.parse(device),
             threads=threads,
-            say=steps(line, as_json),
+            say=steps(line),
         )
     if as_json:
         print_json(report.to_dict())
     else:
         click.echo(drift_text(report))
+    if report.failed:
+        click.echo(f"{report.failed} recordings failed:", err=True)
+        for name, reason in list(report.failures.items())[:FAILURES_SHOWN]:
+            click.echo(f"  {name}: {reason}", err=True)
+        if report.failed > FAILURES_SHOWN:
+            click.echo(f"  … and {report.failed - FAILURES_SHOWN} more; `--json` lists all", err=True)
+    return PARTIAL if report.failed else 0
 
 
 def drift_text(report: Any) -> str:

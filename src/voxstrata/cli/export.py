@@ -59,8 +59,12 @@ def export(
     from voxstrata.exporters import export as run
 
     spec = ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys)
+
+    def warning(text: str) -> None:
+        click.echo(text, err=True)
+
     with Line() as line:
-        model = run(checkpoint, target, spec, revision=revision, say=steps(line, as_json))
+        model = run(checkpoint, target, spec, revision=revision, say=steps(line), warn=warning)
     if as_json:
         print_json({"model": str(target), "card": model.card.to_dict()})
         return

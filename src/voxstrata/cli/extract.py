@@ -71,7 +71,7 @@ def resume_hint() -> Iterator[None]:
     type=click.FloatRange(min=0, min_open=True),
     default=UNIT_MEGABYTES,
     show_default=True,
-    help="Megabytes of one unit (shard) over all outputs; bounds memory.",
+    help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more.",
 )
 @click.option("--allow-overflow", is_flag=True, help="Store values beyond float16 as infinities.")
 @json_option
@@ -108,7 +108,7 @@ def extract(
     from voxstrata.engine import extract as run
     from voxstrata.model import Context
 
-    with Line() as line, resume_hint():
+    with resume_hint(), Line() as line:
         line.show("reading the corpus", force=True)
         report = run(
             read_corpus(corpus, split),

@@ -107,3 +107,5 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
     click.echo(aligned(["language", "utterances", "done", "audio done"], table))
     for name, reason in list(about["failures"].items())[:FAILURES_SHOWN]:
         click.echo(f"failed: {name}: {reason}")
+    if len(about["failures"]) > FAILURES_SHOWN:
+        click.echo(f"… and {len(about['failures']) - FAILURES_SHOWN} more, all in {path}/utterances.parquet")

@@ -127,6 +127,11 @@ def _csv(path: Path) -> _Places:
                 )
             yield f"line {reader.line_num}", {name: row[at] or None for name, at in used.items()}
     except csv.Error as error:
+        if "field larger than field limit" in str(error):
+            raise InputError(
+                f"{path}, line {reader.line_num}: a field of more than {csv.field_size_limit()} characters: "
+                "a double quote before it is never closed, or save the table as Parquet or JSONL"
+            ) from None
         raise InputError(f"{path}, line {reader.line_num}: {error}; double the quotes inside a text") from None
 
 
@@ -154,10 +159,22 @@ def _jsonl(path: Path) -> _Places:
 def _parquet(path: Path) -> _Places:
     try:
         with pq.ParquetFile(path) as file:
-            used = _used_columns(path, file.schema_arrow.names)
-            table = file.read(columns=list(used))
-        columns = {name: table[name].cast(pa.string()).to_pylist() for name in used}
+            names = file.schema_arrow.names
+            used = _used_columns(path, names)
+            table = file.read(columns=[names[at] for at in used.values()])
+        columns = {name: _strings(path, name, table[names[at]]) for name, at in used.items()}
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{path}: not a parquet table of strings: {error}; write it again") from None
     for i in range(table.num_rows):
         yield f"row {i + 1}", {name: values[i] or None for name, values in columns.items()}
+
+
+def _strings(path: Path, name: str, column: pa.ChunkedArray) -> list[str | None]:
+    try:
+        values: list[str | None] = column.cast(pa.string()).to_pylist()
+    except UnicodeDecodeError as error:  # Arrow checks bytes that are cast, not bytes that are called strings
+        bad = bytes(error.object)
+        raise InputError(
+            f"{path}: not UTF-8: byte 0x{bad[error.start]:02x} in the {name} {bad[:40]!r}; write it again as UTF-8"
+        ) from None
+    return values

@@ -25,7 +25,7 @@ from voxstrata.model.names import select_outputs
 from voxstrata.store.files import Files
 from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window, make_plan
 from voxstrata.store.spec import StoreSpec
-from voxstrata.store.writer import StoreWriter, refuse_foreign
+from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
 
 BATCHES_IN_FLIGHT = 2  # encoded, not yet placed: enough to overlap, little to hold
 BATCHES_AHEAD = 2  # of audio, decoded before the encoder asks for it
@@ -104,7 +104,8 @@ def extract(
     progress, probing
         called after every batch, and, with recordings probed and their number, while headers are read.
     unit_megabytes
-        size of one unit over all outputs: of the buffer in memory, and so of shards.
+        size of one unit over all outputs: of the buffer in memory, and so of shards. A recording that needs more is a
+        unit by itself; with `pool` a unit is 256 utterances.
 
     Raises
     ------
@@ -120,13 +121,19 @@ def extract(
     chosen = select_outputs(outputs, model.card.outputs)
     spec = StoreSpec(chosen, dtype, pool, every, context or Context(), arithmetic)
     try:
-        refuse_foreign(Files(store))  # before minutes of reading headers; and the lock is a file, too
+        # What can be known is known before minutes of reading headers: a store that is another's or in use, a device
+        # that does not start.
+        files = Files(store)
+        refuse_foreign(files)
+        if files.exists(PLAN):
+            with files.lock():
+                pass
+        encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
         infos, unreadable = probe_corpus(corpus, progress=probing)
         if long == "error":
             _refuse_long(corpus, infos)
         plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes)
-        encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
-        with Files(store).lock(), ExitStack() as stack:
+        with files.lock(), ExitStack() as stack:
             writer = StoreWriter(store, plan, model.card)
             return _run(corpus, infos, encoder, writer, allow_overflow, progress, stack)
     except OSError as e:
@@ -185,7 +192,7 @@ def _run(
     total = sum(int(plan.samples[plan.unit_begin[u] : plan.unit_begin[u + 1]].sum()) for u in todo) / SAMPLE_RATE
     rows = {name: i for i, name in enumerate(corpus.table["id"].to_pylist())}
     corpus_row = [rows[name] for name in plan.utterances["id"].to_pylist()]
-    failed = sum(r is not None for r in plan.utterances["failure"].to_pylist())
+    failed = len(writer.failures(done)[0])
     sink = UnitSink(writer, encoder.model.card.d_model, allow_overflow)
 
     def decoding_order() -> Iterator[tuple[int, int, AudioInfo]]:
@@ -211,13 +218,25 @@ def _run(
         while len(in_flight) > keep:
             in_flight.pop(0).result()
 
+    # Log-mel of a batch is computed while the one before it is encoded.
+    features = ThreadPoolExecutor(1, thread_name_prefix="features")
+    stack.callback(features.shutdown, wait=True, cancel_futures=True)
+    ready: list[tuple[Future[NDArray[np.float32]], int, list[Window]]] = []
+
+    def encode(unit: int, keep: int) -> None:
+        while len(ready) > keep:
+            log_mel, frames, windows = ready.pop(0)
+            states = encoder.encode(log_mel.result(), frames)
+            settle(BATCHES_IN_FLIGHT - 1)
+            in_flight.append(worker.submit(sink.put, unit, windows, states))
+
     encoded = passed = 0.0  # seconds of audio; recordings that fail are passed, not encoded
     for position, unit in enumerate(todo):
         failures: dict[int, str] = {}
         held: dict[int, NDArray[np.float32]] = {}
         left = {u: len(plan.windows(u)) for u in plan.members(unit)}
         for frames, windows in batches(plan, unit, encoder):
-            ready = []
+            batch, samples = [], []
             for w in windows:
                 if w.utterance not in held and w.utterance not in failures:
                     result = audio.get(w.utterance)
@@ -226,17 +245,18 @@ def _run(
                     else:
                         held[w.utterance] = result
                 if w.utterance in held:
-                    ready.append((w, held[w.utterance][w.sample : w.sample + w.samples]))
+                    batch.append(w)
+                    samples.append(held[w.utterance][w.sample : w.sample + w.samples])
                     left[w.utterance] -= 1
                     if not left[w.utterance]:
                         del held[w.utterance]
-            if ready:
-                states = encoder.run([samples for _, samples in ready], frames)
-                settle(BATCHES_IN_FLIGHT - 1)
-                in_flight.append(worker.submit(sink.put, unit, [w for w, _ in ready], states))
-            encoded += sum(len(samples) for _, samples in ready) / SAMPLE_RATE
+            if batch:
+                ready.append((features.submit(encoder.log_mel, samples, frames), frames, batch))
+                encode(unit, keep=1)
+            encoded += sum(len(x) for x in samples) / SAMPLE_RATE
             passed += sum(w.samples for w in windows) / SAMPLE_RATE
             progress(Progress(position, len(todo), passed, total, failed + len(failures)))
+        encode(unit, keep=0)
         settle(0)  # a batch that could not be placed must stop the run before its unit is committed
         in_flight.append(worker.submit(sink.commit, unit, failures))
         failed += len(failures)

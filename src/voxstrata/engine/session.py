@@ -95,7 +95,7 @@ class Encoder:
         if self.context.mode == "bucketed":
             self._silence = model.silence()
             self._silence.for_frames(self.context.edges[0])  # an edge before the cache's begin fails here
-        # The sessions that any run needs are made now, so that a broken file or driver shows before the work.
+        # What most windows need is loaded now, so that a broken file or driver shows before the work.
         self._session(LOG_MEL)
         self._session(self._graph(self.context.edges[0]))
 
@@ -117,9 +117,11 @@ class Encoder:
         Returns for each output an array [batch, frames, d_model] in the model's dtype. What a window gives
         does not depend on the others.
         """
+        return self.encode(self.log_mel(audio, frames), frames)
+
+    def encode(self, log_mel: NDArray[np.float32], frames: int) -> list[NDArray[Any]]:
+        """The second half of `run`, from what `log_mel` returned."""
         begin = time.perf_counter()
-        log_mel = self.log_mel(audio, frames)
-        middle = time.perf_counter()
         feeds: dict[str, NDArray[Any]] = {"log_mel": log_mel}
         name = self._graph(frames)
         if name == CACHED:
@@ -130,12 +132,12 @@ class Encoder:
             k = self._keys[frames]
             feeds |= {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
         states = self._compute(name, list(self.outputs), feeds)
-        self.seconds["log_mel"] += middle - begin
-        self.seconds["encode"] += time.perf_counter() - middle
+        self.seconds["encode"] += time.perf_counter() - begin
         return states
 
     def log_mel(self, audio: Sequence[NDArray[np.float32]], frames: int) -> NDArray[np.float32]:
         """Log-mel [batch, n_mels, 2·frames] of windows followed by silence, as in the padded 30 s window."""
+        begin = time.perf_counter()
         # Two frames more than asked for, so that the reflection at the array's end meets silence, not speech;
         # at 30 s it is the reflection that Hugging Face's extractor has there too.
         padded = min(frames + 2, WINDOW_FRAMES)
@@ -152,7 +154,9 @@ class Encoder:
         else:
             (log_mel,) = self._compute(LOG_MEL, ["log_mel"], {"audio": batch})
         columns: NDArray[np.float32] = log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH]
-        return np.ascontiguousarray(columns)
+        columns = np.ascontiguousarray(columns)
+        self.seconds["log_mel"] += time.perf_counter() - begin
+        return columns
 
     def _compute(self, name: str, outputs: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         try:

@@ -16,7 +16,7 @@ from voxstrata.store.writer import StoreWriter
 
 
 class UnitSink:
-    """Collects the states of one unit at a time in a fixed buffer and commits it."""
+    """Collects the states of one unit at a time and commits it."""
 
     def __init__(self, writer: StoreWriter, d_model: int, allow_overflow: bool) -> None:
         self.plan: Plan = writer.plan
@@ -24,13 +24,9 @@ class UnitSink:
         self._overflows = 0  # of this unit
         self._writer = writer
         self._allow_overflow = allow_overflow
-        spec = self.plan.spec
-        self._blocks = {o: np.empty((self.plan.unit_rows, d_model), spec.stored_dtype) for o in spec.outputs}
-        self._clear()  # touches every page now: memory is what it will be, and lack of it shows at once
-
-    def _clear(self) -> None:
-        for block in self._blocks.values():
-            block.fill(0)
+        self._d_model = d_model
+        # Made with a unit's first states: a header that claims hours is found out before there are any.
+        self._blocks: dict[str, NDArray[Any]] = {}
 
     def put(self, unit: int, windows: Sequence[Window], states: Sequence[NDArray[Any]]) -> None:
         """Take a batch: `states` holds for each output [batch, computed positions, d_model].
@@ -38,6 +34,9 @@ class UnitSink:
         Raises InputError naming utterance and output when a state is not finite, or overflows float16.
         """
         begin = time.perf_counter()
+        if not self._blocks:
+            shape, spec = (self.plan.rows_used(unit), self._d_model), self.plan.spec
+            self._blocks = {o: np.zeros(shape, spec.stored_dtype) for o in spec.outputs}
         for output, batch in zip(self.plan.spec.outputs, states, strict=True):
             for window, state in zip(windows, batch, strict=True):
                 self._place(unit, output, window, state[: window.frames])
@@ -66,10 +65,10 @@ class UnitSink:
     def _not_finite(self, output: str, utterance: int, state: NDArray[Any], target: NDArray[Any]) -> None:
         name = self.plan.utterances["id"][utterance].as_py()
         if not np.isfinite(state).all():
-            raise InputError(
-                f"{name}: the encoder's {output} holds values that are not finite; a float16 model may overflow "
-                "inside: export it as float32"
-            )
+            mend = "leave this recording out, or check the checkpoint"
+            if self._writer.card.dtype == "float16":
+                mend = "a float16 model may overflow inside: export it as float32"
+            raise InputError(f"{name}: the encoder's {output} holds values that are not finite; {mend}")
         self._overflows += int(np.count_nonzero(~np.isfinite(target)))
         if not self._allow_overflow:
             raise InputError(
@@ -82,5 +81,5 @@ class UnitSink:
         begin = time.perf_counter()
         self._writer.commit(unit, self._blocks, failures, self._overflows)
         self._overflows = 0
-        self._clear()
+        self._blocks = {}
         self.seconds["write"] += time.perf_counter() - begin

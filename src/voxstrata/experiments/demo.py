@@ -42,16 +42,17 @@ def find_encoder(folder: Path, say: Callable[[str], None]) -> DemoEncoder:
     """whisper-tiny from the hub or its local cache; else a random-weight encoder of its shape, written to `folder`."""
     from voxstrata.exporters.checkpoint import download
 
-    path = _cached()
-    if path is None and hub_answers():
+    found = _is_cached()
+    if not found and hub_answers():
         try:
             say(f"fetching {HUB_CHECKPOINT}")
-            path = download(HUB_CHECKPOINT)
+            download(HUB_CHECKPOINT)
+            found = True
         except InputError as e:
             say(str(e))
-    if path is not None:
+    if found:
         return DemoEncoder(
-            str(path),
+            HUB_CHECKPOINT,
             True,
             f"{HUB_CHECKPOINT}, real weights, on synthetic speech: the figures say how this encoder aligns "
             "espeak-ng's voices, not people.",
@@ -67,12 +68,12 @@ def find_encoder(folder: Path, say: Callable[[str], None]) -> DemoEncoder:
     )
 
 
-def _cached() -> Path | None:
-    """Folder of the checkpoint in the hub's local cache."""
+def _is_cached() -> bool:
+    """Whether the hub's local cache holds the checkpoint."""
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(HUB_CHECKPOINT, name) for name in ("config.json", "model.safetensors")]
-    return Path(found[0]).parent if all(isinstance(f, str) for f in found) else None
+    return all(isinstance(f, str) for f in found)
 
 
 def write_random_checkpoint(path: Path) -> None:

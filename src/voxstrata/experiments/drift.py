@@ -50,13 +50,15 @@ class DriftRow:
 class DriftReport:
     """What the modes cost against `padded`.
 
-    clips, audio_seconds: compared. failed: recordings that cannot be read, in any mode. seconds: wall, by mode.
+    clips, audio_seconds: compared. failed: recordings that cannot be read, in any mode; failures: reasons by id.
+    seconds: wall, by mode.
     speed: wall seconds of `padded` / of the mode. candidates, chance: of the retrieval, None without one.
     """
 
     checkpoint: str
     clips: int
     failed: int
+    failures: dict[str, str]
     audio_seconds: float
     seconds: dict[str, float]
     speed: dict[str, float]
@@ -102,7 +104,12 @@ def measure_drift(
                 device=device,
                 threads=threads,
             )
-            stores[mode], seconds[mode], failed = open_store(path), report.seconds, report.failed
+            stores[mode], seconds[mode] = open_store(path), report.seconds
+            if report.failed == len(corpus):  # not at probing, which the plan would have refused
+                first = next(iter(report.failures.values()))
+                raise InputError(
+                    f"{corpus.root}: none of the {len(corpus)} recordings can be decoded; the first: {first}"
+                )
         recall: dict[str, dict[str, dict[str, float]]] = {m: {} for m in stores}
         candidates = chance = no_retrieval = None
         for mode in ALL_MODES:
@@ -123,8 +130,9 @@ def measure_drift(
         audio = float(padded.utterances["seconds"].to_numpy()[padded.status == 1].sum())
     return DriftReport(
         checkpoint=model.card.checkpoint,
-        clips=len(corpus) - failed,
-        failed=failed,
+        clips=len(corpus) - report.failed,
+        failed=report.failed,
+        failures=report.failures,
         audio_seconds=audio,
         seconds=seconds,
         speed={m: seconds["padded"] / seconds[m] for m in MODES},

@@ -6,8 +6,8 @@ The functions and constants used are those of espeak-ng's `speak_lib.h` and `esp
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
+from _ctypes import dlclose as _unload
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.errors import InputError, UsageError
-
-if sys.platform == "win32":
-    from _ctypes import FreeLibrary as _unload
-else:
-    from _ctypes import dlclose as _unload
 
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback before espeak_Synth returns
 _DONT_EXIT = 0x8000  # espeak_Initialize returns an error instead of ending the process

@@ -111,7 +111,8 @@ def download(repo: str, revision: str | None = None) -> Path:
     except HFValidationError as e:
         raise InputError(f"{repo}: no such folder or file, and not a hub id ({_first_line(e)})") from e
     except Exception as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
-        if isinstance(e, HfHubHTTPError) and not isinstance(e, LocalEntryNotFoundError):
+        refused = isinstance(e, HfHubHTTPError) and e.response is not None and e.response.status_code in (401, 403, 404)
+        if refused and not isinstance(e, LocalEntryNotFoundError):
             raise InputError(
                 f"{repo}: no such folder here, and the hub refused it ({_first_line(e)}); check the id and --revision"
             ) from e

@@ -54,10 +54,12 @@ def export(
     *,
     revision: str | None = None,
     say: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> ModelFolder:
     """Export the encoder of `source` (see `load_checkpoint`) into the new folder `target`.
 
-    The folder appears only when every graph agrees with PyTorch. `say` hears what is being done.
+    The folder appears only when every graph agrees with PyTorch. `say` hears what is being done, `warn` which
+    recordings cannot serve calibration.
 
     Raises InputError for an unusable checkpoint or calibration corpus, an existing target, or a failed
     validation; UsageError for unknown outputs or dtype.
@@ -76,7 +78,7 @@ def export(
         silence, account = pure_silence(checkpoint, spec.silence_keys)
     else:
         say(f"silence cache: calibrated on {spec.calibrate}")
-        silence, account = calibrated_silence(checkpoint, _recordings(spec.calibrate, say), spec.silence_keys)
+        silence, account = calibrated_silence(checkpoint, _recordings(spec.calibrate, warn), spec.silence_keys)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
@@ -147,9 +149,9 @@ def _write(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequ
 
 
 def _recordings(
-    source: str | Path, say: Callable[[str], None]
+    source: str | Path, warn: Callable[[str], None]
 ) -> list[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]]:
-    """The beginnings of evenly spaced recordings of a corpus; those that cannot be decoded are said and passed over."""
+    """The beginnings of evenly spaced recordings of a corpus; `warn` hears of those that cannot be decoded."""
     longest = round(CALIBRATION_SECONDS[1] * SAMPLE_RATE)  # all that is used of a recording
     corpus = read_corpus(source)
     ids = corpus.table["id"].to_pylist()
@@ -158,5 +160,5 @@ def _recordings(
         try:
             found.append((str(ids[i]), decode(corpus.absolute(int(i)))[:longest].copy()))
         except AudioError as e:
-            say(f"not calibrated on {e}")
+            warn(f"not calibrated on {e}")
     return found

@@ -51,7 +51,7 @@ class Silence:
 
     def keys(self, frames: int) -> int:
         """How many keys per layer and head stand for the positions `frames` … 1499."""
-        return WINDOW_FRAMES - frames if self.group is None else int(self.group.max()) + 1
+        return WINDOW_FRAMES - frames if self.group is None or frames == WINDOW_FRAMES else int(self.group.max()) + 1
 
     def for_frames(self, frames: int) -> SilenceKeys:
         """Keys and values that stand for the positions `frames` … 1499.
@@ -62,7 +62,7 @@ class Silence:
             raise InputError(f"the silence cache begins at frame {self.first}, a bucket ends at {frames}")
         k = self.key[:, :, frames - self.first :].astype(np.float32)
         v = self.value[:, :, frames - self.first :].astype(np.float32)
-        if self.group is None:
+        if self.group is None or frames == WINDOW_FRAMES:  # nothing to condense, or no key at all
             return SilenceKeys(k, v, np.zeros(k.shape[:3], np.float32))
         group = self.group[:, :, frames - self.first :]
         layers, heads, _, dim = k.shape

@@ -22,7 +22,7 @@ from voxstrata.errors import InputError, UsageError
 from voxstrata.store.spec import StoreSpec
 
 CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least
-UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds one unit in memory
+UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds one unit, or one longer recording, in memory
 MAX_UNIT_BYTES = 4 << 30  # a recording that needs more fails alone: a header may claim anything
 POOLED_UNIT = 256  # utterances
 
@@ -81,6 +81,11 @@ class Plan:
     def members(self, unit: int) -> range:
         """Indices of the utterances of a unit."""
         return range(int(self.unit_begin[unit]), int(self.unit_begin[unit + 1]))
+
+    def rows_used(self, unit: int) -> int:
+        """Rows of a unit that belong to its utterances; the rest of the shard belongs to nobody."""
+        last = self.members(unit)[-1]
+        return int(self.start[last] + self.length[last]) - unit * self.unit_rows
 
     def windows(self, utterance: int) -> list[Window]:
         """The windows of at most 30 s that an utterance is encoded in."""
@@ -155,9 +160,11 @@ def make_plan(
         start = np.arange(len(ids))
     else:
         chunk_rows = _power_of_two(CHUNK_BYTES / row_bytes)
-        unit_rows = max(chunk_rows, _power_of_two(unit_megabytes * 2**20 / (row_bytes * len(spec.outputs))))
-        unit_rows = max(unit_rows, -(-int(length.max()) // chunk_rows) * chunk_rows)
-        unit_begin, start = _pack(length, [languages[i] for i in order], known, unit_rows)
+        fill = max(chunk_rows, _power_of_two(unit_megabytes * 2**20 / (row_bytes * len(spec.outputs))))
+        # All shards have one shape, so the longest recording sets their rows. Units are still filled to `fill` alone:
+        # one long recording, or a header that lies, must not make every unit as large. Unused rows take no space.
+        unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
+        unit_begin, start = _pack(length, [languages[i] for i in order], known, fill, unit_rows)
     start[known:] = 0
 
     # a store may be published and a corpus may move: reasons name files as the manifest does
@@ -182,12 +189,12 @@ def make_plan(
 
 
 def _pack(
-    length: NDArray[np.int64], languages: Sequence[str], known: int, unit_rows: int
+    length: NDArray[np.int64], languages: Sequence[str], known: int, fill: int, unit_rows: int
 ) -> tuple[list[int], NDArray[np.int64]]:
-    """Fill units in order, opening a new one when an utterance does not fit or the language changes."""
+    """Fill units in order, opening a new one when one would exceed `fill` rows or the language changes."""
     begin, start, used = [0], np.zeros(len(length), np.int64), 0
     for i in range(known):
-        if i and (used + length[i] > unit_rows or languages[i] != languages[i - 1]):
+        if i and (used + length[i] > fill or languages[i] != languages[i - 1]):
             begin.append(i)
             used = 0
         start[i] = (len(begin) - 1) * unit_rows + used

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class StoreWriter:
     def __init__(self, path: str | Path, plan: Plan, card: ModelCard) -> None:
         self.files = Files(path)
         self.plan = plan
+        self.card = card
         refuse_foreign(self.files)
         if self.files.exists(PLAN):
             self._compare(card)
@@ -70,31 +71,37 @@ class StoreWriter:
     def commit(
         self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str], overflows: int = 0
     ) -> None:
-        """Write one unit: for every output a block of unit_rows × d, as one shard; then its marker.
+        """Write one unit: for every output a block of its used rows × d, as one shard; then its marker.
 
+        `blocks`: empty for a unit without a readable recording, which gets no shards: its rows read as zeros.
         `failures`: reasons by utterance index. `overflows`: stored values that are infinite.
         """
-        last = self.plan.members(unit)[-1]
         begin = unit * self.plan.unit_rows
-        used = int(self.plan.start[last] + self.plan.length[last]) - begin  # zarr takes its time over empty chunks, too
+        end = begin + self.plan.rows_used(unit)
         for output, array in self._arrays.items():
             # zarr reads the shard it is about to replace; what an interrupted run left of it may be damaged
             self.files.remove(f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}")
-            array[begin : begin + used] = blocks[output][:used]
+            if blocks:
+                array[begin:end] = blocks[output]
         marker = {"unit": unit, "failed": {str(i): failures[i] for i in sorted(failures)}, "overflows": overflows}
         self.files.write(f"{UNITS}/{unit:06d}.json", json.dumps(marker).encode())
+
+    def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
+        """Reasons by index of all that failed at probing or in these committed units, and the units' overflows."""
+        failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
+        overflows = 0
+        for unit in units:
+            marker = json.loads(self.files.read(f"{UNITS}/{unit:06d}.json"))
+            failures |= {int(i): reason for i, reason in marker["failed"].items()}
+            overflows += marker["overflows"]
+        return failures, overflows
 
     def finish(self) -> tuple[dict[int, str], int]:
         """Once every unit is committed: write `status` and the failures; returns all failures by index, and overflows.
 
         A pure function of plan and markers, so it may be repeated.
         """
-        failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
-        overflows = 0
-        for unit in range(self.plan.units):
-            marker = json.loads(self.files.read(f"{UNITS}/{unit:06d}.json"))
-            failures |= {int(i): reason for i, reason in marker["failed"].items()}
-            overflows += marker["overflows"]
+        failures, overflows = self.failures(range(self.plan.units))
         status = np.full(len(self.plan.utterances), DONE, np.uint8)
         status[list(failures)] = FAILED
         self._write_utterances(failures)
@@ -185,23 +192,25 @@ class StoreWriter:
                     f"{where}{key} is {there.get(key)} there, {here.get(key)} here; use the same or a new store"
                 )
         if about["plan"] != self.plan.fingerprint():
-            raise InputError(f"{where}the corpus or the plan differs: {self._first_difference()}; use a new store")
+            raise InputError(f"{where}the corpus or the plan differs: {self._first_difference()}")
 
     def _first_difference(self) -> str:
         stored = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
         theirs = {r["id"]: r for r in stored.to_pylist()}
         ours = {r["id"]: r for r in self.plan.utterances.to_pylist()}
-        for only, there in (
-            (set(ours) - set(theirs), "not in the store"),
-            (set(theirs) - set(ours), "only in the store"),
-        ):
-            if only:
-                return f"{len(only)} utterances are {there}, e.g. {min(only)!r}"
+        if added := set(ours) - set(theirs):
+            return f"{len(added)} utterances are not in the store, e.g. {min(added)!r}; use a new store"
+        if gone := set(theirs) - set(ours):
+            return (
+                f"{len(gone)} utterances are only in the store, e.g. {min(gone)!r}; bring them back or use a new store"
+            )
         for i, row in ours.items():
+            if row["failure"] and theirs[i]["samples"]:
+                return f"{i!r} was readable then and is not now: {row['failure']}; mend it and run again"
             for key in ("language", "group", "text", "speaker", "samples", "size_bytes"):
                 if row[key] != theirs[i][key]:
-                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here"
-        return "units of another size"
+                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here; use a new store"
+        return "units of another size; use a new store"
 
 
 def _flat(d: dict[str, Any]) -> dict[str, Any]:

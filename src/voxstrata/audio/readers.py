@@ -1,0 +1,218 @@
+"""Any recording as blocks of samples: libsndfile where it reads the format, else PyAV, an extra."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from voxstrata.audio import containers
+from voxstrata.errors import AudioError
+
+# In source frames. AAC starts with up to 2112 frames of priming and fills its last block of 1024, mp3 adds
+# up to 1105 + 2304, opus 312 of pre-skip and one packet; containers count these in or leave them out.
+LOSSY_TOLERANCE_FRAMES = 4096
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX
+# Containers with a written duration. For the rest (raw aac, amr, ac3 …) FFmpeg guesses it from the bit rate.
+_TIMED_CONTAINERS = {"mov", "matroska", "asf"}
+_BLOCK_FRAMES = 1 << 14  # small, so that a header cannot make us allocate, and damage is located within a second
+
+Samples = npt.NDArray[np.float32]
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a readable, non-empty regular file; AudioError for anything else."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise AudioError(f"{path}: is a directory, not a recording; name a file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError(f"{path}: is not a regular file; copy the audio to one")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise AudioError(f"{path}: no such file; correct the path or remove the row") from None
+    except PermissionError:
+        raise AudioError(f"{path}: not readable by this user; change its permissions") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise AudioError(f"{path}: cannot be opened: {error}") from None
+    if status.st_size == 0:
+        raise AudioError(f"{path}: is empty (0 bytes); fetch it again or remove it")
+    return status.st_size
+
+
+class SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
+    """A sound file read from front to back.
+
+    soundfile seeks after each read to where it should be already; in FLAC that costs time, and fails at the
+    end of a stream of unknown length. It does not seek in files that are not seekable.
+    """
+
+    length_is_guessed = False
+    stated_frames = 0  # of a header whose length libsndfile is not told
+
+    def seekable(self) -> bool:
+        return False
+
+
+def open_soundfile(path: Path, size: int) -> SequentialFile | None:
+    """Open `path` with soundfile, past what libsndfile hides; None if soundfile cannot read the format."""
+    try:
+        file = SequentialFile(os.fspath(path))
+    except (soundfile.SoundFileError, TypeError):  # TypeError: the suffix .raw, which has no header
+        with path.open("rb") as raw:
+            if containers.caf_is_cut(raw, size):
+                raise AudioError(f"{path}: the file ends inside its samples: truncated; fetch it again") from None
+        return None
+    with path.open("rb") as raw:
+        if file.format == "OGG" and containers.ogg_is_cut(raw, size):
+            file.close()
+            raise AudioError(f"{path}: the file ends inside an Ogg page: truncated; fetch it again or remove it")
+        if file.format == "MP3" and containers.mp3_stated_frames(raw) is None:
+            file.close()
+            file = SequentialFile(containers.EndlessFile(path.read_bytes()))
+            file.length_is_guessed = True
+            return file
+        chunk = containers.sample_chunk(raw, size)
+        stated = containers.stated_file_size(raw)
+    if stated is not None and abs(stated - size) > min(containers.CHUNK_SLACK_BYTES, stated // 20):
+        file.close()
+        raise AudioError(
+            f"{path}: header says {stated} bytes, the file has {size}: truncated or damaged; re-encode it or remove it"
+        )
+    if chunk is None:
+        return file
+    if chunk.declared == 0 and chunk.streamed:
+        file.close()
+        return SequentialFile(io.BytesIO(containers.with_sample_size(path.read_bytes(), chunk)))
+    if chunk.lies:
+        seconds_per_byte = file.frames / file.samplerate / max(chunk.held, 1)
+        file.close()
+        raise AudioError(
+            f"{path}: header says {chunk.declared * seconds_per_byte:.2f} s, the file holds "
+            f"{chunk.present * seconds_per_byte:.2f} s: truncated or damaged; re-encode it or remove it"
+        )
+    return file
+
+
+def past_the_stated_end(path: Path, file: SequentialFile) -> SequentialFile:
+    """`file`, which libsndfile ends where its header says, held to what lies beyond that end.
+
+    A flac file is opened again without its stated length, others are refused where they go on.
+    """
+    if file.format not in ("FLAC", "OGG", "MP3"):
+        return file
+    data = path.read_bytes()
+    if file.format == "FLAC" and file.frames != UNKNOWN_FRAMES:
+        endless = SequentialFile(io.BytesIO(containers.flac_without_length(data)))
+        endless.stated_frames = file.frames
+        file.close()
+        return endless
+    if file.format == "OGG" and (streams := containers.ogg_streams(data)) > 1:
+        file.close()
+        raise AudioError(
+            f"{path}: {streams} Ogg streams one after another, of which only the first would be read; "
+            "split it, or re-encode it to one stream"
+        )
+    if file.format == "MP3" and not file.length_is_guessed:
+        stated = containers.mp3_stated_frames(io.BytesIO(data)) or 0
+        counted, samples = containers.mp3_frames(data)
+        counted -= 1  # the frame that holds the header
+        if (counted - stated) * samples > LOSSY_TOLERANCE_FRAMES:
+            rate = file.samplerate
+            file.close()
+            raise AudioError(
+                f"{path}: header says {stated * samples / rate:.2f} s, the file holds "
+                f"{counted * samples / rate:.2f} s; re-encode it or remove it"
+            )
+    return file
+
+
+def soundfile_blocks(path: Path, file: SequentialFile, stated: float | None) -> Iterator[Samples]:
+    """Blocks of shape (frames, channels), float32, to the end of the file.
+
+    What follows exactly `file.stated_frames` and cannot be decoded is no damage: a tag or stray bytes.
+    """
+    done = 0
+    while True:
+        left = file.stated_frames - done
+        try:
+            block = file.read(min(left, _BLOCK_FRAMES) if left > 0 else _BLOCK_FRAMES, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError:
+            if done and left == 0:
+                return
+            raise _broken_off(path, done, file.samplerate, stated) from None
+        if not len(block):
+            return
+        done += len(block)
+        yield block
+
+
+def _broken_off(path: Path, done: int, rate: int, stated: float | None) -> AudioError:
+    header = f"header says {stated:.2f} s, " if stated else ""
+    return AudioError(
+        f"{path}: {header}decoding broke off after about {done / rate:.2f} s: "
+        "truncated or damaged; re-encode it or remove it"
+    )
+
+
+def _import_av(path: Path) -> ModuleType:
+    try:
+        import av
+    except ImportError:
+        raise AudioError(
+            f"{path}: not a format libsndfile reads. If it is audio, pip install 'voxstrata[anyaudio]' "
+            "(PyAV) or convert it to flac; if not, remove it"
+        ) from None
+    module: ModuleType = av
+    return module
+
+
+def av_header(path: Path) -> tuple[int | None, int, int]:
+    """Frames at the source's rate (None where the container does not say), rate and channels."""
+    av = _import_av(path)
+    try:
+        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise _not_audio(path)
+            stream = container.streams.audio[0]
+            rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+            if _TIMED_CONTAINERS.isdisjoint(container.format.name.split(",")):
+                return None, rate, channels
+            if stream.duration is not None:
+                return round(stream.duration * stream.time_base * rate), rate, channels
+            if container.duration is not None:
+                return round(container.duration / av.time_base * rate), rate, channels
+            return None, rate, channels
+    except av.FFmpegError:
+        raise _not_audio(path) from None
+
+
+def av_blocks(path: Path, stated: float | None) -> Generator[tuple[Samples, int], None, None]:
+    """Blocks of shape (frames, channels), float32, each with its rate, of the first audio stream."""
+    av = _import_av(path)
+    done, rate, converter = 0, 1, None
+    try:
+        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+            for frame in container.decode(container.streams.audio[0]):
+                if converter is None:
+                    rate = frame.sample_rate
+                    converter = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+                for part in converter.resample(frame):
+                    done += part.samples
+                    yield part.to_ndarray().T, rate
+    except (av.FFmpegError, ValueError):  # ValueError: rate or channels change inside the stream
+        if done == 0:
+            raise _not_audio(path) from None
+        raise _broken_off(path, done, rate, stated) from None
+
+
+def _not_audio(path: Path) -> AudioError:
+    return AudioError(f"{path}: not audio that libsndfile or FFmpeg can read; convert it to flac or wav, or remove it")
