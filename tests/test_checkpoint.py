@@ -16,7 +16,12 @@ from voxstrata.errors import InputError
 torch = pytest.importorskip("torch")
 huggingface_hub = pytest.importorskip("huggingface_hub")
 safetensors_torch = pytest.importorskip("safetensors.torch")
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError  # noqa: E402
+from huggingface_hub.errors import (  # noqa: E402
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.graph import WeightsFile, encoder_graph  # noqa: E402
@@ -231,6 +236,13 @@ def test_losing_the_hub_midway_is_said(hub: FakeHub) -> None:
 def test_an_unknown_repository_is_said(hub: FakeHub) -> None:
     hub.list_error = hub_error(RepositoryNotFoundError, "404 Client Error\n\nlong advice")
     with pytest.raises(InputError, match=r"someone/tiny: .*hub refused it .*404.*check the id and --revision$"):
+        load_checkpoint("someone/tiny")
+
+
+def test_a_hub_in_trouble_is_no_refusal(hub: FakeHub) -> None:
+    hub.list_error = hub_error(HfHubHTTPError, "503 Server Error")
+    hub.download_error = LocalEntryNotFoundError("nothing cached")
+    with pytest.raises(InputError, match=r"someone/tiny: .*hub cannot be reached .* no copy is cached"):
         load_checkpoint("someone/tiny")
 
 

@@ -99,7 +99,13 @@ def download(repo: str, revision: str | None = None) -> Path:
     Raises InputError when the hub refuses it, or cannot be reached and nothing is cached.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     small = ["config.json", "preprocessor_config.json"]
     try:
@@ -111,8 +117,8 @@ def download(repo: str, revision: str | None = None) -> Path:
     except HFValidationError as e:
         raise InputError(f"{repo}: no such folder or file, and not a hub id ({_first_line(e)})") from e
     except Exception as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
-        refused = isinstance(e, HfHubHTTPError) and e.response is not None and e.response.status_code in (401, 403, 404)
-        if refused and not isinstance(e, LocalEntryNotFoundError):
+        refusals = (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError)
+        if isinstance(e, refusals) and not isinstance(e, LocalEntryNotFoundError):
             raise InputError(
                 f"{repo}: no such folder here, and the hub refused it ({_first_line(e)}); check the id and --revision"
             ) from e
