@@ -16,6 +16,7 @@ from test_retrieval import Utterances, loop
 
 from voxstrata.errors import InputError, UsageError
 from voxstrata.retrieval import retrieve, to_markdown, to_terminal
+from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.languages import depth_order
 
 
@@ -37,6 +38,10 @@ class FakeStore:
         columns = zip(*self.entries, strict=True)
         names = ["id", "language", "group", "status"]
         return pa.table({n: pa.array(c, pa.string()) for n, c in zip(names, columns, strict=True)})
+
+    @property
+    def length(self) -> npt.NDArray[np.int64]:
+        return np.array([len(states) for states in next(iter(self.frames.values()))])
 
     def ragged(
         self, output: str, indices: npt.NDArray[np.int64]
@@ -261,11 +266,27 @@ def test_order_of_the_corpus_does_not_matter() -> None:
             assert a.equals(b)
 
 
-def test_frames_of_two_languages_are_read_at_a_time_and_none_for_pooled() -> None:
+def test_blocks_of_frames_give_what_whole_languages_give_and_no_more_is_read_at_a_time() -> None:
+    whole, cut = fake_store(), fake_store()
+    small = Float32()
+    small.block_frames = 5  # of 12 in each language
+    expected, got = retrieve(whole, kernel=Float32()), retrieve(cut, kernel=small)
+    for name in got.column_names:
+        a, b = got[name], expected[name]
+        if pa.types.is_floating(a.type):
+            np.testing.assert_allclose(a.to_numpy(), b.to_numpy(), rtol=1e-6, atol=1e-12)
+        else:
+            assert a.equals(b)
+    lengths = cut.length
+    assert max(int(lengths[list(indices)].sum()) for _, indices in cut.reads) <= 5
+    assert len(cut.reads) > len(whole.reads) == 3 * 3 * 2  # three outputs and pairs of languages, both sides of each
+
+
+def test_frames_are_read_by_pair_of_languages_and_none_for_pooled() -> None:
     store = fake_store()
     calls: list[tuple[int, int]] = []
     retrieve(store, outputs=["final"], progress=lambda done, total: calls.append((done, total)))
-    assert len(store.reads) == 5  # en, es, uk; then es, uk
+    assert len(store.reads) == 6  # both sides of three pairs
     assert calls == [(1, 3), (2, 3), (3, 3)]
     store.reads.clear()
     store.has_frames = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
@@ -35,6 +35,14 @@ def run_options(f: F) -> F:
     )(f)
 
 
+def kernel_option(f: F) -> F:
+    """What compares utterances."""
+    return click.option(
+        "--kernel",
+        help="What compares frames: int16, float32, or triton (CUDA, float16). [default: int16 where the CPU has AVX2]",
+    )(f)
+
+
 def print_json(result: Any) -> None:
     """One JSON object, non-ASCII kept."""
     click.echo(json.dumps(result, ensure_ascii=False, indent=1))
@@ -53,6 +61,17 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in [header, *rows]
     )
+
+
+def print_failures(failures: Mapping[str, str], rest: str) -> None:
+    """The first recordings that failed and why, on standard error; `rest` says where the others are."""
+    if not failures:
+        return
+    click.echo(f"{len(failures)} recordings failed:", err=True)
+    for name, reason in list(failures.items())[:FAILURES_SHOWN]:
+        click.echo(f"  {name}: {reason}", err=True)
+    if len(failures) > FAILURES_SHOWN:
+        click.echo(f"  … and {len(failures) - FAILURES_SHOWN} more, {rest}", err=True)
 
 
 class Line:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, Line, aligned, json_option, print_json, run_options, steps
+from voxstrata.cli.console import PARTIAL, Line, aligned, json_option, print_failures, print_json, run_options, steps
 
 
 @click.command()
@@ -63,12 +63,7 @@ def drift(
         print_json(report.to_dict())
     else:
         click.echo(drift_text(report))
-    if report.failed:
-        click.echo(f"{report.failed} recordings failed:", err=True)
-        for name, reason in list(report.failures.items())[:FAILURES_SHOWN]:
-            click.echo(f"  {name}: {reason}", err=True)
-        if report.failed > FAILURES_SHOWN:
-            click.echo(f"  … and {report.failed - FAILURES_SHOWN} more; `--json` lists all", err=True)
+    print_failures(report.failures, "`--json` lists all")
     return PARTIAL if report.failed else 0
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import (
-    FAILURES_SHOWN,
     PARTIAL,
     Line,
     clock,
     count_progress,
     extraction_progress,
     json_option,
+    print_failures,
     print_json,
     run_options,
 )
@@ -147,10 +147,5 @@ def extract(
             )
         if report.overflows:
             click.echo(f"{report.overflows} values beyond float16 were stored as infinities")
-    if report.failed:
-        click.echo(f"{report.failed} recordings failed:", err=True)
-        for name, reason in list(report.failures.items())[:FAILURES_SHOWN]:
-            click.echo(f"  {name}: {reason}", err=True)
-        if report.failed > FAILURES_SHOWN:
-            click.echo(f"  … and {report.failed - FAILURES_SHOWN} more, all in {store}/utterances.parquet", err=True)
+    print_failures(report.failures, f"all in {store}/utterances.parquet")
     return PARTIAL if report.failed else 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from voxstrata.cli.console import Line, count_progress, json_option, print_json
+from voxstrata.cli.console import Line, count_progress, json_option, kernel_option, print_json
 
 
 @click.command()
@@ -37,6 +37,7 @@ from voxstrata.cli.console import Line, count_progress, json_option, print_json
     show_default=True,
     help="Resamples of the groups for the 95 % intervals; 0 for none.",
 )
+@kernel_option
 @json_option
 def retrieve(
     store: str,
@@ -45,6 +46,7 @@ def retrieve(
     languages: str | None,
     similarities: tuple[str, ...],
     bootstrap: int,
+    kernel: str | None,
     as_json: bool,
 ) -> None:
     """Spoken-translation retrieval: recall@1, @5, @10 and MRR for every output and pair of languages in STORE.
@@ -58,6 +60,7 @@ def retrieve(
       voxstrata retrieve speech.zarr -o results --outputs layer_03,layer_06,final
     """
     from voxstrata.retrieval import to_terminal
+    from voxstrata.retrieval.kernels import choose
     from voxstrata.store import open_store
 
     opened = open_store(store)
@@ -72,6 +75,7 @@ def retrieve(
             languages=names(languages),
             similarities=similarities or None,
             bootstrap=bootstrap,
+            kernel=choose(kernel),
             progress=count_progress(line, "language pairs × outputs"),
         )
     if as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import Line, clock, json_option, print_json
+from voxstrata.cli.console import Line, clock, json_option, kernel_option, print_json
 from voxstrata.cli.extract import resume_hint
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Queries per direction on which --candidates is measured, by exact search.",
 )
-@click.option("--kernel", help="How pairs are computed: int16 or float32. [default: the fastest of this machine]")
+@kernel_option
 @click.option("--tile-frames", type=click.IntRange(min=1), help="Frames per side of a tile; bounds memory.")
 @click.option("--part", help="I/N: compute every N-th tile row from the I-th on; N runs share the work.")
 @json_option

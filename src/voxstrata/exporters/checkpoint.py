@@ -124,7 +124,7 @@ def download(repo: str, revision: str | None = None) -> Path:
             ) from e
         try:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        except Exception:
+        except LocalEntryNotFoundError:
             raise InputError(
                 f"{repo}: no such folder here, the hub cannot be reached ({type(e).__name__}) and no copy is cached"
             ) from e

@@ -66,7 +66,7 @@ def compare_some(kernel: Kernel, x: Packed, y: Packed, wanted: NDArray[np.bool_]
     recall = np.full(wanted.shape, np.nan, np.float32)
     for i in np.flatnonzero(wanted.any(axis=1)).tolist():
         chosen = np.flatnonzero(wanted[i])
-        p, r = kernel.compare(x.part(i, i + 1), _take(y, chosen))
+        p, r = kernel.compare(x.part(i, i + 1), y.take(chosen))
         precision[i, chosen], recall[i, chosen] = p[0], r[0]
     return precision, recall
 
@@ -146,11 +146,3 @@ def _mask(candidates: NDArray[np.int32], columns: slice) -> NDArray[np.bool_]:
     query, place = np.nonzero((candidates >= columns.start) & (candidates < columns.stop))
     mask[query, candidates[query, place] - columns.start] = True
     return mask
-
-
-def _take(packed: Packed, chosen: NDArray[np.intp]) -> Packed:
-    """Some utterances of a block, their rows copied together."""
-    lengths = packed.lengths[chosen]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows = np.arange(offsets[-1]) + np.repeat(packed.offsets[chosen] - offsets[:-1], lengths)
-    return Packed(packed.rows[rows], offsets, [packed.names[i] for i in chosen] if packed.names else ())

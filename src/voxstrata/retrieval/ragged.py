@@ -12,12 +12,14 @@ from voxstrata.errors import InputError
 
 FloatArray = npt.NDArray[np.floating]
 
+DTYPES = ("float16", "bfloat16", "float32")
+
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
     """Utterances of unequal length, one after the other, without padding.
 
-    rows: (frames, d) float16 or float32.
+    rows: (frames, d) float16, bfloat16 (of ml_dtypes, as jax has it) or float32.
     offsets: (n + 1,) int64; utterance i is `rows[offsets[i]:offsets[i + 1]]`.
     names: what error messages call each utterance; its index when empty.
     Raises InputError on another dtype or shape, on offsets that do not cover the rows, on an empty utterance.
@@ -51,7 +53,7 @@ class Ragged:
 
     @classmethod
     def from_list(cls, utterances: Sequence[FloatArray], names: Sequence[str] = ()) -> Ragged:
-        """Join arrays of shape (frames, d), float16 or float32, copying them."""
+        """Join arrays of shape (frames, d), float16, bfloat16 or float32, copying them."""
         if not utterances:
             raise InputError("no utterances: the list is empty")
         check_names(names, len(utterances))
@@ -92,6 +94,8 @@ class Ragged:
 
 def unit_rows(rows: FloatArray) -> tuple[npt.NDArray[np.float32], int | None]:
     """Rows scaled to unit length (float32), and the first row for which that is impossible."""
+    if rows.dtype.name == "bfloat16":  # for which numpy's own loops are missing
+        rows = rows.astype(np.float32)
     # In float64 no square of a float32 overflows or vanishes: every usable row has a finite, positive length.
     squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(squares) | (squares == 0))
@@ -103,9 +107,9 @@ def unit_rows(rows: FloatArray) -> tuple[npt.NDArray[np.float32], int | None]:
 
 
 def check_matrix(matrix: FloatArray, label: str) -> None:
-    if matrix.ndim != 2 or matrix.dtype not in (np.float16, np.float32):
+    if matrix.ndim != 2 or matrix.dtype.name not in DTYPES:
         raise InputError(
-            f"{label}: expected a float16 or float32 array of shape (frames, d), "
+            f"{label}: expected a {', '.join(DTYPES[:-1])} or {DTYPES[-1]} array of shape (frames, d), "
             f"got {matrix.dtype} of shape {matrix.shape}"
         )
 

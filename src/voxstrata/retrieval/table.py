@@ -25,10 +25,13 @@ from voxstrata.retrieval.hubness import (
     k_occurrence_skew,
     ratio_margin,
 )
+from voxstrata.retrieval.kernels import choose
+from voxstrata.retrieval.kernels.base import Kernel, Packed, runs
 from voxstrata.retrieval.languages import Side, StoreReader, chosen, depth_order, find_sides, groups_with_partner
 from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.ragged import Ragged
-from voxstrata.retrieval.seqsim import seqsim
+from voxstrata.retrieval.read_ahead import read_ahead
+from voxstrata.retrieval.seqsim import SeqSim, harmonic
 
 SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
 SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
@@ -72,6 +75,7 @@ def retrieve(
     scores: Sequence[str] = SCORES,
     ks: Sequence[int] = KS,
     bootstrap: int = RESAMPLES,
+    kernel: Kernel | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
     """Finding an utterance's translation, for every output and ordered pair of languages.
@@ -95,7 +99,8 @@ def retrieve(
     both. below_best, in rows of "mean": the best output's value of the same similarity, score and metric minus this
     one's, and the ends of the interval of that difference, paired by resample.
 
-    Two languages' frames of one output are held in memory at a time, as stored and as float32.
+    kernel: what computes SeqSim; by default the fastest of this machine. Frames are read in blocks of
+    `kernel.block_frames`, of which three are in memory at a time; scores of one pair of languages are held whole.
     Raises UsageError for unknown names or impossible settings, InputError where nothing can be retrieved.
     """
     outputs = depth_order(chosen("output", outputs, store.outputs))
@@ -112,6 +117,7 @@ def retrieve(
             f"{', '.join(framed)} compare frames, and this store holds pooled states only; "
             "ask for pooled_cosine, or extract again with frames"
         )
+    kernel = (kernel or choose()) if framed else None
     sides = find_sides(store.utterances, languages)
     groups = groups_with_partner(sides)
     resamples = Resamples(groups, bootstrap) if bootstrap else None
@@ -122,7 +128,7 @@ def retrieve(
         rows: list[Row] = []
         overall: dict[tuple[str, str, tuple[str, ...]], MeanEvaluation] = {}
         for m, (x, y, findings) in enumerate(
-            _findings(store, output, sides, similarities, scores, ks, resamples), start=1
+            _findings(store, output, sides, similarities, scores, ks, resamples, kernel), start=1
         ):
             name = f"{x.language}{BOTH}{y.language}"
             for similarity, score, forward, backward in findings:
@@ -148,6 +154,7 @@ def retrieve(
         "bootstrap_level": LEVEL,
         "csls_k": NEIGHBOURS,
         "ratio_margin_k": MARGIN_NEIGHBOURS,
+        "kernel": kernel.name if kernel else None,
     }
     return pa.concat_tables(tables).replace_schema_metadata({"voxstrata_retrieval": json.dumps(settings)})
 
@@ -160,19 +167,18 @@ def _findings(
     scores: Sequence[str],
     ks: Sequence[int],
     resamples: Resamples | None,
+    kernel: Kernel | None,
 ) -> Iterator[tuple[Side, Side, list[Finding]]]:
     """Per unordered pair of languages: what was found, with the first as queries and with the second."""
     pooled_of = cache(lambda i: store.pooled(output, sides[i].indices))
-    frames = any(name.startswith("seqsim") for name in similarities)
     for i, x in enumerate(sides[:-1]):
-        x_frames = _frames(store, output, x) if frames else None
         for j, y in enumerate(sides[i + 1 :], start=i + 1):
             positives = positives_from_groups(x.groups, y.groups)
             findings: list[Finding] = []
             matrices: dict[str, tuple[Scores, Scores]] = {}
             try:
-                if x_frames is not None:
-                    sim = seqsim(x_frames, _frames(store, output, y))
+                if kernel is not None:
+                    sim = _seqsim(store, output, x, y, kernel)
                     # Swapping the sides swaps precision and recall, so one pass serves both directions.
                     matrices["seqsim_f1"] = (sim.f1, sim.f1.T)
                     matrices["seqsim_precision"] = (sim.precision, sim.recall.T)
@@ -194,9 +200,25 @@ def _findings(
             yield x, y, findings
 
 
-def _frames(store: StoreReader, output: str, side: Side) -> Ragged:
-    rows, offsets = store.ragged(output, side.indices)
-    return Ragged(rows, offsets, side.ids)
+def _seqsim(store: StoreReader, output: str, x: Side, y: Side, kernel: Kernel) -> SeqSim:
+    """SeqSim of two languages, whose frames are read and packed block by block."""
+
+    def load(block: tuple[Side, tuple[int, int]]) -> Packed:
+        side, (begin, end) = block
+        rows, offsets = store.ragged(output, side.indices[begin:end])
+        return kernel.pack(Ragged(rows, offsets, side.ids[begin:end]))
+
+    x_runs, y_runs = (list(runs(store.length[side.indices].astype(np.int64), kernel.block_frames)) for side in (x, y))
+    order = [block for run in x_runs for block in ((x, run), *((y, other) for other in y_runs))]
+    precision = np.empty((len(x.ids), len(y.ids)), np.float32)
+    recall = np.empty_like(precision)
+    packed = read_ahead(load, order)
+    for i, j in x_runs:
+        left = next(packed)
+        for k, m in y_runs:
+            precision[i:j, k:m], recall[i:j, k:m] = kernel.compare(left, next(packed))
+        del left  # before the next of its size is waited for
+    return SeqSim(harmonic(precision, recall), precision, recall)
 
 
 def _direction(

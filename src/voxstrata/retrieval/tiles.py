@@ -8,12 +8,12 @@ one file. Of one set with itself only tiles on and above the diagonal are comput
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,12 @@ from voxstrata.errors import InputError, UsageError
 from voxstrata.retrieval.candidates import CandidateSets, compare_some, measure_recall, nearest_pooled
 from voxstrata.retrieval.kernels import choose
 from voxstrata.retrieval.kernels.base import FloatMatrix, Kernel, Packed
+from voxstrata.retrieval.read_ahead import read_ahead
 from voxstrata.retrieval.results import Results
 from voxstrata.retrieval.selection import Selection
 from voxstrata.retrieval.seqsim import harmonic
 from voxstrata.retrieval.tileplan import TilePlan, make_plan
 from voxstrata.retrieval.topk import TopK
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -287,15 +285,3 @@ class _Stage:
 
     def __exit__(self, *_: object) -> None:
         self._seconds[self._name] += time.perf_counter() - self._begin
-
-
-def read_ahead(load: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`load` of each item, in order, on a thread that is one item ahead."""
-    ahead: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as worker:
-        for item in items:
-            ahead.append(worker.submit(load, item))
-            if len(ahead) > 1:
-                yield ahead.popleft().result()  # bound to no name: the caller alone decides how long it lives
-        while ahead:
-            yield ahead.popleft().result()

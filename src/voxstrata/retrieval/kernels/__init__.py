@@ -5,20 +5,22 @@ from __future__ import annotations
 from voxstrata.errors import UsageError
 from voxstrata.retrieval.kernels.base import Kernel
 
-KERNELS = ("int16", "float32")
+KERNELS = ("int16", "float32", "triton")
 
 
 def choose(name: str | None = None) -> Kernel:
-    """The kernel of that name; by default int16 where the CPU has AVX2, float32 elsewhere.
+    """The kernel of that name; by default int16 where the CPU has AVX2, float32 elsewhere. A GPU is never assumed.
 
     Raises UsageError for an unknown name, and for one that this machine cannot run.
     """
     from voxstrata.retrieval.kernels.fixed_point import available
     from voxstrata.retrieval.kernels.float32 import Float32
+    from voxstrata.retrieval.kernels.gpu import Triton
     from voxstrata.retrieval.kernels.int16 import Int16
 
     if name is None:
         name = "int16" if available() else "float32"
     if name not in KERNELS:
         raise UsageError(f"unknown kernel {name!r}; known: {', '.join(KERNELS)}")
-    return Int16() if name == "int16" else Float32()
+    kernels: dict[str, type[Kernel]] = {"int16": Int16, "float32": Float32, "triton": Triton}
+    return kernels[name]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,12 +19,14 @@ class Packed:
     """Utterances in a kernel's own form: rows of unit length, checked.
 
     rows: (frames, d), whatever array and number format the kernel multiplies. offsets: (n + 1,) int64, from 0.
-    names: as in Ragged.
+    names: as in Ragged. effective: (n,) float64, frames of each utterance if repeated ones counted less, for kernels
+    whose rounding errors average over frames.
     """
 
     rows: Any
     offsets: npt.NDArray[np.int64]
     names: Sequence[str] = ()
+    effective: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -37,7 +39,16 @@ class Packed:
     def part(self, i: int, j: int) -> Packed:
         """Utterances i … j - 1, without copying their rows."""
         begin, end = int(self.offsets[i]), int(self.offsets[j])
-        return Packed(self.rows[begin:end], self.offsets[i : j + 1] - begin, self.names[i:j])
+        effective = None if self.effective is None else self.effective[i:j]
+        return Packed(self.rows[begin:end], self.offsets[i : j + 1] - begin, self.names[i:j], effective)
+
+    def take(self, chosen: npt.NDArray[np.intp]) -> Packed:
+        """Some utterances, their rows copied together."""
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        effective = None if self.effective is None else self.effective[chosen]
+        return Packed(self.rows[rows], offsets, [self.names[i] for i in chosen] if self.names else (), effective)
 
 
 class Kernel(Protocol):
@@ -64,3 +75,14 @@ class Kernel(Protocol):
         of the largest cosine to a frame of x. Memory beside the result is bounded, whatever N and M.
         """
         ...
+
+
+def runs(lengths: npt.NDArray[np.int64], frames: int, utterances: int | None = None) -> Iterator[tuple[int, int]]:
+    """Runs [i, j) of at most so many frames, and utterances, together; a longer utterance stands alone."""
+    first, taken = 0, 0
+    for i, length in enumerate(lengths.tolist()):
+        if i > first and (taken + length > frames or i - first == utterances):
+            yield first, i
+            first, taken = i, 0
+        taken += length
+    yield first, len(lengths)

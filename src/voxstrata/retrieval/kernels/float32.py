@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from contextlib import contextmanager
+from functools import cache
+from itertools import product
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.retrieval.kernels.base import FloatMatrix, Packed
-from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, groups, take_maxima, thread_count
+from voxstrata.retrieval.kernels.base import FloatMatrix, Packed, runs
+from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, take_maxima, thread_count
 from voxstrata.retrieval.ragged import Ragged
 
 BLOCK_ROWS = 2048  # frames per side of a block of S: 16 MiB of float32, large enough for full matmul speed
@@ -18,8 +24,10 @@ BLOCK_ROWS = 2048  # frames per side of a block of S: 16 MiB of float32, large e
 class Float32:
     """SeqSim on the CPU in float32.
 
-    At most block_rows × block_rows float32 of S exist at a time (16 MiB by default). An utterance longer than that is
-    taken in pieces; then its running maxima, one float32 per frame and utterance of the other side's block, exist too.
+    Each thread has blocks of S of its own, so that the maxima of one are taken while another is multiplied: at most
+    block_rows × block_rows float32 (16 MiB by default) a thread. An utterance longer than that is taken in pieces; then
+    its running maxima, one float32 per frame and utterance of the other side's block, exist too. While it runs, BLAS
+    has one thread per caller, in the whole process.
     """
 
     name = "float32"
@@ -32,47 +40,79 @@ class Float32:
         return Packed(utterances.unit().rows, utterances.offsets, utterances.names)
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
-        block_rows = self.block_rows
         precision = np.empty((len(x), len(y)))
         recall = np.empty((len(x), len(y)))
-        buffer = np.empty(min(block_rows, len(x.rows)) * min(block_rows, len(y.rows)), np.float32)
-        with ThreadPoolExecutor(thread_count()) as pool:
-            for i, j in groups(x.lengths, block_rows):
-                for k, m in groups(y.lengths, block_rows):
-                    xs, ys = x.part(i, j), y.part(k, m)
-                    precision[i:j, k:m], recall[i:j, k:m] = _sums(xs, ys, block_rows, buffer, pool)
+        threads = thread_count()
+        size = min(self.block_rows, len(x.rows)) * min(self.block_rows, len(y.rows))
+        buffers: SimpleQueue[npt.NDArray[np.float32]] = SimpleQueue()
+        for _ in range(threads):
+            buffers.put(np.empty(size, np.float32))
+
+        def block(both: tuple[tuple[int, int], tuple[int, int]]) -> None:
+            (i, j), (k, m) = both
+            buffer = buffers.get()
+            try:
+                precision[i:j, k:m], recall[i:j, k:m] = _sums(x.part(i, j), y.part(k, m), self.block_rows, buffer)
+            finally:
+                buffers.put(buffer)
+
+        blocks = product(runs(x.lengths, self.block_rows), runs(y.lengths, self.block_rows))
+        with ThreadPoolExecutor(threads) as pool, _one_blas_thread():
+            for _ in pool.map(block, blocks):
+                pass
         precision /= x.lengths[:, None]
         recall /= y.lengths
         return precision.astype(np.float32), recall.astype(np.float32)
 
 
+@cache
+def _libraries() -> Any:
+    """Handles of the loaded BLAS libraries."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+_lock = Lock()
+_users = 0
+_limits: Any = None
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """One thread for each caller of BLAS; what was before returns when the last of several users leaves."""
+    global _users, _limits
+    with _lock:
+        if not _users:
+            _limits = _libraries().limit(limits=1)
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                _limits.restore_original_limits()
+
+
 def _sums(
-    x: Packed, y: Packed, block_rows: int, buffer: npt.NDArray[np.float32], pool: ThreadPoolExecutor
+    x: Packed, y: Packed, block_rows: int, buffer: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """For each pair the largest cosine of every frame of x, summed, and of every frame of y: both (n, m) float64.
 
-    Either side is one of `groups`: whole utterances that fit one block, or a single longer one, cut into several.
+    Either side is one of `runs`: whole utterances that fit one block, or a single longer one, cut into several.
     """
     # Maxima start at -inf: a start of 0 would beat every negative cosine.
     row_max = np.full((len(x.rows), len(y)), -np.inf, np.float32)
     row_sums, column_sums = np.zeros((len(x), len(y))), np.zeros((len(x), len(y)))
-    # Threads share the utterances of x, so that no two write the same maximum. Half of them: the threads of the matrix
-    # product spin for a while after it, and on two cores two threads took longer for the maxima than one.
-    cuts = np.linspace(0, len(x), min(len(x), max(1, thread_count() // 2)) + 1).astype(np.int64)
     for b in range(0, len(y.rows), block_rows):
         yb = y.rows[b : b + block_rows]
         y_bounds = np.append(y.offsets[:-1], len(yb))
         column_max = np.full((len(x), len(yb)), -np.inf, np.float32)
         for a in range(0, len(x.rows), block_rows):
             xb = x.rows[a : a + block_rows]
-            x_bounds = np.append(x.offsets[:-1], len(xb))
             s = np.matmul(xb, yb.T, out=buffer[: len(xb) * len(yb)].reshape(len(xb), len(yb)))
-            rows = row_max[a : a + len(xb)]
-            *others, own = [(s, x_bounds[i : j + 1], y_bounds, rows, column_max[i:j]) for i, j in pairwise(cuts)]
-            started = [pool.submit(take_maxima, *share) for share in others]
-            take_maxima(*own)
-            for future in started:
-                future.result()
+            take_maxima(s, np.append(x.offsets[:-1], len(xb)), y_bounds, row_max[a : a + len(xb)], column_max)
         add_columns(column_max, y_bounds, column_sums)
     add_rows(row_max, x.offsets, row_sums)
     return row_sums, column_sums

@@ -1,14 +1,12 @@
-"""What the CPU kernels share: groups of utterances, and the maxima of a block of S while it is in cache."""
+"""What the CPU kernels share: the maxima of a block of S while it is in cache."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
-import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -34,17 +32,6 @@ def thread_count() -> int:
         if os.environ.get(variable, "").isdecimal():
             return max(1, int(os.environ[variable]))
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def groups(lengths: npt.NDArray[np.int64], frames: int) -> Iterator[tuple[int, int]]:
-    """Runs [i, j) of utterances with at most `frames` frames together; a longer utterance stands alone."""
-    first, taken = 0, 0
-    for i, length in enumerate(lengths):
-        if i > first and taken + length > frames:
-            yield first, i
-            first, taken = i, 0
-        taken += int(length)
-    yield first, len(lengths)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -1,0 +1,372 @@
+"""SeqSim on a CUDA device, beside the matrix product rate and flash-maxsim of the same call; under nine minutes.
+
+All pairs of two sets of random frames, 4096 utterances a side: T = 500 at d = 1280, 1024, 512, 384, and a ragged mix.
+A rate is 2 · (frames of x) · (frames of y) · d / seconds of `compare`, results on the host included, packing not. The
+limit is torch.mm of 8192 × 8192 × 8192 in the same number format, timed before and after each set. flash-maxsim (pip)
+computes one direction and so runs twice; it gets 512 × 512 of the same utterances, and so do we in that table.
+Exit status 1 when a score is off a float64 computation, when bits differ that should not, or when a section fails; the
+report then holds what was reached.
+
+Needs torch built for CUDA, triton and numpy, nothing else that voxstrata depends on. Without a device, --tiny runs our
+sections at a small size in Triton's interpreter and leaves every rate «not measured».
+"""
+
+# ruff: noqa: E402  (what stands before the imports decides what they bring in)
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+TINY = "--tiny" in sys.argv
+if TINY:  # Triton reads it when it is imported
+    os.environ.update(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+
+import numpy as np
+import torch
+
+SOURCE = Path(__file__).parents[1] / "src"
+for name in ("voxstrata", "voxstrata.retrieval"):
+    # Bare packages: their own __init__ would bring in audio and zarr, which machines lent for their GPU often lack.
+    package = ModuleType(name)
+    package.__path__ = [str(SOURCE.joinpath(*name.split(".")))]
+    sys.modules[name] = package
+
+from voxstrata.retrieval.kernels.base import FloatMatrix, Packed
+from voxstrata.retrieval.kernels.gpu import TILES, Tile, Triton
+from voxstrata.retrieval.ragged import Ragged
+
+NOT_MEASURED = "not measured"
+UTTERANCES, PART, FRAMES, SQUARE = (8, 2, 20, 64) if TINY else (4096, 512, 500, 8192)
+DIMENSIONS = (24,) if TINY else (1280, 1024, 512, 384)
+LONGEST = 40 if TINY else 1500
+# Cauchy-Schwarz: rows rounded to p bits move no cosine by more than 2 · 2^-p; the rest is float32 arithmetic.
+ALLOWED = {"float32": 1e-6, "float16": 2**-10 + 2e-6, "bfloat16": 2**-7 + 2e-6}
+ALLOWED_OF_ARITHMETIC = 5e-6  # against float64 over the rounded rows: sums of 1280 products in float32
+CANDIDATES = (
+    Tile(128, 256, 64, warps=8, stages=4),
+    Tile(128, 256, 64, warps=8, stages=3),
+    Tile(128, 256, 128, warps=8, stages=2),
+    Tile(256, 128, 64, warps=8, stages=4),
+    Tile(256, 128, 64, warps=8, stages=3),
+    Tile(128, 128, 64, warps=4, stages=3, programs=2),
+    Tile(128, 128, 64, warps=8, stages=4),
+    Tile(128, 128, 128, warps=8, stages=3),
+)
+SMALL = Tile(16, 32, 16, warps=4, stages=2, strip=48)  # for the interpreter
+RATES = (
+    "All pairs: rates in TFLOP/s, share of torch.mm, largest error of sampled scores against float64 on the same rows."
+)
+RATES_HEADER = ("set", "d", "tile", "pairs", "seconds", "pairs/s", "rate", "torch.mm before, after", "share", "error")
+
+
+@dataclass
+class Report:
+    """Tables as they come: each addition rewrites both files, so that a run cut short leaves what it measured."""
+
+    folder: Path
+    facts: dict[str, Any]
+    tables: dict[str, list[Sequence[str]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, caption: str, header: Sequence[str], *rows: Sequence[str]) -> None:
+        """Append rows to the table of that caption."""
+        self.tables.setdefault(caption, [header]).extend(rows)
+        self.write()
+
+    def check(self, promise: bool, problem: str) -> None:
+        if not promise:
+            self.problems.append(problem)
+            self.write()
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        report = {"environment": self.facts, "tables": self.tables, "problems": self.problems}
+        (self.folder / "seqsim_gpu.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (self.folder / "seqsim_gpu.md").write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        parts = ["# SeqSim on a GPU", ", ".join(f"{k} {v}" for k, v in self.facts.items()) + "."]
+        for caption, (header, *rows) in self.tables.items():
+            parts += [caption, "\n".join("| " + " | ".join(r) + " |" for r in (header, ["---"] * len(header), *rows))]
+        parts.append("\n".join(f"- PROBLEM: {p}" for p in self.problems) or "No problem found.")
+        return "\n\n".join(parts) + "\n"
+
+
+def kernel(dtype: str, tile: Tile | None = None) -> Triton:
+    return Triton(dtype, tile=SMALL if TINY else tile)
+
+
+def random_set(dtype: str, lengths: np.ndarray, d: int, seed: int) -> Packed:
+    """Gaussian rows of unit length, made on the device: sets of gigabytes would take minutes through numpy."""
+    device = torch.device("cpu" if TINY else "cuda:0")
+    generator = torch.Generator(device).manual_seed(seed)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = torch.empty((int(offsets[-1]), d), dtype=getattr(torch, dtype), device=device)
+    for part in rows.split(1 << 18):
+        part.copy_(torch.nn.functional.normalize(torch.randn(part.shape, generator=generator, device=device)))
+    return Packed(rows, offsets)
+
+
+def ragged_lengths(count: int, seed: int) -> np.ndarray:
+    """Frames of read sentences, as in FLEURS by our guess: log-normal, median 10.5 s, sigma 0.4, cut to 2 … 30 s."""
+    seconds = np.exp(np.random.default_rng(seed).normal(np.log(10.5), 0.4, count)).clip(2, 30)
+    return np.round(seconds * (2 if TINY else 50)).astype(np.int64)
+
+
+def torch_mm(dtype: str) -> float:
+    """TFLOP/s of a large square product: the median of three times ten, after a warm-up."""
+    a, b = (torch.randn((SQUARE, SQUARE), device="cuda").to(getattr(torch, dtype)) for _ in range(2))
+    torch.mm(a, b)
+    rates = []
+    for _ in range(3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(10):
+            torch.mm(a, b)
+        end.record()
+        end.synchronize()
+        rates.append(10 * 2 * SQUARE**3 / start.elapsed_time(end) / 1e9)
+    return median(rates)
+
+
+def timed(k: Triton, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix, float]:
+    """Precision, recall and seconds of one call; its results are on the host, so nothing is left running."""
+    begin = time.perf_counter()
+    precision, recall = k.compare(x, y)
+    return precision, recall, time.perf_counter() - begin
+
+
+def flops(x: Packed, y: Packed) -> float:
+    return 2.0 * len(x.rows) * len(y.rows) * x.rows.shape[1]
+
+
+def error_of_arithmetic(x: Packed, y: Packed, precision: FloatMatrix, recall: FloatMatrix) -> float:
+    """The largest difference of 32 sampled pairs from float64 over the same rows."""
+    rng, worst = np.random.default_rng(0), 0.0
+    for _ in range(32):
+        i, j = int(rng.integers(len(x))), int(rng.integers(len(y)))
+        s = x.part(i, i + 1).rows.double() @ y.part(j, j + 1).rows.double().T
+        exact = (s.amax(dim=1).mean().item(), s.amax(dim=0).mean().item())
+        worst = max(worst, abs(exact[0] - precision[i, j]), abs(exact[1] - recall[i, j]))
+    return worst
+
+
+def all_pairs(report: Report, dtype: str, d: int, ragged: bool = False, tile: Tile | None = None) -> None:
+    k, count = kernel(dtype, tile), UTTERANCES // 2 if ragged else UTTERANCES
+    lengths = [ragged_lengths(count, side) if ragged else np.full(count, FRAMES) for side in (1, 2)]
+    x, y = (random_set(dtype, of, d, side) for side, of in enumerate(lengths))
+    part = (x.part(1, 1 + PART), y.part(1, 1 + PART))
+    small = k.compare(*part)  # also compiles
+    before = None if TINY else torch_mm(dtype)
+    precision, recall, seconds = timed(k, x, y)
+    after = None if TINY else torch_mm(dtype)
+
+    name = f"{'ragged' if ragged else f'T = {FRAMES}'}, d = {d}"
+    error = error_of_arithmetic(x, y, precision, recall)
+    report.check(error <= ALLOWED_OF_ARITHMETIC, f"{name}: a score is off by {error:.1e}")
+    cut = slice(1, 1 + PART)
+    same = all(np.array_equal(a[cut, cut], b) for a, b in zip((precision, recall), small, strict=True))
+    report.check(same, f"{name}: bits of a pair depend on the other pairs of the call")
+    report.check(all(map(np.array_equal, small, k.compare(*part))), f"{name}: a repeated call gave other bits")
+    pairs, cells = precision.size, [NOT_MEASURED] * 5
+    if before and after:
+        rate = flops(x, y) / seconds / 1e12
+        share = f"{rate / (before + after) * 2:.2f}"
+        cells = [f"{seconds:.2f}", f"{pairs / seconds:,.0f}", f"{rate:.0f}", f"{before:.0f}, {after:.0f}", share]
+    frames = f"ragged, mean T = {len(x.rows) / len(x):.0f}" if ragged else f"T = {FRAMES}"
+    report.add(RATES, RATES_HEADER, [frames, str(d), brief(k.tile), f"{pairs:,}", *cells, f"{error:.1e}"])
+
+
+def sweep(report: Report, dtype: str, d: int) -> None:
+    """Rates of other tiles on a part of the utterances, the better of two calls; the best, if not ours, on all."""
+    caption = (
+        f"Tiles (frames of x × of y × columns; warps, stages, programs), {PART} × {PART} utterances of T = {FRAMES}."
+    )
+    rates: dict[Tile, float] = {}
+    for tile in CANDIDATES:
+        k = kernel(dtype, tile)
+        x, y = (random_set(dtype, np.full(PART, FRAMES), d, side) for side in (1, 2))
+        try:
+            k.compare(x, y)
+            rates[tile] = flops(x, y) / min(timed(k, x, y)[2] for _ in range(2)) / 1e12
+            cell = NOT_MEASURED if TINY else f"{rates[tile]:.0f}"
+        except Exception as error:  # a tile that asks too much of this device
+            cell = f"failed: {type(error).__name__}"
+        report.add(caption, ("d", "tile", "TFLOP/s"), [str(d), brief(tile), cell])
+    best = max(rates, key=lambda tile: rates[tile])
+    if best != TILES[dtype]:
+        all_pairs(report, dtype, d, tile=best)
+
+
+def profile(report: Report, dtype: str, d: int) -> None:
+    """Where the time of a call goes, by CUDA kernel."""
+    k = kernel(dtype)
+    x, y = (random_set(dtype, np.full(PART, FRAMES), d, side) for side in (1, 2))
+    k.compare(x, y)
+    caption, header = "Time on the device in one call, by program.", ("d", "program", "calls", "ms")
+    if TINY:
+        report.add(caption, header, [str(d), NOT_MEASURED, "", ""])
+        return
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        seconds = timed(k, x, y)[2]
+    events = sorted(found.key_averages(), key=lambda e: -e.device_time_total)[:4]
+    rows = [[str(d), e.key[:40], str(e.count), f"{e.device_time_total / 1e3:.2f}"] for e in events]
+    report.add(caption, header, *rows, [str(d), "the whole call, by the host's clock", "1", f"{seconds * 1e3:.2f}"])
+
+
+def beside_flash(report: Report, dtype: str, d: int) -> None:
+    """flash-maxsim once per direction, on the same rows; its first calls compile and tune."""
+    caption = f"Beside flash-maxsim, {PART} × {PART} utterances of T = {FRAMES}, both directions."
+    header = ("d", "system", "seconds", "pairs/s", "largest difference from ours")
+    k = kernel(dtype)
+    x, y = (random_set(dtype, np.full(PART, FRAMES), d, side) for side in (1, 2))
+    k.compare(x, y)
+    precision, recall, ours = timed(k, x, y)
+    try:
+        from flash_maxsim import flash_maxsim_batched
+    except ImportError:
+        flash_maxsim_batched = None
+    if TINY or flash_maxsim_batched is None:
+        report.add(caption, header, [str(d), "flash-maxsim, twice", NOT_MEASURED, NOT_MEASURED, NOT_MEASURED])
+        return
+    a, b = (side.rows.view(PART, FRAMES, d) for side in (x, y))
+    best = float("inf")
+    for _ in range(3):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        both = flash_maxsim_batched(a, b).cpu().numpy(), flash_maxsim_batched(b, a).T.cpu().numpy()
+        best = min(best, time.perf_counter() - begin)
+    off = max(float(np.abs(theirs / FRAMES - own).max()) for theirs, own in zip(both, (precision, recall), strict=True))
+    pairs = PART * PART
+    report.add(
+        caption,
+        header,
+        [str(d), "ours", f"{ours:.3f}", f"{pairs / ours:,.0f}", ""],
+        [
+            str(d),
+            f"flash-maxsim {_version('flash-maxsim')}, twice",
+            f"{best:.3f}",
+            f"{pairs / best:,.0f}",
+            f"{off:.1e}",
+        ],
+        [str(d), "ratio", f"{best / ours:.2f}", "", ""],
+    )
+
+
+def scores(report: Report) -> None:
+    """The whole path, packing included, against a float64 loop over the rows as given."""
+    rng = np.random.default_rng(0)
+    for dtype in ("float32", "float16") if TINY else tuple(ALLOWED):
+        k = Triton(dtype, tile=SMALL if TINY else None)
+        for d in (1, 100) if TINY else (1, 100, 1280):
+            x, y = (
+                [rng.standard_normal((n, d)).astype(np.float32) for n in (1, 2, *rng.integers(1, LONGEST, 4), LONGEST)]
+                for _ in range(2)
+            )
+            cases = {
+                "random": (x, y),
+                "all negative": ([np.abs(u) for u in x], [-np.abs(u) for u in y]),
+                "single frames": ([u[:1] for u in x], [u[:1] for u in y]),
+                "repeated frames": (x, [np.repeat(u, 2, axis=0) for u in x]),
+            }
+            for name, (left, right) in cases.items():
+                found = k.compare(k.pack(Ragged.from_list(left)), k.pack(Ragged.from_list(right)))
+                error = float(np.abs(np.stack(found) - by_loop(left, right)).max())
+                caption = "Largest error of precision and recall against a float64 loop, 1 to 1500 frames."
+                header = ("rows", "d", "case", "error", "allowed")
+                report.add(caption, header, [dtype, str(d), name, f"{error:.1e}", f"{ALLOWED[dtype]:.1e}"])
+                report.check(error <= ALLOWED[dtype], f"{dtype}, d = {d}, {name}: off by {error:.1e}")
+
+
+def by_loop(x: list[np.ndarray], y: list[np.ndarray]) -> np.ndarray:
+    unit = [[u / np.linalg.norm(u, axis=1, keepdims=True) for u in map(np.float64, side)] for side in (x, y)]
+    products = [[a @ b.T for b in unit[1]] for a in unit[0]]
+    return np.array([[[s.max(axis=side).mean() for s in row] for row in products] for side in (1, 0)])
+
+
+def brief(tile: Tile) -> str:
+    return f"{tile.x} × {tile.y} × {tile.d}, {tile.warps}, {tile.stages}, {tile.programs}"
+
+
+def facts(dtype: str) -> dict[str, Any]:
+    found = {"rows": dtype, "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+    found |= {package: _version(package) for package in ("torch", "triton", "numpy", "flash-maxsim")}
+    if TINY:
+        return {"device": "none: Triton's interpreter", **found}
+    device = torch.cuda.get_device_properties(0)
+    gib = f"{device.total_memory / 2**30:.0f} GiB"
+    multiprocessors = device.multi_processor_count
+    return {
+        "device": device.name,
+        "memory": gib,
+        "multiprocessors": multiprocessors,
+        "CUDA": torch.version.cuda,
+        **found,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--tiny", action="store_true", help="small sizes in Triton's interpreter, without a device")
+    p.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="number format of the rows")
+    p.add_argument("--seconds", type=float, default=420, help="start no further section after this time")
+    p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
+    args = p.parse_args()
+    if not TINY and not torch.cuda.is_available():
+        sys.exit("no CUDA device; --tiny runs our sections at a small size in Triton's interpreter")
+    dtype = "float16" if TINY else args.dtype  # the interpreter cannot multiply bfloat16
+    report = Report(args.out, facts(dtype))
+    widest = DIMENSIONS[0]
+    # What matters most comes first: the time may not reach for all.
+    sections = [
+        (scores, {}),
+        (all_pairs, {"dtype": dtype, "d": widest}),
+        (beside_flash, {"dtype": dtype, "d": widest}),
+        (profile, {"dtype": dtype, "d": widest}),
+        (all_pairs, {"dtype": dtype, "d": widest, "ragged": True}),
+        *((all_pairs, {"dtype": dtype, "d": d}) for d in DIMENSIONS[1:]),
+        (sweep, {"dtype": dtype, "d": widest}),
+        (sweep, {"dtype": dtype, "d": DIMENSIONS[-1]}),
+        (beside_flash, {"dtype": dtype, "d": DIMENSIONS[-1]}),
+    ]
+    begin = time.perf_counter()
+    for section, given in sections:
+        title = f"{section.__name__} {', '.join(map(str, given.values()))}".strip()
+        if time.perf_counter() - begin > args.seconds:
+            report.check(False, f"{title}: not reached within {args.seconds:.0f} s")
+            continue
+        print(f"{time.perf_counter() - begin:.0f} s: {title}", file=sys.stderr, flush=True)
+        try:
+            section(report, **given)
+        except Exception as error:  # the sections after it are still worth their device time
+            traceback.print_exc()
+            report.check(False, f"{title}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        if not TINY:
+            torch.cuda.empty_cache()
+    report.facts["seconds"] = round(time.perf_counter() - begin)
+    report.write()
+    print(report.text(), end="")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
