@@ -110,16 +110,16 @@ def main() -> int:
         x, y = (random_side(rng, np.full(n, frames), d) for _ in range(2))
         errors: dict[str, float] = {}
         calls = sgemm | our_calls(x, y, errors, rng)
+        what = f"{n} × {n} utterances, T = {frames}, d = {d}"
         unit = [side.unit().rows.reshape(n, frames, d) for side in (x, y)]
         for name, make in PEERS.items():
             try:
                 call = make(*unit, args.threads)
             except ImportError as e:
-                notes.append(f"{name}: not measured, {e.name} is not installed.")
+                notes.append(f"{what}: {name} is not measured, {e.name} is not installed.")
                 continue
             errors[name] = largest_error(x, y, call(), rng)
             calls[name] = (2.0 * (n * frames) ** 2 * d, call)
-        what = f"{n} × {n} utterances, T = {frames}, d = {d}"
         rates = take_turns(calls, args.repeats, what)
         middle = {name: median(r) for name, r in rates.items()}
         rows = []
