@@ -96,6 +96,12 @@ def test_plan_tells_the_time_by_the_measured_rate_of_its_context(
         told = json.loads(capsys.readouterr().out)
         assert told["seconds"] == pytest.approx(told["flops"] * rate.seconds / rate.flops)
         assert told["bench"] is None
+    # shallow outputs cost as much: the whole graph runs
+    times = []
+    for outputs in ("final", "layer_00"):
+        assert run("plan", corpus, tiny_model, "--threads", 1, "--outputs", outputs, "--json") == 0
+        times.append(json.loads(capsys.readouterr().out)["seconds"])
+    assert times[0] == times[1]
     assert run("plan", corpus, tiny_model, "--threads", 1) == 0
     assert "expected time 0:0" in capsys.readouterr().out
 
@@ -147,7 +153,7 @@ def test_what_was_measured_adds_up(tiny_model: Path, measured: Record) -> None:
     assert measured.sgemm_rate is not None
     for t in measured.modes.values():
         assert t.clips >= throughput.TRIAL_CLIPS
-        assert t.efficiency == pytest.approx(t.flops / t.seconds / measured.sgemm_rate)
+        assert t.efficiency == pytest.approx(t.flops / t.seconds / measured.sgemm_rate)  # all outputs: all layers
         assert t.stored_bytes == pytest.approx(t.audio_seconds * 50 * 32 * 2 * 5, rel=0.01)
         assert {"decode", "log_mel", "encode", "write"} <= set(t.stages)
     assert measured.modes["padded"].tokens == 1500 * measured.modes["padded"].clips

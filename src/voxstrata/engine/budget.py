@@ -9,7 +9,8 @@ multiplication and an addition counted as two. A window of m computed positions,
              + 2 · 2 · m · K · d  (logits, weighted values)
              + 2 · 2 · m · d · ffn  (MLP)
 
-Layers count up to the deepest output that is kept. Softmax, LayerNorm, GELU and log-mel are left out.
+Layers count up to the deepest output that is kept, though ONNX Runtime runs all that the graph has. Softmax,
+LayerNorm, GELU and log-mel are left out.
 """
 
 from __future__ import annotations

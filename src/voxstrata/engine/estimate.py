@@ -59,11 +59,16 @@ def estimate(
 ) -> Estimate:
     """Plan the extraction of `corpus` as `spec` says.
 
-    The time is the plan's arithmetic at the operations per second that `record` (of `bench`) reached in that context.
+    The time is the arithmetic of all layers of the model's graph, at the operations per second that `record` (of
+    `bench`) reached in that context.
     Raises what planning raises: InputError for a corpus of which nothing can be read.
     """
     plan, _ = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
+    seconds = None
+    if record:
+        run = Work.of(plan, EncoderSize.of(model, model.card.outputs))
+        seconds = run.flops / record.modes[spec.context.mode].flops_per_second
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize
     per_output = sum(
         shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows) for unit in range(plan.units)
@@ -82,5 +87,5 @@ def estimate(
         mode=spec.context.mode,
         bytes_per_output=per_output,
         bytes=per_output * len(spec.outputs),
-        seconds=work.flops / record.modes[spec.context.mode].flops_per_second if record else None,
+        seconds=seconds,
     )

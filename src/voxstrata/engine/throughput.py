@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from voxstrata.corpus import Corpus, read_corpus
-from voxstrata.engine.budget import sgemm_rate
+from voxstrata.engine.budget import EncoderSize, sgemm_rate
 from voxstrata.engine.extract import ExtractReport, extract
 from voxstrata.engine.session import Device, available_threads
 from voxstrata.model import Context, ModelFolder
@@ -71,9 +71,10 @@ MIXES = {
 class Throughput:
     """What one measurement gave.
 
-    seconds: wall seconds from the first unit to the last. tokens: computed positions. flops: arithmetic needed (see
-    `voxstrata.engine.budget`). stored_bytes: of the rows. stages: busy seconds, overlapping, `decode` over all threads.
-    efficiency: flops / (seconds × sgemm rate); None on GPUs.
+    seconds: wall seconds from the first unit to the last. tokens: computed positions. flops: arithmetic of all layers
+    the model's graph has, which run whichever outputs are kept (`voxstrata.engine.budget`). stored_bytes: of the rows.
+    stages: busy seconds, overlapping, `decode` over all threads.
+    efficiency: arithmetic that `outputs` need / (seconds × sgemm rate); None on GPUs.
     """
 
     mode: Mode
@@ -149,7 +150,8 @@ def measure(
         left = max(0.0, seconds - trial.seconds)
         report, lengths = run("main", int(np.clip(left * TRIAL_CLIPS / trial.seconds, TRIAL_CLIPS, most)))
     frames = -(-np.round(lengths * SAMPLE_RATE).astype(int) // SAMPLES_PER_FRAME)
-    context = Context(mode)
+    context, size = Context(mode), EncoderSize.of(model, model.card.outputs)
+    computed = [context.frames_computed(int(n)) for n in frames]
     return Throughput(
         mode,
         mix.name,
@@ -157,8 +159,8 @@ def measure(
         report.utterances,
         report.audio_seconds,
         report.seconds,
-        sum(context.frames_computed(int(n)) for n in frames),
-        report.flops,
+        sum(computed),
+        sum(size.window_flops(m, context) for m in computed),
         int(frames.sum()) * model.card.d_model * 2 * len(chosen),
         report.stages,
         report.flops / (report.seconds * limit) if limit else None,
