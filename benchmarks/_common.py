@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxstrata.corpus import Corpus
+from voxstrata.engine.budget import BLAS_THREADS
+from voxstrata.engine.throughput import cpu_name
 from voxstrata.experiments.drift import sample
 from voxstrata.model import ModelFolder
 
 if TYPE_CHECKING:
     from voxstrata.exporters.checkpoint import Checkpoint
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-PACKAGES = ("voxstrata", "onnxruntime", "torch", "transformers", "numpy", "zarr")
+PACKAGES = ("voxstrata", "onnxruntime", "torch", "transformers", "numpy", "zarr", "optimum", "ctranslate2", "zarrs")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def pin(threads: int) -> None:
         if len(cores) < threads:
             sys.exit(f"--threads {threads}: this process may use {len(cores)} cores")
         os.sched_setaffinity(0, cores[:threads])
-    wanted = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    wanted = dict.fromkeys(BLAS_THREADS, str(threads))
     if any(os.environ.get(k) != v for k, v in wanted.items()):
         os.execve(sys.executable, sys.orig_argv, os.environ | wanted)
 
@@ -87,26 +88,15 @@ def environment(threads: int) -> dict[str, Any]:
     """Facts about machine and software; none tells the date."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload]
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
         "load_1min": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "blas": f"{blas['name']} {blas['version']}",
-        **{name: _version(name) for name in PACKAGES},
+        **{name: found for name in PACKAGES if (found := _version(name))},
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    facts = {k.strip(): v.strip() for k, v in facts.items()}
-    name = facts.get("model name", platform.machine())
-    return f"{name} (family {facts.get('cpu family')}, model {facts.get('model')})"
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,21 @@ from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
 from voxstrata.model.card import ModelCard
-from voxstrata.store import StoreSpec, StoreWriter, make_plan
+from voxstrata.store import Plan, StoreSpec, StoreWriter, make_plan
 
 OUTPUT = "final"
 
 
-def make_store(path: Path, lengths: Mapping[str, NDArray[np.int64]], d: int, seed: int = 0) -> None:
-    """Write utterances of so many frames each, by language, as float16; utterance i of a language is of group i.
+def random_card(d: int, outputs: Sequence[str]) -> ModelCard:
+    """The card of a model that never was."""
+    return ModelCard(
+        1, "random frames", None, "0" * 64, 1, d, 1, 80, "float32", 17, tuple(outputs), "final", {"sha256": "0" * 64},
+        {}, {},
+    )  # fmt: skip
 
-    Frames are normal and independent, so that no shortcut through repeated or similar frames is possible.
-    """
+
+def random_plan(lengths: Mapping[str, NDArray[np.int64]], d: int, outputs: Sequence[str]) -> Plan:
+    """A plan of utterances of so many frames each, by language; utterance i of a language is of group i."""
     rows = [
         (f"{language}-{i}", language, f"g{i}", int(n)) for language in lengths for i, n in enumerate(lengths[language])
     ]
@@ -39,11 +44,16 @@ def make_store(path: Path, lengths: Mapping[str, NDArray[np.int64]], d: int, see
         schema=SCHEMA,
     )
     infos = [AudioInfo(n * SAMPLES_PER_FRAME, SAMPLE_RATE, n * SAMPLES_PER_FRAME, 1, 44) for *_, n in rows]
-    plan = make_plan(Corpus(Path("/"), table), infos, {}, StoreSpec((OUTPUT,)), d)
-    card = ModelCard(
-        1, "random frames", None, "0" * 64, 1, d, 1, 80, "float32", 17, (OUTPUT,), "final", {"sha256": "0" * 64}, {}, {}
-    )
-    writer = StoreWriter(path, plan, card)
+    return make_plan(Corpus(Path("/"), table), infos, {}, StoreSpec(tuple(outputs)), d)
+
+
+def make_store(path: Path, lengths: Mapping[str, NDArray[np.int64]], d: int, seed: int = 0) -> None:
+    """Write a store of `random_plan` with the output OUTPUT, float16.
+
+    Frames are normal and independent, so that no shortcut through repeated or similar frames is possible.
+    """
+    plan = random_plan(lengths, d, (OUTPUT,))
+    writer = StoreWriter(path, plan, random_card(d, (OUTPUT,)))
     rng = np.random.default_rng(seed)
     for unit in range(plan.units):
         writer.commit(unit, {OUTPUT: rng.standard_normal((plan.unit_rows, d), np.float32).astype(np.float16)}, {})

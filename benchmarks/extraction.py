@@ -1,24 +1,20 @@
-"""Speed of extraction beside Hugging Face's PyTorch encoder: same clips, same cores, same threads, one run.
+"""Speed of extraction beside what a user would otherwise run: same clips, same cores, same threads, one run.
 
 voxstrata (`padded`, `bucketed`, `trimmed`): `extract()` of all outputs as float16 into a store on disk. The wall
 time is the whole call's: model check, probing, plan, sessions, decoding, log-mel, encoder, writing.
-PyTorch (eager and sdpa, batch 1 and 8): `decode()`, WhisperFeatureExtractor to 30 s, encoder with
-`output_hidden_states=True` under inference_mode. Loading the checkpoint and writing are not counted, and a warm-up
-batch goes first. It may be timed on a random part of the clips (`--baseline-clips`) and scaled by their number.
+Our session alone (`bucketed`): the same batches through log-mel and encoder, sessions included, with the audio decoded
+beforehand and nothing written.
+PyTorch (eager and sdpa, batch 1 and 8, all hidden states), optimum's exported encoder on ONNX Runtime and CTranslate2's
+encoder (batch 1 and 8, last state only; pip install optimum-onnx ctranslate2): `decode()`, WhisperFeatureExtractor to
+30 s, encoder, float32. Loading and writing are not counted, and a warm-up batch goes first. They may be timed on a
+random part of the clips (`--baseline-clips`) and scaled by their number.
 
-Systems take turns, `--repeats` times; the table gives medians and, in brackets, the range.
+Systems take turns, `--repeats` times; the tables give medians and, in brackets, the range.
 
-Efficiency is encoder FLOPs / (wall × sgemm), with sgemm the float32 rate of numpy's matrix product (2048³) in this
-process at the same threads. One window of m computed positions that attends to K = m + cached keys costs
-
-    conv1      2 · 2m · 3 · mels · d
-    conv2      2 · m · 3 · d · d
-    per layer  4 · 2 · m · d²   (query, key, value and output projections)
-             + 2 · 2 · m · K · d   (logits, weighted values)
-             + 2 · 2 · m · d · ffn   (MLP)
-
-with a multiplication and an addition counted as two. Softmax, LayerNorm, GELU and log-mel are left out.
-Exit status 1 when stored `padded` states are off PyTorch's by more than 2e-3 (relative L2, float16 storage).
+Efficiency is the arithmetic the plan needs (`voxstrata.engine.budget`, which has the formula) / (wall × sgemm), with
+sgemm the float32 rate of numpy's matrix product (2048³) on the same threads, measured at the start of every turn.
+Exit status 1 when stored `padded` states are off PyTorch's by more than 2e-3 (relative L2, float16 storage), or a
+peer's last state by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -38,21 +34,30 @@ from statistics import median
 import numpy as np
 import torch
 from _common import Table, environment, exported, parser, pin, say, subset, write_report
+from _peers import Encode, ctranslate2, installed, optimum, pytorch
+from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
-from voxstrata.audio.units import SAMPLE_RATE, WINDOW_FRAMES
-from voxstrata.corpus import Corpus, probe_corpus, read_corpus
-from voxstrata.engine import extract
+from voxstrata.audio.units import SAMPLE_RATE
+from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.engine import Encoder, extract
+from voxstrata.engine.budget import EncoderSize, Work, sgemm_rate
+from voxstrata.engine.extract import batches
+from voxstrata.engine.planning import plan_corpus, store_spec
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.reference import hidden_states
 from voxstrata.model import Context, ModelFolder
+from voxstrata.model.context import Mode
 from voxstrata.store import open_store
-from voxstrata.store.plan import Plan, make_plan
-from voxstrata.store.spec import StoreSpec
+
+Samples = NDArray[np.float32]
 
 TOLERANCE = 2e-3  # relative L2 of float16-stored states
 CHECKED = 4  # clips whose stored states are compared with PyTorch
-MODES = ("padded", "bucketed", "trimmed")
+PEER_TOLERANCE = 1e-3  # relative L2 of float32 states
+MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")
+SESSION = "our session alone"
+KINDS = ("PyTorch", "optimum", "CTranslate2", SESSION)
 
 
 @dataclass(frozen=True)
@@ -63,38 +68,7 @@ class Run:
     stages: dict[str, float]
 
 
-def encoder_flops(plan: Plan, checkpoint: Checkpoint, silence_keys: int) -> int:
-    """FLOPs of the encoder over all windows of a plan (see the module's docstring).
-
-    silence_keys: cached keys of the model, 0 when there is one for each position.
-    """
-    shape, context, total = checkpoint.shape, plan.spec.context, 0
-    d, ffn = shape.d_model, checkpoint.config.encoder_ffn_dim
-    for u in range(len(plan.frames)):
-        for window in plan.windows(u):
-            m = context.frames_computed(window.frames)
-            keys = m
-            if context.mode == "bucketed" and m < WINDOW_FRAMES:
-                keys += silence_keys or WINDOW_FRAMES - m
-            layer = 8 * m * d**2 + 4 * m * keys * d + 4 * m * d * ffn
-            total += 12 * m * shape.n_mels * d + 6 * m * d**2 + shape.layers * layer
-    return total
-
-
-def sgemm_rate() -> float:
-    """Best float32 FLOP/s of numpy's matrix product at 2048³."""
-    n = 2048
-    a, b = np.random.default_rng(0).standard_normal((2, n, n), np.float32)
-    out = np.empty((n, n), np.float32)
-    seconds = []
-    for _ in range(8):
-        begin = time.perf_counter()
-        np.matmul(a, b, out=out)
-        seconds.append(time.perf_counter() - begin)
-    return 2 * n**3 / min(seconds)
-
-
-def run_voxstrata(mode: str, corpus: Corpus, model: ModelFolder, work: Path, threads: int) -> Run:
+def run_voxstrata(mode: Mode, corpus: Corpus, model: ModelFolder, work: Path, threads: int) -> Run:
     """Extract into `work/MODE.zarr`, anew."""
     store = work / f"{mode}.zarr"
     shutil.rmtree(store, ignore_errors=True)
@@ -106,23 +80,54 @@ def run_voxstrata(mode: str, corpus: Corpus, model: ModelFolder, work: Path, thr
     return Run(wall, {"start": wall - done.seconds, **done.stages})
 
 
-def run_pytorch(attention: str, batch: int, checkpoint: Checkpoint, corpus: Corpus, rows: Sequence[int]) -> Run:
+def run_session(mode: Mode, corpus: Corpus, model: ModelFolder, audio: Sequence[Samples], threads: int) -> Run:
+    """Our session over the batches of `extract`: `audio` holds the samples of every row of the corpus."""
+    spec = store_spec(model, context=Context(mode))
+    plan, _ = plan_corpus(corpus, model, spec)
+    row = {name: i for i, name in enumerate(corpus.table["id"].to_pylist())}
+    of = [audio[row[name]] for name in plan.utterances["id"].to_pylist()]
+    begin = time.perf_counter()
+    encoder = Encoder(model, spec.outputs, spec.context, threads=threads)
+    for unit in range(plan.units):
+        for frames, windows in batches(plan, unit, encoder):
+            encoder.run([of[w.utterance][w.sample : w.sample + w.samples] for w in windows], frames)
+    return Run(time.perf_counter() - begin, dict(encoder.seconds))
+
+
+def run_peer(encode: Encode, batch: int, checkpoint: Checkpoint, corpus: Corpus, rows: Sequence[int]) -> Run:
     """Encode the recordings `rows`, padded to 30 s; times are scaled to the whole corpus."""
-    checkpoint.encoder.set_attn_implementation(attention)
     seconds: dict[str, float] = defaultdict(float)
     for i in range(0, len(rows), batch):
         begin = time.perf_counter()
         audio = [decode(corpus.absolute(row)) for row in rows[i : i + batch]]
         decoded = time.perf_counter()
-        features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+        features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_features"]
         extracted = time.perf_counter()
-        with torch.inference_mode():
-            checkpoint.encoder(features, output_hidden_states=True)
+        encode(features)
         seconds["decode"] += decoded - begin
         seconds["log_mel"] += extracted - decoded
         seconds["encode"] += time.perf_counter() - extracted
     scale = len(corpus) / len(rows)
     return Run(scale * sum(seconds.values()), {k: scale * v for k, v in seconds.items()})
+
+
+def peers(checkpoint: Checkpoint, work: Path, threads: int) -> dict[str, Encode]:
+    """The encoders to hold against, by name; those whose package is not installed are left out."""
+    found = {f"PyTorch {a}": pytorch(checkpoint, a) for a in ("eager", "sdpa")}
+    for name, make in (("optimum", optimum), ("CTranslate2", ctranslate2)):
+        if installed(name):
+            say(f"converting for {name}")
+            found[name] = make(checkpoint, work / name, threads)
+        else:
+            say(f"{name} is not installed and not measured")
+    return found
+
+
+def last_states(found: dict[str, Encode], checkpoint: Checkpoint, audio: Samples) -> dict[str, float]:
+    """Relative L2 of every peer's last state to PyTorch's, on one recording."""
+    features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_features"]
+    want = found["PyTorch eager"](features).astype(np.float64)
+    return {n: float(np.linalg.norm(f(features) - want) / np.linalg.norm(want)) for n, f in found.items()}
 
 
 def differences(store: Path, checkpoint: Checkpoint, corpus: Corpus, rows: Sequence[int]) -> dict[str, float]:
@@ -149,8 +154,9 @@ def report(
     rates: Sequence[float],
     flops: dict[str, int],
     off: dict[str, float],
+    off_peers: dict[str, float],
 ) -> None:
-    """Write the tables; PyTorch was timed on `timed` of `clips` clips."""
+    """Write the tables; peers were timed on `timed` of `clips` clips."""
     rate = median(rates)
     walls = {name: median(r.wall for r in own) for name, own in runs.items()}
     best = min((name for name in walls if name.startswith("PyTorch")), key=walls.__getitem__)
@@ -176,6 +182,9 @@ def report(
                 ", ".join(f"{k} {v:.1f}" for k, v in typical.items()),
             ]
         )
+    kinds = [k for k in KINDS if any(name.startswith(k) for name in walls)]
+    fastest = {k: min(wall for name, wall in walls.items() if name.startswith(k)) for k in kinds}
+    faster = [[f"voxstrata {m}", *(f"{fastest[k] / walls[f'voxstrata {m}']:.2f}" for k in kinds)] for m in MODES]
     header = ["system", "wall s", "audio-hours per hour", "× baseline", "efficiency", "stage seconds"]
     inputs = {"clips": clips, "audio_seconds": audio_seconds, "sgemm_flops_per_second": list(rates)}
     write_report(
@@ -183,22 +192,29 @@ def report(
         f"Extraction speed, {Path(args.model).name}",
         args,
         facts,
-        inputs | {"encoder_flops": flops, "systems": systems, "padded_relative_l2": off},
+        inputs
+        | {"encoder_flops": flops, "systems": systems, "padded_relative_l2": off, "peers_relative_l2": off_peers},
         [
             Table(
                 f"{clips} clips, {audio_seconds / 60:.1f} minutes, mean {audio_seconds / clips:.2f} s:", header, rows
             ),
+            Table("Wall time of the fastest setting of each system, in those of:", ["", *kinds], faster),
             Table(
                 f"Stored `padded` beside PyTorch on {min(CHECKED, timed)} clips, allowed {TOLERANCE:.0e}:",
                 ["output", "largest relative L2"],
                 [[name, f"{value:.1e}"] for name, value in off.items()],
             ),
+            Table(
+                f"Last state beside PyTorch eager on one clip, allowed {PEER_TOLERANCE:.0e}:",
+                ["system", "relative L2"],
+                [[name, f"{value:.1e}"] for name, value in off_peers.items()],
+            ),
         ],
         [
             f"Limit: numpy sgemm, {rate / 1e9:.0f} GFLOP/s ({min(rates) / 1e9:.0f}–{max(rates) / 1e9:.0f}).",
-            f"PyTorch was timed on {timed} of {clips} clips, drawn at random, and scaled by their number: padded to "
-            "30 s, all cost the same. Its best setting is the baseline.",
-            "The wall of voxstrata includes probing, sessions and writing; PyTorch's neither loading nor writing. Its "
+            f"Peers were timed on {timed} of {clips} clips, drawn at random, and scaled by their number: padded to "
+            "30 s, all cost the same. The best setting of PyTorch is the baseline.",
+            "The wall of voxstrata includes probing, sessions and writing; peers' neither loading nor writing. Its "
             "stages overlap, and decode adds up threads; wait is the encoder's for audio.",
         ],
     )
@@ -207,7 +223,7 @@ def report(
 def main() -> int:
     p = parser(__doc__)
     p.add_argument("--clips", type=int, help="measure on so many clips; default: all")
-    p.add_argument("--baseline-clips", type=int, help="time PyTorch on so many of them; default: all")
+    p.add_argument("--baseline-clips", type=int, help="time peers on so many of them; default: all")
     p.add_argument("--repeats", type=int, default=3)
     args = p.parse_args()
     pin(args.threads)
@@ -218,32 +234,35 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
         work = Path(folder)
         checkpoint, model = exported(args, work / "model")
+        found = peers(checkpoint, work, args.threads)
+        off_peers = last_states(found, checkpoint, decode(corpus.absolute(part[0])))
+        audio = [decode(corpus.absolute(i)) for i in range(len(corpus))]
         systems: dict[str, Callable[[], Run]] = {}
         for mode in MODES:
             systems[f"voxstrata {mode}"] = partial(run_voxstrata, mode, corpus, model, work, args.threads)
-        for attention, batch in (("eager", 1), ("eager", 8), ("sdpa", 1), ("sdpa", 8)):
-            run_pytorch(attention, batch, checkpoint, corpus, part[:batch])  # warm-up
-            name = f"PyTorch {attention}, batch {batch}"
-            systems[name] = partial(run_pytorch, attention, batch, checkpoint, corpus, part)
+        systems[f"{SESSION}, bucketed"] = partial(run_session, "bucketed", corpus, model, audio, args.threads)
+        for name, encode in found.items():
+            for batch in (1, 8):
+                run_peer(encode, batch, checkpoint, corpus, part[:batch])  # warm-up
+                systems[f"{name}, batch {batch}"] = partial(run_peer, encode, batch, checkpoint, corpus, part)
         runs: dict[str, list[Run]] = defaultdict(list)
         rates = []
         for repeat in range(args.repeats):
-            rates.append(sgemm_rate())
+            rates.append(sgemm_rate(args.threads))
             for name, run in systems.items():
                 runs[name].append(run())
                 say(f"repeat {repeat + 1} of {args.repeats}: {name} {runs[name][-1].wall:.1f} s")
         off = differences(work / "padded.zarr", checkpoint, corpus, part[:CHECKED])
 
-    infos, unreadable = probe_corpus(corpus)
     flops = {}
     for name in systems:
-        mode = name.removeprefix("voxstrata ") if name.startswith("voxstrata") else "padded"
-        spec = StoreSpec(model.card.outputs, context=Context(mode))
-        plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model)
-        flops[name] = encoder_flops(plan, checkpoint, model.card.silence["groups"])
-    audio_seconds = sum(i.samples for i in infos if i) / SAMPLE_RATE
-    report(args, facts, audio_seconds, len(corpus), len(part), runs, rates, flops, off)
-    return int(not all(value <= TOLERANCE for value in off.values()))
+        mode = next((m for m in MODES if name.endswith(m)), "padded")
+        plan, _ = plan_corpus(corpus, model, store_spec(model, context=Context(mode)))
+        flops[name] = Work.of(plan, EncoderSize.of(model, model.card.outputs)).flops
+    audio_seconds = int(plan.samples.sum()) / SAMPLE_RATE
+    report(args, facts, audio_seconds, len(corpus), len(part), runs, rates, flops, off, off_peers)
+    right = all(v <= TOLERANCE for v in off.values()) and all(v <= PEER_TOLERANCE for v in off_peers.values())
+    return int(not right)
 
 
 if __name__ == "__main__":

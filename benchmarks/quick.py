@@ -1,4 +1,5 @@
-"""The quick set: extraction and memory on a small spoken corpus and a random-weight encoder of whisper-tiny's shape.
+"""The quick set: extraction and memory on a small spoken corpus and a random-weight encoder of whisper-tiny's shape,
+writing and reading, and the mixes of lengths on that shape.
 
 For a look at this machine in a few minutes, and a check that the benchmarks run; the figures that the docs quote are
 made on real weights and speech by the commands in README.md beside this file.
@@ -16,9 +17,13 @@ from voxstrata.experiments.demo import write_random_checkpoint
 from voxstrata.experiments.demo_corpus import write_demo_corpus
 
 HERE = Path(__file__).parent
-RUNS = {
+RUNS = {  # scripts that take a checkpoint and a corpus
     "extraction.py": ["--clips", "40", "--repeats", "1", "--baseline-clips", "16"],
     "memory.py": ["--clips", "40", "120"],
+}
+ALONE = {  # scripts that make what they measure
+    "writing.py": ["--megabytes", "512", "--repeats", "3"],
+    "mixes.py": ["--shapes", "tiny", "--outputs-of", "tiny", "--seconds", "5"],
 }
 
 
@@ -33,9 +38,9 @@ def main() -> int:
         write_random_checkpoint(checkpoint)
         corpus = write_demo_corpus(Path(folder) / "corpus", sentences=15, languages=("en", "es", "de", "ru"))
         other = write_demo_corpus(Path(folder) / "other", sentences=10, languages=("tr",))
-        given = ["--model", checkpoint, "--corpus", corpus, "--calibrate", other, "--threads", args.threads]
-        for script, options in RUNS.items():
-            command = [sys.executable, HERE / script, *given, "--out", args.out, *options]
+        given = ["--model", checkpoint, "--corpus", corpus, "--calibrate", other]
+        for script, options in [*((s, [*given, *o]) for s, o in RUNS.items()), *ALONE.items()]:
+            command = [sys.executable, HERE / script, "--threads", args.threads, "--out", args.out, *options]
             worst = max(worst, subprocess.run([str(c) for c in command], check=False).returncode)
     return worst
 

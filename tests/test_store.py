@@ -425,9 +425,9 @@ def test_a_full_disk_stops_the_run_and_a_resume_completes_it(
         take()
         await to_zarr(self, key, value)
 
-    def write(self: Files, name: str, data: bytes) -> None:
+    def write(self: Files, name: str, *parts: bytes) -> None:
         take()
-        to_file(self, name, data)
+        to_file(self, name, *parts)
 
     with monkeypatch.context() as patch:
         patch.setattr(zarr.storage.LocalStore, "set", set_)

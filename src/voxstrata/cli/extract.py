@@ -19,7 +19,7 @@ from voxstrata.cli.console import (
     print_json,
     run_options,
 )
-from voxstrata.store.plan import UNIT_MEGABYTES
+from voxstrata.cli.options import storing_options
 
 
 @contextmanager
@@ -36,44 +36,11 @@ def resume_hint() -> Iterator[None]:
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "store", required=True, help="Store to make or to resume: a path or s3://…, gs://…")
-@click.option("--outputs", default="all", show_default=True, help="Outputs to keep, e.g. layer_03,layer_06,final.")
-@click.option(
-    "--context",
-    "mode",
-    type=click.Choice(["bucketed", "padded", "trimmed"]),
-    default="bucketed",
-    show_default=True,
-    help="What the encoder sees beyond the speech; `voxstrata drift` measures the difference.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="Of the stored frames.",
-)
-@click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector per utterance instead of frames.")
-@click.option(
-    "--every", type=int, default=1, show_default=True, help="Keep the mean of every N frames; N divides 1500."
-)
-@click.option(
-    "--long",
-    type=click.Choice(["window", "error"]),
-    default="window",
-    show_default=True,
-    help="Recordings over 30 s: cut into 30 s windows, or refuse.",
-)
-@click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
+@storing_options
 @run_options
 @click.option("--tokens", type=click.IntRange(min=1), help="Batch size × computed positions. [default: by device]")
-@click.option(
-    "--unit-mb",
-    type=click.FloatRange(min=0, min_open=True),
-    default=UNIT_MEGABYTES,
-    show_default=True,
-    help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more.",
-)
 @click.option("--allow-overflow", is_flag=True, help="Store values beyond float16 as infinities.")
+@click.option("--efficiency", is_flag=True, help="Also report the share of this CPU's matrix product rate (sgemm).")
 @json_option
 def extract(
     corpus: Path,
@@ -91,6 +58,7 @@ def extract(
     tokens: int | None,
     unit_mb: float,
     allow_overflow: bool,
+    efficiency: bool,
     as_json: bool,
 ) -> int:
     """Extract the embeddings of CORPUS with MODEL into a zarr store.
@@ -125,6 +93,7 @@ def extract(
             tokens=tokens,
             unit_megabytes=unit_mb,
             allow_overflow=allow_overflow,
+            efficiency=efficiency,
             progress=extraction_progress(line),
             probing=count_progress(line, "reading headers"),
         )
@@ -145,6 +114,11 @@ def extract(
                 f"{clock(report.audio_seconds)} of audio in {clock(report.seconds)}: {rate:.0f} audio-hours per hour\n"
                 f"busy seconds by stage (they overlap): {busy}"
             )
+            if report.sgemm_rate:
+                click.echo(
+                    f"efficiency {report.efficiency:.0%}: {report.flops / 1e9:,.0f} GFLOP needed, matrix products run "
+                    f"at {report.sgemm_rate / 1e9:.0f} GFLOP/s here"
+                )
         if report.overflows:
             click.echo(f"{report.overflows} values beyond float16 were stored as infinities")
     print_failures(report.failures, f"all in {store}/utterances.parquet")

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
-from voxstrata.corpus import Corpus, probe_corpus, read_corpus
+from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.engine.budget import EncoderSize, sgemm_rate
 from voxstrata.engine.decoding import DecodeAhead
+from voxstrata.engine.planning import Long, plan_corpus, store_spec
 from voxstrata.engine.session import Device, Encoder
 from voxstrata.engine.sink import UnitSink
-from voxstrata.errors import InputError
+from voxstrata.errors import InputError, UsageError
 from voxstrata.model import Context, ModelFolder, open_model
-from voxstrata.model.names import select_outputs
 from voxstrata.store.files import Files
-from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window, make_plan
-from voxstrata.store.spec import StoreSpec
+from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
 
 BATCHES_IN_FLIGHT = 2  # encoded, not yet placed: enough to overlap, little to hold
@@ -50,8 +50,12 @@ class ExtractReport:
     """What a run did.
 
     utterances, failed: of the whole store; failures: reason by id. audio_seconds: encoded in this run.
-    seconds: wall seconds of this run. stages: busy seconds of each stage; they overlap, and `decode` adds up threads.
+    flops: arithmetic of what was encoded in this run (see `voxstrata.engine.budget`).
+    seconds: wall seconds of this run, from the first unit to the last. stages: busy seconds of each stage; they
+        overlap, and `decode` adds up threads.
     resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
+    sgemm_rate, efficiency: float32 matrix products in operations per second on the same threads just before the run,
+        and flops / (seconds × sgemm_rate); None unless asked for.
     """
 
     store: str
@@ -64,6 +68,9 @@ class ExtractReport:
     seconds: float
     stages: dict[str, float]
     overflows: int
+    flops: int
+    sgemm_rate: float | None
+    efficiency: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -80,12 +87,13 @@ def extract(
     dtype: Literal["float16", "float32"] = "float16",
     pool: Literal["mean"] | None = None,
     every: int = 1,
-    long: Literal["window", "error"] = "window",
+    long: Long = "window",
     device: Device | None = None,
     threads: int | None = None,
     tokens: int | None = None,
     unit_megabytes: float = UNIT_MEGABYTES,
     allow_overflow: bool = False,
+    efficiency: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     probing: Callable[[int, int], None] | None = None,
 ) -> ExtractReport:
@@ -101,6 +109,8 @@ def extract(
         for ONNX Runtime and for decoding; by default the cores this process may use.
     tokens
         batch size × computed positions; by default what suits the device.
+    efficiency
+        also measure this machine's rate of matrix products, for the report; on the CPU, about a second.
     progress, probing
         called after every batch, and, with recordings probed and their number, while headers are read.
     unit_megabytes
@@ -110,16 +120,15 @@ def extract(
     Raises
     ------
     UsageError, InputError
-        before any encoding: unknown outputs, unusable model or corpus, a store that something else made.
+        before any encoding: unknown outputs, efficiency asked of a GPU, unusable model or corpus, a store that
+        something else made.
         During it: no space, float16 overflow. What is committed stays; the same call resumes.
     """
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     model = model if isinstance(model, ModelFolder) else open_model(model)
-    # TensorRT computes a float32 graph in float16 (see Encoder), which is another result
-    arithmetic: Literal["float16", "float32"]
-    arithmetic = "float16" if model.card.dtype == "float16" or (device and device.kind == "tensorrt") else "float32"
-    chosen = select_outputs(outputs, model.card.outputs)
-    spec = StoreSpec(chosen, dtype, pool, every, context or Context(), arithmetic)
+    if efficiency and device and device.kind != "cpu":
+        raise UsageError("efficiency is measured against the CPU's sgemm rate; leave it out on a GPU")
+    spec = store_spec(model, outputs=outputs, context=context, dtype=dtype, pool=pool, every=every, device=device)
     try:
         # What can be known is known before minutes of reading headers: a store that is another's or in use, a device
         # that does not start.
@@ -129,29 +138,16 @@ def extract(
             with files.lock():
                 pass
         encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
-        infos, unreadable = probe_corpus(corpus, progress=probing)
-        if long == "error":
-            _refuse_long(corpus, infos)
-        plan = make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes)
+        plan, infos = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)
+        limit = sgemm_rate(encoder.threads) if efficiency else None
         with files.lock(), ExitStack() as stack:
             writer = StoreWriter(store, plan, model.card)
-            return _run(corpus, infos, encoder, writer, allow_overflow, progress, stack)
+            return _run(corpus, infos, encoder, writer, allow_overflow, progress, stack, limit)
     except OSError as e:
         raise InputError(
             f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
             "command to go on"
         ) from e
-
-
-def _refuse_long(corpus: Corpus, infos: Sequence[AudioInfo | None]) -> None:
-    long = [i for i, info in enumerate(infos) if info and info.samples > WINDOW_SAMPLES]
-    if long:
-        first = infos[long[0]]
-        assert first is not None
-        raise InputError(
-            f"{corpus.absolute(long[0])}: {first.samples / SAMPLE_RATE:.1f} s, over the 30 s window "
-            f"({len(long)} recordings are); use --long window, or cut them"
-        )
 
 
 def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
@@ -182,6 +178,7 @@ def _run(
     allow_overflow: bool,
     progress: Callable[[Progress], None],
     stack: ExitStack,
+    limit: float | None,
 ) -> ExtractReport:
     begin = time.perf_counter()
     plan = writer.plan
@@ -230,6 +227,7 @@ def _run(
             settle(BATCHES_IN_FLIGHT - 1)
             in_flight.append(worker.submit(sink.put, unit, windows, states))
 
+    size, flops = EncoderSize.of(encoder.model, plan.spec.outputs), 0
     encoded = passed = 0.0  # seconds of audio; recordings that fail are passed, not encoded
     for position, unit in enumerate(todo):
         failures: dict[int, str] = {}
@@ -253,6 +251,7 @@ def _run(
             if batch:
                 ready.append((features.submit(encoder.log_mel, samples, frames), frames, batch))
                 encode(unit, keep=1)
+            flops += len(batch) * size.window_flops(frames, plan.spec.context)
             encoded += sum(len(x) for x in samples) / SAMPLE_RATE
             passed += sum(w.samples for w in windows) / SAMPLE_RATE
             progress(Progress(position, len(todo), passed, total, failed + len(failures)))
@@ -264,6 +263,7 @@ def _run(
     reasons, overflows = writer.finish()
     progress(Progress(len(todo), len(todo), total, total, len(reasons)))
     ids = plan.utterances["id"].to_pylist()
+    seconds = time.perf_counter() - begin
     return ExtractReport(
         store=writer.files.root,
         utterances=len(ids),
@@ -272,7 +272,10 @@ def _run(
         units=plan.units,
         resumed_units=len(done),
         audio_seconds=encoded,
-        seconds=time.perf_counter() - begin,
+        seconds=seconds,
         stages={k: round(v, 3) for k, v in (audio.seconds | encoder.seconds | sink.seconds).items()},
         overflows=overflows,
+        flops=flops,
+        sgemm_rate=limit,
+        efficiency=flops / (seconds * limit) if limit else None,
     )

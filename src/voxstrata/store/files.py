@@ -53,15 +53,17 @@ class Files:
     def read(self, name: str) -> bytes:
         return bytes(self._fs.cat_file(f"{self._path}/{name}"))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file so that a kill at any instant leaves the old one, the new one, or none."""
+    def write(self, name: str, *parts: bytes | memoryview) -> None:
+        """Write a file of these parts so that a kill at any instant leaves the old one, the new one, or none."""
         if self.local is None:
-            self._fs.pipe_file(f"{self._path}/{name}", data)  # one PUT
+            self._fs.pipe_file(f"{self._path}/{name}", b"".join(parts))  # one PUT
             return
         target = self.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
-        partial.write_bytes(data)
+        with partial.open("wb") as f:
+            for part in parts:
+                f.write(part)
         partial.replace(target)
 
     def remove(self, name: str) -> None:

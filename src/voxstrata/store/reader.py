@@ -20,6 +20,7 @@ from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.errors import InputError, UsageError
 from voxstrata.model.card import ModelCard
 from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.shard import is_plain, read_rows
 from voxstrata.store.spec import SCHEMA, StoreSpec
 from voxstrata.store.writer import FAILED, PENDING, PLAN, UNITS, UTTERANCES
 
@@ -173,10 +174,23 @@ class EmbeddingStore:
         breaks = np.flatnonzero(self.start[index][1:] != (self.start[index] + self.length[index])[:-1]) + 1
         for piece in np.split(np.arange(len(index)), breaks):
             if len(piece):
-                first, last = index[piece[0]], index[piece[-1]]
-                end = int(self.start[last] + self.length[last])
-                rows[offsets[piece[0]] : offsets[piece[-1] + 1]] = array[int(self.start[first]) : end]
+                first = index[piece[0]]
+                self._read(array, int(self.start[first]), rows[offsets[piece[0]] : offsets[piece[-1] + 1]])
         return rows, offsets
+
+    def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
+        """Rows of an array from `begin`, into `out`; on a local disk straight from the shards."""
+        if self.files.local is None or not is_plain(array):
+            out[:] = array[begin : begin + len(out)]
+            return
+        assert array.shards is not None
+        shard_rows, end, at = array.shards[0], begin + len(out), begin
+        while at < end:
+            unit = at // shard_rows
+            stop = min(end, (unit + 1) * shard_rows)
+            path = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
+            read_rows(path, at % shard_rows, array.chunks[0], shard_rows, out[at - begin : stop - begin])
+            at = stop
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""

@@ -21,6 +21,7 @@ from voxstrata.errors import InputError
 from voxstrata.model.card import ModelCard
 from voxstrata.store.files import LOCK, Files, root_attributes, zarr_array
 from voxstrata.store.plan import Plan
+from voxstrata.store.shard import shard_parts
 from voxstrata.store.spec import SCHEMA
 
 PENDING, DONE, FAILED = 0, 1, 2
@@ -76,13 +77,14 @@ class StoreWriter:
         `blocks`: empty for a unit without a readable recording, which gets no shards: its rows read as zeros.
         `failures`: reasons by utterance index. `overflows`: stored values that are infinite.
         """
-        begin = unit * self.plan.unit_rows
-        end = begin + self.plan.rows_used(unit)
+        plan = self.plan
         for output, array in self._arrays.items():
-            # zarr reads the shard it is about to replace; what an interrupted run left of it may be damaged
-            self.files.remove(f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}")
+            shard = f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
             if blocks:
-                array[begin:end] = blocks[output]
+                used = blocks[output][: plan.rows_used(unit)]
+                self.files.write(shard, *shard_parts(used, plan.chunk_rows, plan.unit_rows))
+            else:
+                self.files.remove(shard)
         marker = {"unit": unit, "failed": {str(i): failures[i] for i in sorted(failures)}, "overflows": overflows}
         self.files.write(f"{UNITS}/{unit:06d}.json", json.dumps(marker).encode())
 

@@ -1,0 +1,57 @@
+"""Options that several commands share: what is kept of a corpus, and in which context it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from voxstrata.store.plan import UNIT_MEGABYTES
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_STORING = (
+    click.option("--outputs", default="all", show_default=True, help="Outputs to keep, e.g. layer_03,layer_06,final."),
+    click.option(
+        "--context",
+        "mode",
+        type=click.Choice(["bucketed", "padded", "trimmed"]),
+        default="bucketed",
+        show_default=True,
+        help="What the encoder sees beyond the speech; `voxstrata drift` measures the difference.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float16", "float32"]),
+        default="float16",
+        show_default=True,
+        help="Of the stored frames.",
+    ),
+    click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector per utterance instead of frames."),
+    click.option(
+        "--every", type=int, default=1, show_default=True, help="Keep the mean of every N frames; N divides 1500."
+    ),
+    click.option(
+        "--long",
+        type=click.Choice(["window", "error"]),
+        default="window",
+        show_default=True,
+        help="Recordings over 30 s: cut into 30 s windows, or refuse.",
+    ),
+    click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]"),
+    click.option(
+        "--unit-mb",
+        type=click.FloatRange(min=0, min_open=True),
+        default=UNIT_MEGABYTES,
+        show_default=True,
+        help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more.",
+    ),
+)
+
+
+def storing_options(f: F) -> F:
+    """What is kept of a corpus: the same for `extract` and for `plan`."""
+    for option in reversed(_STORING):
+        f = option(f)
+    return f

@@ -1,0 +1,113 @@
+"""The arithmetic a plan needs, and the rate of matrix products that bounds how fast this machine can do it.
+
+One definition for every efficiency that is reported: floating-point operations of the encoder's matrix products, a
+multiplication and an addition counted as two. A window of m computed positions, attending to K = m + cached keys:
+
+    conv1      2 · 2m · 3 · mels · d
+    conv2      2 · m · 3 · d · d
+    per layer  4 · 2 · m · d²     (query, key, value and output projections)
+             + 2 · 2 · m · K · d  (logits, weighted values)
+             + 2 · 2 · m · d · ffn  (MLP)
+
+Layers count up to the deepest output that is kept, though ONNX Runtime runs all that the graph has. Softmax,
+LayerNorm, GELU and log-mel are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from voxstrata.audio.units import WINDOW_FRAMES
+from voxstrata.errors import InputError
+from voxstrata.model import Context, ModelFolder
+from voxstrata.store.plan import Plan
+
+SGEMM_SIDE = 2048  # rows and columns of the square matrices: 48 MiB in all, beyond the caches
+SGEMM_TURNS = 8  # the best counts
+# Read by the BLAS libraries numpy is built on, once, when they load.
+BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+_SGEMM = """
+import sys, time, numpy as np
+n, turns = int(sys.argv[1]), int(sys.argv[2])
+a, b = np.random.default_rng(0).standard_normal((2, n, n), np.float32)
+out, best = np.empty((n, n), np.float32), float("inf")
+for _ in range(turns):
+    begin = time.perf_counter()
+    np.matmul(a, b, out=out)
+    best = min(best, time.perf_counter() - begin)
+print(2 * n**3 / best)
+"""
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """What the arithmetic of an encoder depends on.
+
+    layers: blocks that have to run. ffn: width of the MLP. silence_keys: cached keys per head, 0 when there is one
+    for each position.
+    """
+
+    layers: int
+    d_model: int
+    ffn: int
+    n_mels: int
+    silence_keys: int
+
+    @classmethod
+    def of(cls, model: ModelFolder, outputs: Sequence[str]) -> EncoderSize:
+        """Of a model, as far as these outputs need it."""
+        card, path = model.card, model.path / "config.json"
+        try:
+            ffn = int(json.loads(path.read_text(encoding="utf-8"))["encoder_ffn_dim"])
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise InputError(f"{path}: no encoder_ffn_dim ({e}); export the model again") from e
+        layers = max(card.layers if o == "final" else int(o.removeprefix("layer_")) for o in outputs)
+        return cls(layers, card.d_model, ffn, card.n_mels, int(card.silence["groups"]))
+
+    def window_flops(self, frames: int, context: Context) -> int:
+        """Floating-point operations of one window of `frames` computed positions."""
+        m, d, keys = frames, self.d_model, frames
+        if context.mode == "bucketed" and m < WINDOW_FRAMES:
+            keys += self.silence_keys or WINDOW_FRAMES - m
+        layer = 8 * m * d**2 + 4 * m * keys * d + 4 * m * d * self.ffn
+        return 12 * m * self.n_mels * d + 6 * m * d**2 + self.layers * layer
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a plan asks of the encoder: windows of at most 30 s, tokens (computed positions), operations."""
+
+    windows: int
+    tokens: int
+    flops: int
+
+    @classmethod
+    def of(cls, plan: Plan, size: EncoderSize) -> Work:
+        """Of all windows of a plan."""
+        context = plan.spec.context
+        windows = Counter(
+            context.frames_computed(w.frames) for u in range(len(plan.utterances)) for w in plan.windows(u)
+        )
+        return cls(
+            windows.total(),
+            sum(n * m for m, n in windows.items()),
+            sum(n * size.window_flops(m, context) for m, n in windows.items()),
+        )
+
+
+def sgemm_rate(threads: int) -> float:
+    """Best float32 operations per second of numpy's matrix product (2048³) on so many threads; takes about a second.
+
+    Measured in a process of its own, since BLAS libraries fix their threads when they load.
+    """
+    environment = os.environ | dict.fromkeys(BLAS_THREADS, str(threads))
+    command = [sys.executable, "-c", _SGEMM, str(SGEMM_SIDE), str(SGEMM_TURNS)]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(done.stdout)

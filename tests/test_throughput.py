@@ -1,0 +1,191 @@
+"""`voxstrata plan` and `voxstrata bench`: what a corpus will take, known beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import sound
+from test_cli import run
+
+from voxstrata.corpus import read_corpus
+from voxstrata.engine import Device, extract, throughput
+from voxstrata.engine.estimate import estimate
+from voxstrata.engine.planning import store_spec
+from voxstrata.engine.throughput import MIXES, Record, bench, recorded
+from voxstrata.model import Context, open_model
+from voxstrata.store import plan as plans
+
+
+@pytest.fixture(scope="module")
+def corpus(make_corpus: Callable[..., Path]) -> Path:
+    rng = np.random.default_rng(3)
+    return make_corpus({f"{'en' if i % 3 else 'de'}/{i}": float(rng.uniform(0.2, 5)) for i in range(12)} | {"en/l": 31})
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_model: Path, cache: Path) -> Record:
+    """A record of the tiny model on one thread, stored in `cache`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        return bench(open_model(tiny_model), threads=1, seconds=0.3)
+
+
+# ---- plan
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dtype": "float32", "outputs": "layer_01,final"},
+        {"every": 5},
+        {"pool": "mean"},
+        {"context": Context("padded")},
+    ],
+)
+def test_storage_is_told_to_the_byte(
+    corpus: Path, tiny_model: Path, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "CHUNK_BYTES", 1 << 12)  # several chunks and units
+    model = open_model(tiny_model)
+    told = estimate(read_corpus(corpus), model, store_spec(model, **settings), unit_megabytes=0.1)
+    done = extract(corpus, model, tmp_path / "s.zarr", unit_megabytes=0.1, **settings)
+    group = "pooled" if "pool" in settings else "frames"
+    sizes = {o: sum(f.stat().st_size for f in (tmp_path / "s.zarr" / group / o / "c").rglob("*") if f.is_file())
+             for o in told.outputs}  # fmt: skip
+    assert set(sizes.values()) == {told.bytes_per_output}
+    assert told.bytes == sum(sizes.values())
+    assert told.units == done.units > (1 if group == "frames" else 0)
+    assert told.flops == done.flops
+    assert told.audio_seconds == pytest.approx(done.audio_seconds)
+
+
+def test_plan_without_a_measurement_says_how_to_get_one(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert run("plan", corpus, tiny_model, "--threads", 3) == 0
+    out = capsys.readouterr().out
+    assert f"voxstrata bench {tiny_model} --device cpu --threads 3" in out
+    assert "13 of 13 readable" in out
+    assert run("plan", corpus, tiny_model, "--threads", 3, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["seconds"] is None
+    assert "--threads 3" in told["bench"]
+
+
+def test_plan_tells_the_time_by_the_measured_rate_of_its_context(
+    corpus: Path, tiny_model: Path, measured: Record, cache: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for mode, rate in measured.modes.items():
+        assert run("plan", corpus, tiny_model, "--threads", 1, "--context", mode, "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["seconds"] == pytest.approx(told["flops"] * rate.seconds / rate.flops)
+        assert told["bench"] is None
+    # shallow outputs cost as much: the whole graph runs
+    times = []
+    for outputs in ("final", "layer_00"):
+        assert run("plan", corpus, tiny_model, "--threads", 1, "--outputs", outputs, "--json") == 0
+        times.append(json.loads(capsys.readouterr().out)["seconds"])
+    assert times[0] == times[1]
+    assert run("plan", corpus, tiny_model, "--threads", 1) == 0
+    assert "expected time 0:0" in capsys.readouterr().out
+
+
+def test_plan_names_what_cannot_be_read(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(1, 0), 16_000)
+    (tmp_path / "b.wav").write_bytes(b"no audio")
+    assert run("plan", tmp_path, tiny_model) == 4
+    out, err = capsys.readouterr()
+    assert "1 of 2 readable" in out
+    assert "b: " in err
+
+
+def test_plan_refuses_what_extract_refuses(corpus: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", corpus, tiny_model, "--outputs", "layer_99") == 2
+    assert run("plan", corpus, tiny_model, "--long", "error") == 3
+    assert run("plan", corpus, tiny_model, "--pool", "mean", "--every", 5) == 2
+    assert "31.0 s" in capsys.readouterr().err
+
+
+# ---- bench
+
+
+def test_a_record_is_found_for_its_model_device_and_threads_alone(
+    tiny_model: Path, measured: Record, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    model = open_model(tiny_model)
+    assert recorded(model, Device(), 1) == measured
+    assert recorded(model, Device(), 2) is None
+    assert recorded(model, Device("cuda"), 1) is None
+    monkeypatch.setattr(throughput, "cpu_name", lambda: "another CPU")
+    assert recorded(model, Device(), 1) is None
+
+
+def test_a_damaged_record_is_none(
+    tiny_model: Path, measured: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = throughput.record_path(measured.about)
+    path.parent.mkdir(parents=True)
+    for text in ("{", "{}", '{"about": {}, "sgemm_rate": 1, "modes": {"padded": {}}}'):
+        path.write_text(text, encoding="utf-8")
+        assert recorded(open_model(tiny_model), Device(), 1) is None
+
+
+def test_what_was_measured_adds_up(tiny_model: Path, measured: Record) -> None:
+    assert list(measured.modes) == ["padded", "bucketed", "trimmed"]
+    assert measured.sgemm_rate is not None
+    for t in measured.modes.values():
+        assert t.clips >= throughput.TRIAL_CLIPS
+        assert t.efficiency == pytest.approx(t.flops / t.seconds / measured.sgemm_rate)  # all outputs: all layers
+        assert t.stored_bytes == pytest.approx(t.audio_seconds * 50 * 32 * 2 * 5, rel=0.01)
+        assert {"decode", "log_mel", "encode", "write"} <= set(t.stages)
+    assert measured.modes["padded"].tokens == 1500 * measured.modes["padded"].clips
+
+
+def test_bench_prints_rates_and_what_a_corpus_takes(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(throughput, "bench", partial(bench, seconds=0.0))
+    monkeypatch.setattr(throughput, "sgemm_rate", lambda threads: 1e11)
+    assert run("bench", tiny_model, "--threads", 1, "--corpus", corpus, "--outputs", "final", "--json") == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert err == ""
+    assert set(told["corpus"]) == {"padded", "bucketed", "trimmed"}
+    bucketed = told["modes"]["bucketed"]
+    assert bucketed["outputs"] == ["final"]
+    assert bucketed["audio_hours_per_hour"] == pytest.approx(bucketed["audio_seconds"] / bucketed["seconds"])
+    assert json.loads(Path(told["record"]).read_text(encoding="utf-8"))["modes"]["bucketed"]["mix"] == "fleurs"
+    assert run("bench", tiny_model, "--threads", 1, "--corpus", corpus, "--outputs", "final") == 0
+    out = capsys.readouterr().out
+    assert "audio-hours per hour" in out
+    assert "would take" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "limits"), [("prompts", 4.6, (1, 29)), ("fleurs", 12, (2, 30)), ("long", 27.5, (25, 30))]
+)
+def test_mixes_have_the_lengths_they_are_named_for(name: str, mean: float, limits: tuple[float, float]) -> None:
+    lengths = MIXES[name].lengths(1000)
+    assert lengths.mean() == pytest.approx(mean, rel=0.02)
+    assert lengths.min() >= limits[0]
+    assert lengths.max() <= limits[1]
+    assert MIXES[name].lengths(20).mean() == pytest.approx(mean, rel=0.06)  # few clips have the same mix
