@@ -55,6 +55,7 @@ def test_text_becomes_ipa_without_stress_punctuation_or_language_flags() -> None
     assert hello.ipa == "həloʊ wɜːld"
     assert quoted.ipa == "ðɪ ʌðəɹ"  # espeak-ng's ɚ, which PanPhon does not know, in two segments
     assert none.ipa == ""
+    assert transcribe(["Maria"], "en-us")[0].ipa == "məɹiːə"  # and one ɹ where espeak-ng writes ɚɹ
     (russian,) = transcribe(["Скажи Google."], "ru")
     assert "(" not in russian.ipa
     assert russian.switches == 1

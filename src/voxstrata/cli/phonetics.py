@@ -12,7 +12,7 @@ from voxstrata.cli.retrieve import names
 
 
 @click.command()
-@click.argument("corpus", type=click.Path(exists=True, path_type=Path))
+@click.argument("corpus", type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--output",
@@ -25,7 +25,7 @@ from voxstrata.cli.retrieve import names
 @click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
 @click.option(
     "--ipa",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Table with the columns id and ipa (.tsv, .csv, .jsonl, .parquet): used instead of espeak-ng for these ids.",
 )
 @click.option(

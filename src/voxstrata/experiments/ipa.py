@@ -24,6 +24,7 @@ _SWITCH = re.compile(r"\(([^)]*)\)")  # espeak-ng reads a foreign word with anot
 _KANJI = re.compile(r"[\u3400-\u9fff]")
 # espeak-ng's symbols that are no IPA segments: a rhotic vowel is two, its reduced vowel is close and central
 _AS_IPA = str.maketrans({"ɚ": "əɹ", "ɝ": "ɜɹ", "ᵻ": "ɨ"})
+_TWICE = str.maketrans({"ɚ": "ə", "ɝ": "ɜ"})  # before ɹ
 _NAMED = 5  # how many offenders a message lists
 
 
@@ -120,6 +121,7 @@ def transcribe(texts: Sequence[str], voice: str) -> list[Transcription]:
 
 def clean(ipa: str) -> str:
     """IPA with espeak-ng's own symbols written as segments, and single spaces between words."""
+    ipa = re.sub("[ɚɝ](?=ɹ)", lambda found: found[0].translate(_TWICE), ipa)
     return " ".join(ipa.translate(_AS_IPA).split())
 
 
