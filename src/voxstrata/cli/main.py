@@ -13,7 +13,7 @@ import click
 from voxstrata.errors import VoxstrataError
 
 INTERRUPTED = 130
-_COMMANDS = ("export", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "demo")
+_COMMANDS = ("export", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "words", "demo")
 
 
 class _Lazy(click.Group):

@@ -155,7 +155,7 @@ def _text_size(figure: Figure) -> float:
 
 def set_title(figure: Figure, *paragraphs: str) -> None:
     size = _text_size(figure)
-    characters = int(figure.get_figwidth() * 72 / (0.5 * size))  # a character is about half its size wide
+    characters = int(figure.get_figwidth() * 72 / (0.57 * size))  # how wide a character is, to its size, on average
     lines = [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, characters)]
     figure.suptitle("\n".join(lines), fontsize=size)
 
