@@ -162,6 +162,19 @@ def test_another_process_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> N
 
 
 @needs_espeak
+def test_phonemizer_in_the_same_process_changes_no_sample() -> None:
+    """It keeps the library loaded, and with it what espeak-ng remembers of earlier speech."""
+    pytest.importorskip("phonemizer")
+    from voxstrata.experiments.ipa import transcribe
+
+    text = "Die Kinder bauen eine Burg aus nassem Sand."
+    before, _ = speak(text, "de+m3")
+    transcribe([text], "de")
+    for _ in range(2):
+        np.testing.assert_array_equal(speak(text, "de+m3")[0], before)
+
+
+@needs_espeak
 def test_the_library_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     speak("Hyvää huomenta.", "fi+f2")
     with pytest.raises(InputError):

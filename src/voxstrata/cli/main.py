@@ -13,7 +13,10 @@ import click
 from voxstrata.errors import VoxstrataError
 
 INTERRUPTED = 130
-_COMMANDS = ("export", "bench", "plan", "extract", "info", "retrieve", "similarity", "drift", "demo")
+_COMMANDS = (
+    "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "words",
+    "demo",
+)  # fmt: skip
 
 
 class _Lazy(click.Group):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from voxstrata.corpus.folder import LANGUAGE
-from voxstrata.corpus.manifest import read_text, tsv_rows
+from voxstrata.corpus.rows import read_text, tsv_rows
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
 from voxstrata.errors import InputError, UsageError
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from voxstrata.corpus.fleurs import find_fleurs, read_fleurs
 from voxstrata.corpus.folder import read_folder
-from voxstrata.corpus.manifest import SUFFIXES, read_manifest
+from voxstrata.corpus.manifest import read_manifest
+from voxstrata.corpus.rows import SUFFIXES
 from voxstrata.corpus.table import Corpus
 from voxstrata.errors import InputError, UsageError
 

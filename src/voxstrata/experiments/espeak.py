@@ -6,6 +6,8 @@ The functions and constants used are those of espeak-ng's `speak_lib.h` and `esp
 from __future__ import annotations
 
 import ctypes
+import shutil
+import tempfile
 import threading
 from _ctypes import dlclose as _unload
 from collections.abc import Iterator
@@ -32,8 +34,7 @@ _one_at_a_time = threading.Lock()  # the library keeps everything in globals
 def speak(text: str, voice: str, rate: int = 160, pitch: int = 50) -> tuple[npt.NDArray[np.int16], int]:
     """Speak one sentence.
 
-    The same arguments give the same samples, whatever was spoken before. This holds as long as no other code
-    in the process keeps the same library file loaded.
+    The same arguments give the same samples, whatever was spoken before.
 
     Parameters
     ----------
@@ -104,11 +105,13 @@ def _locate() -> tuple[Path, Path]:
 def _fresh(library_path: Path, data_path: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
     """The library newly loaded and started, and its sample rate; unloaded at the end.
 
-    Loading costs under 1 ms. It is what resets the pitch flutter and the gain control, which live in static
-    variables that espeak_Terminate and espeak_Initialize leave alone.
+    Loading costs a few ms. It is what resets the pitch flutter and the gain control, which live in static
+    variables that espeak_Terminate and espeak_Initialize leave alone. A copy is loaded: others in the process
+    (phonemizer) may keep the file itself loaded, and then it would never be loaded anew.
     """
     try:
-        library = ctypes.CDLL(str(library_path))
+        with tempfile.TemporaryDirectory(prefix="voxstrata-espeak-", ignore_cleanup_errors=True) as folder:
+            library = ctypes.CDLL(shutil.copy(library_path, folder))
     except OSError as error:
         raise InputError(f"{library_path}: cannot be loaded ({error}); reinstall espeakng-loader") from error
     try:

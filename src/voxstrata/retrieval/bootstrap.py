@@ -43,13 +43,7 @@ class Resamples:
         A row counts as often as its group was drawn. NaN in a resample that drew none of the groups.
         Raises InputError for a group that the resamples do not know.
         """
-        names = np.asarray(groups)
-        place = np.minimum(np.searchsorted(self.groups, names), len(self.groups) - 1)
-        unknown = np.flatnonzero(self.groups[place] != names)
-        if len(unknown):
-            raise InputError(
-                f"group {names[unknown[0]].item()!r} is not among those resampled; draw from the groups of all queries"
-            )
+        place = self._places(groups)
         rows = np.concatenate([values, np.ones((len(values), 1))], axis=1, dtype=np.float64)  # the last counts rows
         sums = np.zeros((len(self.groups), rows.shape[1]))
         np.add.at(sums, place, rows)
@@ -60,6 +54,23 @@ class Resamples:
         means = np.full((len(self), values.shape[1]), np.nan)
         np.divide(totals[:, :-1], totals[:, -1:], out=means, where=totals[:, -1:] > 0)
         return means
+
+    def drawn(self, groups: npt.ArrayLike, part: slice = slice(None)) -> npt.NDArray[np.uint16]:
+        """How often each of `groups` (n,) was drawn, in the resamples of `part`: (resamples of the part, n) uint16.
+
+        Raises InputError for a group that the resamples do not know.
+        """
+        return self._weights[part, self._places(groups)]
+
+    def _places(self, groups: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        names = np.asarray(groups)
+        place = np.minimum(np.searchsorted(self.groups, names), len(self.groups) - 1)
+        unknown = np.flatnonzero(self.groups[place] != names)
+        if len(unknown):
+            raise InputError(
+                f"group {names[unknown[0]].item()!r} is not among those resampled; draw from the groups of all queries"
+            )
+        return place
 
 
 def percentile_interval(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -35,7 +35,7 @@ def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str,
     table = _of_metric(table, metric)
     outputs = depth_order(table["output"].to_pylist())
     similarities = similarities_of(table)
-    figure = _figure(max(7.0, 3.0 + 0.28 * len(outputs)), 5.0)
+    figure = new_figure(max(7.0, 3.0 + 0.28 * len(outputs)), 5.0)
     axes = figure.subplots()
     x = np.arange(len(outputs))
     band = ""
@@ -79,7 +79,7 @@ def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str,
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=5, fontsize=9, frameon=False)
-    _title(figure, title, conditions(table), band)
+    set_title(figure, title, conditions(table), band)
     figure.savefig(path, format="png", dpi=DPI)
 
 
@@ -108,7 +108,7 @@ def plot_language_matrix(
     side = max(1.6, 0.36 * len(languages))  # inches per heatmap: room for three digits in each cell
     columns = min(len(outputs), max(math.ceil(math.sqrt(1.3 * len(outputs))), math.ceil(6 / (side + 0.7))))
     rows = math.ceil(len(outputs) / columns)
-    figure = _figure(max(5.0, columns * (side + 0.7) + 1.2), rows * (side + 0.8) + 1.2)
+    figure = new_figure(max(5.0, columns * (side + 0.7) + 1.2), rows * (side + 0.8) + 1.2)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(outputs) :]:
         axes.set_visible(False)
@@ -135,11 +135,11 @@ def plot_language_matrix(
     figure.colorbar(image, ax=grid, shrink=0.6).set_label(f"{metric} (%)", fontsize=size)
     figure.supxlabel("target language (candidates)", fontsize=size)
     figure.supylabel("source language (queries)", fontsize=size)
-    _title(figure, f"{title}: {similarity}, {metric}", conditions(table))
+    set_title(figure, f"{title}: {similarity}, {metric}", conditions(table))
     figure.savefig(path, format="png", dpi=DPI)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure outside pyplot: no display, no global state, Agg when saved as PNG. Sizes in inches."""
     try:
         from matplotlib.figure import Figure
@@ -153,9 +153,9 @@ def _text_size(figure: Figure) -> float:
     return max(11.0, 0.6 * float(figure.get_figwidth()))
 
 
-def _title(figure: Figure, *paragraphs: str) -> None:
+def set_title(figure: Figure, *paragraphs: str) -> None:
     size = _text_size(figure)
-    characters = int(figure.get_figwidth() * 72 / (0.5 * size))  # a character is about half its size wide
+    characters = int(figure.get_figwidth() * 72 / (0.57 * size))  # how wide a character is, to its size, on average
     lines = [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, characters)]
     figure.suptitle("\n".join(lines), fontsize=size)
 

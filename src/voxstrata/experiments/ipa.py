@@ -1,0 +1,171 @@
+"""Text as IPA, by espeak-ng through phonemizer, or as the user gives it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+
+from voxstrata.errors import InputError, UsageError
+from voxstrata.experiments.voices import voice_of
+
+_SWITCH = re.compile(r"\(([^)]*)\)")  # espeak-ng reads a foreign word with another voice: "(en)ɡuːɡəl(ru)"
+_KANJI = re.compile(r"[\u3400-\u9fff]")
+# espeak-ng's symbols that are no IPA segments: a rhotic vowel is two, its reduced vowel is close and central
+_AS_IPA = str.maketrans({"ɚ": "əɹ", "ɝ": "ɜɹ", "ᵻ": "ɨ"})
+_TWICE = str.maketrans({"ɚ": "ə", "ɝ": "ɜ"})  # before ɹ
+_NAMED = 5  # how many offenders a message lists
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """One text as IPA: words separated by spaces, without stress. switches: how often another voice had to read."""
+
+    ipa: str
+    switches: int
+
+
+def need(module: str) -> Any:
+    """Import a package of the extra `phonetics`. Raises InputError that names the extra."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise InputError(
+            f"phonetics needs the package {module.split('.')[0]}: pip install 'voxstrata[phonetics]'"
+        ) from None
+
+
+@cache
+def _wrapper() -> Any:
+    """phonemizer's espeak-ng wrapper, on the library and data of the package espeakng-loader."""
+    loader = need("espeakng_loader")
+    wrapper = need("phonemizer.backend.espeak.wrapper").EspeakWrapper
+    wrapper.set_library(loader.get_library_path())
+    wrapper.set_data_path(loader.get_data_path())
+    return wrapper
+
+
+@cache
+def voices() -> tuple[str, ...]:
+    """Codes of espeak-ng's voices, sorted."""
+    return tuple(sorted({voice.language for voice in _wrapper()().available_voices()}))
+
+
+def tools() -> dict[str, str]:
+    """Versions of what makes the IPA."""
+    return {"espeak-ng": ".".join(map(str, _wrapper()().version)), "phonemizer": version("phonemizer")}
+
+
+def choose_voices(languages: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """espeak-ng voice of each language; `given` ones first. Raises before any work, naming every language without one.
+
+    UsageError: a given voice does not exist or is for a language that is not there. InputError: no voice.
+    """
+    given = given or {}
+    for language, voice in given.items():
+        if language not in languages:
+            raise UsageError(
+                f"voice {voice!r} is given for {language!r}, which the corpus lacks; it has {', '.join(languages)}"
+            )
+        if voice not in voices():
+            raise UsageError(f"espeak-ng has no voice {voice!r}; it has {', '.join(voices())}")
+    found = {language: given.get(language) or voice_of(language, voices()) for language in languages}
+    lacking = [language for language, voice in found.items() if voice is None]
+    if lacking:
+        raise InputError(
+            f"espeak-ng speaks no {', '.join(map(repr, lacking))}; give IPA for these (--ipa), choose a voice that "
+            f"comes close (--voice {lacking[0]}=CODE), or leave them out (--languages). "
+            f"Its voices: {', '.join(voices())}"
+        )
+    return {language: voice for language, voice in found.items() if voice is not None}
+
+
+def transcribe(texts: Sequence[str], voice: str) -> list[Transcription]:
+    """Texts as IPA by an espeak-ng voice (espeak-ng's code, see `voices`), in order; numbers are read out.
+
+    Punctuation and stress are dropped. A text without a pronounceable character gives empty IPA.
+    Raises InputError for Japanese with kanji, which espeak-ng cannot read: it says "Chinese letter" for each.
+    """
+    if voice == "ja":
+        kanji = [text for text in texts if _KANJI.search(text)]
+        if kanji:
+            raise InputError(
+                f"{len(kanji)} Japanese texts hold kanji, which espeak-ng cannot read (the first: {kanji[0]!r}); "
+                "write them in kana, or give IPA (--ipa)"
+            )
+    _wrapper()
+    backend_of = need("phonemizer.backend").EspeakBackend
+    separator = need("phonemizer.separator").Separator(phone="", word=" ")
+    quiet = logging.getLogger("voxstrata.phonemizer")
+    quiet.addHandler(logging.NullHandler())
+    quiet.setLevel(logging.CRITICAL)  # it warns once per run that voices were switched; we count them
+    backend = backend_of(voice, language_switch="keep-flags", logger=quiet)
+    lines = [" ".join(text.split()) for text in texts]
+    spoken = backend.phonemize(lines, separator=separator, strip=True)
+    return [
+        Transcription(clean(_SWITCH.sub("", line)), len([flag for flag in _SWITCH.findall(line) if flag != voice]))
+        for line in spoken
+    ]
+
+
+def clean(ipa: str) -> str:
+    """IPA with espeak-ng's own symbols written as segments, and single spaces between words."""
+    ipa = re.sub("[ɚɝ](?=ɹ)", lambda found: found[0].translate(_TWICE), ipa)
+    return " ".join(ipa.translate(_AS_IPA).split())
+
+
+def read_ipa(path: str | Path) -> dict[str, str]:
+    """IPA by utterance id from a .tsv, .csv, .jsonl or .parquet table with the columns `id` and `ipa`.
+
+    A manifest with a column `ipa` serves; without `id` its `path`, less the suffix, is the id, as in a manifest. Words
+    are separated by spaces. Empty IPA is no IPA.
+    Raises InputError, naming the file, for anything else, and for an id that occurs twice.
+    """
+    path = Path(path)
+    try:
+        table = _read(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error}); give .tsv, .csv, .jsonl or .parquet") from None
+    key = next((name for name in ("id", "path") if name in table.column_names), None)
+    if key is None or "ipa" not in table.column_names:
+        raise InputError(f"{path}: needs the columns id and ipa, has {', '.join(table.column_names) or 'none'}")
+    names = [str(name) for name in table[key].to_pylist()]
+    if key == "path":
+        names = [str(Path(name).with_suffix("").as_posix()) for name in names]
+    seen: dict[str, str] = {}
+    twice: list[str] = []
+    for name, ipa in zip(names, table["ipa"].to_pylist(), strict=True):
+        if name in seen:
+            twice.append(name)
+        seen[name] = clean(ipa or "")
+    if twice:
+        raise InputError(f"{path}: ids occur twice: {', '.join(twice[:_NAMED])}; keep one row for each")
+    return {name: ipa for name, ipa in seen.items() if ipa}
+
+
+def _read(path: Path) -> pa.Table:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return pq.read_table(path)
+    if suffix == ".jsonl":
+        return pa_json.read_json(path)
+    if suffix not in (".tsv", ".csv"):
+        raise InputError(f"{path}: not a table; give .tsv, .csv, .jsonl or .parquet")
+    tabs = suffix == ".tsv"  # as manifests are read: TSV without quoting
+    texts = {name: pa.string() for name in ("id", "path", "ipa")}
+    return pa_csv.read_csv(
+        path,
+        parse_options=pa_csv.ParseOptions(delimiter="\t" if tabs else ",", quote_char=False if tabs else '"'),
+        convert_options=pa_csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""]),
+    )

@@ -1,0 +1,169 @@
+"""Phonetics: distances of all pairs, where translations rank, and what the command says of unusable corpora."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_cli import run
+
+from voxstrata import InputError, read_corpus
+from voxstrata.experiments.phonetic_pairs import NEIGHBOURS, quantiles
+from voxstrata.experiments.phonetics import KEY, measure_phonetics
+
+panphon_distance = pytest.importorskip("panphon.distance")
+pytest.importorskip("phonemizer")
+
+SENTENCES = {
+    "hotel": ("The hotel is closed.", "El hotel está cerrado."),
+    "maria": ("Maria is sleeping.", "María duerme."),
+    "rain": ("It rains today.", "Hoy llueve."),
+    "banana": ("A banana, please.", "¡Una banana, por favor!"),
+}
+
+
+def manifest(folder: Path, rows: list[dict[str, str]], columns: str = "id path language group text") -> Path:
+    names = columns.split()
+    lines = ["\t".join(names), *("\t".join(row.get(name, "") for name in names) for row in rows)]
+    path = folder / "m.tsv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def sentences(**changes: dict[str, str]) -> list[dict[str, str]]:
+    """A row per sentence and language; `changes` by id."""
+    rows = []
+    for group, texts in SENTENCES.items():
+        for language, text in zip(("en", "es"), texts, strict=True):
+            name = f"{language}_{group}"
+            row = {"id": name, "path": f"{name}.wav", "language": language, "group": group, "text": text}
+            rows.append({**row, **changes.get(name, {})})
+    return rows
+
+
+def test_tables_hold_panphons_distances_and_the_ranks_of_a_plain_loop(tmp_path: Path) -> None:
+    report = measure_phonetics(read_corpus(manifest(tmp_path, sentences())), tmp_path / "out")
+    assert report.left_out == {}
+    ipa = {row["id"]: row for row in pq.read_table(tmp_path / "out" / "ipa.parquet").to_pylist()}
+    assert ipa["es_rain"]["ipa"].split()[0] == "oɪ"  # the h is silent
+    distances = pq.read_table(tmp_path / "out" / "distances.parquet").to_pylist()
+    assert len(distances) == 16
+    panphon = panphon_distance.Distance()
+    by_pair = {}
+    for row in distances:
+        source, target = ipa[row["source"]], ipa[row["target"]]
+        expected = panphon.feature_edit_distance_div_maxlen(source["ipa"], target["ipa"])
+        assert row["distance"] == pytest.approx(expected, abs=1e-6)
+        assert row["translation"] == (source["group"] == target["group"])
+        by_pair[row["source"], row["target"]] = by_pair[row["target"], row["source"]] = row["distance"]
+    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet")
+    assert len(pairs) == 8
+    for row in pairs.to_pylist():
+        others = [by_pair[row["source"], f"{row['target_language']}_{g}"] for g in SENTENCES if g != row["group"]]
+        assert row["distance"] == by_pair[row["source"], row["target"]]
+        assert row["rank"] == 1 + sum(d <= row["distance"] for d in others)
+        assert row["quantile"] == pytest.approx(sum(d < row["distance"] for d in others) / 3)
+    (banana,) = [row for row in pairs.to_pylist() if row["source"] == "en_banana"]
+    assert banana["source_word"] == ipa["en_banana"]["ipa"].split()[1]  # the word that both sentences share
+    assert banana["target_word"] == ipa["es_banana"]["ipa"].split()[1]
+    settings = json.loads(pairs.schema.metadata[KEY.encode()])
+    assert settings["normalize"] == "longer"
+    assert settings["voices"] == {"en": "en-us", "es": "es"}
+    assert settings["tools"]["espeak-ng"].startswith("1.")
+
+
+def test_given_ipa_replaces_espeak_and_its_words_and_segments_count(tmp_path: Path) -> None:
+    given = {f"{language}_{g}": "pata kiku" for language in ("en", "es") for g in ("hotel", "rain")}
+    given |= {"en_hotel": "pata", "es_hotel": "bata"}
+    report = measure_phonetics(read_corpus(manifest(tmp_path, sentences())), tmp_path / "out", given=given)
+    ipa = {row["id"]: row for row in pq.read_table(tmp_path / "out" / "ipa.parquet").to_pylist()}
+    assert ipa["en_hotel"]["voice"] == "given"
+    assert ipa["en_hotel"]["segments"] == 4
+    assert ipa["en_banana"]["voice"] == "en-us"
+    (row,) = [
+        row for row in pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist() if row["source"] == "en_hotel"
+    ]
+    assert row["distance"] == pytest.approx(1 / 24 / 4)
+    assert report.settings["ipa_given"] == 4
+
+
+def test_quantiles_count_ties_half_and_can_be_among_those_of_like_length() -> None:
+    rng = np.random.default_rng(3)
+    distances = rng.integers(0, 6, (5, 40)).astype(np.float64)
+    same = np.zeros((5, 40), bool)
+    same[np.arange(5), np.arange(5)] = True
+    lengths = rng.integers(5, 60, 40)
+    plain, like = quantiles(distances, same), quantiles(distances, same, lengths)
+    for i in range(5):
+        others = [j for j in range(40) if j != i]
+        near = sorted(others, key=lambda j: (abs(np.log(lengths[j] / lengths[i])), j))[:NEIGHBOURS]
+        for found, among in ((plain, others), (like, near)):
+            share = np.mean([np.sign(distances[i, i] - distances[i, j]) / 2 + 0.5 for j in among])
+            assert found[i, i] == pytest.approx(share)
+    assert np.isnan(plain[~same]).all()
+
+
+def test_some_missing_texts_cost_those_utterances_alone_and_exit_with_4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, sentences(en_rain={"text": ""}, es_hotel={"text": "..."}))
+    assert run("phonetics", path, "-o", tmp_path / "out") == 4
+    out, err = capsys.readouterr()
+    assert "en_rain: no text and no IPA" in err
+    assert "es_hotel: no segment" in err
+    assert "6 utterances" in out
+    assert "chance" in out
+
+
+UNUSABLE: list[tuple[list[dict[str, Any]], str]] = [
+    ([{**row, "text": ""} for row in sentences()], "no utterance has text"),
+    ([{**row, "language": row["language"].replace("es", "ceb")} for row in sentences()], "espeak-ng speaks no 'ceb'"),
+    ([{**row, "group": row["id"]} for row in sentences()], "no group occurs in two languages"),
+    ([row for row in sentences() if row["language"] == "en"], "at least 2 languages"),
+    ([row for row in sentences() if row["group"] == "rain"], "only one group"),
+    ([{**row, "text": "Hola"} if row["language"] == "es" else row for row in sentences()], "all 4 sentences of es"),
+]
+
+
+@pytest.mark.parametrize(("rows", "message"), UNUSABLE)
+def test_unusable_corpora_exit_with_3_and_say_why(
+    rows: list[dict[str, str]], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("phonetics", manifest(tmp_path, rows), "-o", tmp_path / "out") == 3
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_ipa_for_other_ids_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ids must be the corpus's"):
+        measure_phonetics(read_corpus(manifest(tmp_path, sentences())), tmp_path / "out", given={"x": "pa"})
+
+
+def test_equal_sentences_in_two_groups_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = manifest(tmp_path, sentences(en_rain={"text": "Maria is sleeping."}))
+    assert run("phonetics", path, "-o", tmp_path / "out") == 0
+    assert "en: 2 groups share" in capsys.readouterr().out
+
+
+def test_wrong_voice_option_is_2(tmp_path: Path) -> None:
+    path = manifest(tmp_path, sentences())
+    assert run("phonetics", path, "-o", tmp_path / "out", "--voice", "en") == 2
+    assert run("phonetics", path, "-o", tmp_path / "out", "--voice", "en=klingon") == 2
+    assert run("phonetics", path, "-o", tmp_path / "out", "--languages", "en,de") == 2
+    table = pa.table({"id": ["en_rain"], "ipa": ["ɹeɪnz"]})
+    pq.write_table(table, tmp_path / "ipa.parquet")
+    options = ("--voice", "en=en-gb", "--ipa", tmp_path / "ipa.parquet", "--json")
+    assert run("phonetics", path, "-o", tmp_path / "out", *options) == 0
+
+
+@pytest.mark.real
+def test_the_prompts_are_related_most_where_languages_are(shared: Path, tmp_path: Path) -> None:
+    report = measure_phonetics(read_corpus(shared / "prompts" / "prompts.tsv"), tmp_path / "out")
+    closest = {(d.source, d.target): d.quantile for d in report.directions}
+    assert len(closest) == 12
+    assert {min(closest, key=lambda pair: closest[pair])} <= {("ru", "uk"), ("uk", "ru")}
