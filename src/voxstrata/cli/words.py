@@ -19,6 +19,7 @@ from voxstrata.cli.console import (
     run_options,
     steps,
 )
+from voxstrata.cli.extract import resume_hint
 
 if TYPE_CHECKING:
     from voxstrata.experiments.words import WordReport
@@ -91,7 +92,7 @@ def words(
     from voxstrata.experiments.words import measure_words
     from voxstrata.model import open_model
 
-    with Line() as line:
+    with resume_hint(), Line() as line:
         report = measure_words(
             read_word_list(word_list),
             open_model(model),
