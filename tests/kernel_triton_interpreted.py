@@ -101,6 +101,14 @@ def test_single_frames_are_plain_cosines() -> None:
     np.testing.assert_allclose(scores(kernel(), x, y), cosines, rtol=0, atol=1e-6)
 
 
+def test_some_pairs_are_as_in_the_whole() -> None:
+    x, y = frames([3, 40, 18], 10), frames([9, 1, 33], 10, seed=1)
+    i, j = np.array([0, 2, 0]), np.array([2, 1, 0])
+    triton = kernel()
+    found = triton.compare_pairs(triton.pack(x), triton.pack(y), i, j)
+    np.testing.assert_allclose(np.stack(found), by_loop(x, y)[:, i, j], rtol=0, atol=1e-6)
+
+
 def test_an_utterance_finds_itself() -> None:
     x = frames([3, 40, 18], 10)
     repeated = Ragged.from_list([np.repeat(u, 2, axis=0) for u in np.split(x.rows, x.offsets[1:-1])])

@@ -165,6 +165,33 @@ def test_effective_frames_count_repeated_ones_less() -> None:
 
 
 @both
+def test_some_pairs_are_as_in_the_whole(name: str, bar: float) -> None:
+    kernel = choose(name)
+    xs, ys = (noise([300, 20, 500, 1, 64, 33, 90, 2500], 50, seed) for seed in (1, 2))
+    x, y = (kernel.pack(Ragged.from_list(side)) for side in (xs, ys))
+    whole = kernel.compare(x, y)
+    wanted = np.random.default_rng(0).random((8, 8)) < 0.4
+    wanted[3, :], wanted[0, 3] = True, True  # with an utterance of one frame
+    for some, full in zip(kernel.compare_pairs(x, y, *np.nonzero(wanted)), whole, strict=True):
+        assert some.dtype == np.float32
+        np.testing.assert_allclose(some, full[wanted], rtol=0, atol=2e-7)
+    none = np.empty(0, np.intp)
+    assert [len(a) for a in kernel.compare_pairs(x, y, none, none)] == [0, 0]
+
+
+@fast
+def test_nearly_equal_frames_are_within_the_bar() -> None:
+    """All frames of one side choose the same frame of the other, so that its rounding errors do not average out."""
+    rng = np.random.default_rng(0)
+    for eps in (1e-4, 0.05, 0.4):
+        xs, ys = (
+            [(rng.standard_normal(512) + eps * rng.standard_normal((40, 512))).astype(np.float32) for _ in range(40)]
+            for _ in range(2)
+        )
+        assert_equals_loop(Int16(), xs, ys, 3e-5)
+
+
+@both
 def test_bfloat16_rows_are_taken_as_they_are(name: str, bar: float) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     xs, ys = ([u.astype(ml_dtypes.bfloat16) for u in noise([40, 1, 17], 33, seed)] for seed in (1, 2))
@@ -185,9 +212,18 @@ def test_runs_hold_whole_utterances_within_both_bounds() -> None:
     assert list(runs(np.ones(9, np.int64), 50)) == [(0, 9)]
 
 
+def scales_of(side: Packed) -> np.ndarray:
+    """As large as entries of 16 bits and sums of 31 allow."""
+    d = side.rows.shape[1]
+    largest = np.maximum.reduceat(np.abs(side.rows).max(axis=1), side.offsets[:-1])
+    return np.minimum(46_339 - np.sqrt(d) / 2, 32_767 / largest.astype(float)).astype(np.float32)
+
+
 def integer_sums(x: Packed, y: Packed) -> tuple[np.ndarray, np.ndarray]:
     """What the fixed-point kernel must add up to, in 64-bit integers, pair by pair."""
-    fixed = [np.rint(side.rows * np.float32(32767)).astype(np.int64) for side in (x, y)]
+    fixed = [np.rint(side.rows * np.repeat(scales_of(side), side.lengths)[:, None]).astype(np.int64) for side in (x, y)]
+    assert max(np.abs(f).max() for f in fixed) <= 32_767
+    assert max((f**2).sum(axis=1).max() for f in fixed) < 2**31
     rows, columns = (np.zeros((len(x), len(y)), np.int64) for _ in range(2))
     for i, (a, b) in enumerate(pairwise(x.offsets)):
         for j, (c, e) in enumerate(pairwise(y.offsets)):
@@ -199,8 +235,8 @@ def integer_sums(x: Packed, y: Packed) -> tuple[np.ndarray, np.ndarray]:
 def assert_integers_exact(xs: Utterances, ys: Utterances) -> None:
     x, y = (Int16().pack(Ragged.from_list(side)) for side in (xs, ys))
     got = fixed_point.sums_of_maxima(
-        fixed_point.panels(x.rows, fixed_point.X_WIDTH), x.offsets,
-        fixed_point.panels(y.rows, fixed_point.Y_WIDTH), y.offsets,
+        fixed_point.panels(x.rows, x.offsets, scales_of(x), fixed_point.X_WIDTH), x.offsets,
+        fixed_point.panels(y.rows, y.offsets, scales_of(y), fixed_point.Y_WIDTH), y.offsets,
     )  # fmt: skip
     for sums, expected in zip(got, integer_sums(x, y), strict=True):
         np.testing.assert_array_equal(sums, expected)

@@ -17,6 +17,7 @@ from voxstrata.retrieval.seqsim import harmonic
 from voxstrata.retrieval.topk import TopK
 
 BLOCK = 2048  # pooled states per side of one product
+WHOLE = 1 / 4  # share of a tile's pairs from which on the whole tile costs no more than the pairs one by one
 SEED = 0  # of the sample of queries
 
 
@@ -61,13 +62,13 @@ def nearest_pooled(x: Selection, y: Selection | None, output: str, count: int) -
 
 
 def compare_some(kernel: Kernel, x: Packed, y: Packed, wanted: NDArray[np.bool_]) -> tuple[FloatMatrix, FloatMatrix]:
-    """Precision and recall of the wanted pairs (N, M) of packed blocks; the others are NaN."""
+    """Precision and recall of the wanted pairs (N, M) of packed blocks; the others are of no use."""
+    if wanted.mean() > WHOLE:
+        return kernel.compare(x, y)
     precision = np.full(wanted.shape, np.nan, np.float32)
     recall = np.full(wanted.shape, np.nan, np.float32)
-    for i in np.flatnonzero(wanted.any(axis=1)).tolist():
-        chosen = np.flatnonzero(wanted[i])
-        p, r = kernel.compare(x.part(i, i + 1), y.take(chosen))
-        precision[i, chosen], recall[i, chosen] = p[0], r[0]
+    pairs = np.nonzero(wanted)
+    precision[pairs], recall[pairs] = kernel.compare_pairs(x, y, *pairs)
     return precision, recall
 
 

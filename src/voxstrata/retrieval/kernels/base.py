@@ -12,6 +12,8 @@ import numpy.typing as npt
 from voxstrata.retrieval.ragged import Ragged
 
 FloatMatrix = npt.NDArray[np.float32]
+FloatVector = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,13 @@ class Kernel(Protocol):
 
         Precision: mean over the frames of x of the largest cosine to a frame of y; recall: mean over the frames of y
         of the largest cosine to a frame of x. Memory beside the result is bounded, whatever N and M.
+        """
+        ...
+
+    def compare_pairs(self, x: Packed, y: Packed, i: Indices, j: Indices) -> tuple[FloatVector, FloatVector]:
+        """Precision and recall of the pairs (i[0], j[0]), (i[1], j[1]), …, each (pairs,) float32.
+
+        For few pairs of many: no product of other pairs is computed.
         """
         ...
 

@@ -4,9 +4,9 @@ A thread multiplies a strip of X_WIDTH rows of x by panels of Y_WIDTH rows of y.
 where the CPU has it: LLVM chooses) multiplies pairs of int16 and adds both products to a 32-bit sum. Neither numba's
 loops nor LLVM's vectoriser keep such a tile in registers, hence the builder.
 
-No sum overflows. A unit row u becomes q = rint(32767 u), so |q| <= 32767 |u| + sqrt(d) / 2 in length, with |u| off 1 by
-rounding alone (1e-6). By Cauchy-Schwarz any partial sum of q.r is at most (32768 + sqrt(d) / 2)^2 in magnitude, less
-than 2^31 as long as sqrt(d) / 2 < 13572: for every d below 700 million.
+No sum overflows. A unit row u becomes q = rint(s u), so |q| <= s |u| + sqrt(d) / 2 in length, with |u| off 1 by
+rounding alone (1e-6). By Cauchy-Schwarz any partial sum of q.r is at most |q| |r| in magnitude, less than 2^31 for
+lengths up to 46340; `scale` keeps to that. Maxima are taken within a pair of utterances, so each has its own s.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, jit, take_maxima
+from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, jit, larger, take_maxima
 
-SCALE = 32_767  # of a unit row; its entries, at most 1, stay within int16
+INT16 = 32_767
+LONGEST = 46_339  # of a row in fixed point, with 1 to spare: its square is below 2^31
 CHUNK_BYTES = 256 * 1024  # panels of y that are used again for every strip of x: half of a small level-2 cache
 
 
 def _features() -> frozenset[str]:
     """What numba compiles for: the host's features, unless the user set others."""
+    if not numba.config.ENABLE_AVX:
+        return frozenset()
     if numba.config.CPU_FEATURES is not None:
         return frozenset(part[1:] for part in numba.config.CPU_FEATURES.split(",") if part.startswith("+"))
     if numba.config.CPU_NAME not in (None, "host"):
@@ -50,19 +53,37 @@ def available() -> bool:
 
 
 @jit
-def panels(rows: Any, width: int) -> Any:
+def scale(rows: Any) -> Any:
+    """The largest factor, float32, by which an utterance's unit rows (n, d) float32 fit int16 and sums fit int32.
+
+    Between 32,767 (some entry is 1) and 46,339 - sqrt(d) / 2 (none is above 0.707).
+    """
+    largest = np.float32(0)
+    for i in range(len(rows)):
+        row = rows[i]
+        for k in range(len(row)):
+            largest = larger(largest, abs(row[k]))
+    return np.float32(min(LONGEST - np.sqrt(rows.shape[1]) / 2, INT16 / largest))
+
+
+@jit
+def panels(rows: Any, offsets: Any, scales: Any, width: int) -> Any:
     """Unit rows (n, d) float32 as fixed point: (ceil(n / width), ceil(d / 2), width) int32, each two int16 of a row.
 
-    Missing rows and the second half of an odd last pair are zeros.
+    scales: by utterance, the rows of which begin at offsets. Missing rows and the second half of an odd last pair are
+    zeros.
     """
     n, d = rows.shape
     pairs = (d + 1) // 2
     packed = np.zeros(((n + width - 1) // width, pairs, width), np.int32)
     fixed = np.zeros(2 * pairs, np.int16)
+    u = 0
     for i in range(n):
+        while offsets[u + 1] <= i:
+            u += 1
         row = rows[i]
         for k in range(d):
-            fixed[k] = np.int16(np.rint(row[k] * np.float32(SCALE)))
+            fixed[k] = np.int16(np.rint(row[k] * scales[u]))
         twos = fixed.view(np.int32)
         panel = packed[i // width]
         t = i % width
@@ -86,7 +107,7 @@ def effective_frames(rows: Any, offsets: Any) -> Any:
             row = rows[offsets[i] + t]
             h = np.uint64(14695981039346656037)  # FNV-1a (Fowler, Noll, Vo), over int16 for bytes
             for k in range(len(row)):
-                fixed = np.uint64(np.int64(np.rint(row[k] * np.float32(SCALE))))
+                fixed = np.uint64(np.int64(np.rint(row[k] * np.float32(INT16))))
                 h = (h ^ fixed) * np.uint64(1099511628211)
             hashes[t] = h
         hashes.sort()

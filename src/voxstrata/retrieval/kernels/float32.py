@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.retrieval.kernels.base import FloatMatrix, Packed, runs
+from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Indices, Packed, runs
 from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, take_maxima, thread_count
 from voxstrata.retrieval.ragged import Ragged
 
@@ -62,6 +62,22 @@ class Float32:
                 pass
         precision /= x.lengths[:, None]
         recall /= y.lengths
+        return precision.astype(np.float32), recall.astype(np.float32)
+
+    def compare_pairs(self, x: Packed, y: Packed, i: Indices, j: Indices) -> tuple[FloatVector, FloatVector]:
+        precision, recall = np.empty(len(i)), np.empty(len(i))
+
+        def share(first: int) -> None:
+            buffer = np.empty(self.block_rows**2, np.float32)  # pages that no product fills are never touched
+            for n in range(first, len(i), threads):
+                a, b = x.part(i[n], i[n] + 1), y.part(j[n], j[n] + 1)
+                rows, columns = _sums(a, b, self.block_rows, buffer)
+                precision[n], recall[n] = rows[0, 0] / len(a.rows), columns[0, 0] / len(b.rows)
+
+        threads = thread_count()
+        with ThreadPoolExecutor(threads) as pool, _one_blas_thread():
+            for _ in pool.map(share, range(threads)):
+                pass
         return precision.astype(np.float32), recall.astype(np.float32)
 
 

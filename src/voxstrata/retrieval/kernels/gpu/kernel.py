@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.errors import InputError, UsageError
-from voxstrata.retrieval.kernels.base import FloatMatrix, Packed, runs
+from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Indices, Packed, runs
 from voxstrata.retrieval.ragged import Ragged
 
 SCRATCH_BYTES = 3 << 29  # 1.5 GiB: blocks of `Triton.block_frames` frames a side stay whole
@@ -124,6 +124,15 @@ class Triton:
                 with self._torch.cuda.device_of(x.rows):
                     both = self._block(x.part(i, j), y.part(k, m)).cpu().numpy()
                 precision[i:j, k:m], recall[i:j, k:m] = both
+        return precision, recall
+
+    def compare_pairs(self, x: Packed, y: Packed, i: Indices, j: Indices) -> tuple[FloatVector, FloatVector]:
+        """See `Kernel.compare_pairs`: a call of `compare` for every utterance of x among the pairs."""
+        precision, recall = np.empty(len(i), np.float32), np.empty(len(i), np.float32)
+        for u in np.unique(i):
+            pairs = np.flatnonzero(i == u)
+            p, r = self.compare(x.part(u, u + 1), y.take(j[pairs]))
+            precision[pairs], recall[pairs] = p[0], r[0]
         return precision, recall
 
     def _block(self, x: Packed, y: Packed) -> Any:
