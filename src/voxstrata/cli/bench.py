@@ -98,13 +98,13 @@ def bench_text(model: str, record: Record) -> str:
     stages = {stage: None for t in record.modes.values() for stage in t.stages}
     busy = [[mode, *(f"{t.stages.get(s, 0.0) / t.seconds:.1%}" for s in stages)] for mode, t in record.modes.items()]
     outputs = next(iter(record.modes.values())).outputs
-    busy_machine = ""
+    note = ""
     if record.load > BUSY_LOAD:
-        busy_machine = f"\nother work was running (load average {record.load}): these rates are too low"
+        note = f"\nother work was running (load average {record.load}): these rates are too low"
     limit = f", sgemm {record.sgemm_rate / 1e9:.0f} GFLOP/s" if record.sgemm_rate else ""
     return (
         f"{model} on {about['cpu']}, {about['device']}, {about['threads']} of {about['cores']} cores{limit}\n"
         f"{len(outputs)} outputs as float16, noise of mean 12 s\n\n"
         f"{aligned(header, rows)}\n\nbusy time of the stages by wall time (they overlap; decode adds up threads)\n"
-        f"{aligned(['context', *stages], busy)}{busy_machine}" * busy_machine
+        f"{aligned(['context', *stages], busy)}{note}"
     )
