@@ -253,12 +253,12 @@ def main() -> int:
                 runs[name].append(run())
                 say(f"repeat {repeat + 1} of {args.repeats}: {name} {runs[name][-1].wall:.1f} s")
         off = differences(work / "padded.zarr", checkpoint, corpus, part[:CHECKED])
+        flops = {}
+        for name in systems:
+            mode = next((m for m in MODES if name.endswith(m)), "padded")
+            plan, _ = plan_corpus(corpus, model, store_spec(model, context=Context(mode)))
+            flops[name] = Work.of(plan, EncoderSize.of(model, model.card.outputs)).flops
 
-    flops = {}
-    for name in systems:
-        mode = next((m for m in MODES if name.endswith(m)), "padded")
-        plan, _ = plan_corpus(corpus, model, store_spec(model, context=Context(mode)))
-        flops[name] = Work.of(plan, EncoderSize.of(model, model.card.outputs)).flops
     audio_seconds = int(plan.samples.sum()) / SAMPLE_RATE
     report(args, facts, audio_seconds, len(corpus), len(part), runs, rates, flops, off, off_peers)
     right = all(v <= TOLERANCE for v in off.values()) and all(v <= PEER_TOLERANCE for v in off_peers.values())

@@ -20,7 +20,10 @@ from voxstrata.cli import main
 from voxstrata.cli.console import Line, aligned, clock, extraction_progress
 from voxstrata.engine import Progress
 
-COMMANDS = ["export", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "words", "demo"]
+COMMANDS = [
+    "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "words",
+    "demo",
+]  # fmt: skip
 
 
 def run(*args: object) -> int:

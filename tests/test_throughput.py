@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import soundfile
 from conftest import sound
 from test_cli import run
 
+from voxstrata.cli.bench import bench_text
 from voxstrata.corpus import read_corpus
 from voxstrata.engine import Device, extract, throughput
 from voxstrata.engine.estimate import estimate
@@ -178,6 +180,11 @@ def test_bench_prints_rates_and_what_a_corpus_takes(
     out = capsys.readouterr().out
     assert "audio-hours per hour" in out
     assert "would take" in out
+
+
+def test_bench_says_when_other_work_was_running(measured: Record) -> None:
+    assert "load average 7.5" in bench_text("base", replace(measured, load=7.5))
+    assert "load average" not in bench_text("base", replace(measured, load=0.2))
 
 
 @pytest.mark.parametrize(

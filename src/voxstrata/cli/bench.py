@@ -12,6 +12,8 @@ from voxstrata.cli.console import Line, aligned, count_progress, json_option, pr
 if TYPE_CHECKING:
     from voxstrata.engine.throughput import Record
 
+BUSY_LOAD = 1.0  # of other work before the measurement, that the reader should hear of
+
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
@@ -96,10 +98,13 @@ def bench_text(model: str, record: Record) -> str:
     stages = {stage: None for t in record.modes.values() for stage in t.stages}
     busy = [[mode, *(f"{t.stages.get(s, 0.0) / t.seconds:.1%}" for s in stages)] for mode, t in record.modes.items()]
     outputs = next(iter(record.modes.values())).outputs
+    note = ""
+    if record.load > BUSY_LOAD:
+        note = f"\nother work was running (load average {record.load}): these rates are too low"
     limit = f", sgemm {record.sgemm_rate / 1e9:.0f} GFLOP/s" if record.sgemm_rate else ""
     return (
         f"{model} on {about['cpu']}, {about['device']}, {about['threads']} of {about['cores']} cores{limit}\n"
         f"{len(outputs)} outputs as float16, noise of mean 12 s\n\n"
         f"{aligned(header, rows)}\n\nbusy time of the stages by wall time (they overlap; decode adds up threads)\n"
-        f"{aligned(['context', *stages], busy)}"
+        f"{aligned(['context', *stages], busy)}{note}"
     )

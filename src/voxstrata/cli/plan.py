@@ -87,7 +87,7 @@ def plan(
     if as_json:
         print_json(found.to_dict() | {"device": device, "threads": used, "bench": None if record else command})
     else:
-        click.echo(f"{corpus} with {model}: {estimate_text(found)}")
+        click.echo(f"{corpus} with {model}:{estimate_text(found)}")
         if found.seconds is not None:
             click.echo(
                 f"\nexpected time {_time(found)} on {device}, {used} threads, by the rate `voxstrata bench` stored"

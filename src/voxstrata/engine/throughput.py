@@ -100,9 +100,13 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Record:
-    """What `voxstrata bench` stores: on which machine, software, model and settings, and a measurement per context."""
+    """What `voxstrata bench` stores: on which machine, software, model and settings, and a measurement per context.
+
+    load: processes that ran on the machine in the minute before (the load average).
+    """
 
     about: dict[str, Any]
+    load: float
     sgemm_rate: float | None
     modes: dict[str, Throughput]
 
@@ -114,7 +118,7 @@ class Record:
     def from_dict(cls, d: dict[str, Any]) -> Record:
         """Inverse of `to_dict`."""
         modes = {k: Throughput(**{**v, "outputs": tuple(v["outputs"])}) for k, v in d["modes"].items()}
-        return cls(d["about"], d["sgemm_rate"], modes)
+        return cls(d["about"], d["load"], d["sgemm_rate"], modes)
 
 
 def measure(
@@ -188,7 +192,7 @@ def bench(
 ) -> Record:
     """Measure every context on the FLEURS-like mix, and store the record where `recorded` finds it."""
     device, threads = device or Device(), threads or available_threads()
-    limit = None
+    limit, load = None, round(os.getloadavg()[0], 2)
     if device.kind == "cpu":
         say("matrix products")
         limit = sgemm_rate(threads)
@@ -205,7 +209,7 @@ def bench(
             seconds=seconds / len(get_args(Mode)),
             limit=limit,
         )
-    record = Record(about(model, device, threads), limit, modes)
+    record = Record(about(model, device, threads), load, limit, modes)
     path = record_path(record.about)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
