@@ -141,7 +141,7 @@ def test_without_the_norm_the_decoder_sees_the_residual_stream(
         other = original(encoder_outputs=(states[EarlyExit(after)],), decoder_input_ids=ids).logits
     error = (narrowed(seen, 32) - states[at]).norm(dim=-1) / states[at].norm(dim=-1)
     assert error.max() < 1e-4  # the worst frame
-    assert (got - want).norm() < 1e-4 * want.norm()
+    assert (got - want).norm() < 1e-3 * want.norm()  # the decoder's loud attention magnifies rounding
     assert (other - want).norm() > 0.1 * want.norm()  # the LayerNorm does matter here
     card = json.loads((written[at] / "early_exit.json").read_text())
     assert card["after"] == after
