@@ -20,7 +20,7 @@ from voxstrata.cli import main
 from voxstrata.cli.console import Line, aligned, clock, extraction_progress
 from voxstrata.engine import Progress
 
-COMMANDS = ["export", "extract", "info", "retrieve", "similarity", "drift", "demo"]
+COMMANDS = ["export", "extract", "info", "retrieve", "similarity", "drift", "early-exit", "demo"]
 
 
 def run(*args: object) -> int:

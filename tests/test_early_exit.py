@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from conftest import sound
+from test_cli import run
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -209,6 +210,18 @@ def test_a_float16_checkpoint_stays_float16_with_the_norm(tiny_transcriber: Path
         assert {v.dtype for v in load_file(tmp_path / str(at) / "model.safetensors").values()} == {dtype}
 
 
+def test_the_command_writes_a_checkpoint(
+    tiny_transcriber: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("early-exit", "write", tiny_transcriber, "-k", 2, "--no-final-norm", "-o", tmp_path / "two")
+    assert run(*arguments, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["card"] == json.loads((tmp_path / "two" / "early_exit.json").read_text())
+    assert run(*arguments) == 3  # exists already
+    assert run(*arguments[:4], 4, "-o", tmp_path / "four") == 2
+    assert "give 0 to 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("after", [-1, 4])
 def test_a_block_that_is_not_there(after: int, tiny_transcriber: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"no block {after} .* give 0 to 3"):
@@ -231,3 +244,31 @@ def test_an_openai_file_and_an_existing_target(tiny_transcriber: Path, tmp_path:
         write_early_exit(str(tmp_path / "base.pt"), tmp_path / "x", EarlyExit(1))
     with pytest.raises(InputError, match="exists already"):
         write_early_exit(str(tiny_transcriber), tmp_path, EarlyExit(1))
+
+
+# ---- real weights: an encoder without a decoder, so a random one listens
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("after", range(7))
+def test_the_real_encoder_without_norm_is_its_residual_stream(after: int, shared: Path, tmp_path: Path) -> None:
+    """whisper-base: the written encoder against our own float64 encoder, on speech; and the tokens of both ways."""
+    from hf_reference import Reference
+    from transcribers import write_transcriber
+
+    from voxstrata.audio.decode import decode
+
+    folder = write_transcriber(tmp_path / "whole", shared / "whisper-base-encoder", heads=8)
+    at = EarlyExit(after, final_norm=False)
+    card = write_early_exit(str(folder), tmp_path / "out", at)
+    assert card.relative_l2 < 1e-4
+    wide = WhisperForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    original = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    reference = Reference(shared / "whisper-base-encoder")
+    clip = sorted((shared / "prompts" / "es").glob("*.flac"))[3]
+    x = reference.log_mel(decode(clip))
+    want = torch.from_numpy(reference.forward(x)[f"layer_{after:02d}"]).float()[None]
+    with torch.inference_mode():
+        got = narrowed(wide.model.encoder(x).last_hidden_state, 512)
+    assert (got - want).norm() < 5e-5 * want.norm()
+    assert generated(wide, x) == plain_loop(original, want)

@@ -35,7 +35,9 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
     return ids
 
 
-def write_transcriber(folder: Path, encoder: Path, seed: int = 0, suppress: Sequence[int] = (7, 8)) -> Path:
+def write_transcriber(
+    folder: Path, encoder: Path, seed: int = 0, suppress: Sequence[int] = (7, 8), heads: int = 4
+) -> Path:
     """A whole model with the encoder of the folder `encoder`, whose decoder listens: its tokens depend on the sound."""
     import torch
     from safetensors.torch import load_file
@@ -44,14 +46,14 @@ def write_transcriber(folder: Path, encoder: Path, seed: int = 0, suppress: Sequ
     ids = write_tokenizer(folder)
     config = WhisperConfig.from_pretrained(encoder)
     config.vocab_size = max(ids.values()) + 1
-    config.decoder_layers, config.max_target_positions = 2, 64
+    config.decoder_layers, config.max_target_positions, config.decoder_attention_heads = 2, 64, heads
     end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
     config.pad_token_id = config.bos_token_id = config.eos_token_id = end
     config.decoder_start_token_id = start
     torch.manual_seed(seed)
     model = WhisperForConditionalGeneration(config)
     weights = load_file(encoder / "model.safetensors")
-    encoder_weights = {k.removeprefix("model.encoder."): v for k, v in weights.items() if ".encoder." in k}
+    encoder_weights = {k.removeprefix("model.encoder."): v.float() for k, v in weights.items() if ".encoder." in k}
     model.model.encoder.load_state_dict(encoder_weights)
     with torch.no_grad():
         for name, p in model.model.decoder.named_parameters():

@@ -178,7 +178,9 @@ def sweep(
         click.echo(f"\n{explanation(report.about)}")
         click.echo(f"{folder}: early_exit.md, transcripts.md, transcripts.parquet, errors.parquet, early_exit.png")
     if failures:
-        click.echo(f"{len(failures)} recordings were not transcribed:", err=True)
+        click.echo(
+            f"not transcribed: {len(failures)} of {report.about['utterances'] + len(failures)} recordings", err=True
+        )
         for name, reason in list(failures.items())[:FAILURES_SHOWN]:
             click.echo(f"  {name}: {reason}", err=True)
     return PARTIAL if failures else 0
@@ -223,7 +225,7 @@ def check(
     with Line() as line:
         transcriber = load_transcriber(checkpoint, revision)
         exits = every_exit(transcriber.layers, _numbers(blocks))
-        rows = check_exits(transcriber, checkpoint, found, exits, decoding, revision=revision, say=steps(line))
+        rows = check_exits(transcriber, found, exits, decoding, say=steps(line))
     wrong = [r for r in rows if r.margin is not None and r.margin >= 0.01]
     if as_json:
         print_json({"checkpoint": checkpoint, "rows": [r.to_dict() for r in rows], "agrees": not wrong})

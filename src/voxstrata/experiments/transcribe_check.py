@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 from transformers import WhisperForConditionalGeneration
@@ -17,7 +18,7 @@ from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import Corpus
 from voxstrata.errors import InputError
 from voxstrata.experiments.transcribe import WINDOW_SECONDS, Decoding, language_tokens
-from voxstrata.exporters import export
+from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.early_exit import (
     EarlyExit,
     Transcriber,
@@ -25,7 +26,9 @@ from voxstrata.exporters.early_exit import (
     quiet_transformers,
     write_early_exit,
 )
-from voxstrata.model.card import ENCODER
+from voxstrata.exporters.graph import WeightsFile, encoder_graph
+from voxstrata.model.card import ENCODER, WEIGHTS
+from voxstrata.model.names import output_names
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,13 @@ class CheckRow:
 
 def check_exits(
     transcriber: Transcriber,
-    source: str,
     corpus: Corpus,
     exits: Sequence[EarlyExit],
     decoding: Decoding,
     *,
-    revision: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[CheckRow]:
-    """Export `source`, write the checkpoint of every exit, and compare on every recording of `corpus`, all in float32.
+    """Write the checkpoint of every exit and compare it with our graph on every recording of `corpus`, in float32.
 
     The written checkpoint decodes with transformers' `generate`. The loop feeds layer_k of our graph (for an exit with
     LayerNorm, that of the original) to the original decoder, token by token, without a cache, and takes the largest
@@ -77,9 +78,8 @@ def check_exits(
     original = transcriber.model.float()
     rows = []
     with tempfile.TemporaryDirectory(prefix="voxstrata-early-exit-") as folder:
-        say(f"exporting {source}")
-        export(source, Path(folder) / "graph", revision=revision)
-        session = onnxruntime.InferenceSession(Path(folder) / "graph" / ENCODER, providers=["CPUExecutionProvider"])
+        say("building the graph")
+        session = _session(transcriber.encoder, Path(folder))
         for n, at in enumerate(exits):
             say(f"{at}")
             card = write_early_exit(transcriber, Path(folder) / str(n), at)
@@ -107,6 +107,18 @@ def check_exits(
                 )
             )
     return rows
+
+
+def _session(encoder: Checkpoint, folder: Path) -> onnxruntime.InferenceSession:
+    """The original encoder's graph, as `export` writes it, with every layer_k as output."""
+    weights = WeightsFile(folder / WEIGHTS, np.dtype(np.float32))
+    outputs = output_names(encoder.shape.layers)
+    try:
+        graph = encoder_graph(encoder.state(), encoder.shape, weights, outputs=outputs, cached=False, norm_every=False)
+    finally:
+        weights.close()
+    (folder / ENCODER).write_bytes(graph.SerializeToString())
+    return onnxruntime.InferenceSession(folder / ENCODER, providers=["CPUExecutionProvider"])
 
 
 def _prefix(model: Any, token: str | None, decoding: Decoding) -> list[int]:

@@ -148,7 +148,8 @@ def plot_errors(rates: pa.Table, path: str | PathLike[str], title: str) -> None:
         axes.set_ylabel(f"{unit} (%)", fontsize=9)
         axes.set_xlabel("encoder ends after block k", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
+        highest = max(r["high"] for r in rows if (r["language"], r["script"]) == scope)
+        axes.set_ylim(0, max(106 * highest, 1))  # markers at the top stay whole
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in figure.axes[len(scopes) :]:

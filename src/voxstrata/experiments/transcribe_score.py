@@ -28,6 +28,7 @@ NORMALIZERS = ("whisper", "light")
 # Scripts written without spaces between words. Radford et al. 2022 (arXiv 2212.04356, appendix C) name Chinese,
 # Japanese, Thai, Lao and Burmese; Khmer and Tibetan do as they do.
 UNSPACED = frozenset({"CJK", "THAI", "LAO", "MYANMAR", "KHMER", "TIBETAN"})
+NO_SCRIPT = "NONE"
 Normalizer = Callable[[str], str]
 
 
@@ -73,7 +74,18 @@ def script_of(text: str) -> str:
     """The script of most letters by their Unicode names ("LATIN", "CYRILLIC", …); Han and kana are both "CJK"."""
     names = (unicodedata.name(c, "").split(" ")[0] for c in text if unicodedata.category(c)[0] == "L")
     found = Counter("CJK" if n in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "BOPOMOFO") else n for n in names)
-    return found.most_common(1)[0][0] if found else "NONE"
+    return found.most_common(1)[0][0] if found else NO_SCRIPT
+
+
+def _scripts(rows: Sequence[Mapping[str, str | None]]) -> list[str]:
+    """The script of each row's text; a text without letters ("42") has the commonest of its language."""
+    own = [script_of(str(row["text"])) for row in rows]
+    commonest: dict[str | None, Counter[str]] = {}
+    for row, script in zip(rows, own, strict=True):
+        if script != NO_SCRIPT:
+            commonest.setdefault(row["language"], Counter())[script] += 1
+    found = {language: counts.most_common(1)[0][0] for language, counts in commonest.items()}
+    return [found.get(row["language"], s) if s == NO_SCRIPT else s for row, s in zip(rows, own, strict=True)]
 
 
 def normalizer(kind: str, english: bool, folder: Path) -> Normalizer:
@@ -137,11 +149,11 @@ def references(
     for row in rows:
         norm = both[english or is_english(str(row["language"]))]
         found.append((norm, norm(str(row["text"]))))
-    empty = [str(row["id"]) for row, (_, text) in zip(rows, found, strict=True) if not text]
+    empty = [str(row["id"]) for row, (_, text) in zip(rows, found, strict=True) if not any(c.isalnum() for c in text)]
     if empty:
         more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
         raise InputError(
-            f"the text of {', '.join(empty[:NAMED])}{more} is empty once normalised: nothing to score; "
+            f"the text of {', '.join(empty[:NAMED])}{more} holds no letter or digit once normalised: nothing to score; "
             "correct it or leave the row out"
         )
     return found
@@ -154,8 +166,10 @@ def score(transcripts: Transcripts, parts: Sequence[str], scoring: Scoring, engl
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     expectations = references(transcripts.rows, scoring, english, folder)
-    for i, (row, part, (norm, expected)) in enumerate(zip(transcripts.rows, parts, expectations, strict=True)):
-        script = script_of(str(row["text"]))
+    scripts = _scripts(transcripts.rows)
+    for i, (row, part, script, (norm, expected)) in enumerate(
+        zip(transcripts.rows, parts, scripts, expectations, strict=True)
+    ):
         unit = "character" if script in UNSPACED else "word"
         for at, texts in transcripts.texts.items():
             heard = norm(texts[i])
