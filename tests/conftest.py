@@ -87,6 +87,14 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def tiny_transcriber(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint's encoder under a decoder of 267 tokens, with tokenizer: a folder that can transcribe."""
+    from transcribers import write_transcriber
+
+    return write_transcriber(tmp_path_factory.mktemp("transcriber") / "tiny", tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
 def make_corpus(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Make a corpus: `make_corpus({"en/a": 1.3, …})` writes wavs of so many seconds and returns their folder."""
 

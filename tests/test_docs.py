@@ -61,6 +61,10 @@ def test_commands_and_options_exist(page: str, line: str) -> None:
     with click.Context(main) as context:
         command = main.get_command(context, name)
         assert command is not None, f"{page}: no command {name}"
+        if isinstance(command, click.Group):
+            name, *args = args
+            command = command.get_command(context, name)
+            assert command is not None, f"{page}: no command {name} in: {line}"
         command.make_context(name, args, parent=context)  # raises for an unknown option or a missing argument
 
 

@@ -15,7 +15,7 @@ from voxstrata.errors import VoxstrataError
 INTERRUPTED = 130
 _COMMANDS = (
     "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "words",
-    "demo",
+    "early-exit", "demo",
 )  # fmt: skip
 
 
@@ -28,7 +28,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command = getattr(import_module(f"voxstrata.cli.{name}"), name)
+        module = name.replace("-", "_")
+        command = getattr(import_module(f"voxstrata.cli.{module}"), module)
         assert isinstance(command, click.Command)
         return command
 
@@ -50,7 +51,7 @@ class _Lazy(click.Group):
             sys.exit(3)
         except ModuleNotFoundError as e:
             extra = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"}
-            extra |= {"matplotlib": "plot", "espeakng_loader": "demo"}
+            extra |= {"matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr"}
             name = (e.name or "").split(".")[0]
             if name not in extra:
                 raise

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,10 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
 
 
-def download(repo: str, revision: str | None = None) -> Path:
+def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -> Path:
     """Fetch config and weights of a hub id, or find them in the local cache; returns the snapshot's folder.
+
+    also: names of further files to fetch, where the repository has them.
 
     Raises InputError when the hub refuses it, or cannot be reached and nothing is cached.
     """
@@ -107,7 +110,7 @@ def download(repo: str, revision: str | None = None) -> Path:
         RevisionNotFoundError,
     )
 
-    small = ["config.json", "preprocessor_config.json"]
+    small = ["config.json", "preprocessor_config.json", *also]
     try:
         files = HfApi().list_repo_files(repo, revision=revision)
         safe = [f for f in files if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))]

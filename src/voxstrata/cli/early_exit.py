@@ -1,0 +1,266 @@
+"""voxstrata early-exit"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from voxstrata.cli.console import (
+    FAILURES_SHOWN,
+    PARTIAL,
+    Line,
+    aligned,
+    count_progress,
+    json_option,
+    print_json,
+    steps,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group()
+def early_exit() -> None:
+    """Whisper checkpoints whose encoder ends after block k, under the unchanged decoder.
+
+    `sweep` measures which k transcribes best, `write` makes the checkpoint, `check` compares checkpoints with a plain
+    decoding loop. CHECKPOINT is a Hugging Face folder with decoder and tokenizer, or a hub id.
+
+    \b
+    Example:
+      voxstrata early-exit sweep openai/whisper-base speech.tsv -o exits
+      voxstrata early-exit write openai/whisper-base -k 4 -o base-4
+    """
+
+
+def _revision(f: F) -> F:
+    return click.option("--revision", help="Branch, tag or commit of a hub id.")(f)
+
+
+def _decoding(f: F) -> F:
+    f = click.option(
+        "--language",
+        "languages",
+        multiple=True,
+        metavar="LANG[=AS]",
+        help="How the model is told the language: es for all recordings, or ast=es for those in ast; repeatable. "
+        "[default: the corpus's own languages]",
+    )(f)
+    return click.option(
+        "--task",
+        type=click.Choice(["transcribe", "translate"]),
+        default="transcribe",
+        show_default=True,
+        help="Translating is into English: the corpus's text then is the English one.",
+    )(f)
+
+
+def _blocks(f: F) -> F:
+    return click.option("--blocks", help="Blocks to end after, e.g. 3,4,6. [default: every one, and 0]")(f)
+
+
+@early_exit.command()
+@click.argument("checkpoint")
+@click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="New checkpoint folder.")
+@click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
+@click.option("--final-norm/--no-final-norm", default=True, show_default=True, help="The encoder's final LayerNorm.")
+@_revision
+@json_option
+def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision: str | None, as_json: bool) -> None:
+    """Write the checkpoint of CHECKPOINT that ends after block k.
+
+    transformers loads it like any other, and so does what builds on it. Without the LayerNorm the weights are folded
+    into a slightly wider model of the same architecture.
+
+    \b
+    Example:
+      voxstrata early-exit write openai/whisper-base -k 4 --no-final-norm -o base-4
+    """
+    from voxstrata.exporters.early_exit import EarlyExit, write_early_exit
+
+    with Line() as line:
+        card = write_early_exit(checkpoint, target, EarlyExit(after, final_norm), revision=revision, say=steps(line))
+    if as_json:
+        print_json({"checkpoint": str(target), "card": card.to_dict()})
+        return
+    wider = f", {card.added_channels} channels wider and one block longer" if card.added_channels else ""
+    click.echo(f"{target}: {card.checkpoint}, {EarlyExit(after, final_norm)} of {card.layers} blocks{wider}")
+    click.echo(f"its encoder differs from the original's layer_{after:02d} by {card.relative_l2:.1e} (relative L2)")
+
+
+@early_exit.command()
+@click.argument("checkpoint")
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder for the results."
+)
+@_blocks
+@_decoding
+@click.option(
+    "--normalizer",
+    type=click.Choice(["whisper", "light"]),
+    default="whisper",
+    show_default=True,
+    help="Of texts before scoring; light keeps combining marks, which Indic scripts need.",
+)
+@click.option("--dev-share", default=0.5, show_default=True, help="Share of the groups on which k is chosen.")
+@click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
+@click.option(
+    "--bootstrap", type=click.IntRange(min=1), default=1000, show_default=True, help="Resamples for 95 % intervals."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=224, show_default=True, help="Per transcript.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Recordings at a time.")
+@click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="PyTorch's device."
+)
+@_revision
+@json_option
+def sweep(
+    checkpoint: str,
+    corpus: Path,
+    folder: Path,
+    blocks: str | None,
+    languages: tuple[str, ...],
+    task: str,
+    normalizer: str,
+    dev_share: float,
+    seed: int,
+    bootstrap: int,
+    max_new_tokens: int,
+    batch: int,
+    split: str | None,
+    device: str,
+    revision: str | None,
+    as_json: bool,
+) -> int:
+    """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
+
+    CORPUS needs texts and languages. Writes early_exit.md (figures), transcripts.md (what every k heard, side by
+    side), transcripts.parquet, errors.parquet, early_exit.png. A run that is stopped starts over.
+
+    \b
+    Example:
+      voxstrata early-exit sweep openai/whisper-base speech.tsv -o exits --language ast=es
+    """
+    import jiwer  # noqa: F401  (missing: say so at once)
+
+    from voxstrata.corpus import read_corpus
+    from voxstrata.experiments.transcribe import Decoding
+    from voxstrata.experiments.transcribe_report import choice_rows, explanation
+    from voxstrata.experiments.transcribe_score import Scoring
+    from voxstrata.experiments.transcribe_sweep import sweep as run
+    from voxstrata.exporters.early_exit import load_transcriber
+
+    found = read_corpus(corpus, split)
+    decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
+    with Line() as line:
+        report = run(
+            load_transcriber(checkpoint, revision),
+            found,
+            folder,
+            blocks=_numbers(blocks),
+            decoding=decoding,
+            scoring=Scoring(normalizer, dev_share, seed, bootstrap),
+            device=device,
+            progress=count_progress(line, "batches × exits"),
+        )
+    failures = report.about["failures"]
+    if as_json:
+        choices = [asdict(c) for c in report.choices]
+        print_json({**report.about, "results": str(folder), "choices": choices, "rates": report.rates.to_pylist()})
+    else:
+        click.echo(aligned(*choice_rows(report.choices)))
+        click.echo(f"\n{explanation(report.about)}")
+        click.echo(f"{folder}: early_exit.md, transcripts.md, transcripts.parquet, errors.parquet, early_exit.png")
+    if failures:
+        click.echo(
+            f"not transcribed: {len(failures)} of {report.about['utterances'] + len(failures)} recordings", err=True
+        )
+        for name, reason in list(failures.items())[:FAILURES_SHOWN]:
+            click.echo(f"  {name}: {reason}", err=True)
+    return PARTIAL if failures else 0
+
+
+@early_exit.command()
+@click.argument("checkpoint")
+@click.argument("corpus", type=click.Path(path_type=Path))
+@_blocks
+@_decoding
+@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Recordings to compare on.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=48, show_default=True, help="Per recording.")
+@_revision
+@json_option
+def check(
+    checkpoint: str,
+    corpus: Path,
+    blocks: str | None,
+    languages: tuple[str, ...],
+    task: str,
+    clips: int,
+    max_new_tokens: int,
+    revision: str | None,
+    as_json: bool,
+) -> int:
+    """Compare the tokens of written checkpoints with a plain loop that feeds the decoder layer_k of our ONNX graph.
+
+    Exit code 3 when tokens differ where the loop's best logit led clearly (by 0.01 or more).
+
+    \b
+    Example:
+      voxstrata early-exit check openai/whisper-base speech.tsv
+    """
+    from voxstrata.corpus import Corpus, read_corpus
+    from voxstrata.experiments.transcribe import Decoding, every_exit
+    from voxstrata.experiments.transcribe_check import check_exits
+    from voxstrata.exporters.early_exit import load_transcriber
+
+    found = read_corpus(corpus)
+    found = Corpus(found.root, found.table.slice(0, clips))
+    decoding = Decoding(task, _prompts(languages, found), max_new_tokens)
+    with Line() as line:
+        transcriber = load_transcriber(checkpoint, revision)
+        exits = every_exit(transcriber.layers, _numbers(blocks))
+        rows = check_exits(transcriber, found, exits, decoding, say=steps(line))
+    wrong = [r for r in rows if r.margin is not None and r.margin >= 0.01]
+    if as_json:
+        print_json({"checkpoint": checkpoint, "rows": [r.to_dict() for r in rows], "agrees": not wrong})
+    else:
+        header = ["k", "LayerNorm", "recordings equal", "tokens", "encoder's difference", "margin where they differ"]
+        table = [
+            [
+                str(r.after), "with" if r.final_norm else "without", f"{r.equal}/{r.recordings}", str(r.tokens),
+                f"{r.relative_l2:.1e}", "–" if r.margin is None else f"{r.margin:.1e}",
+            ]
+            for r in rows
+        ]  # fmt: skip
+        click.echo(aligned(header, table))
+    return 3 if wrong else 0
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """A comma-separated choice of blocks; None stays None."""
+    if text is None:
+        return None
+    try:
+        return [int(n) for n in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers like 3,4,6", param_hint="--blocks") from None
+
+
+def _prompts(languages: tuple[str, ...], corpus: Any) -> tuple[tuple[str, str], ...]:
+    """What each corpus language is announced as: of `LANG=AS` one, of a bare `AS` every one."""
+    found = sorted({str(n) for n in corpus.table["language"].to_pylist() if n is not None})
+    prompts: dict[str, str] = {}
+    for text in languages:
+        name, equals, other = text.partition("=")
+        if equals and name not in found:
+            raise click.BadParameter(
+                f"{text!r}: the corpus has no language {name!r}, but {', '.join(found)}", param_hint="--language"
+            )
+        prompts |= {name: other} if equals else dict.fromkeys(found, name)
+    return tuple(sorted(prompts.items()))
