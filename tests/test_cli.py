@@ -20,7 +20,7 @@ from voxstrata.cli import main
 from voxstrata.cli.console import Line, aligned, clock, extraction_progress
 from voxstrata.engine import Progress
 
-COMMANDS = ["export", "extract", "info", "retrieve", "similarity", "drift", "phonetics", "demo"]
+COMMANDS = ["export", "extract", "info", "retrieve", "similarity", "drift", "phonetics", "align", "demo"]
 
 
 def run(*args: object) -> int:

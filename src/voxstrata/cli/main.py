@@ -13,7 +13,7 @@ import click
 from voxstrata.errors import VoxstrataError
 
 INTERRUPTED = 130
-_COMMANDS = ("export", "extract", "info", "retrieve", "similarity", "drift", "phonetics", "demo")
+_COMMANDS = ("export", "extract", "info", "retrieve", "similarity", "drift", "phonetics", "align", "demo")
 
 
 class _Lazy(click.Group):

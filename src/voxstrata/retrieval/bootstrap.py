@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,13 +45,7 @@ class Resamples:
         A row counts as often as its group was drawn. NaN in a resample that drew none of the groups.
         Raises InputError for a group that the resamples do not know.
         """
-        names = np.asarray(groups)
-        place = np.minimum(np.searchsorted(self.groups, names), len(self.groups) - 1)
-        unknown = np.flatnonzero(self.groups[place] != names)
-        if len(unknown):
-            raise InputError(
-                f"group {names[unknown[0]].item()!r} is not among those resampled; draw from the groups of all queries"
-            )
+        place = self._places(groups)
         rows = np.concatenate([values, np.ones((len(values), 1))], axis=1, dtype=np.float64)  # the last counts rows
         sums = np.zeros((len(self.groups), rows.shape[1]))
         np.add.at(sums, place, rows)
@@ -60,6 +56,26 @@ class Resamples:
         means = np.full((len(self), values.shape[1]), np.nan)
         np.divide(totals[:, :-1], totals[:, -1:], out=means, where=totals[:, -1:] > 0)
         return means
+
+    def counts(self, groups: npt.ArrayLike) -> Iterator[npt.NDArray[np.float64]]:
+        """How often each row counts in each resample, (some resamples, n), block after block: for what is no mean.
+
+        groups (n,) says whose each row is. Raises InputError for a group that the resamples do not know.
+        """
+        place = self._places(groups)
+        step = max(1, BLOCK // max(1, len(place)))
+        for a in range(0, len(self), step):
+            yield self._weights[a : a + step, place].astype(np.float64)
+
+    def _places(self, groups: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        names = np.asarray(groups)
+        place = np.minimum(np.searchsorted(self.groups, names), len(self.groups) - 1)
+        unknown = np.flatnonzero(self.groups[place] != names)
+        if len(unknown):
+            raise InputError(
+                f"group {names[unknown[0]].item()!r} is not among those resampled; draw from the groups of all queries"
+            )
+        return place
 
 
 def percentile_interval(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
