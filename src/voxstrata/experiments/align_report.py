@@ -41,7 +41,7 @@ _COLUMNS = (
     ("log-odds/SD", RAW, FIT, SLOPE, False, True),
     ("discrimination", RAW, FIT, DISCRIMINATION, False, False),
 )
-_WIDTH, _HEIGHT, _DPI = 7.2, 3.0, 220  # inches: a two-column page of a paper
+_WIDTH, _HEIGHT, _DPI = 7.2, 3.6, 220  # inches: a two-column page of a paper
 
 Key = tuple[str, str, str, str]  # system, states, control, metric
 
@@ -75,21 +75,34 @@ def to_markdown(table: pa.Table, title: str) -> str:
 def explanation(table: pa.Table) -> str:
     """What the columns mean under the settings of this table, one line each."""
     s = settings(table)
-    cells = "language (no speaker has 10 utterances or more)" if s["cells_are_languages"] else "speaker and language"
+    few = f"their language (speakers unknown, or with fewer than {s['smallest_cell']} utterances)"
+    cells = few if s["cells_are_languages"] else "their speaker in their language"
     resamples = f"; in brackets 95 % intervals over {s['bootstrap_groups']} groups" if s["bootstrap_resamples"] else ""
     return "\n".join(
         [
             f"recall@1 in %, {s['similarity']}, mean over {len(directions(table))} directions{resamples}.",
-            f"- means removed: frames less the mean of their {cells}.",
+            f"- means removed: frames less the mean of {cells}.",
             f"- unlike: pairs that at least {100 * s['unlike_quantile']:g} % of the non-translations sound closer than "
             f"(by {s['by']}), among themselves;",
-            "  matched: as many pairs of like length drawn from all; change: unlike − matched.",
+            "  matched: as many pairs of like length drawn from all; change: unlike − matched; over the "
+            f"{_compared(table)} directions with {s['smallest_pool']} such pairs or more.",
             f"- closest: the translation and the {s['closest']} closest-sounding non-translations; random: as many "
             "drawn; change: closest − random.",
             "- if unlike, log-odds/SD, discrimination: logistic fit of the hits (all) on how much closer the pair",
             "  sounds than non-translations: recall where no closer, slope, share explained (0 to 1).",
             f"- {PHONEMES}, {DURATIONS}: retrievers that see these alone.",
         ]
+    )
+
+
+def _compared(table: pa.Table) -> int:
+    """Directions with enough unlike pairs."""
+    first = systems(table)[0]
+    return sum(
+        (row["system"], row["states"], row["control"], row["metric"]) == (first, RAW, UNLIKE, RECALL)
+        and row["source"] != MEAN
+        and row["value"] is not None
+        for row in table.to_pylist()
     )
 
 
@@ -113,17 +126,36 @@ def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
     for name, colour, dashes in ((PHONEMES, green, (4, 2)), (DURATIONS, purple, (1, 1))):
         value = found[name, RAW, ALL, RECALL]["value"]
         whole.axhline(100 * value, color=colour, dashes=dashes, linewidth=1.2, label=f"{name} alone")
-    _chance(whole, found, outputs, ALL)
-    _line(controlled, found, outputs, (RAW, MATCHED, RECALL), "all pairs, matched", blue, "o", "--")
-    _line(controlled, found, outputs, (RAW, UNLIKE, RECALL), "unlike pairs", blue, "o")
-    _line(controlled, found, outputs, (RAW, RANDOM, RECALL), "random pool", red, "s", "--")
-    _line(controlled, found, outputs, (RAW, CLOSEST, RECALL), "closest-sounding pool", red, "s")
-    _chance(controlled, found, outputs, UNLIKE, blue)
-    _chance(controlled, found, outputs, CLOSEST, red)
+    _chance(whole, found, outputs, ALL, "black", "chance")
+    _line(
+        controlled,
+        found,
+        outputs,
+        (RAW, MATCHED, RECALL),
+        f"matched pairs{_pool(found, outputs, MATCHED)}",
+        blue,
+        "o",
+        "--",
+    )
+    _line(controlled, found, outputs, (RAW, UNLIKE, RECALL), f"unlike pairs{_pool(found, outputs, UNLIKE)}", blue, "o")
+    _line(
+        controlled, found, outputs, (RAW, RANDOM, RECALL), f"random pool{_pool(found, outputs, RANDOM)}", red, "s", "--"
+    )
+    _line(
+        controlled,
+        found,
+        outputs,
+        (RAW, CLOSEST, RECALL),
+        f"closest-sounding pool{_pool(found, outputs, CLOSEST)}",
+        red,
+        "s",
+    )
+    _chance(controlled, found, outputs, UNLIKE, blue, "chance")
+    _chance(controlled, found, outputs, CLOSEST, red, "chance")
     _line(slope, found, outputs, (RAW, FIT, SLOPE), None, blue, "o", scale=1, bars=True)
     slope.axhline(0, color="black", linewidth=0.8)
     for axes, label, letter in (
-        (whole, "recall@1 (%)", "a  whole pools"),
+        (whole, "recall@1 (%)", f"a  whole pools{_pool(found, outputs, ALL)}"),
         (controlled, "recall@1 (%)", "b  controlled pools"),
         (slope, "log-odds of a hit per SD", "c  closeness in sound"),
     ):
@@ -135,10 +167,11 @@ def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes is not slope:
             axes.set_ylim(bottom=0)
-            axes.legend(fontsize=6, frameon=False, loc="upper left", handlelength=2.4)
-    low, high = (f(d["candidates"] for d in found.values() if d["candidates"]) for f in (min, max))
-    pool = f"pools of {low} to {high}"
-    figure.suptitle(f"{title}; mean over {len(directions(table))} directions, {pool}", fontsize=8)
+            below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.27), "ncols": 2}
+            axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
+    figure.suptitle(
+        f"{title}: {settings(table)['similarity']}, mean over {len(directions(table))} directions", fontsize=8
+    )
     figure.savefig(path, dpi=_DPI)
 
 
@@ -211,10 +244,16 @@ def _line(
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
+def _pool(found: dict[Key, dict[str, Any]], outputs: Sequence[str], control: str) -> str:
+    """Its size in brackets, or smallest to largest; nothing where no direction has one."""
+    row = found[outputs[0], RAW, control, RECALL]
+    sizes = dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max"))
+    return f" ({'–'.join(sizes)})" if row["candidates"] else ""
+
+
 def _chance(
-    axes: Any, found: dict[Key, dict[str, Any]], outputs: Sequence[str], control: str, colour: str = "black"
+    axes: Any, found: dict[Key, dict[str, Any]], outputs: Sequence[str], control: str, colour: str, label: str | None
 ) -> None:
     chance = 100 * np.array([found[output, RAW, control, RECALL]["chance"] for output in outputs], np.float64)
-    axes.plot(
-        np.arange(len(outputs)), chance, ":", color=colour, linewidth=1, label="chance" if colour == "black" else None
-    )
+    x = np.array([-0.4, *range(len(outputs)), len(outputs) - 0.6])  # of one output, too, a line
+    axes.plot(x, chance[[0, *range(len(outputs)), -1]], ":", color=colour, linewidth=1, label=label)
