@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,3 +64,22 @@ def make_store(
         writer.commit(unit, {"final": block}, {})
     writer.finish()
     return open_store(path)
+
+
+class MadeUpStore:
+    """A store in memory, as retrieval reads one: several outputs of any frames, a row each in `utterances`."""
+
+    has_frames = True
+
+    def __init__(self, utterances: pa.Table, frames: Mapping[str, Sequence[np.ndarray]]) -> None:
+        self.utterances = utterances.append_column("status", pa.array(["done"] * len(utterances)))
+        self.outputs = tuple(frames)
+        self._frames = frames
+
+    def ragged(self, output: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = [self._frames[output][i] for i in indices]
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        return np.concatenate(parts), offsets
+
+    def pooled(self, output: str, indices: np.ndarray) -> np.ndarray:
+        return np.stack([self._frames[output][i].mean(axis=0) for i in indices]).astype(np.float32)

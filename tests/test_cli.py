@@ -21,8 +21,8 @@ from voxstrata.cli.console import Line, aligned, clock, extraction_progress
 from voxstrata.engine import Progress
 
 COMMANDS = [
-    "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "words",
-    "early-exit", "demo",
+    "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "align",
+    "words", "early-exit", "demo",
 ]  # fmt: skip
 
 

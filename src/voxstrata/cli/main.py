@@ -14,8 +14,8 @@ from voxstrata.errors import VoxstrataError
 
 INTERRUPTED = 130
 _COMMANDS = (
-    "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "words",
-    "early-exit", "demo",
+    "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "align",
+    "words", "early-exit", "demo",
 )  # fmt: skip
 
 

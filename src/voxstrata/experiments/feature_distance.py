@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,16 @@ FloatMatrix = npt.NDArray[np.float32]
 def _feature_table() -> Any:
     """PanPhon's table; takes 2 s to load."""
     return need("panphon").FeatureTable()
+
+
+@lru_cache(maxsize=1 << 16)
+def _segments(word: str) -> tuple[tuple[str, ...], str]:
+    """Segments of one word, longest first as PanPhon cuts them, and the characters it does not know."""
+    table = _feature_table()
+    found = table.segs_safe(table.standardize_tones(word, ["¹", "²", "³", "⁴", "⁵"]))
+    known = [table.seg_known(segment, normalize=False) for segment in found]
+    segments = tuple(s for s, k in zip(found, known, strict=True) if k)
+    return segments, "".join(s for s, k in zip(found, known, strict=True) if not k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +74,15 @@ class Phones:
         """
         if not ipa:
             raise InputError("no IPA: the list is empty")
-        table = _feature_table()
         types: dict[str, int] = {}
         strings: list[list[int]] = []
         unknown: list[str] = []
         for text in ipa:
-            segments = table.segs_safe(table.standardize_tones(text, ["¹", "²", "³", "⁴", "⁵"]))
-            known = [table.seg_known(segment, normalize=False) for segment in segments]
-            strings.append([types.setdefault(s, len(types)) for s, k in zip(segments, known, strict=True) if k])
-            unknown.append("".join(s for s, k in zip(segments, known, strict=True) if not k and not s.isspace()))
-        features = np.array([table.fts(segment).numeric() for segment in types], np.int8).reshape(
-            len(types), len(table.names)
-        )
+            words = [_segments(word) for word in text.split()]
+            strings.append([types.setdefault(s, len(types)) for segments, _ in words for s in segments])
+            unknown.append("".join(characters for _, characters in words))
+        table = _feature_table()
+        features = np.array([table.fts(s).numeric() for s in types], np.int8).reshape(len(types), len(table.names))
         offsets = np.concatenate([[0], np.cumsum([len(string) for string in strings])]).astype(np.int64)
         codes = np.array([code for string in strings for code in string], np.int32)
         return cls(features, codes, offsets, tuple(unknown))

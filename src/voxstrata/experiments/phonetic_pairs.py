@@ -103,15 +103,22 @@ def quantiles(
     strings of unlike length is at least the cost of their difference.
     """
     found = np.full(distances.shape, np.nan)
-    logs = None if lengths is None else np.log(np.maximum(lengths, 0.5))
     for i, j in zip(*np.nonzero(same & ~np.isnan(distances)), strict=True):
-        others = np.flatnonzero(~same[i] & ~np.isnan(distances[i]))
-        if logs is not None:
-            others = others[np.argsort(np.abs(logs[others] - logs[j]), kind="stable")[:NEIGHBOURS]]
-        if len(others):
-            row = distances[i, others]
-            found[i, j] = ((row < distances[i, j]).sum() + (row == distances[i, j]).sum() / 2) / len(others)
+        row = distances[i, non_translations(distances, same, i, j, lengths)]
+        if len(row):
+            found[i, j] = ((row < distances[i, j]).sum() + (row == distances[i, j]).sum() / 2) / len(row)
     return found
+
+
+def non_translations(
+    distances: npt.NDArray[np.floating], same: BoolMatrix, i: int, j: int, lengths: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64]:
+    """Columns that pair (i, j) is ranked among: see `quantiles`."""
+    others = np.flatnonzero(~same[i] & ~np.isnan(distances[i]))
+    if lengths is None:
+        return others
+    logs = np.log(np.maximum(lengths, 0.5))
+    return others[np.argsort(np.abs(logs[others] - logs[j]), kind="stable")[:NEIGHBOURS]]
 
 
 def translations(compared: Compared) -> list[dict[str, Any]]:

@@ -1,0 +1,279 @@
+"""Controlled retrieval: each control finds what was planted and nothing else; unusable inputs say what to do."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from planted import GROUPS, SPEAKERS, Planted, plant
+from stores import Utterance, make_store
+from test_cli import run
+
+from voxstrata import InputError, UsageError, read_corpus
+from voxstrata.experiments.align import KEY, SCHEMA, align
+from voxstrata.experiments.phonetics import measure_phonetics
+from voxstrata.retrieval import retrieve
+
+pytest.importorskip("panphon")
+
+SEEDS = 20
+Figures = dict[tuple[str, str, str, str], np.ndarray]
+
+
+def over_seeds(folder: Path, shuffled: bool) -> Figures:
+    """The means over directions by system, states, control and metric: (SEEDS, 2) values and chance."""
+    found: dict[tuple[str, str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    for seed in range(SEEDS):
+        planted = plant(folder / str(seed), seed, shuffled)
+        table = align(planted.store, planted.phonetics, similarity="pooled_cosine", bootstrap=0)
+        for row in table.to_pylist():
+            if row["source"] == "mean":
+                key = (row["system"], row["states"], row["control"], row["metric"])
+                found[key].append((row["value"], row["chance"]))
+    return {key: np.array(rows, np.float64) for key, rows in found.items()}
+
+
+@pytest.fixture(scope="module")
+def planted_figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    return over_seeds(tmp_path_factory.mktemp("planted"), shuffled=False)
+
+
+def mean(figures: Figures, system: str, control: str, metric: str = "recall@1", states: str = "raw") -> float:
+    return float(figures[system, states, control, metric][:, 0].mean())
+
+
+def error(figures: Figures, system: str, control: str, metric: str, states: str = "raw") -> float:
+    """Standard error of that mean."""
+    return float(figures[system, states, control, metric][:, 0].std(ddof=1) / np.sqrt(SEEDS))
+
+
+class TestPlanted:
+    def test_meaning_survives_every_control(self, planted_figures: Figures) -> None:
+        f = planted_figures
+        assert mean(f, "meaning", "all") > 0.25
+        for control in ("unlike", "closest"):
+            change = mean(f, "meaning", control, "recall@1_change")
+            assert abs(change) < max(0.02, 4 * error(f, "meaning", control, "recall@1_change"))
+        assert abs(mean(f, "meaning", "fit", "log_odds_per_sd")) < 0.05
+        assert mean(f, "meaning", "fit", "recall@1_if_unlike") == pytest.approx(mean(f, "meaning", "all"), abs=0.02)
+        assert mean(f, "meaning", "fit", "discrimination") < 0.02
+        assert mean(f, "meaning", "all", states="means removed") == pytest.approx(mean(f, "meaning", "all"), abs=0.03)
+
+    def test_sound_does_not_survive_where_it_cannot_help(self, planted_figures: Figures) -> None:
+        f = planted_figures
+        assert mean(f, "sound", "all") > 0.08
+        assert mean(f, "sound", "matched") > 0.12
+        chance = f["sound", "raw", "unlike", "recall@1"][:, 1].mean()
+        assert mean(f, "sound", "unlike") < 1.5 * chance
+        for control in ("unlike", "closest"):
+            change = mean(f, "sound", control, "recall@1_change")
+            assert change < -4 * error(f, "sound", control, "recall@1_change")
+        assert mean(f, "sound", "fit", "log_odds_per_sd") > 0.3
+        assert mean(f, "sound", "fit", "recall@1_if_unlike") < mean(f, "sound", "all") / 3
+        assert mean(f, "sound", "all", states="means removed") == pytest.approx(mean(f, "sound", "all"), abs=0.02)
+
+    def test_the_retriever_of_phonemes_is_undone_by_both_controls_of_sound(self, planted_figures: Figures) -> None:
+        f = planted_figures
+        assert mean(f, "phonemes", "all") > 0.25
+        assert mean(f, "phonemes", "unlike") < 0.02
+        assert mean(f, "phonemes", "closest", "recall@1_change") < -0.01
+
+    def test_speaker_is_what_removing_means_removes(self, planted_figures: Figures) -> None:
+        f = planted_figures
+        right_speaker = SPEAKERS / GROUPS
+        assert mean(f, "speaker", "all") == pytest.approx(right_speaker, rel=0.25)
+        assert mean(f, "speaker", "all", states="means removed") == pytest.approx(1 / GROUPS, abs=0.004)
+        for control in ("unlike", "closest"):
+            change = mean(f, "speaker", control, "recall@1_change")
+            assert abs(change) < max(0.02, 4 * error(f, "speaker", control, "recall@1_change"))
+
+    def test_durations_are_what_the_retriever_of_durations_finds_and_no_control_takes_them_for_sound(
+        self, planted_figures: Figures
+    ) -> None:
+        f = planted_figures
+        assert mean(f, "duration", "all") > 3 / GROUPS
+        for control in ("unlike", "closest"):
+            change, of_sound = (mean(f, s, control, "recall@1_change") for s in ("duration", "sound"))
+            assert abs(change) < 0.04  # what the strata of duration leave
+            assert abs(change) < abs(of_sound) / 2
+        assert mean(f, "duration", "all", states="means removed") > 2.5 / GROUPS
+
+
+def test_shuffled_groups_fall_to_chance_under_every_control(tmp_path: Path) -> None:
+    figures = over_seeds(tmp_path, shuffled=True)
+    checked = 0
+    for (system, _, control, metric), rows in figures.items():
+        if metric != "recall@1":
+            continue
+        value, chance = rows.mean(axis=0)
+        margin = max(4 * rows[:, 0].std(ddof=1) / np.sqrt(SEEDS), 0.005)
+        # Sound is held against the pairs that these controls choose by it, so what goes by sound or duration may fall
+        # below chance there, never above it.
+        assert value < chance + margin, (system, control)
+        if control == "all":
+            assert value > chance - margin, system
+        checked += 1
+    assert checked == 50  # four outputs with two kinds of states and two retrievers, five controls each
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return plant(tmp_path_factory.mktemp("one"), 0)
+
+
+def test_whole_pools_reach_what_retrieve_reaches(planted: Planted) -> None:
+    table = align(planted.store, planted.phonetics, outputs=["meaning"], bootstrap=200).to_pylist()
+    plain = retrieve(planted.store, ["meaning"], None, ["seqsim_f1"], ["raw"], [1], bootstrap=200).to_pylist()
+    for source, target in (("a", "b"), ("b", "a"), ("mean", "mean")):
+        (ours,) = [
+            r
+            for r in table
+            if (r["system"], r["states"], r["control"], r["source"], r["target"])
+            == ("meaning", "raw", "all", source, target)
+        ]
+        (theirs,) = [r for r in plain if (r["source"], r["target"], r["metric"]) == (source, target, "recall@1")]
+        for column in ("value", "low", "high", "chance", "queries", "candidates"):
+            assert ours[column] == pytest.approx(theirs[column]), column
+
+
+def test_intervals_of_changes_are_paired_and_hold_their_values(planted: Planted) -> None:
+    table = align(planted.store, planted.phonetics, outputs=["sound"], similarity="pooled_cosine", bootstrap=300)
+    assert table.schema.equals(SCHEMA)
+    rows = {
+        (r["control"], r["metric"]): r
+        for r in table.to_pylist()
+        if (r["system"], r["states"], r["source"]) == ("sound", "raw", "mean")
+    }
+    for control, reference in (("unlike", "matched"), ("closest", "random")):
+        change = rows[control, "recall@1_change"]
+        both = rows[control, "recall@1"], rows[reference, "recall@1"]
+        assert change["value"] == pytest.approx(both[0]["value"] - both[1]["value"])
+        assert both[0]["candidates"] == both[1]["candidates"]
+        assert both[0]["chance"] == both[1]["chance"]
+    for row in rows.values():
+        assert row["low"] <= row["value"] <= row["high"]
+    assert rows["fit", "log_odds_per_sd"]["low"] > 0
+    settings = json.loads(table.schema.metadata[KEY.encode()])
+    assert (settings["by"], settings["unlike_quantile"], settings["closest"]) == ("like-length", 0.5, 9)
+    assert settings["cells_are_languages"] is False
+
+
+def test_of_several_recordings_of_a_sentence_one_takes_part(planted: Planted, tmp_path: Path) -> None:
+    ids = ["a0", "a1", "a1x", "b0", "b1", "b2"]
+    rng = np.random.default_rng(0)
+    utterances = {i: Utterance(rng.standard_normal((9, 8)).astype(np.float32), i[0], f"g{i[1]}") for i in ids}
+    store = make_store(tmp_path / "s.zarr", utterances)
+    words = ["pata kiku", "somi lena", "somi lena", "bata kiku", "rofu daxi", "lumo pesa"]
+    measure_phonetics(
+        read_corpus(write_manifest(tmp_path, ids)), tmp_path / "ph", given=dict(zip(ids, words, strict=True))
+    )
+    table = align(store, str(tmp_path / "ph"), bootstrap=0)
+    row = table.to_pylist()[0]
+    assert (row["queries"], row["candidates"]) == (2, 2)  # g2 has no partner, a1x is a second recording
+    assert json.loads(table.schema.metadata[KEY.encode()])["left_out"] == {"further recordings of a sentence": 1}
+    unlike = [r for r in table.to_pylist() if r["control"] == "unlike"]
+    assert {r["value"] for r in unlike} == {None}  # too few pairs
+
+
+def write_manifest(folder: Path, ids: list[str]) -> Path:
+    path = folder / "m.tsv"
+    lines = ["id\tpath\tlanguage\tgroup", *(f"{i}\t{i}.wav\t{i[0]}\tg{i[1]}" for i in ids)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+class TestUnusable:
+    def test_no_phonetics(self, planted: Planted, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="voxstrata phonetics"):
+            align(planted.store, str(tmp_path))
+
+    def test_phonetics_of_another_corpus(self, planted: Planted, tmp_path: Path) -> None:
+        ids = ["x0", "x1", "y0", "y1"]
+        given = dict(zip(ids, ["pata", "kiku", "somi", "lena"], strict=True))
+        measure_phonetics(read_corpus(write_manifest(tmp_path, ids)), tmp_path / "ph", given=given)
+        with pytest.raises(InputError, match="holds IPA of no utterance in a, b"):
+            align(planted.store, str(tmp_path / "ph"))
+
+    def test_one_sentence_in_common(self, tmp_path: Path) -> None:
+        ids = ["a0", "a1", "b0", "b2"]
+        frames = np.random.default_rng(0).standard_normal((4, 5, 8)).astype(np.float32)
+        store = make_store(
+            tmp_path / "s.zarr", {i: Utterance(f, i[0], f"g{i[1]}") for i, f in zip(ids, frames, strict=True)}
+        )
+        given = dict(zip(ids, ["pata", "kiku", "somi", "lena"], strict=True))
+        measure_phonetics(read_corpus(write_manifest(tmp_path, ids)), tmp_path / "ph", given=given)
+        with pytest.raises(InputError, match="a pool of one utterance"):
+            align(store, str(tmp_path / "ph"))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"outputs": ["layer_77"]}, "layer_77"),
+            ({"similarity": "cosine"}, "seqsim_f1, pooled_cosine"),
+            ({"by": "ear"}, "like-length"),
+            ({"quantile": 50}, "share of 0 to 1"),
+            ({"closest": 0}, "at least 1"),
+            ({"bootstrap": -1}, "resamples"),
+        ],
+    )
+    def test_impossible_settings(self, planted: Planted, settings: dict[str, object], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            align(planted.store, planted.phonetics, **settings)  # type: ignore[arg-type]
+
+
+def test_a_random_weight_encoder_shows_no_meaning_and_the_command_draws_its_table(
+    make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sounds of one length that share nothing across languages: nothing but meaning could match them."""
+    groups = 24
+    folder = make_corpus({f"{language}/{g:02d}": 0.7 for language in ("a", "b") for g in range(groups)})
+    rows = ["id\tpath\tlanguage\tgroup\tipa"]
+    rng = np.random.default_rng(0)
+    for language in ("a", "b"):
+        for g in range(groups):
+            ipa = "".join(rng.choice(list("ptkbdɡszmnlaeiou"), 12))
+            rows.append(f"{language}/{g:02d}\t{language}/{g:02d}.wav\t{language}\tg{g}\t{ipa}")
+    manifest = folder / "m.tsv"
+    manifest.write_text("\n".join(rows), encoding="utf-8")
+    assert run("extract", manifest, tiny_model, "-o", tmp_path / "s.zarr") == 0
+    assert run("phonetics", manifest, "--ipa", manifest, "-o", tmp_path / "ph") == 0
+    capsys.readouterr()
+    assert run("align", tmp_path / "s.zarr", "--phonetics", tmp_path / "ph", "-o", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert "chance" in out
+    assert "matched" in out
+    assert "their language" in out  # no speakers: cells are languages
+    for name, magic in (("align.png", b"\x89PNG"), ("align.pdf", b"%PDF")):
+        assert (tmp_path / "out" / name).read_bytes().startswith(magic)
+    assert "a → b" in (tmp_path / "out" / "align.md").read_text(encoding="utf-8")
+    table = pq.read_table(tmp_path / "out" / "align.parquet")
+    assert "made-up" not in json.loads(table.schema.metadata[b"voxstrata"])["model"]["checkpoint"]
+    found = [
+        r
+        for r in table.to_pylist()
+        if (r["control"], r["metric"]) == ("all", "recall@1") and r["source"] == "mean" and r["system"] != "phonemes"
+    ]
+    assert len(found) == 11  # five outputs with two kinds of states, durations
+    for row in found:
+        assert row["chance"] == pytest.approx(1 / groups)
+        assert row["value"] < 8 / 48  # of 48 queries at 1 / 24, eight hits or more happen once in 1,000 times
+    assert run("align", tmp_path / "s.zarr", "--phonetics", tmp_path, "-o", tmp_path / "none") == 3
+    assert run("align", tmp_path / "s.zarr", "--phonetics", tmp_path / "ph", "-o", tmp_path / "p", "--json",
+               "--outputs", "final", "--bootstrap", "0") == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["settings"]["by"] == "like-length"
+
+
+def test_languages_and_tables_are_checked_against_each_other(planted: Planted, tmp_path: Path) -> None:
+    """A distance that is missing is named, not taken for something else."""
+    folder = Path(planted.phonetics)
+    (tmp_path / "ph").mkdir()
+    for name in ("ipa.parquet", "distances.parquet"):
+        table = pq.read_table(folder / name)
+        pq.write_table(table.slice(1) if name == "distances.parquet" else table, tmp_path / "ph" / name)
+    with pytest.raises(InputError, match="no distance between 'a00' and 'b00'"):
+        align(planted.store, str(tmp_path / "ph"))
