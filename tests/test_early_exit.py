@@ -81,16 +81,16 @@ def plain_loop(original: Any, states: Any) -> list[list[int]]:
                 if not tokens:
                     logits[g.begin_suppress_tokens] = -torch.inf
             tokens.append(int(logits.argmax()))
-        sequences.append(tokens)
+        sequences.append([t for t in tokens if t != g.eos_token_id])
     return sequences
 
 
 def generated(model: Any, log_mel: Any) -> list[list[int]]:
-    """Each sequence up to its first end of text."""
+    """Each sequence up to its first end of text, which `generate` does not always return."""
     end = model.generation_config.eos_token_id
     rows = model.generate(log_mel, **SPANISH).tolist()
     rows = [[t for t in row if t not in range(257, 267)] for row in rows]  # transformers 4 leaves the prefix out, 5 not
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+    return [row[: row.index(end)] if end in row else row for row in rows]
 
 
 @pytest.mark.parametrize("at", EXITS, ids=str)

@@ -142,13 +142,7 @@ def transcribe(
         check_exit(at, transcriber.layers)
     rows = corpus.table.to_pylist()
     tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(transcriber.folder, local_files_only=True)
-    except Exception as e:
-        raise InputError(
-            f"{transcriber.folder}: no usable tokenizer ({type(e).__name__}); the folder needs the original's "
-            "tokenizer.json or vocab.json and merges.txt"
-        ) from e
+    tokenizer = _tokenizer(transcriber)
     model = transcriber.model.to(torch.device(device))
     if device == "cpu":
         model = model.float()
@@ -182,6 +176,16 @@ def transcribe(
     return Transcripts(
         tuple(rows[i] for i in heard), {at: tuple(texts[at][i] for i in heard) for at in exits}, failures
     )
+
+
+def _tokenizer(transcriber: Transcriber) -> Any:
+    reason = "no tokenizer.json or vocab.json"  # without either, transformers 5 makes up an empty tokenizer
+    if any((transcriber.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        try:
+            return AutoTokenizer.from_pretrained(transcriber.folder, local_files_only=True)
+        except Exception as e:
+            reason = f"{type(e).__name__}: {e}"
+    raise InputError(f"{transcriber.folder}: no usable tokenizer ({reason}); copy the original checkpoint's there")
 
 
 def _probe(corpus: Corpus) -> tuple[dict[int, int], dict[str, str]]:
