@@ -76,6 +76,10 @@ class MadeUpStore:
         self.outputs = tuple(frames)
         self._frames = frames
 
+    @property
+    def length(self) -> np.ndarray:
+        return np.array([len(states) for states in next(iter(self._frames.values()))])
+
     def ragged(self, output: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [self._frames[output][i] for i in indices]
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
