@@ -190,5 +190,5 @@ def test_impossible_settings_and_means_without_direction_are_refused(store: Embe
         similarity(select(store), None, "final", tmp_path / "r", candidates=20, matrix=["f1"])
     frames = np.stack([np.eye(8)[0], -np.eye(8)[0]]).astype(np.float32)
     spoilt = make_store(tmp_path / "s.zarr", {**utterances(2), "zero mean": Utterance(frames)})
-    with pytest.raises(InputError, match="'zero mean': the pooled state is zero"):
+    with pytest.raises(InputError, match=r"s.zarr, output final: utterance 'zero mean': the pooled state is zero"):
         similarity(select(spoilt), None, "final", tmp_path / "r", top=1, candidates=1)

@@ -125,6 +125,20 @@ def test_retrieve_narrowed_to_outputs_languages_and_similarity(
     assert {r["similarity"] for r in rows} == {"pooled_cosine", "linear_cka"}
 
 
+def test_retrieve_tries_the_folder_before_the_work(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("voxstrata.retrieval.retrieve", never)
+    (tmp_path / "file").write_text("")
+    assert run("retrieve", store, "-o", tmp_path / "file" / "sub") == 3
+    assert (
+        "file/sub: results cannot be written here (Not a directory); choose another folder" in capsys.readouterr().err
+    )
+
+
 def test_a_pooled_store_is_retrieved_by_cosine(
     parallel: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from test_retrieval import Utterances, loop
 
 from voxstrata.errors import InputError, UsageError
 from voxstrata.retrieval import retrieve, to_markdown, to_terminal
+from voxstrata.retrieval.kernels.base import FloatMatrix, Packed
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.languages import depth_order
 
@@ -279,15 +280,21 @@ def test_blocks_of_frames_give_what_whole_languages_give_and_no_more_is_read_at_
             assert a.equals(b)
     lengths = cut.length
     assert max(int(lengths[list(indices)].sum()) for _, indices in cut.reads) <= 5
-    assert len(cut.reads) > len(whole.reads) == 3 * 3 * 2  # three outputs and pairs of languages, both sides of each
+    # three outputs; each language once to check it, then both sides of three pairs
+    assert len(cut.reads) > len(whole.reads) == 3 * (3 + 3 * 2)
 
 
 def test_frames_are_read_by_pair_of_languages_and_none_for_pooled() -> None:
     store = fake_store()
-    calls: list[tuple[int, int]] = []
-    retrieve(store, outputs=["final"], progress=lambda done, total: calls.append((done, total)))
-    assert len(store.reads) == 6  # both sides of three pairs
-    assert calls == [(1, 3), (2, 3), (3, 3)]
+    calls: list[tuple[str, int, int]] = []
+    retrieve(
+        store,
+        outputs=["final"],
+        progress=lambda done, total: calls.append(("pairs", done, total)),
+        checking=lambda done, total: calls.append(("checked", done, total)),
+    )
+    assert len(store.reads) == 3 + 6  # each language to check it, both sides of three pairs
+    assert calls == [(what, n, 3) for what in ("checked", "pairs") for n in (1, 2, 3)]
     store.reads.clear()
     store.has_frames = False
     table = retrieve(store, similarities=["pooled_cosine"])
@@ -331,8 +338,22 @@ def test_a_corpus_that_cannot_be_retrieved_says_what_was_found() -> None:
         retrieve(failed)
     broken = fake_store(languages=("en", "es"))
     broken.frames["final"][3][0] = np.nan
-    with pytest.raises(InputError, match="output final, en and es: utterance 'es-1': frame 0"):
+    with pytest.raises(InputError, match="output final, es: utterance 'es-1': frame 0"):
         retrieve(broken)
+    with pytest.raises(InputError, match="output final, en and es: utterance 'es-1': the pooled state"):
+        retrieve(broken, similarities=["pooled_cosine"])
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_bad_frame_of_the_last_output_and_language_is_found_before_any_comparison(value: float) -> None:
+    class Forbidden(Float32):
+        def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
+            raise AssertionError("the comparison began")
+
+    store = fake_store()
+    store.frames["final"][-3][-1] = value  # the last of uk, itself the last of the languages
+    with pytest.raises(InputError, match="output final, uk: utterance 'uk-5': frame 2 is zero, NaN or infinite"):
+        retrieve(store, kernel=Forbidden())
 
 
 def test_outputs_stand_in_depth_order() -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +30,7 @@ from test_cli import run
 
 from voxstrata.errors import InputError, UsageError
 from voxstrata.model import Context
-from voxstrata.retrieval import tileplan
+from voxstrata.retrieval import results, tileplan
 from voxstrata.retrieval.kernels.base import Packed
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.ragged import Ragged
@@ -53,6 +58,13 @@ def utterances(
         for language in languages
         for i in range(per_language)
     }
+
+
+def spoilt(per_language: int, name: str, value: float) -> dict[str, Utterance]:
+    """`utterances`, the last frame of one of them of this value throughout."""
+    made = utterances(per_language)
+    made[name].frames[-1] = value
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +193,17 @@ def test_two_stores_of_one_model_are_compared_as_one_with_itself(store: Embeddin
     assert all(row["candidate"] == row["query"] for row in read_top(tmp_path / "two", "forward") if row["rank"] == 1)
 
 
+def test_one_store_is_known_by_any_of_its_paths(
+    store: EmbeddingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(store.files.root)
+    (tmp_path / "link.zarr").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    for path in (folder.name, f"./{folder.name}", f"{folder}/", tmp_path / "link.zarr"):
+        with pytest.raises(UsageError, match="share 24 utterances"):
+            similarity(select(store), select(open_store(path)), "final", tmp_path / "r")
+
+
 def test_ids_choose_a_set(store: EmbeddingStore, truth: np.ndarray, tmp_path: Path) -> None:
     x, y = select(store, ids=["es-3", "en-0", "en-7"]), select(store, ["es"], ["es-1", "es-2", "en-1"])
     assert sorted(y.ids) == ["es-1", "es-2"]
@@ -194,6 +217,7 @@ def test_ids_choose_a_set(store: EmbeddingStore, truth: np.ndarray, tmp_path: Pa
 def test_equal_scores_go_to_the_lower_position_in_whatever_order_tiles_come() -> None:
     rng = np.random.default_rng(0)
     scores = rng.choice([-1.0, -0.25, -0.0, 0.0, 0.5, 1.0], (30, 40)).astype(np.float32)
+    scores[15:] = rng.choice([-1.0, -0.25, -0.0, 0.0], (15, 40))  # where zeros of both signs are the best
     by_sort = np.argsort(-scores, axis=1, kind="stable")[:, :7]
     for tile in (1, 7, 40):
         best = TopK(30, 7)
@@ -280,15 +304,88 @@ def test_stopping_before_or_within_any_write_leaves_no_trace_after_resuming(
         finally:
             monkeypatch.setattr(Files, "write", write)
         assert not (folder / "top.parquet").exists()
+        committed = len(list(folder.glob("units/*/done.json")))
         report = similarity(*sides, "final", folder, **SETTINGS)
-        assert report.resumed_rows == len([n for n in expected if n.endswith("done.json")]) - report_rows(report)
+        assert report.resumed_rows == committed
+        assert report.rows_done == report.rows == len([n for n in expected if n.endswith("done.json")])
         assert contents(folder) == expected
     assert stops == len([n for n in expected if "matrix.zarr" not in n])
 
 
-def report_rows(report: Any) -> int:
-    """Tile rows that this run computed."""
-    return int(report.rows_done - report.resumed_rows)
+@pytest.mark.usefixtures("small_chunks")
+def test_what_a_killed_run_left_half_written_is_swept_away(few: EmbeddingStore, tmp_path: Path) -> None:
+    similarity(select(few), None, "final", tmp_path / "r", **SETTINGS)
+    expected = contents(tmp_path / "r")
+    (tmp_path / "r" / "top.parquet").unlink()
+    (tmp_path / "r" / "units" / "000000" / ".voxstrata-lock").write_text("1\n")
+    for name in ("matrix.zarr/f1/c/0/0.5b0f.partial", "units/000001/top.parquet.partial"):
+        (tmp_path / "r" / name).write_bytes(b"half")
+    similarity(select(few), None, "final", tmp_path / "r", **SETTINGS)
+    assert contents(tmp_path / "r") == expected
+
+
+class Meanwhile(Float32):
+    """Does something else during its first comparison, or already when it packs the first block."""
+
+    def __init__(self, something: Callable[[], Any], packing: bool = False) -> None:
+        super().__init__()
+        self.something: Callable[[], Any] | None = something
+        self.packing = packing
+
+    def _now(self) -> None:
+        if self.something is not None:
+            do, self.something = self.something, None
+            do()
+
+    def pack(self, utterances: Ragged) -> Packed:
+        if self.packing:
+            self._now()
+        return super().pack(utterances)
+
+    def compare(self, x: Packed, y: Packed) -> Any:
+        self._now()
+        return super().compare(x, y)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_rows_that_another_run_commits_meanwhile_are_not_computed_again(few: EmbeddingStore, tmp_path: Path) -> None:
+    sides = (select(few, ["en"]), select(few, ["es"]))
+    similarity(*sides, "final", tmp_path / "whole", **SETTINGS)
+    others = []
+    kernel = Meanwhile(
+        lambda: others.append(similarity(*sides, "final", tmp_path / "r", part=(2, 2), **SETTINGS))  # all odd rows
+    )
+    seen: list[Progress] = []
+    report = similarity(*sides, "final", tmp_path / "r", kernel=kernel, progress=seen.append, **SETTINGS)
+    assert report.rows > 2
+    assert report.resumed_rows == report.rows // 2
+    assert others[0].pairs > 0
+    assert report.pairs + others[0].pairs == 7 * 7
+    assert seen[-1].pairs == seen[-1].pairs_total == report.pairs
+    assert report.merged
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_runs_wait_as_long_as_another_one_holds_the_folder(
+    few: EmbeddingStore, tmp_path: Path, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that makes it, maybe searching candidates for long, and one that merges or is about to look."""
+    an_hour_a_look = SimpleNamespace(sleep=time.sleep, monotonic=count(0, 3600).__next__)
+    monkeypatch.setattr(results, "time", an_hour_a_look)
+    with ExitStack() as folder:
+
+        def hold() -> None:
+            folder.enter_context(Files(tmp_path / "r").lock())
+            Timer(0.3, folder.close).start()
+
+        kernel = Meanwhile(hold)
+        if not begun:
+            hold()
+            kernel = Meanwhile(lambda: None)
+        report = similarity(select(few), None, "final", tmp_path / "r", kernel=kernel)
+    assert report.rows == 1
+    assert report.merged
 
 
 def _in_child(store: str, folder: str) -> None:
@@ -389,6 +486,64 @@ def test_results_of_another_plan_are_refused_naming_the_difference(
     assert contents(tmp_path / "r") == before
 
 
+@pytest.mark.parametrize("itself", [False, True])
+def test_a_folder_of_which_nothing_is_committed_takes_the_mended_command(tmp_path: Path, itself: bool) -> None:
+    store = make_store(tmp_path / "s.zarr", spoilt(6, "en-3", np.nan))
+    y = None if itself else select(store, ["es"])
+    with pytest.raises(InputError, match="'en-3': frame"):
+        similarity(select(store, ["en"]), y, "final", tmp_path / "r", tile_frames=24)
+    assert (tmp_path / "r" / "plan.json").exists()
+    good = select(store, ids=[f"en-{i}" for i in range(6) if i != 3])
+    for name in ("r", "new"):
+        similarity(good, y, "final", tmp_path / name, tile_frames=24)
+    assert contents(tmp_path / "r") == contents(tmp_path / "new")
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_of_two_plans_for_one_new_folder_one_is_refused(few: EmbeddingStore, tmp_path: Path, packing: bool) -> None:
+    sides = (select(few, ["en"]), select(few, ["es"]))
+
+    def other() -> None:
+        similarity(*sides, "final", tmp_path / "r", top=2, tile_frames=24)
+
+    def refused() -> None:
+        with pytest.raises(InputError, match="cannot resume: top is 1 there, 2 here"):
+            other()
+
+    def one() -> Any:
+        kernel = Meanwhile(other if packing else refused, packing)
+        return similarity(*sides, "final", tmp_path / "r", kernel=kernel, top=1, tile_frames=24)
+
+    if packing:  # while the one looks at its frames, before its first tile row
+        with pytest.raises(InputError, match="cannot resume: top is 2 there, 1 here"):
+            one()
+    else:  # during its first tile row
+        assert one().merged
+    assert {row["rank"] for row in read_top(tmp_path / "r", "forward")} == ({1, 2} if packing else {1})
+
+
+def test_without_candidates_their_sample_plays_no_part(few: EmbeddingStore, tmp_path: Path) -> None:
+    similarity(select(few), None, "final", tmp_path / "r", sample=5)
+    assert similarity(select(few), None, "final", tmp_path / "r", sample=6).pairs == 0
+
+
+@pytest.mark.parametrize("text", ['{"x', "[1]", "5", ""])
+def test_a_damaged_plan_is_named(few: EmbeddingStore, tmp_path: Path, text: str) -> None:
+    similarity(select(few), None, "final", tmp_path / "r")
+    (tmp_path / "r" / "plan.json").write_text(text)
+    with pytest.raises(InputError, match=r"r/plan.json: damaged .*remove the folder"):
+        similarity(select(few), None, "final", tmp_path / "r")
+
+
+def test_a_folder_that_cannot_be_made_is_named_and_nothing_is_said_to_be_safe(
+    few: EmbeddingStore, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/sub: cannot begin .*choose another folder") as e:
+        similarity(select(few), None, "final", tmp_path / "file" / "sub")
+    assert "safe" not in str(e.value)
+
+
 def test_folders_that_hold_something_else_are_left_alone(few: EmbeddingStore, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
@@ -447,17 +602,16 @@ def test_frames_of_another_width_are_refused(store: EmbeddingStore, tmp_path: Pa
 def test_frames_without_direction_are_refused_by_name_before_any_comparison(
     tmp_path: Path, value: float, where: str
 ) -> None:
-    spoilt = utterances(6)
-    frames = spoilt["en-3"].frames.copy()
-    frames[-1] = value
-    store = make_store(tmp_path / "s.zarr", {**spoilt, "en-3": replace(spoilt["en-3"], frames=frames)})
+    last = select(make_store(tmp_path / "good.zarr", utterances(6)), ["en"]).ids[-1]
+    store = make_store(tmp_path / "s.zarr", spoilt(6, last, value))
     sides = {"x": ("en", "es"), "y": ("es", "en"), "itself": ("en", None)}[where]
     x, y = (None if language is None else select(store, [language]) for language in sides)
     assert x is not None
     # of the columns' side only the blocks before it are compared, once, in the first tile row
     kernel = Forbidden() if where == "x" else Float32()
     tile_frames = 1 if where == "x" else 10**6
-    with pytest.raises(InputError, match=rf"'en-3': frame {len(frames) - 1} is zero, NaN or infinite"):
+    place = f"{store.files.root}, output final: utterance {last!r}: frame {len(store.frames(last, 'final')) - 1}"
+    with pytest.raises(InputError, match=f"^{re.escape(place)} is zero, NaN or infinite"):
         similarity(x, y, "final", tmp_path / "r", kernel=kernel, tile_frames=tile_frames)
     assert list((tmp_path / "r").glob("units/*/done.json")) == []
 
@@ -505,7 +659,7 @@ def test_the_command_compares_in_parts_and_merges(
     store: EmbeddingStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["similarity", store.files.root, "--layer", "final", "--x", "en", "--y", "es", "-o", tmp_path / "r"]
-    command += ["--tile-frames", 60, "--matrix", "f1", "--kernel", "float32", "--json"]
+    command += ["--tile-frames", 60, "--matrix", "f1, recall", "--kernel", "float32", "--json"]
     for part in ("1/2", "2/2"):
         assert run(*command, "--part", part) == 0
         out, err = capsys.readouterr()
@@ -515,6 +669,7 @@ def test_the_command_compares_in_parts_and_merges(
         assert {"compare", "wait", "read", "pack", "place"} <= set(report["stages"])
     table = pq.read_table(tmp_path / "r" / "top.parquet")
     assert len(table) == 2 * N * 10
+    assert set(zarr.open_group(tmp_path / "r" / "matrix.zarr", mode="r")) == {"f1", "recall"}
     assert table.column_names == ["direction", "query", "rank", "candidate", "f1", "precision", "recall"]
     assert run(*command[:-1]) == 0
     assert "12 × 12 utterances" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -77,6 +78,7 @@ def retrieve(
             bootstrap=bootstrap,
             kernel=choose(kernel),
             progress=count_progress(line, "language pairs × outputs"),
+            checking=count_progress(line, "checking frames: languages × outputs"),
         )
     if as_json:
         print_json({"store": store, "results": str(folder), "rows": table.to_pylist()})
@@ -91,18 +93,26 @@ def names(text: str | None) -> list[str] | None:
 
 
 def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **choices: Any) -> Any:
-    """Evaluate a store and write table and pictures; returns the table. Plotting is checked for before the work."""
+    """Evaluate a store and write table and pictures; returns the table.
+
+    Before the work: plotting is checked for, the folder made and tried.
+    """
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from voxstrata.errors import InputError
     from voxstrata.retrieval import SIMILARITIES, plot_language_matrix, plot_recall_by_layer, to_markdown
     from voxstrata.retrieval import retrieve as run
 
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise InputError(f"{folder}: results cannot be written here ({e.strerror}); choose another folder") from e
     if similarities is None:
         similarities = SIMILARITIES if store.has_frames else ("pooled_cosine",)
     table = run(store, similarities=similarities, **choices)
-    folder.mkdir(parents=True, exist_ok=True)
     name = Path(store.files.root).name
     table = table.add_column(0, "store", pa.array([name] * len(table)))
     # what the figures come from travels with them

@@ -12,6 +12,7 @@ import click
 
 from voxstrata.cli.console import Line, clock, json_option, kernel_option, print_json
 from voxstrata.cli.extract import resume_hint
+from voxstrata.cli.retrieve import names
 
 if TYPE_CHECKING:
     from voxstrata.retrieval.selection import Selection
@@ -95,7 +96,7 @@ def similarity(
             layer,
             folder,
             top=top,
-            matrix=tuple(matrix.split(",")) if matrix else (),
+            matrix=names(matrix) or (),
             candidates=candidates or 0,
             sample=sample,
             kernel=choose(kernel),
@@ -121,7 +122,7 @@ def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -
             raise InputError(f"{ids}: cannot be read as a list of ids ({e})") from e
         if not named:
             raise InputError(f"{ids}: holds no id; write one on each line")
-    return select(store, [n.strip() for n in languages.split(",")] if languages else None, named)
+    return select(store, names(languages), named)
 
 
 def _part(text: str | None) -> tuple[int, int]:

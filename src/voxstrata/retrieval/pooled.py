@@ -37,9 +37,10 @@ def pooled_cosine(
             "take both from one output of one model"
         )
     units = []
-    for matrix, label, names in ((x, "row of x", x_names), (y, "row of y", y_names)):
+    for matrix, side, names in ((x, "x", x_names), (y, "y", y_names)):
         rows, bad = unit_rows(matrix)
         if bad is not None:
+            label = "utterance" if names else f"row of {side}"
             raise InputError(
                 f"{name_of(names, bad, label)}: the pooled state is zero, NaN or infinite and has no cosine; "
                 "extract the utterance again or leave it out"

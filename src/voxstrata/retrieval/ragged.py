@@ -82,6 +82,14 @@ class Ragged:
         Raises InputError naming the utterance for a row that has no direction: zero, NaN or infinite.
         """
         rows, bad = unit_rows(self.rows)
+        self._refuse(bad)
+        return replace(self, rows=rows)
+
+    def check(self) -> None:
+        """Raise InputError as `unit` does, without making the unit rows."""
+        self._refuse(_squared_lengths(self.rows)[1])
+
+    def _refuse(self, bad: int | None) -> None:
         if bad is not None:
             i = int(np.searchsorted(self.offsets, bad, side="right")) - 1
             frame = bad - self.offsets[i]
@@ -89,21 +97,28 @@ class Ragged:
                 f"{name_of(self.names, i, 'utterance')}: frame {frame} is zero, NaN or infinite "
                 "and has no cosine; extract the utterance again or leave it out"
             )
-        return replace(self, rows=rows)
 
 
 def unit_rows(rows: FloatArray) -> tuple[npt.NDArray[np.float32], int | None]:
     """Rows scaled to unit length (float32), and the first row for which that is impossible."""
     if rows.dtype.name == "bfloat16":  # for which numpy's own loops are missing
         rows = rows.astype(np.float32)
-    # In float64 no square of a float32 overflows or vanishes: every usable row has a finite, positive length.
-    squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(squares) | (squares == 0))
-    if bad.size:
-        return np.empty((0, rows.shape[1]), np.float32), int(bad[0])
+    squares, bad = _squared_lengths(rows)
+    if bad is not None:
+        return np.empty((0, rows.shape[1]), np.float32), bad
     unit = np.empty(rows.shape, np.float32)
     np.divide(rows, np.sqrt(squares)[:, None], out=unit, casting="same_kind")
     return unit, None
+
+
+def _squared_lengths(rows: FloatArray) -> tuple[npt.NDArray[np.float64], int | None]:
+    """Squared length of each row, and the first row that is zero, NaN or infinite."""
+    if rows.dtype.name == "bfloat16":
+        rows = rows.astype(np.float32)
+    # In float64 no square of a float32 overflows or vanishes: every usable row has a finite, positive length.
+    squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(squares) | (squares == 0))
+    return squares, int(bad[0]) if bad.size else None
 
 
 def check_matrix(matrix: FloatArray, label: str) -> None:

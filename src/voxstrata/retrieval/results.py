@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,14 +39,17 @@ PLAN, TOP, UNITS, DONE, MATRIX = "plan.json", "top.parquet", "units", "done.json
 ROWS, COLUMNS, CANDIDATES, RECALL = "rows.parquet", "columns.parquet", "candidates.npz", "candidates.json"
 NAMES = {PLAN, TOP, UNITS, MATRIX, ROWS, COLUMNS, CANDIDATES, RECALL}
 FORWARD, BACKWARD = "forward", "backward"
-PATIENCE = 60.0  # seconds to wait for another process that makes the same folder
 
 
 class Results:
     """The results of one plan; opening makes the folder, or resumes the one that is there.
 
+    A folder of another plan of which no tile row is committed or being computed (a run was refused, or stopped at once)
+    is made anew; not in object stores, where nobody can tell whether another run is at it.
+
     find: computes the candidates, in candidate mode. Files are written whole or not at all, and a tile row counts once
-    its marker exists, so a run may end at any instant and be run again.
+    its marker exists, so a run may end at any instant and be run again. Who makes the folder or its final table holds
+    the folder's lock; others wait for as long as that process lives.
     Raises InputError when the folder holds something else, or the results of another plan.
     """
 
@@ -54,9 +58,10 @@ class Results:
         self.plan = plan
         self._refuse_foreign()
         with _patient_lock(self.files):
-            if not self.files.exists(PLAN):  # nothing, or a creation that was cut short: no row can be committed yet
+            # nothing, or a creation that was cut short: no row can be committed yet
+            if not self.files.exists(PLAN) or (self._difference() and self._unused()):
                 self._create(find)
-        self._compare()
+            self._refuse_other_plan()
         self._matrix = Files(f"{self.files.root}/{MATRIX}")
         if plan.matrix:
             root = zarr.open_group(self._matrix.zarr_store(read_only=False), mode="r+")
@@ -64,7 +69,11 @@ class Results:
 
     def done(self) -> set[int]:
         """Tile rows that are committed."""
-        return {row for row in range(self.plan.rows) if self.files.exists(f"{_unit(row)}/{DONE}")}
+        return {row for row in range(self.plan.rows) if self.committed(row)}
+
+    def committed(self, row: int) -> bool:
+        """Whether a tile row is committed."""
+        return self.files.exists(f"{_unit(row)}/{DONE}")
 
     @property
     def merged(self) -> bool:
@@ -80,8 +89,14 @@ class Results:
 
     @contextmanager
     def lock(self, row: int) -> Iterator[None]:
-        """Hold a tile row for writing. Raises InputError when another process holds it."""
-        with Files(f"{self.files.root}/{_unit(row)}").lock():
+        """Hold a tile row for writing.
+
+        Raises InputError when another process holds it, or has made the folder anew for another plan.
+        """
+        with ExitStack() as stack:
+            with _patient_lock(self.files):  # so that no other plan moves in between the look and the lock
+                self._refuse_other_plan()
+                stack.enter_context(Files(f"{self.files.root}/{_unit(row)}").lock())
             yield
 
     def put(self, name: str, xs: slice, ys: slice, scores: FloatMatrix) -> None:
@@ -95,26 +110,22 @@ class Results:
         self.files.write(f"{_unit(row)}/{DONE}", json.dumps({"row": row}).encode())
 
     def merge(self, measure: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
-        """Write the final table when every tile row is there and nobody else is at it.
+        """Write the final table when every tile row is there and nobody else has written it.
 
         measure: computes the recall of the candidates, in candidate mode; returned, None while rows are missing.
         A pure function of the parts, so it may be repeated.
         """
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self.files.lock())
-            except InputError:  # the process that holds it does it, or starts and will do it
-                return None
-            if not self.merged and len(self.done()) == self.plan.rows:
+        if len(self.done()) < self.plan.rows:  # the run that commits the last of them comes here after that
+            return None
+        with _patient_lock(self.files):
+            if not self.merged:
                 if measure is not None:
                     self.files.write(RECALL, _json(measure()))
-                self.files.sweep()
+                self.files.sweep()  # nobody writes: committed rows are not computed again
                 for row in range(self.plan.rows):
                     self.files.remove(f"{_unit(row)}/{LOCK}")  # of a process killed after its commit
                 self.files.write(TOP, _parquet(self._final()))
-        if self.plan.candidates and self.merged:
-            return dict(json.loads(self.files.read(RECALL)))
-        return None
+        return dict(json.loads(self.files.read(RECALL))) if self.plan.candidates else None
 
     def _final(self) -> pa.Table:
         x, y = self.plan.x, self.plan.y
@@ -165,17 +176,42 @@ class Results:
                 )
         self.files.write(PLAN, _json({"schema": SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
 
-    def _compare(self) -> None:
-        """Refuse to resume what another plan made, saying what differs."""
-        stored = json.loads(self.files.read(PLAN))
+    def _refuse_other_plan(self) -> None:
+        difference = self._difference()
+        if difference is not None:
+            raise InputError(f"{self.files.root}: cannot resume: {difference}; use the same or a new folder")
+
+    def _difference(self) -> str | None:
+        """What the plan that the folder was made for has other than this one, in words."""
+        try:
+            stored = dict(json.loads(self.files.read(PLAN)))
+        except (ValueError, TypeError) as e:
+            raise InputError(
+                f"{self.files.root}/{PLAN}: damaged ({e}); remove the folder, or choose another, and run again"
+            ) from e
         here = {"schema": SCHEMA, **self.plan.settings}
         for key in here | stored:
             if key != "fingerprint" and stored.get(key) != here.get(key):
-                shown = "" if key.endswith("_begin") else f" is {stored.get(key)} there, {here.get(key)} here"
-                raise InputError(
-                    f"{self.files.root}: cannot resume: {key}{shown or ' (the bounds of the blocks) differs'}; "
-                    "use the same or a new folder"
-                )
+                if key.endswith("_begin"):
+                    return f"{key} (the bounds of the blocks) differs"
+                return f"{key} is {stored.get(key)} there, {here.get(key)} here"
+        return None
+
+    def _unused(self) -> bool:
+        """Whether no tile row is committed or being computed; then what is left of them is removed."""
+        if self.files.local is None:
+            return False
+        for name in self.files.names(UNITS):
+            if self.files.exists(f"{UNITS}/{name}/{DONE}"):
+                return False
+            try:
+                with Files(f"{self.files.root}/{UNITS}/{name}").lock():
+                    pass
+            except InputError:
+                return False
+        # before the plan: tile rows without one are refused
+        shutil.rmtree(self.files.local / UNITS, ignore_errors=True)
+        return True
 
 
 def _unit(row: int) -> str:
@@ -200,15 +236,12 @@ def _json(d: dict[str, Any]) -> bytes:
 
 @contextmanager
 def _patient_lock(files: Files) -> Iterator[None]:
-    """The folder's lock; workers that start together wait for the one that makes the folder."""
-    deadline = time.monotonic() + PATIENCE
+    """The folder's lock, waited for as long as another process has it."""
     with ExitStack() as stack:
         while True:
             try:
                 stack.enter_context(files.lock())
                 break
             except InputError:
-                if time.monotonic() > deadline:
-                    raise
                 time.sleep(0.1)
         yield

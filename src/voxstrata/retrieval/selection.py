@@ -148,10 +148,15 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
                 f"{x.store.files.root} and {y.store.files.root} cannot be compared: {key} is {there.get(key)} in the "
                 f"first, {here.get(key)} in the second; extract both with one model and the same settings"
             )
-    if x.store.files.root == y.store.files.root:
+    if _place(x.store) == _place(y.store):
         shared = np.intersect1d(x.indices, y.indices)
         if len(shared):
             raise UsageError(
                 f"the two sets share {len(shared)} utterances, e.g. {x.store.ids[int(shared[0])]!r}: choose disjoint "
                 "sets, or leave out the second to compare a set with itself"
             )
+
+
+def _place(store: EmbeddingStore) -> str:
+    """Where a store lies; of a local one the same however its path was written."""
+    return store.files.root if store.files.local is None else str(store.files.local.resolve())

@@ -55,6 +55,7 @@ def harmonic(precision: npt.NDArray[np.float32], recall: npt.NDArray[np.float32]
     """
     f1 = np.minimum(precision, recall)
     positive = f1 > 0
-    p, r = precision[positive], recall[positive]
-    f1[positive] = 2 * p * r / (p + r)
+    low, high = f1[positive], np.maximum(precision, recall)[positive]
+    # The ratio lies in [0.5, 1): nothing underflows, and exchanging P and R changes no bit.
+    f1[positive] = 2 * low * (high / (low + high))
     return f1

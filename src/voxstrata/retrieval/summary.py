@@ -11,6 +11,7 @@ from voxstrata.errors import InputError
 from voxstrata.retrieval.bootstrap import LEVEL
 from voxstrata.retrieval.languages import depth_order, distinct
 from voxstrata.retrieval.table import LINEAR_CKA, MEAN, SKEW, Row
+from voxstrata.text import aligned
 
 LEFT = ("output", "similarity", "score", "best output", "of")  # columns of names
 Text = tuple[list[str], list[list[str]]]  # header and body
@@ -162,13 +163,7 @@ def _pipes(text: Text) -> str:
 
 def _aligned(text: Text) -> str:
     header, body = text
-    left = {i for i, name in enumerate(header) if name in LEFT}
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    lines = [
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        for cells in [header, *body]
-    ]
-    return "\n".join(lines)
+    return aligned(header, body, [i for i, name in enumerate(header) if name in LEFT])
 
 
 def _span(column: pa.ChunkedArray, text: Callable[[float], str] = str) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -77,13 +78,15 @@ def retrieve(
     bootstrap: int = RESAMPLES,
     kernel: Kernel | None = None,
     progress: Callable[[int, int], None] | None = None,
+    checking: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
     """Finding an utterance's translation, for every output and ordered pair of languages.
 
     Utterances that are done and have a language and a group take part. The queries are the source language's
     utterances with a partner in the target language, the candidates all of the target language's; those
     of one group are translations of each other. seqsim_precision is the mean over the query's frames,
-    seqsim_recall over the candidate's. `progress(done, total)` counts pairs of languages over all outputs.
+    seqsim_recall over the candidate's. `progress(done, total)` counts pairs of languages over all outputs. Where frames
+    are compared all of them are first read and checked once; `checking(done, total)` counts languages over all outputs.
 
     Returns one row per (output, similarity, score, source, target, metric), outputs by depth, columns as in SCHEMA;
     a figure that does not exist is null. Metrics:
@@ -101,7 +104,8 @@ def retrieve(
 
     kernel: what computes SeqSim; by default the fastest of this machine. Frames are read in blocks of
     `kernel.block_frames`, of which three are in memory at a time; scores of one pair of languages are held whole.
-    Raises UsageError for unknown names or impossible settings, InputError where nothing can be retrieved.
+    Raises UsageError for unknown names or impossible settings, InputError where nothing can be retrieved and, before
+    any comparison, for frames that are zero, NaN or infinite; for a pooled state without direction in its turn.
     """
     outputs = depth_order(chosen("output", outputs, store.outputs))
     similarities = chosen("similarity", similarities, SIMILARITIES)
@@ -121,6 +125,8 @@ def retrieve(
     sides = find_sides(store.utterances, languages)
     groups = groups_with_partner(sides)
     resamples = Resamples(groups, bootstrap) if bootstrap else None
+    if kernel is not None:
+        _refuse_bad_frames(store, outputs, sides, kernel.block_frames, checking)
     pairs = len(sides) * (len(sides) - 1) // 2
     tables: list[pa.Table] = []
     means: dict[str, Means] = {}
@@ -200,15 +206,41 @@ def _findings(
             yield x, y, findings
 
 
+def _refuse_bad_frames(
+    store: StoreReader,
+    outputs: Sequence[str],
+    sides: Sequence[Side],
+    block_frames: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Raise InputError for frames without direction now: their turn may come after hours of comparing."""
+    for n, (output, side) in enumerate(product(outputs, sides), start=1):
+        for run in _runs(store, side, block_frames):
+            try:
+                _frames(store, output, side, run).check()
+            except InputError as error:
+                raise InputError(f"output {output}, {side.language}: {error}") from error
+        if progress:
+            progress(n, len(outputs) * len(sides))
+
+
+def _runs(store: StoreReader, side: Side, frames: int) -> list[tuple[int, int]]:
+    """Runs of a side's utterances that are read at once."""
+    return list(runs(store.length[side.indices].astype(np.int64), frames))
+
+
+def _frames(store: StoreReader, output: str, side: Side, run: tuple[int, int]) -> Ragged:
+    part = slice(*run)
+    return Ragged(*store.ragged(output, side.indices[part]), side.ids[part])
+
+
 def _seqsim(store: StoreReader, output: str, x: Side, y: Side, kernel: Kernel) -> SeqSim:
     """SeqSim of two languages, whose frames are read and packed block by block."""
 
     def load(block: tuple[Side, tuple[int, int]]) -> Packed:
-        side, (begin, end) = block
-        rows, offsets = store.ragged(output, side.indices[begin:end])
-        return kernel.pack(Ragged(rows, offsets, side.ids[begin:end]))
+        return kernel.pack(_frames(store, output, *block))
 
-    x_runs, y_runs = (list(runs(store.length[side.indices].astype(np.int64), kernel.block_frames)) for side in (x, y))
+    x_runs, y_runs = (_runs(store, side, kernel.block_frames) for side in (x, y))
     order = [block for run in x_runs for block in ((x, run), *((y, other) for other in y_runs))]
     precision = np.empty((len(x.ids), len(y.ids)), np.float32)
     recall = np.empty_like(precision)

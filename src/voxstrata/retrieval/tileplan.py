@@ -29,7 +29,7 @@ class TilePlan:
 
     y: None compares x with itself. matrix: which of "f1", "precision", "recall" are kept whole.
     candidates: 0, or how many of each query's nearest by pooled cosine are compared. sample: queries per direction
-    by which their recall is measured.
+    by which their recall is measured; 0 without candidates.
     x_begin, y_begin: bounds of the blocks, from 0 to n. chunk: utterances per side of a chunk of the matrices.
     """
 
@@ -110,8 +110,8 @@ def make_plan(
     chunk = min(_chunk(side, frames) for side in (x, y) if side is not None) if matrix else 1
     x_begin, y_begin = (side.blocks(frames, BLOCK_UTTERANCES, chunk) if side is not None else [] for side in (x, y))
     return TilePlan(
-        x, y, output, kernel.name, top, tuple(dict.fromkeys(matrix)), candidates, sample, chunk, x_begin,
-        y_begin or x_begin,
+        x, y, output, kernel.name, top, tuple(dict.fromkeys(matrix)), candidates, sample if candidates else 0, chunk,
+        x_begin, y_begin or x_begin,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,11 @@ def similarity(
         raise UsageError(f"part {part[0]}/{part[1]}: the first number runs from 1 to the second")
     plan = make_plan(x, y, output, kernel, **settings)
     try:
-        return _Run(plan, kernel, folder, progress).go(part)
+        run = _Run(plan, kernel, folder, progress)
+    except OSError as e:
+        raise InputError(f"{folder}: cannot begin ({e}); mend it, or choose another folder") from e
+    try:
+        return run.go(part)
     except OSError as e:
         raise InputError(
             f"{folder}: cannot go on ({e}); the tile rows that are committed are safe: mend it and run the same again"
@@ -129,8 +134,7 @@ class _Run:
     ) -> None:
         self.plan, self.kernel = plan, kernel
         self.seconds: dict[str, float] = defaultdict(float)  # by stage; each stage has one thread
-        find = (lambda: nearest_pooled(plan.x, plan.y, plan.output, plan.candidates)) if plan.candidates else None
-        self.results = Results(folder, plan, find)
+        self.results = Results(folder, plan, self._find if plan.candidates else None)
         self.sets: CandidateSets | None = self.results.candidates()
         self._progress = progress
 
@@ -139,7 +143,7 @@ class _Run:
         plan = self.plan
         done = self.results.done()
         todo = [row for row in range(part[0] - 1, plan.rows, part[1]) if row not in done]
-        pairs = self._compute(todo) if todo else 0
+        pairs, computed = self._compute(todo) if todo else (0, 0)
         recall = self._merge()
         finished = self.results.done()
         return SimilarityReport(
@@ -149,7 +153,7 @@ class _Run:
             y=len(plan.other),
             rows=plan.rows,
             rows_done=len(finished),
-            resumed_rows=len(finished) - len(todo),
+            resumed_rows=len(finished) - computed,
             pairs=pairs,
             seconds=time.perf_counter() - begin,
             stages={name: round(value, 3) for name, value in self.seconds.items()},
@@ -157,22 +161,28 @@ class _Run:
             candidates=recall,
         )
 
+    def _find(self) -> CandidateSets:
+        plan = self.plan
+        with _naming([plan.x, plan.other], plan.output):
+            return nearest_pooled(plan.x, plan.y, plan.output, plan.candidates)
+
     def _load(self, block: tuple[Selection, int, int]) -> Packed:
         side, begin, end = block
-        with self._stage("read"):
-            frames = side.ragged(self.plan.output, begin, end)
-        with self._stage("pack"):
-            return self.kernel.pack(frames)
+        with _naming([side], self.plan.output):
+            with self._stage("read"):
+                frames = side.ragged(self.plan.output, begin, end)
+            with self._stage("pack"):
+                return self.kernel.pack(frames)
 
-    def _compute(self, todo: Sequence[int]) -> int:
-        """Compute and commit tile rows; pairs compared."""
+    def _compute(self, todo: Sequence[int]) -> tuple[int, int]:
+        """Compute and commit tile rows; pairs of utterances compared, and rows."""
         plan, x, other = self.plan, self.plan.x, self.plan.other
         if plan.y is not None:  # what only a later row would read: better refused now than after hours
             for row in todo[1:]:
                 self._load((x, plan.x_begin[row], plan.x_begin[row + 1]))
 
-        def blocks() -> Iterator[tuple[Selection, int, int]]:
-            for row in todo:
+        def blocks(rows: Sequence[int]) -> Iterator[tuple[Selection, int, int]]:
+            for row in rows:
                 yield x, plan.x_begin[row], plan.x_begin[row + 1]
                 for column in plan.columns(row):
                     if plan.y is not None or column != row:
@@ -180,10 +190,15 @@ class _Run:
 
         total = sum((self._work(row, plan.columns(row)) for row in todo), np.zeros(2, np.int64))
         past = np.zeros(2, np.int64)
-        packed = read_ahead(self._load, blocks())
+        computed = 0
+        packed = read_ahead(self._load, blocks(todo))
         with ThreadPoolExecutor(1, thread_name_prefix="place") as worker:
-            for row in todo:
+            for n, row in enumerate(todo, start=1):
                 with self.results.lock(row):
+                    if self.results.committed(row):  # by another run, since this one began
+                        total -= self._work(row, plan.columns(row))
+                        packed = read_ahead(self._load, blocks(todo[n:]))
+                        continue
                     forward = TopK(len(x), plan.top)
                     backward = forward if plan.y is None else TopK(len(plan.y), plan.top)
                     left = self._next(packed)
@@ -202,7 +217,8 @@ class _Run:
                     placing.result()
                     del left
                     self.results.commit(row, forward, None if plan.y is None else backward)
-        return int(past[0])
+                    computed += 1
+        return int(past[0]), computed
 
     def _work(self, row: int, columns: range) -> NDArray[np.int64]:
         """Pairs of utterances and of frames that neighbouring tiles compare, int64 (2,)."""
@@ -272,6 +288,16 @@ class _Run:
 
     def _stage(self, name: str) -> _Stage:
         return _Stage(self.seconds, name)
+
+
+@contextmanager
+def _naming(sides: Sequence[Selection], output: str) -> Iterator[None]:
+    """Say where the utterance lies that an error names."""
+    try:
+        yield
+    except InputError as e:
+        stores = " and ".join(dict.fromkeys(side.store.files.root for side in sides))
+        raise InputError(f"{stores}, output {output}: {e}") from e
 
 
 class _Stage:
