@@ -5,9 +5,11 @@ That it computes what PyTorch computes is in test_graph.py, with the other graph
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,14 @@ from conftest import sound
 torch = pytest.importorskip("torch")
 from test_graph import ALL, build, mel, plain_torch, relative, run, session  # noqa: E402
 
-from voxstrata import Context, open_model  # noqa: E402
+from voxstrata import Context, Device, InputError, UsageError, open_model  # noqa: E402
+from voxstrata.corpus import read_corpus  # noqa: E402
 from voxstrata.engine import Encoder  # noqa: E402
+from voxstrata.experiments.drift import measure_drift  # noqa: E402
+from voxstrata.exporters import ExportSpec, export  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint  # noqa: E402
-from voxstrata.model.card import CPU  # noqa: E402
+from voxstrata.model import ModelFolder  # noqa: E402
+from voxstrata.model.card import CPU, WEIGHTS  # noqa: E402
 
 
 def optimised(path: Path, folder: Path) -> Counter[str]:
@@ -129,3 +135,60 @@ def test_a_shallow_output_leaves_the_deeper_blocks_out(tiny_model: Path) -> None
     assert encoder._positions(300, 250).tolist() == [1, 1, 1]
     encoder = Encoder(open_model(tiny_model))
     assert encoder._positions(300, 250).tolist() == [300, 300, 250]
+
+
+# ---- 8 bits
+
+
+@pytest.fixture(scope="module")
+def int8_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("int8") / "model"
+    export(str(tiny_checkpoint), target, ExportSpec(dtype="int8"))
+    return target
+
+
+def test_an_int8_model_has_8_bits_in_every_linear_layer_and_one_graph(int8_model: Path, tmp_path: Path) -> None:
+    assert open_model(int8_model).card.dtype == "int8"
+    assert {p.name for p in int8_model.glob("encoder_*")} == {CPU, WEIGHTS}
+    found = optimised(int8_model / CPU, tmp_path)
+    assert found["DynamicQuantizeMatMul"] == 6 * 3
+    assert found["MatMul"] == 0
+    assert found["MultiHeadAttention"] == 3
+    # d = 32: 4 · d² + 8 · d² weights in each of 3 blocks; positions and convolutions stay in float32
+    blocks, rest = 3 * 12 * 32**2, 4 * (1500 * 32 + 3 * 80 * 32 + 3 * 32**2)
+    assert (int8_model / WEIGHTS).stat().st_size < blocks + rest + 4096 * 80  # each tensor begins on a page
+
+
+def test_int8_states_stay_near_float32(tiny_model: Path, int8_model: Path) -> None:
+    audio = [sound(2.0, 3)]
+    for name, near, want in zip(
+        ALL,
+        Encoder(open_model(int8_model)).run(audio, 150),
+        Encoder(open_model(tiny_model)).run(audio, 150),
+        strict=True,
+    ):
+        assert near.dtype == np.float32
+        assert relative(near, want) < (1e-6 if name == "layer_00" else 0.1), name
+
+
+def test_an_int8_window_has_a_batch_to_itself_and_no_gpu(int8_model: Path) -> None:
+    model = open_model(int8_model)
+    assert Encoder(model, tokens=10_000).batch_size(100) == 1
+    with pytest.raises(UsageError, match="int8 model runs on CPUs alone"):
+        Encoder(model, device=Device("cuda"))
+
+
+def test_drift_measures_8_bits_against_another_export(
+    int8_model: Path, tiny_model: Path, make_corpus: Callable[..., Path]
+) -> None:
+    corpus = read_corpus(make_corpus({"en/a": 1.3, "en/b": 2.0}))
+    int8, whole = open_model(int8_model), open_model(tiny_model)
+    drifts = {
+        against: {(r.mode, r.output): r.cosine for r in measure_drift(corpus, model, against=reference).rows}
+        for against, model, reference in (("itself", whole, None), ("float32", int8, whole))
+    }
+    at = ("bucketed", "layer_01")
+    assert 0.9 < drifts["float32"][at] < drifts["itself"][at] - 1e-6
+    card = dataclasses.replace(whole.card, weights_sha256="0")
+    with pytest.raises(InputError, match="not exports of the same encoder"):
+        measure_drift(corpus, int8, against=ModelFolder(whole.path, card))

@@ -261,7 +261,7 @@ def _run(
                 encoding = pool.submit(encoder.run, samples, frames, keep=longest_kept)
                 following.append(partial(put, unit, batch, encoding))
                 proceed(keep=encoder.concurrency)
-            flops += len(batch) * size.window_flops(frames, plan.spec.context)
+            flops += sum(size.window_flops(frames, plan.spec.context, w.frames) for w in batch)
             encoded += sum(len(x) for x in samples) / SAMPLE_RATE
             passed += sum(w.samples for w in windows) / SAMPLE_RATE
             progress(Progress(position, len(todo), passed, total, failed + len(failures)))

@@ -72,7 +72,8 @@ class Encoder:
     On a CPU a batch is computed on one thread, the caller's, and nothing is split: `concurrency` threads that run a
     batch each are faster than as many threads on one batch, and what a window gives cannot depend on their number.
 
-    Raises InputError when the graph is damaged or the device's provider cannot be loaded.
+    Raises InputError when the graph is damaged or the device's provider cannot be loaded, UsageError for an int8 model
+    on a GPU.
     """
 
     def __init__(
@@ -93,6 +94,10 @@ class Encoder:
         self.tokens = tokens or DEFAULT_TOKENS[self.device.kind]
         # How many threads should run batches at once; on a GPU, two, so that one computes log-mel meanwhile.
         self.concurrency = self.threads if self.device.kind == "cpu" else 2
+        if model.card.dtype == "int8" and self.device.kind != "cpu":
+            raise UsageError(
+                f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
+            )
         self.seconds: dict[str, float] = defaultdict(float)  # by stage, over all threads: log_mel, encode
         self._lock = threading.Lock()
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -113,7 +118,8 @@ class Encoder:
 
     def batch_size(self, frames: int) -> int:
         """How many windows of `frames` computed positions go into one batch."""
-        return max(1, self.tokens // frames)
+        # one scale for all that an int8 product multiplies must be the window's own
+        return 1 if self.model.card.dtype == "int8" else max(1, self.tokens // frames)
 
     def run(self, audio: Sequence[NDArray[np.float32]], frames: int, *, keep: int | None = None) -> list[NDArray[Any]]:
         """Encode windows of at most 30 s at 16 kHz in a batch, computing `frames` positions of each.

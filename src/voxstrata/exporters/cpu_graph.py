@@ -8,8 +8,8 @@ What differs, and why, measured by benchmarks/graphs.py:
 - Widths that are a multiple of 4 KiB get 16 zeros more: rows so far apart share few cache lines' places, and matrix
   products lose up to a third there.
 - An input says how many positions each block has to compute, so that the last one spares what nobody will read.
-- What is added before a GELU is left to ONNX Runtime, which fuses the two. Its SkipLayerNormalization, of the residual sum
-  with the LayerNorm, is slower than the two apart.
+- What is added before a GELU is left to ONNX Runtime, which fuses the two. Its SkipLayerNormalization, the residual sum
+  and the LayerNorm in one, is slower than the two apart.
 """
 
 from __future__ import annotations
@@ -34,15 +34,24 @@ def spread(width: int) -> int:
 
 
 def cpu_encoder_graph(
-    state: Mapping[str, Array], shape: EncoderShape, weights: WeightsFile, *, outputs: Sequence[str], norm_every: bool
+    state: Mapping[str, Array],
+    shape: EncoderShape,
+    weights: WeightsFile,
+    *,
+    outputs: Sequence[str],
+    norm_every: bool,
+    int8: bool = False,
 ) -> onnx.ModelProto:
-    """Build the encoder with cached keys, for float32 on a CPU. Arguments as of `encoder_graph`.
+    """Build the encoder with cached keys, for a CPU; inputs and outputs are float32. Arguments as of `encoder_graph`.
+
+    `int8`: the blocks' linear layers have weights of 8 bits, one scale per column, and quantise what they multiply
+    when they run, with one scale for all of it: a window's states then depend on what else is in the batch.
 
     The graph has one input more: `positions` int64 [layers], how many of the positions from the first block k has to
     compute, at least 1 and no more than the block before. `layer_k` is [batch, positions[k - 1], d_model]; keys and
     values of block k are taken from all positions that the block before computed.
     """
-    b = _CpuBuilder(state, shape, weights)
+    b = (_Int8Builder if int8 else _CpuBuilder)(state, shape, weights)
     assert b.dtype == TensorProto.FLOAT, "the CPU's attention takes float32 alone"
     # a residual state that is returned as it is carries the output's name, so that nothing is copied
     names = [n if n in outputs and not norm_every else f"{n}/residual" for n in output_names(shape.layers)[:-1]]
@@ -157,3 +166,36 @@ class _CpuBuilder(EncoderBuilder):
         h = self.node("Gelu", [self.node("Add", [h, bias], f"{block}.fc1")], f"{block}.fc1/gelu")
         y = self.node("MatMul", [h, second], f"{block}.fc2/matmul")
         return self.node("Add", [y, self.bias(f"{block}.fc2")], f"{block}.fc2")
+
+
+class _Int8Builder(_CpuBuilder):
+    """The same with linear layers in 8 bits."""
+
+    def linear(self, x: str, module: str) -> str:
+        bias = self.state.get(f"{module}.bias")
+        return self._quantised(x, module, self.state[f"{module}.weight"].T, bias)
+
+    def wide(self, x: str, module: str) -> str:
+        s, is_query = self.shape, module.endswith(".q_proj")
+        factor = self._scale(module)
+        w = (self.state[f"{module}.weight"].T * factor).reshape(s.d_model, s.heads, self.head_dim)
+        wide = np.pad(w, ((0, 0), (0, 0), (0, 1))).reshape(s.d_model, self.wide_heads)
+        bias = None
+        if is_query:
+            heads = (self.state[f"{module}.bias"] * factor).reshape(s.heads, self.head_dim)
+            bias = np.pad(heads, ((0, 0), (0, 1)), constant_values=1).ravel()
+        return self._quantised(x, module, wide, bias)
+
+    def mlp(self, x: str, block: str) -> str:
+        h = self.node("Gelu", [self.linear(x, f"{block}.fc1")], f"{block}.fc1/gelu")
+        return self.linear(h, f"{block}.fc2")
+
+    def _quantised(self, x: str, module: str, weight: Array, bias: Array | None) -> str:
+        """x · weight + bias, weight [in, out] in steps of its columns' largest value / 127."""
+        scale = np.abs(weight).max(axis=0) / 127
+        scale[scale == 0] = 1
+        w = self.weight(f"{module}.weight/int8", np.rint(weight / scale).astype(np.int8))
+        inputs = [x, w, self.weight(f"{module}.weight/scale", scale), ""]
+        if bias is not None:
+            inputs.append(self.weight(f"{module}.bias/int8", bias))
+        return self.node("DynamicQuantizeMatMul", inputs, module, domain=CONTRIB)

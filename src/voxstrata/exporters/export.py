@@ -36,7 +36,8 @@ class ExportSpec:
     """What to export.
 
     outputs: names (`layer_00` … `final`) or "all".
-    dtype: "float32" or "float16", of weights, arithmetic and outputs.
+    dtype: "float32" or "float16", of weights, arithmetic and outputs; or "int8", of the weights of linear layers,
+        for CPUs alone.
     norm_every: apply the final LayerNorm to every layer (for early exit), not to `final` alone.
     calibrate: a corpus (folder or manifest) from which the silence cache is calibrated; None: pure silence.
     silence_keys: cached keys per layer and head, by k-means; 0 keeps one key per position.
@@ -126,13 +127,14 @@ def _stamp(folder: Path, card: ModelCard) -> None:
 
 
 def _write(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequence[str], silence: Silence) -> None:
-    weights = WeightsFile(folder / layout.WEIGHTS, np.dtype(spec.dtype))
+    int8 = spec.dtype == "int8"
+    weights = WeightsFile(folder / layout.WEIGHTS, np.dtype("float32" if int8 else spec.dtype))
     args = checkpoint.state(), checkpoint.shape, weights
     norm_every = spec.norm_every
     make = {
         layout.ENCODER: partial(encoder_graph, *args, outputs=outputs, cached=False, norm_every=norm_every),
         layout.CACHED: partial(encoder_graph, *args, outputs=outputs, cached=True, norm_every=norm_every),
-        layout.CPU: partial(cpu_encoder_graph, *args, outputs=outputs, norm_every=norm_every),
+        layout.CPU: partial(cpu_encoder_graph, *args, outputs=outputs, norm_every=norm_every, int8=int8),
     }
     graphs = layout.encoder_graphs(spec.dtype)
     try:

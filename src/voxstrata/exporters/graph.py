@@ -50,7 +50,7 @@ class WeightsFile:
     def tensor(self, name: str, array: Array) -> TensorProto:
         """The initializer `name`, its values appended to the file when it is first asked for."""
         if name not in self._tensors:
-            a = np.ascontiguousarray(array, dtype=self.dtype)
+            a = np.ascontiguousarray(array, dtype=array.dtype if array.dtype.kind == "i" else self.dtype)
             self._file.seek(-(-self._file.tell() // ALIGNMENT) * ALIGNMENT)
             place = {"location": self.path.name, "offset": str(self._file.tell()), "length": str(a.nbytes)}
             self._file.write(a.tobytes())
