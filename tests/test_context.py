@@ -23,6 +23,7 @@ MODEL_FILES = (
     "card.json",
     "config.json",
     "encoder_cached.onnx",
+    "encoder_cpu.onnx",
     "encoder_model.onnx",
     "encoder_model.onnx_data",
     "log_mel.onnx",
@@ -180,7 +181,7 @@ def test_a_missing_file_is_an_input_error_naming_it(model: Path, name: str) -> N
 
 def test_another_format_is_an_input_error_saying_so(model: Path) -> None:
     write_card(model, replace(open_model(model).card, format=99))
-    with pytest.raises(InputError, match="model format 99, this version reads format 1"):
+    with pytest.raises(InputError, match="model format 99, this version reads format 2"):
         open_model(model)
 
 

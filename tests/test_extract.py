@@ -443,8 +443,8 @@ def test_states_that_are_not_finite_stop_the_run_before_their_unit(
 ) -> None:
     encode = Encoder.encode
 
-    def broken(self: Encoder, *args: object) -> object:
-        states = encode(self, *args)  # type: ignore[arg-type]
+    def broken(self: Encoder, *args: object, **kwargs: object) -> object:
+        states = encode(self, *args, **kwargs)  # type: ignore[arg-type]
         states[1][0, 0, 0] = np.nan
         return states
 

@@ -15,9 +15,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
+from voxstrata.exporters.cpu_graph import cpu_encoder_graph  # noqa: E402
 from voxstrata.exporters.graph import WeightsFile, encoder_graph  # noqa: E402
 from voxstrata.exporters.reference import hidden_states, keys_and_values  # noqa: E402
-from voxstrata.model.card import CACHED, ENCODER, LOG_MEL, WEIGHTS  # noqa: E402
+from voxstrata.model.card import CACHED, CPU, ENCODER, LOG_MEL, WEIGHTS  # noqa: E402
 from voxstrata.model.silence import EMPTY_GROUP_LOGIT  # noqa: E402
 
 ALL = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
@@ -41,16 +42,17 @@ def build(
     folder: Path,
     *,
     outputs: Sequence[str] = ALL,
-    cached: bool = False,
+    name: str = ENCODER,
     norm_every: bool = False,
     dtype: str = "float32",
 ) -> ort.InferenceSession:
     folder.mkdir(parents=True, exist_ok=True)
     weights = WeightsFile(folder / "weights", np.dtype(dtype))
-    graph = encoder_graph(
-        checkpoint.state(), checkpoint.shape, weights,
-        outputs=outputs, cached=cached, norm_every=norm_every,
-    )  # fmt: skip
+    args = checkpoint.state(), checkpoint.shape, weights
+    if name == CPU:
+        graph = cpu_encoder_graph(*args, outputs=outputs, norm_every=norm_every)
+    else:
+        graph = encoder_graph(*args, outputs=outputs, cached=name == CACHED, norm_every=norm_every)
     weights.close()
     (folder / "graph.onnx").write_bytes(graph.SerializeToString())
     return session(folder / "graph.onnx")
@@ -65,6 +67,18 @@ def mel(frames: int, batch: int = 1, n_mels: int = 80, seed: int = 0) -> Array:
 def relative(got: Array, want: Array) -> float:
     want = want.astype(np.float64)
     return float(np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want))
+
+
+def run(graph: ort.InferenceSession, outputs: Sequence[str], feeds: dict[str, Array]) -> list[Array]:
+    """Run any of the graphs: without a silence cache where none is given, and with every position computed."""
+    inputs = {i.name: i.shape for i in graph.get_inputs()}
+    feeds = dict(feeds)
+    if "positions" in inputs:
+        feeds["positions"] = np.full(inputs["positions"], feeds["log_mel"].shape[2] // 2)
+    for name in inputs.keys() - feeds.keys():
+        feeds[name] = np.zeros([0 if n == "keys" else n for n in inputs[name]], np.float32)
+    found: list[Array] = graph.run(outputs, feeds)
+    return found
 
 
 def plain_torch(checkpoint: Checkpoint, x: Array) -> dict[str, Array]:
@@ -96,10 +110,13 @@ def plain_torch(checkpoint: Checkpoint, x: Array) -> dict[str, Array]:
 # ---- the encoder
 
 
+@pytest.mark.parametrize("name", [ENCODER, CPU])
 @pytest.mark.parametrize("frames", [1, 5, 50, 333, 1500])
-def test_every_output_is_whispers_at_any_length(tiny_model: Path, checkpoint: Checkpoint, frames: int) -> None:
+def test_every_output_is_whispers_at_any_length(
+    tiny_model: Path, checkpoint: Checkpoint, name: str, frames: int
+) -> None:
     x = mel(frames, seed=frames)
-    got = dict(zip(ALL, session(tiny_model / ENCODER).run(ALL, {"log_mel": x}), strict=True))
+    got = dict(zip(ALL, run(session(tiny_model / name), ALL, {"log_mel": x}), strict=True))
     for name, want in plain_torch(checkpoint, x).items():
         assert got[name].shape == (1, frames, 32)
         assert got[name].dtype == np.float32
@@ -147,42 +164,47 @@ def test_128_mel_bins(tmp_path: Path) -> None:
     encoder = WhisperEncoder(config).eval().requires_grad_(False)
     wide = Checkpoint("wide", None, config, encoder, WhisperFeatureExtractor(feature_size=128))
     outputs = ("layer_00", "layer_01", "final")
-    run = build(wide, tmp_path, outputs=outputs)
+    graph = build(wide, tmp_path, outputs=outputs)
     for frames in (7, 400):
         x = mel(frames, n_mels=128)
         want = plain_torch(wide, x)
-        for name, got in zip(outputs, run.run(outputs, {"log_mel": x}), strict=True):
+        for name, got in zip(outputs, run(graph, outputs, {"log_mel": x}), strict=True):
             assert relative(got, want[name]) < 1e-5, name
 
 
-def test_one_session_serves_every_batch_and_length_and_a_row_is_the_row_alone(tiny_model: Path) -> None:
-    run = session(tiny_model / ENCODER)
+@pytest.mark.parametrize("name", [ENCODER, CPU])
+def test_one_session_serves_every_batch_and_length_and_a_row_is_the_row_alone(tiny_model: Path, name: str) -> None:
+    graph = session(tiny_model / name)
     for batch, frames in ((1, 40), (5, 333), (3, 2), (2, 1500), (1, 40)):
         x = mel(frames, batch, seed=batch)
         x[0] *= 3  # a loud neighbour
-        together = run.run(ALL, {"log_mel": x})
+        together = run(graph, ALL, {"log_mel": x})
         for row in range(batch):
-            for got, alone in zip(together, run.run(ALL, {"log_mel": x[row : row + 1]}), strict=True):
+            for got, alone in zip(together, run(graph, ALL, {"log_mel": x[row : row + 1]}), strict=True):
                 assert got.shape == (batch, frames, 32)
                 assert relative(got[row], alone[0]) < 1e-6
 
 
-def test_a_subset_of_outputs_is_the_same_states(checkpoint: Checkpoint, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [ENCODER, CPU])
+def test_a_subset_of_outputs_is_the_same_states(
+    checkpoint: Checkpoint, tiny_model: Path, tmp_path: Path, name: str
+) -> None:
     some = ("layer_01", "final")
-    run = build(checkpoint, tmp_path, outputs=some)
-    assert tuple(o.name for o in run.get_outputs()) == some
+    graph = build(checkpoint, tmp_path, outputs=some, name=name)
+    assert tuple(o.name for o in graph.get_outputs()) == some
     x = mel(60)
-    whole = session(tiny_model / ENCODER).run(some, {"log_mel": x})
-    for a, b in zip(run.run(None, {"log_mel": x}), whole, strict=True):
+    whole = run(session(tiny_model / name), some, {"log_mel": x})
+    for a, b in zip(run(graph, some, {"log_mel": x}), whole, strict=True):
         assert relative(a, b) < 1e-6
 
 
-def test_norm_every_puts_the_final_norm_on_every_layer(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    run = build(checkpoint, tmp_path, norm_every=True)
+@pytest.mark.parametrize("name", [ENCODER, CPU])
+def test_norm_every_puts_the_final_norm_on_every_layer(checkpoint: Checkpoint, tmp_path: Path, name: str) -> None:
+    graph = build(checkpoint, tmp_path, norm_every=True, name=name)
     x = mel(60)
     want = plain_torch(checkpoint, x)
     state = checkpoint.state()
-    for name, got in zip(ALL, run.run(ALL, {"log_mel": x}), strict=True):
+    for name, got in zip(ALL, run(graph, ALL, {"log_mel": x}), strict=True):
         h = want["layer_03" if name == "final" else name]
         centred = h - h.mean(-1, keepdims=True)
         normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
@@ -190,17 +212,23 @@ def test_norm_every_puts_the_final_norm_on_every_layer(checkpoint: Checkpoint, t
 
 
 def test_float16_stays_near_float32(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    run = build(checkpoint, tmp_path, dtype="float16")
+    graph = build(checkpoint, tmp_path, dtype="float16")
     for frames in (5, 300):
         x = mel(frames, batch=2)
         for row in range(2):
             want = plain_torch(checkpoint, x[row : row + 1])
-            for name, got in zip(ALL, run.run(ALL, {"log_mel": x}), strict=True):
+            for name, got in zip(ALL, run(graph, ALL, {"log_mel": x}), strict=True):
                 assert got.dtype == np.float16
                 assert relative(got[row], want[name][0]) < 1e-2, name
 
 
 # ---- the form of the files
+
+
+def test_the_cpus_graph_is_valid_and_has_one_operator_of_onnx_runtimes_own(tiny_model: Path) -> None:
+    onnx.checker.check_model(str(tiny_model / CPU), full_check=True)
+    nodes = onnx.load(tiny_model / CPU, load_external_data=False).graph.node
+    assert {(n.domain, n.op_type) for n in nodes if n.domain} == {("com.microsoft", "MultiHeadAttention")}
 
 
 @pytest.mark.parametrize("name", [ENCODER, CACHED, LOG_MEL])
@@ -211,23 +239,23 @@ def test_only_standard_operators_and_a_valid_graph(tiny_model: Path, name: str) 
     assert {n.domain for n in model.graph.node} == {""}
 
 
-def test_both_encoders_share_one_weights_file(tiny_model: Path) -> None:
+def test_all_encoders_share_one_weights_file(tiny_model: Path) -> None:
     places = []
-    for name in (ENCODER, CACHED):
+    for name in (ENCODER, CACHED, CPU):
         model = onnx.load(tiny_model / name, load_external_data=False)
         entries = {
             t.name: {e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.external_data
         }
         assert {e["location"] for e in entries.values()} == {WEIGHTS}
         places.append(entries)
-    assert places[0] == places[1]
+    assert places[0] == places[1] == places[2]
     ends = sorted((int(e["offset"]), int(e["length"])) for e in places[0].values())
     assert all(a + n <= b for (a, n), (b, _) in pairwise(ends))  # nothing overlaps
     assert sum(ends[-1]) == (tiny_model / WEIGHTS).stat().st_size
 
 
 def test_the_graphs_carry_their_origin(tiny_model: Path, checkpoint: Checkpoint) -> None:
-    for name in (ENCODER, CACHED, LOG_MEL):
+    for name in (ENCODER, CACHED, CPU, LOG_MEL):
         kept = json.loads(session(tiny_model / name).get_modelmeta().custom_metadata_map["voxstrata"])
         assert kept["checkpoint"] == "tiny"
         assert kept["weights_sha256"] == checkpoint.sha256()
@@ -248,36 +276,42 @@ def cached_feeds(checkpoint: Checkpoint, x: Array, frames: int) -> dict[str, Arr
     }
 
 
+@pytest.mark.parametrize("name", [CACHED, CPU])
 @pytest.mark.parametrize("frames", [1, 75, 600, 1499])
 def test_with_every_key_of_a_padded_run_the_cached_graph_is_that_run(
-    tiny_model: Path, checkpoint: Checkpoint, frames: int
+    tiny_model: Path, checkpoint: Checkpoint, name: str, frames: int
 ) -> None:
     x = mel(1500)
     x[:, :, 2 * frames] = 0  # what the convolution sees at the cut
     want = plain_torch(checkpoint, x)
-    for name, got in zip(ALL, session(tiny_model / CACHED).run(ALL, cached_feeds(checkpoint, x, frames)), strict=True):
+    states = run(session(tiny_model / name), ALL, cached_feeds(checkpoint, x, frames))
+    for name, got in zip(ALL, states, strict=True):
         assert relative(got, want[name][:, :frames]) < 1e-5, name
 
 
-def test_cached_rows_do_not_touch_each_other(tiny_model: Path, checkpoint: Checkpoint) -> None:
-    run, feeds = session(tiny_model / CACHED), cached_feeds(checkpoint, mel(1500), 100)
+@pytest.mark.parametrize("name", [CACHED, CPU])
+def test_cached_rows_do_not_touch_each_other(tiny_model: Path, checkpoint: Checkpoint, name: str) -> None:
+    graph, feeds = session(tiny_model / name), cached_feeds(checkpoint, mel(1500), 100)
     x = mel(100, batch=3, seed=9)
     x[1] *= 3
-    together = run.run(ALL, feeds | {"log_mel": x})
+    together = run(graph, ALL, feeds | {"log_mel": x})
     for row in range(3):
-        for got, alone in zip(together, run.run(ALL, feeds | {"log_mel": x[row : row + 1]}), strict=True):
+        for got, alone in zip(together, run(graph, ALL, feeds | {"log_mel": x[row : row + 1]}), strict=True):
             assert relative(got[row], alone[0]) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_an_empty_group_contributes_exactly_nothing(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
-    run = build(checkpoint, tmp_path, cached=True, dtype=dtype)
+@pytest.mark.parametrize(("name", "dtype"), [(CACHED, "float32"), (CACHED, "float16"), (CPU, "float32")])
+def test_an_empty_group_contributes_exactly_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, name: str, dtype: str
+) -> None:
+    graph = build(checkpoint, tmp_path, name=name, dtype=dtype)
     feeds = cached_feeds(checkpoint, mel(1500), 1490)
     feeds["log_mel"] = mel(40)
-    plain = run.run(ALL, feeds)
+    plain = run(graph, ALL, feeds)
 
     def with_group(key: float, value: float, logit: float) -> list[Array]:
-        return run.run(
+        return run(
+            graph,
             ALL,
             feeds
             | {
@@ -299,12 +333,13 @@ def test_an_empty_group_contributes_exactly_nothing(checkpoint: Checkpoint, tmp_
     assert relative(with_group(0, 1e4, 0.0)[-1], plain[-1]) > 0.1  # a group with a member does count
 
 
-def test_a_group_counts_as_often_as_its_size(tiny_model: Path, checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("name", [CACHED, CPU])
+def test_a_group_counts_as_often_as_its_size(tiny_model: Path, checkpoint: Checkpoint, name: str) -> None:
     """One key with logit log 7 is seven equal keys."""
-    run, feeds = session(tiny_model / CACHED), cached_feeds(checkpoint, mel(1500), 1499)
+    graph, feeds = session(tiny_model / name), cached_feeds(checkpoint, mel(1500), 1499)
     feeds["log_mel"] = mel(30)
     seven = {k: np.repeat(v, 7, axis=2) for k, v in feeds.items() if k != "log_mel"}
-    many = run.run(ALL, feeds | seven)
-    one = run.run(ALL, feeds | {"silence_bias": np.full_like(feeds["silence_bias"], np.log(7))})
+    many = run(graph, ALL, feeds | seven)
+    one = run(graph, ALL, feeds | {"silence_bias": np.full_like(feeds["silence_bias"], np.log(7))})
     for a, b in zip(one, many, strict=True):
         assert relative(a, b) < 1e-5

@@ -21,6 +21,11 @@ from voxstrata.cli.console import PARTIAL, Line, aligned, json_option, print_fai
     help="About how many recordings, in whole groups of translations; 0 takes all.",
 )
 @click.option("--outputs", default="all", show_default=True, help="Outputs to compare.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Another export of the same checkpoint to be the reference, as for int8. [default: MODEL itself]",
+)
 @click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
 @run_options
 @json_option
@@ -29,6 +34,7 @@ def drift(
     model: Path,
     clips: int,
     outputs: str,
+    against: Path | None,
     split: str | None,
     device: str,
     threads: int | None,
@@ -43,6 +49,7 @@ def drift(
     \b
     Example:
       voxstrata drift speech.tsv base --clips 200
+      voxstrata drift speech.tsv base-int8 --against base
     """
     from voxstrata.corpus import read_corpus
     from voxstrata.engine import Device
@@ -57,6 +64,7 @@ def drift(
             outputs=outputs,
             device=Device.parse(device),
             threads=threads,
+            against=None if against is None else open_model(against),
             say=steps(line),
         )
     if as_json:

@@ -16,10 +16,10 @@ from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
 @click.option("--outputs", default="all", show_default=True, help="Outputs of the graph, e.g. layer_03,layer_06,final.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16"]),
+    type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
     show_default=True,
-    help="Of weights, arithmetic and outputs; float16 is for GPUs.",
+    help="Of weights, arithmetic and outputs; float16 is for GPUs, int8 (of linear layers' weights) for CPUs.",
 )
 @click.option(
     "--calibrate",

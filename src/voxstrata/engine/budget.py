@@ -9,8 +9,9 @@ multiplication and an addition counted as two. A window of m computed positions,
              + 2 · 2 · m · K · d  (logits, weighted values)
              + 2 · 2 · m · d · ffn  (MLP)
 
-Layers count up to the deepest output that is kept, though ONNX Runtime runs all that the graph has. Softmax,
-LayerNorm, GELU and log-mel are left out.
+Layers count up to the deepest output that is kept; in the last of them only the n positions that are stored have to be
+computed: 2 · 2 · m · d² (key, value) + 2 · 2 · n · d² (query, output) + 2 · 2 · n · K · d + 2 · 2 · n · d · ffn.
+Softmax, LayerNorm, GELU and log-mel are left out.
 """
 
 from __future__ import annotations
@@ -71,13 +72,18 @@ class EncoderSize:
         layers = max(card.layers if o == "final" else int(o.removeprefix("layer_")) for o in outputs)
         return cls(layers, card.d_model, ffn, card.n_mels, int(card.silence["groups"]))
 
-    def window_flops(self, frames: int, context: Context) -> int:
-        """Floating-point operations of one window of `frames` computed positions."""
+    def window_flops(self, frames: int, context: Context, kept: int | None = None) -> int:
+        """Floating-point operations of one window of `frames` computed positions, of which `kept` (by default all) are
+        wanted of the last block."""
         m, d, keys = frames, self.d_model, frames
         if context.mode == "bucketed" and m < WINDOW_FRAMES:
             keys += self.silence_keys or WINDOW_FRAMES - m
-        layer = 8 * m * d**2 + 4 * m * keys * d + 4 * m * d * self.ffn
-        return 12 * m * self.n_mels * d + 6 * m * d**2 + self.layers * layer
+
+        def layer(n: int) -> int:
+            return 4 * (m + n) * d**2 + 4 * n * keys * d + 4 * n * d * self.ffn
+
+        blocks = (self.layers - 1) * layer(m) + layer(kept or m) if self.layers else 0
+        return 12 * m * self.n_mels * d + 6 * m * d**2 + blocks
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,12 @@ class Work:
         """Of all windows of a plan."""
         context = plan.spec.context
         windows = Counter(
-            context.frames_computed(w.frames) for u in range(len(plan.utterances)) for w in plan.windows(u)
+            (context.frames_computed(w.frames), w.frames) for u in range(len(plan.utterances)) for w in plan.windows(u)
         )
         return cls(
             windows.total(),
-            sum(n * m for m, n in windows.items()),
-            sum(n * size.window_flops(m, context) for m, n in windows.items()),
+            sum(n * m for (m, _), n in windows.items()),
+            sum(n * size.window_flops(m, context, kept) for (m, kept), n in windows.items()),
         )
 
 

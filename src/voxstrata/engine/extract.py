@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +54,7 @@ class ExtractReport:
     utterances, failed: of the whole store; failures: reason by id. audio_seconds: encoded in this run.
     flops: arithmetic of what was encoded in this run (see `voxstrata.engine.budget`).
     seconds: wall seconds of this run, from the first unit to the last. stages: busy seconds of each stage; they
-        overlap, and `decode` adds up threads.
+        overlap, and `decode`, `log_mel` and `encode` add up threads.
     resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
     sgemm_rate, efficiency: float32 matrix products in operations per second on the same threads just before the run,
         and flops / (seconds × sgemm_rate); None unless asked for.
@@ -202,7 +204,7 @@ def _run(
                         seen.add(w.utterance)
                         yield w.utterance, corpus_row[w.utterance], info
 
-    ahead = BATCHES_AHEAD * encoder.tokens * SAMPLES_PER_FRAME
+    ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * SAMPLES_PER_FRAME
     audio = DecodeAhead(corpus, decoding_order(), encoder.threads, ahead)
     stack.callback(audio.close)
     # One thread places and writes, in order. Leaving the stack lets it finish what it is at: after an interrupt
@@ -215,17 +217,23 @@ def _run(
         while len(in_flight) > keep:
             in_flight.pop(0).result()
 
-    # Log-mel of a batch is computed while the one before it is encoded.
-    features = ThreadPoolExecutor(1, thread_name_prefix="features")
-    stack.callback(features.shutdown, wait=True, cancel_futures=True)
-    ready: list[tuple[Future[NDArray[np.float32]], int, list[Window]]] = []
+    # Batches are encoded at once, each on a thread of its own; they are placed, and units committed, in order.
+    pool = ThreadPoolExecutor(encoder.concurrency, thread_name_prefix="encode")
+    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+    following: deque[Callable[[], None]] = deque()
 
-    def encode(unit: int, keep: int) -> None:
-        while len(ready) > keep:
-            log_mel, frames, windows = ready.pop(0)
-            states = encoder.encode(log_mel.result(), frames)
-            settle(BATCHES_IN_FLIGHT - 1)
-            in_flight.append(worker.submit(sink.put, unit, windows, states))
+    def proceed(keep: int) -> None:
+        while len(following) > keep:
+            following.popleft()()
+
+    def put(unit: int, windows: list[Window], encoding: Future[list[NDArray[Any]]]) -> None:
+        states = encoding.result()
+        settle(BATCHES_IN_FLIGHT - 1)
+        in_flight.append(worker.submit(sink.put, unit, windows, states))
+
+    def commit(unit: int, failures: dict[int, str]) -> None:
+        settle(0)  # a batch that could not be placed must stop the run before its unit is committed
+        in_flight.append(worker.submit(sink.commit, unit, failures))
 
     size, flops = EncoderSize.of(encoder.model, plan.spec.outputs), 0
     encoded = passed = 0.0  # seconds of audio; recordings that fail are passed, not encoded
@@ -249,16 +257,17 @@ def _run(
                     if not left[w.utterance]:
                         del held[w.utterance]
             if batch:
-                ready.append((features.submit(encoder.log_mel, samples, frames), frames, batch))
-                encode(unit, keep=1)
-            flops += len(batch) * size.window_flops(frames, plan.spec.context)
+                longest_kept = max(w.frames for w in batch)
+                encoding = pool.submit(encoder.run, samples, frames, keep=longest_kept)
+                following.append(partial(put, unit, batch, encoding))
+                proceed(keep=encoder.concurrency)
+            flops += sum(size.window_flops(frames, plan.spec.context, w.frames) for w in batch)
             encoded += sum(len(x) for x in samples) / SAMPLE_RATE
             passed += sum(w.samples for w in windows) / SAMPLE_RATE
             progress(Progress(position, len(todo), passed, total, failed + len(failures)))
-        encode(unit, keep=0)
-        settle(0)  # a batch that could not be placed must stop the run before its unit is committed
-        in_flight.append(worker.submit(sink.commit, unit, failures))
+        following.append(partial(commit, unit, failures))
         failed += len(failures)
+    proceed(keep=0)
     settle(0)
     reasons, overflows = writer.finish()
     progress(Progress(len(todo), len(todo), total, total, len(reasons)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from voxstrata.audio.units import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.errors import InputError, UsageError
-from voxstrata.model.card import CACHED, ENCODER, LOG_MEL, ModelFolder
+from voxstrata.model.card import CACHED, CPU, ENCODER, LOG_MEL, ModelFolder, encoder_graphs
 from voxstrata.model.context import Context
-from voxstrata.model.names import select_outputs
+from voxstrata.model.names import depth, select_outputs
 from voxstrata.model.silence import SilenceKeys
 
-# Batch size × computed positions. One full window's worth keeps a few cores busy, and memory at what one window
-# needs anyway; a GPU wants to be filled.
-DEFAULT_TOKENS = {"cpu": WINDOW_FRAMES, "cuda": 48 * WINDOW_FRAMES, "tensorrt": 48 * WINDOW_FRAMES}
+# Batch size × computed positions. On a CPU every thread has a batch of its own, and what does not outgrow its caches is
+# fastest; a GPU wants to be filled.
+DEFAULT_TOKENS = {"cpu": 500, "cuda": 48 * WINDOW_FRAMES, "tensorrt": 48 * WINDOW_FRAMES}
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -69,7 +69,11 @@ def _share_arena() -> None:
 class Encoder:
     """Runs batches of windows through an exported model.
 
-    Raises InputError when the graph is damaged or the device's provider cannot be loaded.
+    On a CPU a batch is computed on one thread, the caller's, and nothing is split: `concurrency` threads that run a
+    batch each are faster than as many threads on one batch, and what a window gives cannot depend on their number.
+
+    Raises InputError when the graph is damaged or the device's provider cannot be loaded, UsageError for an int8 model
+    on a GPU.
     """
 
     def __init__(
@@ -88,8 +92,14 @@ class Encoder:
         self.device = device or Device()
         self.threads = threads or available_threads()
         self.tokens = tokens or DEFAULT_TOKENS[self.device.kind]
-        self.seconds: dict[str, float] = defaultdict(float)  # by stage: log_mel, encode
-        self._log_mel_pool = ThreadPoolExecutor(self.threads, thread_name_prefix="log-mel")
+        # How many threads should run batches at once; on a GPU, two, so that one computes log-mel meanwhile.
+        self.concurrency = self.threads if self.device.kind == "cpu" else 2
+        if model.card.dtype == "int8" and self.device.kind != "cpu":
+            raise UsageError(
+                f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
+            )
+        self.seconds: dict[str, float] = defaultdict(float)  # by stage, over all threads: log_mel, encode
+        self._lock = threading.Lock()
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._keys: dict[int, SilenceKeys] = {}
         if self.context.mode == "bucketed":
@@ -101,39 +111,66 @@ class Encoder:
 
     def _graph(self, frames: int) -> str:
         """The graph that computes `frames` positions."""
-        if self.context.mode != "bucketed":
-            return ENCODER
-        # A full window has no cached keys. On the CPU it runs through the cached graph with none, bit for bit the same,
-        # since another session would hold the weights a second time. TensorRT gets a graph without empty inputs.
-        return CACHED if frames < WINDOW_FRAMES or self.device.kind == "cpu" else ENCODER
+        if self.device.kind == "cpu" and CPU in encoder_graphs(self.model.card.dtype):
+            return CPU
+        # TensorRT gets a graph without empty inputs for a full window, which has no cached keys.
+        return CACHED if self.context.mode == "bucketed" and frames < WINDOW_FRAMES else ENCODER
 
     def batch_size(self, frames: int) -> int:
         """How many windows of `frames` computed positions go into one batch."""
-        return max(1, self.tokens // frames)
+        # one scale for all that an int8 product multiplies must be the window's own
+        return 1 if self.model.card.dtype == "int8" else max(1, self.tokens // frames)
 
-    def run(self, audio: Sequence[NDArray[np.float32]], frames: int) -> list[NDArray[Any]]:
+    def run(self, audio: Sequence[NDArray[np.float32]], frames: int, *, keep: int | None = None) -> list[NDArray[Any]]:
         """Encode windows of at most 30 s at 16 kHz in a batch, computing `frames` positions of each.
 
-        Returns for each output an array [batch, frames, d_model] in the model's dtype. What a window gives
-        does not depend on the others.
+        `keep`: how many positions from the first are wanted; by default all. Returns for each output an array
+        [batch, keep, d_model] in the model's dtype. What a window gives does not depend on the others. May be called
+        from several threads at once.
         """
-        return self.encode(self.log_mel(audio, frames), frames)
+        return self.encode(self.log_mel(audio, frames), frames, keep=keep)
 
-    def encode(self, log_mel: NDArray[np.float32], frames: int) -> list[NDArray[Any]]:
+    def encode(self, log_mel: NDArray[np.float32], frames: int, *, keep: int | None = None) -> list[NDArray[Any]]:
         """The second half of `run`, from what `log_mel` returned."""
         begin = time.perf_counter()
-        feeds: dict[str, NDArray[Any]] = {"log_mel": log_mel}
+        keep = keep or frames
         name = self._graph(frames)
-        if name == CACHED:
-            if frames not in self._keys:
-                if self._silence.group is None:  # a whole cache for every bucket would be too much to keep
-                    self._keys.clear()
-                self._keys[frames] = self._silence.for_frames(frames)
-            k = self._keys[frames]
+        feeds: dict[str, NDArray[Any]] = {"log_mel": log_mel}
+        if name != ENCODER:
+            k = self._silence_keys(frames)
             feeds |= {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
+        if name == CPU:
+            feeds["positions"] = self._positions(frames, keep)
         states = self._compute(name, list(self.outputs), feeds)
-        self.seconds["encode"] += time.perf_counter() - begin
-        return states
+        self._count("encode", begin)
+        return [s[:, :keep] for s in states]
+
+    def _silence_keys(self, frames: int) -> SilenceKeys:
+        """The cached keys beside `frames` computed positions: none unless `bucketed`."""
+        with self._lock:
+            if frames not in self._keys:
+                if self.context.mode != "bucketed":
+                    card = self.model.card
+                    none = np.zeros((card.layers, card.heads, 0, card.d_model // card.heads), np.float32)
+                    self._keys[frames] = SilenceKeys(none, none, none[..., 0])
+                else:
+                    if self._silence.group is None:  # a whole cache for every bucket would be too much to keep
+                        self._keys.clear()
+                    self._keys[frames] = self._silence.for_frames(frames)
+            return self._keys[frames]
+
+    def _positions(self, frames: int, keep: int) -> NDArray[np.int64]:
+        """How many positions each block has to compute: all, but in the last that an output needs those kept, and after
+        it as few as there can be."""
+        needed = depth(self.outputs, self.model.card.layers)
+        positions = np.ones(self.model.card.layers, np.int64)
+        positions[:needed] = frames
+        positions[needed - 1 : needed] = keep
+        return positions
+
+    def _count(self, stage: str, begin: float) -> None:
+        with self._lock:
+            self.seconds[stage] += time.perf_counter() - begin
 
     def log_mel(self, audio: Sequence[NDArray[np.float32]], frames: int) -> NDArray[np.float32]:
         """Log-mel [batch, n_mels, 2·frames] of windows followed by silence, as in the padded 30 s window."""
@@ -145,17 +182,15 @@ class Encoder:
         for row, samples in zip(batch, audio, strict=True):
             row[: len(samples)] = samples
         if self.device.kind == "cpu":
-            # On one thread each: onnxruntime splits a logarithm among threads where its vector and its scalar code
-            # meet, they round differently, and every layer would carry the number of threads on.
-            parts = self._log_mel_pool.map(
-                lambda row: self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0], batch
-            )
-            log_mel = np.concatenate(list(parts))
+            # One by one: onnxruntime computes most of a logarithm with vector code and what is left over with scalar
+            # code, they round differently, and where they meet would depend on the batch.
+            parts = [self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0] for row in batch]
+            log_mel = np.concatenate(parts)
         else:
             (log_mel,) = self._compute(LOG_MEL, ["log_mel"], {"audio": batch})
         columns: NDArray[np.float32] = log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH]
         columns = np.ascontiguousarray(columns)
-        self.seconds["log_mel"] += time.perf_counter() - begin
+        self._count("log_mel", begin)
         return columns
 
     def _compute(self, name: str, outputs: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -170,14 +205,14 @@ class Encoder:
         return computed
 
     def _session(self, name: str) -> ort.InferenceSession:
-        if name not in self._sessions:
-            self._sessions[name] = self._make_session(self.model.path / name)
-        return self._sessions[name]
+        with self._lock:
+            if name not in self._sessions:
+                self._sessions[name] = self._make_session(self.model.path / name)
+            return self._sessions[name]
 
     def _make_session(self, path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()
-        one = path.name == LOG_MEL and self.device.kind == "cpu"
-        options.intra_op_num_threads = 1 if one else self.threads
+        options.intra_op_num_threads = 1 if self.device.kind == "cpu" else self.threads
         options.log_severity_level = 3
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")

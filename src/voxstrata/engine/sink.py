@@ -14,6 +14,8 @@ from voxstrata.errors import InputError
 from voxstrata.store.plan import Plan, Window
 from voxstrata.store.writer import StoreWriter
 
+FLOAT16_OVERFLOW = 65520.0  # the least that rounds to infinity, half a step beyond the largest, 65504
+
 
 class UnitSink:
     """Collects the states of one unit at a time and commits it."""
@@ -59,7 +61,11 @@ class UnitSink:
             target = block[first : first + len(state)]
             with np.errstate(over="ignore"):
                 target[:] = state
-        if not np.isfinite(target).all():
+        if target.dtype == np.float16:  # whose own isfinite takes as long as the cast
+            finite = bool(max(state.max(), -state.min()) < FLOAT16_OVERFLOW)  # and False for NaN, which both give then
+        else:
+            finite = bool(np.isfinite(target).all())
+        if not finite:
             self._not_finite(output, u, state, target)
 
     def _not_finite(self, output: str, utterance: int, state: NDArray[Any], target: NDArray[Any]) -> None:

@@ -20,6 +20,7 @@ from voxstrata.engine import Device, extract
 from voxstrata.errors import InputError
 from voxstrata.model import Context, ModelFolder
 from voxstrata.model.context import Mode
+from voxstrata.model.names import select_outputs
 from voxstrata.retrieval import retrieve
 from voxstrata.store import EmbeddingStore, open_store
 
@@ -81,12 +82,22 @@ def measure_drift(
     outputs: str | Sequence[str] = "all",
     device: Device | None = None,
     threads: int | None = None,
+    against: ModelFolder | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> DriftReport:
     """Extract `clips` recordings (whole groups of translations, drawn with a fixed seed; None: all) in every mode.
 
-    Raises InputError when none of them can be read.
+    `against`: another export of the same checkpoint, whose `padded` is the reference, to learn what int8 or float16
+    cost; by default the model itself.
+    Raises InputError when no recording can be read, or `against` has other weights or outputs.
     """
+    reference = against or model
+    if reference.card.weights_sha256 != model.card.weights_sha256 or reference.card.final_norm != model.card.final_norm:
+        raise InputError(f"{reference.path} and {model.path} are not exports of the same encoder; export both from one")
+    outputs = select_outputs(outputs, model.card.outputs)
+    missing = set(outputs) - set(reference.card.outputs)
+    if missing:
+        raise InputError(f"{reference.path} lacks {', '.join(sorted(missing))}; name the outputs that both have")
     corpus = sample(corpus, clips)
     stores: dict[Mode, EmbeddingStore] = {}
     seconds: dict[str, float] = {}
@@ -96,7 +107,7 @@ def measure_drift(
             path = Path(folder) / f"{mode}.zarr"
             report = extract(
                 corpus,
-                model,
+                reference if mode == "padded" else model,
                 path,
                 outputs=outputs,
                 dtype="float32",

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import read_corpus
 from voxstrata.errors import AudioError, InputError, UsageError
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
+from voxstrata.exporters.cpu_graph import cpu_encoder_graph
 from voxstrata.exporters.graph import OPSET, WeightsFile, encoder_graph
 from voxstrata.exporters.log_mel import log_mel_graph
 from voxstrata.exporters.silence import CALIBRATION_RECORDINGS, CALIBRATION_SECONDS, calibrated_silence, pure_silence
@@ -34,7 +36,8 @@ class ExportSpec:
     """What to export.
 
     outputs: names (`layer_00` … `final`) or "all".
-    dtype: "float32" or "float16", of weights, arithmetic and outputs.
+    dtype: "float32" or "float16", of weights, arithmetic and outputs; or "int8", of the weights of linear layers,
+        for CPUs alone.
     norm_every: apply the final LayerNorm to every layer (for early exit), not to `final` alone.
     calibrate: a corpus (folder or manifest) from which the silence cache is calibrated; None: pure silence.
     silence_keys: cached keys per layer and head, by k-means; 0 keeps one key per position.
@@ -117,29 +120,29 @@ def export(
 
 def _stamp(folder: Path, card: ModelCard) -> None:
     """Put the card into the metadata of every graph, so that a graph alone says what it is."""
-    for name in (layout.ENCODER, layout.CACHED, layout.LOG_MEL):
+    for name in (*layout.encoder_graphs(card.dtype), layout.LOG_MEL):
         model = onnx.load(str(folder / name), load_external_data=False)
         onnx.helper.set_model_props(model, {"voxstrata": json.dumps(card.to_dict(), sort_keys=True)})
         (folder / name).write_bytes(model.SerializeToString())
 
 
 def _write(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequence[str], silence: Silence) -> None:
-    weights = WeightsFile(folder / layout.WEIGHTS, np.dtype(spec.dtype))
-    state = checkpoint.state()
+    int8 = spec.dtype == "int8"
+    weights = WeightsFile(folder / layout.WEIGHTS, np.dtype("float32" if int8 else spec.dtype))
+    args = checkpoint.state(), checkpoint.shape, weights
+    norm_every = spec.norm_every
+    make = {
+        layout.ENCODER: partial(encoder_graph, *args, outputs=outputs, cached=False, norm_every=norm_every),
+        layout.CACHED: partial(encoder_graph, *args, outputs=outputs, cached=True, norm_every=norm_every),
+        layout.CPU: partial(cpu_encoder_graph, *args, outputs=outputs, norm_every=norm_every, int8=int8),
+    }
+    graphs = layout.encoder_graphs(spec.dtype)
     try:
-        for name, cached in ((layout.ENCODER, False), (layout.CACHED, True)):
-            model = encoder_graph(
-                state,
-                checkpoint.shape,
-                weights,
-                outputs=outputs,
-                cached=cached,
-                norm_every=spec.norm_every,
-            )
-            (folder / name).write_bytes(model.SerializeToString())
+        for name in graphs:
+            (folder / name).write_bytes(make[name]().SerializeToString())
     finally:
         weights.close()
-    for name in (layout.ENCODER, layout.CACHED):
+    for name in graphs:
         onnx.checker.check_model(str(folder / name))
     log_mel = log_mel_graph(checkpoint.extractor.mel_filters)
     onnx.save(log_mel, str(folder / layout.LOG_MEL))

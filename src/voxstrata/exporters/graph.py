@@ -2,7 +2,7 @@
 
 Written rather than traced, because the graph is the product: every residual state is an output, time is dynamic,
 attention takes cached keys, and nothing depends on how a version of transformers or torch phrases a layer.
-Only standard ONNX operators are used, so that every execution provider can take it.
+Only standard ONNX operators are used, so that every execution provider can take it; `cpu_graph` has the CPU's own.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class WeightsFile:
     def tensor(self, name: str, array: Array) -> TensorProto:
         """The initializer `name`, its values appended to the file when it is first asked for."""
         if name not in self._tensors:
-            a = np.ascontiguousarray(array, dtype=self.dtype)
+            a = np.ascontiguousarray(array, dtype=array.dtype if array.dtype.kind == "i" else self.dtype)
             self._file.seek(-(-self._file.tell() // ALIGNMENT) * ALIGNMENT)
             place = {"location": self.path.name, "offset": str(self._file.tell()), "length": str(a.nbytes)}
             self._file.write(a.tobytes())
@@ -94,12 +94,76 @@ class GraphBuilder:
         outputs: Sequence[onnx.ValueInfoProto],
     ) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.initializers.values()))
+        versions = {"": OPSET} | {n.domain: 1 for n in self.nodes if n.domain}
         return helper.make_model(
             graph,
             producer_name="voxstrata",
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in versions.items()],
             ir_version=IR_VERSION,
         )
+
+
+class EncoderBuilder(GraphBuilder):
+    """What the graphs of an encoder have in common."""
+
+    def __init__(self, state: Mapping[str, Array], shape: EncoderShape, weights: WeightsFile) -> None:
+        super().__init__(weights)
+        self.state = state
+        self.shape = shape
+        self.dtype = helper.np_dtype_to_tensor_dtype(weights.dtype)
+        self.head_dim = shape.d_model // shape.heads
+        self.ints("zero", 0)
+
+    def ints(self, name: str, *values: int) -> str:
+        """A constant int64 vector."""
+        return self.constant(name, np.array(values, np.int64))
+
+    def matrix(self, module: str) -> str:
+        """A projection's weight, [in, out]."""
+        return self.weight(f"{module}.weight", self.state[f"{module}.weight"].T * self._scale(module))
+
+    def bias(self, module: str) -> str:
+        return self.weight(f"{module}.bias", self.state[f"{module}.bias"] * self._scale(module))
+
+    def _scale(self, module: str) -> float:
+        # the scale of the logits goes into the query projection, one multiplication less per step
+        return self.head_dim**-0.5 if module.endswith(".q_proj") else 1.0
+
+    def linear(self, x: str, module: str) -> str:
+        y = self.node("MatMul", [x, self.matrix(module)], f"{module}/matmul")
+        if f"{module}.bias" in self.state:  # Whisper's key projection has none
+            y = self.node("Add", [y, self.bias(module)], module)
+        return y
+
+    def layer_norm(self, x: str, module: str, name: str) -> str:
+        w = self.weight(f"{module}.weight", self.state[f"{module}.weight"])
+        bias = self.weight(f"{module}.bias", self.state[f"{module}.bias"])
+        return self.node("LayerNormalization", [x, w, bias], name, axis=-1, epsilon=LAYER_NORM_EPS)
+
+    def stem(self, first: str) -> tuple[str, str]:
+        """From `log_mel` to the first residual state, which is called `first`; also the name of its length."""
+        x = "log_mel"
+        if self.dtype != TensorProto.FLOAT:
+            x = self.node("Cast", [x], "log_mel/cast", to=self.dtype)
+        for module, stride in (("conv1", 1), ("conv2", 2)):
+            w = self.weight(f"{module}.weight", self.state[f"{module}.weight"])
+            bias = self.weight(f"{module}.bias", self.state[f"{module}.bias"])
+            x = self.node("Conv", [x, w, bias], module, kernel_shape=[3], pads=[1, 1], strides=[stride])
+            x = self.node("Gelu", [x], f"{module}/gelu")
+        x = self.node("Transpose", [x], "conv2/frames", perm=[0, 2, 1])
+        frames = self.node("Shape", [x], "frames", start=1, end=2)
+        positions = self.weight("embed_positions.weight", self.state["embed_positions.weight"])
+        positions = self.node("Slice", [positions, "zero", frames, "zero"], "embed_positions")
+        return self.node("Add", [x, positions], first), frames
+
+    def inputs(self, cached: bool) -> list[onnx.ValueInfoProto]:
+        """`log_mel`, and the silence cache."""
+        s = self.shape
+        shapes: dict[str, list[str | int]] = {"log_mel": ["batch", s.n_mels, "time"]}
+        if cached:
+            shapes["silence_key"] = shapes["silence_value"] = [s.layers, s.heads, "keys", self.head_dim]
+            shapes["silence_bias"] = [s.layers, s.heads, "keys"]
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in shapes.items()]
 
 
 def encoder_graph(
@@ -132,49 +196,19 @@ def encoder_graph(
     A graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
     [batch, time / 2, d_model] in the weights' dtype.
     """
-    b = GraphBuilder(weights)
-    dtype = helper.np_dtype_to_tensor_dtype(weights.dtype)
-    head_dim = shape.d_model // shape.heads
-    scale = head_dim**-0.5
-    b.constant("zero", np.array([0], np.int64))
-    b.constant("split_heads", np.array([0, -1, shape.heads, head_dim], np.int64))
-    b.constant("join_heads", np.array([0, -1, shape.d_model], np.int64))
-
-    def layer_norm(x: str, module: str, name: str) -> str:
-        w = b.weight(f"{module}.weight", state[f"{module}.weight"])
-        bias = b.weight(f"{module}.bias", state[f"{module}.bias"])
-        return b.node("LayerNormalization", [x, w, bias], name, axis=-1, epsilon=LAYER_NORM_EPS)
-
-    def linear(x: str, module: str, factor: float = 1.0) -> str:
-        w = b.weight(f"{module}.weight", state[f"{module}.weight"].T * factor)
-        y = b.node("MatMul", [x, w], f"{module}/matmul")
-        if f"{module}.bias" in state:  # Whisper's key projection has none
-            y = b.node("Add", [y, b.weight(f"{module}.bias", state[f"{module}.bias"] * factor)], module)
-        return y
-
-    def conv(x: str, module: str, stride: int) -> str:
-        w = b.weight(f"{module}.weight", state[f"{module}.weight"])
-        bias = b.weight(f"{module}.bias", state[f"{module}.bias"])
-        y = b.node("Conv", [x, w, bias], module, kernel_shape=[3], pads=[1, 1], strides=[stride])
-        return b.node("Gelu", [y], f"{module}/gelu")
-
-    x = "log_mel"
-    if dtype != TensorProto.FLOAT:
-        x = b.node("Cast", [x], "log_mel/cast", to=dtype)
-    x = b.node("Transpose", [conv(conv(x, "conv1", 1), "conv2", 2)], "conv2/frames", perm=[0, 2, 1])
-    frames = b.node("Shape", [x], "frames", start=1, end=2)
-    positions = b.weight("embed_positions.weight", state["embed_positions.weight"])
-    x = b.node("Add", [x, b.node("Slice", [positions, "zero", frames, "zero"], "positions")], "residual_00")
+    b = EncoderBuilder(state, shape, weights)
+    dtype = b.dtype
+    b.ints("split_heads", 0, -1, shape.heads, b.head_dim)
+    b.ints("join_heads", 0, -1, shape.d_model)
+    x, frames = b.stem("residual_00")
     residual = [x]
     if cached:
         _cached_inputs(b, x, frames, dtype, shape)
 
     for k in range(shape.layers):
         m = f"layers.{k}"
-        a = layer_norm(x, f"{m}.self_attn_layer_norm", f"{m}.self_attn_layer_norm")
-        # the scale of the logits goes into the query projection, one multiplication less per step
-        q = linear(a, f"{m}.self_attn.q_proj", scale)
-        key, value = (linear(a, f"{m}.self_attn.{p}_proj") for p in "kv")
+        a = b.layer_norm(x, f"{m}.self_attn_layer_norm", f"{m}.self_attn_layer_norm")
+        q, key, value = (b.linear(a, f"{m}.self_attn.{p}_proj") for p in "qkv")
         q, key, value = (b.node("Reshape", [t, "split_heads"], f"{t}/heads") for t in (q, key, value))
         q, value = (b.node("Transpose", [t], f"{t}/bhtd", perm=[0, 2, 1, 3]) for t in (q, value))
         if cached:
@@ -190,30 +224,22 @@ def encoder_graph(
         weighted = b.node("MatMul", [b.node("Softmax", [logits], f"{m}/attention", axis=-1), value], f"{m}/heads")
         joined = b.node("Transpose", [weighted], f"{m}/heads/bthd", perm=[0, 2, 1, 3])
         joined = b.node("Reshape", [joined, "join_heads"], f"{m}/joined")
-        x = b.node("Add", [x, linear(joined, f"{m}.self_attn.out_proj")], f"{m}/after_attention")
-        a = layer_norm(x, f"{m}.final_layer_norm", f"{m}.final_layer_norm")
-        a = b.node("Gelu", [linear(a, f"{m}.fc1")], f"{m}.fc1/gelu")
-        x = b.node("Add", [x, linear(a, f"{m}.fc2")], f"residual_{k + 1:02d}")
+        x = b.node("Add", [x, b.linear(joined, f"{m}.self_attn.out_proj")], f"{m}/after_attention")
+        a = b.layer_norm(x, f"{m}.final_layer_norm", f"{m}.final_layer_norm")
+        a = b.node("Gelu", [b.linear(a, f"{m}.fc1")], f"{m}.fc1/gelu")
+        x = b.node("Add", [x, b.linear(a, f"{m}.fc2")], f"residual_{k + 1:02d}")
         residual.append(x)
 
     for name, r in zip(output_names(shape.layers), [*residual, residual[-1]], strict=True):
         if name in outputs:
             if name == "final" or norm_every:
-                layer_norm(r, "layer_norm", name)
+                b.layer_norm(r, "layer_norm", name)
             else:
                 b.node("Identity", [r], name)
 
-    inputs = [helper.make_tensor_value_info("log_mel", TensorProto.FLOAT, ["batch", shape.n_mels, "time"])]
-    if cached:
-        kv = [shape.layers, shape.heads, "keys", head_dim]
-        inputs += [
-            helper.make_tensor_value_info("silence_key", TensorProto.FLOAT, kv),
-            helper.make_tensor_value_info("silence_value", TensorProto.FLOAT, kv),
-            helper.make_tensor_value_info("silence_bias", TensorProto.FLOAT, kv[:3]),
-        ]
     # optimum's runtime works out the size of an output axis from its name
     returned = [helper.make_tensor_value_info(n, dtype, ["batch", "time // 2", shape.d_model]) for n in outputs]
-    return b.model("whisper_encoder", inputs, returned)
+    return b.model("whisper_encoder", b.inputs(cached), returned)
 
 
 def _cached_inputs(b: GraphBuilder, x: str, frames: str, dtype: int, shape: EncoderShape) -> None:

@@ -3,7 +3,8 @@
 DIR/
   encoder_model.onnx        log-mel in, hidden states out (optimum's name for an exported encoder)
   encoder_cached.onnx       the same with the silence cache as inputs
-  encoder_model.onnx_data   the weights of both
+  encoder_cpu.onnx          the latter as CPUs run it fastest, with operators of ONNX Runtime's own; not float16
+  encoder_model.onnx_data   the weights of all
   log_mel.onnx              waveform in, log-mel out
   silence.npz               the silence cache
   config.json, preprocessor_config.json   as Hugging Face writes them
@@ -22,14 +23,20 @@ from voxstrata.errors import InputError
 from voxstrata.model.context import Context
 from voxstrata.model.silence import Silence
 
-FORMAT = 1
-CARD, ENCODER, CACHED, WEIGHTS = (
+FORMAT = 2  # 2: encoder_cpu.onnx
+CARD, ENCODER, CACHED, CPU, WEIGHTS = (
     "card.json",
     "encoder_model.onnx",
     "encoder_cached.onnx",
+    "encoder_cpu.onnx",
     "encoder_model.onnx_data",
 )
 LOG_MEL, SILENCE = "log_mel.onnx", "silence.npz"
+
+
+def encoder_graphs(dtype: str) -> tuple[str, ...]:
+    """The encoder's graphs in a model of that dtype."""
+    return {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}[dtype]
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class ModelCard:
 
     checkpoint: hub id, or the name of the local folder or file.
     weights_sha256: of the encoder's tensors (name, shape, float32 values), the same whatever file held them.
+    dtype: "float32", "float16", or "int8" (linear layers in 8 bits, float32 otherwise; the CPU's graph alone).
     outputs: names of the graph's outputs, in depth order.
     final_norm: "final" (only `final` is normalised) or "every" (the final LayerNorm on every output).
     silence: kind ("pure" or "calibrated"), groups (0: uncondensed), first frame, sha256, and the calibration

@@ -16,6 +16,11 @@ def output_names(layers: int) -> tuple[str, ...]:
     return (*(f"layer_{k:02d}" for k in range(layers + 1)), "final")
 
 
+def depth(outputs: Sequence[str], layers: int) -> int:
+    """How many of an encoder's blocks these outputs need."""
+    return max(layers if name == "final" else int(name.removeprefix("layer_")) for name in outputs)
+
+
 def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tuple[str, ...]:
     """The wanted outputs in depth order; `"all"` is every available one.
 
