@@ -1,6 +1,6 @@
 """The encoder as ONNX Runtime's CPU provider runs it fastest: the same weights and states as `graph`, other nodes.
 
-What differs, and why, measured by benchmarks/graphs.py:
+What differs, and why (benchmarks/graphs.py times the whole of it beside the standard graph):
 
 - Attention is `com.microsoft.MultiHeadAttention`, which on a CPU never holds the matrix of scores: but only as long as
   nothing is added to the logits. So the logarithms of the silence groups' sizes enter as one more dimension of the
