@@ -48,6 +48,29 @@ def test_an_interrupt_leaves_whole_units_and_no_trace_after_resuming(
         assert contents(store) == expected
 
 
+def test_shards_that_a_copy_lost_are_refused_by_name_and_written_again(
+    corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from voxstrata import open_store
+    from voxstrata.engine import extract
+    from voxstrata.errors import InputError
+
+    store = tmp_path / "s.zarr"
+    extract(corpus, tiny_model, store, **SETTINGS)  # type: ignore[arg-type]
+    expected = contents(store)
+    missing, cut = store / "frames" / "final" / "c" / "3" / "0", store / "frames" / "layer_01" / "c" / "5" / "0"
+    missing.unlink()
+    cut.write_bytes(cut.read_bytes()[:1000])
+    opened = open_store(store)
+    with pytest.raises(InputError, match="c/3/0: missing; run the same extraction again"):
+        opened.ragged("final", [i for i in range(len(opened)) if opened.status[i] == 1])
+    with pytest.raises(InputError, match="c/5/0: damaged"):
+        opened.pooled("layer_01")
+    report = extract(corpus, tiny_model, store, **SETTINGS)  # type: ignore[arg-type]
+    assert report.resumed_units == UNITS - 2
+    assert contents(store) == expected
+
+
 def test_a_second_process_is_refused_while_the_first_runs(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     from voxstrata.engine import extract
     from voxstrata.errors import InputError

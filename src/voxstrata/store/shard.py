@@ -22,6 +22,7 @@ from voxstrata.errors import InputError
 
 MISSING = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
+_MEND = "delete it and run the same extraction again, it writes what is lost"
 
 
 def shard_bytes(rows: int, row_bytes: int, chunk_rows: int, shard_rows: int) -> int:
@@ -61,23 +62,22 @@ def is_plain(array: zarr.Array[Any]) -> bool:
 
 
 def read_rows(path: Path, begin: int, chunk_rows: int, shard_rows: int, out: NDArray[Any]) -> None:
-    """Read the rows from `begin` of the shard file `path` into `out` (rows, d); zeros where nothing was written.
+    """Read the rows from `begin` of the shard file `path` into `out` (rows, d); zeros for a chunk that is not there.
 
-    Raises InputError for a damaged shard.
+    Raises InputError for a shard that is damaged or missing.
     """
     end = begin + len(out)
     try:
         f = path.open("rb", buffering=0)
     except FileNotFoundError:
-        out[:] = 0
-        return
+        raise InputError(f"{path}: missing; run the same extraction again, it writes what is lost") from None
     with f:
         table_bytes = 16 * (shard_rows // chunk_rows)
         f.seek(max(0, f.seek(0, 2) - table_bytes - _CRC_BYTES))
         tail = f.read(table_bytes + _CRC_BYTES)
         table = tail[:table_bytes]
         if int.from_bytes(tail[table_bytes:], "little") != google_crc32c.value(table) or len(table) < table_bytes:
-            raise InputError(f"{path}: damaged, the checksum of its index is wrong; extract this store again")
+            raise InputError(f"{path}: damaged, the checksum of its index is wrong; {_MEND}")
         offsets = np.frombuffer(table, "<u8").reshape(-1, 2)[:, 0]
         row_bytes = out.strides[0]
         first, last = begin // chunk_rows, (end - 1) // chunk_rows
@@ -97,5 +97,5 @@ def _fill(f: Any, target: memoryview, path: Path) -> None:
     while len(target):
         count = f.readinto(target)
         if not count:
-            raise InputError(f"{path}: cut short; extract this store again")
+            raise InputError(f"{path}: cut short; {_MEND}")
         target = target[count:]

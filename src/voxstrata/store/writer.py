@@ -21,7 +21,7 @@ from voxstrata.errors import InputError
 from voxstrata.model.card import ModelCard
 from voxstrata.store.files import LOCK, Files, root_attributes, zarr_array
 from voxstrata.store.plan import Plan
-from voxstrata.store.shard import shard_parts
+from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
 from voxstrata.store.spec import SCHEMA
 
 PENDING, DONE, FAILED = 0, 1, 2
@@ -66,8 +66,21 @@ class StoreWriter:
         self._arrays = {o: zarr_array(self._root, f"{plan.spec.group}/{o}") for o in plan.spec.outputs}
 
     def done(self) -> set[int]:
-        """Units that are committed."""
-        return {int(n.removesuffix(".json")) for n in self.files.names(UNITS) if n.endswith(".json")}
+        """Units that are committed; on a local disk not those whose shards are missing or cut short, as a copy may."""
+        units = {int(n.removesuffix(".json")) for n in self.files.names(UNITS) if n.endswith(".json")}
+        return {unit for unit in units if self._whole(unit)}
+
+    def _whole(self, unit: int) -> bool:
+        if self.files.local is None:
+            return True
+        plan = self.plan
+        for array in self._arrays.values():
+            shard = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
+            row_bytes = array.shape[1] * array.dtype.itemsize
+            expected = shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows)
+            if is_plain(array) and not (shard.exists() and shard.stat().st_size >= expected):
+                return set(plan.members(unit)) <= set(self.failures([unit])[0])  # which has no shards
+        return True
 
     def commit(
         self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str], overflows: int = 0
