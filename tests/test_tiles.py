@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -533,6 +534,18 @@ def test_a_damaged_plan_is_named(few: EmbeddingStore, tmp_path: Path, text: str)
     (tmp_path / "r" / "plan.json").write_text(text)
     with pytest.raises(InputError, match=r"r/plan.json: damaged .*remove the folder"):
         similarity(select(few), None, "final", tmp_path / "r")
+
+
+def test_a_damaged_part_is_named_and_computed_again_once_removed(few: EmbeddingStore, tmp_path: Path) -> None:
+    similarity(select(few), None, "final", tmp_path / "r")
+    expected = contents(tmp_path / "r")
+    (tmp_path / "r" / "top.parquet").unlink()
+    (tmp_path / "r" / "units" / "000000" / "top.parquet").write_text("{")
+    with pytest.raises(InputError, match=r"r/units/000000/top.parquet: damaged .*remove units/000000 and run"):
+        similarity(select(few), None, "final", tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "units" / "000000")
+    similarity(select(few), None, "final", tmp_path / "r")
+    assert contents(tmp_path / "r") == expected
 
 
 def test_a_folder_that_cannot_be_made_is_named_and_nothing_is_said_to_be_safe(

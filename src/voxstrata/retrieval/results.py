@@ -132,10 +132,18 @@ class Results:
         sides = [(FORWARD, x, self.plan.other)] + ([(BACKWARD, y, x)] if y is not None else [])
         best = {direction: TopK(len(queries), self.plan.top) for direction, queries, _ in sides}
         for row in range(self.plan.rows):
-            part = pq.read_table(io.BytesIO(self.files.read(f"{_unit(row)}/{TOP}")))
+            part = self._part(row)
             for direction, kept in best.items():
                 kept.update_from(part.filter(pc.equal(part["direction"], direction)))
         return pa.concat_tables([named(best[name].table(name), q.ids, c.ids) for name, q, c in sides])
+
+    def _part(self, row: int) -> pa.Table:
+        try:
+            return pq.read_table(io.BytesIO(self.files.read(f"{_unit(row)}/{TOP}")))
+        except pa.ArrowInvalid as e:
+            raise InputError(
+                f"{self.files.root}/{_unit(row)}/{TOP}: damaged ({e}); remove {_unit(row)} and run the same again"
+            ) from e
 
     def _refuse_foreign(self) -> None:
         where = self.files.root
