@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -14,6 +15,7 @@ from voxstrata.text import aligned as aligned
 
 if TYPE_CHECKING:
     from voxstrata.engine import Progress
+    from voxstrata.store import EmbeddingStore
 
 PARTIAL = 4  # exit code: done, but some recordings failed
 
@@ -65,6 +67,13 @@ def print_failures(failures: Mapping[str, str], rest: str) -> None:
         click.echo(f"  {name}: {reason}", err=True)
     if len(failures) > FAILURES_SHOWN:
         click.echo(f"  … and {len(failures) - FAILURES_SHOWN} more, {rest}", err=True)
+
+
+def print_left_out(store: EmbeddingStore) -> None:
+    """How many utterances of a store are pending or failed, and so take no part; on standard error."""
+    for status, number in Counter(store.utterances["status"].to_pylist()).items():
+        if status != "done":
+            click.echo(f"{store.files.root}: {number} utterances are {status} and take no part", err=True)
 
 
 class Line:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import click
 
-from voxstrata.cli.console import Line, count_progress, json_option, kernel_option, print_json
+from voxstrata.cli.console import Line, count_progress, json_option, kernel_option, print_json, print_left_out
+
+RESULT = "retrieval.parquet"  # by which a folder of results is known
 
 
 @click.command()
@@ -65,9 +66,7 @@ def retrieve(
     from voxstrata.store import open_store
 
     opened = open_store(store)
-    left_out = [(s, n) for s, n in Counter(opened.utterances["status"].to_pylist()).items() if s != "done"]
-    for status, number in left_out:
-        click.echo(f"{number} utterances are {status} and take no part", err=True)
+    print_left_out(opened)
     with Line() as line:
         table = write_retrieval(
             opened,
@@ -108,6 +107,8 @@ def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **cho
     try:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
+        if any(folder.iterdir()) and not (folder / RESULT).exists():
+            raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
     except OSError as e:
         raise InputError(f"{folder}: results cannot be written here ({e.strerror}); choose another folder") from e
     if similarities is None:
@@ -117,7 +118,7 @@ def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **cho
     table = table.add_column(0, "store", pa.array([name] * len(table)))
     # what the figures come from travels with them
     table = table.replace_schema_metadata({**table.schema.metadata, b"voxstrata": json.dumps(store.about)})
-    pq.write_table(table, folder / "retrieval.parquet")
+    pq.write_table(table, folder / RESULT)
     title = f"{store.model.checkpoint}, {store.spec.context.mode}"
     (folder / "retrieval.md").write_text(f"# {title}\n\n{to_markdown(table)}", encoding="utf-8")
     plot_recall_by_layer(table, folder / "recall_by_layer.png", title)

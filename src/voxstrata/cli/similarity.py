@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import Line, clock, json_option, kernel_option, print_json
+from voxstrata.cli.console import Line, clock, json_option, kernel_option, print_json, print_left_out
 from voxstrata.cli.extract import resume_hint
 from voxstrata.cli.retrieve import names
 
@@ -88,6 +88,9 @@ def similarity(
     y = None
     if other is not None or y_languages is not None or y_ids is not None:
         y = _selection(opened if other is None else open_store(other), y_languages, y_ids)
+        if other is not None:
+            print_left_out(y.store)
+    print_left_out(opened)
     with Line() as line, resume_hint():
         line.show("planning", force=True)
         report = run(

@@ -59,16 +59,15 @@ def estimate(
 ) -> Estimate:
     """Plan the extraction of `corpus` as `spec` says.
 
-    The time is the arithmetic of all layers of the model's graph, at the operations per second that `record` (of
-    `bench`) reached in that context.
+    The time is the arithmetic at the operations per second that `record` (of `bench`) reached in that context. On a
+    GPU, where every layer of the graph runs, it is too short when shallow outputs alone are kept.
     Raises what planning raises: InputError for a corpus of which nothing can be read.
     """
     plan, _ = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = None
     if record:
-        run = Work.of(plan, EncoderSize.of(model, model.card.outputs))
-        seconds = run.flops / record.modes[spec.context.mode].flops_per_second
+        seconds = work.flops / record.modes[spec.context.mode].flops_per_second
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize
     per_output = sum(
         shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows) for unit in range(plan.units)

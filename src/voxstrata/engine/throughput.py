@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from voxstrata.corpus import Corpus, read_corpus
-from voxstrata.engine.budget import EncoderSize, sgemm_rate
+from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.extract import ExtractReport, extract
 from voxstrata.engine.session import Device, available_threads
 from voxstrata.model import Context, ModelFolder
@@ -71,10 +71,9 @@ MIXES = {
 class Throughput:
     """What one measurement gave.
 
-    seconds: wall seconds from the first unit to the last. tokens: computed positions. flops: arithmetic of all layers
-    the model's graph has, which run whichever outputs are kept (`voxstrata.engine.budget`). stored_bytes: of the rows.
-    stages: busy seconds, overlapping, `decode` over all threads.
-    efficiency: arithmetic that `outputs` need / (seconds × sgemm rate); None on GPUs.
+    seconds: wall seconds from the first unit to the last. tokens: computed positions. flops: arithmetic that
+    `outputs` need (`voxstrata.engine.budget`). stored_bytes: of the rows. stages: busy seconds, overlapping, over all
+    threads. efficiency: flops / (seconds × sgemm rate); None on GPUs.
     """
 
     mode: Mode
@@ -154,7 +153,7 @@ def measure(
         left = max(0.0, seconds - trial.seconds)
         report, lengths = run("main", int(np.clip(left * TRIAL_CLIPS / trial.seconds, TRIAL_CLIPS, most)))
     frames = -(-np.round(lengths * SAMPLE_RATE).astype(int) // SAMPLES_PER_FRAME)
-    context, size = Context(mode), EncoderSize.of(model, model.card.outputs)
+    context = Context(mode)
     computed = [context.frames_computed(int(n)) for n in frames]
     return Throughput(
         mode,
@@ -164,7 +163,7 @@ def measure(
         report.audio_seconds,
         report.seconds,
         sum(computed),
-        sum(size.window_flops(m, context) for m in computed),
+        report.flops,
         int(frames.sum()) * model.card.d_model * 2 * len(chosen),
         report.stages,
         report.flops / (report.seconds * limit) if limit else None,
