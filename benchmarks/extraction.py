@@ -24,12 +24,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,9 +90,16 @@ def run_session(mode: Mode, corpus: Corpus, model: ModelFolder, audio: Sequence[
     of = [audio[row[name]] for name in plan.utterances["id"].to_pylist()]
     begin = time.perf_counter()
     encoder = Encoder(model, spec.outputs, spec.context, threads=threads)
-    for unit in range(plan.units):
-        for frames, windows in batches(plan, unit, encoder):
-            encoder.run([of[w.utterance][w.sample : w.sample + w.samples] for w in windows], frames)
+    pending: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(encoder.concurrency) as pool:
+        for unit in range(plan.units):
+            for frames, windows in batches(plan, unit, encoder):
+                samples = [of[w.utterance][w.sample : w.sample + w.samples] for w in windows]
+                pending.append(pool.submit(encoder.run, samples, frames, keep=max(w.frames for w in windows)))
+                if len(pending) > encoder.concurrency:
+                    pending.popleft().result()
+        for encoding in pending:
+            encoding.result()
     return Run(time.perf_counter() - begin, dict(encoder.seconds))
 
 

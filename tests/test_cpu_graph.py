@@ -159,6 +159,16 @@ def test_an_int8_model_has_8_bits_in_every_linear_layer_and_one_graph(int8_model
     assert (int8_model / WEIGHTS).stat().st_size < blocks + rest + 4096 * 80  # each tensor begins on a page
 
 
+def test_int8_states_do_not_depend_on_the_outputs_chosen_or_the_positions_kept(int8_model: Path) -> None:
+    audio = [np.random.default_rng(3).standard_normal(30_000).astype(np.float32)]
+    whole = dict(
+        zip(("layer_02", "final"), Encoder(open_model(int8_model), "layer_02,final").run(audio, 150), strict=True)
+    )
+    for output, states in whole.items():
+        (some,) = Encoder(open_model(int8_model), output).run(audio, 150, keep=94)
+        np.testing.assert_array_equal(some, states[:, :94])
+
+
 def test_int8_states_stay_near_float32(tiny_model: Path, int8_model: Path) -> None:
     audio = [sound(2.0, 3)]
     for name, near, want in zip(

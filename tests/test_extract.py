@@ -333,6 +333,15 @@ def test_chosen_outputs_alone_are_stored_with_the_same_values(
     assert not (tmp_path / "t.zarr").exists()
 
 
+def test_a_float16_model_is_stored_in_float16_without_a_warning(
+    tiny_checkpoint: Path, make_corpus: Callable[..., Path], tmp_path: Path
+) -> None:
+    export(str(tiny_checkpoint), tmp_path / "half", ExportSpec(dtype="float16"))
+    extract(make_corpus({"a": 0.7, "b": 1.1}), tmp_path / "half", tmp_path / "s.zarr")
+    store = open_store(tmp_path / "s.zarr")
+    assert all(np.isfinite(store.frames(name, output)).all() for name in store.ids for output in store.outputs)
+
+
 def test_long_error_refuses_the_corpus_naming_the_recording(
     clips: tuple[Path, dict], tiny_model: Path, tmp_path: Path
 ) -> None:

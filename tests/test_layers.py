@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "voxstrata"
 FLOORS = [
-    {"errors", "text"},
+    {"errors", "folders", "text"},
     {"audio"},
     {"model", "corpus", "store"},
     {"exporters", "engine", "retrieval"},

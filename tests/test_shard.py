@@ -116,6 +116,8 @@ def test_a_store_that_was_recompressed_reads_the_same(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # consolidated metadata are not in zarr's specification yet
         zarr.consolidate_metadata(root.store)
+    with pytest.raises(InputError, match="cannot resume: final was stored again with other chunks"):
+        make_store(tmp_path / "s.zarr", {"a": Utterance(frames[:10]), "b": Utterance(frames)})
     again = open_store(tmp_path / "s.zarr")
     assert not is_plain(again.array("final"))
     np.testing.assert_array_equal(again.frames("b", "final"), frames)

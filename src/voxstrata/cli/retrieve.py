@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -101,16 +100,13 @@ def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **cho
     import pyarrow.parquet as pq
 
     from voxstrata.errors import InputError
+    from voxstrata.folders import make_writable
     from voxstrata.retrieval import SIMILARITIES, plot_language_matrix, plot_recall_by_layer, to_markdown
     from voxstrata.retrieval import retrieve as run
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()
-        if any(folder.iterdir()) and not (folder / RESULT).exists():
-            raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
-    except OSError as e:
-        raise InputError(f"{folder}: results cannot be written here ({e.strerror}); choose another folder") from e
+    make_writable(folder)
+    if any(folder.iterdir()) and not (folder / RESULT).exists():
+        raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
     if similarities is None:
         similarities = SIMILARITIES if store.has_frames else ("pooled_cosine",)
     table = run(store, similarities=similarities, **choices)

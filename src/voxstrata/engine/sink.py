@@ -62,7 +62,8 @@ class UnitSink:
             with np.errstate(over="ignore"):
                 target[:] = state
         if target.dtype == np.float16:  # whose own isfinite takes as long as the cast
-            finite = bool(max(state.max(), -state.min()) < FLOAT16_OVERFLOW)  # and False for NaN, which both give then
+            low, high = float(state.min()), float(state.max())  # both NaN where one value is
+            finite = low > -FLOAT16_OVERFLOW and high < FLOAT16_OVERFLOW
         else:
             finite = bool(np.isfinite(target).all())
         if not finite:

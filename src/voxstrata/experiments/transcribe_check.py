@@ -36,8 +36,8 @@ class CheckRow:
     """One exit: how many recordings gave the same tokens both ways, of how many; and tokens compared.
 
     relative_l2: of the written encoder, from its card. margin: where tokens first differ, by how much the loop's best
-    logit led the second, the smallest over recordings; None where all agree. A margin near 0 is a tie that
-    rounding decides; a wide one is an error.
+    logit led the second, the widest over recordings; None where all agree. A margin near 0 is a tie that rounding
+    decides; a wide one is an error.
     """
 
     after: int
@@ -100,10 +100,10 @@ def check_exits(
                 equal += loop == theirs
                 compared += len(loop)
                 if loop != theirs:
-                    margins.append(leads[differ[0]] if differ else 0.0)
+                    margins.append(leads[differ[0] if differ else min(len(loop), len(theirs))])
             rows.append(
                 CheckRow(
-                    at.after, at.final_norm, len(audio), equal, compared, card.relative_l2, min(margins, default=None)
+                    at.after, at.final_norm, len(audio), equal, compared, card.relative_l2, max(margins, default=None)
                 )
             )
     return rows

@@ -26,6 +26,7 @@ from voxstrata.experiments.transcribe_score import (
     split_groups,
 )
 from voxstrata.exporters.early_exit import Transcriber
+from voxstrata.folders import make_writable
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def sweep(
     """
     import matplotlib  # noqa: F401  (missing: say so before hours of work, not after)
 
+    make_writable(folder)
     decoding, scoring = decoding or Decoding(), scoring or Scoring()
     english = decoding.task == "translate"
     check_texts(corpus)

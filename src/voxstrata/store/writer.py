@@ -64,6 +64,13 @@ class StoreWriter:
         else:  # nothing, or a creation that was cut short: no unit can have been committed yet
             self._root = self._create(card)
         self._arrays = {o: zarr_array(self._root, f"{plan.spec.group}/{o}") for o in plan.spec.outputs}
+        for output, array in self._arrays.items():
+            layout = (array.chunks[0], array.shards and array.shards[0], array.dtype)
+            if not is_plain(array) or layout != (plan.chunk_rows, plan.unit_rows, plan.spec.stored_dtype):
+                raise InputError(
+                    f"{self.files.root}: cannot resume: {output} was stored again with other chunks, byte order or "
+                    "compression; this copy can be read, resume the original"
+                )
 
     def done(self) -> set[int]:
         """Units that are committed; on a local disk not those whose shards are missing or cut short, as a copy may."""
@@ -78,7 +85,7 @@ class StoreWriter:
             shard = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
             row_bytes = array.shape[1] * array.dtype.itemsize
             expected = shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows)
-            if is_plain(array) and not (shard.exists() and shard.stat().st_size >= expected):
+            if not (shard.exists() and shard.stat().st_size >= expected):
                 return set(plan.members(unit)) <= set(self.failures([unit])[0])  # which has no shards
         return True
 
