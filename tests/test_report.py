@@ -6,13 +6,9 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
 import shutil
 import struct
-import subprocess
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,67 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from planted import plant
+from report_pages import BROWSER, PHONE, PROBE, Page, Table, browse
+from report_results import NASTY, write_drift, write_exits, write_words
 from stores import Utterance, make_store
 from test_cli import run
 
 from voxstrata.experiments.align import align
 from voxstrata.experiments.align_report import plot_align
-from voxstrata.experiments.drift import DriftReport, DriftRow
-from voxstrata.experiments.words import AUC_SCHEMA
 
 pytest.importorskip("panphon")
 pytest.importorskip("matplotlib")
-
-NASTY = "<script>alert('x')</script> & “quotes”"
-PHONE = 375  # CSS pixels
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
-def write_words(folder: Path) -> None:
-    rng = np.random.default_rng(1)
-    keys = [(o, s, k, *pair) for o in ("layer_00", "final") for s in ("seqsim_f1", "pooled_cosine")
-            for k in ("synonyms", "near_homophones") for pair in (("all", "all"), ("de", "en"))]  # fmt: skip
-    keys += [(None, c, "synonyms", "all", "all") for c in ("phonetic", "duration")]
-    rows = [dict(zip(AUC_SCHEMA.names, (*key, *rng.random(3), 0.5, 20, 300, 9), strict=True)) for key in keys]
-    folder.mkdir()
-    note = {"voxstrata_words": json.dumps({"words": 12, "near": 0.01, "tools": {"espeak-ng": "1.52"}})}
-    pq.write_table(pa.Table.from_pylist(rows, AUC_SCHEMA).replace_schema_metadata(note), folder / "words.parquet")
-
-
-def write_exits(folder: Path) -> None:
-    """Three exits heard 12 sentences; exit 1 is best on the development part, the whole encoder on the test part."""
-    pytest.importorskip("jiwer")
-    from voxstrata.experiments.transcribe_report import write_results
-    from voxstrata.experiments.transcribe_score import Rates, Scoring, choose, rates_table
-
-    wrong = {("dev", 0): 7, ("dev", 1): 1, ("dev", 2): 3, ("test", 0): 8, ("test", 1): 5, ("test", 2): 2}
-    rows = [
-        {"id": f"u{n}", "language": "en", "script": "LATIN", "group": f"g{n}", "part": part, "after": k,
-         "final_norm": True, "reference": "ten words", "transcript": NASTY, "reference_normalized": "ten words",
-         "transcript_normalized": "", "word_errors": wrong[part, k], "words": 10, "character_errors": 3,
-         "characters": 9, "unit": "word"}
-        for n, part in enumerate(["dev", "test"] * 6) for k in range(3)
-    ]  # fmt: skip
-    scoring = Scoring("light", 0.5, 0, 20)
-    table = pa.Table.from_pylist(rows)
-    dev, test = (Rates(table, part, scoring) for part in ("dev", "test"))
-    about = {"checkpoint": "made-up", "revision": None, "weights_sha256": "2" * 64, "layers": 2, "corpus": "c",
-             "utterances": 12, "decoding": {"task": "transcribe", "max_new_tokens": 9}, "scoring": scoring.to_dict(),
-             "failures": {}, "tools": {}}  # fmt: skip
-    rates = rates_table([("dev", dev), ("test", test)])
-    write_results(folder, "made-up", table, rates, choose(dev, test), about)
-
-
-def write_drift(path: Path) -> None:
-    rows = tuple(
-        DriftRow(mode, output, 0.9876543210123, 0.9, "en-3", {"seqsim_f1": 0.25}, {"seqsim_f1": -1 / 3})
-        for mode in ("bucketed", "trimmed")
-        for output in ("layer_00", "final")
-    )
-    speed = {"bucketed": 5.94, "trimmed": 6.22}
-    report = DriftReport("made-up", 8, 0, {}, 33.3, {"padded": 9.0, "bucketed": 2.0, "trimmed": 1.5}, speed, rows,
-                         {"final": {"seqsim_f1": 0.5}}, (7, 8), 0.13, None)  # fmt: skip
-    path.write_text(json.dumps(report.to_dict()), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -108,81 +53,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_drift(root / "drift.json")
     assert run("report", root, "-o", root.parent / "page.html") == 0
     return root
-
-
-@dataclass
-class Table:
-    """What a page shows: title, header, and for every cell its text, and its whole value where there is one."""
-
-    title: str
-    header: list[str] = field(default_factory=list)
-    rows: list[list[tuple[str, str | None]]] = field(default_factory=list)
-    note: str = ""
-    boxed: bool = False
-
-
-class Page(HTMLParser):
-    """Sections with their tables, and all that a page refers to."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.sections: dict[str, list[Table]] = {}
-        self.text: dict[str, str] = {}
-        self.images: list[str] = []
-        self.references: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self._section, self._into, self._heading = "", "", ""
-        self._table: Table | None = None
-        self._inbody = self._boxed = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        self.references += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "poster")]
-        if tag == "img":
-            self.images.append(found["src"] or "")
-        if tag in ("h1", "h2", "h3", "summary"):
-            self._heading, self._into = "", tag
-        if tag == "div":
-            self._boxed = found.get("class") == "box"
-        if tag == "table":
-            self._table, self._inbody = Table(self._heading, boxed=self._boxed), False
-            self.sections.setdefault(self._section, []).append(self._table)
-        if tag == "tbody":
-            self._inbody = True
-        if tag == "tr" and self._inbody and self._table:
-            self._table.rows.append([])
-        if tag in ("th", "td") and self._table:
-            self._into = "cell" if self._inbody else "head"
-            if self._inbody:
-                self._table.rows[-1].append(("", None))
-            else:
-                self._table.header.append("")
-        if tag == "data" and self._table:
-            self._table.rows[-1][-1] = ("", found["value"])
-        if tag == "p" and found.get("class") == "note":
-            self._into = "note"
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "h2":
-            self._section = self._heading
-        if tag in ("h1", "h2", "h3", "summary", "th", "td", "p"):
-            self._into = ""
-        if tag == "div":
-            self._boxed = False
-
-    def handle_data(self, data: str) -> None:
-        self.text[self._section] = self.text.get(self._section, "") + data
-        if self._into in ("h1", "h2", "h3", "summary"):
-            self._heading += data
-        elif self._into == "note" and self._table:
-            self._table.note += data
-        elif self._into == "cell" and self._table:
-            shown, value = self._table.rows[-1][-1]
-            self._table.rows[-1][-1] = (shown + data, value)
-        elif self._into == "head" and self._table:
-            self._table.header[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -355,32 +225,6 @@ class TestOneFile:
     def test_the_same_results_give_the_same_bytes(self, study: Path, tmp_path: Path) -> None:
         assert run("report", study, "-o", tmp_path / "again.html") == 0
         assert (tmp_path / "again.html").read_bytes() == (study.parent / "page.html").read_bytes()
-
-
-def browse(url: Path, *options: str) -> tuple[str, list[str]]:
-    """The document as the browser has it after loading, and what stands in its console."""
-    assert BROWSER is not None
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses root otherwise
-    command = [BROWSER, "--headless", "--disable-gpu", *root, "--enable-logging=stderr", *options, "--dump-dom"]
-    done = subprocess.run([*command, url.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-
-
-PROBE = """
-<body style="margin: 0"><iframe width="WIDTH" height="700" srcdoc="PAGE"></iframe><pre></pre><script>
-const frame = document.querySelector("iframe");
-frame.onload = async () => {
-  const d = frame.contentDocument, say = {};
-  d.querySelectorAll("details").forEach((e) => { e.open = true; });
-  const images = [...d.images];
-  await Promise.all(images.map((i) => i.decode()));  // rejects what cannot be drawn
-  say.images = images.map((i) => [i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().width]);
-  say.page = [d.documentElement.clientWidth, d.documentElement.scrollWidth];
-  say.boxes = [...d.querySelectorAll("table")].map((t) => t.parentElement.getBoundingClientRect().right);
-  say.scrolling = [...d.querySelectorAll("table")].filter((t) => t.parentElement.scrollWidth > PHONE).length;
-  document.querySelector("pre").textContent = JSON.stringify(say);
-};
-</script>"""
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")

@@ -191,7 +191,7 @@ def _run(
         prints += [
             ("silence cache, SHA-256", str(store["model"]["silence"].get("sha256"))),
             ("context", str(store["spec"]["context"]["mode"])),
-            ("extraction's plan (recordings, units, settings)", store["plan"]),
+            ("extraction's plan (utterances, units, settings)", store["plan"]),
         ]
     inside = pictures + "".join(map(table, blocks))
     if asked:

@@ -14,6 +14,7 @@ from voxstrata.errors import InputError
 
 GENERATOR = '<meta name="generator" content="voxstrata report">'  # by which a page is known as ours
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_LONG = 60  # characters from which a cell is wrapped
 _NUMBER = re.compile(r"[-+−]?\d|–$")
 _STYLE = """
 :root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; }
@@ -26,6 +27,8 @@ th, td { padding: .2rem .6rem; text-align: left; white-space: nowrap; border-bot
 .n { text-align: right; }
 thead th { border-bottom: 2px solid #555; }
 th:first-child { position: sticky; left: 0; background: #fff; }
+.t { white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { tbody th { white-space: normal; min-width: 6rem; overflow-wrap: anywhere; } }
 img { display: block; width: 100%; min-width: 36rem; }
 figure { margin: 0 0 1rem; }
 figcaption, .note { color: #444; font-size: .875rem; white-space: pre-wrap; }
@@ -64,11 +67,11 @@ def table(rows: Rows) -> str:
     """A table in a box of its own, which scrolls; the note below it."""
     columns = [[text(line[i]) for line in rows.body] for i in range(len(rows.header))]
     right = [any(cells) and all(_NUMBER.match(cell) for cell in cells if cell) for cells in columns]
-    head = "".join(f"<th{_right(r)}>{escape(name)}</th>" for name, r in zip(rows.header, right, strict=True))
+    head = "".join(f"<th{_class(r)}>{escape(name)}</th>" for name, r in zip(rows.header, right, strict=True))
     lines = []
     for line in rows.body:
-        cells = [f'<th scope="row"{_right(right[0])}>{_cell(line[0])}</th>']
-        cells += [f"<td{_right(r)}>{_cell(value)}</td>" for value, r in zip(line[1:], right[1:], strict=True)]
+        cells = [f'<th scope="row"{_class(right[0])}>{_cell(line[0])}</th>']
+        cells += [f"<td{_class(r, value)}>{_cell(value)}</td>" for value, r in zip(line[1:], right[1:], strict=True)]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     label = escape(rows.title)
     whole = (
@@ -81,8 +84,11 @@ def table(rows: Rows) -> str:
     return f"<h3>{label}</h3>\n{whole}"
 
 
-def _right(yes: bool) -> str:
-    return ' class="n"' if yes else ""
+def _class(right: bool, value: object = None) -> str:
+    """Of a cell: numbers to the right, long texts on several lines."""
+    if right:
+        return ' class="n"'
+    return ' class="t"' if isinstance(value, str) and len(value) > _LONG and " " in value else ""
 
 
 def _cell(value: object) -> str:
