@@ -92,7 +92,17 @@ def browse(url: Path, *options: str) -> tuple[str, list[str]]:
     """The document as the browser has it after loading, and what stands in its console."""
     assert BROWSER is not None
     root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses root otherwise
-    command = [BROWSER, "--headless", "--disable-gpu", *root, "--enable-logging=stderr", *options, "--dump-dom"]
+    profile = f"--user-data-dir={url.with_name('profile')}"  # not the user's own
+    command = [
+        BROWSER,
+        "--headless",
+        "--disable-gpu",
+        profile,
+        *root,
+        "--enable-logging=stderr",
+        *options,
+        "--dump-dom",
+    ]
     done = subprocess.run([*command, url.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
 

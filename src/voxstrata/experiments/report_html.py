@@ -34,7 +34,7 @@ figure { margin: 0 0 1rem; }
 figcaption, .note { color: #444; font-size: .875rem; white-space: pre-wrap; }
 dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .1rem 1rem; font-size: .875rem; }
 dt { color: #444; }
-dd { margin: 0; }
+dd { margin: 0; white-space: pre-wrap; }
 dt, dd { overflow-wrap: anywhere; min-width: 0; }
 summary { cursor: pointer; padding: .3rem 0; }
 """
@@ -123,12 +123,12 @@ def folded(title: str, inside: str) -> str:
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested settings as pairs: names joined by points, lists by commas."""
+    """Nested settings as pairs: names joined by points, lists by commas, one line for each of several records."""
     if isinstance(value, dict) and value:
         return [pair for key, inner in value.items() for pair in flat(inner, f"{name}.{key}" if name else str(key))]
     if isinstance(value, list):
         items = [", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else item for item in value]
-        joined = ("; " if any(isinstance(item, dict) for item in value) else ", ").join(str(item) for item in items)
+        joined = ("\n" if any(isinstance(item, dict) for item in value) else ", ").join(str(item) for item in items)
         return [(name, joined or "none")]
     if value is None or value == {}:
         return [(name, "none")]

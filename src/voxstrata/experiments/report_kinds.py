@@ -92,7 +92,7 @@ def _words(table: pa.Table, _: Path) -> list[Rows]:
 
 def _explain(table: pa.Table, _: Path) -> list[Rows]:
     rows = as_stored(table, "How well the frames of two utterances match")
-    note = "precision, recall: mean of the best cosine over the frames of a, of b; f1: SeqSim. One pair has no chance."
+    note = "precision, recall: mean of the best cosine over the frames of a, of b; f1: SeqSim. One pair has no pool."
     return [Rows(rows.title, rows.header, rows.body, note)]
 
 
@@ -117,10 +117,12 @@ def _phonetics(table: pa.Table, _: Path) -> list[Rows]:
         "than its translation (0.5: sound says nothing); like length: the same among those of like length; closest: "
         "share of translations that sound closest of their pool, beside chance."
     )
+    names = ["source", "target", "distance", "rank", "non_translations", "quantile", "quantile_like_length"]
+    names += ["word_distance", "source_word", "target_word"]
     near = table.sort_by("distance").slice(0, CLOSEST)
     return [
         Rows("How alike translations sound", header, body, note),
-        as_stored(near, "The translations that sound most alike, as stored", of=len(table)),
+        as_stored(near, "The translations that sound most alike, as stored", names, of=len(table)),
     ]
 
 
