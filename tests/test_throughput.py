@@ -98,12 +98,11 @@ def test_plan_tells_the_time_by_the_measured_rate_of_its_context(
         told = json.loads(capsys.readouterr().out)
         assert told["seconds"] == pytest.approx(told["flops"] * rate.seconds / rate.flops)
         assert told["bench"] is None
-    # shallow outputs cost as much: the whole graph runs
     times = []
     for outputs in ("final", "layer_00"):
         assert run("plan", corpus, tiny_model, "--threads", 1, "--outputs", outputs, "--json") == 0
         times.append(json.loads(capsys.readouterr().out)["seconds"])
-    assert times[0] == times[1]
+    assert 0 < times[1] < times[0]  # shallow outputs spare the blocks above them
     assert run("plan", corpus, tiny_model, "--threads", 1) == 0
     assert "expected time 0:0" in capsys.readouterr().out
 
