@@ -22,7 +22,7 @@ from voxstrata.engine import Progress
 
 COMMANDS = [
     "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "align",
-    "words", "early-exit", "demo",
+    "words", "early-exit", "report", "demo",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from voxstrata.errors import VoxstrataError
 INTERRUPTED = 130
 _COMMANDS = (
     "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "align",
-    "words", "early-exit", "demo",
+    "words", "early-exit", "report", "demo",
 )  # fmt: skip
 
 

@@ -50,23 +50,27 @@ def similarities_of(table: pa.Table) -> list[str]:
     return sorted(names, key=lambda name: name != "seqsim_f1")
 
 
-def to_markdown(table: pa.Table) -> str:
-    """GitHub tables of the means over all directions: outputs for each similarity, the best outputs, linear CKA."""
+def summary_tables(table: pa.Table) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of each table of means: outputs for each similarity, the best outputs, linear CKA."""
     means = _means(table)
-    parts = [
-        f"## {similarity}\n\n{_pipes(_by_output(table, means, similarity))}" for similarity in similarities_of(table)
-    ]
-    parts.append(f"## Best output\n\n{_pipes(_best(table, means))}")
+    found = [(similarity, *_by_output(table, means, similarity)) for similarity in similarities_of(table)]
+    found.append(("Best output", *_best(table, means)))
     if any(key[1] == LINEAR_CKA for key in means):
-        parts.append(f"## Linear CKA of pooled states, language to language\n\n{_pipes(_cka(table, means))}")
-    return "\n".join([*parts, _caption(table)]) + "\n"
+        found.append(("Linear CKA of pooled states, language to language", *_cka(table, means)))
+    return found
+
+
+def to_markdown(table: pa.Table) -> str:
+    """`summary_tables` as GitHub tables, and what their figures stand on."""
+    parts = [f"## {title}\n\n{_pipes((header, body))}" for title, header, body in summary_tables(table)]
+    return "\n".join([*parts, caption(table)]) + "\n"
 
 
 def to_terminal(table: pa.Table) -> str:
     """The outputs by the first similarity, and the best output by each, in aligned plain text."""
     means = _means(table)
     first = similarities_of(table)[0]
-    parts = [f"{first}\n{_aligned(_by_output(table, means, first))}", _aligned(_best(table, means)), _caption(table)]
+    parts = [f"{first}\n{_aligned(_by_output(table, means, first))}", _aligned(_best(table, means)), caption(table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,7 +126,8 @@ def _cka(table: pa.Table, means: Means) -> Text:
     return ["output", "CKA", "chance", "debiased (chance 0)"], body
 
 
-def _caption(table: pa.Table) -> str:
+def caption(table: pa.Table) -> str:
+    """What the figures of the tables stand on: directions, pools, queries, chance, intervals."""
     intervals = pc.count(table["low"]).as_py() > 0
     return (
         f"Percent (hubness and CKA are not), mean over {conditions(table)}."

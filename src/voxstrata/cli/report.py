@@ -1,0 +1,44 @@
+"""voxstrata report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(path_type=Path),
+    help="The page; an earlier one is replaced. [default: DIR/report.html]",
+)
+@json_option
+def report(folder: Path, target: Path | None, as_json: bool) -> None:
+    """One page of all results in DIR and below: figures, tables, settings, fingerprints of data and models.
+
+    Takes what retrieve, align, phonetics, words, explain and early-exit sweep wrote, what `drift --json` printed into
+    files named drift*.json, and stores. The page is one HTML file that needs no network. Nothing is measured again.
+
+    \b
+    Example:
+      voxstrata retrieve speech.zarr -o study/retrieval
+      voxstrata report study
+    """
+    from voxstrata.experiments.report import write_report
+
+    with Line() as line:
+        written = write_report(folder, target, steps(line))
+    if as_json:
+        print_json(written.to_dict())
+        return
+    rows = [[run.path, run.command, run.checkpoint or "–"] for run in written.runs]
+    click.echo(aligned(["result", "voxstrata", "checkpoint"], rows, (0, 1, 2)))
+    click.echo(f"\n{written.page}: {Path(written.page).stat().st_size / 1e6:.1f} MB")
+    for name, reason in written.left_out.items():
+        click.echo(f"left out: {name}: {reason}", err=True)

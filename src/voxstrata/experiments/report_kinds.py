@@ -1,0 +1,224 @@
+"""What each command leaves behind, as tables of a report. Nothing is measured again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from voxstrata.errors import InputError
+from voxstrata.experiments.report_html import Rows
+from voxstrata.retrieval.languages import distinct
+from voxstrata.retrieval.summary import caption, retrieval_metrics, summary_tables
+from voxstrata.retrieval.table import MEAN
+
+CLOSEST, TRANSCRIPTS = 50, 120  # rows shown of tables that have one per pair, or per utterance and exit
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one command writes. file: the table a run is known by; key: of the settings in its metadata.
+
+    pictures, beside: other files of the run, shown, or fingerprinted, where they are there. tables: from the table and
+    its folder.
+    """
+
+    command: str
+    file: str
+    key: str
+    pictures: dict[str, str]
+    beside: tuple[str, ...]
+    tables: Callable[[pa.Table, Path], list[Rows]]
+
+
+def read(path: Path) -> pa.Table:
+    """A Parquet table. Raises InputError when it is damaged."""
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as e:
+        raise InputError(
+            f"{path}: cannot be read as Parquet ({e}); run the command that wrote it again, or remove the file"
+        ) from e
+
+
+def as_stored(table: pa.Table, title: str, columns: list[str] | None = None, *, of: int | None = None) -> Rows:
+    """Rows as the Parquet has them, under its names; folded, unless these are all."""
+    names = columns or table.column_names
+    rows = [[row[name] for name in names] for row in table.select(names).to_pylist()]
+    return Rows(title if of is None else f"{title} ({len(rows)} of {of} rows)", names, rows, folded=of is not None)
+
+
+def _retrieval(table: pa.Table, _: Path) -> list[Rows]:
+    note = caption(table)
+    blocks = [Rows(title, header, body, note) for title, header, body in summary_tables(table)]
+    first = retrieval_metrics(table)[0]
+    names = ["output", "similarity", "source", "target", "value", "low", "high", "chance", "queries"]
+    names += ["candidates", "candidates_max"]
+    raw = pc.and_(pc.equal(table["metric"], first), pc.equal(table["score"], "raw"))
+    return [
+        *blocks,
+        as_stored(table.filter(raw), f"{first} of every direction, fractions, as stored", names, of=len(table)),
+    ]
+
+
+def _align(table: pa.Table, _: Path) -> list[Rows]:
+    from voxstrata.experiments.align_report import align_cells, directions, explanation
+
+    blocks = [Rows("Mean over directions", *align_cells(table), explanation(table))]
+    blocks += [Rows(f"{a} → {b}", *align_cells(table, a, b), folded=True) for a, b in directions(table)]
+    means = table.filter(pc.equal(table["source"], MEAN))
+    return [*blocks, as_stored(means, "Means, fractions, as stored", of=len(table))]
+
+
+def _words(table: pa.Table, _: Path) -> list[Rows]:
+    whole = pc.equal(table["language_a"], "all")
+    names = ["output", "similarity", "kind", "auc", "low", "high", "chance", "pairs", "random_pairs", "meanings"]
+    # the controls have no output: what they retrieve by stands in its place
+    controls = table.filter(pc.and_(whole, pc.is_null(table["output"])))
+    outputs = table.filter(pc.and_(whole, pc.is_valid(table["output"])))
+    return [
+        as_stored(outputs, "AUC against random pairs, all pairs of languages", names),
+        as_stored(controls, "The same by sound or duration alone", names[1:]),
+        as_stored(table.filter(pc.invert(whole)), "AUC of every two languages, as stored", of=len(table)),
+    ]
+
+
+def _explain(table: pa.Table, _: Path) -> list[Rows]:
+    rows = as_stored(table, "How well the frames of two utterances match")
+    note = "precision, recall: mean of the best cosine over the frames of a, of b; f1: SeqSim. One pair has no pool."
+    return [Rows(rows.title, rows.header, rows.body, note)]
+
+
+def _phonetics(table: pa.Table, _: Path) -> list[Rows]:
+    directions: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        directions.setdefault((row["source_language"], row["target_language"]), []).append(row)
+    body = []
+    for (source, target), rows in directions.items():
+        pools = [row["non_translations"] + 1 for row in rows]
+        span = "–".join(dict.fromkeys(map(str, (min(pools), max(pools)))))
+        middle = [
+            median(known) if (known := [row[name] for row in rows if row[name] is not None]) else None
+            for name in ("quantile", "quantile_like_length")
+        ]
+        closest, chance = fmean(row["rank"] == 1 for row in rows), fmean(1 / pool for pool in pools)
+        distance = fmean(row["distance"] for row in rows)
+        body.append([f"{source} → {target}", len(rows), span, distance, *middle, closest, chance])
+    header = ["direction", "pairs", "pool", "distance", "quantile", "like length", "closest", "chance"]
+    note = (
+        "distance: mean of translations; quantile: median share of a sentence's non-translations that sound closer "
+        "than its translation (0.5: sound says nothing); like length: the same among those of like length; closest: "
+        "share of translations that sound closest of their pool, beside chance."
+    )
+    names = ["source", "target", "distance", "rank", "non_translations", "quantile", "quantile_like_length"]
+    names += ["word_distance", "source_word", "target_word"]
+    near = table.sort_by("distance").slice(0, CLOSEST)
+    return [
+        Rows("How alike translations sound", header, body, note),
+        as_stored(near, "The translations that sound most alike, as stored", names, of=len(table)),
+    ]
+
+
+def _early_exit(table: pa.Table, folder: Path) -> list[Rows]:
+    rows = table.to_pylist()
+    last = max((row["after"], row["final_norm"]) for row in rows)
+    body = []
+    for scope in dict.fromkeys((row["language"], row["script"]) for row in rows):
+        mine = {
+            part: {
+                (r["after"], r["final_norm"]): r
+                for r in rows
+                if (r["language"], r["script"]) == scope and r["part"] == part
+            }
+            for part in ("dev", "test")
+        }
+        if not (mine["dev"] and mine["test"]):
+            continue
+        best = min(mine["dev"], key=lambda at: (mine["dev"][at]["rate"], -at[0], not at[1]))  # ties: nearest to whole
+        test, whole = mine["test"][best], mine["test"][last]
+        ends = [r[name] for r in (test, whole) for name in ("rate", "low", "high")]
+        counts = [test["utterances"], test["groups"]]
+        body.append([*scope, test["unit"], best[0], best[1], mine["dev"][best]["rate"], *ends, *counts])
+    header = ["language", "script", "unit", "chosen k", "LayerNorm", "on dev", "on test", "low", "high"]
+    header += ["whole encoder", "its low", "its high", "utterances", "groups"]
+    note = "Error rates as fractions. k has the fewest errors on the development part; the rest is of the test part."
+    blocks = [Rows("The exit chosen", header, body, note)]
+    for part in ("test", "dev"):
+        found = table.filter(pc.equal(table["part"], part))
+        blocks.append(as_stored(found, f"Every exit on the {part} part, as stored", of=len(table)))
+    if (folder / "transcripts.parquet").exists():
+        heard = read(folder / "transcripts.parquet")
+        names = ["id", "language", "part", "after", "final_norm", "unit", "word_errors", "words"]
+        names += ["character_errors", "characters", "reference", "transcript"]
+        blocks.append(as_stored(heard.slice(0, TRANSCRIPTS), "Transcripts, as stored", names, of=len(heard)))
+    return blocks
+
+
+KINDS = (
+    Kind(
+        "retrieve", "retrieval.parquet", "voxstrata_retrieval",
+        {"recall_by_layer.png": "Retrieval by output, with chance", "languages.png": "Retrieval by direction"},
+        (), _retrieval,
+    ),
+    Kind(
+        "align", "align.parquet", "voxstrata_align", {"align.png": "Controlled retrieval by output, with chance"},
+        (), _align,
+    ),
+    Kind("phonetics", "pairs.parquet", "voxstrata_phonetics", {}, ("ipa.parquet", "distances.parquet"), _phonetics),
+    Kind(
+        "words", "words.parquet", "voxstrata_words", {"words.png": "AUC by output; chance is 0.5"},
+        ("pairs.parquet",), _words,
+    ),
+    Kind(
+        "explain", "explain.parquet", "voxstrata_explain", {"explain.png": "Frame × frame cosines"},
+        ("maxima.parquet",), _explain,
+    ),
+    Kind(
+        "early-exit sweep", "errors.parquet", "voxstrata", {"early_exit.png": "Errors by exit, test part"},
+        ("transcripts.parquet",), _early_exit,
+    ),
+)  # fmt: skip
+
+
+def drift_tables(report: dict[str, Any]) -> list[Rows]:
+    """The tables of what `drift --json` printed."""
+    names = list(report["rows"][0]["recall"])
+    pool = "–".join(dict.fromkeys(map(str, report["candidates"] or ())))
+    header = ["mode", "output", "cosine", "worst", "worst_id"]
+    header += [f"{what} {name}" for name in names for what in ("recall@1", "change")]
+    header += ["pool", "chance"] if names else []
+    body = []
+    for r in report["rows"]:
+        recalls = [value for name in names for value in (r["recall"][name], r["change"][name])]
+        more = [pool, report["chance"]] if names else []
+        body.append([r["mode"], r["output"], r["cosine"], r["worst"], r["worst_id"], *recalls, *more])
+    note = "cosine: mean over frames, to the padded run; worst: of one utterance. recall@1 and its change: fractions."
+    blocks = [Rows("What cheaper contexts cost", header, body, note if names else f"{note} {report['no_retrieval']}")]
+    speeds = [[mode, speed, report["seconds"][mode]] for mode, speed in report["speed"].items()]
+    return [*blocks, Rows("Speed against padded, one run", ["mode", "×", "seconds"], speeds)]
+
+
+def store_tables(utterances: pa.Table) -> list[Rows]:
+    """Utterances, and seconds of those done, by language."""
+    body = []
+    languages = distinct(utterances, "language")
+    for language in sorted(languages, key=str):
+        rows = [
+            r for r in utterances.select(["language", "status", "seconds"]).to_pylist() if r["language"] == language
+        ]
+        states = [sum(r["status"] == status for r in rows) for status in ("done", "failed", "pending")]
+        body.append([language, len(rows), *states, sum(r["seconds"] for r in rows if r["status"] == "done")])
+    return [Rows("Utterances", ["language", "utterances", "done", "failed", "pending", "seconds done"], body)]
+
+
+def settings(table: pa.Table, key: str) -> dict[str, Any] | None:
+    """What a table's metadata hold under `key`; None where they do not."""
+    found = (table.schema.metadata or {}).get(key.encode())
+    return None if found is None else dict(json.loads(found))

@@ -1,0 +1,63 @@
+"""Results as commands write them, of made-up figures: those that take too long to measure in a quick test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from voxstrata.experiments.drift import DriftReport, DriftRow
+from voxstrata.experiments.words import AUC_SCHEMA
+
+NASTY = "<script>alert('x')</script> & “quotes”"
+
+
+def write_words(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    keys = [(o, s, k, *pair) for o in ("layer_00", "final") for s in ("seqsim_f1", "pooled_cosine")
+            for k in ("synonyms", "near_homophones") for pair in (("all", "all"), ("de", "en"))]  # fmt: skip
+    keys += [(None, c, "synonyms", "all", "all") for c in ("phonetic", "duration")]
+    rows = [dict(zip(AUC_SCHEMA.names, (*key, *rng.random(3), 0.5, 20, 300, 9), strict=True)) for key in keys]
+    folder.mkdir()
+    note = {"voxstrata_words": json.dumps({"words": 12, "near": 0.01, "tools": {"espeak-ng": "1.52"}})}
+    pq.write_table(pa.Table.from_pylist(rows, AUC_SCHEMA).replace_schema_metadata(note), folder / "words.parquet")
+
+
+def write_exits(folder: Path) -> None:
+    """Three exits heard 12 sentences; exit 1 is best on the development part, the whole encoder on the test part."""
+    pytest.importorskip("jiwer")
+    from voxstrata.experiments.transcribe_report import write_results
+    from voxstrata.experiments.transcribe_score import Rates, Scoring, choose, rates_table
+
+    wrong = {("dev", 0): 7, ("dev", 1): 1, ("dev", 2): 3, ("test", 0): 8, ("test", 1): 5, ("test", 2): 2}
+    rows = [
+        {"id": f"u{n}", "language": "en", "script": "LATIN", "group": f"g{n}", "part": part, "after": k,
+         "final_norm": True, "reference": "ten words", "transcript": NASTY, "reference_normalized": "ten words",
+         "transcript_normalized": "", "word_errors": wrong[part, k], "words": 10, "character_errors": 3,
+         "characters": 9, "unit": "word"}
+        for n, part in enumerate(["dev", "test"] * 6) for k in range(3)
+    ]  # fmt: skip
+    scoring = Scoring("light", 0.5, 0, 20)
+    table = pa.Table.from_pylist(rows)
+    dev, test = (Rates(table, part, scoring) for part in ("dev", "test"))
+    about = {"checkpoint": "made-up", "revision": None, "weights_sha256": "2" * 64, "layers": 2, "corpus": "c",
+             "utterances": 12, "decoding": {"task": "transcribe", "max_new_tokens": 9}, "scoring": scoring.to_dict(),
+             "failures": {}, "tools": {}}  # fmt: skip
+    rates = rates_table([("dev", dev), ("test", test)])
+    write_results(folder, "made-up", table, rates, choose(dev, test), about)
+
+
+def write_drift(path: Path) -> None:
+    rows = tuple(
+        DriftRow(mode, output, 0.9876543210123, 0.9, "en-3", {"seqsim_f1": 0.25}, {"seqsim_f1": -1 / 3})
+        for mode in ("bucketed", "trimmed")
+        for output in ("layer_00", "final")
+    )
+    speed = {"bucketed": 5.94, "trimmed": 6.22}
+    report = DriftReport("made-up", 8, 0, {}, 33.3, {"padded": 9.0, "bucketed": 2.0, "trimmed": 1.5}, speed, rows,
+                         {"final": {"seqsim_f1": 0.5}}, (7, 8), 0.13, None)  # fmt: skip
+    path.write_text(json.dumps(report.to_dict()), encoding="utf-8")

@@ -1,0 +1,326 @@
+"""The report: one file that needs nothing else, whose numbers are the stored ones, and which a browser shows whole."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from planted import plant
+from report_pages import BROWSER, PHONE, PROBE, Page, Table, browse
+from report_results import NASTY, write_drift, write_exits, write_words
+from stores import Utterance, make_store
+from test_cli import run
+
+from voxstrata.experiments.align import align
+from voxstrata.experiments.align_report import plot_align
+
+pytest.importorskip("panphon")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with results of every command, and a store."""
+    root = tmp_path_factory.mktemp("desk") / "study"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    utterances = {
+        f"{language}-{g}": Utterance(rng.standard_normal((5 + g, 8)).astype(np.float32), language, f"g{g}")
+        for language in ("en", "es", "uk")
+        for g in range(7)
+    }
+    make_store(root / "speech.zarr", utterances)
+    assert run("retrieve", root / "speech.zarr", "-o", root / "retrieval", "--bootstrap", "30") == 0
+    assert run("explain", root / "speech.zarr", "en-3", "es-3", "-o", root / "why") == 0
+    planted = plant(root / "phonetics", 0)
+    table = align(planted.store, planted.phonetics, similarity="pooled_cosine", bootstrap=20)
+    (root / "deep" / "aligned").mkdir(parents=True)
+    pq.write_table(table, root / "deep" / "aligned" / "align.parquet")
+    plot_align(table, root / "deep" / "aligned" / "align.png", "planted")
+    write_words(root / "words")
+    write_exits(root / "exits")
+    write_drift(root / "drift.json")
+    assert run("report", root, "-o", root.parent / "page.html") == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(study: Path) -> Page:
+    return Page((study.parent / "page.html").read_text(encoding="utf-8"))
+
+
+def tables(page: Page, section: str) -> dict[str, Table]:
+    return {table.title: table for table in page.sections[section]}
+
+
+def assert_shows(table: Table, expected: list[dict[str, Any]]) -> None:
+    """Every cell: floats whole to the last bit and shown to four digits, the rest as they are."""
+    assert len(table.rows) == len(expected) > 0
+    for cells, row in zip(table.rows, expected, strict=True):
+        for name, (shown, value) in zip(table.header, cells, strict=True):
+            stored = row[name]
+            if isinstance(stored, float):
+                assert float(value if value is not None else shown) == stored
+                assert float(shown) == pytest.approx(stored, rel=6e-4)
+            else:
+                assert shown == {"None": "–", "True": "yes", "False": "no"}.get(str(stored), str(stored))
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+class TestNumbers:
+    def test_all_results_are_found(self, page: Page, study: Path) -> None:
+        assert [name for name in page.sections if name] == [
+            "drift: drift.json", "align: deep/aligned/align.parquet", "early-exit sweep: exits/errors.parquet",
+            "phonetics: phonetics/pairs.parquet", "retrieve: retrieval/retrieval.parquet", "extract: speech.zarr",
+            "explain: why/explain.parquet", "words: words/words.parquet",
+        ]  # fmt: skip
+        contents = page.sections[""][0]
+        assert contents.rows[0][0][0] == "drift.json"
+        assert len(contents.rows) == 8
+
+    def test_tables_as_stored_are_the_parquets(self, page: Page, study: Path) -> None:
+        rows = stored(study / "retrieval/retrieval.parquet")
+        raw = [r for r in rows if r["metric"] == "recall@1" and r["score"] == "raw"]
+        found = tables(page, "retrieve: retrieval/retrieval.parquet")
+        one = found[f"recall@1 of every direction, fractions, as stored ({len(raw)} of {len(rows)} rows)"]
+        assert {"value", "chance", "candidates", "queries"} <= set(one.header)
+        assert_shows(one, raw)
+        rows = stored(study / "deep/aligned/align.parquet")
+        means = [r for r in rows if r["source"] == "mean"]
+        found = tables(page, "align: deep/aligned/align.parquet")
+        one = found[f"Means, fractions, as stored ({len(means)} of {len(rows)} rows)"]
+        assert one.header == list(rows[0])
+        assert_shows(one, means)
+        rows = stored(study / "words/words.parquet")
+        whole, control, pairs = page.sections["words: words/words.parquet"]
+        assert_shows(whole, [r for r in rows if r["language_a"] == "all" and r["output"]])
+        assert_shows(control, [r for r in rows if r["output"] is None])
+        assert_shows(pairs, [r for r in rows if r["language_a"] != "all"])
+        assert "chance" in whole.header
+        rows = stored(study / "why/explain.parquet")
+        assert_shows(page.sections["explain: why/explain.parquet"][0], rows)
+        rows = stored(study / "exits/errors.parquet")
+        _, test, dev, heard = page.sections["early-exit sweep: exits/errors.parquet"]
+        assert_shows(test, [r for r in rows if r["part"] == "test"])
+        assert_shows(dev, [r for r in rows if r["part"] == "dev"])
+        assert_shows(heard, stored(study / "exits/transcripts.parquet"))
+        rows = stored(study / "phonetics/pairs.parquet")
+        near = page.sections["phonetics: phonetics/pairs.parquet"][1]
+        assert f"(50 of {len(rows)} rows)" in near.title
+        by_pair = {(r["source"], r["target"]): r for r in rows}
+        at = [near.header.index(name) for name in ("source", "target")]
+        assert_shows(near, [by_pair[cells[at[0]][0], cells[at[1]][0]] for cells in near.rows])
+        distances = [float(cells[near.header.index("distance")][1] or "nan") for cells in near.rows]
+        assert distances == sorted(r["distance"] for r in rows)[:50]
+
+    def test_retrievals_means_and_chance(self, page: Page, study: Path) -> None:
+        rows = stored(study / "retrieval/retrieval.parquet")
+        means = {
+            (r["similarity"], r["output"], r["metric"]): r
+            for r in rows if r["source"] == "mean" and r["score"] == "raw"
+        }  # fmt: skip
+        for similarity in ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine"):
+            table = tables(page, "retrieve: retrieval/retrieval.parquet")[similarity]
+            r = means[similarity, "final", "recall@1"]
+            value, low, high = (f"{100 * r[name] + 1e-9:.1f}" for name in ("value", "low", "high"))
+            assert [cell for cell, _ in table.rows[0][:2]] == ["final", f"{value} [{low}, {high}]"]
+            assert [cell for cell, _ in table.rows[-1][:2]] == ["chance", f"{100 / 7:.1f}"]
+            assert "pool of 7 candidates" in table.note
+
+    def test_aligns_means_pools_and_chance(self, page: Page, study: Path) -> None:
+        rows = stored(study / "deep/aligned/align.parquet")
+        table = tables(page, "align: deep/aligned/align.parquet")["Mean over directions"]
+        whole = {
+            r["system"]: r
+            for r in rows
+            if (r["source"], r["states"], r["control"], r["metric"]) == ("mean", "raw", "all", "recall@1")
+        }
+        assert table.header[:2] == ["system", "all"]
+        shown = {cells[0][0]: cells[1][0] for cells in table.rows}
+        assert list(shown) == [*whole, "pool", "chance"]
+        for system, r in whole.items():
+            assert shown[system] == " [".join((f"{100 * r['value']:.1f}", f"{100 * r['low']:.1f}")) + (
+                f", {100 * r['high']:.1f}]"
+            )
+        assert (shown["pool"], shown["chance"]) == ("160", f"{100 / 160:.1f}")
+
+    def test_phonetics_by_direction(self, page: Page, study: Path) -> None:
+        rows = [r for r in stored(study / "phonetics/pairs.parquet") if r["source_language"] == "a"]
+        table = page.sections["phonetics: phonetics/pairs.parquet"][0]
+        cells = dict(zip(table.header, table.rows[0], strict=True))
+        expected = {
+            "distance": np.mean([r["distance"] for r in rows]),
+            "quantile": np.median([r["quantile"] for r in rows]),
+            "like length": np.median([r["quantile_like_length"] for r in rows]),
+            "closest": np.mean([r["rank"] == 1 for r in rows]),
+            "chance": 1 / 160,
+        }
+        assert [cells[name][0] for name in ("direction", "pairs", "pool")] == ["a → b", "160", "160"]
+        for name, value in expected.items():
+            assert float(cells[name][1] or cells[name][0]) == pytest.approx(value, rel=1e-12)
+
+    def test_the_exit_is_chosen_on_dev_and_reported_on_test(self, page: Page) -> None:
+        table = page.sections["early-exit sweep: exits/errors.parquet"][0]
+        for cells in table.rows:  # en, and the mean over the one language
+            row = {name: cell for name, (cell, _) in zip(table.header, cells, strict=True)}
+            assert (row["chosen k"], row["on dev"], row["on test"]) == ("1", "0.1000", "0.5000")
+            assert (row["whole encoder"], row["utterances"]) == ("0.2000", "6")
+
+    def test_drift_with_pool_and_chance(self, page: Page) -> None:
+        table = page.sections["drift: drift.json"][0]
+        row = dict(zip(table.header, table.rows[0], strict=True))
+        assert row["cosine"] == ("0.9877", "0.9876543210123")
+        assert float(row["change seqsim_f1"][1] or 0) == -1 / 3
+        assert (row["pool"][0], row["chance"]) == ("7–8", ("0.1300", "0.13"))
+
+    def test_stores_by_language(self, page: Page) -> None:
+        table = page.sections["extract: speech.zarr"][0]
+        assert [[c for c, _ in row[:5]] for row in table.rows] == [[n, "7", "7", "0", "0"] for n in ("en", "es", "uk")]
+        assert float(table.rows[0][5][0]) == pytest.approx(sum(range(5, 12)) * 0.02)
+
+    def test_settings_and_fingerprints(self, page: Page, study: Path) -> None:
+        text = page.text["retrieve: retrieval/retrieval.parquet"]
+        assert "bootstrap_resamples30" in text.replace("\n", "")
+        assert hashlib.sha256((study / "retrieval/retrieval.parquet").read_bytes()).hexdigest() in text
+        assert "0" * 64 in text  # the encoder's
+        about = json.loads(pq.read_schema(study / "retrieval/retrieval.parquet").metadata[b"voxstrata"])
+        assert about["plan"] in text
+        assert "2 different encoders" in page.sections[""][0].note
+
+
+class TestOneFile:
+    def test_nothing_is_loaded_from_elsewhere(self, page: Page, study: Path) -> None:
+        assert all(r.startswith(("#run-", "data:image/png;base64,")) for r in page.references)
+        text = (study.parent / "page.html").read_text(encoding="utf-8")
+        assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+        assert "url(" not in text
+        assert "@import" not in text
+        assert NASTY in page.text["early-exit sweep: exits/errors.parquet"]  # as text
+
+    def test_every_picture_is_there_whole(self, page: Page, study: Path) -> None:
+        found = [base64.b64decode(source.partition("base64,")[2], validate=True) for source in page.images]
+        assert sorted(found) == sorted(p.read_bytes() for p in study.rglob("*.png"))
+        assert len(found) == 5
+        assert "words.png: not in the folder" in page.text["words: words/words.parquet"]
+
+    def test_phones_get_their_width_and_tables_a_box(self, page: Page) -> None:
+        names = {a.get("name"): a.get("content") for tag, a in page.tags if tag == "meta"}
+        assert "width=device-width" in (names["viewport"] or "")
+        assert all(table.boxed for section in page.sections.values() for table in section)
+
+    def test_the_same_results_give_the_same_bytes(self, study: Path, tmp_path: Path) -> None:
+        assert run("report", study, "-o", tmp_path / "again.html") == 0
+        assert (tmp_path / "again.html").read_bytes() == (study.parent / "page.html").read_bytes()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
+class TestInABrowser:
+    def test_no_error_and_every_first_cell(self, page: Page, study: Path) -> None:
+        document, console = browse(study.parent / "page.html")
+        assert console == []
+        seen = Page(document)
+        for section, expected in page.sections.items():
+            first = [table.rows[0][0] for table in seen.sections[section]]
+            assert first == [table.rows[0][0] for table in expected]
+        rows = stored(study / "retrieval/retrieval.parquet")
+        assert seen.sections["retrieve: retrieval/retrieval.parquet"][0].rows[0][0][0] == rows[0]["output"]
+
+    def test_errors_would_be_seen(self, study: Path, tmp_path: Path) -> None:
+        text = (study.parent / "page.html").read_text(encoding="utf-8")
+        (tmp_path / "bad.html").write_text(text.replace("<h1>", '<img src="https://a.invalid/x.png"><h1>'), "utf-8")
+        assert len(browse(tmp_path / "bad.html")[1]) == 1
+
+    def test_every_figure_is_drawn_on_a_phone(self, study: Path, tmp_path: Path) -> None:
+        text = (study.parent / "page.html").read_text(encoding="utf-8")
+        probe = PROBE.replace("WIDTH", str(PHONE)).replace("PHONE", str(PHONE)).replace("PAGE", html.escape(text))
+        (tmp_path / "phone.html").write_text(probe, encoding="utf-8")
+        document, console = browse(tmp_path / "phone.html", "--virtual-time-budget=20000")
+        assert console == []
+        found = re.search(r"<pre>(.+?)</pre>", document, re.S)
+        assert found is not None
+        said = json.loads(html.unescape(found[1]))
+        sizes = [struct.unpack(">II", p.read_bytes()[16:24]) for p in study.rglob("*.png")]  # of the header
+        assert sorted((w, h) for w, h, _ in said["images"]) == sorted(sizes)
+        assert all(width > 300 for _, _, width in said["images"])
+        client, whole = said["page"]
+        assert whole == client <= PHONE  # the page itself does not scroll sideways
+        assert max(said["boxes"]) <= client
+        assert said["scrolling"] > 0
+
+
+class TestBadInput:
+    def test_json_names_runs_and_files(self, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("report", study, "-o", tmp_path / "p.html", "--json") == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        runs = {r["path"]: r for r in json.loads(out)["runs"]}
+        assert runs["retrieval/retrieval.parquet"]["checkpoint"] == "made-up"
+        assert set(runs["phonetics/pairs.parquet"]["sha256"]) == {"pairs.parquet", "ipa.parquet", "distances.parquet"}
+
+    def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("report", tmp_path) == 3
+        assert "holds no result that voxstrata wrote" in capsys.readouterr().err
+        assert run("report", tmp_path / "none") == 3
+        assert "no such folder" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("retrieval.parquet", b"PAR1 no", "retrieval.parquet: cannot be read as Parquet"),
+            ("recall_by_layer.png", b"\x89PNG\r\n\x1a\n cut", "recall_by_layer.png: not a whole PNG"),
+            ("drift-a.json", b"{", "drift-a.json: not what `voxstrata drift --json` prints"),
+            ("drift-a.json", b'{"rows": []}', "drift-a.json: not what `voxstrata drift --json` prints"),
+        ],
+    )
+    def test_damaged_files(
+        self, study: Path, tmp_path: Path, name: str, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(study / "retrieval", tmp_path / "r")
+        (tmp_path / "r" / name).write_bytes(content)
+        assert run("report", tmp_path) == 3
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "report.html").exists()
+
+    @pytest.mark.parametrize("lost", ["value", "candidates", "output", "rows"])
+    def test_a_table_of_another_form(
+        self, study: Path, tmp_path: Path, lost: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        table = pq.read_table(study / "retrieval/retrieval.parquet")
+        pq.write_table(
+            table.slice(0, 0) if lost == "rows" else table.drop_columns(lost), tmp_path / "retrieval.parquet"
+        )
+        assert run("report", tmp_path) == 3
+        assert f"error: {tmp_path / 'retrieval.parquet'}: " in capsys.readouterr().err
+
+    def test_tables_of_others_are_left_out_and_named(
+        self, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(study / "why", tmp_path / "why")
+        pq.write_table(pa.table({"a": [1]}), tmp_path / "pairs.parquet")
+        assert run("report", tmp_path) == 0
+        assert "left out: pairs.parquet" in capsys.readouterr().err
+        assert "pairs.parquet" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    def test_a_page_of_another_is_not_replaced(
+        self, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "mine.html").write_text("<h1>mine</h1>", encoding="utf-8")
+        assert run("report", study / "why", "-o", tmp_path / "mine.html") == 3
+        assert "is no page of `voxstrata report`" in capsys.readouterr().err
+        assert run("report", study / "why", "-o", tmp_path / "new.html") == 0
+        assert run("report", study / "why", "-o", tmp_path / "new.html") == 0  # its own it replaces
