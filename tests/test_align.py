@@ -102,6 +102,7 @@ class TestPlanted:
             assert abs(change) < 0.04  # what the strata of duration leave
             assert abs(change) < abs(of_sound) / 2
         assert mean(f, "duration", "all", states="means removed") > 2.5 / GROUPS
+        assert mean(f, "durations", "all") > 3 / GROUPS  # the retriever that sees nothing else
 
 
 def test_shuffled_groups_fall_to_chance_under_every_control(tmp_path: Path) -> None:

@@ -76,11 +76,17 @@ def test_a_design_takes_the_closest_others_and_the_unlike_pairs() -> None:
     rng = np.random.default_rng(6)
     distances = rng.random((30, 30))
     distances[0, 5] = np.nan
+    distances[7, 3:] = np.nan  # three known distances, its own among them or not
     quantile = np.array([np.nan, *np.linspace(0, 1, 29)])
     logs = rng.standard_normal(30)
     made = make_design(distances, quantile, logs, logs + 0.1, 0.5, 4)
     assert made.unlike.tolist() == [q >= 0.5 for q in quantile]
-    for q in range(30):
+    assert made.closest[7].tolist() == [*sorted(range(3), key=lambda c: distances[7, c]), -1]
+    right = np.zeros((30, 30), bool)
+    found = ask(right, made)
+    assert found["closest"].queries.tolist() == found["random"].queries.tolist() == [q for q in range(30) if q != 7]
+    assert found["all"].queries.tolist() == list(range(30))
+    for q in set(range(30)) - {7}:
         others = sorted((c for c in range(30) if c != q), key=lambda c: np.nan_to_num(distances[q, c], nan=9))
         assert made.closest[q].tolist() == others[:4]
     assert np.bincount(made.candidate_strata).tolist() == [5] * 6

@@ -174,8 +174,8 @@ def test_a_language_that_one_part_lacks() -> None:
 
 def test_whispers_language_codes() -> None:
     known = {f"<|{c}|>": i for i, c in enumerate(("en", "es", "zh", "tl", "he"))}
-    names = ("es", "es_419", "es-MX", "Spanish", "cmn_hans_cn", "fil_ph", "iw", "ast", "xx_es")
-    want = ("es", "es", "es", "es", "zh", "tl", "he", None, None)
+    names = ("es", "es_419", "es-MX", "Spanish", "spa-ES", "eng", "cmn_hans_cn", "fil_ph", "iw", "ast", "xx_es")
+    want = ("es", "es", "es", "es", "es", "en", "zh", "tl", "he", None, None)
     assert [whisper_language(n, known) for n in names] == [c and f"<|{c}|>" for c in want]
 
 

@@ -19,8 +19,8 @@ from test_cli import run
 from voxstrata.cli.words import words as words_command
 from voxstrata.errors import InputError, UsageError
 from voxstrata.experiments.word_list import EXAMPLE, Entry, read_word_list, voices_needed, with_ipa
-from voxstrata.experiments.word_pairs import FAR, KINDS, NEAR, RANDOM, PairSets, make_pairs
-from voxstrata.experiments.words import ALL, compare_words
+from voxstrata.experiments.word_pairs import FAR, KINDS, NEAR, RANDOM, PairSets, WordPairs, make_pairs
+from voxstrata.experiments.words import ALL, _scores, compare_words
 from voxstrata.store import EmbeddingStore
 
 panphon_distance = pytest.importorskip("panphon.distance")
@@ -104,6 +104,29 @@ def test_shuffled_meanings_fall_to_chance(tmp_path: Path) -> None:
         report = compare_words(store, shuffled, owners, make_pairs(shuffled), {}, bootstrap=0)
         values.append(whole(report.table)["seqsim_f1", "synonyms"]["auc"])
     assert abs(np.mean(values) - 0.5) < 0.1
+
+
+def test_every_pair_of_three_languages_has_its_own_words_score(tmp_path: Path) -> None:
+    """The third language's words, and words that pairs with one language lack, are found by number, not by place."""
+    words = made_up(5, meanings=7, languages=("xx", "yy", "zz"))
+    store, owners = spoken(tmp_path / "s.zarr", words, 5, meaning=1.0, sound=1.0, recordings=2)
+    of = {language: [i for i, w in enumerate(words) if w.language == language] for language in ("xx", "yy", "zz")}
+    wanted = {
+        ("xx", "yy"): [(of["xx"][0], of["yy"][1])],
+        ("xx", "zz"): [(of["xx"][4], of["zz"][2]), (of["xx"][6], of["zz"][0])],
+        ("yy", "zz"): [(of["yy"][5], of["zz"][6]), (of["yy"][1], of["zz"][3])],
+    }
+    pairs = [
+        WordPairs("random", both, *np.array(them, np.int64).T, np.zeros(len(them), np.float32))
+        for both, them in wanted.items()
+    ]
+    recordings = [[store.index(name) for name, word in owners.items() if word == i] for i in range(len(words))]
+    found = _scores(store, "final", recordings, pairs)["pooled_cosine"]
+    for them, scores in zip(wanted.values(), found, strict=True):
+        for (x, y), score in zip(them, scores, strict=True):
+            means = [[store.frames(i, "final").mean(axis=0, dtype=float) for i in recordings[w]] for w in (x, y)]
+            cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a in means[0] for b in means[1]]
+            assert score == pytest.approx(np.mean(cosines), abs=1e-5)
 
 
 def test_pairs_are_what_they_are_called_by_panphons_distance() -> None:

@@ -87,8 +87,10 @@ def align(
 
     from voxstrata.experiments.align import align as run
     from voxstrata.experiments.align_report import align_cells, explanation, plot_align, settings, to_markdown
+    from voxstrata.folders import make_writable
     from voxstrata.store import open_store
 
+    make_writable(folder)
     opened = open_store(store)
     with Line() as line:
         table = run(
@@ -106,7 +108,6 @@ def align(
     for reason, count in settings(table)["left_out"].items():
         click.echo(f"{count} utterances take no part: {reason}", err=True)
     table = table.replace_schema_metadata({**table.schema.metadata, b"voxstrata": json.dumps(opened.about)})
-    folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "align.parquet")
     title = f"{opened.model.checkpoint}, {opened.spec.context.mode}"
     (folder / "align.md").write_text(to_markdown(table, title), encoding="utf-8")

@@ -287,7 +287,7 @@ def _fit(directions: Sequence[Direction], resamples: Resamples | None) -> Evalua
 
     log_odds_per_sd: how much the log-odds of a hit grow per standard deviation of closeness. recall@1_if_unlike: fitted
     recall where every pair sounded like the mean non-translation, mean over directions. discrimination: Tjur's
-    coefficient, above what the directions' different recall explains: 0 nothing, 1 everything.
+    coefficient, above what the directions' different recall explains: 0 nothing, at most 1 less that.
     Pairs without closeness take no part, and directions of hits or misses alone none in slope and discrimination.
     """
     metrics = (SLOPE, AT_ZERO, DISCRIMINATION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +145,7 @@ def participants(
 
 def _cells(speakers: Sequence[str | None]) -> npt.NDArray[np.int64]:
     """Number of each utterance's cell: its speaker's, or 0, the language's, where few or no utterances name one."""
-    names = sorted({name for name in speakers if name is not None and speakers.count(name) >= SMALLEST_CELL})
+    names = sorted(name for name, held in Counter(speakers).items() if name is not None and held >= SMALLEST_CELL)
     number = {name: i for i, name in enumerate(names, start=1)}
     return np.array([number.get(name or "", 0) for name in speakers], np.int64)
 

@@ -89,7 +89,7 @@ def explanation(table: pa.Table) -> str:
             f"- closest: the translation and the {s['closest']} closest-sounding non-translations; random: as many "
             "drawn; change: closest − random.",
             "- if unlike, log-odds/SD, discrimination: logistic fit of the hits (all) on how much closer the pair",
-            "  sounds than non-translations: recall where no closer, slope, share explained (0 to 1).",
+            "  sounds than non-translations: recall where no closer, slope, discrimination beyond the directions'.",
             f"- {PHONEMES}, {DURATIONS}: retrievers that see these alone.",
         ]
     )

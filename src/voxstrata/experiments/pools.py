@@ -14,10 +14,7 @@ BoolMatrix = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-DURATIONS, MISMATCHES = (
-    5,
-    3,
-)  # strata of pairs: by duration, and within these by how unlike the durations of the two are
+DURATIONS, MISMATCHES = 5, 3  # strata of pairs: by duration, and in these by how unlike the two durations are
 CANDIDATES = 5  # about so many in a stratum of candidates of like duration
 SMALLEST_POOL = 10  # unlike pairs below which a direction has no figure for them
 
@@ -30,8 +27,8 @@ class Design:
     """What decides the pools of one direction; the same for every system that is asked.
 
     unlike: (N,) bool, pairs that sound no closer than non-translations. closest: (N, n) int64, the closest-sounding
-    non-translations of each query. pair_strata, candidate_strata: (N,) int64, 0, 1, …: pairs of like duration and
-    mismatch of durations, candidates of like duration.
+    non-translations of each query, -1 where it has fewer of known distance. pair_strata, candidate_strata: (N,) int64,
+    0, 1, …: pairs of like duration and mismatch of durations, candidates of like duration.
     """
 
     unlike: npt.NDArray[np.bool_]
@@ -72,6 +69,7 @@ def make_design(
     others = np.where(np.isnan(distances), np.inf, distances)
     order = np.argsort(others, axis=1, kind="stable")
     order = order[order != np.arange(size)[:, None]].reshape(size, -1)  # without the translation
+    heard = np.where(np.isfinite(np.take_along_axis(others, order, axis=1)), order, -1)
     by_duration = _strata(query_logs + candidate_logs, DURATIONS)
     pair_strata = np.zeros(size, np.int64)
     for stratum in range(DURATIONS):
@@ -79,7 +77,7 @@ def make_design(
         pair_strata[held] = stratum * MISMATCHES + _strata(np.abs(query_logs - candidate_logs)[held], MISMATCHES)
     return Design(
         np.nan_to_num(quantile, nan=-1.0) >= least,
-        order[:, :n],
+        heard[:, :n],
         pair_strata,
         _strata(candidate_logs, max(1, size // CANDIDATES)),
     )
@@ -106,21 +104,15 @@ def ask(wrong: BoolMatrix, design: Design) -> dict[str, Asked]:
     unlike: unlike pairs alone, as queries and as pool. matched: what pools of as many pairs reach, drawn at random from
     all pairs with as many of each stratum.
     closest: the translation and the closest-sounding non-translations. random: the translation and as many
-    non-translations, drawn at random with as many of each stratum.
+    non-translations, drawn at random with as many of each stratum. Queries with too few of known distance take no part
+    in either.
     Draws are not made: the mean over all of them is exact. unlike and matched have an empty pool where fewer than
-    SMALLEST_POOL pairs are unlike.
+    SMALLEST_POOL pairs are unlike, closest and random where no query takes part.
     """
     n = len(wrong)
-    everything = np.arange(n)
-    ones = np.ones(n)
-    hard = np.take_along_axis(wrong, design.closest, axis=1)
-    size = design.closest.shape[1] + 1
-    strata = _members(design.candidate_strata)
-    taken = strata[design.closest].sum(axis=1)
-    drawn = _no_wrong(wrong.astype(np.int64) @ strata, strata.sum(axis=0) - strata, taken)
-    chosen = np.flatnonzero(design.unlike)
+    nothing = Asked(np.empty(0), np.empty(0), np.empty(0, np.int64), 0)
+    chosen, heard = np.flatnonzero(design.unlike), np.flatnonzero((design.closest >= 0).all(axis=1))
     if len(chosen) < SMALLEST_POOL:
-        nothing = Asked(np.empty(0), np.empty(0), np.empty(0, np.int64), 0)
         pairs = {UNLIKE: nothing, MATCHED: nothing}
     else:
         among = wrong[np.ix_(chosen, chosen)]
@@ -128,16 +120,30 @@ def ask(wrong: BoolMatrix, design: Design) -> dict[str, Asked]:
             UNLIKE: Asked(_hits(among), np.ones(len(chosen)), chosen, len(chosen)),
             MATCHED: _matched(wrong, design),
         }
-    return pairs | {
-        ALL: Asked(_hits(wrong), ones, everything, n),
-        CLOSEST: Asked(_hits(hard), ones, everything, size),
-        RANDOM: Asked(drawn, ones, everything, size),
-    }
+    if len(heard):
+        hard = np.take_along_axis(wrong[heard], design.closest[heard], axis=1)
+        size = hard.shape[1] + 1
+        strata = _members(design.candidate_strata)
+        taken = strata[design.closest[heard]].sum(axis=1)
+        drawn = _no_wrong(_counted(wrong[heard], strata), strata.sum(axis=0) - strata[heard], taken)
+        pairs |= {
+            CLOSEST: Asked(_hits(hard), np.ones(len(heard)), heard, size),
+            RANDOM: Asked(drawn, np.ones(len(heard)), heard, size),
+        }
+    else:
+        pairs |= {CLOSEST: nothing, RANDOM: nothing}
+    return pairs | {ALL: Asked(_hits(wrong), np.ones(n), np.arange(n), n)}
 
 
 def _members(strata: Int64) -> Int64:
     """(N, strata) int64, 1 where a row is in a stratum."""
     return np.eye(int(strata.max()) + 1, dtype=np.int64)[strata]
+
+
+def _counted(wrong: BoolMatrix, strata: Int64) -> Int64:
+    """How many are wrong in each stratum, (queries, strata); by BLAS, exact up to 2^24 candidates."""
+    counts: Int64 = np.rint(wrong.astype(np.float32) @ strata.astype(np.float32)).astype(np.int64)
+    return counts
 
 
 def _hits(wrong: BoolMatrix) -> Float64:
@@ -150,7 +156,7 @@ def _matched(wrong: BoolMatrix, design: Design) -> Asked:
     queries = np.flatnonzero(taken[design.pair_strata] > 0)
     own = strata[queries]
     # Given that the query is drawn, the rest of its pool is: taken - own of the held - own other pairs of each stratum.
-    hits = _no_wrong(wrong[queries].astype(np.int64) @ strata, held - own, taken - own)
+    hits = _no_wrong(_counted(wrong[queries], strata), held - own, taken - own)
     weights = (taken / np.maximum(held, 1))[design.pair_strata[queries]]  # the chance that the query is drawn
     return Asked(hits, weights, queries, int(taken.sum()))
 

@@ -14,6 +14,7 @@ from voxstrata.audio.decode import decode, probe
 from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import Corpus
 from voxstrata.errors import AudioError, InputError, UsageError
+from voxstrata.experiments.voices import primary_code
 from voxstrata.exporters.early_exit import EarlyExit, Transcriber, check_exit, ended_early, quiet_transformers
 
 TASKS = ("transcribe", "translate")
@@ -61,7 +62,8 @@ def whisper_language(name: str, known: Mapping[str, int]) -> str | None:
     low = name.lower()
     head = low.replace("-", "_").split("_")[0]
     other = {"cmn": "zh", "fil": "tl", "nb": "no", "iw": "he", "jv": "jw"}  # FLEURS' and ISO's codes, and Whisper's
-    for code in (low, TO_LANGUAGE_CODE.get(low), head, other.get(head)):
+    two = primary_code(head)  # of three letters
+    for code in (low, TO_LANGUAGE_CODE.get(low), head, other.get(head), two, other.get(two)):
         if code and f"<|{code}|>" in known:
             return f"<|{code}|>"
     return None
@@ -142,6 +144,8 @@ def transcribe(
         check_exit(at, transcriber.layers)
     rows = corpus.table.to_pylist()
     tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
     tokenizer = _tokenizer(transcriber)
     model = transcriber.model.to(torch.device(device))
     if device == "cpu":

@@ -24,6 +24,11 @@ _PRIMARY = {other: code for code, others in _THREE_LETTERS.items() for other in 
 _DEFAULT = {"en": "en-us", "fr": "fr-fr"}  # languages whose voices all carry a region
 
 
+def primary_code(code: str) -> str:
+    """espeak-ng's code of a language for an ISO 639-2 or -3 code ("spa" is "es"); any other comes back as it is."""
+    return _PRIMARY.get(code, code)
+
+
 def voice_of(language: str, voices: Collection[str]) -> str | None:
     """The code among `voices` for a language name, None where espeak-ng has none.
 
@@ -34,7 +39,7 @@ def voice_of(language: str, voices: Collection[str]) -> str | None:
     ('en-us', 'fr-fr', None)
     """
     primary, *rest = language.lower().replace("_", "-").split("-")
-    primary = _PRIMARY.get(primary, primary)
+    primary = primary_code(primary)
     known = {voice.lower(): voice for voice in voices}
     for end in range(len(rest), -1, -1):
         tag = "-".join([primary, *rest[:end]])

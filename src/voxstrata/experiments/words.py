@@ -194,16 +194,13 @@ def _scores(
 ) -> dict[str, list[Matrix]]:
     """Similarity of every pair, for each of SIMILARITIES."""
     sides: dict[str, tuple[npt.NDArray[np.int64], Ragged, npt.NDArray[np.int64]]] = {}
-    for both in dict.fromkeys(p.languages for p in pairs):
-        for side, language in enumerate(both):
-            if language in sides:
-                continue
-            members = [(p.x, p.y)[side] for p in pairs if p.languages[side] == language]
-            words = np.unique(np.concatenate(members))
-            index = [i for word in words for i in recordings[word]]
-            rows, offsets = store.ragged(output, index)
-            starts = np.concatenate([[0], np.cumsum([len(recordings[word]) for word in words])[:-1]])
-            sides[language] = words, Ragged(rows, offsets, [store.ids[i] for i in index]), starts.astype(np.int64)
+    for language in dict.fromkeys(language for p in pairs for language in p.languages):
+        members = [of for p in pairs for of, its in zip((p.x, p.y), p.languages, strict=True) if its == language]
+        words = np.unique(np.concatenate(members))
+        index = [i for word in words for i in recordings[word]]
+        rows, offsets = store.ragged(output, index)
+        starts = np.concatenate([[0], np.cumsum([len(recordings[word]) for word in words])[:-1]])
+        sides[language] = words, Ragged(rows, offsets, [store.ids[i] for i in index]), starts.astype(np.int64)
     scores: dict[str, list[Matrix]] = {name: [] for name in SIMILARITIES}
     matrices: dict[tuple[str, str], dict[str, Matrix]] = {}
     for p in pairs:
