@@ -59,13 +59,14 @@ def write_explanation(store: Any, a: str, b: str, folder: Path, outputs: list[st
 
     from voxstrata.experiments.explain import match_frames, maxima_table, read_words, summary_table
     from voxstrata.experiments.explain_plot import Side, plot_matches
+    from voxstrata.folders import make_writable
 
     matches = match_frames(store, a, b, outputs)
     step = store.row_seconds
     lengths = {name: int(store.length[store.index(name)]) * step for name in (a, b)}
     words = read_words(timings, lengths) if timings else {}
     table = summary_table(store, a, b, matches)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder)
     pq.write_table(table, folder / "explain.parquet")
     pq.write_table(maxima_table(store, a, b, matches, words), folder / "maxima.parquet")
     cosines: dict[str, Any] = {m.output: m.cosine for m in matches}

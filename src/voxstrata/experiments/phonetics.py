@@ -30,6 +30,7 @@ from voxstrata.experiments.phonetic_pairs import (
     summarise,
     translations,
 )
+from voxstrata.folders import make_writable
 from voxstrata.retrieval.languages import chosen
 
 IPA, DISTANCES, PAIRS = "ipa.parquet", "distances.parquet", "pairs.parquet"
@@ -115,7 +116,7 @@ def measure_phonetics(
     sides = {name: [row for row in rows if row["language"] == name] for name in names}
     notes = _notes({name: side for name, side in sides.items() if side})
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder)  # now that the corpus is known to be of use, and before the long part
     metadata = {KEY: json.dumps(settings, ensure_ascii=False)}
     pq.write_table(_ipa_table(rows).replace_schema_metadata(metadata), folder / IPA)
     say("distances")

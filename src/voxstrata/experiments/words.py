@@ -19,6 +19,7 @@ from voxstrata.experiments.auc import AUC, Scored, auc
 from voxstrata.experiments.ipa import tools
 from voxstrata.experiments.word_list import SPEAKER, Entry, voices_needed, with_ipa, word_corpus
 from voxstrata.experiments.word_pairs import FAR, KINDS, NEAR, NORMALIZE, RANDOM, PairSets, WordPairs, make_pairs
+from voxstrata.folders import make_writable
 from voxstrata.model import ModelFolder
 from voxstrata.model.names import select_outputs
 from voxstrata.retrieval.bootstrap import RESAMPLES, Resamples
@@ -104,7 +105,7 @@ def measure_words(
     spoken = sum(not word.paths for word in entries)
     if spoken:
         say(f"speaking {spoken} words by espeak-ng")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder)
     corpus, owners = word_corpus(entries, folder, voices, speaking)
     say(f"extracting {len(corpus)} recordings")
     found = extract(
