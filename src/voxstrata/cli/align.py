@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import Line, aligned, count_progress, json_option, print_json
+from voxstrata.cli.options import bootstrap_option
 from voxstrata.cli.retrieve import names
 
 
@@ -50,13 +51,7 @@ from voxstrata.cli.retrieve import names
     show_default=True,
     help="Closest-sounding non-translations beside the translation in a pool.",
 )
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Resamples of the groups for the 95 % intervals; 0 for none.",
-)
+@bootstrap_option("groups")
 @json_option
 def align(
     store: str,

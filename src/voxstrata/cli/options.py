@@ -1,4 +1,4 @@
-"""Options that several commands share: what is kept of a corpus, and in which context it is computed."""
+"""Options that several commands share: what is kept of a corpus, in which context it is computed, intervals."""
 
 from __future__ import annotations
 
@@ -55,3 +55,14 @@ def storing_options(f: F) -> F:
     for option in reversed(_STORING):
         f = option(f)
     return f
+
+
+def bootstrap_option(drawn: str) -> Callable[[F], F]:
+    """How many resamples of what is drawn ("groups", "meanings") the intervals are made of."""
+    return click.option(
+        "--bootstrap",
+        type=click.IntRange(min=0),
+        default=1000,
+        show_default=True,
+        help=f"Resamples of the {drawn} for the 95 % intervals; 0 for none.",
+    )

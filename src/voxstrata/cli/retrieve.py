@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from voxstrata.cli.console import Line, count_progress, json_option, kernel_option, print_json, print_left_out
+from voxstrata.cli.options import bootstrap_option
 
 RESULT = "retrieval.parquet"  # by which a folder of results is known
 
@@ -31,13 +32,7 @@ RESULT = "retrieval.parquet"  # by which a folder of results is known
     multiple=True,
     help="seqsim_f1, seqsim_precision, seqsim_recall or pooled_cosine; may be repeated. [default: all]",
 )
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Resamples of the groups for the 95 % intervals; 0 for none.",
-)
+@bootstrap_option("groups")
 @kernel_option
 @json_option
 def retrieve(

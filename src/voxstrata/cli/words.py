@@ -20,6 +20,7 @@ from voxstrata.cli.console import (
     steps,
 )
 from voxstrata.cli.extract import resume_hint
+from voxstrata.cli.options import bootstrap_option
 
 if TYPE_CHECKING:
     from voxstrata.experiments.words import WordReport
@@ -53,13 +54,7 @@ SHOWN = 15  # of either kind, in words.md
     show_default=True,
     help="Words sound unlike from this quantile on; synonyms and random pairs are taken there.",
 )
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Resamples of the meanings for the 95 % intervals; 0 for none.",
-)
+@bootstrap_option("meanings")
 @run_options
 @json_option
 def words(

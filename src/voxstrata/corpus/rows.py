@@ -145,7 +145,7 @@ def _parquet(path: Path, asked: Columns) -> Places:
             used = _used_columns(path, names, asked)
             table = file.read(columns=[names[at] for at in used.values()])
         columns = {name: _strings(path, name, table[names[at]]) for name, at in used.items()}
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # damaged or no Parquet; a column of no strings
         raise InputError(f"{path}: not a parquet table of strings: {error}; write it again") from None
     for i in range(table.num_rows):
         yield f"row {i + 1}", {name: values[i] or None for name, values in columns.items()}

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from voxstrata.audio.units import WINDOW_FRAMES
 from voxstrata.errors import InputError
 from voxstrata.model import Context, ModelFolder
+from voxstrata.model.names import depth
 from voxstrata.store.plan import Plan
 
 SGEMM_SIDE = 2048  # rows and columns of the square matrices: 48 MiB in all, beyond the caches
@@ -69,8 +70,7 @@ class EncoderSize:
             ffn = int(json.loads(path.read_text(encoding="utf-8"))["encoder_ffn_dim"])
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise InputError(f"{path}: no encoder_ffn_dim ({e}); export the model again") from e
-        layers = max(card.layers if o == "final" else int(o.removeprefix("layer_")) for o in outputs)
-        return cls(layers, card.d_model, ffn, card.n_mels, int(card.silence["groups"]))
+        return cls(depth(outputs, card.layers), card.d_model, ffn, card.n_mels, int(card.silence["groups"]))
 
     def window_flops(self, frames: int, context: Context, kept: int | None = None) -> int:
         """Floating-point operations of one window of `frames` computed positions, of which `kept` (by default all) are

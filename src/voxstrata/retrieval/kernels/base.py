@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,13 +21,12 @@ class Packed:
     """Utterances in a kernel's own form: rows of unit length, checked.
 
     rows: (frames, d), whatever array and number format the kernel multiplies. offsets: (n + 1,) int64, from 0.
-    names: as in Ragged. effective: (n,) float64, frames of each utterance if repeated ones counted less, for kernels
+    effective: (n,) float64, frames of each utterance if repeated ones counted less, for kernels
     whose rounding errors average over frames.
     """
 
     rows: Any
     offsets: npt.NDArray[np.int64]
-    names: Sequence[str] = ()
     effective: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
@@ -42,7 +41,7 @@ class Packed:
         """Utterances i … j - 1, without copying their rows."""
         begin, end = int(self.offsets[i]), int(self.offsets[j])
         effective = None if self.effective is None else self.effective[i:j]
-        return Packed(self.rows[begin:end], self.offsets[i : j + 1] - begin, self.names[i:j], effective)
+        return Packed(self.rows[begin:end], self.offsets[i : j + 1] - begin, effective)
 
     def take(self, chosen: npt.NDArray[np.intp]) -> Packed:
         """Some utterances, their rows copied together."""
@@ -50,7 +49,7 @@ class Packed:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
         effective = None if self.effective is None else self.effective[chosen]
-        return Packed(self.rows[rows], offsets, [self.names[i] for i in chosen] if self.names else (), effective)
+        return Packed(self.rows[rows], offsets, effective)
 
 
 class Kernel(Protocol):

@@ -37,7 +37,7 @@ class Float32:
         self.block_rows = block_rows
 
     def pack(self, utterances: Ragged) -> Packed:
-        return Packed(utterances.unit().rows, utterances.offsets, utterances.names)
+        return Packed(utterances.unit().rows, utterances.offsets)
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
         precision = np.empty((len(x), len(y)))

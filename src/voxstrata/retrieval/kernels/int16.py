@@ -49,7 +49,7 @@ class Int16:
 
     def pack(self, utterances: Ragged) -> Packed:
         rows = utterances.unit().rows
-        return Packed(rows, utterances.offsets, utterances.names, effective_frames(rows, utterances.offsets))
+        return Packed(rows, utterances.offsets, effective_frames(rows, utterances.offsets))
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
         precision = np.empty((len(x), len(y)))

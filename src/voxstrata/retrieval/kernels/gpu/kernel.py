@@ -108,7 +108,7 @@ class Triton:
             if not bool((squares.isfinite() & (squares > 0)).all()):
                 utterances.unit()  # raises, and names the frame
             rows[begin : begin + len(part), :d] = part.div_(squares.sqrt_()).to(self._dtype)
-        return Packed(rows, utterances.offsets, utterances.names)
+        return Packed(rows, utterances.offsets)
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
         """See `Kernel.compare`. Scratch memory stays under `scratch_bytes`; one utterance alone may pass that."""
