@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from voxstrata.engine import extract
+from voxstrata.engine import Progress, extract
 
 # Children are forked from a server that has everything imported and no threads: fast, and without this process' torch.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -24,14 +24,34 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def _quietly(corpus: Path, model: Path, store: Path, settings: dict[str, Any]) -> None:
+def committed(store: Path) -> int:
+    """Units of a store that are written."""
+    return len(list(store.glob("units/*.json")))
+
+
+def _quietly(corpus: Path, model: Path, store: Path, settings: dict[str, Any], hold_at: int | None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the traceback of a KeyboardInterrupt
-    extract(corpus, model, store, **settings)
+
+    def progress(_: Progress) -> None:
+        while hold_at is not None and committed(store) >= hold_at:
+            time.sleep(0.001)
+
+    extract(corpus, model, store, progress=progress, **settings)
 
 
-def run(corpus: Path, model: Path, store: Path, settings: dict[str, Any], stop: Callable[[], int | None]) -> int:
-    """Extract in a child, ask `stop` for a signal to send until there is one or the child ends; its exit code."""
-    child = _PROCESSES.Process(target=_quietly, args=(corpus, model, store, settings))
+def run(
+    corpus: Path,
+    model: Path,
+    store: Path,
+    settings: dict[str, Any],
+    stop: Callable[[], int | None],
+    hold_at: int | None = None,
+) -> int:
+    """Extract in a child, ask `stop` for a signal to send until there is one or the child ends; its exit code.
+
+    With `hold_at` the child goes no further than to so many committed units, and waits for the signal.
+    """
+    child = _PROCESSES.Process(target=_quietly, args=(corpus, model, store, settings, hold_at))
     child.start()
     while child.exitcode is None:
         number = stop()
@@ -78,7 +98,7 @@ def kill_and_resume(corpus: Path, model: Path, folder: Path, settings: dict[str,
             assert code == -signal.SIGKILL
             done += 1
             in_creation = False
-            interrupted_in.append(len(list(store.glob("units/*.json"))))
+            interrupted_in.append(committed(store))
             if done == kills:
                 assert run(corpus, model, store, settings, lambda: None) == 0
                 break

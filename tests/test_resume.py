@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kills import contents, kill_and_resume, run
+from kills import committed, contents, kill_and_resume, run
 
 SETTINGS = {"outputs": "layer_01,final", "threads": 1, "tokens": 1500}
 UNITS = 10
@@ -35,10 +35,9 @@ def test_an_interrupt_leaves_whole_units_and_no_trace_after_resuming(
         store = tmp_path / f"{units}.zarr"
 
         def stop(store: Path = store, units: int = units) -> int | None:
-            reached = (store / "plan.json").exists() and len(list(store.glob("units/*.json"))) >= units
-            return signal.SIGINT if reached else None
+            return signal.SIGINT if (store / "plan.json").exists() and committed(store) >= units else None
 
-        assert run(corpus, tiny_model, store, SETTINGS, stop) != 0
+        assert run(corpus, tiny_model, store, SETTINGS, stop, hold_at=units) != 0
         left = contents(store)
         assert units <= sum(name.startswith("units/") for name in left) < UNITS
         # an interrupt, unlike a kill, has time to tidy up: only whole files of the store are left
@@ -78,7 +77,7 @@ def test_a_second_process_is_refused_while_the_first_runs(corpus: Path, tiny_mod
     messages: list[str] = []
 
     def stop() -> int | None:
-        if not messages and list((tmp_path / "s.zarr").glob("units/*.json")):
+        if committed(tmp_path / "s.zarr"):
             try:
                 extract(corpus, tiny_model, tmp_path / "s.zarr", **SETTINGS)  # type: ignore[arg-type]
             except InputError as e:
@@ -87,7 +86,7 @@ def test_a_second_process_is_refused_while_the_first_runs(corpus: Path, tiny_mod
         time.sleep(0.001)
         return None
 
-    assert run(corpus, tiny_model, tmp_path / "s.zarr", SETTINGS, stop) == -signal.SIGKILL
+    assert run(corpus, tiny_model, tmp_path / "s.zarr", SETTINGS, stop, hold_at=1) == -signal.SIGKILL
     assert "another run (process " in messages[0]
     # the killed process' lock is gone with it
     assert run(corpus, tiny_model, tmp_path / "s.zarr", SETTINGS, lambda: None) == 0

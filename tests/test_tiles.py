@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -405,14 +406,15 @@ def test_kills_at_random_instants_leave_no_trace_after_resuming(few: EmbeddingSt
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["voxstrata.retrieval.tiles"])
     rng = np.random.default_rng(0)
-    killed_in = []
-    for n in range(4):
+    killed_in: list[int] = []
+    for n in itertools.count():
         folder = tmp_path / str(n)
         child = processes.Process(target=_in_child, args=(few.files.root, str(folder)))
         child.start()
         while child.exitcode is None and not (folder.is_dir() and any(folder.iterdir())):
             child.join(0.001)
         child.join(rng.uniform(0, seconds))
+        seconds /= 1.2  # should each have come to its end
         child.kill()
         child.join()
         assert child.exitcode in (0, -signal.SIGKILL)
@@ -420,7 +422,8 @@ def test_kills_at_random_instants_leave_no_trace_after_resuming(few: EmbeddingSt
             killed_in.append(len(list(folder.glob("units/*/done.json"))))
         similarity(select(few), None, "final", folder, **SETTINGS)
         assert contents(folder) == expected
-    assert len(killed_in) >= 2
+        if len(killed_in) == 3:
+            break
 
 
 @pytest.mark.usefixtures("small_chunks")
