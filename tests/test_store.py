@@ -311,6 +311,14 @@ def test_a_store_of_another_model_is_refused_naming_what_differs(
     refused("another model: silence_sha256 is", corpus, folder, written)
 
 
+def test_a_store_is_not_finished_with_graphs_of_another_format(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    path, card = Path(shutil.copytree(written, tmp_path / "s.zarr")), open_model(tiny_model).card
+    edit(path, model=replace(card, format=card.format - 1).to_dict())
+    refused(f"its model is of format {card.format - 1}, this one of format {card.format}", corpus, tiny_model, path)
+
+
 def test_a_store_of_another_schema_is_refused(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(written, tmp_path / "s.zarr"))
     edit(path, schema=0)

@@ -207,6 +207,11 @@ class StoreWriter:
                     f"{where}it was made with another model: {key} is {value} there ({theirs.checkpoint}), "
                     f"{ours.identity(context)[key]} here ({ours.checkpoint}); use that model or a new store"
                 )
+        if theirs.format != ours.format:  # other graphs of the same network, which round otherwise
+            raise InputError(
+                f"{where}its model is of format {theirs.format}, this one of format {ours.format}; "
+                "use the version of voxstrata that began it, or a new store"
+            )
         there, here = _flat(about["spec"]), _flat(self.plan.spec.to_dict())
         for key in here | there:
             if there.get(key) != here.get(key):
