@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -291,3 +292,6 @@ def test_the_kernel_is_chosen_by_name_or_by_machine(monkeypatch: pytest.MonkeyPa
     assert choose().name == "float32"
     with pytest.raises(UsageError, match="int16 needs a CPU with AVX2; take float32"):
         choose("int16")
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(UsageError, match="NUMBA_DISABLE_JIT turns off; unset it"):
+        choose("float32")

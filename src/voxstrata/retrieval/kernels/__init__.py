@@ -13,6 +13,8 @@ def choose(name: str | None = None) -> Kernel:
 
     Raises UsageError for an unknown name, and for one that this machine cannot run.
     """
+    import numba
+
     from voxstrata.retrieval.kernels.fixed_point import available
     from voxstrata.retrieval.kernels.float32 import Float32
     from voxstrata.retrieval.kernels.gpu import Triton
@@ -22,5 +24,7 @@ def choose(name: str | None = None) -> Kernel:
         name = "int16" if available() else "float32"
     if name not in KERNELS:
         raise UsageError(f"unknown kernel {name!r}; known: {', '.join(KERNELS)}")
+    if name != "triton" and numba.config.DISABLE_JIT:
+        raise UsageError("the kernels are compiled by numba, which NUMBA_DISABLE_JIT turns off; unset it")
     kernels: dict[str, type[Kernel]] = {"int16": Int16, "float32": Float32, "triton": Triton}
     return kernels[name]()
