@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import sound
+from onnx import TensorProto, helper
 
 torch = pytest.importorskip("torch")
 from test_graph import ALL, build, mel, plain_torch, relative, run, session  # noqa: E402
@@ -49,7 +50,8 @@ def test_onnx_runtime_runs_it_fused_and_without_copies(tiny_model: Path, tmp_pat
     assert found["Gelu"] == 2  # after the convolutions
     assert found["LayerNormalization"] == 2 * 3 + 1
     assert found["MatMul"] == 6 * 3
-    assert found["Softmax"] == found["Identity"] == found["Cast"] == 0
+    assert found["Softmax"] == found["Identity"] == 0
+    assert found["Cast"] == 5  # the outputs, to float16
     # what is done to weights is done when the graph is loaded; two reshapes are the silence cache's
     assert found["Pad"] == 0
     assert found["Reshape"] == 2
@@ -135,6 +137,38 @@ def test_a_shallow_output_leaves_the_deeper_blocks_out(tiny_model: Path) -> None
     assert encoder._positions(300, 250).tolist() == [1, 1, 1]
     encoder = Encoder(open_model(tiny_model))
     assert encoder._positions(300, 250).tolist() == [300, 300, 250]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_states_as_float16_are_the_states_cast(tiny_checkpoint: Path, tmp_path: Path, dtype: str) -> None:
+    """By the graph where it is the CPU's, the same bits as numpy's."""
+    export(str(tiny_checkpoint), tmp_path / "model", ExportSpec(dtype=dtype))  # type: ignore[arg-type]
+    model, audio = open_model(tmp_path / "model"), [sound(2.4, 1), sound(2.0, 2)]
+    for states, half in zip(
+        Encoder(model).run(audio, 200, keep=120), Encoder(model, half=True).run(audio, 200, keep=120), strict=True
+    ):
+        assert states.dtype == np.dtype(dtype)
+        assert half.dtype == np.float16
+        np.testing.assert_array_equal(half.view(np.uint16), states.astype(np.float16).view(np.uint16))
+
+
+def test_the_graphs_cast_rounds_as_numpys_does_and_overflows_to_infinity(tmp_path: Path) -> None:
+    """Halfway cases, subnormals, the ends of the range: what the stores' bytes and the count of overflows rest on."""
+    cast = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
+    x, y = (
+        helper.make_tensor_value_info(n, t, ["n"]) for n, t in (("x", TensorProto.FLOAT), ("y", TensorProto.FLOAT16))
+    )
+    graph = helper.make_model(
+        helper.make_graph([cast], "cast", [x], [y]), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)  # all that are not negative
+    between = (halves[:-1] + halves[1:]) / 2
+    ends = [65519.996, 65520.0, 65536.0, 3e38, np.inf, 1e-45]
+    values = np.concatenate([halves, between, np.nextafter(between.astype(np.float32), 0), ends]).astype(np.float32)
+    values = np.concatenate([values, -values])
+    (got,) = session(graph.SerializeToString()).run(None, {"x": values})
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(got.view(np.uint16), values.astype(np.float16).view(np.uint16))
 
 
 # ---- 8 bits

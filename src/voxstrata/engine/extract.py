@@ -139,7 +139,8 @@ def extract(
         if files.exists(PLAN):
             with files.lock():
                 pass
-        encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
+        half = spec.stored_dtype == np.float16 and spec.every == 1  # else they are averaged first
+        encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens, half=half)
         plan, infos = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)
         limit = sgemm_rate(encoder.threads) if efficiency else None
         with files.lock(), ExitStack() as stack:

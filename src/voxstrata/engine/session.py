@@ -21,7 +21,7 @@ from voxstrata.audio.units import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.errors import InputError, UsageError
 from voxstrata.model.card import CACHED, CPU, ENCODER, LOG_MEL, ModelFolder, encoder_graphs
 from voxstrata.model.context import Context
-from voxstrata.model.names import depth, select_outputs
+from voxstrata.model.names import as_float16, depth, select_outputs
 from voxstrata.model.silence import SilenceKeys
 
 # Batch size × computed positions. On a CPU every thread has a batch of its own, and what does not outgrow its caches is
@@ -72,6 +72,8 @@ class Encoder:
     On a CPU a batch is computed on one thread, the caller's, and nothing is split: `concurrency` threads that run a
     batch each are faster than as many threads on one batch, and what a window gives cannot depend on their number.
 
+    `half`: states are returned as float16, what does not fit as infinite; else in the model's dtype.
+
     Raises InputError when the graph is damaged or the device's provider cannot be loaded, UsageError for an int8 model
     on a GPU.
     """
@@ -85,8 +87,10 @@ class Encoder:
         device: Device | None = None,
         threads: int | None = None,
         tokens: int | None = None,
+        half: bool = False,
     ) -> None:
         self.model = model
+        self.half = half
         self.outputs = select_outputs(outputs, model.card.outputs)
         self.context = context or Context()
         self.device = device or Device()
@@ -100,6 +104,7 @@ class Encoder:
             )
         self.seconds: dict[str, float] = defaultdict(float)  # by stage, over all threads: log_mel, encode
         self._lock = threading.Lock()
+        self._keys_lock = threading.Lock()  # held for long when a bucket is met first: nobody else waits
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._keys: dict[int, SilenceKeys] = {}
         if self.context.mode == "bucketed":
@@ -125,8 +130,8 @@ class Encoder:
         """Encode windows of at most 30 s at 16 kHz in a batch, computing `frames` positions of each.
 
         `keep`: how many positions from the first are wanted; by default all. Returns for each output an array
-        [batch, keep, d_model] in the model's dtype. What a window gives does not depend on the others. May be called
-        from several threads at once.
+        [batch, keep, d_model]. What a window gives does not depend on the others. May be called from several threads
+        at once.
         """
         return self.encode(self.log_mel(audio, frames), frames, keep=keep)
 
@@ -139,15 +144,20 @@ class Encoder:
         if name != ENCODER:
             k = self._silence_keys(frames)
             feeds |= {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
+        names = list(self.outputs)
         if name == CPU:
             feeds["positions"] = self._positions(frames, keep)
-        states = self._compute(name, list(self.outputs), feeds)
+            names = [as_float16(n) if self.half else n for n in names]
+        states = self._compute(name, names, feeds)
+        if self.half:
+            with np.errstate(over="ignore"):
+                states = [s.astype(np.float16, copy=False) for s in states]
         self._count("encode", begin)
         return [s[:, :keep] for s in states]
 
     def _silence_keys(self, frames: int) -> SilenceKeys:
         """The cached keys beside `frames` computed positions: none unless `bucketed`."""
-        with self._lock:
+        with self._keys_lock:
             if frames not in self._keys:
                 if self.context.mode != "bucketed":
                     card = self.model.card

@@ -23,7 +23,7 @@ from voxstrata.errors import InputError
 from voxstrata.model.context import Context
 from voxstrata.model.silence import Silence
 
-FORMAT = 2  # 2: encoder_cpu.onnx
+FORMAT = 3  # 2: encoder_cpu.onnx; 3: which returns its states as float16, too
 CARD, ENCODER, CACHED, CPU, WEIGHTS = (
     "card.json",
     "encoder_model.onnx",

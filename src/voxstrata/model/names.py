@@ -16,6 +16,11 @@ def output_names(layers: int) -> tuple[str, ...]:
     return (*(f"layer_{k:02d}" for k in range(layers + 1)), "final")
 
 
+def as_float16(output: str) -> str:
+    """What the CPU's graph calls an output that is cast to float16."""
+    return f"{output}/float16"
+
+
 def depth(outputs: Sequence[str], layers: int) -> int:
     """How many of an encoder's blocks these outputs need."""
     return max(layers if name == "final" else int(name.removeprefix("layer_")) for name in outputs)
