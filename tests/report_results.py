@@ -30,8 +30,9 @@ def write_words(folder: Path) -> None:
 def write_exits(folder: Path) -> None:
     """Three exits heard 12 sentences; exit 1 is best on the development part, the whole encoder on the test part."""
     pytest.importorskip("jiwer")
+    from voxstrata.experiments.transcribe_rates import Rates, choose, rates_table
     from voxstrata.experiments.transcribe_report import write_results
-    from voxstrata.experiments.transcribe_score import Rates, Scoring, choose, rates_table
+    from voxstrata.experiments.transcribe_score import Scoring
 
     wrong = {("dev", 0): 7, ("dev", 1): 1, ("dev", 2): 3, ("test", 0): 8, ("test", 1): 5, ("test", 2): 2}
     rows = [
@@ -46,7 +47,7 @@ def write_exits(folder: Path) -> None:
     dev, test = (Rates(table, part, scoring) for part in ("dev", "test"))
     about = {"checkpoint": "made-up", "revision": None, "weights_sha256": "2" * 64, "layers": 2, "corpus": "c",
              "utterances": 12, "decoding": {"task": "transcribe", "max_new_tokens": 9}, "scoring": scoring.to_dict(),
-             "failures": {}, "tools": {}}  # fmt: skip
+             "notes": [], "failures": {}, "tools": {}}  # fmt: skip
     rates = rates_table([("dev", dev), ("test", test)])
     write_results(folder, "made-up", table, rates, choose(dev, test), about)
 

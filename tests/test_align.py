@@ -91,6 +91,11 @@ class TestPlanted:
         for control in ("unlike", "closest"):
             change = mean(f, "speaker", control, "recall@1_change")
             assert abs(change) < max(0.02, 4 * error(f, "speaker", control, "recall@1_change"))
+        slope = mean(f, "speaker", "fit", "log_odds_per_sd")
+        assert abs(slope) < 4 * error(f, "speaker", "fit", "log_odds_per_sd")
+        assert abs(slope) < mean(f, "sound", "fit", "log_odds_per_sd") / 4
+        assert mean(f, "speaker", "fit", "recall@1_if_unlike") == pytest.approx(mean(f, "speaker", "all"), abs=0.005)
+        assert mean(f, "speaker", "fit", "discrimination") < 0.02
 
     def test_durations_are_what_the_retriever_of_durations_finds_and_no_control_takes_them_for_sound(
         self, planted_figures: Figures
@@ -102,6 +107,10 @@ class TestPlanted:
             assert abs(change) < 0.04  # what the strata of duration leave
             assert abs(change) < abs(of_sound) / 2
         assert mean(f, "duration", "all", states="means removed") > 2.5 / GROUPS
+        # Distances beside those of non-translations of like length leave a quarter of what sound itself gives.
+        assert abs(mean(f, "duration", "fit", "log_odds_per_sd")) < mean(f, "sound", "fit", "log_odds_per_sd") / 3
+        assert mean(f, "duration", "fit", "recall@1_if_unlike") > 0.7 * mean(f, "duration", "all")
+        assert mean(f, "duration", "fit", "discrimination") < 0.03
         assert mean(f, "durations", "all") > 3 / GROUPS  # the retriever that sees nothing else
 
 
@@ -109,6 +118,8 @@ def test_shuffled_groups_fall_to_chance_under_every_control(tmp_path: Path) -> N
     figures = over_seeds(tmp_path, shuffled=True)
     checked = 0
     for (system, _, control, metric), rows in figures.items():
+        if metric == "recall@1_if_unlike":  # what the fit leaves where sound does not help
+            assert rows[:, 0].mean() < 1 / GROUPS + 4 * rows[:, 0].std(ddof=1) / np.sqrt(SEEDS), system
         if metric != "recall@1":
             continue
         value, chance = rows.mean(axis=0)

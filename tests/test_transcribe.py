@@ -20,16 +20,10 @@ from voxstrata.corpus import read_corpus
 from voxstrata.errors import InputError, UsageError
 from voxstrata.experiments.transcribe import Decoding, Transcripts, transcribe, whisper_language
 from voxstrata.experiments.transcribe_check import check_exits
+from voxstrata.experiments.transcribe_normalize import normalizer
+from voxstrata.experiments.transcribe_rates import Rates, choose
 from voxstrata.experiments.transcribe_report import side_by_side
-from voxstrata.experiments.transcribe_score import (
-    Rates,
-    Scoring,
-    choose,
-    normalizer,
-    score,
-    script_of,
-    split_groups,
-)
+from voxstrata.experiments.transcribe_score import Scoring, score, script_of, split_groups
 from voxstrata.exporters.early_exit import EarlyExit, load_transcriber
 
 Rows = tuple[dict[str, str | None], ...]

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import click
 
 from voxstrata.cli.console import (
-    FAILURES_SHOWN,
     PARTIAL,
     Line,
     aligned,
     count_progress,
     json_option,
+    print_failures,
     print_json,
     steps,
 )
@@ -141,7 +141,9 @@ def sweep(
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
     CORPUS needs texts and languages. Writes early_exit.md (figures), transcripts.md (what every k heard, side by
-    side), transcripts.parquet, errors.parquet, early_exit.png. A run that is stopped starts over.
+    side), transcripts.parquet, errors.parquet, early_exit.png, and transcripts.jsonl, a line for each transcript as it
+    is made: the same command goes on after a stop, and scores anew with other --normalizer, --seed, --dev-share or
+    --bootstrap.
 
     \b
     Example:
@@ -167,22 +169,20 @@ def sweep(
             decoding=decoding,
             scoring=Scoring(normalizer, dev_share, seed, bootstrap),
             device=device,
-            progress=count_progress(line, "batches × exits"),
+            progress=count_progress(line, "transcripts"),
         )
     failures = report.about["failures"]
     if as_json:
         choices = [asdict(c) for c in report.choices]
-        print_json({**report.about, "results": str(folder), "choices": choices, "rates": report.rates.to_pylist()})
+        tables = {"choices": choices, "rates": report.rates.to_pylist()}
+        print_json({**report.about, "results": str(folder), "resumed": report.resumed, **tables})
     else:
         click.echo(aligned(*choice_rows(report.choices)))
         click.echo(f"\n{explanation(report.about)}")
+        if report.resumed:
+            click.echo(f"{report.resumed} transcripts were there already (transcripts.jsonl)")
         click.echo(f"{folder}: early_exit.md, transcripts.md, transcripts.parquet, errors.parquet, early_exit.png")
-    if failures:
-        click.echo(
-            f"not transcribed: {len(failures)} of {report.about['utterances'] + len(failures)} recordings", err=True
-        )
-        for name, reason in list(failures.items())[:FAILURES_SHOWN]:
-            click.echo(f"  {name}: {reason}", err=True)
+    print_failures(failures, "in early_exit.md")
     return PARTIAL if failures else 0
 
 
@@ -208,6 +208,7 @@ def check(
 ) -> int:
     """Compare the tokens of written checkpoints with a plain loop that feeds the decoder layer_k of our ONNX graph.
 
+    Checkpoints are written with their weights as stored (float16 stays float16); both ways compute in float32.
     Exit code 3 when tokens differ where the loop's best logit led clearly (by 0.01 or more).
 
     \b
@@ -225,10 +226,11 @@ def check(
     with Line() as line:
         transcriber = load_transcriber(checkpoint, revision)
         exits = every_exit(transcriber.layers, _numbers(blocks))
-        rows = check_exits(transcriber, found, exits, decoding, say=steps(line))
+        rows, failures = check_exits(transcriber, found, exits, decoding, say=steps(line))
     wrong = [r for r in rows if r.margin is not None and r.margin >= 0.01]
     if as_json:
-        print_json({"checkpoint": checkpoint, "rows": [r.to_dict() for r in rows], "agrees": not wrong})
+        as_rows = [r.to_dict() for r in rows]
+        print_json({"checkpoint": checkpoint, "rows": as_rows, "failures": failures, "agrees": not wrong})
     else:
         header = ["k", "LayerNorm", "recordings equal", "tokens", "encoder's difference", "margin where they differ"]
         table = [
@@ -239,7 +241,8 @@ def check(
             for r in rows
         ]  # fmt: skip
         click.echo(aligned(header, table))
-    return 3 if wrong else 0
+    print_failures(failures, "with --json")
+    return 3 if wrong else PARTIAL if failures else 0
 
 
 def _numbers(text: str | None) -> list[int] | None:

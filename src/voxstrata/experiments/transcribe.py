@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from voxstrata.audio.decode import decode, probe
 from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import Corpus
 from voxstrata.errors import AudioError, InputError, UsageError
+from voxstrata.experiments.transcribe_audio import find_recordings, read_recording, reason, refuse_nothing
+from voxstrata.experiments.transcribe_journal import Journal
 from voxstrata.experiments.voices import primary_code
 from voxstrata.exporters.early_exit import EarlyExit, Transcriber, check_exit, ended_early, quiet_transformers
 
 TASKS = ("transcribe", "translate")
-WINDOW_SECONDS = 30
+PROMPT_TOKENS = 4  # start, language, task, no timestamps
 NAMED = 5  # how many offenders a message lists
 
 
@@ -130,12 +134,14 @@ def transcribe(
     decoding: Decoding,
     *,
     device: str = "cpu",
+    journal: Journal | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Transcripts:
-    """Transcribe every recording of at most 30 s with every exit; a longer or unreadable one is a failure.
+    """Transcribe every recording of at most 30 s with every exit; one that is longer, or fails, is a failure.
 
     device: of torch, "cpu" or "cuda". The model runs in its own dtype on a GPU, in float32 on the CPU.
-    progress: hears of (batches × exits) done and in all.
+    journal: what was transcribed before, and where transcripts are written as they come.
+    progress: hears of transcripts made, and to be made.
 
     Raises UsageError for exits, languages or a task the model has not, InputError without tokenizer or when no
     recording can be used.
@@ -147,39 +153,79 @@ def transcribe(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
     tokenizer = _tokenizer(transcriber)
-    model = transcriber.model.to(torch.device(device))
-    if device == "cpu":
-        model = model.float()
-    lengths, failures = _probe(corpus)
-    if not lengths:
-        raise InputError(f"{corpus.root}: no recording can be transcribed; the first: {next(iter(failures.values()))}")
-    # one language to a batch, and the longest first, so that running out of memory shows at once
-    order = sorted(lengths, key=lambda i: (str(rows[i]["language"]), -lengths[i]))
-    batches = _batches(order, rows, decoding.batch)
+    model = in_float32(transcriber.model) if device == "cpu" else transcriber.model.to(torch.device(device))
+    hear = _Hearing(transcriber, tokenizer, model, decoding)
+    infos, failures = find_recordings(corpus)
+    names = {i: str(rows[i]["id"]) for i in infos}
     texts: dict[EarlyExit, dict[int, str]] = {at: {} for at in exits}
-    done = 0
-    for batch in batches:
-        audio, kept = [], []
+    for at, i in product(exits, infos if journal else ()):
+        text = journal.find(names[i], infos[i], at) if journal else None
+        if text is not None:
+            texts[at][i] = text
+    before = sum(map(len, texts.values()))
+    # one language to a batch, and the longest first, so that running out of memory shows at once
+    order = sorted(infos, key=lambda i: (str(rows[i]["language"]), -infos[i].samples))
+    batches = deque(_batches(order, rows, decoding.batch))
+    while batches:
+        batch = batches.popleft()
+        if all(of.keys() >= set(batch) for of in texts.values()):
+            continue
+        audio = {}
         for i in batch:
             try:
-                audio.append(decode(corpus.absolute(i)))
-                kept.append(i)
+                audio[i] = read_recording(corpus, i, infos[i])
             except AudioError as e:
-                failures[str(rows[i]["id"])] = corpus.without_root(str(e))
-        if kept:
-            log_mel = transcriber.encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-            features = log_mel["input_features"].to(model.device, model.dtype)
-        for at in exits:
-            if kept:
-                ids = _generate(model, features, at, tokens.get(str(rows[kept[0]]["language"])), decoding)
-                for i, text in zip(kept, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-                    texts[at][i] = text.strip()
-            done += 1
-            progress(done, len(batches) * len(exits))
-    heard = sorted(texts[exits[0]])
+                failures[names[i]] = str(e)
+        missing = [at for at in exits if not texts[at].keys() >= audio.keys()]
+        if not missing:
+            continue
+        token = tokens.get(str(rows[batch[0]]["language"]))
+        try:
+            features = hear.features(list(audio.values()))
+            for at in missing:
+                for i, text in zip(audio, hear.texts(features, at, token), strict=True):
+                    if i not in texts[at]:
+                        texts[at][i] = text
+                        if journal:
+                            journal.add(names[i], infos[i], at, text)
+                progress(sum(map(len, texts.values())) - before, len(infos) * len(exits) - before)
+        except OSError:  # the journal's, not a recording's
+            raise
+        except Exception as e:  # one bad recording must cost neither its neighbours nor the run
+            if len(audio) == 1:
+                failures.update({names[i]: reason(corpus, i, e) for i in audio})
+            batches.extendleft([i] for i in audio if len(audio) > 1)
+    heard = [i for i in sorted(infos) if all(i in of for of in texts.values())]
+    refuse_nothing(corpus, heard, failures)
     return Transcripts(
-        tuple(rows[i] for i in heard), {at: tuple(texts[at][i] for i in heard) for at in exits}, failures
+        tuple(rows[i] for i in heard), {at: tuple(of[i] for i in heard) for at, of in texts.items()}, failures
     )
+
+
+@dataclass(frozen=True)
+class _Hearing:
+    """A model with what stands before and after it."""
+
+    transcriber: Transcriber
+    tokenizer: Any
+    model: Any
+    decoding: Decoding
+
+    def features(self, audio: Sequence[Any]) -> torch.Tensor:
+        """log-Mel spectrograms of a batch, where the model is."""
+        log_mel = self.transcriber.encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        features: torch.Tensor = log_mel["input_features"].to(self.model.device, self.model.dtype)
+        return features
+
+    def texts(self, features: Any, at: EarlyExit, token: str | None) -> list[str]:
+        """What each of a batch of one language says; its token is None for an English-only model."""
+        ids = _generate(self.model, features, at, token, self.decoding)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def in_float32(model: Any) -> Any:
+    """The model in float32; a copy unless it is, since `write_early_exit` writes weights as they are stored."""
+    return model if model.dtype == torch.float32 else copy.deepcopy(model).float()
 
 
 def _tokenizer(transcriber: Transcriber) -> Any:
@@ -190,22 +236,6 @@ def _tokenizer(transcriber: Transcriber) -> Any:
         except Exception as e:
             reason = f"{type(e).__name__}: {e}"
     raise InputError(f"{transcriber.folder}: no usable tokenizer ({reason}); copy the original checkpoint's there")
-
-
-def _probe(corpus: Corpus) -> tuple[dict[int, int], dict[str, str]]:
-    """Samples of each row that can be transcribed, and why the others cannot."""
-    lengths, failures = {}, {}
-    for i, name in enumerate(corpus.table["id"].to_pylist()):
-        try:
-            samples = probe(corpus.absolute(i)).samples
-        except AudioError as e:
-            failures[str(name)] = corpus.without_root(str(e))
-            continue
-        if samples > WINDOW_SECONDS * SAMPLE_RATE:
-            failures[str(name)] = f"{samples / SAMPLE_RATE:.1f} s, more than Whisper's window of 30 s; cut it"
-        else:
-            lengths[i] = samples
-    return lengths, failures
 
 
 def _batches(order: Sequence[int], rows: Sequence[dict[str, Any]], size: int) -> list[list[int]]:
@@ -222,13 +252,17 @@ def _batches(order: Sequence[int], rows: Sequence[dict[str, Any]], size: int) ->
 def _generate(model: Any, features: torch.Tensor, at: EarlyExit, token: str | None, decoding: Decoding) -> torch.Tensor:
     """Token ids of a batch of one language, whose token is None for an English-only model."""
     prompt = {"language": token, "task": decoding.task} if token else {}
-    room = model.config.max_target_positions - 4  # start, language, task, no timestamps
-    length = min(decoding.max_new_tokens, room)
+    length = new_tokens(model, decoding)
     with ended_early(model, at), quiet_transformers(), torch.inference_mode():
         ids: torch.Tensor = model.generate(
             features, num_beams=1, do_sample=False, return_timestamps=False, max_new_tokens=length, **prompt
         )
     return ids
+
+
+def new_tokens(model: Any, decoding: Decoding) -> int:
+    """How many tokens a transcript may have: what is asked for, or what the decoder has positions for."""
+    return min(decoding.max_new_tokens, int(model.config.max_target_positions) - PROMPT_TOKENS)
 
 
 def every_exit(layers: int, blocks: Sequence[int] | None = None) -> tuple[EarlyExit, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import onnxruntime
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from voxstrata.audio.decode import decode
 from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import Corpus
-from voxstrata.errors import InputError
-from voxstrata.experiments.transcribe import WINDOW_SECONDS, Decoding, language_tokens
+from voxstrata.errors import AudioError, InputError
+from voxstrata.experiments.transcribe import Decoding, in_float32, language_tokens, new_tokens
+from voxstrata.experiments.transcribe_audio import find_recordings, read_recording, refuse_nothing
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.early_exit import (
     EarlyExit,
@@ -60,12 +60,17 @@ def check_exits(
     decoding: Decoding,
     *,
     say: Callable[[str], None] = lambda _: None,
-) -> list[CheckRow]:
-    """Write the checkpoint of every exit and compare it with our graph on every recording of `corpus`, in float32.
+) -> tuple[list[CheckRow], dict[str, str]]:
+    """Write the checkpoint of every exit and compare it with our graph on every recording of `corpus`.
 
-    The written checkpoint decodes with transformers' `generate`. The loop feeds layer_k of our graph (for an exit with
-    LayerNorm, that of the original) to the original decoder, token by token, without a cache, and takes the largest
-    logit outside the suppressed tokens. Recordings longer than 30 s are cut there.
+    The checkpoint is written with its weights as stored, as `write_early_exit` does; both ways compute in float32, in
+    which float16 weights are exact. The written checkpoint decodes with transformers' `generate`. The loop feeds
+    layer_k of our graph (for an exit with LayerNorm, that of the original) to the original decoder, token by token,
+    without a cache, and takes the largest logit outside the suppressed tokens. Both stop where the decoder's positions
+    end.
+
+    Returns the rows and, by id, why recordings could not be compared: longer than 30 s, or unreadable. Raises
+    UsageError for exits, languages or a task the model has not, InputError when no recording is left.
     """
     for at in exits:
         check_exit(at, transcriber.layers)
@@ -73,9 +78,19 @@ def check_exits(
     tokens = language_tokens(transcriber, languages, decoding)
     if tokens and None in languages:
         raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
-    audio = [decode(corpus.absolute(i))[: WINDOW_SECONDS * SAMPLE_RATE] for i in range(len(corpus))]
-    log_mel = transcriber.encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
-    original = transcriber.model.float()
+    infos, failures = find_recordings(corpus)
+    audio = {}
+    for i, info in infos.items():
+        try:
+            audio[i] = read_recording(corpus, i, info)
+        except AudioError as e:
+            failures[str(corpus.table["id"][i])] = str(e)
+    refuse_nothing(corpus, audio, failures)
+    extractor = transcriber.encoder.extractor
+    log_mel = extractor(list(audio.values()), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+    spoken = [languages[i] for i in audio]
+    decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
+    original = in_float32(transcriber.model)
     rows = []
     with tempfile.TemporaryDirectory(prefix="voxstrata-early-exit-") as folder:
         say("building the graph")
@@ -86,7 +101,7 @@ def check_exits(
             with quiet_transformers():
                 written = WhisperForConditionalGeneration.from_pretrained(Path(folder) / str(n), dtype=torch.float32)
             equal, compared, margins = 0, 0, []
-            for i, language in enumerate(languages):
+            for i, language in enumerate(spoken):
                 one = log_mel[i : i + 1]
                 (state,) = session.run([f"layer_{at.after:02d}"], {"log_mel": one.numpy()})
                 states = torch.from_numpy(state)
@@ -106,7 +121,7 @@ def check_exits(
                     at.after, at.final_norm, len(audio), equal, compared, card.relative_l2, max(margins, default=None)
                 )
             )
-    return rows
+    return rows, failures
 
 
 def _session(encoder: Checkpoint, folder: Path) -> onnxruntime.InferenceSession:

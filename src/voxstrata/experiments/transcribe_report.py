@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.errors import UsageError
-from voxstrata.experiments.transcribe_score import ALL, DEV, TEST, Choice
+from voxstrata.experiments.transcribe_rates import ALL, Choice
+from voxstrata.experiments.transcribe_score import DEV, TEST
 
 TRANSCRIPTS, ERRORS, READ, SUMMARY, PICTURE = (
     "transcripts.parquet", "errors.parquet", "transcripts.md", "early_exit.md", "early_exit.png",
@@ -77,22 +79,25 @@ def choice_rows(choices: Sequence[Choice]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _interval(v: tuple[float, float, float], sign: str = "") -> str:
-    point, low, high = (f"{100 * x:{sign}.1f}" for x in v)
-    return f"{point} [{low}, {high}]"
+def _interval(v: tuple[float, float | None, float | None], sign: str = "") -> str:
+    point, low, high = (None if x is None or isnan(x) else f"{100 * x:{sign}.1f}" for x in v)
+    return f"{point}" if low is None else f"{point} [{low}, {high}]"
 
 
 def explanation(about: Mapping[str, Any]) -> str:
-    """What the figures mean, in words."""
+    """What the figures mean, in words; then what a reader must know of this run, a line each."""
     scoring, decoding = about["scoring"], about["decoding"]
-    return (
-        f"Error rates in %: words, or characters where the script has no spaces; normalizer {scoring['normalizer']!r}. "
+    text = (
+        "Error rates in %: words, or characters where the language's script has no spaces; normalizer "
+        f"{scoring['normalizer']!r}. "
         f"The exit was chosen on the development part ({100 * scoring['dev_share']:.0f} % of the groups, seed "
-        f"{scoring['seed']}), everything else is of the test part. In brackets 95 % bootstrap intervals over groups. "
+        f"{scoring['seed']}), everything else is of the test part. In brackets 95 % bootstrap intervals over groups "
+        "(of the language; for 'all', of the part, translations together). "
         f"'difference' is the chosen exit minus the whole encoder (k = {about['layers']}), paired. "
-        f"'{ALL}' is the unweighted mean over languages and scripts. "
+        f"'{ALL}' is the mean of the languages' rates, each language weighing the same. "
         f"Greedy decoding, task {decoding['task']}, at most {decoding['max_new_tokens']} tokens."
     )
+    return "\n".join([text, *(f"- {note}" for note in about["notes"])])
 
 
 def summary(title: str, rates: pa.Table, choices: Sequence[Choice], about: Mapping[str, Any]) -> str:
@@ -123,7 +128,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot_errors(rates: pa.Table, path: str | PathLike[str], title: str) -> None:
-    """PNG: the test part's error rate by k, a panel for each language and script, with intervals."""
+    """PNG: the test part's error rate by k, a panel for each language, with intervals."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -138,7 +143,8 @@ def plot_errors(rates: pa.Table, path: str | PathLike[str], title: str) -> None:
         for norm, colour, marker in ((True, "C0", "o"), (False, "C1", "s")):
             mine = [r for r in rows if (r["language"], r["script"]) == scope and r["final_norm"] == norm]
             x = [r["after"] for r in mine]
-            axes.fill_between(x, [100 * r["low"] for r in mine], [100 * r["high"] for r in mine], alpha=0.15, lw=0)
+            low, high = ([nan if r[end] is None else 100 * r[end] for r in mine] for end in ("low", "high"))
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
             label = f"{'with' if norm else 'without'} final LayerNorm"
             axes.plot(x, [100 * r["rate"] for r in mine], color=colour, marker=marker, markersize=4, label=label)
         first = next(r for r in rows if (r["language"], r["script"]) == scope)
@@ -148,7 +154,7 @@ def plot_errors(rates: pa.Table, path: str | PathLike[str], title: str) -> None:
         axes.set_ylabel(f"{unit} (%)", fontsize=9)
         axes.set_xlabel("encoder ends after block k", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        highest = max(r["high"] for r in rows if (r["language"], r["script"]) == scope)
+        highest = max(r["high"] or r["rate"] for r in rows if (r["language"], r["script"]) == scope)
         axes.set_ylim(0, max(106 * highest, 1))  # markers at the top stay whole
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

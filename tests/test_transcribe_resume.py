@@ -1,0 +1,162 @@
+"""A stopped sweep goes on to the results of an undisturbed one, and takes no other run's transcripts for its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from conftest import sound
+from test_cli import run
+
+pytest.importorskip("torch")
+pytest.importorskip("jiwer")
+
+from voxstrata.experiments import transcribe as module
+from voxstrata.store.files import Files
+
+OPTIONS = ("--blocks", "1", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")
+RESULTS = ("transcripts.parquet", "errors.parquet", "transcripts.md", "early_exit.md")
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    lines = ["id\tpath\tlanguage\tgroup\ttext"]
+    for g in range(4):
+        for j, language in enumerate(("en", "es")):
+            soundfile.write(tmp_path / f"{language}{g}.wav", sound(0.5 + 0.2 * g, 10 * g + j), 16_000)
+            lines.append(f"{language}{g}\t{language}{g}.wav\t{language}\ts{g}\tDoor {g} is open")
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    lines.append("bad\tbad.wav\tes\ts0\tnever heard")
+    (tmp_path / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "speech.tsv"
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that were decoded."""
+    sizes: list[int] = []
+    right = module._generate
+
+    def spy(model: Any, features: Any, *rest: Any) -> Any:
+        sizes.append(len(features))
+        return right(model, features, *rest)
+
+    monkeypatch.setattr(module, "_generate", spy)
+    return sizes
+
+
+def test_a_stopped_sweep_goes_on_and_leaves_the_same_results(
+    speech: Path, tiny_transcriber: Path, tmp_path: Path, heard: list[int], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = ("early-exit", "sweep", tiny_transcriber, speech, *OPTIONS)
+    assert run(*arguments, "-o", whole) == 4
+    assert sum(heard) == 8 * 4
+    journal = (whole / "transcripts.jsonl").read_bytes()
+    assert len(journal.splitlines()) == 1 + 8 * 4
+
+    spied = module._generate
+
+    def stop(*given: Any) -> Any:
+        if len(heard) == 7:
+            raise KeyboardInterrupt
+        return spied(*given)
+
+    heard.clear()
+    monkeypatch.setattr(module, "_generate", stop)
+    assert run(*arguments, "-o", cut) == 130
+    assert not (cut / "early_exit.md").exists()
+    left = (cut / "transcripts.jsonl").read_bytes()
+    assert len(left.splitlines()) == 1 + 7 * 2
+    (cut / "transcripts.jsonl").write_bytes(left[:-9])  # as a kill in the middle of a line leaves it
+
+    heard.clear()
+    monkeypatch.setattr(module, "_generate", spied)
+    capsys.readouterr()
+    assert run(*arguments, "-o", cut) == 4
+    assert "13 transcripts were there already" in capsys.readouterr().out
+    assert sum(heard) == 8 * 4 - 6 * 2  # the batch with the broken line is decoded again
+    for name in RESULTS:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    assert sorted((cut / "transcripts.jsonl").read_bytes().splitlines()) == sorted(journal.splitlines())
+
+
+def test_scoring_anew_needs_no_decoding_and_other_settings_are_refused_by_name(
+    speech: Path, tiny_transcriber: Path, tmp_path: Path, heard: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("-o", tmp_path / "out")
+    arguments = ("early-exit", "sweep", tiny_transcriber, speech, *OPTIONS)
+    assert run(*arguments, *out) == 4
+    journal = (tmp_path / "out" / "transcripts.jsonl").read_bytes()
+    heard.clear()
+    capsys.readouterr()
+    assert run(*arguments, *out, "--normalizer", "light", "--seed", "2", "--batch", "1", "--json") == 4
+    said = json.loads(capsys.readouterr().out)
+    assert (said["scoring"]["normalizer"], said["normalizers"]) == ("light", {"en": "light", "es": "light"})
+    assert said["resumed"] == 32
+    speech.write_text(speech.read_text(encoding="utf-8").replace("Door 1 is open", "Door one is open"), "utf-8")
+    assert run(*arguments, *out) == 4  # a corrected text: the recordings are the same
+    assert heard == []
+
+    def refused(message: str, *command: object) -> None:
+        assert run("early-exit", "sweep", *command) == 3
+        assert message in capsys.readouterr().err
+        assert (tmp_path / "out" / "transcripts.jsonl").read_bytes() == journal
+
+    refused("max_new_tokens 6, now max_new_tokens 9:", *arguments[2:], *out, "--max-new-tokens", "9")
+    refused("task transcribe, now task translate", *arguments[2:], *out, "--task", "translate")
+    refused("prompts {}, now prompts {'en': 'ja', 'es': 'ja'}", *arguments[2:], *out, "--language", "ja")
+    with Files(tmp_path / "out").lock():
+        refused("another run", *arguments[2:], *out)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_transcriber, other)
+    settings = json.loads((other / "generation_config.json").read_text(encoding="utf-8"))
+    settings["suppress_tokens"] = settings["suppress_tokens"][1:]
+    (other / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    refused("model_sha256", other, *arguments[3:], *out)
+    speech.write_text(speech.read_text(encoding="utf-8").replace("en3\t", "en33\t"), encoding="utf-8")
+    refused("corpus_sha256", *arguments[2:], *out)
+    assert heard == []
+
+
+def test_a_replaced_recording_is_heard_again(
+    speech: Path, tiny_transcriber: Path, tmp_path: Path, heard: list[int]
+) -> None:
+    arguments = ("early-exit", "sweep", tiny_transcriber, speech, *OPTIONS, "-o", tmp_path / "out")
+    assert run(*arguments) == 4
+    soundfile.write(speech.parent / "bad.wav", sound(0.7, 99), 16_000)
+    heard.clear()
+    assert run(*arguments) == 0
+    assert sum(heard) <= 4 * 6  # batches of es change with it; en's are known
+    assert len((tmp_path / "out" / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()) == 1 + 9 * 4
+
+
+def test_a_run_that_was_refused_binds_nobody_and_a_foreign_file_is_left_alone(
+    speech: Path, tiny_transcriber: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = (
+        "early-exit",
+        "sweep",
+        tiny_transcriber,
+        speech,
+        "--max-new-tokens",
+        "4",
+        "--bootstrap",
+        "9",
+        "-o",
+        out,
+    )
+    assert run(*arguments, "--language", "es=fr") == 2
+    assert run(*arguments, "--blocks", "3") == 4
+    for text in ("hello\nthere\n", '{"a": 1}\n{"id": "x"}\n', "[1]\n[2]\n"):
+        (out / "transcripts.jsonl").write_text(text, encoding="utf-8")
+        capsys.readouterr()
+        assert run(*arguments) == 3
+        assert "no transcripts of a sweep" in capsys.readouterr().err
+        assert (out / "transcripts.jsonl").read_text(encoding="utf-8") == text
