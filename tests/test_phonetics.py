@@ -61,7 +61,7 @@ def test_tables_hold_panphons_distances_and_the_ranks_of_a_plain_loop(tmp_path: 
         assert row["distance"] == pytest.approx(expected, abs=1e-6)
         assert row["translation"] == (source["group"] == target["group"])
         by_pair[row["source"], row["target"]] = by_pair[row["target"], row["source"]] = row["distance"]
-    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet")
+    pairs = pq.read_table(tmp_path / "out" / "phonetics.parquet")
     assert len(pairs) == 8
     for row in pairs.to_pylist():
         others = [by_pair[row["source"], f"{row['target_language']}_{g}"] for g in SENTENCES if g != row["group"]]
@@ -86,7 +86,7 @@ def test_given_ipa_replaces_espeak_and_its_words_and_segments_count(tmp_path: Pa
     assert ipa["en_hotel"]["segments"] == 4
     assert ipa["en_banana"]["voice"] == "en-us"
     (row,) = [
-        row for row in pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist() if row["source"] == "en_hotel"
+        row for row in pq.read_table(tmp_path / "out" / "phonetics.parquet").to_pylist() if row["source"] == "en_hotel"
     ]
     assert row["distance"] == pytest.approx(1 / 24 / 4)
     assert report.settings["ipa_given"] == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from voxstrata.experiments.phonetic_pairs import (
 from voxstrata.folders import make_writable
 from voxstrata.retrieval.languages import chosen
 
-IPA, DISTANCES, PAIRS = "ipa.parquet", "distances.parquet", "pairs.parquet"
+IPA, DISTANCES, PAIRS = "ipa.parquet", "distances.parquet", "phonetics.parquet"
 KEY = "voxstrata_phonetics"  # of the settings, in the metadata of every table
 GIVEN = "given"  # in the place of the voice, where the user gave the IPA
 _NAMED = 5
@@ -66,7 +67,7 @@ def measure_phonetics(
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PhoneticsReport:
-    """Write ipa.parquet, distances.parquet and pairs.parquet to `folder`; what an earlier run left there is replaced.
+    """Write ipa.parquet, distances.parquet and phonetics.parquet to `folder`, over what an earlier run left there.
 
     Utterances with language and group take part, with their IPA in `given` (by id) or else the text read by espeak-ng
     (`voices`: language to voice, where the default is not wanted). Those without either, or without a segment PanPhon
@@ -111,6 +112,7 @@ def measure_phonetics(
         "voices": voice_by_language,
         "ipa_given": sum(row["voice"] == GIVEN for row in rows),
         "left_out": len(left_out),
+        "utterances_sha256": _sha256(rows),
         "tools": {"panphon": version("panphon"), **(tools() if voice_by_language else {})},
     }
     sides = {name: [row for row in rows if row["language"] == name] for name in names}
@@ -188,6 +190,12 @@ def _notes(sides: Mapping[str, list[Row]]) -> list[str]:
                 f"{name}: espeak-ng read parts of {len(switched)} sentences with the voice of another language"
             )
     return notes
+
+
+def _sha256(rows: Sequence[Row]) -> str:
+    """Of who said what, and how it is pronounced: tables of one run share it."""
+    columns = ("id", "language", "group", "text", "ipa")
+    return hashlib.sha256(json.dumps([[row[name] for name in columns] for row in rows]).encode()).hexdigest()
 
 
 def _ipa_table(rows: Sequence[Row]) -> pa.Table:

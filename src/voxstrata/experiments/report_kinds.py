@@ -171,10 +171,10 @@ KINDS = (
         "align", "align.parquet", "voxstrata_align", {"align.png": "Controlled retrieval by output, with chance"},
         (), _align,
     ),
-    Kind("phonetics", "pairs.parquet", "voxstrata_phonetics", {}, ("ipa.parquet", "distances.parquet"), _phonetics),
+    Kind("phonetics", "phonetics.parquet", "voxstrata_phonetics", {}, ("ipa.parquet", "distances.parquet"), _phonetics),
     Kind(
         "words", "words.parquet", "voxstrata_words", {"words.png": "AUC by output; chance is 0.5"},
-        ("pairs.parquet",), _words,
+        ("word_pairs.parquet",), _words,
     ),
     Kind(
         "explain", "explain.parquet", "voxstrata_explain", {"explain.png": "Frame × frame cosines"},
