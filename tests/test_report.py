@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from planted import plant
 from report_pages import BROWSER, PHONE, PROBE, Page, Table, browse
-from report_results import NASTY, write_drift, write_exits, write_words
+from report_results import NASTY, write_bench, write_drift, write_exits, write_words
 from stores import Utterance, make_store
 from test_cli import run
 
@@ -51,6 +51,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_words(root / "words")
     write_exits(root / "exits")
     write_drift(root / "drift.json")
+    write_bench(root / "bench.json")
+    assert (
+        run("similarity", root / "speech.zarr", "--layer", "final", "--x", "en", "--y", "es", "-o", root / "en-es") == 0
+    )
     assert run("report", root, "-o", root.parent / "page.html") == 0
     return root
 
@@ -84,13 +88,14 @@ def stored(path: Path) -> list[dict[str, Any]]:
 class TestNumbers:
     def test_all_results_are_found(self, page: Page, study: Path) -> None:
         assert [name for name in page.sections if name] == [
-            "drift: drift.json", "align: deep/aligned/align.parquet", "early-exit sweep: exits/errors.parquet",
+            "drift: drift.json", "bench: bench.json", "align: deep/aligned/align.parquet",
+            "similarity: en-es/top.parquet", "early-exit sweep: exits/errors.parquet",
             "phonetics: phonetics/phonetics.parquet", "retrieve: retrieval/retrieval.parquet", "extract: speech.zarr",
             "explain: why/explain.parquet", "words: words/words.parquet",
         ]  # fmt: skip
         contents = page.sections[""][0]
         assert contents.rows[0][0][0] == "drift.json"
-        assert len(contents.rows) == 8
+        assert len(contents.rows) == 10
 
     def test_tables_as_stored_are_the_parquets(self, page: Page, study: Path) -> None:
         rows = stored(study / "retrieval/retrieval.parquet")
@@ -199,7 +204,7 @@ class TestNumbers:
         assert "0" * 64 in text  # the encoder's
         about = json.loads(pq.read_schema(study / "retrieval/retrieval.parquet").metadata[b"voxstrata"])
         assert about["plan"] in text
-        assert "2 different encoders" in page.sections[""][0].note
+        assert "3 different encoders" in page.sections[""][0].note
 
 
 class TestOneFile:
