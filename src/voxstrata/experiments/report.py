@@ -102,9 +102,9 @@ def write_report(folder: Path, target: Path | None = None, say: Callable[[str], 
         for name in sorted(known - taken - beside):
             left_out[str((path / name).relative_to(folder))] = "without the settings that voxstrata stores with results"
     if not runs:
-        names = ", ".join(kind.file for kind in (*KINDS, *JSON_KINDS))
+        looked_for = ", ".join(kind.file for kind in (*KINDS, *JSON_KINDS))
         raise InputError(
-            f"{folder}: holds no result that voxstrata wrote ({names}) and no store; give the folder that "
+            f"{folder}: holds no result that voxstrata wrote ({looked_for}) and no store; give the folder that "
             "`voxstrata retrieve` or another command wrote, or one above it"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
