@@ -122,7 +122,9 @@ def measure_phonetics(
     metadata = {KEY: json.dumps(settings, ensure_ascii=False)}
     pq.write_table(_ipa_table(rows).replace_schema_metadata(metadata), folder / IPA)
     say("distances")
-    pairs, directions = _measure(sides, normalize, folder / DISTANCES, metadata, progress)
+    pairs, directions, lone = _measure(sides, normalize, folder / DISTANCES, metadata, progress)
+    if lone:
+        notes.append(f"{', '.join(lone)}: no figure, since the pool holds one sentence and nothing can sound closer")
     pq.write_table(pairs.replace_schema_metadata(metadata), folder / PAIRS)
     return PhoneticsReport(str(folder), len(rows), left_out, notes, settings, directions)
 
@@ -209,13 +211,17 @@ def _measure(
     path: Path,
     metadata: dict[str, str],
     progress: Callable[[int, int], None],
-) -> tuple[pa.Table, list[Direction]]:
-    """Write all distances, a row group per pair of languages; return the translations of both directions."""
+) -> tuple[pa.Table, list[Direction], list[str]]:
+    """Write all distances, a row group per pair of languages; return the translations of both directions.
+
+    Also those directions in which nothing but translations is there.
+    """
     phones = {name: Phones.from_ipa([row["ipa"] for row in side]) for name, side in sides.items() if side}
     words = {name: Words.of([row["ipa"] for row in side]) for name, side in sides.items() if side}
     couples = list(combinations(phones, 2))
     rows: list[dict[str, Any]] = []
     directions: list[Direction] = []
+    lone: list[str] = []
     with pq.ParquetWriter(path, DISTANCE_SCHEMA.with_metadata(metadata)) as writer:
         for n, (a, b) in enumerate(couples, start=1):
             x, y = sides[a], sides[b]
@@ -227,7 +233,10 @@ def _measure(
                 there = Compared(a, b, x, y, same, distance, phones[b].lengths, word, words[a].forms, words[b].forms)
                 for direction in (there, there.reversed(phones[a].lengths)):
                     found = translations(direction)
-                    directions.append(summarise(direction, found))
-                    rows += found
+                    if found:
+                        directions.append(summarise(direction, found))
+                        rows += found
+                    else:
+                        lone.append(f"{direction.source} → {direction.target}")
             progress(n, len(couples))
-    return pa.Table.from_pylist(rows), directions
+    return pa.Table.from_pylist(rows), directions, lone
