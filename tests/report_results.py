@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from voxstrata.engine.throughput import Record, Throughput
 from voxstrata.experiments.drift import DriftReport, DriftRow
 from voxstrata.experiments.words import AUC_SCHEMA
 
@@ -62,3 +63,21 @@ def write_drift(path: Path) -> None:
     report = DriftReport("made-up", 8, 0, {}, 33.3, {"padded": 9.0, "bucketed": 2.0, "trimmed": 1.5}, speed, rows,
                          {"final": {"seqsim_f1": 0.5}}, (7, 8), 0.13, None)  # fmt: skip
     path.write_text(json.dumps(report.to_dict()), encoding="utf-8")
+
+
+def write_bench(path: Path) -> None:
+    """What `bench --json --corpus` prints."""
+    modes = {
+        mode: Throughput(
+            mode, "fleurs", ("layer_00", "final"), 40 + n, 480.0, 8.0 / (n + 1), 9000, 10**12, 10**9, {}, 0.5
+        )
+        for n, mode in enumerate(("padded", "bucketed", "trimmed"))
+    }
+    about = {"format": 1, "model": {"weights_sha256": "3" * 64, "dtype": "float32", "silence_sha256": "1" * 64},
+             "cpu": "made-up", "cores": 2, "device": "cpu", "threads": 2}  # fmt: skip
+    printed = Record(about, 0.25, 5e10, modes).to_dict()
+    for mode, t in modes.items():
+        printed["modes"][mode] |= {"audio_hours_per_hour": t.audio_hours_per_hour}
+    expected = {"recordings": 12, "audio_seconds": 3600.0, "units": 3, "tokens": 7, "bytes": 10**9, "failures": {}}
+    printed["corpus"] = {mode: {**expected, "seconds": 60.5 + n} for n, mode in enumerate(modes)}
+    path.write_text(json.dumps(printed), encoding="utf-8")

@@ -21,6 +21,8 @@ from voxstrata.store import EmbeddingStore, StoreSpec
 pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
 from matplotlib.figure import Figure
 
+from voxstrata.experiments.explain_plot import _apart
+
 D = 8
 
 
@@ -180,3 +182,15 @@ def test_json_alone_goes_to_standard_output(
     assert (json.loads(out)["rows"][0]["frames_b"], err) == (3, "")
     assert run("explain", store.files.root, "a", "nobody", "-o", tmp_path / "other") == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_labels_of_short_words_do_not_touch_and_the_others_stand_at_their_middle() -> None:
+    begins = [0.1, 1.0, 1.1, 1.15, 3.0]
+    words = [Word(str(n), begin, begin + 0.1) for n, begin in enumerate(begins)]
+    places = np.array(_apart(words, 0.3, 4.0))
+    np.testing.assert_allclose(places[[0, 4]], [0.15, 3.05])
+    np.testing.assert_allclose(places[1:4], np.mean([1.05, 1.15, 1.2]) + np.array([-0.3, 0, 0.3]))
+    crowd = [Word("x", n / 50, (n + 1) / 50) for n in range(40)]
+    np.testing.assert_allclose(_apart(crowd, 0.3, 12.0), 0.15 + 0.3 * np.arange(40))  # none before the axis begins
+    late = [Word(str(n), 3.8, 3.9) for n in range(3)]
+    np.testing.assert_allclose(_apart([Word("x", 3.0, 3.2), *late], 0.3, 4.0), [2.95, 3.25, 3.55, 3.85])

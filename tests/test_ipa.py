@@ -73,7 +73,7 @@ def test_languages_without_a_voice_are_all_named_with_the_ways_out() -> None:
     assert choose_voices(["en", "ceb_ph"], {"ceb_ph": "id"}) == {"en": "en-us", "ceb_ph": "id"}
     with pytest.raises(UsageError, match="no voice 'klingon'"):
         choose_voices(["en"], {"en": "klingon"})
-    with pytest.raises(UsageError, match="given for 'de'"):
+    with pytest.raises(UsageError, match=r"given for 'de', in which no text is to be read.*read in: en"):
         choose_voices(["en"], {"de": "de"})
 
 

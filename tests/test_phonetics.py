@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_cli import run
 
-from voxstrata import InputError, read_corpus
+from voxstrata import InputError, UsageError, read_corpus
 from voxstrata.experiments.phonetic_pairs import NEIGHBOURS, quantiles
 from voxstrata.experiments.phonetics import KEY, measure_phonetics
 
@@ -61,7 +61,7 @@ def test_tables_hold_panphons_distances_and_the_ranks_of_a_plain_loop(tmp_path: 
         assert row["distance"] == pytest.approx(expected, abs=1e-6)
         assert row["translation"] == (source["group"] == target["group"])
         by_pair[row["source"], row["target"]] = by_pair[row["target"], row["source"]] = row["distance"]
-    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet")
+    pairs = pq.read_table(tmp_path / "out" / "phonetics.parquet")
     assert len(pairs) == 8
     for row in pairs.to_pylist():
         others = [by_pair[row["source"], f"{row['target_language']}_{g}"] for g in SENTENCES if g != row["group"]]
@@ -86,7 +86,7 @@ def test_given_ipa_replaces_espeak_and_its_words_and_segments_count(tmp_path: Pa
     assert ipa["en_hotel"]["segments"] == 4
     assert ipa["en_banana"]["voice"] == "en-us"
     (row,) = [
-        row for row in pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist() if row["source"] == "en_hotel"
+        row for row in pq.read_table(tmp_path / "out" / "phonetics.parquet").to_pylist() if row["source"] == "en_hotel"
     ]
     assert row["distance"] == pytest.approx(1 / 24 / 4)
     assert report.settings["ipa_given"] == 4
@@ -150,6 +150,18 @@ def test_equal_sentences_in_two_groups_are_told(tmp_path: Path, capsys: pytest.C
     assert "en: 2 groups share" in capsys.readouterr().out
 
 
+def test_a_direction_without_non_translations_has_no_figures_and_is_named(tmp_path: Path) -> None:
+    rows = [*sentences(), {"id": "de_rain", "path": "de.wav", "language": "de", "group": "rain", "text": "Es regnet."}]
+    report = measure_phonetics(read_corpus(manifest(tmp_path, rows)), tmp_path / "out")
+    assert [(d.source, d.target, d.pairs) for d in report.directions] == [
+        ("de", "en", 1), ("de", "es", 1), ("en", "es", 4), ("es", "en", 4),
+    ]  # fmt: skip
+    assert any(note.startswith("en → de, es → de: no figure") for note in report.notes)
+    pairs = pq.read_table(tmp_path / "out" / "phonetics.parquet").to_pylist()
+    assert all(row["non_translations"] > 0 for row in pairs)
+    assert "de" not in {row["target_language"] for row in pairs}
+
+
 def test_wrong_voice_option_is_2(tmp_path: Path) -> None:
     path = manifest(tmp_path, sentences())
     assert run("phonetics", path, "-o", tmp_path / "out", "--voice", "en") == 2
@@ -159,6 +171,14 @@ def test_wrong_voice_option_is_2(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "ipa.parquet")
     options = ("--voice", "en=en-gb", "--ipa", tmp_path / "ipa.parquet", "--json")
     assert run("phonetics", path, "-o", tmp_path / "out", *options) == 0
+
+
+def test_a_voice_for_a_language_whose_ipa_is_all_given_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    given = {f"en_{g}": ipa for g, ipa in zip(SENTENCES, ("pata", "kiku", "somi", "lena"), strict=True)}
+    corpus = read_corpus(manifest(tmp_path, sentences()))
+    with pytest.raises(UsageError, match=r"given for 'en'.*all its IPA is given \(--ipa\).*read in: es"):
+        measure_phonetics(corpus, tmp_path / "out", given=given, voices={"en": "en-gb"})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.real

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from planted import plant
 from report_pages import BROWSER, PHONE, PROBE, Page, Table, browse
-from report_results import NASTY, write_drift, write_exits, write_words
+from report_results import NASTY, write_bench, write_drift, write_exits, write_words
 from stores import Utterance, make_store
 from test_cli import run
 
@@ -51,6 +51,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_words(root / "words")
     write_exits(root / "exits")
     write_drift(root / "drift.json")
+    write_bench(root / "bench.json")
+    assert (
+        run("similarity", root / "speech.zarr", "--layer", "final", "--x", "en", "--y", "es", "-o", root / "en-es") == 0
+    )
     assert run("report", root, "-o", root.parent / "page.html") == 0
     return root
 
@@ -84,13 +88,14 @@ def stored(path: Path) -> list[dict[str, Any]]:
 class TestNumbers:
     def test_all_results_are_found(self, page: Page, study: Path) -> None:
         assert [name for name in page.sections if name] == [
-            "drift: drift.json", "align: deep/aligned/align.parquet", "early-exit sweep: exits/errors.parquet",
-            "phonetics: phonetics/pairs.parquet", "retrieve: retrieval/retrieval.parquet", "extract: speech.zarr",
+            "drift: drift.json", "bench: bench.json", "align: deep/aligned/align.parquet",
+            "similarity: en-es/top.parquet", "early-exit sweep: exits/errors.parquet",
+            "phonetics: phonetics/phonetics.parquet", "retrieve: retrieval/retrieval.parquet", "extract: speech.zarr",
             "explain: why/explain.parquet", "words: words/words.parquet",
         ]  # fmt: skip
         contents = page.sections[""][0]
         assert contents.rows[0][0][0] == "drift.json"
-        assert len(contents.rows) == 8
+        assert len(contents.rows) == 10
 
     def test_tables_as_stored_are_the_parquets(self, page: Page, study: Path) -> None:
         rows = stored(study / "retrieval/retrieval.parquet")
@@ -118,8 +123,8 @@ class TestNumbers:
         assert_shows(test, [r for r in rows if r["part"] == "test"])
         assert_shows(dev, [r for r in rows if r["part"] == "dev"])
         assert_shows(heard, stored(study / "exits/transcripts.parquet"))
-        rows = stored(study / "phonetics/pairs.parquet")
-        near = page.sections["phonetics: phonetics/pairs.parquet"][1]
+        rows = stored(study / "phonetics/phonetics.parquet")
+        near = page.sections["phonetics: phonetics/phonetics.parquet"][1]
         assert f"(50 of {len(rows)} rows)" in near.title
         by_pair = {(r["source"], r["target"]): r for r in rows}
         at = [near.header.index(name) for name in ("source", "target")]
@@ -153,14 +158,14 @@ class TestNumbers:
         shown = {cells[0][0]: cells[1][0] for cells in table.rows}
         assert list(shown) == [*whole, "pool", "chance"]
         for system, r in whole.items():
-            assert shown[system] == " [".join((f"{100 * r['value']:.1f}", f"{100 * r['low']:.1f}")) + (
+            assert shown[system] == "\n[".join((f"{100 * r['value']:.1f}", f"{100 * r['low']:.1f}")) + (
                 f", {100 * r['high']:.1f}]"
             )
         assert (shown["pool"], shown["chance"]) == ("160", f"{100 / 160:.1f}")
 
     def test_phonetics_by_direction(self, page: Page, study: Path) -> None:
-        rows = [r for r in stored(study / "phonetics/pairs.parquet") if r["source_language"] == "a"]
-        table = page.sections["phonetics: phonetics/pairs.parquet"][0]
+        rows = [r for r in stored(study / "phonetics/phonetics.parquet") if r["source_language"] == "a"]
+        table = page.sections["phonetics: phonetics/phonetics.parquet"][0]
         cells = dict(zip(table.header, table.rows[0], strict=True))
         expected = {
             "distance": np.mean([r["distance"] for r in rows]),
@@ -199,7 +204,7 @@ class TestNumbers:
         assert "0" * 64 in text  # the encoder's
         about = json.loads(pq.read_schema(study / "retrieval/retrieval.parquet").metadata[b"voxstrata"])
         assert about["plan"] in text
-        assert "2 different encoders" in page.sections[""][0].note
+        assert "3 different encoders" in page.sections[""][0].note
 
 
 class TestOneFile:
@@ -269,7 +274,8 @@ class TestBadInput:
         assert err == ""
         runs = {r["path"]: r for r in json.loads(out)["runs"]}
         assert runs["retrieval/retrieval.parquet"]["checkpoint"] == "made-up"
-        assert set(runs["phonetics/pairs.parquet"]["sha256"]) == {"pairs.parquet", "ipa.parquet", "distances.parquet"}
+        files = {"phonetics.parquet", "ipa.parquet", "distances.parquet"}
+        assert set(runs["phonetics/phonetics.parquet"]["sha256"]) == files
 
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("report", tmp_path) == 3
@@ -311,10 +317,10 @@ class TestBadInput:
         self, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         shutil.copytree(study / "why", tmp_path / "why")
-        pq.write_table(pa.table({"a": [1]}), tmp_path / "pairs.parquet")
+        pq.write_table(pa.table({"a": [1]}), tmp_path / "phonetics.parquet")
         assert run("report", tmp_path) == 0
-        assert "left out: pairs.parquet" in capsys.readouterr().err
-        assert "pairs.parquet" in (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert "left out: phonetics.parquet" in capsys.readouterr().err
+        assert "phonetics.parquet" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
     def test_a_page_of_another_is_not_replaced(
         self, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

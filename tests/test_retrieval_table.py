@@ -246,6 +246,32 @@ def test_a_language_without_partners_gives_null_and_leaves_the_means_alone() -> 
     assert to_markdown(table) == to_markdown(plain)
 
 
+def test_a_pool_of_translations_alone_has_no_figures_and_is_named() -> None:
+    """Found at 100 % beside chance of 100 %, it would only lift the means."""
+    store = fake_store(languages=("en", "es"), groups=12)
+    plain = retrieve(store, ks=[1])
+    lone = store.entries[0][2]
+    store.entries += [("ru-1", "ru", lone, "done"), ("ru-2", "ru", lone, "done")]  # one sentence, recorded twice
+    for states in store.frames.values():
+        states += [states[0], states[0]]
+    table = retrieve(store, ks=[1])
+    rows = {
+        (r["source"], r["target"]): r
+        for r in table.to_pylist()
+        if (r["output"], r["similarity"], r["score"], r["metric"]) == ("final", "seqsim_f1", "raw", "recall@1")
+    }
+    assert (rows["en", "ru"]["value"], rows["en", "ru"]["chance"], rows["en", "ru"]["queries"]) == (None, None, 0)
+    assert (rows["ru", "en"]["value"], rows["ru", "en"]["queries"]) == (1.0, 2)  # queries they can be
+    assert rows["ru", "en"]["chance"] == pytest.approx(1 / 12)
+    before = [r for r in plain.to_pylist() if r["metric"] == "recall@1" and r["output"] == "final"
+              and (r["similarity"], r["score"]) == ("seqsim_f1", "raw")]  # fmt: skip
+    found = {(r["source"], r["target"]): r["value"] for r in before}
+    four = [found["en", "es"], found["es", "en"], 1.0, rows["ru", "es"]["value"]]
+    assert rows["mean", "mean"]["value"] == pytest.approx(np.mean(four))
+    assert "any answer is right: en → ru, es → ru." in to_markdown(table)
+    assert "any answer is right" not in to_markdown(plain)
+
+
 def _means(table: pa.Table) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = table.filter(pc.equal(table["source"], "mean")).to_pylist()
     return rows
@@ -336,6 +362,8 @@ def test_a_corpus_that_cannot_be_retrieved_says_what_was_found() -> None:
         retrieve(failed, languages=["en", "es"])
     with pytest.raises(InputError, match="at least 2 languages"):
         retrieve(failed)
+    with pytest.raises(InputError, match=r"every pool holds one sentence \(en → es, es → en\).*add other sentences"):
+        retrieve(fake_store(languages=("en", "es"), groups=1))
     broken = fake_store(languages=("en", "es"))
     broken.frames["final"][3][0] = np.nan
     with pytest.raises(InputError, match="output final, es: utterance 'es-1': frame 0"):

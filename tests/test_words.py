@@ -343,7 +343,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     assert shown["low"] <= 0.5 <= shown["high"]  # random weights know no meaning
     assert (tmp_path / "w" / "words.png").read_bytes().startswith(b"\x89PNG")
     assert "Near-homophones, the closest in sound" in (tmp_path / "w" / "words.md").read_text(encoding="utf-8")
-    pairs = pq.read_table(tmp_path / "w" / "pairs.parquet")
+    pairs = pq.read_table(tmp_path / "w" / "word_pairs.parquet")
     assert {"final seqsim_f1", "layer_00 pooled_cosine", "phonetic_distance"} <= set(pairs.column_names)
     assert len(list((tmp_path / "w" / "de").glob("*.flac"))) == 30
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import Line, aligned, count_progress, json_option, print_json
+from voxstrata.cli.console import Line, count_progress, json_option, print_json
 from voxstrata.cli.options import bootstrap_option
 from voxstrata.cli.retrieve import names
 
@@ -81,7 +81,7 @@ def align(
     import pyarrow.parquet as pq
 
     from voxstrata.experiments.align import align as run
-    from voxstrata.experiments.align_report import align_cells, explanation, plot_align, settings, to_markdown
+    from voxstrata.experiments.align_report import plot_align, settings, to_markdown, to_terminal
     from voxstrata.folders import make_writable
     from voxstrata.store import open_store
 
@@ -111,6 +111,5 @@ def align(
     if as_json:
         print_json({"store": store, "results": str(folder), "settings": settings(table), "rows": table.to_pylist()})
     else:
-        click.echo(aligned(*align_cells(table)))
-        click.echo(f"\n{explanation(table)}\n")
+        click.echo(f"{title}\n\n{to_terminal(table)}\n")
         click.echo(f"{folder}: align.parquet, align.md, align.png, align.pdf")

@@ -19,7 +19,7 @@ from voxstrata.cli.retrieve import names
     "folder",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for ipa.parquet, distances.parquet and pairs.parquet; what an earlier run left there is replaced.",
+    help="Folder for ipa.parquet, distances.parquet and phonetics.parquet; what an earlier run left there is replaced.",
 )
 @click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
 @click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
@@ -129,5 +129,5 @@ def phonetics_text(report: Any) -> str:
     ]
     if report.notes:
         blocks.append("\n".join(f"note: {note}" for note in report.notes))
-    blocks.append(f"{report.folder}: ipa.parquet, distances.parquet, pairs.parquet")
+    blocks.append(f"{report.folder}: ipa.parquet, distances.parquet, phonetics.parquet")
     return "\n\n".join(blocks)

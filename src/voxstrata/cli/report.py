@@ -22,8 +22,9 @@ from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
 def report(folder: Path, target: Path | None, as_json: bool) -> None:
     """One page of all results in DIR and below: figures, tables, settings, fingerprints of data and models.
 
-    Takes what retrieve, align, phonetics, words, explain and early-exit sweep wrote, what `drift --json` printed into
-    files named drift*.json, and stores. The page is one HTML file that needs no network. Nothing is measured again.
+    Takes what retrieve, similarity, align, phonetics, words, explain and early-exit sweep wrote, what `drift --json`
+    and `bench --json` printed into files named drift*.json and bench*.json, and stores. The page is one HTML file that
+    needs no network. Nothing is measured again.
 
     \b
     Example:

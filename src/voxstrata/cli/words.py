@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from voxstrata.experiments.words import WordReport
 
 SHOWN = 15  # of either kind, in words.md
+PAIRS = "word_pairs.parquet"
 
 
 @click.command()
@@ -73,8 +74,8 @@ def words(
 
     LIST is a table (.tsv, .csv, .jsonl, .parquet) of form, language, meaning, and optionally ipa, and path to a
     recording; words without recordings are spoken by espeak-ng. "example" is a list of English, Spanish, German and
-    Russian that comes along. Writes words.parquet (AUC against random pairs, with intervals), pairs.parquet (every
-    pair), words.md and words.png.
+    Russian that comes along. Writes words.parquet (AUC against random pairs, with intervals), word_pairs.parquet
+    (every pair), words.md and words.png.
 
     \b
     Example:
@@ -116,7 +117,8 @@ def words(
     else:
         click.echo(f"{checkpoint}: AUC against random pairs (chance 0.5)\n")
         click.echo(aligned(*auc_cells(report)))
-        click.echo(f"\n{caption(report)}\n\n{folder}: words.parquet, pairs.parquet, words.md, words.png, words.zarr")
+        click.echo(f"\n{caption(report)}\n")
+        click.echo(f"{folder}: words.parquet, {PAIRS}, words.md, words.png, words.zarr")
     if report.failures:
         click.echo(f"{len(report.failures)} recordings failed:", err=True)
         for name, reason in list(report.failures.items())[:FAILURES_SHOWN]:
@@ -131,7 +133,7 @@ def write_words(report: WordReport, folder: Path, checkpoint: str) -> None:
     from voxstrata.experiments.words_plot import plot_words
 
     pq.write_table(report.table, folder / "words.parquet")
-    pq.write_table(report.pairs, folder / "pairs.parquet")
+    pq.write_table(report.pairs, folder / PAIRS)
     header, rows = auc_cells(report)
     lines = [f"# {checkpoint}: words", "", "AUC against random pairs, chance 0.5:", "", *_pipes(header, rows), ""]
     lines += [caption(report), ""]
@@ -217,5 +219,5 @@ def _listed(report: WordReport, kind: str) -> list[str]:
         ]
         for r in pairs.slice(0, SHOWN).to_pylist()
     ]
-    more = [f"… {len(pairs) - SHOWN} more in pairs.parquet"] if len(pairs) > SHOWN else []
+    more = [f"… {len(pairs) - SHOWN} more in {PAIRS}"] if len(pairs) > SHOWN else []
     return [*_pipes(["word", "other word", "distance"], body), "", *more]

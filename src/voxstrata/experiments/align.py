@@ -17,6 +17,7 @@ from voxstrata.experiments.align_inputs import CENTRED, RAW, SMALLEST_CELL, Soun
 from voxstrata.experiments.logistic import PRIOR_SD, fit_logistic
 from voxstrata.experiments.phonetic_pairs import NEIGHBOURS, non_translations, quantiles
 from voxstrata.experiments.pools import (
+    ALL,
     CANDIDATES,
     CLOSEST,
     CONTROLS,
@@ -108,9 +109,10 @@ def align(
 
     Returns one row per (system, states, control, source, target, metric), columns as in SCHEMA; a figure that does not
     exist is null. system: outputs by depth, then "phonemes" and "durations". states: "raw" or, for outputs, "means
-    removed". control: see `pools.ask`, and "fit". metric: recall@1; recall@1_change, of unlike from matched and of
-    closest from random, paired; for "fit" log_odds_per_sd, recall@1_if_unlike, discrimination (see `_fit`). Rows with
-    source and target "mean" are the unweighted mean over directions. low, high: 95 % bootstrap intervals over groups.
+    removed". control: see `pools.ask`, and "fit". metric: recall@1; recall@1_change, paired, of unlike from matched, of
+    closest from random, and under "all" of means removed from raw; for "fit" log_odds_per_sd, recall@1_if_unlike,
+    discrimination (see `_fit`). Rows with source and target "mean" are the unweighted mean over directions. low, high:
+    95 % bootstrap intervals over groups.
 
     Raises UsageError for impossible settings, InputError where store and phonetics do not fit together, or where no
     pair of languages shares two sentences.
@@ -140,6 +142,8 @@ def align(
                 scores = states.compare(a[kind], b[kind])
                 directions += [_direction(scores, there, resamples), _direction(scores.T, back, resamples)]
             progress(n * len(couples) + m, total)
+        for raw, centred in zip(found[RAW], found[CENTRED], strict=True):
+            centred.figures[ALL] = _with_change(centred.figures[ALL], raw.figures[ALL])
         for kind, directions in found.items():
             rows += _rows(output, kind, directions, resamples)
     for name in (PHONEMES, DURATIONS):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from voxstrata.errors import InputError
-from voxstrata.experiments.phonetics import DISTANCES, IPA, KEY
+from voxstrata.experiments.phonetics import DISTANCES, GIVEN, IPA, KEY
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.languages import Side, StoreReader, find_sides
 from voxstrata.retrieval.pooled import pooled_cosine
@@ -47,7 +47,11 @@ class Spoken:
 
 
 class Sounds:
-    """What `voxstrata phonetics` wrote, read from its folder."""
+    """What `voxstrata phonetics` wrote, read from its folder.
+
+    settings: of that run. segments: by id, how many an utterance has. texts: by id, what espeak-ng read; those whose
+    IPA was given are not in it.
+    """
 
     def __init__(self, folder: str) -> None:
         files = Files(folder)
@@ -58,8 +62,30 @@ class Sounds:
         self.folder = folder
         ipa = pq.read_table(io.BytesIO(files.read(IPA)))
         self._distances = pq.ParquetFile(io.BytesIO(files.read(DISTANCES)))
-        self.settings: dict[str, Any] = json.loads((ipa.schema.metadata or {}).get(KEY.encode(), b"{}"))
-        self.segments = dict(zip(ipa["id"].to_pylist(), ipa["segments"].to_pylist(), strict=True))
+        found, others = (
+            (schema.metadata or {}).get(KEY.encode()) for schema in (ipa.schema, self._distances.schema_arrow)
+        )
+        if found is None or found != others:
+            raise InputError(
+                f"{folder}: {IPA} and {DISTANCES} are not of one run of `voxstrata phonetics`; run it again"
+            )
+        self.settings: dict[str, Any] = json.loads(found)
+        ids = ipa["id"].to_pylist()
+        self.segments = dict(zip(ids, ipa["segments"].to_pylist(), strict=True))
+        read = zip(ids, ipa["voice"].to_pylist(), ipa["text"].to_pylist(), strict=True)
+        self.texts = {name: text for name, voice, text in read if voice != GIVEN}
+
+    def check_texts(self, texts: Mapping[str, str | None]) -> None:
+        """Raise InputError where espeak-ng read something else than what the store says was spoken; texts: by id."""
+        other = [name for name, text in texts.items() if text is not None and self.texts.get(name) not in (None, text)]
+        if other:
+            name = other[0]
+            raise InputError(
+                f"{self.folder}: made from other texts than the store's, of {len(other)} utterances; {name!r} is "
+                f"{self.texts[name]!r} there and {texts[name]!r} in the store. Run `voxstrata phonetics` on the corpus "
+                f"as it was extracted; where the newer text is right, `voxstrata phonetics --ipa {self.folder}/{IPA}` "
+                "into another folder takes its IPA as given"
+            )
 
     def distances(self, x: Side, y: Side, column: str) -> Float64:
         """Phonetic distances of x (N) to y (M): (N, M) float64, NaN where the table has null."""
@@ -110,11 +136,13 @@ def participants(
     """Utterances of each language that take part, and how many do not, by reason.
 
     Those take part that are done, have language, group and IPA; of several recordings of a sentence in one language the
-    one whose id sorts first, so that every pool holds one translation.
+    one whose id sorts first, so that every pool holds one translation. Raises InputError where the IPA is of other
+    texts than the store's, or of no utterance of a language.
     """
     table = store.utterances
     seconds = np.asarray(table["seconds"].to_pylist(), np.float64)
     speakers = table["speaker"].to_pylist()
+    sounds.check_texts(dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)))
     left_out = {"without IPA": 0, "further recordings of a sentence": 0}
     spoken = []
     for side in find_sides(table, languages):

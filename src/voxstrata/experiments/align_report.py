@@ -26,42 +26,55 @@ from voxstrata.experiments.align_inputs import CENTRED, RAW
 from voxstrata.experiments.pools import ALL, CLOSEST, MATCHED, RANDOM, UNLIKE
 from voxstrata.retrieval.plots import STYLES
 from voxstrata.retrieval.table import MEAN
+from voxstrata.text import aligned
 
-# header, states, control, metric, whether percent, whether with its interval
+# header, states, control, metric, whether percent
 _COLUMNS = (
-    ("all", RAW, ALL, RECALL, True, True),
-    ("means removed", CENTRED, ALL, RECALL, True, False),
-    ("matched", RAW, MATCHED, RECALL, True, False),
-    ("unlike", RAW, UNLIKE, RECALL, True, False),
-    ("change", RAW, UNLIKE, CHANGE, True, True),
-    ("random", RAW, RANDOM, RECALL, True, False),
-    ("closest", RAW, CLOSEST, RECALL, True, False),
-    ("change", RAW, CLOSEST, CHANGE, True, True),
-    ("if unlike", RAW, FIT, AT_ZERO, True, False),
-    ("log-odds/SD", RAW, FIT, SLOPE, False, True),
-    ("discrimination", RAW, FIT, DISCRIMINATION, False, False),
+    ("all", RAW, ALL, RECALL, True),
+    ("means removed", CENTRED, ALL, RECALL, True),
+    ("removed − all", CENTRED, ALL, CHANGE, True),
+    ("matched", RAW, MATCHED, RECALL, True),
+    ("unlike", RAW, UNLIKE, RECALL, True),
+    ("unlike − matched", RAW, UNLIKE, CHANGE, True),
+    ("random", RAW, RANDOM, RECALL, True),
+    ("closest", RAW, CLOSEST, RECALL, True),
+    ("closest − random", RAW, CLOSEST, CHANGE, True),
+    ("if unlike", RAW, FIT, AT_ZERO, True),
+    ("log-odds/SD", RAW, FIT, SLOPE, False),
+    ("discrimination", RAW, FIT, DISCRIMINATION, False),
 )
+_PARTS = ((1, 2, 3, 10, 11, 12), (4, 5, 6, 7, 8, 9))  # columns of a terminal's width: whole pools, controlled pools
 _WIDTH, _HEIGHT, _DPI = 7.2, 3.6, 220  # inches: a two-column page of a paper
 
 Key = tuple[str, str, str, str]  # system, states, control, metric
 
 
 def align_cells(table: pa.Table, source: str = MEAN, target: str = MEAN) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the one table: a row per system, then pool sizes and chance. Percent but for the last two."""
+    """Header and rows of the one table: a row per system, then pool sizes and chance. Percent but for the last two.
+
+    Intervals stand in brackets on a line of their own, below their figure.
+    """
     found = _figures(table, source, target)
     body = []
     for system in systems(table):
         cells = [system]
-        for _, states, control, metric, percent, interval in _COLUMNS:
-            cells.append(_cell(found.get((system, states, control, metric)), 100 if percent else 1, interval))
+        for _, states, control, metric, percent in _COLUMNS:
+            cells.append(_cell(found.get((system, states, control, metric)), 100 if percent else 1))
         body.append(cells)
     pools, chances = ["pool"], ["chance"]
     for _, states, control, metric, *_ in _COLUMNS:
         row = found.get((systems(table)[0], states, control, metric)) if metric == RECALL else None
         same = row is not None and row["candidates"] == row["candidates_max"]
         pools.append("" if row is None else str(row["candidates"]) + ("" if same else f"–{row['candidates_max']}"))
-        chances.append(_cell(row, 100, False, "chance") if row is not None else "")
+        chances.append("" if row is None or row["chance"] is None else _text(row["chance"], 100))
     return ["system", *(name for name, *_ in _COLUMNS)], [*body, pools, chances]
+
+
+def to_terminal(table: pa.Table) -> str:
+    """The means in two tables in plain text, whole pools above controlled ones, and what the columns are."""
+    header, body = align_cells(table)
+    parts = [aligned([header[i] for i in (0, *p)], [[row[i] for i in (0, *p)] for row in body]) for p in _PARTS]
+    return "\n\n".join([*parts, explanation(table)])
 
 
 def to_markdown(table: pa.Table, title: str) -> str:
@@ -77,17 +90,18 @@ def explanation(table: pa.Table) -> str:
     s = settings(table)
     few = f"their language (speakers unknown, or with fewer than {s['smallest_cell']} utterances)"
     cells = few if s["cells_are_languages"] else "their speaker in their language"
-    resamples = f"; in brackets 95 % intervals over {s['bootstrap_groups']} groups" if s["bootstrap_resamples"] else ""
+    drawn = f"; in brackets 95 % bootstrap intervals over {s['bootstrap_groups']} groups"
+    intervals = drawn if s["bootstrap_resamples"] else ""
     return "\n".join(
         [
-            f"recall@1 in %, {s['similarity']}, mean over {len(directions(table))} directions{resamples}.",
+            f"recall@1 in %, {s['similarity']}, mean over {len(directions(table))} directions{intervals}.",
             f"- means removed: frames less the mean of {cells}.",
             f"- unlike: pairs that at least {100 * s['unlike_quantile']:g} % of the non-translations sound closer than "
             f"(by {s['by']}), among themselves;",
-            "  matched: as many pairs of like length drawn from all; change: unlike − matched; over the "
-            f"{_compared(table)} directions with {s['smallest_pool']} such pairs or more.",
+            f"  matched: as many pairs of like length drawn from all; over the {_compared(table)} directions with "
+            f"{s['smallest_pool']} such pairs or more.",
             f"- closest: the translation and the {s['closest']} closest-sounding non-translations; random: as many "
-            "drawn; change: closest − random.",
+            "drawn.",
             "- if unlike, log-odds/SD, discrimination: logistic fit of the hits (all) on how much closer the pair",
             "  sounds than non-translations: recall where no closer, slope, discrimination beyond the directions'.",
             f"- {PHONEMES}, {DURATIONS}: retrievers that see these alone.",
@@ -199,24 +213,25 @@ def _figures(table: pa.Table, source: str, target: str) -> dict[Key, dict[str, A
     }
 
 
-def _cell(row: dict[str, Any] | None, scale: float, interval: bool, column: str = "value") -> str:
+def _cell(row: dict[str, Any] | None, scale: float) -> str:
     if row is None:
         return ""
-    if row[column] is None:
+    if row["value"] is None:
         return "–"
+    if row["low"] is None:
+        return _text(row["value"], scale)
+    return f"{_text(row['value'], scale)}\n[{_text(row['low'], scale)}, {_text(row['high'], scale)}]"
+
+
+def _text(value: float, scale: float) -> str:
     places = 1 if scale == 100 else 2
-
-    def text(value: float) -> str:
-        return f"{round(scale * value, places) + 0.0:.{places}f}"  # + 0.0: no minus before a zero
-
-    if not interval or row["low"] is None:
-        return text(row[column])
-    return f"{text(row[column])} [{text(row['low'])}, {text(row['high'])}]"
+    return f"{round(scale * value, places) + 0.0:.{places}f}"  # + 0.0: no minus before a zero
 
 
 def _pipes(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)]) + "\n"
+    lines += [f"| {' | '.join(cells)} |".replace("\n", "<br>") for cells in body]
+    return "\n".join(lines) + "\n"
 
 
 def _line(

@@ -68,15 +68,17 @@ def tools() -> dict[str, str]:
 
 
 def choose_voices(languages: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """espeak-ng voice of each language; `given` ones first. Raises before any work, naming every language without one.
+    """espeak-ng voice of each language in which texts are read; `given` ones first. Raises before any work.
 
-    UsageError: a given voice does not exist or is for a language that is not there. InputError: no voice.
+    UsageError: a given voice does not exist or is for another language. InputError, naming them: no voice for some.
     """
     given = given or {}
     for language, voice in given.items():
         if language not in languages:
             raise UsageError(
-                f"voice {voice!r} is given for {language!r}, which the corpus lacks; it has {', '.join(languages)}"
+                f"voice {voice!r} is given for {language!r}, in which no text is to be read: the corpus lacks it, it "
+                "was not asked for (--languages), or all its IPA is given (--ipa). "
+                f"Texts are read in: {', '.join(languages) or 'none'}"
             )
         if voice not in voices():
             raise UsageError(f"espeak-ng has no voice {voice!r}; it has {', '.join(voices())}")

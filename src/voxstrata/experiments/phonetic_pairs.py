@@ -122,7 +122,10 @@ def non_translations(
 
 
 def translations(compared: Compared) -> list[dict[str, Any]]:
-    """A row for each pair of translations: its distances, its ranks (from 1, ties against it), its quantiles."""
+    """A row for each pair of translations: its distances, its ranks (from 1, ties against it), its quantiles.
+
+    Pairs whose source has no non-translation in the other language are left out: they rank first among themselves.
+    """
     same, distance, words = compared.same, compared.distance, compared.words
     by_sentence = quantiles(distance, same)
     by_length = quantiles(distance, same, compared.lengths)
@@ -130,6 +133,8 @@ def translations(compared: Compared) -> list[dict[str, Any]]:
     rows = []
     for i, j in zip(*np.nonzero(same), strict=True):
         others = ~same[i]
+        if not others.any():
+            continue
         x_word, y_word = words.x_words[i, j], words.y_words[i, j]
         closer_words = int(np.count_nonzero(words.distance[i, others] <= words.distance[i, j]))
         rows.append(

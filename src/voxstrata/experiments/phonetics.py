@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from voxstrata.experiments.phonetic_pairs import (
 from voxstrata.folders import make_writable
 from voxstrata.retrieval.languages import chosen
 
-IPA, DISTANCES, PAIRS = "ipa.parquet", "distances.parquet", "pairs.parquet"
+IPA, DISTANCES, PAIRS = "ipa.parquet", "distances.parquet", "phonetics.parquet"
 KEY = "voxstrata_phonetics"  # of the settings, in the metadata of every table
 GIVEN = "given"  # in the place of the voice, where the user gave the IPA
 _NAMED = 5
@@ -66,7 +67,7 @@ def measure_phonetics(
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PhoneticsReport:
-    """Write ipa.parquet, distances.parquet and pairs.parquet to `folder`; what an earlier run left there is replaced.
+    """Write ipa.parquet, distances.parquet and phonetics.parquet to `folder`, over what an earlier run left there.
 
     Utterances with language and group take part, with their IPA in `given` (by id) or else the text read by espeak-ng
     (`voices`: language to voice, where the default is not wanted). Those without either, or without a segment PanPhon
@@ -111,6 +112,7 @@ def measure_phonetics(
         "voices": voice_by_language,
         "ipa_given": sum(row["voice"] == GIVEN for row in rows),
         "left_out": len(left_out),
+        "utterances_sha256": _sha256(rows),
         "tools": {"panphon": version("panphon"), **(tools() if voice_by_language else {})},
     }
     sides = {name: [row for row in rows if row["language"] == name] for name in names}
@@ -120,7 +122,9 @@ def measure_phonetics(
     metadata = {KEY: json.dumps(settings, ensure_ascii=False)}
     pq.write_table(_ipa_table(rows).replace_schema_metadata(metadata), folder / IPA)
     say("distances")
-    pairs, directions = _measure(sides, normalize, folder / DISTANCES, metadata, progress)
+    pairs, directions, lone = _measure(sides, normalize, folder / DISTANCES, metadata, progress)
+    if lone:
+        notes.append(f"{', '.join(lone)}: no figure, since the pool holds one sentence and nothing can sound closer")
     pq.write_table(pairs.replace_schema_metadata(metadata), folder / PAIRS)
     return PhoneticsReport(str(folder), len(rows), left_out, notes, settings, directions)
 
@@ -190,6 +194,12 @@ def _notes(sides: Mapping[str, list[Row]]) -> list[str]:
     return notes
 
 
+def _sha256(rows: Sequence[Row]) -> str:
+    """Of who said what, and how it is pronounced: tables of one run share it."""
+    columns = ("id", "language", "group", "text", "ipa")
+    return hashlib.sha256(json.dumps([[row[name] for name in columns] for row in rows]).encode()).hexdigest()
+
+
 def _ipa_table(rows: Sequence[Row]) -> pa.Table:
     columns = ("id", "language", "group", "text", "voice", "ipa", "segments", "unknown", "switches")
     return pa.Table.from_pylist([{name: row[name] for name in columns} for row in rows])
@@ -201,13 +211,17 @@ def _measure(
     path: Path,
     metadata: dict[str, str],
     progress: Callable[[int, int], None],
-) -> tuple[pa.Table, list[Direction]]:
-    """Write all distances, a row group per pair of languages; return the translations of both directions."""
+) -> tuple[pa.Table, list[Direction], list[str]]:
+    """Write all distances, a row group per pair of languages; return the translations of both directions.
+
+    Also those directions in which nothing but translations is there.
+    """
     phones = {name: Phones.from_ipa([row["ipa"] for row in side]) for name, side in sides.items() if side}
     words = {name: Words.of([row["ipa"] for row in side]) for name, side in sides.items() if side}
     couples = list(combinations(phones, 2))
     rows: list[dict[str, Any]] = []
     directions: list[Direction] = []
+    lone: list[str] = []
     with pq.ParquetWriter(path, DISTANCE_SCHEMA.with_metadata(metadata)) as writer:
         for n, (a, b) in enumerate(couples, start=1):
             x, y = sides[a], sides[b]
@@ -219,7 +233,10 @@ def _measure(
                 there = Compared(a, b, x, y, same, distance, phones[b].lengths, word, words[a].forms, words[b].forms)
                 for direction in (there, there.reversed(phones[a].lengths)):
                     found = translations(direction)
-                    directions.append(summarise(direction, found))
-                    rows += found
+                    if found:
+                        directions.append(summarise(direction, found))
+                        rows += found
+                    else:
+                        lone.append(f"{direction.source} → {direction.target}")
             progress(n, len(couples))
-    return pa.Table.from_pylist(rows), directions
+    return pa.Table.from_pylist(rows), directions, lone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -15,13 +16,13 @@ import pyarrow as pa
 
 from voxstrata.errors import InputError
 from voxstrata.experiments.report_html import GENERATOR, Rows, definitions, flat, folded, page, picture, table
-from voxstrata.experiments.report_kinds import KINDS, Kind, drift_tables, read, settings, store_tables
+from voxstrata.experiments.report_json import JSON_KINDS, JsonKind
+from voxstrata.experiments.report_kinds import KINDS, Kind, read, settings, store_tables
 from voxstrata.store import open_store
 from voxstrata.store.files import ROOT, Files, root_attributes
 
 PAGE = "report.html"
 STORE_KEY = "voxstrata"  # of the store's description, in the metadata of what was made from it
-_DRIFT = {"checkpoint", "rows", "speed", "seconds", "candidates", "chance", "no_retrieval"}
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,25 @@ def write_report(folder: Path, target: Path | None = None, say: Callable[[str], 
                 run = _result(path / kind.file, kind, folder)
                 if run is not None:
                     runs.append(run)
-        runs += [_drift(path / name, folder) for name in sorted(files) if _is_drift(name)]
+        for json_kind in JSON_KINDS:
+            for name in sorted(fnmatch.filter(files, json_kind.file)):
+                if json_kind.end is None or json_kind.end in files:
+                    say(f"{json_kind.command} {path}")
+                    runs.append(_json_result(path / name, json_kind, folder))
+                else:
+                    left_out[str((path / name).relative_to(folder))] = (
+                        f"no {json_kind.end} beside it; `voxstrata {json_kind.command}` writes it at its end"
+                    )
         known = {kind.file for kind in KINDS} & set(files)
         taken = {Path(run.path).name for run in runs if folder / Path(run.path).parent == path}
         beside = {name for kind in KINDS if kind.file in taken for name in kind.beside}
         for name in sorted(known - taken - beside):
             left_out[str((path / name).relative_to(folder))] = "without the settings that voxstrata stores with results"
     if not runs:
+        looked_for = ", ".join(kind.file for kind in (*KINDS, *JSON_KINDS))
         raise InputError(
-            f"{folder}: holds no result that voxstrata wrote ({', '.join(kind.file for kind in KINDS)}, drift*.json) "
-            "and no store; give the folder that `voxstrata retrieve` or another command wrote, or one above it"
+            f"{folder}: holds no result that voxstrata wrote ({looked_for}) and no store; give the folder that "
+            "`voxstrata retrieve` or another command wrote, or one above it"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
@@ -109,10 +119,6 @@ def _refuse_foreign(target: Path) -> None:
         raise InputError(f"{target}: is a folder; name the page, such as {target / PAGE}")
     if target.exists() and GENERATOR.encode() not in target.read_bytes()[:4096]:
         raise InputError(f"{target}: exists and is no page of `voxstrata report`; choose another name (-o)")
-
-
-def _is_drift(name: str) -> bool:
-    return name.startswith("drift") and name.endswith(".json")
 
 
 def _result(path: Path, kind: Kind, folder: Path) -> Run | None:
@@ -142,20 +148,20 @@ def _result(path: Path, kind: Kind, folder: Path) -> Run | None:
     return _run(kind.command, path.relative_to(folder), sha256, model, inside, blocks, asked, store)
 
 
-def _drift(path: Path, folder: Path) -> Run:
+def _json_result(path: Path, kind: JsonKind, folder: Path) -> Run:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        missing = _DRIFT - set(found)
-        blocks = drift_tables(found)
-    except (ValueError, LookupError, TypeError) as e:
+        missing = kind.keys - set(found)
+        if missing:
+            raise InputError(f"{path}: not {kind.writes}; give the file another name")
+        blocks, asked, model = kind.tables(found, path.parent), kind.asked(found), kind.model(found)
+    except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError) as e:
         raise InputError(
-            f"{path}: not what `voxstrata drift --json` prints ({type(e).__name__}: {e}); run that again, or give the "
-            "file another name"
+            f"{path}: not {kind.writes} ({type(e).__name__}: {e}); run that again, or give the file another name"
         ) from e
-    if missing:
-        raise InputError(f"{path}: not what `voxstrata drift --json` prints; give the file another name")
-    asked = {name: found[name] for name in ("checkpoint", "clips", "failed", "audio_seconds") if name in found}
-    return _run("drift", path.relative_to(folder), {path.name: _sha256(path)}, asked, "", blocks, asked, None)
+    sha256 = {p.name: _sha256(p) for p in (path, *(path.with_name(name) for name in kind.beside)) if p.exists()}
+    place = path.with_name(kind.end or path.name).relative_to(folder)
+    return _run(kind.command, place, sha256, model, "", blocks, asked, None)
 
 
 def _store(path: Path, folder: Path) -> Run:
@@ -184,7 +190,7 @@ def _run(
     """Pictures, tables, settings, fingerprints, in this order."""
     prints = [(f"{name}, SHA-256", digest) for name, digest in sha256.items()]
     if model:
-        prints += [("checkpoint", str(model["checkpoint"]))]
+        prints += [("checkpoint", str(model["checkpoint"]))] if "checkpoint" in model else []
         prints += [("revision", str(model["revision"]))] if model.get("revision") else []
         prints += [("encoder, SHA-256", model["weights_sha256"])] if "weights_sha256" in model else []
     if store:

@@ -23,7 +23,7 @@ h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
 section { border-top: 1px solid #bbb; margin-top: 3rem; }
 .box { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; text-align: left; white-space: nowrap; border-bottom: 1px solid #ddd; }
+th, td { padding: .2rem .6rem; text-align: left; white-space: pre; border-bottom: 1px solid #ddd; }
 .n { text-align: right; }
 thead th { border-bottom: 2px solid #555; }
 th:first-child { position: sticky; left: 0; background: #fff; }

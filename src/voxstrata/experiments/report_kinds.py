@@ -171,10 +171,10 @@ KINDS = (
         "align", "align.parquet", "voxstrata_align", {"align.png": "Controlled retrieval by output, with chance"},
         (), _align,
     ),
-    Kind("phonetics", "pairs.parquet", "voxstrata_phonetics", {}, ("ipa.parquet", "distances.parquet"), _phonetics),
+    Kind("phonetics", "phonetics.parquet", "voxstrata_phonetics", {}, ("ipa.parquet", "distances.parquet"), _phonetics),
     Kind(
         "words", "words.parquet", "voxstrata_words", {"words.png": "AUC by output; chance is 0.5"},
-        ("pairs.parquet",), _words,
+        ("word_pairs.parquet",), _words,
     ),
     Kind(
         "explain", "explain.parquet", "voxstrata_explain", {"explain.png": "Frame × frame cosines"},
@@ -185,24 +185,6 @@ KINDS = (
         ("transcripts.parquet",), _early_exit,
     ),
 )  # fmt: skip
-
-
-def drift_tables(report: dict[str, Any]) -> list[Rows]:
-    """The tables of what `drift --json` printed."""
-    names = list(report["rows"][0]["recall"])
-    pool = "–".join(dict.fromkeys(map(str, report["candidates"] or ())))
-    header = ["mode", "output", "cosine", "worst", "worst_id"]
-    header += [f"{what} {name}" for name in names for what in ("recall@1", "change")]
-    header += ["pool", "chance"] if names else []
-    body = []
-    for r in report["rows"]:
-        recalls = [value for name in names for value in (r["recall"][name], r["change"][name])]
-        more = [pool, report["chance"]] if names else []
-        body.append([r["mode"], r["output"], r["cosine"], r["worst"], r["worst_id"], *recalls, *more])
-    note = "cosine: mean over frames, to the padded run; worst: of one utterance. recall@1 and its change: fractions."
-    blocks = [Rows("What cheaper contexts cost", header, body, note if names else f"{note} {report['no_retrieval']}")]
-    speeds = [[mode, speed, report["seconds"][mode]] for mode, speed in report["speed"].items()]
-    return [*blocks, Rows("Speed against padded, one run", ["mode", "×", "seconds"], speeds)]
 
 
 def store_tables(utterances: pa.Table) -> list[Rows]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Protocol
 
 import numpy as np
@@ -90,6 +90,18 @@ def groups_with_partner(sides: Sequence[Side]) -> list[str]:
     """Groups that occur in at least two languages, sorted: those of all queries."""
     held = Counter(group for side in sides for group in set(side.groups.tolist()))
     return sorted(group for group, languages in held.items() if languages > 1)
+
+
+def only_translations(sides: Sequence[Side]) -> list[str]:
+    """Directions whose pool holds nothing but translations of every query. Raises InputError if there is no other."""
+    shared = [(x, y) for x, y in permutations(sides, 2) if not set(x.groups.tolist()).isdisjoint(y.groups.tolist())]
+    trivial = [f"{x.language} → {y.language}" for x, y in shared if len(set(y.groups.tolist())) == 1]
+    if len(trivial) == len(shared):
+        raise InputError(
+            f"every pool holds one sentence ({', '.join(trivial)}): whatever is found is right; add other sentences, "
+            "or give those that do not translate each other groups of their own"
+        )
+    return trivial
 
 
 def depth_order(outputs: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -129,10 +130,17 @@ def _cka(table: pa.Table, means: Means) -> Text:
 def caption(table: pa.Table) -> str:
     """What the figures of the tables stand on: directions, pools, queries, chance, intervals."""
     intervals = pc.count(table["low"]).as_py() > 0
+    stored = (table.schema.metadata or {}).get(b"voxstrata_retrieval", b"{}")
+    trivial = ", ".join(json.loads(stored).get("only_translations", []))
     return (
         f"Percent (hubness and CKA are not), mean over {conditions(table)}."
         + (f" In brackets: {100 * LEVEL:.0f} % bootstrap intervals over groups, pool fixed." if intervals else "")
         + " Hubness: skewness of 10-occurrence."
+        + (
+            f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
+            if trivial
+            else ""
+        )
         + (" The best output was chosen on these same data." if len(distinct(table, "output")) > 1 else "")
     )
 

@@ -28,7 +28,15 @@ from voxstrata.retrieval.hubness import (
 )
 from voxstrata.retrieval.kernels import choose
 from voxstrata.retrieval.kernels.base import Kernel, Packed, runs
-from voxstrata.retrieval.languages import Side, StoreReader, chosen, depth_order, find_sides, groups_with_partner
+from voxstrata.retrieval.languages import (
+    Side,
+    StoreReader,
+    chosen,
+    depth_order,
+    find_sides,
+    groups_with_partner,
+    only_translations,
+)
 from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.retrieval.read_ahead import read_ahead
@@ -97,6 +105,8 @@ def retrieve(
     Rows with equal source and target are means: "en ↔ es" of the two directions, "mean" the unweighted mean over all
     directions with queries (null where one of these is null).
 
+    Directions whose pool holds nothing but translations (one utterance, mostly) have no figures: any answer is right.
+
     low, high: 95 % percentile intervals over `bootstrap` resamples of the groups (0: none), which are the same for
     every row. Queries are resampled, the pool is not. Skew and CKA have no interval: drawing a sentence twice biases
     both. below_best, in rows of "mean": the best output's value of the same similarity, score and metric minus this
@@ -123,6 +133,7 @@ def retrieve(
         )
     kernel = (kernel or choose()) if framed else None
     sides = find_sides(store.utterances, languages)
+    trivial = only_translations(sides)
     groups = groups_with_partner(sides)
     resamples = Resamples(groups, bootstrap) if bootstrap else None
     if kernel is not None:
@@ -161,6 +172,7 @@ def retrieve(
         "csls_k": NEIGHBOURS,
         "ratio_margin_k": MARGIN_NEIGHBOURS,
         "kernel": kernel.name if kernel else None,
+        "only_translations": trivial,
     }
     return pa.concat_tables(tables).replace_schema_metadata({"voxstrata_retrieval": json.dumps(settings)})
 
@@ -262,7 +274,7 @@ def _direction(
     resamples: Resamples | None,
 ) -> tuple[Evaluation, Evaluation]:
     """Retrieval and hubness of one direction under one score."""
-    undefined = False
+    undefined, trivial = False, bool(positives.all(axis=1).any())
     if score == "csls":
         matrix = csls(matrix)
     elif score == "ratio_margin":
@@ -275,6 +287,9 @@ def _direction(
     if undefined:
         nothing = np.full(len(found.metrics), math.nan)
         found = replace(found, values=nothing, samples=np.full_like(found.samples, math.nan))
+    if trivial:  # no candidate would be wrong
+        nothing = np.full(len(found.metrics), math.nan)
+        found = replace(found, values=nothing, chance=nothing, samples=np.full_like(found.samples, math.nan), queries=0)
     if not found.queries:
         return found, _figures({SKEW: (math.nan, math.nan)}, 0, matrix.shape[1])
     return found, _figures({SKEW: (skew, chance_skew(*matrix.shape))}, *matrix.shape)

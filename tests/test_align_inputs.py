@@ -1,0 +1,113 @@
+"""Controlled retrieval takes phonetics of its own texts only; every figure is printed with pool, chance, interval."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from planted import Planted, plant
+from stores import MadeUpStore
+
+from voxstrata import InputError
+from voxstrata.corpus import Corpus
+from voxstrata.corpus.table import SCHEMA
+from voxstrata.experiments.align import KEY, align
+from voxstrata.experiments.align_report import to_markdown, to_terminal
+from voxstrata.experiments.ipa import read_ipa
+from voxstrata.experiments.phonetics import measure_phonetics
+
+pytest.importorskip("panphon")
+pytest.importorskip("phonemizer")
+
+TEXTS = {"en0": "It rains.", "en1": "The hotel is closed.", "es0": "Llueve.", "es1": "El hotel está cerrado."}
+
+
+def corpus(texts: dict[str, str]) -> Corpus:
+    ids = list(texts)
+    columns = {
+        "id": ids,
+        "path": [f"{i}.wav" for i in ids],
+        "language": [i[:2] for i in ids],
+        "group": [i[2:] for i in ids],
+        "text": list(texts.values()),
+        "speaker": [None] * len(ids),
+    }
+    return Corpus(Path("/"), pa.table(columns, schema=SCHEMA))
+
+
+def store_of(texts: dict[str, str]) -> MadeUpStore:
+    rng = np.random.default_rng(0)
+    table = corpus(texts).table.append_column("seconds", pa.array([1.0, 2.0, 1.1, 2.2]))
+    return MadeUpStore(table, {"final": [rng.standard_normal((5, 8)).astype(np.float32) for _ in texts]})
+
+
+def test_phonetics_of_other_texts_with_the_same_ids_are_refused(tmp_path: Path) -> None:
+    newer = TEXTS | {"es1": "El hotel está cerrado hoy."}
+    measure_phonetics(corpus(newer), tmp_path / "ph")
+    with pytest.raises(InputError, match=r"of 1 utterances; 'es1' is 'El hotel está cerrado hoy.'.*--ipa"):
+        align(store_of(TEXTS), str(tmp_path / "ph"), bootstrap=0)
+    align(store_of(newer), str(tmp_path / "ph"), bootstrap=0)
+    # the way out that the message names: the newer text's IPA, taken as given
+    measure_phonetics(corpus(newer), tmp_path / "given", given=read_ipa(tmp_path / "ph" / "ipa.parquet"))
+    align(store_of(TEXTS), str(tmp_path / "given"), bootstrap=0)
+
+
+def test_tables_of_two_runs_are_refused(tmp_path: Path) -> None:
+    measure_phonetics(corpus(TEXTS), tmp_path / "a")
+    measure_phonetics(corpus(TEXTS | {"en0": "It pours."}), tmp_path / "b")
+    shutil.copy(tmp_path / "b" / "distances.parquet", tmp_path / "a")
+    with pytest.raises(InputError, match="not of one run"):
+        align(store_of(TEXTS), str(tmp_path / "a"), bootstrap=0)
+    table = pq.read_table(tmp_path / "b" / "ipa.parquet")
+    for name in ("ipa.parquet", "distances.parquet"):
+        table = pq.read_table(tmp_path / "b" / name)
+        metadata = {k: v for k, v in table.schema.metadata.items() if k != KEY.encode() and b"phonetics" not in k}
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "b" / name)
+    with pytest.raises(InputError, match="not of one run"):
+        align(store_of(TEXTS), str(tmp_path / "b"), bootstrap=0)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return plant(tmp_path_factory.mktemp("one"), 0)
+
+
+@pytest.fixture(scope="module")
+def table(planted: Planted) -> pa.Table:
+    return align(planted.store, planted.phonetics, ["meaning", "speaker"], similarity="pooled_cosine", bootstrap=200)
+
+
+def test_what_removing_means_changes_is_paired_by_resample(table: pa.Table) -> None:
+    rows = {(r["system"], r["states"], r["metric"], r["source"]): r for r in table.to_pylist() if r["control"] == "all"}
+    for source in ("a", "b", "mean"):
+        raw = rows["meaning", "raw", "recall@1", source]
+        centred = rows["meaning", "means removed", "recall@1", source]
+        change = rows["meaning", "means removed", "recall@1_change", source]
+        assert change["value"] == pytest.approx(centred["value"] - raw["value"])
+        assert change["low"] <= change["value"] <= change["high"]
+        # nearly the same hits: unpaired, the interval would be wider than either
+        assert change["high"] - change["low"] < 0.8 * (raw["high"] - raw["low"])
+    assert rows["speaker", "means removed", "recall@1_change", "mean"]["value"] < 0
+
+
+def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(table: pa.Table) -> None:
+    means = [r for r in table.to_pylist() if r["source"] == "mean" and (r["states"] == "raw" or r["control"] == "all")]
+    assert len(means) == 4 * 10 + 2 * 2  # by system: five controls, two changes, the fit; and with means removed
+    terminal, page = to_terminal(table), to_markdown(table, "planted")
+    page = page[: page.index("## a → b")]
+    for row in means:
+        scale, places = (100, 1) if row["metric"].startswith("recall") else (1, 2)
+        value, low, high = (f"{round(scale * row[n], places) + 0.0:.{places}f}" for n in ("value", "low", "high"))
+        interval = f"[{low}, {high}]"
+        assert f"{value}<br>{interval} |" in page
+        assert value in terminal
+        assert interval in terminal
+    assert max(map(len, terminal.splitlines())) < 125
+    pools = [re.split(r" {2,}", line) for line in terminal.splitlines() if line.startswith(("pool", "chance"))]
+    assert [line[1:3] for line in pools[:2]] == [["160", "160"], ["0.6", "0.6"]]
+    assert pools[2][-2:] == ["10", "10"]  # nothing behind them
