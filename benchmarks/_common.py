@@ -120,7 +120,7 @@ def write_report(
 ) -> None:
     """Write `name`.json (all figures) and `name`.md (the tables) into `--out`, and print the latter."""
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in sorted(vars(args).items()) if k != "out"}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items()) if k != "out"}
     report = {"title": title, "environment": facts, "settings": settings, "results": results}
     report["tables"] = [asdict(t) for t in tables]
     report["notes"] = list(notes)

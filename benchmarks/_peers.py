@@ -47,8 +47,8 @@ def pytorch(checkpoint: Checkpoint, attention: str) -> Encode:
     return encode
 
 
-def optimum(checkpoint: Checkpoint, folder: Path, threads: int) -> Encode:
-    """The encoder graph of `optimum-cli export onnx` on ONNX Runtime with its default options; last state only."""
+def optimum_graph(checkpoint: Checkpoint, folder: Path) -> Path:
+    """The encoder graph of `optimum-cli export onnx`, written below `folder`."""
     from optimum.exporters.onnx import main_export
 
     _under_a_decoder(checkpoint).save_pretrained(folder / "whole")
@@ -56,9 +56,14 @@ def optimum(checkpoint: Checkpoint, folder: Path, threads: int) -> Encode:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing Whisper warns about its shape checks
         main_export(str(folder / "whole"), folder / "onnx", task="automatic-speech-recognition", do_validation=False)
+    return folder / "onnx" / "encoder_model.onnx"
+
+
+def optimum(checkpoint: Checkpoint, folder: Path, threads: int) -> Encode:
+    """optimum's encoder graph on ONNX Runtime with its default options; last state only."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(folder / "onnx" / "encoder_model.onnx", options)
+    session = ort.InferenceSession(optimum_graph(checkpoint, folder), options)
 
     def encode(features: Features) -> NDArray[np.float32]:
         (states,) = session.run(["last_hidden_state"], {"input_features": features})

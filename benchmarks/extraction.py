@@ -89,7 +89,7 @@ def run_session(mode: Mode, corpus: Corpus, model: ModelFolder, audio: Sequence[
     row = {name: i for i, name in enumerate(corpus.table["id"].to_pylist())}
     of = [audio[row[name]] for name in plan.utterances["id"].to_pylist()]
     begin = time.perf_counter()
-    encoder = Encoder(model, spec.outputs, spec.context, threads=threads)
+    encoder = Encoder(model, spec.outputs, spec.context, threads=threads, half=True)
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(encoder.concurrency) as pool:
         for unit in range(plan.units):

@@ -181,7 +181,7 @@ def test_a_missing_file_is_an_input_error_naming_it(model: Path, name: str) -> N
 
 def test_another_format_is_an_input_error_saying_so(model: Path) -> None:
     write_card(model, replace(open_model(model).card, format=99))
-    with pytest.raises(InputError, match="model format 99, this version reads format 2"):
+    with pytest.raises(InputError, match="model format 99, this version reads format 3"):
         open_model(model)
 
 

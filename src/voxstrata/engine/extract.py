@@ -30,6 +30,7 @@ from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
 
 BATCHES_IN_FLIGHT = 2  # encoded, not yet placed: enough to overlap, little to hold
+BATCHES_WAITING = 2  # for a thread that encodes: what keeps all of them busy while a unit is written
 BATCHES_AHEAD = 2  # of audio, decoded before the encoder asks for it
 # Of audio among which windows are sorted into batches. Recordings are held from their first window to their last,
 # and a unit may hold hours of them when states are pooled or averaged.
@@ -261,7 +262,7 @@ def _run(
                 longest_kept = max(w.frames for w in batch)
                 encoding = pool.submit(encoder.run, samples, frames, keep=longest_kept)
                 following.append(partial(put, unit, batch, encoding))
-                proceed(keep=encoder.concurrency)
+                proceed(keep=encoder.concurrency + BATCHES_WAITING)
             flops += sum(size.window_flops(frames, plan.spec.context, w.frames) for w in batch)
             encoded += sum(len(x) for x in samples) / SAMPLE_RATE
             passed += sum(w.samples for w in windows) / SAMPLE_RATE

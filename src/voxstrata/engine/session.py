@@ -109,7 +109,7 @@ class Encoder:
         self._keys: dict[int, SilenceKeys] = {}
         if self.context.mode == "bucketed":
             self._silence = model.silence()
-            self._silence.for_frames(self.context.edges[0])  # an edge before the cache's begin fails here
+            self._silence_keys(self.context.edges[0])  # an edge before the cache's begin fails here
         # What most windows need is loaded now, so that a broken file or driver shows before the work.
         self._session(LOG_MEL)
         self._session(self._graph(self.context.edges[0]))

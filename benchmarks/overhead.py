@@ -1,0 +1,98 @@
+"""What extraction takes beside its own session: `extract()` into a store, and the same batches alone.
+
+The session alone has the audio decoded beforehand and writes nothing; the batches, threads, log-mel and encoder are
+those of `extract`, whose wall time is the whole call's: model check, probing, plan, sessions, decoding, writing. Both
+`bucketed`, all outputs as float16. They take turns, `--repeats` times, each the first every other time; the ratio is
+that of the medians. The project's mark: at most 1.05.
+Exit status 1 when a stored frame is not, bit for bit, what the session gives for the recording by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from _common import Table, environment, pin, say, subset, write_report
+from extraction import Run, run_session, run_voxstrata
+
+from voxstrata.audio.decode import decode
+from voxstrata.audio.units import WINDOW_SAMPLES, encoder_frames
+from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.engine import Encoder
+from voxstrata.model import Context, ModelFolder, open_model
+from voxstrata.store import open_store
+
+CHECKED = 20  # recordings
+
+
+def off(store: Path, corpus: Corpus, model: ModelFolder) -> list[str]:
+    """Of CHECKED recordings those whose stored frames are not the session's."""
+    opened, context = open_store(store), Context("bucketed")
+    encoder, ids = Encoder(model, context=context, threads=1, half=True), corpus.table["id"].to_pylist()
+    wrong = []
+    for row in np.random.default_rng(0).permutation(len(corpus))[:CHECKED].tolist():
+        audio = decode(corpus.absolute(row))[:WINDOW_SAMPLES]
+        frames = encoder_frames(len(audio))
+        states = encoder.run([audio], context.frames_computed(frames), keep=frames)
+        stored = [opened.frames(ids[row], o)[:frames] for o in encoder.outputs]
+        if not all(np.array_equal(a[0], b) for a, b in zip(states, stored, strict=True)):
+            wrong.append(ids[row])
+    return wrong
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--exported", required=True, type=Path, help="model that `voxstrata export` made")
+    p.add_argument("--corpus", required=True, metavar="CORPUS", help="folder of audio or manifest to measure on")
+    p.add_argument("--clips", type=int, help="measure on so many clips; default: all")
+    p.add_argument("--threads", type=int, default=2, help="cores and threads")
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
+    args = p.parse_args()
+    pin(args.threads)
+    facts = environment(args.threads)
+    corpus, model = subset(read_corpus(args.corpus), args.clips), open_model(args.exported)
+    audio = [decode(corpus.absolute(i)) for i in range(len(corpus))]
+    engine, session = "voxstrata", "its session alone"
+    runs: dict[str, list[Run]] = {engine: [], session: []}
+    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name:
+        for turn in range(args.repeats):
+            for system in (engine, session)[:: 1 if turn % 2 else -1]:
+                if system == engine:
+                    run = run_voxstrata("bucketed", corpus, model, Path(name), args.threads)
+                else:
+                    run = run_session("bucketed", corpus, model, audio, args.threads)
+                runs[system].append(run)
+                say(f"turn {turn + 1} of {args.repeats}: {system} {run.wall:.1f} s")
+        wrong = off(Path(name) / "bucketed.zarr", corpus, model)
+    walls = {k: [r.wall for r in own] for k, own in runs.items()}
+    ratio = median(walls[engine]) / median(walls[session])
+    rows = [
+        [
+            k,
+            f"{median(w):.1f} ({min(w):.1f}–{max(w):.1f})",
+            ", ".join(f"{stage} {median(r.stages[stage] for r in runs[k]):.1f}" for stage in runs[k][0].stages),
+        ]
+        for k, w in walls.items()
+    ]
+    write_report(
+        "overhead",
+        "Extraction beside its own session",
+        args,
+        facts,
+        {"clips": len(corpus), "wall_seconds": walls, "ratio": ratio, "wrong": wrong},
+        [Table(f"{len(corpus)} clips, medians (ranges):", ["", "wall s", "stage seconds"], rows)],
+        [
+            f"Wall time of extraction in those of its session alone: {ratio:.3f}; the mark is 1.05.",
+            f"Stored frames of {min(CHECKED, len(corpus))} recordings that are not the session's: {len(wrong)}.",
+        ],
+    )
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
