@@ -107,7 +107,9 @@ def test_a_single_group_has_no_interval(tiny_transcriber: Path, tmp_path: Path) 
     dev, test = both_parts(table, LIGHT)
     rates = rates_table([("dev", dev), ("test", test)])
     assert {(r["low"], r["high"]) for r in rates.to_pylist()} == {(None, None)}
-    _, body = choice_rows(choose(dev, test))
+    choices = choose(dev, test)
+    assert choices[0].difference == (0.0, None, None)
+    _, body = choice_rows(choices)
     assert body[0][-3:] == ["25.0", "25.0", "+0.0"]
     plot_errors(rates, tmp_path / "p.png", "t")  # draws the points
 

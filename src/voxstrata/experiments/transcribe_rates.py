@@ -18,6 +18,7 @@ from voxstrata.retrieval.bootstrap import Resamples, percentile_interval
 ALL = "all"  # the mean over languages, each of the same weight
 Scope = tuple[str, str]  # language and script
 WHOLE: Scope = (ALL, ALL)
+Interval = tuple[float, float | None, float | None]  # a value, and where its interval begins and ends
 Float64 = NDArray[np.float64]
 
 
@@ -27,7 +28,7 @@ class Choice:
 
     rate, original, difference: error rates of the exit and of the whole encoder (k = L with LayerNorm) as fractions,
     and the first minus the second, each with (low, high), the 95 % percentile bootstrap over the test part's groups,
-    NaN where there is a single group.
+    None where there is a single group.
     """
 
     language: str
@@ -35,9 +36,9 @@ class Choice:
     unit: str
     chosen: EarlyExit
     dev_rate: float
-    rate: tuple[float, float, float]
-    original: tuple[float, float, float]
-    difference: tuple[float, float, float]
+    rate: Interval
+    original: Interval
+    difference: Interval
     utterances: int
     groups: int
 
@@ -134,9 +135,7 @@ def rates_table(parts: Sequence[tuple[str, Rates]]) -> pa.Table:
     rows = []
     for part, rates in parts:
         for scope in [*rates.scopes, WHOLE]:
-            low, high = (
-                [None if np.isnan(x) else x for x in ends] for ends in percentile_interval(rates.samples(scope))
-            )
+            low, high = _ends(rates.samples(scope))
             wer, cer, rate = rates.rate(scope, "word"), rates.rate(scope, "character"), rates.rate(scope)
             utterances, groups = rates.utterances(scope)
             rows += [
@@ -169,9 +168,9 @@ def choose(dev: Rates, test: Rates) -> list[Choice]:
         best = max(np.flatnonzero(errors == errors.min()))
         values, samples = test.rate(scope), test.samples(scope)
         columns = np.stack([samples[:, best], samples[:, original], samples[:, best] - samples[:, original]], axis=1)
-        ends = percentile_interval(columns)
         points = (values[best], values[original], values[best] - values[original])
-        rate, whole, difference = ((float(p), float(ends[0, i]), float(ends[1, i])) for i, p in enumerate(points))
+        low, high = _ends(columns)
+        rate, whole, difference = ((float(p), low[i], high[i]) for i, p in enumerate(points))
         choices.append(
             Choice(
                 *scope, test.units.get(scope, "both"), test.exits[best], float(errors[best]), rate, whole, difference,
@@ -179,3 +178,8 @@ def choose(dev: Rates, test: Rates) -> list[Choice]:
             )
         )  # fmt: skip
     return choices
+
+
+def _ends(samples: Float64) -> list[list[float | None]]:
+    """Lower and upper ends for every column, None where it holds NaN alone."""
+    return [[None if np.isnan(x) else float(x) for x in ends] for ends in percentile_interval(samples)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from math import isnan, nan
+from math import nan
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.errors import UsageError
-from voxstrata.experiments.transcribe_rates import ALL, Choice
+from voxstrata.experiments.transcribe_rates import ALL, Choice, Interval
 from voxstrata.experiments.transcribe_score import DEV, TEST
 
 TRANSCRIPTS, ERRORS, READ, SUMMARY, PICTURE = (
@@ -79,8 +79,8 @@ def choice_rows(choices: Sequence[Choice]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _interval(v: tuple[float, float | None, float | None], sign: str = "") -> str:
-    point, low, high = (None if x is None or isnan(x) else f"{100 * x:{sign}.1f}" for x in v)
+def _interval(v: Interval, sign: str = "") -> str:
+    point, low, high = (None if x is None else f"{100 * x:{sign}.1f}" for x in v)
     return f"{point}" if low is None else f"{point} [{low}, {high}]"
 
 
