@@ -15,7 +15,7 @@ from voxstrata.errors import InputError
 GENERATOR = '<meta name="generator" content="voxstrata report">'  # by which a page is known as ours
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _LONG = 60  # characters from which a cell is wrapped
-_NUMBER = re.compile(r"[-+−]?\d|–$")
+_NUMBER = re.compile(r"[-+−]?\d[\d.,]*(e[-+]\d+)?(\s|%|–|$)|–$")
 _STYLE = """
 :root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; }
 body { margin: 0 auto; max-width: 72rem; padding: 0 1rem 4rem; }
@@ -23,7 +23,7 @@ h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
 section { border-top: 1px solid #bbb; margin-top: 3rem; }
 .box { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; text-align: left; white-space: pre; border-bottom: 1px solid #ddd; }
+th, td { padding: .2rem .6rem; text-align: left; vertical-align: top; white-space: pre; border-bottom: 1px solid #ddd; }
 .n { text-align: right; }
 thead th { border-bottom: 2px solid #555; }
 th:first-child { position: sticky; left: 0; background: #fff; }
