@@ -29,7 +29,7 @@ thead th { border-bottom: 2px solid #555; }
 th:first-child { position: sticky; left: 0; background: #fff; }
 .t { white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { tbody th { white-space: normal; min-width: 6rem; overflow-wrap: anywhere; } }
-img { display: block; width: 100%; min-width: 36rem; }
+img { display: block; max-width: 100%; min-width: 36rem; }
 figure { margin: 0 0 1rem; }
 figcaption, .note { color: #444; font-size: .875rem; white-space: pre-wrap; }
 dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .1rem 1rem; font-size: .875rem; }
