@@ -15,6 +15,7 @@ from test_cli import run
 from voxstrata import InputError, UsageError, read_corpus
 from voxstrata.experiments.phonetic_pairs import NEIGHBOURS, quantiles
 from voxstrata.experiments.phonetics import KEY, measure_phonetics
+from voxstrata.experiments.report_kinds import KINDS
 
 panphon_distance = pytest.importorskip("panphon.distance")
 pytest.importorskip("phonemizer")
@@ -106,6 +107,17 @@ def test_quantiles_count_ties_half_and_can_be_among_those_of_like_length() -> No
             share = np.mean([np.sign(distances[i, i] - distances[i, j]) / 2 + 0.5 for j in among])
             assert found[i, i] == pytest.approx(share)
     assert np.isnan(plain[~same]).all()
+
+
+def test_the_report_shows_what_the_command_prints(tmp_path: Path) -> None:
+    report = measure_phonetics(read_corpus(manifest(tmp_path, sentences())), tmp_path / "out")
+    (kind,) = [kind for kind in KINDS if kind.command == "phonetics"]
+    table = kind.tables(pq.read_table(tmp_path / "out" / kind.file), tmp_path / "out")[0]
+    for row, d in zip(table.body, report.directions, strict=True):
+        shown = dict(zip(table.header, row, strict=True))
+        assert (shown["direction"], shown["pairs"], shown["pool"]) == (f"{d.source} → {d.target}", 4, "4")
+        figures = (d.distance, d.quantile, d.like_length, d.closest, d.chance, d.word_quantile, d.word_closest)
+        assert list(shown.values())[3:] == pytest.approx(figures)
 
 
 def test_some_missing_texts_cost_those_utterances_alone_and_exit_with_4(

@@ -174,6 +174,7 @@ class TestNumbers:
             "closest": np.mean([r["rank"] == 1 for r in rows]),
             "chance": 1 / 160,
         }
+        assert (cells["word quantile"][0], cells["word closest"][0]) == ("–", "–")  # no word is long enough
         assert [cells[name][0] for name in ("direction", "pairs", "pool")] == ["a → b", "160", "160"]
         for name, value in expected.items():
             assert float(cells[name][1] or cells[name][0]) == pytest.approx(value, rel=1e-12)

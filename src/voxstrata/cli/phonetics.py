@@ -117,7 +117,7 @@ def phonetics_text(report: Any) -> str:
             ]
         )
     header = ["direction", "pairs", "pool", "distance", "others", "quantile", "like length", "closest %", "chance %"]
-    header += ["by word", "closest %"]
+    header += ["word quantile", "word closest %"]
     voices = ", ".join(f"{language} {voice}" for language, voice in report.settings["voices"].items())
     blocks = [
         f"{report.utterances} utterances; " + (f"voices: {voices}" if voices else "IPA as given"),
@@ -125,7 +125,7 @@ def phonetics_text(report: Any) -> str:
         "distance: mean of translations, others: of non-translations; quantile: median share of a sentence's\n"
         "non-translations that sound closer than its translation (0.5: sound says nothing); like length: the same\n"
         f"among the {report.settings['neighbours_in_length']} nearest in length to it; closest: translation first of "
-        "the pool; by word: by the closest pair of words.",
+        "the pool; word: the same by the closest pair of words.",
     ]
     if report.notes:
         blocks.append("\n".join(f"note: {note}" for note in report.notes))

@@ -201,8 +201,10 @@ def _interval(row: dict[str, Any]) -> str:
     return f"{row['auc']:.3f}" + (f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else "")
 
 
-def _pipes(header: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] + ["---:"] * (len(header) - 1), *rows)]
+def _pipes(header: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
+    """A GitHub table, the first `left` columns to the left."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
 def _listed(report: WordReport, kind: str) -> list[str]:
@@ -220,4 +222,4 @@ def _listed(report: WordReport, kind: str) -> list[str]:
         for r in pairs.slice(0, SHOWN).to_pylist()
     ]
     more = [f"… {len(pairs) - SHOWN} more in {PAIRS}"] if len(pairs) > SHOWN else []
-    return [*_pipes(["word", "other word", "distance"], body), "", *more]
+    return [*_pipes(["word", "other word", "distance"], body, left=2), "", *more]

@@ -53,6 +53,8 @@ def read_folder(root: Path) -> Corpus:
             for name in files
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
         ]
+    if not found and (root / "zarr.json").exists():
+        raise InputError(f"{root}: a store, not a corpus; name the manifest or folder that it was extracted from")
     if not found:
         raise InputError(f"{root}: no audio file in it (looked for {' '.join(sorted(AUDIO_SUFFIXES))})")
     found.sort()

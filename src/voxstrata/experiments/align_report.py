@@ -164,8 +164,8 @@ def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
         red,
         "s",
     )
-    _chance(controlled, found, outputs, UNLIKE, blue, "chance")
-    _chance(controlled, found, outputs, CLOSEST, red, "chance")
+    for control, colour in ((UNLIKE, blue), (CLOSEST, red)):
+        _chance(controlled, found, outputs, control, colour, f"chance{_pool(found, outputs, control)}")
     _line(slope, found, outputs, (RAW, FIT, SLOPE), None, blue, "o", scale=1, bars=True)
     slope.axhline(0, color="black", linewidth=0.8)
     for axes, label, letter in (
@@ -183,8 +183,12 @@ def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
             axes.set_ylim(bottom=0)
             below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.27), "ncols": 2}
             axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
+    s = settings(table)
+    bands = f"\nbands, bars: 95 % bootstrap intervals over {s['bootstrap_groups']} groups"
     figure.suptitle(
-        f"{title}: {settings(table)['similarity']}, mean over {len(directions(table))} directions", fontsize=8
+        f"{title}: {s['similarity']}, mean over {len(directions(table))} directions"
+        + (bands if s["bootstrap_resamples"] else ""),
+        fontsize=8,
     )
     figure.savefig(path, dpi=_DPI)
 

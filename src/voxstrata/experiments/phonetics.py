@@ -135,7 +135,7 @@ def _refuse_unrelated(rows: Sequence[Row], names: Sequence[str]) -> None:
     if len(counts) < 2:
         raise InputError(
             f"utterances with text or IPA, language and group are needed in at least 2 languages; found {found}; "
-            "fill the manifest's language, group and text columns"
+            "fill the manifest's language, group and text columns, or ask for more languages"
         )
     groups: dict[str, set[str]] = {}
     for row in rows:

@@ -15,7 +15,7 @@ from voxstrata.errors import InputError
 GENERATOR = '<meta name="generator" content="voxstrata report">'  # by which a page is known as ours
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _LONG = 60  # characters from which a cell is wrapped
-_NUMBER = re.compile(r"[-+−]?\d|–$")
+_NUMBER = re.compile(r"[-+−]?\d[\d.,]*(e[-+]\d+)?(\s|%|–|$)|–$")
 _STYLE = """
 :root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; }
 body { margin: 0 auto; max-width: 72rem; padding: 0 1rem 4rem; }
@@ -23,13 +23,13 @@ h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
 section { border-top: 1px solid #bbb; margin-top: 3rem; }
 .box { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; text-align: left; white-space: pre; border-bottom: 1px solid #ddd; }
+th, td { padding: .2rem .6rem; text-align: left; vertical-align: top; white-space: pre; border-bottom: 1px solid #ddd; }
 .n { text-align: right; }
 thead th { border-bottom: 2px solid #555; }
 th:first-child { position: sticky; left: 0; background: #fff; }
 .t { white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { tbody th { white-space: normal; min-width: 6rem; overflow-wrap: anywhere; } }
-img { display: block; width: 100%; min-width: 36rem; }
+img { display: block; max-width: 100%; min-width: 36rem; }
 figure { margin: 0 0 1rem; }
 figcaption, .note { color: #444; font-size: .875rem; white-space: pre-wrap; }
 dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .1rem 1rem; font-size: .875rem; }

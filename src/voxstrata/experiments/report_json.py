@@ -111,6 +111,15 @@ def _similarity(plan: dict[str, Any], folder: Path) -> list[Rows]:
     return [*blocks, as_stored(table.slice(0, SHOWN), "Candidates, as stored", of=len(table))]
 
 
+def _asked_of_similarity(plan: dict[str, Any]) -> dict[str, Any]:
+    """Without the tiles, and of the second set what differs from the first."""
+    return {
+        name: value
+        for name, value in plan.items()
+        if not name.endswith("_begin") and not (name.startswith("y ") and value == plan.get(f"x {name[2:]}"))
+    }
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
@@ -132,7 +141,7 @@ JSON_KINDS = (
         "similarity", PLAN, "what `voxstrata similarity` plans",
         frozenset({"one set with itself", "output", "x store"}), TOP,
         (TOP, ROWS, COLUMNS, CANDIDATES, RECALL), _similarity,
-        lambda found: {n: value for n, value in found.items() if not n.endswith("_begin")},
+        _asked_of_similarity,
         lambda found: {"weights_sha256": found["x model weights_sha256"]},
     ),
 )  # fmt: skip

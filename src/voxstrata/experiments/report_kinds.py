@@ -104,18 +104,23 @@ def _phonetics(table: pa.Table, _: Path) -> list[Rows]:
     for (source, target), rows in directions.items():
         pools = [row["non_translations"] + 1 for row in rows]
         span = "–".join(dict.fromkeys(map(str, (min(pools), max(pools)))))
-        middle = [
+        quantile, like_length, word_quantile = (
             median(known) if (known := [row[name] for row in rows if row[name] is not None]) else None
-            for name in ("quantile", "quantile_like_length")
-        ]
+            for name in ("quantile", "quantile_like_length", "word_quantile")
+        )
+        by_word = [row["word_rank"] == 1 for row in rows if row["word_rank"] is not None]
         closest, chance = fmean(row["rank"] == 1 for row in rows), fmean(1 / pool for pool in pools)
         distance = fmean(row["distance"] for row in rows)
-        body.append([f"{source} → {target}", len(rows), span, distance, *middle, closest, chance])
+        word_closest = fmean(by_word) if by_word else None
+        figures = [distance, quantile, like_length, closest, chance, word_quantile, word_closest]
+        body.append([f"{source} → {target}", len(rows), span, *figures])
     header = ["direction", "pairs", "pool", "distance", "quantile", "like length", "closest", "chance"]
+    header += ["word quantile", "word closest"]
     note = (
         "distance: mean of translations; quantile: median share of a sentence's non-translations that sound closer "
         "than its translation (0.5: sound says nothing); like length: the same among those of like length; closest: "
-        "share of translations that sound closest of their pool, beside chance."
+        "share of translations that sound closest of their pool, beside chance; word: the same by the closest pair of "
+        "words."
     )
     names = ["source", "target", "distance", "rank", "non_translations", "quantile", "quantile_like_length"]
     names += ["word_distance", "source_word", "target_word"]

@@ -76,7 +76,7 @@ def find_sides(utterances: pa.Table, languages: Sequence[str] | None) -> list[Si
     if len(sides) < 2:
         raise InputError(
             f"retrieval needs utterances of at least 2 languages: {found}; "
-            "fill the manifest's language and group columns"
+            "fill the manifest's language and group columns, or ask for more languages"
         )
     if not any(set(x.groups) & set(y.groups) for x, y in combinations(sides, 2)):
         raise InputError(
