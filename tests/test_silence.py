@@ -12,8 +12,8 @@ from conftest import sound
 torch = pytest.importorskip("torch")
 from voxstrata.errors import InputError  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from voxstrata.exporters.reference import keys_and_values  # noqa: E402
-from voxstrata.exporters.silence import calibrated_silence, pure_silence  # noqa: E402
+from voxstrata.exporters.reference import keys_and_values, queries_keys_values  # noqa: E402
+from voxstrata.exporters.silence import Queries, calibrated_silence, kmeans, pure_silence  # noqa: E402
 from voxstrata.model import Silence  # noqa: E402
 from voxstrata.model.silence import EMPTY_GROUP_LOGIT  # noqa: E402
 
@@ -23,6 +23,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
     return load_checkpoint(str(tiny_checkpoint))
+
+
+def features(checkpoint: Checkpoint, audio: Array) -> torch.Tensor:
+    """Log-mel of a padded window."""
+    found = checkpoint.extractor(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 @pytest.mark.parametrize("frames", [75, 76, 500, 1100, 1498, 1499])
@@ -62,19 +69,69 @@ def test_uncondensed_the_positions_are_kept_one_by_one(checkpoint: Checkpoint) -
         assert not got.bias.any()
 
 
-def test_k_means_groups_hold_near_positions(checkpoint: Checkpoint) -> None:
-    """Means over 24 groups stand for their members better than means over 24 runs of neighbours."""
-    silence, _ = pure_silence(checkpoint, 24)
+def test_attention_received_is_what_hugging_face_pays(checkpoint: Checkpoint) -> None:
+    """Mean over all queries of the softmax weights that the encoder itself reports."""
+    log_mel = features(checkpoint, sound(3.0, 1))
+    query, key, _ = queries_keys_values(checkpoint.encoder, log_mel)
+    encoder = checkpoint.encoder
+    before = encoder.config._attn_implementation
+    encoder.config._attn_implementation = "eager"  # the others keep no weights
+    try:
+        with torch.inference_mode():
+            paid = encoder(log_mel, output_attentions=True).attentions
+    finally:
+        encoder.config._attn_implementation = before
+    got = Queries.sample(query, key, 1500).attention(key)
+    assert got.shape == (3, 4, 1500)
+    for layer in range(3):
+        np.testing.assert_allclose(got[layer].numpy(), paid[layer][0].mean(1).numpy(), rtol=1e-3)
+
+
+def test_distance_of_keys_is_the_mean_square_of_the_logits_difference() -> None:
+    rng = np.random.default_rng(0)
+    query, key, other = (rng.standard_normal((2, 3, n, 8)) for n in (50, 5, 5))
+    queries = Queries(torch.from_numpy(query), torch.zeros(2, 3, 50))
+    got = (torch.from_numpy(key - other) @ queries.metric()).square().sum(-1)
+    want = [
+        [[np.mean([(q @ (k - o)) ** 2 for q in query[i, j]]) for k, o in zip(key[i, j], other[i, j], strict=True)]
+        for j in range(3)]
+        for i in range(2)
+    ]  # fmt: skip
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-9)
+
+
+def test_k_means_ends_where_every_point_is_nearest_to_the_weighted_mean_of_its_group() -> None:
+    rng = np.random.default_rng(1)
+    points, weight = rng.standard_normal((2, 60, 3)), rng.uniform(0, 1, (2, 60)) ** 4
+    group = kmeans(torch.from_numpy(points).float(), torch.from_numpy(weight).float(), 4).numpy()
+    for head in range(2):
+        means = [np.average(points[head][group[head] == g], 0, weight[head][group[head] == g]) for g in range(4)]
+        distance = np.linalg.norm(points[head][:, None] - means, axis=-1)
+        np.testing.assert_array_equal(distance.argmin(1), group[head])
+
+
+def test_groups_keep_the_logits_better_than_neighbours_do(checkpoint: Checkpoint) -> None:
+    """On the speech of a recording that the cache was not made from, weighted by the attention it pays."""
+    silence, _ = calibrated_silence(checkpoint, [(f"r{i}", sound(2.0 + i, i)) for i in range(6)], 24)
     assert silence.group is not None
+    query, key, _ = queries_keys_values(checkpoint.encoder, features(checkpoint, sound(3.0, 99)))
+    runs = np.arange(1200) * 24 // 1200
+
+    def error(logits: Array, paid: Array, groups: Array) -> float:
+        found = 0.0
+        for g in np.unique(groups):
+            own = groups == g
+            found += (paid[:, own] * (logits[:, own] - logits[:, own].mean(1, keepdims=True)) ** 2).sum()
+        return found
+
     for layer in range(3):
         for head in range(4):
-            points = silence.key[layer, head].astype(np.float64)
-
-            def spread(groups: Array, points: Array = points) -> float:
-                return sum(((points[groups == g] - points[groups == g].mean(0)) ** 2).sum() for g in np.unique(groups))
-
-            runs = np.arange(len(points)) * 24 // len(points)
-            assert spread(silence.group[layer, head]) < spread(runs)
+            asked = query[layer, head, :200].numpy().astype(np.float64)
+            points = silence.key[layer, head, 225:].astype(np.float64)
+            logits = asked @ points.T
+            paid = np.exp(logits) / np.exp(asked @ key[layer, head].numpy().astype(np.float64).T).sum(1, keepdims=True)
+            grouped = error(logits, paid, silence.group[layer, head, 225:])
+            assert grouped < error(logits, paid, runs)
 
 
 def test_frames_before_the_cache_are_refused(checkpoint: Checkpoint) -> None:
@@ -91,8 +148,8 @@ def test_a_calibrated_cache_is_the_mean_over_padded_runs_behind_the_speech(check
     total = [np.zeros((3, 4, 1500, 8)), np.zeros((3, 4, 1500, 8))]
     count = np.zeros(1500)
     for (_, audio), cut in zip(recordings, cuts, strict=True):
-        features = checkpoint.extractor(audio[: cut * 320], sampling_rate=16_000, return_tensors="pt")["input_features"]
-        for t, new in zip(total, keys_and_values(checkpoint.encoder, features), strict=True):
+        kv = keys_and_values(checkpoint.encoder, features(checkpoint, audio[: cut * 320]))
+        for t, new in zip(total, kv, strict=True):
             t[:, :, cut + 50 :] += new.numpy()[:, :, cut + 50 :]
         count[cut + 50 :] += 1
     assert count[75] >= 1
@@ -104,8 +161,7 @@ def test_a_calibrated_cache_is_the_mean_over_padded_runs_behind_the_speech(check
 def test_a_calibrated_cache_is_nearer_to_padding_than_a_pure_one(checkpoint: Checkpoint) -> None:
     """On a recording it was not made from."""
     others = [(f"r{i}", sound(2.0 + i, i)) for i in range(6)]
-    features = checkpoint.extractor(sound(3.0, 99), sampling_rate=16_000, return_tensors="pt")["input_features"]
-    want = keys_and_values(checkpoint.encoder, features)[0][:, :, 300:].numpy()
+    want = keys_and_values(checkpoint.encoder, features(checkpoint, sound(3.0, 99)))[0][:, :, 300:].numpy()
     distance = {}
     for kind, silence in (
         ("pure", pure_silence(checkpoint, 0)[0]),

@@ -29,7 +29,7 @@ from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
 @click.option(
     "--silence-keys",
     type=click.IntRange(min=0),
-    default=64,
+    default=32,
     show_default=True,
     help="Cached keys per layer and head; 0 keeps one per silent position.",
 )

@@ -47,7 +47,7 @@ class ExportSpec:
     dtype: str = "float32"
     norm_every: bool = False
     calibrate: str | Path | None = None
-    silence_keys: int = 64
+    silence_keys: int = 32
 
 
 def export(

@@ -51,7 +51,15 @@ def hidden_states(encoder: WhisperEncoder, log_mel: torch.Tensor) -> dict[str, t
 
 def keys_and_values(encoder: WhisperEncoder, log_mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of every layer for one full window [1, n_mels, 3000]: each (layers, heads, 1500, head_dim)."""
-    kept: dict[str, list[torch.Tensor]] = {"k_proj": [], "v_proj": []}
+    _, key, value = queries_keys_values(encoder, log_mel)
+    return key, value
+
+
+def queries_keys_values(
+    encoder: WhisperEncoder, log_mel: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same with the queries first, which are scaled: the logits of attention are query · key."""
+    kept: dict[str, list[torch.Tensor]] = {"q_proj": [], "k_proj": [], "v_proj": []}
     heads = encoder.config.encoder_attention_heads
     with torch.inference_mode(), ExitStack() as stack:
         for layer in encoder.layers:
@@ -64,4 +72,5 @@ def keys_and_values(encoder: WhisperEncoder, log_mel: torch.Tensor) -> tuple[tor
 
                 stack.callback(getattr(layer.self_attn, name).register_forward_hook(keep).remove)
         encoder(log_mel)
-    return torch.stack(kept["k_proj"]), torch.stack(kept["v_proj"])
+    query, key, value = (torch.stack(kept[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    return query * query.shape[-1] ** -0.5, key, value

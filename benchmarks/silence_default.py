@@ -1,0 +1,85 @@
+"""The silence cache that `export` makes by default, on recordings that had no part in choosing or making it.
+
+Measured on every recording of the corpus but the subset that silence.py chooses by (`--chosen-by`, drawn as `--clips`
+is there), and on the recordings of `--calibrate` that the cache was not made from. Mean over all frames of the cosine
+to the same frame of the padded run, and the clip with the lowest mean, by language.
+Exit status 1 when a corpus misses a mark (`final` 0.995, worst clip 0.98).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from _common import Table, environment, exported, parser, pin, say, subset, write_report
+from _silence import MEAN, WORST, Near, Summary, folder_of, marks, near, padded_clip, shown
+
+from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.engine import Encoder
+from voxstrata.exporters import ExportSpec
+from voxstrata.model import Context
+
+
+def without(corpus: Corpus, left_out: set[str]) -> Corpus:
+    """The recordings whose id is not left out."""
+    kept = [i for i, name in enumerate(corpus.table["id"].to_pylist()) if name not in left_out]
+    return Corpus(corpus.root, corpus.table.take(kept))
+
+
+def main() -> int:
+    p = parser(__doc__)
+    p.add_argument("--chosen-by", type=int, default=60, help="prompts that took part in the choice, which are left out")
+    args = p.parse_args()
+    pin(args.threads)
+    facts = environment(args.threads)
+    found: dict[str, list[Near]] = {}
+    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+        _, model = exported(args, Path(folder))
+        outputs = shown(model.card.layers)
+        padded = Encoder(model, outputs, context=Context("padded"), threads=args.threads)
+        bucketed = Encoder(model, outputs, threads=args.threads)
+        corpus, other = read_corpus(args.corpus), read_corpus(args.calibrate)
+        chosen_by = set(subset(corpus, args.chosen_by).table["id"].to_pylist())
+        made_from = {r["name"] for r in model.card.silence["recordings"]}
+        for name, measured in (
+            (folder_of(args.corpus), without(corpus, chosen_by)),
+            (folder_of(args.calibrate), without(other, made_from)),
+        ):
+            say(f"{name}: {len(measured)} recordings")
+
+            def one(row: int, measured: Corpus = measured) -> Near:
+                return near(bucketed, padded_clip(padded, measured, row))
+
+            with ThreadPoolExecutor(padded.concurrency) as pool:
+                found[name] = list(pool.map(one, range(len(measured))))
+
+    header = ["recordings", "language", "clips", *outputs, "worst clip of final", "marks"]
+    cells, verdicts = [], []
+    for name, clips in found.items():
+        languages = sorted({c.language for c in clips})
+        for language in ["all", *(languages if len(languages) > 1 else [])]:
+            own = [c for c in clips if language in ("all", c.language)]
+            s = Summary.of(own)
+            verdict = marks(s.cosine["final"], s.worst)
+            if language == "all":
+                verdicts.append(verdict)
+            row = [name, language, str(len(own)), *(f"{s.cosine[o]:.5f}" for o in outputs)]
+            cells.append([*row, f"{s.worst:.4f} {s.worst_id}", verdict])
+    caption = f"The default, {ExportSpec().silence_keys} keys; marks of `final`: mean {MEAN} / worst clip {WORST}:"
+    write_report(
+        "silence_default",
+        f"The default silence cache, {model.card.checkpoint}",
+        args,
+        facts,
+        {name: [asdict(c) for c in clips] for name, clips in found.items()},
+        [Table(caption, header, cells)],
+        [f"Left out: {len(chosen_by)} prompts that the default was chosen by, {len(made_from)} it was made from."],
+    )
+    return int(any("MISSED" in v for v in verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
