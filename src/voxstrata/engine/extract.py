@@ -29,8 +29,10 @@ from voxstrata.store.files import Files
 from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
 
-BATCHES_IN_FLIGHT = 2  # encoded, not yet placed: enough to overlap, little to hold
-BATCHES_WAITING = 2  # for a thread that encodes: what keeps all of them busy while a unit is written
+# Encoded, not yet placed; and waiting for a thread that encodes. Little to hold, enough to keep those threads busy
+# while a unit is written.
+BATCHES_IN_FLIGHT = 4
+BATCHES_WAITING = 2
 BATCHES_AHEAD = 2  # of audio, decoded before the encoder asks for it
 # Of audio among which windows are sorted into batches. Recordings are held from their first window to their last,
 # and a unit may hold hours of them when states are pooled or averaged.
