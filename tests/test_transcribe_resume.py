@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from conftest import sound
@@ -160,3 +161,37 @@ def test_a_run_that_was_refused_binds_nobody_and_a_foreign_file_is_left_alone(
         assert run(*arguments) == 3
         assert "no transcripts of a sweep" in capsys.readouterr().err
         assert (out / "transcripts.jsonl").read_text(encoding="utf-8") == text
+
+
+def test_what_the_figures_depend_on_is_told_and_stored(
+    speech: Path, tiny_transcriber: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No table of spellings, a stray text in another script, a language that failures left in one part."""
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_transcriber, bare)
+    (bare / "normalizer.json").unlink()
+    lines = speech.read_text(encoding="utf-8").replace("\tes\ts1\tDoor 1 is open", "\tes\ts1\tДверь").splitlines()
+    parts: dict[str, str] = {}
+    out = tmp_path / "first"
+    assert run("early-exit", "sweep", bare, speech, *OPTIONS, "-o", out, "--json") == 4
+    for r in pq.read_table(out / "transcripts.parquet").to_pylist():
+        parts[r["group"].removeprefix("group ")] = r["part"]
+    development, test = (sorted(g for g, part in parts.items() if part == p)[0] for p in ("dev", "test"))
+    lines += [f"ja1\tbad.wav\tja\t{development}\tドア", f"ja2\ten0.wav\tja\t{test}\tドア"]
+    speech.write_text("\n".join(lines), encoding="utf-8")
+    capsys.readouterr()
+    assert run("early-exit", "sweep", bare, speech, *OPTIONS, "-o", tmp_path / "out") == 4
+    printed = " ".join(capsys.readouterr().out.split())
+    about = json.loads(pq.read_table(tmp_path / "out" / "errors.parquet").schema.metadata[b"voxstrata"])
+    english, script, japanese, *more = about["notes"]
+    assert english.startswith("en: the checkpoint's folder has no normalizer.json")
+    assert script == "es: scored as latin, the script of most of its texts; 1 text in cyrillic counted with them"
+    assert japanese == "ja: no recording of the dev part was transcribed, so no k is chosen, and 'all' is without it"
+    assert more == []
+    assert all(note in printed for note in about["notes"])
+    assert about["normalizers"] == {
+        "en": "whisper english without spellings",
+        "es": "whisper basic",
+        "ja": "whisper basic",
+    }
+    assert all(note in (tmp_path / "out" / "early_exit.md").read_text(encoding="utf-8") for note in about["notes"])
