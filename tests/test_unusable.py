@@ -53,9 +53,12 @@ def corpus(tmp_path: Path) -> Callable[[Callable[[dict[str, str]], dict[str, str
 
 class TestEarlyExit:
     @pytest.fixture(autouse=True)
-    def extras(self) -> None:
+    def extras(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("torch")
         pytest.importorskip("jiwer")
+        from voxstrata.experiments import transcribe_report
+
+        monkeypatch.setattr(transcribe_report, "plot_errors", lambda *_: None)  # drawing takes longer than all else
 
     def sweep(self, tiny_transcriber: Path, manifest: Path, *options: object) -> tuple[object, ...]:
         return ("early-exit", "sweep", tiny_transcriber, manifest, "-o", manifest.parent / "x", *options)
@@ -111,7 +114,7 @@ class TestEarlyExit:
         self, tiny_transcriber: Path, corpus: Check, capsys: pytest.CaptureFixture[str]
     ) -> None:
         manifest = corpus(lambda row: {**row, "text": "The door is open"})
-        options = ("--blocks", "3", "--max-new-tokens", "4", "--bootstrap", "9", "--json")
+        options = ("--blocks", "3", "--max-new-tokens", "2", "--bootstrap", "9", "--json")
         assert run(*self.sweep(tiny_transcriber, manifest, *options)) == 0
         rows = json.loads(capsys.readouterr().out)["rates"]
         assert {r["utterances"] for r in rows if r["language"] == "en"} == {2}

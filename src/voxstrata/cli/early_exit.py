@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TypeVar
 
 import click
@@ -20,6 +21,7 @@ from voxstrata.cli.console import (
     steps,
 )
 
+WIDTH = 112  # of explanations, in characters
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -178,7 +180,7 @@ def sweep(
         print_json({**report.about, "results": str(folder), "resumed": report.resumed, **tables})
     else:
         click.echo(aligned(*choice_rows(report.choices)))
-        click.echo(f"\n{explanation(report.about)}")
+        click.echo("\n" + "\n".join(fill(line, WIDTH) for line in explanation(report.about).splitlines()))
         if report.resumed:
             click.echo(f"{report.resumed} transcripts were there already (transcripts.jsonl)")
         click.echo(f"{folder}: early_exit.md, transcripts.md, transcripts.parquet, errors.parquet, early_exit.png")

@@ -120,9 +120,9 @@ def _notes(
         )
     for language, (script, others) in sorted(scripts_of(rows).items()):
         if others:
-            held = ", ".join(f"{count} in {name.lower()}" for name, count in others.items())
+            held = " and ".join(f"{n} text{'s' * (n > 1)} in {name.lower()}" for name, n in others.items())
             notes.append(
-                f"{language}: taken for {script.lower()}, in which most of its texts are; {held} count with them"
+                f"{language}: scored as {script.lower()}, the script of most of its texts; {held} counted with them"
             )
     for ours, other, part in ((dev, test, TEST), (test, dev, DEV)):
         for language, _ in sorted(set(ours.scopes) - set(other.scopes)):
