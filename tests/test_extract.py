@@ -413,22 +413,6 @@ def test_bad_recordings_cost_themselves_alone(
     assert not rows.any()
 
 
-@pytest.fixture(scope="module")
-def huge(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a final LayerNorm that leaves the range of float16."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path_factory.mktemp("huge")
-    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
-    file = folder / "checkpoint" / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.encoder.layer_norm.weight"] = torch.full((32,), 1e5)
-    save_file(tensors, file, metadata={"format": "pt"})
-    export(str(folder / "checkpoint"), folder / "model")
-    return folder / "model"
-
-
 def test_float16_overflow_is_an_error_naming_utterance_and_output(
     huge: Path, make_corpus: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -20,13 +20,16 @@ from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.engine.budget import EncoderSize, sgemm_rate
 from voxstrata.engine.decoding import DecodeAhead
+from voxstrata.engine.device import DeviceEncoder
 from voxstrata.engine.planning import Long, plan_corpus, store_spec
+from voxstrata.engine.reductions import Reduced
 from voxstrata.engine.session import Device, Encoder
 from voxstrata.engine.sink import UnitSink
 from voxstrata.errors import InputError, UsageError
 from voxstrata.model import Context, ModelFolder, open_model
 from voxstrata.store.files import Files
 from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window
+from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
 
 BATCHES_IN_FLIGHT = 2  # encoded, not yet placed: enough to overlap, little to hold
@@ -139,7 +142,7 @@ def extract(
         if files.exists(PLAN):
             with files.lock():
                 pass
-        encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
+        encoder = make_encoder(model, spec, device or Device(), threads, tokens)
         plan, infos = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)
         limit = sgemm_rate(encoder.threads) if efficiency else None
         with files.lock(), ExitStack() as stack:
@@ -150,6 +153,15 @@ def extract(
             f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
             "command to go on"
         ) from e
+
+
+def make_encoder(
+    model: ModelFolder, spec: StoreSpec, device: Device, threads: int | None, tokens: int | None
+) -> Encoder:
+    """What encodes for `extract` on that device."""
+    if device.kind == "cpu":
+        return Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
+    return DeviceEncoder(model, spec, device=device, threads=threads, tokens=tokens)
 
 
 def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
@@ -226,7 +238,7 @@ def _run(
         while len(following) > keep:
             following.popleft()()
 
-    def put(unit: int, windows: list[Window], encoding: Future[list[NDArray[Any]]]) -> None:
+    def put(unit: int, windows: list[Window], encoding: Future[list[NDArray[Any]]] | Future[Reduced]) -> None:
         states = encoding.result()
         settle(BATCHES_IN_FLIGHT - 1)
         in_flight.append(worker.submit(sink.put, unit, windows, states))
@@ -258,7 +270,11 @@ def _run(
                         del held[w.utterance]
             if batch:
                 longest_kept = max(w.frames for w in batch)
-                encoding = pool.submit(encoder.run, samples, frames, keep=longest_kept)
+                encoding: Future[list[NDArray[Any]]] | Future[Reduced]
+                if isinstance(encoder, DeviceEncoder):
+                    encoding = pool.submit(encoder.run_reduced, samples, frames)
+                else:
+                    encoding = pool.submit(encoder.run, samples, frames, keep=longest_kept)
                 following.append(partial(put, unit, batch, encoding))
                 proceed(keep=encoder.concurrency)
             flops += sum(size.window_flops(frames, plan.spec.context, w.frames) for w in batch)
