@@ -1,9 +1,8 @@
 """The encoder on an accelerator: between the audio that goes in and the rows that are stored, all stays on the device.
 
 Log-mel, encoder and reductions are three graphs that pass device memory on by IO binding; the silence cache is uploaded
-once per bucket. Every bucket has one shape, its full batch: what is missing is filled with silence and dropped again.
-So CUDA graphs and TensorRT profiles apply, and no library can choose another algorithm, and so other bits, by the
-number of a window's neighbours.
+once per bucket. CUDA graphs and TensorRT profiles need fixed shapes: with them every bucket has one, its full batch, and
+what is missing is filled with silence and dropped again. Without them nothing is filled.
 
 How copies overlap computing: each thread that calls has buffers of its own, and one thread runs all encoders. While it
 computes one caller's batch, another caller fetches its last batch and uploads its next. ONNX Runtime gives every run a
@@ -43,6 +42,7 @@ class DeviceEncoder(Encoder):
     """Runs batches of windows through log-mel, encoder and the reductions of `spec` on one device.
 
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed.
+    fixed_shapes: whether every bucket runs at the shape of its full batch: with CUDA graphs and on TensorRT.
     host_memory: "pinned" where rows arrive in page-locked memory, "pageable" otherwise (on a CPU, and where this
     onnxruntime cannot allocate it), which is slower but gives the same.
 
@@ -62,6 +62,7 @@ class DeviceEncoder(Encoder):
         cuda_graphs: bool = False,
     ) -> None:
         self.spec = spec
+        self.fixed_shapes = cuda_graphs or device.kind == "tensorrt"
         self._cuda_graphs = cuda_graphs
         super().__init__(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
         self.concurrency = CALLERS
@@ -85,14 +86,18 @@ class DeviceEncoder(Encoder):
         if not hasattr(self._own, "buffers"):
             self._own.buffers = _Buffers(self, next(self._callers))
         buffers = self._own.buffers
-        self._upload(buffers, audio, frames)
-        self._computing.submit(self._encode, buffers, frames).result()
+        rows = self.rows(len(audio), frames)
+        self._upload(buffers, audio, frames, rows)
+        self._computing.submit(self._encode, buffers, frames, rows).result()
         return self._fetch(buffers, [encoder_frames(len(x)) for x in audio], frames)
 
-    def _upload(self, buffers: _Buffers, audio: Sequence[NDArray[np.float32]], frames: int) -> None:
+    def rows(self, windows: int, frames: int) -> int:
+        """How many windows are computed for a batch of so many."""
+        return self.batch_size(frames) if self.fixed_shapes else windows
+
+    def _upload(self, buffers: _Buffers, audio: Sequence[NDArray[np.float32]], frames: int, rows: int) -> None:
         """From samples to log-mel on the device."""
         begin = time.perf_counter()
-        rows = self.batch_size(frames)
         samples = min(frames + 2, WINDOW_FRAMES) * SAMPLES_PER_FRAME  # two frames more: see `Encoder.log_mel`
         batch = buffers.audio.numpy()[: rows * samples].reshape(rows, samples)
         for row, x in zip(batch, audio, strict=False):
@@ -109,12 +114,12 @@ class DeviceEncoder(Encoder):
         self._run(LOG_MEL, binding, batch.shape)
         self._count("log_mel", begin)
 
-    def _encode(self, buffers: _Buffers, frames: int) -> None:
+    def _encode(self, buffers: _Buffers, frames: int, rows: int) -> None:
         """From log-mel to states, both on the device."""
         begin = time.perf_counter()
-        name, rows, card = self._graph(frames), self.batch_size(frames), self.model.card
+        name, card = self._graph(frames), self.model.card
         shape = [rows, card.n_mels, 2 * frames]
-        if frames not in buffers.bindings:
+        if (frames, rows) not in buffers.bindings:
             binding = self._session(name).io_binding()
             binding.bind_input("log_mel", *self._where, np.float32, shape, buffers.log_mel.data_ptr())
             if name == CACHED:
@@ -124,13 +129,13 @@ class DeviceEncoder(Encoder):
                 binding.bind_output(
                     output, *self._where, self._computed, [rows, frames, card.d_model], states.data_ptr()
                 )
-            buffers.bindings[frames] = binding
+            buffers.bindings[frames, rows] = binding
         options = ort.RunOptions()
         if self._cuda_graphs:
             shapes = self.context.shapes()
             recorded = buffers.caller * len(shapes) + shapes.index(frames) + 1
             options.add_run_config_entry("gpu_graph_id", str(recorded))
-        self._run(name, buffers.bindings[frames], shape, options)
+        self._run(name, buffers.bindings[frames, rows], shape, options)
         self._count("encode", begin)
 
     def _silence_on_device(self, frames: int) -> dict[str, Any]:
@@ -145,7 +150,7 @@ class DeviceEncoder(Encoder):
     def _fetch(self, buffers: _Buffers, valid: list[int], frames: int) -> Reduced:
         """From states on the device to stored rows on the host."""
         begin = time.perf_counter()
-        d, batch = self.model.card.d_model, self.batch_size(frames)
+        d, batch = self.model.card.d_model, self.rows(len(valid), frames)
         index, weights = gathering(valid, frames, self.spec)
         binding = self._session(REDUCTIONS).io_binding()
         binding.bind_cpu_input("index", index)
@@ -223,7 +228,7 @@ class _Buffers:
 
     def __init__(self, encoder: DeviceEncoder, caller: int) -> None:
         self.caller = caller
-        self.bindings: dict[int, Any] = {}  # of the encoder, by computed positions
+        self.bindings: dict[tuple[int, int], Any] = {}  # of the encoder, by computed positions and windows
         card, spec = encoder.model.card, encoder.spec
         shapes = [(encoder.batch_size(m), m) for m in encoder.context.shapes()]
         frames = max(rows * m for rows, m in shapes)
