@@ -20,6 +20,7 @@ pytest.importorskip("onnx")
 from voxstrata.audio.units import SAMPLES_PER_FRAME
 from voxstrata.engine import Device, DeviceEncoder, Encoder, extract
 from voxstrata.engine.device import CUDA_LIBRARY, _Buffers
+from voxstrata.engine.device_graphs import only_outputs
 from voxstrata.engine.reductions import gathering, reduction_graph
 from voxstrata.engine.session import PROVIDERS
 from voxstrata.errors import InputError
@@ -115,6 +116,23 @@ def test_a_bucket_has_one_shape_for_cuda_graphs_and_takes_its_silence_once(
     device.run_reduced([sound(29.5, 1)], 1500)
     assert shapes == [*((CACHED, n, 80, 400) for n in rows[:3]), (ENCODER, rows[3], 80, 3000)]
     assert uploads == [200]
+
+
+def test_what_no_output_needs_is_not_computed(tiny_model: Path) -> None:
+    import onnx
+
+    whole = onnx.load(tiny_model / CACHED, load_external_data=False).graph
+    graph = onnx.load_model_from_string(only_outputs(tiny_model / CACHED, ("layer_00", "layer_01"))).graph
+    assert [o.name for o in graph.output] == ["layer_00", "layer_01"]
+    names = {n.name for n in graph.node} | {i.name for i in graph.initializer}
+    assert names < {n.name for n in whole.node} | {i.name for i in whole.initializer}
+    assert not any(n.startswith(("layers.1", "layers.2", "layer_norm", "final", "layer_02")) for n in names)
+    audio = [sound(1.0, 1)]
+    spec = StoreSpec(("layer_00", "layer_01"), dtype="float32")
+    device = DeviceEncoder(open_model(tiny_model), spec, device=CPU, tokens=600)
+    plain = Encoder(open_model(tiny_model), spec.outputs).run(audio, 200)
+    for rows, states in zip(device.run_reduced(audio, 200).rows, plain, strict=True):
+        np.testing.assert_allclose(rows[0], states[0, :50], atol=2e-5)
 
 
 def test_threads_do_not_mix_their_batches(tiny_model: Path) -> None:

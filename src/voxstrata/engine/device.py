@@ -1,8 +1,8 @@
 """The encoder on an accelerator: between the audio that goes in and the rows that are stored, all stays on the device.
 
 Log-mel, encoder and reductions are three graphs that pass device memory on by IO binding; the silence cache is uploaded
-once per bucket. CUDA graphs and TensorRT profiles need fixed shapes: with them every bucket has one, its full batch, and
-what is missing is filled with silence and dropped again. Without them nothing is filled.
+once per bucket. CUDA graphs and TensorRT profiles need fixed shapes: with them every bucket has one, its full batch,
+and what is missing is filled with silence and dropped again. Without them nothing is filled.
 
 How copies overlap computing: each thread that calls has buffers of its own, and one thread runs all encoders. While it
 computes one caller's batch, another caller fetches its last batch and uploads its next. ONNX Runtime gives every run a
@@ -12,8 +12,10 @@ the encoder's, and Python's lock is not held meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +28,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from voxstrata.audio.units import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
-from voxstrata.engine.reductions import Reduced, cut_log_mel, gathering, reduction_graph, row_count
+from voxstrata.engine.device_graphs import cut_log_mel, only_outputs
+from voxstrata.engine.reductions import Reduced, gathering, reduction_graph, row_count
 from voxstrata.engine.session import PROVIDERS, Device, Encoder
 from voxstrata.errors import InputError
 from voxstrata.model.card import CACHED, ENCODER, LOG_MEL, ModelFolder
@@ -64,6 +67,9 @@ class DeviceEncoder(Encoder):
         self.spec = spec
         self.fixed_shapes = cuda_graphs or device.kind == "tensorrt"
         self._cuda_graphs = cuda_graphs
+        if device.kind != "cpu":
+            with contextlib.redirect_stdout(sys.stderr):  # where it says which are missing
+                ort.preload_dlls()  # CUDA's libraries where pip put them
         super().__init__(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
         self.concurrency = CALLERS
         self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
@@ -181,11 +187,11 @@ class DeviceEncoder(Encoder):
     def _graph(self, frames: int) -> str:
         return CACHED if self.context.mode == "bucketed" and frames < WINDOW_FRAMES else ENCODER
 
-    def _source(self, name: str) -> Path | bytes:
+    def _source(self, name: str) -> bytes:
         if name == REDUCTIONS:
             return reduction_graph(self.outputs, self._computed, self.model.card.d_model, self.spec)
         path = self.model.path / name
-        return cut_log_mel(path.read_bytes()) if name == LOG_MEL else path
+        return cut_log_mel(path) if name == LOG_MEL else only_outputs(path, self.outputs)
 
     def _providers(self, name: str) -> list[Any]:
         if self.device.kind == "cpu":

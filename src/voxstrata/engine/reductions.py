@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxstrata.errors import InputError
+from voxstrata.engine.device_graphs import onnx_package
 from voxstrata.store.spec import StoreSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 OPSET, IR_VERSION = 20, 10  # as of the exported graphs
 
@@ -69,17 +66,13 @@ def reduction_graph(outputs: Sequence[str], computed: np.dtype[Any], d_model: in
     finite and NaN otherwise. Means are taken in float32.
     Raises InputError when the package onnx is missing.
     """
-    try:
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError:
-        raise InputError("reductions on a GPU need the package onnx; pip install 'voxstrata[gpu]'") from None
-
+    onnx = onnx_package()
+    helper, float_type, int_type = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
     weighted = bool(spec.pool) or spec.every > 1
-    float_type = TensorProto.FLOAT
     stored = helper.np_dtype_to_tensor_dtype(spec.stored_dtype)
     value = helper.make_tensor_value_info
-    nodes: list[onnx.NodeProto] = []
-    inputs = [value("index", TensorProto.INT64, ["rows", "k"])]
+    nodes: list[Any] = []
+    inputs = [value("index", int_type, ["rows", "k"])]
     if weighted:
         inputs.append(value("weights", float_type, ["rows", "k", 1]))
     returned = []
@@ -110,31 +103,13 @@ def reduction_graph(outputs: Sequence[str], computed: np.dtype[Any], d_model: in
     if weighted:
         constants["one"] = np.array([1], np.int64)
     graph = helper.make_graph(
-        nodes, "voxstrata_reductions", inputs, returned, [numpy_helper.from_array(a, n) for n, a in constants.items()]
+        nodes,
+        "voxstrata_reductions",
+        inputs,
+        returned,
+        [onnx.numpy_helper.from_array(a, n) for n, a in constants.items()],
     )
     model = helper.make_model(
         graph, producer_name="voxstrata", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    return bytes(model.SerializeToString())
-
-
-def cut_log_mel(graph: bytes) -> bytes:
-    """The exported log-mel graph with one input more, `columns` int64 [1]: how many of the first mel frames it returns.
-
-    Raises InputError when the package onnx is missing.
-    """
-    try:
-        import onnx
-    except ImportError:
-        raise InputError("log-mel on a GPU needs the package onnx; pip install 'voxstrata[gpu]'") from None
-    helper = onnx.helper
-    model = onnx.load_model_from_string(graph)
-    for node in model.graph.node:
-        node.output[:] = ["log_mel/all" if o == "log_mel" else o for o in node.output]
-    for name, number in (("cut/first", 0), ("cut/axis", 2)):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number], np.int64), name))
-    model.graph.input.append(helper.make_tensor_value_info("columns", onnx.TensorProto.INT64, [1]))
-    model.graph.node.append(
-        helper.make_node("Slice", ["log_mel/all", "cut/first", "columns", "cut/axis"], ["log_mel"], name="cut")
     )
     return bytes(model.SerializeToString())

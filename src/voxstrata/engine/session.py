@@ -237,6 +237,8 @@ class Encoder:
         options.log_severity_level = 3
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # where the weights of a graph lie that is given as bytes
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.model.path))
         options.enable_mem_pattern = False  # one plan, and one block, for every shape that was met
         providers = self._providers(name)
         wanted = providers[0][0]
