@@ -14,7 +14,7 @@ Sections, most important first; one that fails or comes too late (`--seconds`) i
 - PyTorch: Hugging Face's encoder, SDPA, float16 and bfloat16, 30 s windows, log-mel on the GPU, the valid frames of as
   many outputs copied to the host, at every size of `--batches`;
 - profile: time on the device by kernel (torch.profiler, which sees ONNX Runtime's kernels as well);
-- settings: token budgets, CUDA graphs.
+- settings: without fused attention, other token budgets, CUDA graphs.
 
 Exit status 1 when a section fails or a result is off. `--device cpu --small` runs all of it at a small size: `extract`
 is made to take the path of accelerators with the CPU as the device, and every rate is «not measured».
@@ -207,10 +207,10 @@ def pytorch(b: Bench, dtype: str) -> None:
 
 
 def settings(b: Bench) -> None:
-    """Three outputs as frames at other token budgets, and with CUDA graphs."""
+    """Three outputs as frames at other token budgets, without fused attention, and with CUDA graphs."""
     spec, lengths = b.specs()["three outputs, frames"], MIXES["fleurs"].lengths(b.args.clips)
     tokens = b.args.tokens or 16 * WINDOW_FRAMES
-    for change in ({"tokens": tokens // 2}, {"tokens": 2 * tokens}, {"cuda_graphs": True}):
+    for change in ({"fused_attention": False}, {"tokens": tokens // 2}, {"tokens": 2 * tokens}, {"cuda_graphs": True}):
         name = ", ".join(f"{k} {v}" for k, v in change.items())
         b.add(
             "Settings, three outputs as frames:", ("setting", *HEADER[1:]), (name, *alone(b, spec, lengths, **change))

@@ -87,6 +87,16 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def uncondensed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with one cached key per silent position."""
+    from voxstrata.exporters import ExportSpec, export
+
+    target = tmp_path_factory.mktemp("model") / "uncondensed"
+    export(str(tiny_checkpoint), target, ExportSpec(silence_keys=0))
+    return target
+
+
+@pytest.fixture(scope="session")
 def huge(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a final LayerNorm that leaves the range of float16."""
     import torch

@@ -73,14 +73,6 @@ def expected_padded(clips: tuple[Path, dict], reference: Reference) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def uncondensed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with one cached key per silent position."""
-    target = tmp_path_factory.mktemp("model") / "uncondensed"
-    export(str(tiny_checkpoint), target, ExportSpec(silence_keys=0))
-    return target
-
-
-@pytest.fixture(scope="module")
 def stored(clips: tuple[Path, dict], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
     """CLIPS in the default context, float32."""
     path = tmp_path_factory.mktemp("stored") / "s.zarr"

@@ -28,7 +28,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from voxstrata.audio.units import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
-from voxstrata.engine.device_graphs import cut_log_mel, only_outputs
+from voxstrata.engine.device_graphs import cut_log_mel, encoder_graph
 from voxstrata.engine.reductions import Reduced, gathering, reduction_graph, row_count
 from voxstrata.engine.session import PROVIDERS, Device, Encoder
 from voxstrata.errors import InputError
@@ -45,6 +45,7 @@ class DeviceEncoder(Encoder):
     """Runs batches of windows through log-mel, encoder and the reductions of `spec` on one device.
 
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed.
+    fused_attention: one operator instead of products and softmax; never on TensorRT.
     fixed_shapes: whether every bucket runs at the shape of its full batch: with CUDA graphs and on TensorRT.
     host_memory: "pinned" where rows arrive in page-locked memory, "pageable" otherwise (on a CPU, and where this
     onnxruntime cannot allocate it), which is slower but gives the same.
@@ -63,8 +64,11 @@ class DeviceEncoder(Encoder):
         threads: int | None = None,
         tokens: int | None = None,
         cuda_graphs: bool = False,
+        fused_attention: bool = True,
     ) -> None:
         self.spec = spec
+        # TensorRT does not know the operator, and fuses by itself
+        self.fused_attention = fused_attention and device.kind != "tensorrt"
         self.fixed_shapes = cuda_graphs or device.kind == "tensorrt"
         self._cuda_graphs = cuda_graphs
         if device.kind != "cpu":
@@ -191,7 +195,10 @@ class DeviceEncoder(Encoder):
         if name == REDUCTIONS:
             return reduction_graph(self.outputs, self._computed, self.model.card.d_model, self.spec)
         path = self.model.path / name
-        return cut_log_mel(path) if name == LOG_MEL else only_outputs(path, self.outputs)
+        return cut_log_mel(path) if name == LOG_MEL else self._encoder_graph(path)
+
+    def _encoder_graph(self, path: Path) -> bytes:
+        return encoder_graph(path, self.outputs, self.model.card, fused=self.fused_attention)
 
     def _providers(self, name: str) -> list[Any]:
         if self.device.kind == "cpu":
