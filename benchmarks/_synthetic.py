@@ -15,6 +15,7 @@ from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
 from voxstrata.model.card import ModelCard
 from voxstrata.store import Plan, StoreSpec, StoreWriter, make_plan
+from voxstrata.store.plan import UNIT_MEGABYTES
 
 OUTPUT = "final"
 
@@ -27,7 +28,9 @@ def random_card(d: int, outputs: Sequence[str]) -> ModelCard:
     )  # fmt: skip
 
 
-def random_plan(lengths: Mapping[str, NDArray[np.int64]], d: int, outputs: Sequence[str]) -> Plan:
+def random_plan(
+    lengths: Mapping[str, NDArray[np.int64]], d: int, spec: StoreSpec, unit_megabytes: float = UNIT_MEGABYTES
+) -> Plan:
     """A plan of utterances of so many frames each, by language; utterance i of a language is of group i."""
     rows = [
         (f"{language}-{i}", language, f"g{i}", int(n)) for language in lengths for i, n in enumerate(lengths[language])
@@ -44,7 +47,7 @@ def random_plan(lengths: Mapping[str, NDArray[np.int64]], d: int, outputs: Seque
         schema=SCHEMA,
     )
     infos = [AudioInfo(n * SAMPLES_PER_FRAME, SAMPLE_RATE, n * SAMPLES_PER_FRAME, 1, 44) for *_, n in rows]
-    return make_plan(Corpus(Path("/"), table), infos, {}, StoreSpec(tuple(outputs)), d)
+    return make_plan(Corpus(Path("/"), table), infos, {}, spec, d, unit_megabytes=unit_megabytes)
 
 
 def make_store(path: Path, lengths: Mapping[str, NDArray[np.int64]], d: int, seed: int = 0) -> None:
@@ -52,7 +55,7 @@ def make_store(path: Path, lengths: Mapping[str, NDArray[np.int64]], d: int, see
 
     Frames are normal and independent, so that no shortcut through repeated or similar frames is possible.
     """
-    plan = random_plan(lengths, d, (OUTPUT,))
+    plan = random_plan(lengths, d, StoreSpec((OUTPUT,)))
     writer = StoreWriter(path, plan, random_card(d, (OUTPUT,)))
     rng = np.random.default_rng(seed)
     for unit in range(plan.units):

@@ -38,7 +38,7 @@ from _common import Table, environment, pin, say, write_report
 from _synthetic import random_card, random_plan
 from numpy.typing import NDArray
 
-from voxstrata.store import Plan, StoreWriter, open_store
+from voxstrata.store import Plan, StoreSpec, StoreWriter, open_store
 
 Read = Callable[[], NDArray[np.float16]]
 Write = Callable[[Path, Plan, int, NDArray[np.float16]], None]
@@ -138,7 +138,7 @@ def main() -> int:
     pin(args.threads)
     facts = environment(args.threads)
     count = args.megabytes * 2**20 // (FRAMES * args.d * 2 * len(OUTPUTS))
-    plan = random_plan({k: np.full(count // 2, FRAMES) for k in ("en", "es")}, args.d, OUTPUTS)
+    plan = random_plan({k: np.full(count // 2, FRAMES) for k in ("en", "es")}, args.d, StoreSpec(tuple(OUTPUTS)))
     rng = np.random.default_rng(0)
     blocks = rng.standard_normal((len(OUTPUTS), plan.unit_rows, args.d), np.float32).astype(np.float16)
     english = np.flatnonzero(np.array(plan.utterances["language"].to_pylist()) == "en")

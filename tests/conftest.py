@@ -87,6 +87,34 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def uncondensed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with one cached key per silent position."""
+    from voxstrata.exporters import ExportSpec, export
+
+    target = tmp_path_factory.mktemp("model") / "uncondensed"
+    export(str(tiny_checkpoint), target, ExportSpec(silence_keys=0))
+    return target
+
+
+@pytest.fixture(scope="session")
+def huge(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a final LayerNorm that leaves the range of float16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from voxstrata.exporters import export
+
+    folder = tmp_path_factory.mktemp("huge")
+    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
+    file = folder / "checkpoint" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.encoder.layer_norm.weight"] = torch.full((32,), 1e5)
+    save_file(tensors, file, metadata={"format": "pt"})
+    export(str(folder / "checkpoint"), folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
 def tiny_transcriber(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint's encoder under a decoder of 267 tokens, with tokenizer: a folder that can transcribe."""
     from transcribers import write_transcriber

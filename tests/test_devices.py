@@ -8,8 +8,10 @@ import onnxruntime as ort
 import pytest
 
 from voxstrata import Context, Device, InputError, open_model
-from voxstrata.engine import Encoder
+from voxstrata.engine import DeviceEncoder, Encoder
+from voxstrata.errors import UsageError
 from voxstrata.model.card import CACHED, ENCODER
+from voxstrata.store import StoreSpec
 
 
 def profiles(text: str) -> list[dict[str, list[int]]]:
@@ -23,17 +25,17 @@ def profiles(text: str) -> list[dict[str, list[int]]]:
     return found
 
 
-def test_tensorrt_gets_one_profile_for_each_bucket(tiny_model: Path) -> None:
-    context = Context(edges=(100, 300, 1500))
-    encoder = Encoder(open_model(tiny_model), context=context, tokens=600)
+def test_tensorrt_gets_one_profile_of_one_shape_for_each_bucket(tiny_model: Path) -> None:
+    spec = StoreSpec(("final",), context=Context(edges=(100, 300, 1500)))
+    encoder = DeviceEncoder(open_model(tiny_model), spec, device=Device("cpu"), tokens=600)
     options = encoder._tensorrt_options(CACHED)
     assert options["trt_fp16_enable"]
     assert options["trt_engine_cache_enable"]
     assert Path(options["trt_engine_cache_path"]).parent == tiny_model
-    least, best, most = (profiles(options[f"trt_profile_{k}_shapes"]) for k in ("min", "opt", "max"))
-    silence = {"silence_key": [3, 4, 64, 8], "silence_value": [3, 4, 64, 8], "silence_bias": [3, 4, 64]}
-    assert least == [{"log_mel": [1, 80, 2 * m]} | silence for m in (100, 300)]
-    assert best == most == [{"log_mel": [b, 80, 2 * m]} | silence for m, b in ((100, 6), (300, 2))]
+    silence = {"silence_key": [3, 4, 32, 8], "silence_value": [3, 4, 32, 8], "silence_bias": [3, 4, 32]}
+    for bound in ("min", "opt", "max"):
+        found = profiles(options[f"trt_profile_{bound}_shapes"])
+        assert found == [{"log_mel": [b, 80, 2 * m]} | silence for m, b in ((100, 6), (300, 2))]
     # the full window has no cached keys, and a graph of its own
     assert profiles(encoder._tensorrt_options(ENCODER)["trt_profile_max_shapes"]) == [{"log_mel": [1, 80, 3000]}]
 
@@ -45,9 +47,14 @@ def test_a_device_that_cannot_start_is_an_error_not_another_device(
         pytest.skip("this onnxruntime was built without CUDA")
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a CUDA device")
+    model, spec = open_model(tiny_model), StoreSpec(("final",))
     with pytest.raises(InputError, match="--device cpu"):
-        Encoder(open_model(tiny_model), device=Device("cuda"))
+        Encoder(model, device=Device("cuda"))
+    with pytest.raises(InputError, match="--device cpu"):
+        DeviceEncoder(model, spec, device=Device("cuda"))
     assert capfd.readouterr().out == ""  # `--json` has standard output to itself
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(InputError, match="install onnxruntime-gpu"):
-        Encoder(open_model(tiny_model), device=Device("tensorrt"))
+        DeviceEncoder(model, spec, device=Device("tensorrt"))
+    with pytest.raises(UsageError, match="fixed shapes"):
+        Encoder(model, device=Device("tensorrt"))

@@ -73,14 +73,6 @@ def expected_padded(clips: tuple[Path, dict], reference: Reference) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def uncondensed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with one cached key per silent position."""
-    target = tmp_path_factory.mktemp("model") / "uncondensed"
-    export(str(tiny_checkpoint), target, ExportSpec(silence_keys=0))
-    return target
-
-
-@pytest.fixture(scope="module")
 def stored(clips: tuple[Path, dict], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
     """CLIPS in the default context, float32."""
     path = tmp_path_factory.mktemp("stored") / "s.zarr"
@@ -411,22 +403,6 @@ def test_bad_recordings_cost_themselves_alone(
     rows = store.array("final")[int(store.start[nan]) : int(store.start[nan] + store.length[nan])]
     assert len(rows) == 100
     assert not rows.any()
-
-
-@pytest.fixture(scope="module")
-def huge(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a final LayerNorm that leaves the range of float16."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path_factory.mktemp("huge")
-    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
-    file = folder / "checkpoint" / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.encoder.layer_norm.weight"] = torch.full((32,), 1e5)
-    save_file(tensors, file, metadata={"format": "pt"})
-    export(str(folder / "checkpoint"), folder / "model")
-    return folder / "model"
 
 
 def test_float16_overflow_is_an_error_naming_utterance_and_output(

@@ -1,6 +1,7 @@
 """The batched runner: audio through ONNX Runtime into a store."""
 
+from voxstrata.engine.device import DeviceEncoder
 from voxstrata.engine.extract import ExtractReport, Progress, extract
 from voxstrata.engine.session import Device, Encoder
 
-__all__ = ["Device", "Encoder", "ExtractReport", "Progress", "extract"]
+__all__ = ["Device", "DeviceEncoder", "Encoder", "ExtractReport", "Progress", "extract"]

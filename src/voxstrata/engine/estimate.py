@@ -59,8 +59,7 @@ def estimate(
 ) -> Estimate:
     """Plan the extraction of `corpus` as `spec` says.
 
-    The time is the arithmetic at the operations per second that `record` (of `bench`) reached in that context. On a
-    GPU, where every layer of the graph runs, it is too short when shallow outputs alone are kept.
+    The time is the arithmetic at the operations per second that `record` (of `bench`) reached in that context.
     Raises what planning raises: InputError for a corpus of which nothing can be read.
     """
     plan, _ = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)

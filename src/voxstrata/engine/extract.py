@@ -20,13 +20,16 @@ from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.engine.budget import EncoderSize, sgemm_rate
 from voxstrata.engine.decoding import DecodeAhead
+from voxstrata.engine.device import DeviceEncoder
 from voxstrata.engine.planning import Long, plan_corpus, store_spec
+from voxstrata.engine.reductions import Reduced
 from voxstrata.engine.session import Device, Encoder
 from voxstrata.engine.sink import UnitSink
 from voxstrata.errors import InputError, UsageError
 from voxstrata.model import Context, ModelFolder, open_model
 from voxstrata.store.files import Files
 from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window
+from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
 
 # Encoded, not yet placed; and waiting for a thread that encodes. Little to hold, enough to keep those threads busy
@@ -142,8 +145,7 @@ def extract(
         if files.exists(PLAN):
             with files.lock():
                 pass
-        half = spec.stored_dtype == np.float16 and spec.every == 1  # else they are averaged first
-        encoder = Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens, half=half)
+        encoder = make_encoder(model, spec, device or Device(), threads, tokens)
         plan, infos = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)
         limit = sgemm_rate(encoder.threads) if efficiency else None
         with files.lock(), ExitStack() as stack:
@@ -154,6 +156,16 @@ def extract(
             f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
             "command to go on"
         ) from e
+
+
+def make_encoder(
+    model: ModelFolder, spec: StoreSpec, device: Device, threads: int | None, tokens: int | None
+) -> Encoder:
+    """What encodes for `extract` on that device."""
+    if device.kind == "cpu":
+        half = spec.stored_dtype == np.float16 and spec.every == 1  # else they are averaged first
+        return Encoder(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens, half=half)
+    return DeviceEncoder(model, spec, device=device, threads=threads, tokens=tokens)
 
 
 def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
@@ -230,7 +242,7 @@ def _run(
         while len(following) > keep:
             following.popleft()()
 
-    def put(unit: int, windows: list[Window], encoding: Future[list[NDArray[Any]]]) -> None:
+    def put(unit: int, windows: list[Window], encoding: Future[list[NDArray[Any]]] | Future[Reduced]) -> None:
         states = encoding.result()
         settle(BATCHES_IN_FLIGHT - 1)
         in_flight.append(worker.submit(sink.put, unit, windows, states))
@@ -262,7 +274,11 @@ def _run(
                         del held[w.utterance]
             if batch:
                 longest_kept = max(w.frames for w in batch)
-                encoding = pool.submit(encoder.run, samples, frames, keep=longest_kept)
+                encoding: Future[list[NDArray[Any]]] | Future[Reduced]
+                if isinstance(encoder, DeviceEncoder):
+                    encoding = pool.submit(encoder.run_reduced, samples, frames)
+                else:
+                    encoding = pool.submit(encoder.run, samples, frames, keep=longest_kept)
                 following.append(partial(put, unit, batch, encoding))
                 proceed(keep=encoder.concurrency + BATCHES_WAITING)
             flops += sum(size.window_flops(frames, plan.spec.context, w.frames) for w in batch)

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from voxstrata.audio.units import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES
-from voxstrata.errors import InputError, UsageError
+from voxstrata.errors import InputError, UsageError, VoxstrataError
 from voxstrata.model.card import CACHED, CPU, ENCODER, LOG_MEL, ModelFolder, encoder_graphs
 from voxstrata.model.context import Context
 from voxstrata.model.names import as_float16, depth, select_outputs
@@ -26,13 +26,12 @@ from voxstrata.model.silence import SilenceKeys
 
 # Batch size × computed positions. On a CPU every thread has a batch of its own, and what does not outgrow its caches is
 # fastest; a GPU wants to be filled.
-DEFAULT_TOKENS = {"cpu": 500, "cuda": 48 * WINDOW_FRAMES, "tensorrt": 48 * WINDOW_FRAMES}
+DEFAULT_TOKENS = {"cpu": 500, "cuda": 16 * WINDOW_FRAMES, "tensorrt": 16 * WINDOW_FRAMES}
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-ENGINE_CACHE = "tensorrt"  # folder of built TensorRT engines inside the model folder
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,8 @@ class Encoder:
     on a GPU.
     """
 
+    kinds: tuple[str, ...] = ("cpu", "cuda")  # of devices it runs on
+
     def __init__(
         self,
         model: ModelFolder,
@@ -102,6 +103,8 @@ class Encoder:
             raise UsageError(
                 f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
             )
+        if self.device.kind not in self.kinds:
+            raise UsageError(f"{self.device.kind} needs batches of fixed shapes: use DeviceEncoder")
         self.seconds: dict[str, float] = defaultdict(float)  # by stage, over all threads: log_mel, encode
         self._lock = threading.Lock()
         self._keys_lock = threading.Lock()  # held for long when a bucket is met first: nobody else waits
@@ -118,7 +121,7 @@ class Encoder:
         """The graph that computes `frames` positions."""
         if self.device.kind == "cpu" and CPU in encoder_graphs(self.model.card.dtype):
             return CPU
-        # TensorRT gets a graph without empty inputs for a full window, which has no cached keys.
+        # a full window has no cached keys, and GPUs get a graph without empty inputs for it
         return CACHED if self.context.mode == "bucketed" and frames < WINDOW_FRAMES else ENCODER
 
     def batch_size(self, frames: int) -> int:
@@ -219,28 +222,44 @@ class Encoder:
     def _session(self, name: str) -> ort.InferenceSession:
         with self._lock:
             if name not in self._sessions:
-                self._sessions[name] = self._make_session(self.model.path / name)
+                self._sessions[name] = self._make_session(name)
             return self._sessions[name]
 
-    def _make_session(self, path: Path) -> ort.InferenceSession:
+    def _source(self, name: str) -> Path | bytes:
+        """Where a graph comes from."""
+        return self.model.path / name
+
+    def _providers(self, name: str) -> list[Any]:
+        """Execution providers for a graph, the one that is wanted first."""
+        if self.device.kind == "cpu":
+            return [(PROVIDERS["cpu"], {})]
+        options = {
+            "device_id": self.device.index,
+            "use_tf32": 0,  # TF32 keeps 10 bits of a float32 product: less than the export was validated to
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default times all algorithms anew for every shape
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        return [(PROVIDERS["cuda"], options), (PROVIDERS["cpu"], {})]
+
+    def _make_session(self, name: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1 if self.device.kind == "cpu" else self.threads
         options.log_severity_level = 3
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # where the weights of a graph lie that is given as bytes
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.model.path))
         options.enable_mem_pattern = False  # one plan, and one block, for every shape that was met
-        providers: list[Any] = [PROVIDERS["cpu"]]
-        if self.device.kind != "cpu":
-            # TF32 keeps 10 bits of a float32 product: less than the export was validated to
-            providers.insert(0, (PROVIDERS["cuda"], {"device_id": self.device.index, "use_tf32": 0}))
-        if self.device.kind == "tensorrt" and path.name != LOG_MEL:
-            providers.insert(0, (PROVIDERS["tensorrt"], self._tensorrt_options(path.name)))
-        wanted = PROVIDERS["cuda" if path.name == LOG_MEL and self.device.kind == "tensorrt" else self.device.kind]
+        providers = self._providers(name)
+        wanted = providers[0][0]
         if wanted not in ort.get_available_providers():
             raise InputError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu")
+        path = self.model.path / name
         try:
             # without fallback: onnxruntime would go on with the CPU when the device fails, and say so on stdout
-            session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+            session = ort.InferenceSession(self._source(name), options, providers=providers, enable_fallback=0)
+        except VoxstrataError:
+            raise
         except Exception as e:  # onnxruntime's own exceptions share no base class
             raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
         if wanted not in session.get_providers():
@@ -249,33 +268,3 @@ class Encoder:
                 "lines above name them); use --device cpu"
             )
         return session
-
-    def _tensorrt_options(self, graph: str) -> dict[str, Any]:
-        """Engines cached beside the model, float16, and one explicit profile for each bucket."""
-        card = self.model.card
-        shapes = self.context.shapes() if graph == CACHED or self.context.mode != "bucketed" else (WINDOW_FRAMES,)
-        if graph == CACHED:
-            shapes = tuple(s for s in shapes if s < WINDOW_FRAMES)
-
-        def profile(batch_of: dict[int, int]) -> str:
-            parts = []
-            for frames, batch in batch_of.items():
-                parts.append(f"log_mel:{batch}x{card.n_mels}x{2 * frames}")
-                if graph == CACHED:
-                    keys = self._silence.keys(frames)
-                    kv = f"{card.layers}x{card.heads}x{keys}"
-                    dim = card.d_model // card.heads
-                    parts += [f"silence_key:{kv}x{dim}", f"silence_value:{kv}x{dim}", f"silence_bias:{kv}"]
-            return ",".join(parts)
-
-        full = {s: self.batch_size(s) for s in shapes}
-        cache = self.model.path / ENGINE_CACHE
-        return {
-            "device_id": self.device.index,
-            "trt_engine_cache_enable": True,
-            "trt_engine_cache_path": str(cache),
-            "trt_fp16_enable": True,
-            "trt_profile_min_shapes": profile(dict.fromkeys(shapes, 1)),
-            "trt_profile_opt_shapes": profile(full),
-            "trt_profile_max_shapes": profile(full),
-        }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxstrata.engine.reductions import Reduced
 from voxstrata.errors import InputError
 from voxstrata.store.plan import Plan, Window
 from voxstrata.store.writer import StoreWriter
@@ -30,8 +31,9 @@ class UnitSink:
         # Made with a unit's first states: a header that claims hours is found out before there are any.
         self._blocks: dict[str, NDArray[Any]] = {}
 
-    def put(self, unit: int, windows: Sequence[Window], states: Sequence[NDArray[Any]]) -> None:
-        """Take a batch: `states` holds for each output [batch, computed positions, d_model].
+    def put(self, unit: int, windows: Sequence[Window], states: Sequence[NDArray[Any]] | Reduced) -> None:
+        """Take a batch: `states` holds for each output [batch, computed positions, d_model], or what a device left of
+        it.
 
         Raises InputError naming utterance and output when a state is not a number, or overflows float16.
         """
@@ -39,9 +41,14 @@ class UnitSink:
         if not self._blocks:
             shape, spec = (self.plan.rows_used(unit), self._d_model), self.plan.spec
             self._blocks = {o: np.zeros(shape, spec.stored_dtype) for o in spec.outputs}
-        for output, batch in zip(self.plan.spec.outputs, states, strict=True):
-            for window, state in zip(windows, batch, strict=True):
-                self._place(unit, output, window, state[: window.frames])
+        if isinstance(states, Reduced):
+            for output, rows, finite in zip(self.plan.spec.outputs, states.rows, states.finite, strict=True):
+                for window, stored in zip(windows, rows, strict=True):
+                    self._place_reduced(unit, output, window, stored, finite)
+        else:
+            for output, batch in zip(self.plan.spec.outputs, states, strict=True):
+                for window, state in zip(windows, batch, strict=True):
+                    self._place(unit, output, window, state[: window.frames])
         self.seconds["reduce"] += time.perf_counter() - begin
 
     def _place(self, unit: int, output: str, window: Window, state: NDArray[Any]) -> None:
@@ -62,6 +69,19 @@ class UnitSink:
             with np.errstate(over="ignore"):
                 target[:] = state
         if not _finite(target):
+            self._not_finite(output, u, target)
+
+    def _place_reduced(self, unit: int, output: str, window: Window, stored: NDArray[Any], finite: bool) -> None:
+        plan, spec, u = self.plan, self.plan.spec, window.utterance
+        first = int(plan.start[u]) - unit * plan.unit_rows
+        if spec.pool:
+            target = self._blocks[output][first]
+            target += stored[0] * np.float32(window.frames / plan.frames[u])
+        else:
+            first += window.frame // spec.every
+            target = self._blocks[output][first : first + len(stored)]
+            target[:] = stored
+        if not finite and not _finite(target):
             self._not_finite(output, u, target)
 
     def _not_finite(self, output: str, utterance: int, target: NDArray[Any]) -> None:

@@ -1,0 +1,184 @@
+"""What extraction_gpu.py stands on: its model, idle time, rates of matrix products, correctness, what tables hold."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
+from voxstrata.engine import Device, DeviceEncoder
+from voxstrata.exporters import ExportSpec
+from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
+from voxstrata.exporters.reference import hidden_states
+from voxstrata.model import Context, ModelFolder
+from voxstrata.store import StoreSpec
+
+EXPORTING: Any = sys.modules["voxstrata.exporters.export"]  # by name: the package's attribute is the function
+NOT_MEASURED = "not measured"
+TOLERANCE = 1e-2  # relative L2 of float16 states, as at export
+COSINE = 0.98  # of `bucketed`, mean over frames: the cache is the pure one
+MM_SIDE = 8192
+
+
+@dataclass
+class Bench:
+    """What the sections share, and what they found."""
+
+    args: argparse.Namespace
+    device: Device
+    model: ModelFolder
+    checkpoint: Checkpoint
+    work: Path
+    tables: dict[str, list[Sequence[str]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def torch_device(self) -> str:
+        return "cpu" if self.device.kind == "cpu" else f"cuda:{self.device.index}"
+
+    @property
+    def three(self) -> tuple[str, ...]:
+        names = self.model.card.outputs
+        return names[len(names) // 2], names[-2], "final"
+
+    def specs(self) -> dict[str, StoreSpec]:
+        every = self.model.card.outputs
+        return {
+            "three outputs, frames": StoreSpec(self.three, arithmetic="float16"),
+            "all outputs, pooled": StoreSpec(every, pool="mean", arithmetic="float16"),
+            "all outputs, frames": StoreSpec(every, arithmetic="float16"),
+        }
+
+    def encoder(self, spec: StoreSpec, **changes: Any) -> DeviceEncoder:
+        settings = {"tokens": self.args.tokens, "threads": self.args.threads} | changes
+        return DeviceEncoder(self.model, spec, device=self.device, **settings)
+
+    def cell(self, value: float | None, form: str) -> str:
+        """A measured figure; of a CPU there is none."""
+        return NOT_MEASURED if value is None or self.device.kind == "cpu" else format(value, form)
+
+    def check(self, promise: bool, problem: str) -> None:
+        if not promise:
+            self.problems.append(problem)
+
+    def add(self, caption: str, header: Sequence[str], *rows: Sequence[str]) -> None:
+        self.tables.setdefault(caption, [header]).extend(rows)
+
+
+class Idle:
+    """Samples how much of the time a kernel runs; `share` is what is left, None without nvidia-smi."""
+
+    def __init__(self, device: Device) -> None:
+        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200"]
+        self.share: float | None = None
+        self._process = None
+        if device.kind != "cpu":
+            self._process = subprocess.Popen([*query, f"--id={device.index}"], stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Idle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process:
+            self._process.terminate()
+            samples = [float(x) for x in self._process.communicate()[0].split()][1:]
+            self.share = 1 - mean(samples) / 100 if samples else None
+
+
+def random_model(shape: Sequence[int], folder: Path) -> tuple[ModelFolder, Checkpoint]:
+    """Random weights, exported in float16."""
+    d, layers, heads, mels = shape
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=d, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * d, num_mel_bins=mels
+    )
+    WhisperEncoder(config).save_pretrained(folder / "checkpoint")
+    WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder / "checkpoint")
+    source = str(folder / "checkpoint")
+    # validation takes minutes on a CPU; `correctness` does as much on the device
+    with patch.object(EXPORTING, "validate", lambda *_: {}):
+        model = EXPORTING.export(source, folder / "model", ExportSpec(dtype="float16"))
+    return model, load_checkpoint(source)
+
+
+def noise() -> NDArray[np.float32]:
+    t = np.arange(WINDOW_SAMPLES) / SAMPLE_RATE
+    x = 0.1 * np.sin(2 * np.pi * 1.5 * t) * np.random.default_rng(0).standard_normal(WINDOW_SAMPLES)
+    return x.astype(np.float32)
+
+
+def correctness(b: Bench) -> None:
+    """`padded` and `bucketed` beside PyTorch in float32 on the same device."""
+    voice, outputs = noise(), b.model.card.outputs
+    lengths = [round(s * SAMPLE_RATE) for s in (1.0, 6.3, 14.2, 24.9)]
+    runs = {}
+    for mode in ("padded", "bucketed"):
+        spec = StoreSpec(outputs, dtype="float32", context=Context(mode), arithmetic="float16")
+        runs[mode] = b.encoder(spec, tokens=2 * WINDOW_FRAMES)
+    b.results["host_memory"] = runs["padded"].host_memory
+    worst, cosines = 0.0, []
+    encoder = b.checkpoint.encoder.to(b.torch_device)
+    for samples in lengths:
+        clip, frames = voice[:samples], -(-samples // SAMPLES_PER_FRAME)
+        features = b.checkpoint.extractor(clip, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+        want = {
+            k: v[0, :frames].double().cpu().numpy()
+            for k, v in hidden_states(encoder, features.to(b.torch_device)).items()
+        }
+        padded = runs["padded"].run_reduced([clip], WINDOW_FRAMES).rows
+        bucket = Context("bucketed").frames_computed(frames)
+        bucketed = runs["bucketed"].run_reduced([clip], bucket).rows
+        for name, rows in zip(outputs, padded, strict=True):
+            worst = max(worst, float(np.linalg.norm(rows[0] - want[name]) / np.linalg.norm(want[name])))
+        x, y = bucketed[-1][0].astype(np.float64), want["final"]
+        cosines.append(float(np.mean((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1))))
+    b.checkpoint.encoder.to("cpu")
+    b.check(worst <= TOLERANCE, f"padded is off PyTorch by {worst:.1e} (relative L2)")
+    b.check(min(cosines) >= COSINE, f"bucketed has a mean cosine of {min(cosines):.4f} to PyTorch's padded")
+    b.add(
+        f"Beside PyTorch in float32, {len(lengths)} clips, {len(outputs)} outputs:",
+        ("context", "what", "found", "allowed"),
+        ("padded", "largest relative L2", f"{worst:.1e}", f"{TOLERANCE:.0e}"),
+        ("bucketed", "least mean cosine of `final`", f"{min(cosines):.4f}", f"{COSINE}"),
+    )
+    b.results["correctness"] = {"padded_relative_l2": worst, "bucketed_cosines": cosines}
+
+
+def rates(b: Bench) -> None:
+    """torch.mm, the best of three times ten."""
+    for dtype in ("bfloat16", "float16"):
+        side = 64 if b.device.kind == "cpu" else MM_SIDE
+        x, y = (torch.randn((side, side), device=b.torch_device).to(getattr(torch, dtype)) for _ in range(2))
+        best = float("inf")
+        for _ in range(4):  # the first warms up
+            _synchronize(b)
+            begin = time.perf_counter()
+            for _ in range(10):
+                torch.mm(x, y)
+            _synchronize(b)
+            best = min(best, time.perf_counter() - begin)
+        rate = 20 * side**3 / best
+        b.rates[dtype] = max(rate, b.rates.get(dtype, 0))
+        header = ("dtype", "TFLOP/s")
+        b.add(f"torch.mm, {MM_SIDE}³, at the start and at the end:", header, (dtype, b.cell(rate / 1e12, ".0f")))
+
+
+def _synchronize(b: Bench) -> None:
+    if b.device.kind != "cpu":
+        torch.cuda.synchronize(b.torch_device)

@@ -1,0 +1,334 @@
+"""Extraction on a GPU: audio-hours per hour, share of the matrix product rate, idle time; beside PyTorch.
+
+A random-weight encoder of large-v3's shape (`--shape`), exported in float16; noise of FLEURS-like lengths (log-normal,
+mean 12 s). Context `bucketed`. Three things kept: three outputs as frames, all outputs pooled, all outputs as frames.
+
+Sections, most important first; one that fails or comes too late (`--seconds`) is a problem in the report, not its end:
+- correctness: `padded` beside PyTorch in float32, relative L2; `bucketed` beside the same, cosine of frames;
+- rates: torch.mm of 8192³ in bfloat16 and float16, at the start and the end;
+- the device alone: the batches of `extract` from memory, nothing written. Efficiency is the arithmetic the plan needs
+  (`voxstrata.engine.budget`) / (wall × bfloat16 rate). Idle is what is left of nvidia-smi's `utilization.gpu`, the
+  share of time with a kernel running, sampled meanwhile. Fill is positions of windows / positions computed: with
+  CUDA graphs and on TensorRT batches have one shape per bucket, and what is missing is silence;
+- the whole of `extract`, from FLAC to a store of `--store-gb` at most;
+- PyTorch: Hugging Face's encoder, SDPA, float16 and bfloat16, 30 s windows, log-mel on the GPU, the valid frames of as
+  many outputs copied to the host, at every size of `--batches`;
+- profile: time on the device by kernel (torch.profiler, which sees ONNX Runtime's kernels as well);
+- settings: without fused attention, other token budgets, CUDA graphs.
+
+Exit status 1 when a section fails or a result is off. `--device cpu --small` runs all of it at a small size: `extract`
+is made to take the path of accelerators with the CPU as the device, and every rate is «not measured».
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _common import Table, environment, say, write_report
+from _gpu import NOT_MEASURED, Bench, Idle, correctness, noise, random_model, rates
+from _synthetic import random_plan
+from mixes import SHAPES
+from numpy.typing import NDArray
+
+from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from voxstrata.engine import Device, DeviceEncoder, extract
+from voxstrata.engine.budget import EncoderSize, Work
+from voxstrata.engine.throughput import MIXES, write_noise
+from voxstrata.model import ModelFolder
+from voxstrata.store import StoreSpec, open_store
+
+EXTRACTING: Any = sys.modules["voxstrata.engine.extract"]  # by name: the package's attribute is the function
+UNIT_MB = 4096  # the largest there is: batches stay within a unit, and a GPU's are large
+SMALL = (64, 3, 2, 80)  # d_model, layers, heads, mel bins
+HEADER = ("kept", "audio-hours per hour", "efficiency", "idle", "GB/s to the host", "fill", "stage seconds")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of `extract`: its samples, computed positions, rows computed."""
+
+    audio: list[NDArray[np.float32]]
+    frames: int
+    rows: int
+
+
+def batches_of(b: Bench, encoder: DeviceEncoder, lengths: NDArray[np.float64]) -> tuple[list[Batch], int]:
+    """The batches of recordings of so many seconds, and the arithmetic they need."""
+    frames = np.ceil(lengths * SAMPLE_RATE / SAMPLES_PER_FRAME).astype(np.int64)
+    plan = random_plan({"en": frames}, b.model.card.d_model, encoder.spec, UNIT_MB)
+    voice = noise()
+    found = [
+        Batch([voice[: w.samples] for w in windows], m, encoder.rows(len(windows), m))
+        for unit in range(plan.units)
+        for m, windows in EXTRACTING.batches(plan, unit, encoder)
+    ]
+    return found, Work.of(plan, EncoderSize.of(b.model, encoder.outputs)).flops
+
+
+def alone(b: Bench, spec: StoreSpec, lengths: NDArray[np.float64], **changes: Any) -> list[str]:
+    """Cells of HEADER for the batches of `extract` from memory; over again until `--measure` seconds are full."""
+    encoder = b.encoder(spec, **changes)
+    work, flops = batches_of(b, encoder, lengths)
+    passes, bytes_out = 0, 0
+    with ThreadPoolExecutor(encoder.concurrency) as pool:
+        # every bucket on every caller: what is allocated, tried out, recorded or built is so before the clock starts
+        for first in {batch.frames: batch for batch in work}.values():
+            for done in [
+                pool.submit(encoder.run_reduced, first.audio, first.frames) for _ in range(2 * encoder.concurrency)
+            ]:
+                done.result()
+        encoder.seconds.clear()
+        pending: deque[Future[Any]] = deque()
+        with Idle(b.device) as idle:
+            begin = time.perf_counter()
+            while not passes or time.perf_counter() - begin < b.args.measure:
+                for batch in work:
+                    pending.append(pool.submit(encoder.run_reduced, batch.audio, batch.frames))
+                    while len(pending) > encoder.concurrency + 1:
+                        bytes_out += sum(r.nbytes for rows in pending.popleft().result().rows for r in rows)
+                passes += 1
+            bytes_out += sum(r.nbytes for done in pending for rows in done.result().rows for r in rows)
+            wall = time.perf_counter() - begin
+    audio = passes * sum(len(x) for batch in work for x in batch.audio) / SAMPLE_RATE
+    computed = sum(batch.rows * batch.frames for batch in work)
+    efficiency = passes * flops / (wall * b.rates["bfloat16"]) if b.rates else None
+    fill = sum(len(batch.audio) * batch.frames for batch in work) / computed
+    stages = ", ".join(f"{k} {v:.1f}" for k, v in encoder.seconds.items())
+    found = {"audio_hours_per_hour": audio / wall, "efficiency": efficiency, "idle": idle.share, "wall": wall}
+    b.results.setdefault("device_alone", []).append(
+        {"outputs": len(spec.outputs), "pool": spec.pool, **changes, **found, "bytes": bytes_out, "fill": fill}
+    )
+    return [
+        b.cell(audio / wall, ".0f"),
+        b.cell(efficiency, ".0%"),
+        b.cell(idle.share, ".0%"),
+        b.cell(bytes_out / wall / 1e9, ".2f"),
+        f"{fill:.0%}",
+        NOT_MEASURED if b.device.kind == "cpu" else stages,
+    ]
+
+
+def device_alone(b: Bench, kept: str) -> None:
+    lengths = MIXES["fleurs"].lengths(b.args.clips)
+    b.add("The device alone, nothing written:", HEADER, (kept, *alone(b, b.specs()[kept], lengths)))
+
+
+def whole_extract(b: Bench, kept: str) -> None:
+    """`extract`, from FLAC files to a store."""
+    spec = b.specs()[kept]
+    per_clip = 1 if spec.pool else MIXES["fleurs"].mean * SAMPLE_RATE / SAMPLES_PER_FRAME
+    per_clip *= b.model.card.d_model * spec.stored_dtype.itemsize * len(spec.outputs)
+    clips = max(4, min(b.args.clips, int(b.args.store_gb * 1e9 / per_clip)))
+    lengths = MIXES["fleurs"].lengths(clips)
+    with tempfile.TemporaryDirectory(dir=b.work) as folder, Idle(b.device) as idle:
+        corpus = write_noise(Path(folder) / "corpus", lengths)
+        done = extract(
+            corpus,
+            b.model,
+            Path(folder) / "s.zarr",
+            outputs=spec.outputs,
+            pool=spec.pool,
+            device=b.device,
+            threads=b.args.threads,
+            tokens=b.args.tokens,
+            unit_megabytes=UNIT_MB,
+        )
+        store = open_store(Path(folder) / "s.zarr")
+        b.check(done.failed == 0 and store.complete, f"extract, {kept}: the store is not complete")
+    efficiency = done.flops / (done.seconds * b.rates["bfloat16"]) if b.rates else None
+    speed = done.audio_seconds / done.seconds
+    b.results.setdefault("extract", []).append({"kept": kept, "audio_hours_per_hour": speed, **done.to_dict()})
+    b.add(
+        "The whole of extract, FLAC to store:",
+        ("kept", "clips", "audio-hours per hour", "efficiency", "idle", "GB/s written", "stage seconds"),
+        (
+            kept,
+            str(clips),
+            b.cell(speed, ".0f"),
+            b.cell(efficiency, ".0%"),
+            b.cell(idle.share, ".0%"),
+            b.cell(clips * per_clip / done.seconds / 1e9, ".2f"),
+            NOT_MEASURED if b.device.kind == "cpu" else ", ".join(f"{k} {v:.1f}" for k, v in done.stages.items()),
+        ),
+    )
+
+
+def pytorch(b: Bench, dtype: str) -> None:
+    """Hugging Face's encoder at every batch size, three batches each after one that warms up."""
+    lengths = MIXES["fleurs"].lengths(b.args.clips)
+    voice, kind = noise(), getattr(torch, dtype)
+    encoder = b.checkpoint.encoder.to(b.torch_device, kind)
+    encoder.set_attn_implementation("sdpa")
+    wanted = [encoder.config.encoder_layers // 2, -2, -1]  # as many states as `three`, the same copies
+    for size in b.args.batches:
+
+        def batch(clips: Sequence[float]) -> None:
+            audio = [voice[: round(s * SAMPLE_RATE)] for s in clips]
+            features = b.checkpoint.extractor(
+                audio, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=b.torch_device
+            )["input_features"].to(b.torch_device, kind)
+            with torch.inference_mode():
+                states = encoder(features, output_hidden_states=True).hidden_states
+                valid = [-(-len(x) // SAMPLES_PER_FRAME) for x in audio]
+                for i in wanted:
+                    torch.cat([states[i][row, :n] for row, n in enumerate(valid)]).cpu()
+
+        timed = [lengths[np.arange(i * size, (i + 1) * size) % len(lengths)] for i in range(4)]
+        try:
+            batch(timed[0])
+            begin = time.perf_counter()
+            for clips in timed[1:]:
+                batch(clips)
+            seconds = (time.perf_counter() - begin) / 3 / size
+            speed = float(lengths.mean()) / seconds
+        except torch.OutOfMemoryError:
+            speed = None
+        b.results.setdefault("pytorch", []).append({"dtype": dtype, "batch": size, "audio_hours_per_hour": speed})
+        cell = "out of memory" if speed is None else b.cell(speed, ".0f")
+        b.add(
+            "PyTorch, SDPA, padded, the same three outputs:",
+            ("dtype", "batch", "audio-hours per hour"),
+            (dtype, str(size), cell),
+        )
+    b.checkpoint.encoder.to("cpu", torch.float32)
+
+
+def settings(b: Bench) -> None:
+    """Three outputs as frames at other token budgets, without fused attention, and with CUDA graphs."""
+    spec, lengths = b.specs()["three outputs, frames"], MIXES["fleurs"].lengths(b.args.clips)
+    tokens = b.args.tokens or 16 * WINDOW_FRAMES
+    for change in ({"fused_attention": False}, {"tokens": tokens // 2}, {"tokens": 2 * tokens}, {"cuda_graphs": True}):
+        name = ", ".join(f"{k} {v}" for k, v in change.items())
+        b.add(
+            "Settings, three outputs as frames:", ("setting", *HEADER[1:]), (name, *alone(b, spec, lengths, **change))
+        )
+
+
+def profile(b: Bench) -> None:
+    """Time on the device by kernel, over a few batches of the commonest bucket."""
+    encoder = b.encoder(b.specs()["three outputs, frames"])
+    work, _ = batches_of(b, encoder, MIXES["fleurs"].lengths(b.args.clips))
+    batch = max(work, key=lambda x: len(x.audio))
+    encoder.run_reduced(batch.audio, batch.frames)
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU if b.device.kind == "cpu" else kinds.CUDA]) as found:
+        begin = time.perf_counter()
+        for _ in range(3):
+            encoder.run_reduced(batch.audio, batch.frames)
+        wall = time.perf_counter() - begin
+    rows = [["(the host's clock)", "3", b.cell(wall * 1e3, ".1f")]]
+    if b.device.kind != "cpu":
+        events = sorted(found.key_averages(), key=lambda e: -e.device_time_total)[:16]
+        rows += [[e.key[:80].replace("|", "/"), str(e.count), f"{e.device_time_total / 1e3:.1f}"] for e in events]
+    b.add(f"Three batches of {batch.rows} windows, {batch.frames} positions each:", ("kernel", "calls", "ms"), *rows)
+
+
+def bars(b: Bench) -> None:
+    """The marks of the project, one table."""
+    ours = [r for r in b.results.get("device_alone", []) if r["outputs"] == 3]
+    speeds = [r["audio_hours_per_hour"] for r in b.results.get("pytorch", []) if r["audio_hours_per_hour"]]
+    first: dict[str, Any] = ours[0] if ours else {}
+    ratio = first["audio_hours_per_hour"] / max(speeds) if first and speeds else None
+    b.add(
+        "The marks, three outputs as frames, the device alone:",
+        ("what", "mark", "found"),
+        ("share of the bfloat16 matrix product rate", "≥ 50%", b.cell(first.get("efficiency"), ".0%")),
+        ("× PyTorch, its best dtype and batch", "≥ 3", b.cell(ratio, ".2f")),
+        ("idle", "≤ 5%", b.cell(first.get("idle"), ".0%")),
+    )
+
+
+def run(b: Bench) -> None:
+    """All sections."""
+    kept = list(b.specs())
+    sections: list[tuple[str, Callable[[], None]]] = [
+        ("correctness", partial(correctness, b)),
+        ("rates", partial(rates, b)),
+        *((f"device alone, {k}", partial(device_alone, b, k)) for k in kept),
+        *((f"PyTorch {dtype}", partial(pytorch, b, dtype)) for dtype in ("float16", "bfloat16")),
+        *((f"extract, {k}", partial(whole_extract, b, k)) for k in kept),
+        ("profile", partial(profile, b)),
+        ("settings", partial(settings, b)),
+        ("rates", partial(rates, b)),
+    ]
+    begin = time.perf_counter()
+    for title, section in sections:
+        if time.perf_counter() - begin > b.args.seconds:
+            b.check(False, f"{title}: not reached within {b.args.seconds:.0f} s")
+            continue
+        say(f"{time.perf_counter() - begin:.0f} s: {title}")
+        try:
+            section()
+        except Exception as error:  # the sections after it are still worth their device time
+            traceback.print_exc()
+            b.check(False, f"{title}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        if b.device.kind != "cpu":
+            torch.cuda.empty_cache()  # the rest is ONNX Runtime's
+    bars(b)
+
+
+def through_device_path() -> None:
+    """Let `extract` take the path of accelerators on a CPU, too; a user's run takes the CPU's own."""
+
+    def make(model: ModelFolder, spec: StoreSpec, device: Device, threads: int | None, tokens: int | None) -> Any:
+        return DeviceEncoder(model, spec, device=device, threads=threads, tokens=tokens)
+
+    EXTRACTING.make_encoder = make
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--device", default="cuda", help="cuda, cuda:1, tensorrt, …, or cpu to try the script")
+    p.add_argument("--small", action="store_true", help="a small model, few clips")
+    p.add_argument("--shape", choices=[*SHAPES], default="large-v3")
+    p.add_argument("--clips", type=int, default=2048)
+    p.add_argument("--tokens", type=int, help="batch size × computed positions; default: the engine's")
+    p.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64], help="of PyTorch")
+    p.add_argument("--measure", type=float, default=15, help="seconds of each measurement of the device alone")
+    p.add_argument("--store-gb", type=float, default=8, help="size of a store")
+    p.add_argument("--seconds", type=float, default=480, help="start no further section after this time")
+    p.add_argument("--threads", type=int, help="for decoding; default: all cores")
+    p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
+    args = p.parse_args(arguments)
+    device, shape = Device.parse(args.device), SHAPES[args.shape]
+    if device.kind == "cpu":
+        through_device_path()
+    elif not torch.cuda.is_available():
+        sys.exit("no CUDA device; --device cpu --small runs the script at a small size")
+    if args.small:
+        shape, args.shape, args.clips, args.tokens, args.measure, args.batches = SMALL, "small", 6, 3000, 0, [2]
+    facts = environment(args.threads or 0)
+    if device.kind != "cpu":
+        facts = {"gpu": torch.cuda.get_device_name(device.index), "CUDA": torch.version.cuda} | facts
+    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+        say("making the model")
+        model, checkpoint = random_model(shape, Path(folder))
+        b = Bench(args, device, model, checkpoint, Path(folder))
+        run(b)
+    write_report(
+        "extraction_gpu",
+        "Extraction on a GPU",
+        args,
+        facts | {"model": f"{shape[1]} layers of {shape[0]}", "host memory": b.results.get("host_memory")},
+        b.results | {"matmul_flops_per_second": b.rates},
+        [Table(caption, rows[0], rows[1:]) for caption, rows in b.tables.items()],
+        [f"PROBLEM: {x}" for x in b.problems] or ["No problem found."],
+    )
+    return int(bool(b.problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What is stored of encoder states, as a small ONNX graph, so that on an accelerator nothing else leaves the device.
+
+The graph takes the states of a batch as they are, padded windows and silence included, and gives the rows that are
+stored, one window's after the other's: valid frames, means of `every` neighbouring frames, or each window's mean, in
+the stored type. All three are one thing: stored row r is the mean of some frames, and `index` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxstrata.engine.device_graphs import onnx_package
+from voxstrata.store.spec import StoreSpec
+
+OPSET, IR_VERSION = 20, 10  # as of the exported graphs
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A batch as it is stored.
+
+    rows: for each output, for each window, its stored rows (n, d_model) in the stored type; with `pool` one row, the
+    mean over the window's valid frames. finite: for each output, whether all of them are.
+    """
+
+    rows: list[list[NDArray[Any]]]
+    finite: list[bool]
+
+
+def row_count(frames: int, spec: StoreSpec) -> int:
+    """How many rows are stored of a window of `frames` valid frames (before windows of one utterance are pooled)."""
+    return 1 if spec.pool else -(-frames // spec.every)
+
+
+def gathering(
+    frames: Sequence[int], positions: int, spec: StoreSpec
+) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+    """Which positions each stored row is the mean of.
+
+    frames: valid frames of each window of the batch; window w holds the positions w · `positions` … of the batch.
+    Returns `index` int64 (rows, k) and `weights` float32 (rows, k, 1) that add up to 1 in each row, or None where
+    single frames are stored. Rows of fewer than k frames repeat the last with weight 0.
+    """
+    k = max(frames) if spec.pool else spec.every
+    index, weights = [], []
+    for w, n in enumerate(frames):
+        at = np.arange(row_count(n, spec) * k, dtype=np.int64).reshape(-1, k)
+        valid = at < n
+        index.append(w * positions + np.minimum(at, n - 1))
+        weights.append(valid / valid.sum(axis=1, keepdims=True))
+    if not spec.pool and k == 1:
+        return np.concatenate(index), None
+    return np.concatenate(index), np.concatenate(weights)[..., None].astype(np.float32)
+
+
+def reduction_graph(outputs: Sequence[str], computed: np.dtype[Any], d_model: int, spec: StoreSpec) -> bytes:
+    """The graph, serialized; `computed` is the dtype of the states.
+
+    Inputs: each of `outputs` [batch, positions, d_model]; what `gathering` returns.
+    Outputs: `stored/NAME` [rows, d_model] in the stored dtype and `finite/NAME`, float32 scalar, 0 where all of it is
+    finite and NaN otherwise. Means are taken in float32.
+    Raises InputError when the package onnx is missing.
+    """
+    onnx = onnx_package()
+    helper, float_type, int_type = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    weighted = bool(spec.pool) or spec.every > 1
+    stored = helper.np_dtype_to_tensor_dtype(spec.stored_dtype)
+    value = helper.make_tensor_value_info
+    nodes: list[Any] = []
+    inputs = [value("index", int_type, ["rows", "k"])]
+    if weighted:
+        inputs.append(value("weights", float_type, ["rows", "k", 1]))
+    returned = []
+
+    def node(op: str, operands: Sequence[str], name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(op, operands, [name], name=name, **attributes))
+        return name
+
+    for name in outputs:
+        inputs.append(value(name, helper.np_dtype_to_tensor_dtype(computed), ["batch", "positions", d_model]))
+        x = node("Reshape", [name, "flat"], f"{name}/flat")
+        x = node("Gather", [x, "index"], f"{name}/gathered", axis=0)
+        if weighted:
+            x = node("Cast", [x], f"{name}/float32", to=float_type)
+            x = node("Mul", [x, "weights"], f"{name}/weighted")
+            x = node("ReduceSum", [x, "one"], f"{name}/mean", keepdims=0)
+        else:
+            x = node("Reshape", [x, "flat"], f"{name}/rows")
+        x = node("Cast", [x], f"stored/{name}", to=stored)
+        # 0 · x is 0 for every finite x and NaN for every other, and one NaN makes the sum NaN
+        x = node("Mul", [node("Cast", [x], f"{name}/as_stored", to=float_type), "nought"], f"{name}/nought")
+        node("ReduceSum", [x], f"finite/{name}", keepdims=0)
+        returned += [value(f"stored/{name}", stored, ["rows", d_model]), value(f"finite/{name}", float_type, [])]
+    constants: dict[str, NDArray[Any]] = {
+        "flat": np.array([-1, d_model], np.int64),
+        "nought": np.array(0, np.float32),
+    }
+    if weighted:
+        constants["one"] = np.array([1], np.int64)
+    graph = helper.make_graph(
+        nodes,
+        "voxstrata_reductions",
+        inputs,
+        returned,
+        [onnx.numpy_helper.from_array(a, n) for n, a in constants.items()],
+    )
+    model = helper.make_model(
+        graph, producer_name="voxstrata", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    return bytes(model.SerializeToString())

@@ -1,0 +1,297 @@
+"""Promises of the path of accelerators, run here with the CPU as the device: the same calls, other addresses."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from conftest import sound
+
+pytest.importorskip("onnx")
+
+from voxstrata.audio.units import SAMPLES_PER_FRAME
+from voxstrata.engine import Device, DeviceEncoder, Encoder, extract
+from voxstrata.engine.device import CUDA_LIBRARY, _Buffers
+from voxstrata.engine.device_graphs import encoder_graph
+from voxstrata.engine.reductions import gathering, reduction_graph
+from voxstrata.engine.session import PROVIDERS
+from voxstrata.errors import InputError
+from voxstrata.exporters import ExportSpec, export
+from voxstrata.model import Context, Silence, open_model
+from voxstrata.model.card import CACHED, ENCODER, LOG_MEL
+from voxstrata.store import StoreSpec, open_store
+
+EXTRACT = sys.modules["voxstrata.engine.extract"]  # the package's attribute of that name is the function
+CPU = Device("cpu")
+REDUCTIONS: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"every": 4}, {"pool": "mean"}]
+# Float16 keeps 11 bits; means are float32 here and float64 in the expectation. Models in float16 differ by more: fused
+# attention rounds to it less often.
+TOLERANCE = {"float16": 5e-4, "float32": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def half_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in float16."""
+    target = tmp_path_factory.mktemp("half") / "model"
+    export(str(tiny_checkpoint), target, ExportSpec(dtype="float16"))
+    return target
+
+
+def expected(states: np.ndarray, spec: StoreSpec) -> np.ndarray:
+    """What is stored of a window's valid states, in float64."""
+    x = states.astype(np.float64)
+    if spec.pool:
+        return x.mean(axis=0, keepdims=True)
+    return np.stack([x[i : i + spec.every].mean(axis=0) for i in range(0, len(x), spec.every)])
+
+
+@pytest.mark.parametrize(
+    ("half", "mode"), [(False, "bucketed"), (False, "padded"), (False, "trimmed"), (True, "bucketed")]
+)
+@pytest.mark.parametrize("kept", REDUCTIONS)
+def test_stored_rows_are_those_of_the_plain_path(
+    tiny_model: Path, half_model: Path, half: bool, mode: Any, kept: dict[str, Any]
+) -> None:
+    model, context = open_model(half_model if half else tiny_model), Context(mode)
+    outputs = ("layer_00", "layer_02", "final")
+    spec = StoreSpec(outputs, context=context, **kept)
+    device = DeviceEncoder(model, spec, device=CPU, tokens=3000)
+    frames = context.frames_computed(150)
+    audio = [sound(seconds, i) for i, seconds in enumerate((3.0, 2.101)[: device.batch_size(frames)])]
+    found = device.run_reduced(audio, frames)
+    plain = Encoder(model, outputs, context).run(audio, frames)
+    assert found.finite == [True, True, True]
+    for rows, states in zip(found.rows, plain, strict=True):
+        for got, state, samples in zip(rows, states, audio, strict=True):
+            want = expected(state[: -(-len(samples) // SAMPLES_PER_FRAME)], spec)
+            assert got.dtype == spec.stored_dtype
+            assert got.shape == want.shape
+            error = np.linalg.norm(got - want) / np.linalg.norm(want)
+            assert error <= (2e-3 if half else TOLERANCE[str(spec.stored_dtype)])
+    assert {"copy_in", "log_mel", "encode", "copy_out"} <= device.seconds.keys()
+
+
+@pytest.mark.parametrize(("fixed", "tolerance"), [(True, 0), (False, 1e-5)])
+def test_rows_depend_on_no_neighbour(tiny_model: Path, fixed: bool, tolerance: float) -> None:
+    """Bit for bit where shapes are fixed; otherwise libraries may take another algorithm for other numbers of rows."""
+    spec = StoreSpec(("layer_01", "final"), dtype="float32")
+    device = DeviceEncoder(open_model(tiny_model), spec, device=CPU, tokens=800, cuda_graphs=fixed)
+    audio = [sound(2.9, 1), 0.9 * sound(3.0, 2), 1e-3 * sound(1.0, 3), sound(0.02, 4)]
+    together = device.run_reduced(audio, 200)
+    for i, samples in enumerate(audio):
+        alone = device.run_reduced([samples], 200)
+        for a, b in zip(together.rows, alone.rows, strict=True):
+            np.testing.assert_allclose(a[i], b[0], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("fixed", "rows"), [(True, [7, 7, 7, 1]), (False, [7, 1, 3, 1])])
+def test_a_bucket_has_one_shape_for_cuda_graphs_and_takes_its_silence_once(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool, rows: list[int]
+) -> None:
+    shapes, uploads = [], []
+    run, for_frames = DeviceEncoder._run, Silence.for_frames
+
+    def seen(self: DeviceEncoder, name: str, binding: Any, shape: Sequence[int], options: Any = None) -> None:
+        if name in (CACHED, ENCODER):
+            shapes.append((name, *shape))
+        run(self, name, binding, shape, options)
+
+    def uploaded(self: Silence, frames: int) -> Any:
+        uploads.append(frames)
+        return for_frames(self, frames)
+
+    monkeypatch.setattr(DeviceEncoder, "_run", seen)
+    spec = StoreSpec(("final",))
+    device = DeviceEncoder(open_model(tiny_model), spec, device=CPU, tokens=1500, cuda_graphs=fixed)
+    monkeypatch.setattr(Silence, "for_frames", uploaded)
+    for windows in (7, 1, 3):
+        device.run_reduced([sound(1.0, i) for i in range(windows)], 200)
+    device.run_reduced([sound(29.5, 1)], 1500)
+    assert shapes == [*((CACHED, n, 80, 400) for n in rows[:3]), (ENCODER, rows[3], 80, 3000)]
+    assert uploads == [200]
+
+
+def test_what_no_output_needs_is_not_computed(tiny_model: Path) -> None:
+    import onnx
+
+    whole = onnx.load(tiny_model / CACHED, load_external_data=False).graph
+    card = open_model(tiny_model).card
+    cut = encoder_graph(tiny_model / CACHED, ("layer_00", "layer_01"), card, fused=False)
+    graph = onnx.load_model_from_string(cut).graph
+    assert [o.name for o in graph.output] == ["layer_00", "layer_01"]
+    names = {n.name for n in graph.node} | {i.name for i in graph.initializer}
+    assert names < {n.name for n in whole.node} | {i.name for i in whole.initializer}
+    assert not any(n.startswith(("layers.1", "layers.2", "layer_norm", "final", "layer_02")) for n in names)
+    audio = [sound(1.0, 1)]
+    spec = StoreSpec(("layer_00", "layer_01"), dtype="float32")
+    device = DeviceEncoder(open_model(tiny_model), spec, device=CPU, tokens=600)
+    plain = Encoder(open_model(tiny_model), spec.outputs).run(audio, 200)
+    for rows, states in zip(device.run_reduced(audio, 200).rows, plain, strict=True):
+        np.testing.assert_allclose(rows[0], states[0, :50], atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_fused_attention_is_the_attention(tiny_model: Path, half_model: Path, uncondensed: Path, dtype: str) -> None:
+    models = {"float32": (tiny_model, uncondensed), "float16": (half_model,)}[dtype]
+    allowed = {"float32": 2e-6, "float16": 3e-3}[dtype]
+    for path in models:
+        model = open_model(path)
+        spec = StoreSpec(model.card.outputs, dtype="float32")
+        fused, plain = (DeviceEncoder(model, spec, device=CPU, tokens=3000, fused_attention=f) for f in (True, False))
+        assert (fused.fused_attention, plain.fused_attention) == (True, False)
+        for frames, seconds in ((200, (3.0, 0.7)), (700, (11.0, 12.5)), (1500, (29.7, 28.0))):
+            audio = [sound(s, i) for i, s in enumerate(seconds)]
+            a, b = fused.run_reduced(audio, frames), plain.run_reduced(audio, frames)
+            for found, want in zip(a.rows, b.rows, strict=True):
+                for x, y in zip(found, want, strict=True):
+                    assert np.linalg.norm(x - y) <= allowed * np.linalg.norm(y)
+
+
+@pytest.mark.parametrize("name", [CACHED, ENCODER])
+def test_every_block_is_fused_and_no_logits_are_left(tiny_model: Path, name: str) -> None:
+    import onnx
+
+    model = onnx.load_model_from_string(
+        encoder_graph(tiny_model / name, ("final",), open_model(tiny_model).card, fused=True)
+    )
+    kinds = [n.op_type for n in model.graph.node]
+    assert kinds.count("MultiHeadAttention") == 3
+    assert kinds.count("Softmax") == 0
+    # the flash kernel wants one head size for all, a multiple of 8, and nothing that is added to the logits
+    fused = [n for n in model.graph.node if n.op_type == "MultiHeadAttention"]
+    assert all(len(n.input) == 3 for n in fused)
+    pads = {i.name: onnx.numpy_helper.to_array(i)[-1] for i in model.graph.initializer if "pads" in i.name}
+    assert pads == ({"fused/pads_7": 7, "fused/pads_8": 8} if name == CACHED else {})
+
+
+def test_threads_do_not_mix_their_batches(tiny_model: Path) -> None:
+    spec = StoreSpec(("final",))
+    model = open_model(tiny_model)
+    device = DeviceEncoder(model, spec, device=CPU, tokens=600)
+    batches = [[sound(0.5 + 0.1 * (i + j) % 2, 10 * i + j) for j in range(1 + i % 3)] for i in range(12)]
+    with ThreadPoolExecutor(device.concurrency) as pool:
+        at_once = list(pool.map(partial(device.run_reduced, frames=200), batches))
+    alone = DeviceEncoder(model, spec, device=CPU, tokens=600)
+    for batch, got in zip(batches, at_once, strict=True):
+        for a, b in zip(got.rows[0], alone.run_reduced(batch, 200).rows[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `extract` take the path of accelerators, with the CPU as the device."""
+
+    def make(model: Any, spec: StoreSpec, device: Device, threads: int | None, tokens: int | None) -> DeviceEncoder:
+        return DeviceEncoder(model, spec, device=device, threads=threads, tokens=tokens)
+
+    monkeypatch.setattr(EXTRACT, "make_encoder", make)
+
+
+@pytest.mark.parametrize("kept", REDUCTIONS)
+def test_a_store_holds_the_same_on_either_path(
+    tiny_model: Path,
+    make_corpus: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: dict[str, Any],
+) -> None:
+    corpus = make_corpus({"en/a": 1.3, "en/b": 0.02, "en/c": 4.4, "de/d": 2.0, "de/long": 35.03})
+    extract(corpus, tiny_model, tmp_path / "plain.zarr", outputs="layer_02,final", **kept)
+    on_device(monkeypatch)
+    report = extract(corpus, tiny_model, tmp_path / "device.zarr", outputs="layer_02,final", tokens=2000, **kept)
+    assert report.failed == 0
+    plain, device = open_store(tmp_path / "plain.zarr"), open_store(tmp_path / "device.zarr")
+    for output in ("layer_02", "final"):
+        if kept.get("pool"):
+            np.testing.assert_allclose(device.pooled(output), plain.pooled(output), rtol=1e-4, atol=1e-4)
+            continue
+        for name in plain.ids:
+            a, b = device.frames(name, output).astype(np.float64), plain.frames(name, output).astype(np.float64)
+            assert a.shape == b.shape
+            assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b)
+
+
+def test_overflow_is_found_on_the_device_too(
+    huge: Path, make_corpus: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus({"en/a": 1.0})
+    plain = extract(corpus, huge, tmp_path / "plain.zarr", allow_overflow=True)
+    on_device(monkeypatch)
+    with pytest.raises(InputError, match=r"^en/a: final reaches inf, beyond float16 \(65504\); use --dtype float32"):
+        extract(corpus, huge, tmp_path / "s.zarr")
+    report = extract(corpus, huge, tmp_path / "s.zarr", allow_overflow=True)
+    assert report.overflows == plain.overflows > 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_told_of_its_output_alone(bad: float) -> None:
+    spec = StoreSpec(("layer_00", "final"), dtype="float32")
+    session = ort.InferenceSession(reduction_graph(spec.outputs, np.dtype(np.float32), 4, spec))
+    states = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
+    index, weights = gathering([5, 3], 5, spec)
+    assert weights is None
+
+    def finite(broken: np.ndarray) -> list[bool]:
+        feeds = {"index": index, "layer_00": states, "final": broken}
+        return [bool(v == 0) for v in session.run(["finite/layer_00", "finite/final"], feeds)]
+
+    assert finite(states) == [True, True]
+    broken = states.copy()
+    broken[1, 2, 3] = bad
+    assert finite(broken) == [True, False]
+    broken[1, 2, 3], broken[1, 3, 0] = 0, bad  # after the valid frames: nobody's
+    assert finite(broken) == [True, True]
+
+
+def test_rows_are_gathered_by_hand_worked_places() -> None:
+    index, weights = gathering([3, 1], 10, StoreSpec(("final",), every=2))
+    assert weights is not None
+    np.testing.assert_array_equal(index, [[0, 1], [2, 2], [10, 10]])
+    np.testing.assert_array_equal(weights[..., 0], [[0.5, 0.5], [1, 0], [1, 0]])
+    index, weights = gathering([2, 3], 10, StoreSpec(("final",), pool="mean"))
+    assert weights is not None
+    np.testing.assert_array_equal(index, [[0, 1, 1], [10, 11, 12]])
+    np.testing.assert_allclose(weights[..., 0], [[1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]], rtol=1e-7)
+
+
+def test_buffers_can_lie_in_memory_that_is_named(tiny_model: Path) -> None:
+    """As page-locked memory is asked for; here it is the CPU's own."""
+    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=600)
+    assert device.host_memory == "pageable"
+    before = device.run_reduced([sound(1.0, 1)], 200)
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    device._pinned = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    device._own.buffers = _Buffers(device, 5)
+    np.testing.assert_array_equal(device.run_reduced([sound(1.0, 1)], 200).rows[0][0], before.rows[0][0])
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_the_installed_provider_knows_every_option(tiny_model: Path, provider: str) -> None:
+    library = Path(ort.__file__).parent / "capi" / CUDA_LIBRARY.replace("cuda", provider)
+    if not library.exists():
+        pytest.skip(f"this onnxruntime has no {library.name}")
+    encoder = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, cuda_graphs=True)
+    encoder.device = Device(provider, 1)
+    (name, options), *behind = encoder._providers(CACHED)
+    assert name == PROVIDERS[provider]
+    assert options["device_id"] == 1
+    assert [n for n, _ in behind] == [PROVIDERS[p] for p in ("cuda", "cpu") if p != provider]
+    with library.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        assert [key for key in options if text.find(key.encode() + b"\0") < 0] == []
+        assert text.find(b"no_such_option\0") < 0
+    # graphs are recorded of the encoder alone: the others' shapes or addresses change
+    assert "enable_cuda_graph" not in encoder._providers(LOG_MEL)[0][1]
+    assert encoder._providers(LOG_MEL)[0][0] == PROVIDERS["cuda"]
+
+
+def test_a_missing_package_is_named_with_its_extra(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match=r"pip install 'voxstrata\[gpu\]'"):
+        DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU)

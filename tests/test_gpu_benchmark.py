@@ -1,0 +1,85 @@
+"""The GPU's benchmark runs without a GPU, and then reports no rate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from voxstrata.engine import Device
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The modules `extraction_gpu` and `_gpu`, and a `Bench` over a model of two small blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        import _gpu
+        import extraction_gpu
+
+        folder = tmp_path_factory.mktemp("bench")
+        model, checkpoint = _gpu.random_model((32, 3, 2, 80), folder)
+        args = argparse.Namespace(clips=3, tokens=1500, measure=0.0, batches=[1], threads=1, store_gb=1.0, seconds=60.0)
+        yield extraction_gpu, _gpu, _gpu.Bench(args, Device("cpu"), model, checkpoint, folder)
+
+
+def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, _, b = bench
+    monkeypatch.setattr(script.EXTRACTING, "make_encoder", script.EXTRACTING.make_encoder)  # restored afterwards
+    script.through_device_path()
+    script.run(b)
+    assert b.problems == []
+    assert b.results["correctness"]["padded_relative_l2"] < 1e-2
+    assert [len(rows) for rows in b.tables.values()] == [3, 5, 4, 3, 4, 2, 5, 4]
+    for caption, (header, *rows) in b.tables.items():
+        for row in rows:
+            assert len(row) == len(header), caption
+            if "Beside PyTorch" not in caption:
+                assert row[-1] == "not measured", caption
+    json.dumps(b.results)
+    alone = b.results["device_alone"]
+    assert [(r["outputs"], r["pool"]) for r in alone[:3]] == [(3, None), (5, "mean"), (5, None)]
+    assert all(0 < r["fill"] <= 1 and r["bytes"] > 0 for r in alone)
+
+
+def test_bytes_that_leave_the_device_are_those_that_are_stored(bench: Any) -> None:
+    script, _, b = bench
+    lengths = script.MIXES["fleurs"].lengths(3)
+    frames = [-(-round(s * 16_000) // 320) for s in lengths]
+    b.results.clear()
+    script.alone(b, b.specs()["three outputs, frames"], lengths)
+    assert b.results["device_alone"][0]["bytes"] == sum(frames) * 3 * 32 * 2
+    b.results.clear()
+    script.alone(b, b.specs()["all outputs, pooled"], lengths)
+    assert b.results["device_alone"][0]["bytes"] == 3 * 5 * 32 * 4
+
+
+def test_a_section_that_fails_is_a_problem_and_not_the_end(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, gpu, b = bench
+    failing = gpu.Bench(b.args, b.device, b.model, b.checkpoint, b.work)
+    for name in ("device_alone", "whole_extract", "pytorch", "profile", "settings", "correctness"):
+        monkeypatch.setattr(script, name, lambda *_: None)
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("no rate today")
+
+    monkeypatch.setattr(script, "rates", broken)
+    script.run(failing)
+    assert len(failing.problems) == 2
+    assert "no rate today" in failing.problems[0]
+    assert list(failing.tables)[-1].startswith("The marks")
+
+
+def test_without_a_device_it_says_what_to_do(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, *_ = bench
+    monkeypatch.setattr(sys.modules["torch"].cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cpu --small"):
+        script.main(["--device", "cuda"])
