@@ -19,8 +19,8 @@ pytest.importorskip("onnx")
 
 from voxstrata.audio.units import SAMPLES_PER_FRAME
 from voxstrata.engine import Device, DeviceEncoder, Encoder, extract
-from voxstrata.engine.device import CUDA_LIBRARY, _Buffers
 from voxstrata.engine.device_graphs import encoder_graph
+from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import gathering, reduction_graph
 from voxstrata.engine.session import PROVIDERS
 from voxstrata.errors import InputError
@@ -261,20 +261,56 @@ def test_rows_are_gathered_by_hand_worked_places() -> None:
     np.testing.assert_allclose(weights[..., 0], [[1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]], rtol=1e-7)
 
 
-def test_buffers_can_lie_in_memory_that_is_named(tiny_model: Path) -> None:
-    """As page-locked memory is asked for; here it is the CPU's own."""
-    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=600)
-    assert device.host_memory == "pageable"
-    before = device.run_reduced([sound(1.0, 1)], 200)
-    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
-    device._pinned = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
-    device._own.buffers = _Buffers(device, 5)
-    np.testing.assert_array_equal(device.run_reduced([sound(1.0, 1)], 200).rows[0][0], before.rows[0][0])
+class Driver:
+    """Stands for CUDA's driver: notes what it is asked for, and answers `refused` with an error."""
+
+    def __init__(self, refused: str = "") -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self._refused = refused
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            self.calls.append((name, arguments))
+            return 100 * (name == self._refused)
+
+        return call
+
+
+def test_pages_are_locked_while_their_array_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr("ctypes.CDLL", lambda _: driver)
+    array = host_array(1000, np.float16)
+    array[:] = 7
+    begin = array.ctypes.data
+    assert begin % mmap.PAGESIZE == 0
+    assert page_lock(array, 3)
+    name, (pointer, size, _) = driver.calls[-1]
+    assert (name, pointer.value, size.value) == ("cuMemHostRegister_v2", begin, 2000)
+    assert dict(driver.calls)["cuDeviceGet"][1].value == 3
+    view = array[:10]
+    del array
+    assert driver.calls[-1][0] == "cuMemHostRegister_v2"  # a view still holds it
+    del view
+    assert (driver.calls[-1][0], driver.calls[-1][1][0].value) == ("cuMemHostUnregister", begin)
+
+
+@pytest.mark.parametrize("refused", ["cuInit", "cuDevicePrimaryCtxRetain", "cuMemHostRegister_v2"])
+def test_pages_that_cannot_be_locked_serve_as_they_are(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    driver = Driver(refused)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: driver)
+    assert not page_lock(host_array(10, np.float32), 0)
+    assert driver.calls[-1][0] == refused  # nothing is asked for after it, and nothing given back
+
+    def missing(_: str) -> None:
+        raise OSError
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert not page_lock(host_array(10, np.float32), 0)
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_the_installed_provider_knows_every_option(tiny_model: Path, provider: str) -> None:
-    library = Path(ort.__file__).parent / "capi" / CUDA_LIBRARY.replace("cuda", provider)
+    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
     if not library.exists():
         pytest.skip(f"this onnxruntime has no {library.name}")
     encoder = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, cuda_graphs=True)

@@ -13,7 +13,6 @@ the encoder's, and Python's lock is not held meanwhile.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import sys
 import threading
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 
 from voxstrata.audio.units import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.engine.device_graphs import cut_log_mel, encoder_graph
+from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import Reduced, gathering, reduction_graph, row_count
 from voxstrata.engine.session import PROVIDERS, Device, Encoder
 from voxstrata.errors import InputError
@@ -38,7 +38,6 @@ from voxstrata.store.spec import StoreSpec
 REDUCTIONS = "reductions"  # made here; the other graphs are files of the model
 CALLERS = 2  # threads that call at once: one batch is computed while the other's is fetched and the next uploaded
 ENGINE_CACHE = "tensorrt"  # folder of built TensorRT engines inside the model folder
-CUDA_LIBRARY = "libonnxruntime_providers_cuda.so"
 
 
 class DeviceEncoder(Encoder):
@@ -47,8 +46,8 @@ class DeviceEncoder(Encoder):
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed.
     fused_attention: one operator instead of products and softmax; never on TensorRT.
     fixed_shapes: whether every bucket runs at the shape of its full batch: with CUDA graphs and on TensorRT.
-    host_memory: "pinned" where rows arrive in page-locked memory, "pageable" otherwise (on a CPU, and where this
-    onnxruntime cannot allocate it), which is slower but gives the same.
+    host_memory: "pinned" once rows arrive in page-locked memory; "pageable" on a CPU, and where the driver refuses it,
+    which is slower but gives the same.
 
     Raises what `Encoder` raises, and InputError when the package onnx is missing.
     """
@@ -78,8 +77,7 @@ class DeviceEncoder(Encoder):
         self.concurrency = CALLERS
         self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
         self._computed = np.dtype(model.card.dtype)
-        self._pinned = None if device.kind == "cpu" else pinned_memory(device.index)
-        self.host_memory = "pinned" if self._pinned else "pageable"
+        self.host_memory = "pageable"
         self._uploaded: dict[int, dict[str, Any]] = {}  # the silence cache, by computed positions
         self._own = threading.local()
         self._callers = itertools.count()
@@ -109,7 +107,7 @@ class DeviceEncoder(Encoder):
         """From samples to log-mel on the device."""
         begin = time.perf_counter()
         samples = min(frames + 2, WINDOW_FRAMES) * SAMPLES_PER_FRAME  # two frames more: see `Encoder.log_mel`
-        batch = buffers.audio.numpy()[: rows * samples].reshape(rows, samples)
+        batch = buffers.audio[: rows * samples].reshape(rows, samples)
         for row, x in zip(batch, audio, strict=False):
             row[: len(x)] = x
             row[len(x) :] = 0
@@ -169,13 +167,13 @@ class DeviceEncoder(Encoder):
         for output, states in buffers.states.items():
             binding.bind_input(output, *self._where, self._computed, [batch, frames, d], states.data_ptr())
             rows = buffers.rows[output]
-            binding.bind_output(f"stored/{output}", "cpu", 0, self.spec.stored_dtype, [len(index), d], rows.data_ptr())
+            binding.bind_output(f"stored/{output}", "cpu", 0, self.spec.stored_dtype, [len(index), d], rows.ctypes.data)
             binding.bind_output(f"finite/{output}")
         self._run(REDUCTIONS, binding, index.shape)
         finite = [float(v.numpy()) == 0 for v in binding.get_outputs()[1::2]]
         ends = np.cumsum([row_count(n, self.spec) for n in valid])[:-1]
         # copied, because the next batch arrives in the same memory before these rows are placed
-        stored = [v.numpy()[: len(index) * d].reshape(-1, d).copy() for v in buffers.rows.values()]
+        stored = [v[: len(index) * d].reshape(-1, d).copy() for v in buffers.rows.values()]
         self._count("copy_out", begin)
         return Reduced([np.split(rows, ends) for rows in stored], finite)
 
@@ -251,30 +249,13 @@ class _Buffers:
         def device(size: int, dtype: Any) -> Any:
             return ort.OrtValue.ortvalue_from_shape_and_type([size], dtype, *encoder._where)
 
-        def host(size: int, dtype: Any) -> Any:
-            if encoder._pinned is None:
-                return ort.OrtValue.ortvalue_from_shape_and_type([size], dtype)
-            return ort.OrtValue.ortvalue_from_shape_and_type([size], dtype, memory_info=encoder._pinned)
+        def host(size: int, dtype: Any) -> NDArray[Any]:
+            array = host_array(size, dtype)
+            if encoder.device.kind != "cpu" and page_lock(array, encoder.device.index):
+                encoder.host_memory = "pinned"
+            return array
 
         self.audio = host(samples, np.float32)
         self.log_mel = device(2 * frames * card.n_mels, np.float32)
         self.states = {o: device(frames * card.d_model, encoder._computed) for o in encoder.outputs}
         self.rows = {o: host(stored * card.d_model, spec.stored_dtype) for o in encoder.outputs}
-
-
-@functools.cache
-def pinned_memory(index: int) -> Any:
-    """Page-locked host memory of a CUDA device, as ONNX Runtime describes it; None where it cannot allocate it.
-
-    From Python it is only reached through the provider's library registered as a plugin.
-    """
-    try:
-        library = Path(ort.__file__).parent / "capi" / CUDA_LIBRARY
-        if not any(d.ep_name == PROVIDERS["cuda"] for d in ort.get_ep_devices()):
-            ort.register_execution_provider_library(PROVIDERS["cuda"], str(library))
-        found = [d.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE) for d in ort.get_ep_devices()]
-        info = next(m for m in found if m is not None and m.device_id == index)
-        ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, memory_info=info)
-    except Exception:  # onnxruntime's own exceptions share no base class; an older one lacks these functions
-        return None
-    return info
