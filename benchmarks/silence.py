@@ -45,6 +45,7 @@ EDGES = (75, 150, 300, 600)  # computed positions: 1.5 to 12 s
 TIMED = (8, 16, 32, 64, 96, 192, 384)  # numbers of cached keys, besides none and all
 TURNS, REPEATS = 3, 5
 
+KMEANS = ("k-means", "…")  # how the names of calibrated k-means families begin
 PACKAGE = "… in logits, weighted"  # what `export` does
 Seconds = dict[int, dict[int, float]]  # by m and number of cached keys, of one window
 
@@ -138,39 +139,78 @@ def nearest_level(
     return Summary.of(found)
 
 
+def tables(rows: Sequence[Row], seconds: Seconds, outputs: Sequence[str], caption: str) -> list[Table]:
+    """Rows of their own for what is not k-means; k-means families by number of keys; the time."""
+    apart = [
+        [
+            f"{r.family}{', ' if r.size else ''}{r.size}",
+            str(r.keys[EDGES[2]]),
+            *(f"{r.near.cosine[o]:.5f}" for o in outputs),
+            f"{r.near.worst:.4f} {r.near.worst_id}",
+            *(f"{r.time[m]:.3f}" for m in EDGES),
+        ]
+        for r in rows
+        if not r.family.startswith(KMEANS)
+    ]
+    families = dict.fromkeys(r.family for r in rows if r.family.startswith(KMEANS))
+    by_size = [
+        [family, *(f"{r.near.cosine['final']:.5f} / {r.near.worst:.4f}" for r in rows if r.family == family)]
+        for family in families
+    ]
+    timed = sorted(seconds[EDGES[0]])[:-1]
+    timing = [
+        [str(m), *(f"{1000 * seconds[m][k]:.1f}" for k in timed), f"{1000 * seconds[m][WINDOW_FRAMES - m]:.1f}"]
+        for m in EDGES
+    ]
+    header = ["cache", "keys", *outputs, "worst clip of final", *(f"time, m = {m}" for m in EDGES)]
+    return [
+        Table(f"{caption}; keys at m = {EDGES[2]}; time of the encoder as a ratio to no cache:", header, apart),
+        Table(
+            "Calibrated, k-means by number of keys: mean of `final` / worst clip:",
+            ["calibrated", *(f"{k} keys" for k in KEYS)],
+            by_size,
+        ),
+        Table("Milliseconds of one window, by m and cached keys:", ["m", *map(str, timed), "all"], timing),
+    ]
+
+
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Time against what is lost of `final`, for the shortest windows and for longer ones; a line for each family."""
-    edges = (EDGES[0], EDGES[2])
+    """What is lost of `final`, mean and worst clip: against time for the shortest windows, and k-means closely."""
+    m = EDGES[0]
     figure = Figure(figsize=(11, 9), layout="constrained")
-    grid = figure.subplots(2, len(edges), sharex="col", sharey="row")
+    grid = figure.subplots(2, 2)
     families = list(dict.fromkeys(r.family for r in rows))
-    for down, (label, mark, lost) in enumerate(
-        (
-            ("1 − mean frame cosine of final to padded", MEAN, lambda r: 1 - r.near.cosine["final"]),
-            ("1 − cosine of the worst clip", WORST, lambda r: 1 - r.near.worst),
+    whole = next(r for r in rows if r.family == "calibrated")
+    drifts: list[tuple[str, float, Callable[[Row], float]]] = [
+        ("1 − mean frame cosine of final to padded", MEAN, lambda r: 1 - r.near.cosine["final"]),
+        ("1 − mean frame cosine of final, worst clip", WORST, lambda r: 1 - r.near.worst),
+    ]
+    for (label, mark, lost), (left, right) in zip(drifts, grid, strict=True):
+        for i, family in enumerate(families):
+            own = [r for r in rows if r.family == family]
+            style = {"color": f"C{i % 10}", "marker": "osD^v<>Ph*X"[i % 11], "markersize": 6, "linewidth": 1}
+            if family == PACKAGE:
+                style |= {"color": "black", "linewidth": 2.5, "markersize": 9, "zorder": 3}
+            left.plot([r.time[m] for r in own], [lost(r) for r in own], label=family, **style)
+            if family.startswith(KMEANS):
+                right.plot(range(len(own)), [lost(r) for r in own], **style)
+        left.axhline(1 - mark, color="0.3", linestyle="--", linewidth=1)
+        left.annotate("mark", (1, 1 - mark), (-4, 3), ("axes fraction", "data"), "offset points", ha="right")
+        right.axhline(lost(whole), color="0.3", linestyle=":", linewidth=1)
+        right.annotate(
+            "all positions", (1, lost(whole)), (-4, 3), ("axes fraction", "data"), "offset points", ha="right"
         )
-    ):
-        for across, m in enumerate(edges):
-            axes = grid[down][across]
-            for i, family in enumerate(families):
-                own = [r for r in rows if r.family == family]
-                style = {"color": f"C{i % 10}", "marker": "osD^v<>Ph*X"[i % 11], "markersize": 5, "linewidth": 1}
-                if family == PACKAGE:
-                    style |= {"linewidth": 2.5, "markersize": 8, "zorder": 3}
-                axes.plot([r.time[m] for r in own], [lost(r) for r in own], label=family, **style)
-                for r in own:
-                    if family == PACKAGE:
-                        axes.annotate(r.size, (r.time[m], lost(r)), (0, -14), textcoords="offset points", fontsize=8)
-            axes.axhline(1 - mark, color="0.3", linestyle="--", linewidth=1)
-            axes.annotate("mark", (1, 1 - mark), (0.99, 1 - mark), ("axes fraction", "data"), ha="right", va="bottom")
-            axes.set_yscale("log")
+        times = [next(r.time[m] for r in rows if r.family == PACKAGE and r.size == str(k)) for k in KEYS]
+        right.set_xticks(range(len(KEYS)), [f"{k} keys\n× {t:.2f}" for k, t in zip(KEYS, times, strict=True)])
+        left.set_ylabel(label)
+        left.set_yscale("log")
+        for axes in (left, right):
             axes.grid(alpha=0.3, which="both")
-            if down:
-                axes.set_xlabel(f"time of the encoder at m = {m}, no cache = 1")
-        grid[down][0].set_ylabel(label)
+    grid[1][0].set_xlabel(f"time of the encoder at m = {m}, no cache = 1")
+    grid[1][1].set_xlabel("calibrated, k-means: cached keys and time")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(title)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> int:
@@ -215,23 +255,7 @@ def main() -> int:
             try_cache(family, size, silence)
 
     default = next(r for r in rows if r.family == PACKAGE and r.size == str(ExportSpec().silence_keys))
-    header = ["cache", "keys", *outputs, "worst clip of final", *(f"time, m = {m}" for m in EDGES)]
-    cells = [
-        [
-            f"{r.family}{', ' if r.size else ''}{r.size}",
-            str(r.keys[EDGES[2]]),
-            *(f"{r.near.cosine[o]:.5f}" for o in outputs),
-            f"{r.near.worst:.4f} {r.near.worst_id}",
-            *(f"{r.time[m]:.3f}" for m in EDGES),
-        ]
-        for r in rows
-    ]
     levels = [c.level for c in clips]
-    timed = sorted(seconds[EDGES[0]])[:-1]
-    timing = [
-        [str(m), *(f"{1000 * seconds[m][k]:.1f}" for k in timed), f"{1000 * seconds[m][WINDOW_FRAMES - m]:.1f}"]
-        for m in EDGES
-    ]
     verdict = marks(default.near.cosine["final"], default.near.worst)
     write_report(
         "silence",
@@ -239,15 +263,9 @@ def main() -> int:
         args,
         facts,
         {"rows": [asdict(r) for r in rows], "window_seconds": seconds, "pad_levels": levels},
-        [
-            Table(
-                f"{len(clips)} prompts, caches calibrated on {len(recordings)} other recordings; keys at "
-                f"m = {EDGES[2]}; time of the encoder as a ratio to no cache:",
-                header,
-                cells,
-            ),
-            Table("Milliseconds of one window, by m and cached keys:", ["m", *map(str, timed), "all"], timing),
-        ],
+        tables(
+            rows, seconds, outputs, f"{len(clips)} prompts, caches calibrated on {len(recordings)} other recordings"
+        ),
         [
             f"Pad levels of the prompts: {min(levels):.2f} to {max(levels):.2f}, median {median(levels):.2f}; "
             f"`pure` is at {PURE_LEVEL}.",
