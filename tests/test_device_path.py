@@ -16,11 +16,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from conftest import sound
+from kills import contents
 
 pytest.importorskip("onnx")
 
 from voxstrata.audio.units import SAMPLES_PER_FRAME
-from voxstrata.engine import Device, DeviceEncoder, Encoder, extract
+from voxstrata.engine import Device, DeviceEncoder, Encoder, ExtractReport, extract
 from voxstrata.engine.device_graphs import encoder_graph
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import gathering, reduction_graph
@@ -294,6 +295,36 @@ def test_a_store_holds_the_same_on_either_path(
             a, b = device.frames(name, output).astype(np.float64), plain.frames(name, output).astype(np.float64)
             assert a.shape == b.shape
             assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("kept", [{}, {"every": 4}])
+def test_a_run_that_fails_on_the_device_is_resumed_to_the_same_bytes(
+    tiny_model: Path,
+    make_corpus: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: dict[str, Any],
+) -> None:
+    corpus = make_corpus({f"{language}/{i}": 0.4 + 0.3 * i for language in ("en", "de", "es") for i in range(5)})
+    on_device(monkeypatch)
+
+    def run(name: str) -> ExtractReport:
+        return extract(corpus, tiny_model, tmp_path / name, outputs="layer_01,final", tokens=400, **kept)
+
+    assert run("whole.zarr").failed == 0
+    fetch, left = DeviceEncoder._fetch, iter(range(9))
+
+    def failing(self: DeviceEncoder, *arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        return fetch(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceEncoder, "_fetch", failing)
+        with pytest.raises(InputError, match="out of memory"):
+            run("s.zarr")
+    assert 0 < run("s.zarr").resumed_units < 3
+    assert contents(tmp_path / "s.zarr") == contents(tmp_path / "whole.zarr")
 
 
 def test_overflow_is_found_on_the_device_too(
