@@ -33,6 +33,7 @@ from voxstrata.model.card import CACHED, ENCODER, LOG_MEL
 from voxstrata.store import StoreSpec, open_store
 
 EXTRACT = sys.modules["voxstrata.engine.extract"]  # the package's attribute of that name is the function
+DEVICE = sys.modules["voxstrata.engine.device"]
 CPU = Device("cpu")
 REDUCTIONS: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"every": 4}, {"pool": "mean"}]
 # Float16 keeps 11 bits; means are float32 here and float64 in the expectation. Models in float16 differ by more: fused
@@ -411,6 +412,19 @@ def test_pages_are_locked_while_their_array_lives(monkeypatch: pytest.MonkeyPatc
     assert driver.calls[-1][0] == "cuMemHostRegister_v2"  # a view still holds it
     del view
     assert (driver.calls[-1][0], driver.calls[-1][1][0].value) == ("cuMemHostUnregister", begin)
+
+
+@pytest.mark.parametrize(("locked", "told"), [([True, True], "pinned"), ([True, False], "pageable")])
+def test_memory_counts_as_pinned_when_all_of_it_is(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, locked: list[bool], told: str
+) -> None:
+    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=1500)
+    assert device.host_memory == "pageable"
+    device.device, device.host_memory = Device("cuda"), "pinned"  # as it begins on a GPU
+    answers = iter(locked)  # samples, stored rows
+    monkeypatch.setattr(DEVICE, "page_lock", lambda *_: next(answers))
+    device.run_reduced([sound(1.0, 1)], 200)
+    assert device.host_memory == told
 
 
 @pytest.mark.parametrize("refused", ["cuInit", "cuDevicePrimaryCtxRetain", "cuMemHostRegister_v2"])
