@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,11 +16,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from conftest import sound
+from kills import contents
 
 pytest.importorskip("onnx")
 
 from voxstrata.audio.units import SAMPLES_PER_FRAME
-from voxstrata.engine import Device, DeviceEncoder, Encoder, extract
+from voxstrata.engine import Device, DeviceEncoder, Encoder, ExtractReport, extract
 from voxstrata.engine.device_graphs import encoder_graph
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import gathering, reduction_graph
@@ -30,6 +33,7 @@ from voxstrata.model.card import CACHED, ENCODER, LOG_MEL
 from voxstrata.store import StoreSpec, open_store
 
 EXTRACT = sys.modules["voxstrata.engine.extract"]  # the package's attribute of that name is the function
+DEVICE = sys.modules["voxstrata.engine.device"]
 CPU = Device("cpu")
 REDUCTIONS: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"every": 4}, {"pool": "mean"}]
 # Float16 keeps 11 bits; means are float32 here and float64 in the expectation. Models in float16 differ by more: fused
@@ -97,25 +101,26 @@ def test_a_bucket_has_one_shape_for_cuda_graphs_and_takes_its_silence_once(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool, rows: list[int]
 ) -> None:
     shapes, uploads = [], []
-    run, for_frames = DeviceEncoder._run, Silence.for_frames
+    bind, for_frames = ort.IOBinding.bind_input, Silence.for_frames
 
-    def seen(self: DeviceEncoder, name: str, binding: Any, shape: Sequence[int], options: Any = None) -> None:
-        if name in (CACHED, ENCODER):
-            shapes.append((name, *shape))
-        run(self, name, binding, shape, options)
+    def seen(self: Any, name: str, kind: str, index: int, dtype: Any, shape: Sequence[int], pointer: int) -> None:
+        if name == "log_mel":
+            shapes.append(tuple(shape))
+        bind(self, name, kind, index, dtype, shape, pointer)
 
     def uploaded(self: Silence, frames: int) -> Any:
         uploads.append(frames)
         return for_frames(self, frames)
 
-    monkeypatch.setattr(DeviceEncoder, "_run", seen)
+    monkeypatch.setattr(ort.IOBinding, "bind_input", seen)
     spec = StoreSpec(("final",))
     device = DeviceEncoder(open_model(tiny_model), spec, device=CPU, tokens=1500, cuda_graphs=fixed)
     monkeypatch.setattr(Silence, "for_frames", uploaded)
     for windows in (7, 1, 3):
         device.run_reduced([sound(1.0, i) for i in range(windows)], 200)
     device.run_reduced([sound(29.5, 1)], 1500)
-    assert shapes == [*((CACHED, n, 80, 400) for n in rows[:3]), (ENCODER, rows[3], 80, 3000)]
+    # bound once for each shape
+    assert shapes == [*((n, 80, 400) for n in dict.fromkeys(rows[:3])), (rows[3], 80, 3000)]
     assert uploads == [200]
 
 
@@ -185,6 +190,81 @@ def test_threads_do_not_mix_their_batches(tiny_model: Path) -> None:
             np.testing.assert_array_equal(a, b)
 
 
+def test_nothing_is_queued_that_a_run_reads(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bind_cpu_input` queues a copy on a stream that another caller's run may take: it is for the host's."""
+    queued = set()
+    bind = ort.IOBinding.bind_cpu_input
+
+    def seen(self: Any, name: str, array: np.ndarray) -> None:
+        queued.add(name)
+        bind(self, name, array)
+
+    monkeypatch.setattr(ort.IOBinding, "bind_cpu_input", seen)
+    for kept in REDUCTIONS:
+        device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",), **kept), device=CPU, tokens=600)
+        device.run_reduced([sound(1.0, 1)], 200)
+    assert queued == {"columns"}
+
+
+def test_no_other_thread_asks_the_device_while_a_cuda_graph_is_recorded(tiny_model: Path) -> None:
+    """Each caller's first batch of a bucket is recorded; CUDA then fails what others ask, and the recording."""
+    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=600, cuda_graphs=True)
+    recording = threading.Event()
+    others: list[bool] = []
+    upload, fetch = device._upload, device._fetch
+    session, run = ort.InferenceSession, ort.InferenceSession.run_with_iobinding
+    recorded = set()
+
+    def watched(step: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            others.append(recording.is_set())
+            found = step(*arguments)
+            others.append(recording.is_set())
+            return found
+
+        return call
+
+    def running(self: Any, binding: Any, options: Any = None) -> None:
+        graph = options and options.get_run_config_entry("gpu_graph_id")
+        if not graph or graph in recorded:
+            run(self, binding, options)
+            return
+        recorded.add(graph)
+        recording.set()
+        time.sleep(0.05)
+        run(self, binding, options)
+        recording.clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "run_with_iobinding", running)
+        patch.setattr(device, "_upload", watched(upload))
+        patch.setattr(device, "_fetch", watched(fetch))
+        with ThreadPoolExecutor(2) as pool:
+            done = [pool.submit(device.run_reduced, [sound(1.0, i)], 100 + 100 * (i % 3)) for i in range(12)]
+            assert all(d.result().finite == [True] for d in done)
+    assert 3 <= len(recorded) <= 6
+    assert len(others) == 48
+    assert not any(others)
+
+
+def test_memory_that_runs_out_is_told_with_what_to_do(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=600)
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("Failed to allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", full)
+        with pytest.raises(InputError, match=r"3 windows of 200 .*Failed to allocate.*--tokens"):
+            device.run_reduced([sound(1.0, 1)] * 3, 200)
+    device.run_reduced([sound(1.0, 1)], 200)
+    for step in ("run_with_iobinding", "io_binding"):
+        with monkeypatch.context() as patch:
+            patch.setattr(ort.InferenceSession, step, full)
+            with pytest.raises(InputError, match="Failed to allocate"):
+                device.run_reduced([sound(0.5, 1)], 300)
+
+
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `extract` take the path of accelerators, with the CPU as the device."""
 
@@ -218,6 +298,36 @@ def test_a_store_holds_the_same_on_either_path(
             assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b)
 
 
+@pytest.mark.parametrize("kept", [{}, {"every": 4}])
+def test_a_run_that_fails_on_the_device_is_resumed_to_the_same_bytes(
+    tiny_model: Path,
+    make_corpus: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: dict[str, Any],
+) -> None:
+    corpus = make_corpus({f"{language}/{i}": 0.4 + 0.3 * i for language in ("en", "de", "es") for i in range(5)})
+    on_device(monkeypatch)
+
+    def run(name: str) -> ExtractReport:
+        return extract(corpus, tiny_model, tmp_path / name, outputs="layer_01,final", tokens=400, **kept)
+
+    assert run("whole.zarr").failed == 0
+    fetch, left = DeviceEncoder._fetch, iter(range(9))
+
+    def failing(self: DeviceEncoder, *arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        return fetch(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceEncoder, "_fetch", failing)
+        with pytest.raises(InputError, match="out of memory"):
+            run("s.zarr")
+    assert 0 < run("s.zarr").resumed_units < 3
+    assert contents(tmp_path / "s.zarr") == contents(tmp_path / "whole.zarr")
+
+
 def test_overflow_is_found_on_the_device_too(
     huge: Path, make_corpus: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +338,16 @@ def test_overflow_is_found_on_the_device_too(
         extract(corpus, huge, tmp_path / "s.zarr")
     report = extract(corpus, huge, tmp_path / "s.zarr", allow_overflow=True)
     assert report.overflows == plain.overflows > 0
+
+
+def test_infinities_of_float16_arithmetic_are_no_overflow_of_what_is_stored(
+    huge: Path, make_corpus: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT computes a float32 model in float16: what is infinite there may hide any number."""
+    on_device(monkeypatch)
+    monkeypatch.setattr(EXTRACT, "store_spec", lambda *_, **__: StoreSpec(("final",), arithmetic="float16"))
+    with pytest.raises(InputError, match=r"^en/a: the encoder's final holds values that are not finite; float16 arith"):
+        extract(make_corpus({"en/a": 1.0}), huge, tmp_path / "s.zarr", allow_overflow=True)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -292,6 +412,19 @@ def test_pages_are_locked_while_their_array_lives(monkeypatch: pytest.MonkeyPatc
     assert driver.calls[-1][0] == "cuMemHostRegister_v2"  # a view still holds it
     del view
     assert (driver.calls[-1][0], driver.calls[-1][1][0].value) == ("cuMemHostUnregister", begin)
+
+
+@pytest.mark.parametrize(("locked", "told"), [([True, True], "pinned"), ([True, False], "pageable")])
+def test_memory_counts_as_pinned_when_all_of_it_is(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, locked: list[bool], told: str
+) -> None:
+    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=1500)
+    assert device.host_memory == "pageable"
+    device.device, device.host_memory = Device("cuda"), "pinned"  # as it begins on a GPU
+    answers = iter(locked)  # samples, stored rows
+    monkeypatch.setattr(DEVICE, "page_lock", lambda *_: next(answers))
+    device.run_reduced([sound(1.0, 1)], 200)
+    assert device.host_memory == told
 
 
 @pytest.mark.parametrize("refused", ["cuInit", "cuDevicePrimaryCtxRetain", "cuMemHostRegister_v2"])

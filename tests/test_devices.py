@@ -49,12 +49,14 @@ def test_a_device_that_cannot_start_is_an_error_not_another_device(
         pytest.skip("this machine has a CUDA device")
     model, spec = open_model(tiny_model), StoreSpec(("final",))
     with pytest.raises(InputError, match="--device cpu"):
-        Encoder(model, device=Device("cuda"))
-    with pytest.raises(InputError, match="--device cpu"):
         DeviceEncoder(model, spec, device=Device("cuda"))
     assert capfd.readouterr().out == ""  # `--json` has standard output to itself
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(InputError, match="install onnxruntime-gpu"):
         DeviceEncoder(model, spec, device=Device("tensorrt"))
-    with pytest.raises(UsageError, match="fixed shapes"):
-        Encoder(model, device=Device("tensorrt"))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
+def test_the_encoder_of_cpus_names_the_one_of_gpus(tiny_model: Path, kind: str) -> None:
+    with pytest.raises(UsageError, match=f"for {kind} use DeviceEncoder"):
+        Encoder(open_model(tiny_model), device=Device(kind))

@@ -14,11 +14,12 @@ from hf_reference import Reference, relative_l2
 from kills import kill_and_resume
 
 from voxstrata.audio.decode import decode
+from voxstrata.audio.units import encoder_frames
 from voxstrata.corpus import Corpus, read_corpus
-from voxstrata.engine import extract
+from voxstrata.engine import Device, DeviceEncoder, Encoder, extract
 from voxstrata.exporters import ExportSpec, export
-from voxstrata.model import Context
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.model import Context, open_model
+from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 
 pytestmark = pytest.mark.real
 
@@ -104,6 +105,21 @@ def test_order_batch_threads_and_neighbours_change_no_stored_value(prompts: Corp
     print(shares)
     assert min(shares.values()) >= 0.999
     assert shares["order"] == 1
+
+
+def test_the_path_of_accelerators_gives_the_same_states(prompts: Corpus, base: Path) -> None:
+    """With the CPU as the device: its graphs, in float32, whose attention is fused otherwise."""
+    model, worst = open_model(base), 0.0
+    device = DeviceEncoder(model, StoreSpec(model.card.outputs, dtype="float32"), device=Device("cpu"), tokens=6000)
+    plain = Encoder(model)
+    for first in range(0, len(prompts), 4):
+        audio = [decode(prompts.absolute(i)) for i in range(first, first + 4)]
+        valid = [encoder_frames(len(x)) for x in audio]
+        frames = Context().frames_computed(max(valid))
+        for rows, states in zip(device.run_reduced(audio, frames).rows, plain.run(audio, frames), strict=True):
+            for got, want, n in zip(rows, states, valid, strict=True):
+                worst = max(worst, relative_l2(got, want[:n]))
+    assert worst <= 1e-5
 
 
 @pytest.mark.timeout(1800)

@@ -45,7 +45,8 @@ _STORING = (
         type=click.FloatRange(min=0, min_open=True),
         default=UNIT_MEGABYTES,
         show_default=True,
-        help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more.",
+        help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more. "
+        "Batches stay within a unit: for a GPU choose 2048.",
     ),
 )
 

@@ -7,7 +7,8 @@ and what is missing is filled with silence and dropped again. Without them nothi
 How copies overlap computing: each thread that calls has buffers of its own, and one thread runs all encoders. While it
 computes one caller's batch, another caller fetches its last batch and uploads its next. ONNX Runtime gives every run a
 CUDA stream of its own, and the copy to the host is part of the run of the reductions, so it is on a stream other than
-the encoder's, and Python's lock is not held meanwhile.
+the encoder's, and Python's lock is not held meanwhile. Copies to the device are on CUDA's default stream, and done when
+the call returns, as every run is: nothing else orders one step after another.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from voxstrata.engine.device_graphs import cut_log_mel, encoder_graph
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import Reduced, gathering, reduction_graph, row_count
 from voxstrata.engine.session import PROVIDERS, Device, Encoder
-from voxstrata.errors import InputError
+from voxstrata.errors import InputError, VoxstrataError
 from voxstrata.model.card import CACHED, ENCODER, LOG_MEL, ModelFolder
 from voxstrata.store.spec import StoreSpec
 
@@ -46,8 +48,8 @@ class DeviceEncoder(Encoder):
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed.
     fused_attention: one operator instead of products and softmax; never on TensorRT.
     fixed_shapes: whether every bucket runs at the shape of its full batch: with CUDA graphs and on TensorRT.
-    host_memory: "pinned" once rows arrive in page-locked memory; "pageable" on a CPU, and where the driver refuses it,
-    which is slower but gives the same.
+    host_memory: "pinned", or "pageable" on a CPU and once the driver has refused to lock memory, which is slower but
+    gives the same.
 
     Raises what `Encoder` raises, and InputError when the package onnx is missing.
     """
@@ -77,12 +79,14 @@ class DeviceEncoder(Encoder):
         self.concurrency = CALLERS
         self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
         self._computed = np.dtype(model.card.dtype)
-        self.host_memory = "pageable"
+        self.host_memory = "pageable" if device.kind == "cpu" else "pinned"
         self._uploaded: dict[int, dict[str, Any]] = {}  # the silence cache, by computed positions
         self._own = threading.local()
         self._callers = itertools.count()
         # One thread and not a lock: ONNX Runtime allows a session with CUDA graphs to be run from one thread only.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="device")
+        # While ONNX Runtime records a CUDA graph, CUDA refuses what other threads ask of the device.
+        self._recording: AbstractContextManager[Any] = threading.Lock() if cuda_graphs else nullcontext()
         self._session(REDUCTIONS)
 
     def run_reduced(self, audio: Sequence[NDArray[np.float32]], frames: int) -> Reduced:
@@ -90,14 +94,25 @@ class DeviceEncoder(Encoder):
 
         At most `batch_size(frames)` windows, of at least one sample. May be called from several threads at once; each
         has device memory of its own.
+        Raises InputError when memory runs out or ONNX Runtime fails otherwise.
         """
-        if not hasattr(self._own, "buffers"):
-            self._own.buffers = _Buffers(self, next(self._callers))
-        buffers = self._own.buffers
         rows = self.rows(len(audio), frames)
-        self._upload(buffers, audio, frames, rows)
-        self._computing.submit(self._encode, buffers, frames, rows).result()
-        return self._fetch(buffers, [encoder_frames(len(x)) for x in audio], frames)
+        try:
+            with self._recording:
+                if not hasattr(self._own, "buffers"):
+                    self._own.buffers = _Buffers(self, next(self._callers))
+                buffers = self._own.buffers
+                self._upload(buffers, audio, frames, rows)
+            self._computing.submit(self._encode, buffers, frames, rows).result()
+            with self._recording:
+                return self._fetch(buffers, [encoder_frames(len(x)) for x in audio], frames)
+        except VoxstrataError:
+            raise
+        except Exception as e:  # onnxruntime's own exceptions share no base class
+            raise InputError(
+                f"{self.model.path}: onnxruntime failed on a batch of {rows} windows of {frames} positions ({e}); "
+                "if memory ran out, choose a smaller token budget (--tokens)"
+            ) from e
 
     def rows(self, windows: int, frames: int) -> int:
         """How many windows are computed for a batch of so many."""
@@ -113,13 +128,13 @@ class DeviceEncoder(Encoder):
             row[len(x) :] = 0
         batch[len(audio) :] = 0
         binding = self._session(LOG_MEL).io_binding()
-        binding.bind_cpu_input("audio", batch)  # this is the copy
-        binding.bind_cpu_input("columns", np.array([2 * frames]))
+        binding.bind_ortvalue_input("audio", self._on_device(batch))
+        binding.bind_cpu_input("columns", np.array([2 * frames]))  # which Slice reads on the host
         shape = [rows, self.model.card.n_mels, 2 * frames]
         binding.bind_output("log_mel", *self._where, np.float32, shape, buffers.log_mel.data_ptr())
         self._count("copy_in", begin)
         begin = time.perf_counter()
-        self._run(LOG_MEL, binding, batch.shape)
+        self._session(LOG_MEL).run_with_iobinding(binding)
         self._count("log_mel", begin)
 
     def _encode(self, buffers: _Buffers, frames: int, rows: int) -> None:
@@ -127,7 +142,8 @@ class DeviceEncoder(Encoder):
         begin = time.perf_counter()
         name, card = self._graph(frames), self.model.card
         shape = [rows, card.n_mels, 2 * frames]
-        if (frames, rows) not in buffers.bindings:
+        first = (frames, rows) not in buffers.bindings
+        if first:
             binding = self._session(name).io_binding()
             binding.bind_input("log_mel", *self._where, np.float32, shape, buffers.log_mel.data_ptr())
             if name == CACHED:
@@ -143,16 +159,23 @@ class DeviceEncoder(Encoder):
             shapes = self.context.shapes()
             recorded = buffers.caller * len(shapes) + shapes.index(frames) + 1
             options.add_run_config_entry("gpu_graph_id", str(recorded))
-        self._run(name, buffers.bindings[frames, rows], shape, options)
+        with self._recording if first else nullcontext():
+            self._session(name).run_with_iobinding(buffers.bindings[frames, rows], options)
         self._count("encode", begin)
+
+    def _on_device(self, array: NDArray[Any]) -> Any:
+        """A copy that is complete. (On a CPU the array itself.)
+
+        `bind_cpu_input` only queues one, on a stream that it then puts back among those that runs take: with several
+        threads a run may start on another stream, before its input has arrived.
+        """
+        return ort.OrtValue.ortvalue_from_numpy(array, *self._where)
 
     def _silence_on_device(self, frames: int) -> dict[str, Any]:
         if frames not in self._uploaded:  # only the computing thread asks
             k = self._silence.for_frames(frames)
             parts = {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
-            self._uploaded[frames] = {
-                name: ort.OrtValue.ortvalue_from_numpy(a, *self._where) for name, a in parts.items()
-            }
+            self._uploaded[frames] = {name: self._on_device(a) for name, a in parts.items()}
         return self._uploaded[frames]
 
     def _fetch(self, buffers: _Buffers, valid: list[int], frames: int) -> Reduced:
@@ -161,30 +184,21 @@ class DeviceEncoder(Encoder):
         d, batch = self.model.card.d_model, self.rows(len(valid), frames)
         index, weights = gathering(valid, frames, self.spec)
         binding = self._session(REDUCTIONS).io_binding()
-        binding.bind_cpu_input("index", index)
+        binding.bind_ortvalue_input("index", self._on_device(index))
         if weights is not None:
-            binding.bind_cpu_input("weights", weights)
+            binding.bind_ortvalue_input("weights", self._on_device(weights))
         for output, states in buffers.states.items():
             binding.bind_input(output, *self._where, self._computed, [batch, frames, d], states.data_ptr())
             rows = buffers.rows[output]
             binding.bind_output(f"stored/{output}", "cpu", 0, self.spec.stored_dtype, [len(index), d], rows.ctypes.data)
             binding.bind_output(f"finite/{output}")
-        self._run(REDUCTIONS, binding, index.shape)
+        self._session(REDUCTIONS).run_with_iobinding(binding)
         finite = [float(v.numpy()) == 0 for v in binding.get_outputs()[1::2]]
         ends = np.cumsum([row_count(n, self.spec) for n in valid])[:-1]
         # copied, because the next batch arrives in the same memory before these rows are placed
         stored = [v[: len(index) * d].reshape(-1, d).copy() for v in buffers.rows.values()]
         self._count("copy_out", begin)
         return Reduced([np.split(rows, ends) for rows in stored], finite)
-
-    def _run(self, name: str, binding: Any, shape: Sequence[int], options: Any = None) -> None:
-        try:
-            self._session(name).run_with_iobinding(binding, options)
-        except Exception as e:  # onnxruntime's own exceptions share no base class
-            raise InputError(
-                f"{self.model.path / name}: onnxruntime failed on {tuple(shape)} ({e}); if memory ran out, choose a "
-                "smaller token budget"
-            ) from e
 
     def _graph(self, frames: int) -> str:
         return CACHED if self.context.mode == "bucketed" and frames < WINDOW_FRAMES else ENCODER
@@ -199,14 +213,22 @@ class DeviceEncoder(Encoder):
         return encoder_graph(path, self.outputs, self.model.card, fused=self.fused_attention)
 
     def _providers(self, name: str) -> list[Any]:
+        cpu = super()._providers(name)
         if self.device.kind == "cpu":
-            return super()._providers(name)
-        (provider, options), *rest = super()._providers(name)
-        encoder = name in (CACHED, ENCODER)
-        cuda = (provider, options | ({"enable_cuda_graph": "1"} if encoder and self._cuda_graphs else {}))
-        if self.device.kind == "tensorrt" and encoder:
-            return [(PROVIDERS["tensorrt"], self._tensorrt_options(name)), (provider, options), *rest]
-        return [cuda, *rest]
+            return cpu
+        options: dict[str, Any] = {
+            "device_id": self.device.index,
+            "use_tf32": 0,  # TF32 keeps 10 bits of a float32 product: less than the export was validated to
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default times all algorithms anew for every shape
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        cuda = [(PROVIDERS["cuda"], options), *cpu]
+        if name in (CACHED, ENCODER):
+            if self.device.kind == "tensorrt":
+                return [(PROVIDERS["tensorrt"], self._tensorrt_options(name)), *cuda]
+            if self._cuda_graphs:
+                options["enable_cuda_graph"] = "1"
+        return cuda
 
     def _tensorrt_options(self, graph: str) -> dict[str, Any]:
         """Engines cached beside the model, float16, and one explicit profile of one shape for each bucket."""
@@ -251,8 +273,8 @@ class _Buffers:
 
         def host(size: int, dtype: Any) -> NDArray[Any]:
             array = host_array(size, dtype)
-            if encoder.device.kind != "cpu" and page_lock(array, encoder.device.index):
-                encoder.host_memory = "pinned"
+            if encoder.device.kind != "cpu" and not page_lock(array, encoder.device.index):
+                encoder.host_memory = "pageable"
             return array
 
         self.audio = host(samples, np.float32)

@@ -1,4 +1,4 @@
-"""An exported encoder in ONNX Runtime sessions, on CPU, CUDA or TensorRT."""
+"""An exported encoder in ONNX Runtime sessions, on a CPU; `device` has what differs on a GPU."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ class Encoder:
 
     `half`: states are returned as float16, what does not fit as infinite; else in the model's dtype.
 
-    Raises InputError when the graph is damaged or the device's provider cannot be loaded, UsageError for an int8 model
-    on a GPU.
+    Raises InputError when the graph is damaged or the device's provider cannot be loaded, UsageError for a GPU, which
+    `DeviceEncoder` runs on, and there for an int8 model.
     """
 
-    kinds: tuple[str, ...] = ("cpu", "cuda")  # of devices it runs on
+    kinds: tuple[str, ...] = ("cpu",)  # of devices it runs on
 
     def __init__(
         self,
@@ -97,14 +97,13 @@ class Encoder:
         self.device = device or Device()
         self.threads = threads or available_threads()
         self.tokens = tokens or DEFAULT_TOKENS[self.device.kind]
-        # How many threads should run batches at once; on a GPU, two, so that one computes log-mel meanwhile.
-        self.concurrency = self.threads if self.device.kind == "cpu" else 2
+        self.concurrency = self.threads  # how many threads should run batches at once
         if model.card.dtype == "int8" and self.device.kind != "cpu":
             raise UsageError(
                 f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
             )
         if self.device.kind not in self.kinds:
-            raise UsageError(f"{self.device.kind} needs batches of fixed shapes: use DeviceEncoder")
+            raise UsageError(f"Encoder runs on CPUs; for {self.device.kind} use DeviceEncoder")
         self.seconds: dict[str, float] = defaultdict(float)  # by stage, over all threads: log_mel, encode
         self._lock = threading.Lock()
         self._keys_lock = threading.Lock()  # held for long when a bucket is met first: nobody else waits
@@ -196,13 +195,10 @@ class Encoder:
         batch = np.zeros((len(audio), padded * SAMPLES_PER_FRAME), np.float32)
         for row, samples in zip(batch, audio, strict=True):
             row[: len(samples)] = samples
-        if self.device.kind == "cpu":
-            # One by one: onnxruntime computes most of a logarithm with vector code and what is left over with scalar
-            # code, they round differently, and where they meet would depend on the batch.
-            parts = [self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0] for row in batch]
-            log_mel = np.concatenate(parts)
-        else:
-            (log_mel,) = self._compute(LOG_MEL, ["log_mel"], {"audio": batch})
+        # One by one: onnxruntime computes most of a logarithm with vector code and what is left over with scalar
+        # code, they round differently, and where they meet would depend on the batch.
+        parts = [self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0] for row in batch]
+        log_mel = np.concatenate(parts)
         columns: NDArray[np.float32] = log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH]
         columns = np.ascontiguousarray(columns)
         self._count("log_mel", begin)
@@ -231,15 +227,7 @@ class Encoder:
 
     def _providers(self, name: str) -> list[Any]:
         """Execution providers for a graph, the one that is wanted first."""
-        if self.device.kind == "cpu":
-            return [(PROVIDERS["cpu"], {})]
-        options = {
-            "device_id": self.device.index,
-            "use_tf32": 0,  # TF32 keeps 10 bits of a float32 product: less than the export was validated to
-            "cudnn_conv_algo_search": "HEURISTIC",  # the default times all algorithms anew for every shape
-            "arena_extend_strategy": "kSameAsRequested",
-        }
-        return [(PROVIDERS["cuda"], options), (PROVIDERS["cpu"], {})]
+        return [(PROVIDERS["cpu"], {})]
 
     def _make_session(self, name: str) -> ort.InferenceSession:
         options = ort.SessionOptions()

@@ -86,11 +86,11 @@ class UnitSink:
 
     def _not_finite(self, output: str, utterance: int, target: NDArray[Any]) -> None:
         name = self.plan.utterances["id"][utterance].as_py()
-        inside = self._writer.card.dtype == "float16"
+        inside = self.plan.spec.arithmetic == "float16"
         if inside or target.dtype != np.float16 or np.isnan(target).any():
             mend = "leave this recording out, or check the checkpoint"
             if inside:
-                mend = "a float16 model may overflow inside: export it as float32"
+                mend = "float16 arithmetic may overflow inside: use a model exported as float32, on cpu or cuda"
             raise InputError(f"{name}: the encoder's {output} holds values that are not finite; {mend}")
         self._overflows += int(np.isinf(target).sum())
         if not self._allow_overflow:

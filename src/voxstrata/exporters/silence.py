@@ -46,7 +46,9 @@ class Queries:
     def sample(cls, query: torch.Tensor, key: torch.Tensor, count: int) -> Queries:
         """`count` of one run's queries (layers, heads, n, head_dim), with its keys (layers, heads, 1500, head_dim)."""
         query = query[:, :, torch.linspace(0, query.shape[2] - 1, count).long()]
-        return cls(query, (query @ key.transpose(-1, -2)).logsumexp(-1))
+        # layer by layer: all logits of a large model would be gigabytes
+        total = [(q @ k.transpose(-1, -2)).logsumexp(-1) for q, k in zip(query, key, strict=True)]
+        return cls(query, torch.stack(total))
 
     @classmethod
     def join(cls, parts: Sequence[Queries]) -> Queries:
@@ -55,7 +57,7 @@ class Queries:
 
     def attention(self, key: torch.Tensor) -> torch.Tensor:
         """Mean softmax weight of each key (layers, heads, n, head_dim) over the queries: (layers, heads, n)."""
-        by_layer = zip(self.query, key, self.log_total, strict=True)  # a large model's in one would be gigabytes
+        by_layer = zip(self.query, key, self.log_total, strict=True)  # as in `sample`
         return torch.stack([(q @ k.transpose(-1, -2) - total[..., None]).exp().mean(1) for q, k, total in by_layer])
 
     def metric(self) -> torch.Tensor:
