@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
+
+if TYPE_CHECKING:
+    from planted import Planted
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -135,3 +138,12 @@ def make_corpus(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def planted_corpora(tmp_path_factory: pytest.TempPathFactory) -> list[Planted]:
+    """Twenty corpora in which meaning, sound, speaker and duration are planted, by seed; a mean frame per utterance."""
+    from planted import plant
+
+    root = tmp_path_factory.mktemp("planted")
+    return [plant(root / str(seed), seed).pooled() for seed in range(20)]

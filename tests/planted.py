@@ -24,6 +24,12 @@ class Planted:
     store: MadeUpStore
     phonetics: str
 
+    def pooled(self) -> Planted:
+        """The same with the mean of each utterance's frames for a frame: all that the pooled cosine sees."""
+        every = np.arange(len(self.store.utterances))
+        frames = {name: list(self.store.pooled(name, every)[:, None]) for name in self.store.outputs}
+        return Planted(MadeUpStore(self.store.utterances.drop(["status"]), frames), self.phonetics)
+
 
 def plant(folder: Path, seed: int, shuffled: bool = False) -> Planted:
     """GROUPS sentences in languages a and b. Every speaker reads the same sentences in both. Translations are of like

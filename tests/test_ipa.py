@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from voxstrata import InputError, UsageError
+from voxstrata import InputError, UsageError, read_corpus
 from voxstrata.experiments.ipa import choose_voices, read_ipa, transcribe, voices
 from voxstrata.experiments.voices import voice_of
 
@@ -92,6 +93,16 @@ class TestGivenIpa:
         path.write_text(content, encoding="utf-8")
         assert read_ipa(path) == {"007": 'pa "ta'}
 
+    def test_ids_of_a_manifest_without_are_those_the_corpus_has(self, tmp_path: Path) -> None:
+        """Paths written in other ways, and two recordings that differ in their suffix alone."""
+        path = tmp_path / "m.jsonl"
+        names = ["./a.wav", "x/../b.wav", "c.wav", "c.flac"]
+        lines = [json.dumps({"path": name, "language": "en", "ipa": f"pa{n}"}) for n, name in enumerate(names)]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        ids = read_corpus(path).table["id"].to_pylist()
+        assert ids == ["a", "b", "c.wav", "c.flac"]
+        assert read_ipa(path) == {name: f"pa{n}" for n, name in enumerate(ids)}
+
     def test_parquet(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"id": ["a"], "ipa": ["bɚ"]}), tmp_path / "t.parquet")
         assert read_ipa(tmp_path / "t.parquet") == {"a": "bəɹ"}
@@ -99,9 +110,12 @@ class TestGivenIpa:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("t.tsv", "id\tsound\na\tpa\n", "needs the columns id and ipa"),
+            ("t.tsv", "id\tsound\na\tpa\n", "no column 'ipa'"),
+            ("t.tsv", "ipa\npa\n", "1 of 1 rows have no id"),
+            ("t.tsv", "id\tipa\na\t\n", "its column ipa is empty"),
+            ("t.tsv", "id\tipa\na\tpa\tta\n", "line 2: 3 fields where 2 are expected"),
             ("t.tsv", "id\tipa\na\tpa\na\tta\n", "ids occur twice: a"),
-            ("t.parquet", "no parquet", "cannot be read"),
+            ("t.parquet", "no parquet", "not a parquet table"),
             ("t.txt", "id ipa", "not a table"),
         ],
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import GROUPS, SEGMENTS, plant
+from planted import GROUPS, SEGMENTS, Planted
 from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
@@ -45,10 +45,9 @@ def figures(stores: Callable[[int], tuple[StoreReader, str]]) -> Figures:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figures, Figures]:
+def both(planted_corpora: list[Planted], tmp_path_factory: pytest.TempPathFactory) -> tuple[Figures, Figures]:
     """Of the mixtures; and of the planted outputs where every utterance has another's IPA."""
-    root = tmp_path_factory.mktemp("planted")
-    planted = [plant(root / str(seed), seed) for seed in range(SEEDS)]
+    root, planted = tmp_path_factory.mktemp("other"), planted_corpora
 
     def mixed(seed: int, mixture: dict[str, dict[str, float]]) -> MadeUpStore:
         """Means of the frames alone, a frame each: they are all that the pooled cosine sees."""
@@ -62,7 +61,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figures, Figures]:
         rng, given = np.random.default_rng(seed), {}
         for name in store.utterances["id"].to_pylist():
             given[name] = " ".join(SEGMENTS[s] for s in rng.integers(len(SEGMENTS), size=int(rng.integers(10, 45))))
-        folder = root / f"other{seed}"
+        folder = root / str(seed)
         measure_phonetics(Corpus(Path("/"), store.utterances.select(SCHEMA.names)), folder, given=given)
         return store, str(folder)
 
@@ -95,6 +94,8 @@ def test_voices_and_durations_are_not_taken_for_sound(both: tuple[Figures, Figur
         assert abs(slope.mean()) < sound["fit", "log_odds_per_sd"] / 4, name
         whole, unlike = (f[name, "raw", *key].mean() for key in (("all", "recall@1"), ("fit", "recall@1_if_unlike")))
         assert unlike == pytest.approx(whole, abs=0.02), name
+        given = f[name, "raw", "fit", "log_odds_per_sd_given_duration"]
+        assert abs(given.mean()) < sound["fit", "log_odds_per_sd_given_duration"] / 4, name
         for control in ("unlike", "closest"):
             change = f[name, "raw", control, "recall@1_change"]
             assert abs(clear(change)) < 4, (name, control)

@@ -119,7 +119,8 @@ class TestNumbers:
         rows = stored(study / "why/explain.parquet")
         assert_shows(page.sections["explain: why/explain.parquet"][0], rows)
         rows = stored(study / "exits/errors.parquet")
-        _, test, dev, heard = page.sections["early-exit sweep: exits/errors.parquet"]
+        choice, test, dev, heard = page.sections["early-exit sweep: exits/errors.parquet"]
+        assert_shows(choice, stored(study / "exits/choices.parquet"))
         assert_shows(test, [r for r in rows if r["part"] == "test"])
         assert_shows(dev, [r for r in rows if r["part"] == "dev"])
         assert_shows(heard, stored(study / "exits/transcripts.parquet"))
@@ -183,8 +184,8 @@ class TestNumbers:
         table = page.sections["early-exit sweep: exits/errors.parquet"][0]
         for cells in table.rows:  # en, and the mean over the one language
             row = {name: cell for name, (cell, _) in zip(table.header, cells, strict=True)}
-            assert (row["chosen k"], row["on dev"], row["on test"]) == ("1", "0.1000", "0.5000")
-            assert (row["whole encoder"], row["utterances"]) == ("0.2000", "6")
+            assert (row["after"], row["dev_rate"], row["rate"]) == ("1", "0.1000", "0.5000")
+            assert (row["original"], row["difference"], row["utterances"]) == ("0.2000", "0.3000", "6")
 
     def test_drift_with_pool_and_chance(self, page: Page) -> None:
         table = page.sections["drift: drift.json"][0]

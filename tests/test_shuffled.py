@@ -111,13 +111,13 @@ def test_the_fit_reports_the_planted_slope_and_none_of_shuffled_hits(planted: fl
         hits = rng.random(300) < 1 / (1 + np.exp(-(np.array([-1.5, 0.0, 1.0])[strata] + planted * z)))
         resamples = Resamples(groups, 200, seed)
         weights = np.concatenate([np.ones((1, 300)), resamples.drawn(groups)])
-        found = fit_logistic(hits, z, strata, weights).slope
+        found = fit_logistic(hits, z[:, None], strata, weights).slopes[:, 0]
         low, high = percentile_interval(found[1:, None])[:, 0]
         slopes.append(float(found[0]))
         covered += low <= planted <= high
         for stratum in range(3):
             hits[strata == stratum] = rng.permutation(hits[strata == stratum])
-        found = fit_logistic(hits, z, strata, weights).slope
+        found = fit_logistic(hits, z[:, None], strata, weights).slopes[:, 0]
         low, high = percentile_interval(found[1:, None])[:, 0]
         shuffled.append(float(found[0]))
         zero += low <= 0 <= high

@@ -242,6 +242,16 @@ def test_the_sweep_writes_what_it_prints(
             assert r["wer"] == sum(t["word_errors"] for t in mine) / sum(t["words"] for t in mine)
             assert r["cer"] == sum(t["character_errors"] for t in mine) / sum(t["characters"] for t in mine)
             assert r["rate"] == (r["cer"] if r["language"] == "ja" else r["wer"])
+    whole = {(r["part"], r["language"], r["after"], r["final_norm"]): r["rate"] for r in rates}
+    chosen = pq.read_table(out / "choices.parquet").to_pylist()
+    assert chosen == said["choices"]
+    assert {c["language"] for c in chosen} >= {"all", "ja"}
+    for c in chosen:  # every choice again, from the rates
+        errors = {at[2:]: rate for at, rate in whole.items() if at[:2] == ("dev", c["language"])}
+        assert c["dev_rate"] == errors[c["after"], c["final_norm"]] == min(errors.values())
+        assert c["rate"] == whole["test", c["language"], c["after"], c["final_norm"]]
+        assert c["original"] == whole["test", c["language"], 3, True]
+        assert c["difference"] == pytest.approx(c["rate"] - c["original"])
     assert (out / "early_exit.png").read_bytes().startswith(b"\x89PNG")
     assert "31.0 s" in (out / "early_exit.md").read_text(encoding="utf-8")
 

@@ -131,6 +131,29 @@ def test_check_leaves_out_what_it_cannot_compare_and_says_so(
     assert "no recording can be transcribed; the first: long: 31.0 s" in capsys.readouterr().err
 
 
+def test_a_recording_on_which_the_model_fails_does_not_end_the_check(
+    speech: Corpus, tiny_transcriber: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcriber = load_transcriber(str(tiny_transcriber))
+    three = Corpus(speech.root, speech.table.slice(0, 3))
+    right, calls = transcribe_check._generated, []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # the second recording at the first exit
+            raise IndexError("index out of range")
+        return right(*arguments)
+
+    monkeypatch.setattr(transcribe_check, "_generated", failing)
+    rows, failures = check_exits(transcriber, three, EXITS, DECODING)
+    assert failures == {"u1": "1.wav: IndexError: index out of range; re-encode it or remove it"}
+    assert [(r.recordings, r.equal) for r in rows] == [(2, 2), (2, 2)]
+    assert len(calls) == 5  # it is not tried again
+    monkeypatch.setattr(transcribe_check, "_generated", lambda *_: [][0])
+    with pytest.raises(InputError, match=r"no recording can be transcribed; the first: u0: .*IndexError"):
+        check_exits(transcriber, three, EXITS, DECODING)
+
+
 def test_no_more_tokens_are_asked_for_than_the_decoder_has_positions(
     speech: Corpus, tiny_transcriber: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

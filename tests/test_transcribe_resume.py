@@ -21,7 +21,7 @@ from voxstrata.experiments import transcribe_report
 from voxstrata.store.files import Files
 
 OPTIONS = ("--blocks", "3", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")
-RESULTS = ("transcripts.parquet", "errors.parquet", "transcripts.md", "early_exit.md")
+RESULTS = ("transcripts.parquet", "errors.parquet", "choices.parquet", "transcripts.md", "early_exit.md")
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 from typing import Any, TypeVar
@@ -143,9 +142,9 @@ def sweep(
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
     CORPUS needs texts and languages. Writes early_exit.md (figures), transcripts.md (what every k heard, side by
-    side), transcripts.parquet, errors.parquet, early_exit.png, and transcripts.jsonl, a line for each transcript as it
-    is made: the same command goes on after a stop, and scores anew with other --normalizer, --seed, --dev-share or
-    --bootstrap.
+    side), transcripts.parquet, errors.parquet, choices.parquet, early_exit.png, and transcripts.jsonl, a line for each
+    transcript as it is made: the same command goes on after a stop, and scores anew with other --normalizer, --seed,
+    --dev-share or --bootstrap.
 
     \b
     Example:
@@ -155,6 +154,7 @@ def sweep(
 
     from voxstrata.corpus import read_corpus
     from voxstrata.experiments.transcribe import Decoding
+    from voxstrata.experiments.transcribe_rates import choices_table
     from voxstrata.experiments.transcribe_report import choice_rows, explanation
     from voxstrata.experiments.transcribe_score import Scoring
     from voxstrata.experiments.transcribe_sweep import sweep as run
@@ -175,15 +175,17 @@ def sweep(
         )
     failures = report.about["failures"]
     if as_json:
-        choices = [asdict(c) for c in report.choices]
-        tables = {"choices": choices, "rates": report.rates.to_pylist()}
+        tables = {"choices": choices_table(report.choices).to_pylist(), "rates": report.rates.to_pylist()}
         print_json({**report.about, "results": str(folder), "resumed": report.resumed, **tables})
     else:
         click.echo(aligned(*choice_rows(report.choices)))
         click.echo("\n" + "\n".join(fill(line, WIDTH) for line in explanation(report.about).splitlines()))
         if report.resumed:
             click.echo(f"{report.resumed} transcripts were there already (transcripts.jsonl)")
-        click.echo(f"{folder}: early_exit.md, transcripts.md, transcripts.parquet, errors.parquet, early_exit.png")
+        click.echo(
+            f"{folder}: early_exit.md, transcripts.md, transcripts.parquet, errors.parquet, choices.parquet, "
+            "early_exit.png"
+        )
     print_failures(failures, "in early_exit.md")
     return PARTIAL if failures else 0
 

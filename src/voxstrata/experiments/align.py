@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from voxstrata.errors import InputError, UsageError
 from voxstrata.experiments.align_inputs import CENTRED, RAW, SMALLEST_CELL, Sounds, Spoken, States, participants
-from voxstrata.experiments.logistic import PRIOR_SD, fit_logistic
+from voxstrata.experiments.logistic import METHOD, fit_logistic
 from voxstrata.experiments.phonetic_pairs import NEIGHBOURS, non_translations, quantiles
 from voxstrata.experiments.pools import (
     ALL,
@@ -46,6 +46,7 @@ PHONEMES, DURATIONS = "phonemes", "durations"  # retrievers that see nothing els
 RECALL, CHANGE = "recall@1", "recall@1_change"
 FIT = "fit"  # in the place of the control: the logistic fit over all directions
 SLOPE, AT_ZERO, DISCRIMINATION = "log_odds_per_sd", "recall@1_if_unlike", "discrimination"
+GIVEN_DURATION = "log_odds_per_sd_given_duration"
 KEY = "voxstrata_align"  # of the settings, in the table's metadata
 REFERENCE = {UNLIKE: MATCHED, CLOSEST: RANDOM}  # what a control's change is measured from
 QUANTILE, CLOSEST_COUNT = 0.5, 9
@@ -110,9 +111,9 @@ def align(
     Returns one row per (system, states, control, source, target, metric), columns as in SCHEMA; a figure that does not
     exist is null. system: outputs by depth, then "phonemes" and "durations". states: "raw" or, for outputs, "means
     removed". control: see `pools.ask`, and "fit". metric: recall@1; recall@1_change, paired, of unlike from matched, of
-    closest from random, and under "all" of means removed from raw; for "fit" log_odds_per_sd, recall@1_if_unlike,
-    discrimination (see `_fit`). Rows with source and target "mean" are the unweighted mean over directions. low, high:
-    95 % bootstrap intervals over groups.
+    closest from random, and under "all" of means removed from raw; for "fit" log_odds_per_sd,
+    log_odds_per_sd_given_duration, recall@1_if_unlike, discrimination (see `_fit`). Rows with source and target "mean"
+    are the unweighted mean over directions. low, high: 95 % bootstrap intervals over groups.
 
     Raises UsageError for impossible settings, InputError where store and phonetics do not fit together, or where no
     pair of languages shares two sentences.
@@ -160,7 +161,7 @@ def align(
         "neighbours_in_length": NEIGHBOURS,
         "smallest_cell": SMALLEST_CELL,
         "cells_are_languages": all(len(set(s.cells.tolist())) == 1 for s in spoken),
-        "fit_prior_sd": PRIOR_SD,
+        "fit": METHOD,
         "bootstrap_resamples": bootstrap,
         "bootstrap_groups": len(groups),
         "bootstrap_level": LEVEL,
@@ -292,26 +293,32 @@ def _fit(directions: Sequence[Direction], resamples: Resamples | None) -> Evalua
     log_odds_per_sd: how much the log-odds of a hit grow per standard deviation of closeness. recall@1_if_unlike: fitted
     recall where every pair sounded like the mean non-translation, mean over directions. discrimination: Tjur's
     coefficient, above what the directions' different recall explains: 0 nothing, at most 1 less that.
-    Pairs without closeness take no part, and directions of hits or misses alone none in slope and discrimination.
+    log_odds_per_sd_given_duration: the first, in a fit that also holds how alike the pair's durations are.
+    Pairs without closeness take no part, and directions of hits or misses alone none in slopes and discrimination.
     """
-    metrics = (SLOPE, AT_ZERO, DISCRIMINATION)
+    metrics = (SLOPE, GIVEN_DURATION, AT_ZERO, DISCRIMINATION)
     hits = np.concatenate([d.hits for d in directions])
-    closeness = np.concatenate([d.heard.closeness for d in directions])
+    sound = np.concatenate([d.heard.closeness for d in directions])
+    duration = np.concatenate([np.diag(d.heard.baselines[DURATIONS]) for d in directions])
     groups = np.concatenate([d.heard.groups for d in directions])
     strata = np.repeat(np.arange(len(directions)), [len(d.hits) for d in directions])
-    known = ~np.isnan(closeness)
-    hits, closeness, groups, strata = hits[known], closeness[known], groups[known], strata[known]
-    nothing = np.full(3, math.nan)
+    known = ~np.isnan(sound)
+    hits, groups, strata = hits[known], groups[known], strata[known]
+    alone, both = sound[known, None], np.stack([sound, duration], axis=1)[known]
+    nothing = np.full(len(metrics), math.nan)
     pools = [len(d.hits) for d in directions]
     if not len(hits):
-        return Evaluation(metrics, nothing, nothing, np.empty((0, 3)), 0, 0, min(pools), max(pools))
+        return Evaluation(metrics, nothing, nothing, np.empty((0, len(metrics))), 0, 0, min(pools), max(pools))
     weightings = [np.ones((1, len(hits)))]
     if resamples:
-        step = max(1, BLOCK // len(hits))
+        step = max(1, BLOCK // both.size)
         parts = (slice(a, a + step) for a in range(0, len(resamples), step))
         weightings += [resamples.drawn(groups, part).astype(np.float64) for part in parts]
-    fits = [fit_logistic(hits, closeness, strata, weights) for weights in weightings]
-    values = np.concatenate([np.stack([f.slope, f.at_zero, f.discrimination], axis=1) for f in fits])
+    rows = []
+    for weights in weightings:
+        one, two = (fit_logistic(hits, predictors, strata, weights) for predictors in (alone, both))
+        rows.append(np.stack([one.slopes[:, 0], two.slopes[:, 0], one.at_zero, one.discrimination], axis=1))
+    values = np.concatenate(rows)
     return Evaluation(metrics, values[0], nothing, values[1:], len(hits), 0, min(pools), max(pools))
 
 

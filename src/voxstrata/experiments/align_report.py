@@ -17,6 +17,7 @@ from voxstrata.experiments.align import (
     DISCRIMINATION,
     DURATIONS,
     FIT,
+    GIVEN_DURATION,
     KEY,
     PHONEMES,
     RECALL,
@@ -41,9 +42,10 @@ _COLUMNS = (
     ("closest − random", RAW, CLOSEST, CHANGE, True),
     ("if unlike", RAW, FIT, AT_ZERO, True),
     ("log-odds/SD", RAW, FIT, SLOPE, False),
+    ("given duration", RAW, FIT, GIVEN_DURATION, False),
     ("discrimination", RAW, FIT, DISCRIMINATION, False),
 )
-_PARTS = ((1, 2, 3, 10, 11, 12), (4, 5, 6, 7, 8, 9))  # columns of a terminal's width: whole pools, controlled pools
+_PARTS = ((1, 2, 3, 10, 11, 12, 13), (4, 5, 6, 7, 8, 9))  # columns of a terminal's width: whole pools, controlled pools
 _WIDTH, _HEIGHT, _DPI = 7.2, 3.6, 220  # inches: a two-column page of a paper
 
 Key = tuple[str, str, str, str]  # system, states, control, metric
@@ -103,7 +105,8 @@ def explanation(table: pa.Table) -> str:
             f"- closest: the translation and the {s['closest']} closest-sounding non-translations; random: as many "
             "drawn.",
             "- if unlike, log-odds/SD, discrimination: logistic fit of the hits (all) on how much closer the pair",
-            "  sounds than non-translations: recall where no closer, slope, discrimination beyond the directions'.",
+            "  sounds than non-translations: recall where no closer, slope, discrimination beyond the directions';",
+            "  given duration: the slope beside how alike the pair's durations are.",
             f"- {PHONEMES}, {DURATIONS}: retrievers that see these alone.",
         ]
     )
@@ -123,8 +126,8 @@ def _compared(table: pa.Table) -> int:
 def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
     """The figure, in the format of the path's suffix (png, pdf, svg): three panels by depth, means over directions.
 
-    Whole pools beside what sound and duration alone reach; controlled pools beside their references; the slope of the
-    fit. Bands and bars are the table's intervals.
+    Whole pools beside what sound and duration alone reach; controlled pools beside their references; slopes of the
+    fits. Bands and bars are the table's intervals.
     """
     try:
         from matplotlib.figure import Figure
@@ -166,7 +169,8 @@ def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
     )
     for control, colour in ((UNLIKE, blue), (CLOSEST, red)):
         _chance(controlled, found, outputs, control, colour, f"chance{_pool(found, outputs, control)}")
-    _line(slope, found, outputs, (RAW, FIT, SLOPE), None, blue, "o", scale=1, bars=True)
+    _line(slope, found, outputs, (RAW, FIT, SLOPE), "closeness alone", blue, "o", scale=1, bars=True)
+    _line(slope, found, outputs, (RAW, FIT, GIVEN_DURATION), "given duration", red, "s", "--", scale=1)
     slope.axhline(0, color="black", linewidth=0.8)
     for axes, label, letter in (
         (whole, "recall@1 (%)", f"a  whole pools{_pool(found, outputs, ALL)}"),
@@ -181,8 +185,8 @@ def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes is not slope:
             axes.set_ylim(bottom=0)
-            below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.27), "ncols": 2}
-            axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.27), "ncols": 2}
+        axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
     s = settings(table)
     bands = f"\nbands, bars: 95 % bootstrap intervals over {s['bootstrap_groups']} groups"
     figure.suptitle(
@@ -243,7 +247,7 @@ def _line(
     found: dict[Key, dict[str, Any]],
     outputs: Sequence[str],
     what: tuple[str, str, str],
-    label: str | None,
+    label: str,
     colour: str,
     marker: str,
     style: str = "-",

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.retrieval.bootstrap import Resamples, percentile_interval
+from voxstrata.retrieval.bootstrap import BLOCK, Resamples, percentile_interval
 
-BLOCK = 1 << 22  # weights held at once: 32 MiB of float64
 Values = npt.NDArray[np.float64]
 Groups = npt.NDArray[np.str_]
 

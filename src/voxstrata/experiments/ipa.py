@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,11 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
-import pyarrow.parquet as pq
-
+from voxstrata.corpus.manifest import read_manifest
+from voxstrata.corpus.rows import read_rows
 from voxstrata.errors import InputError, UsageError
 from voxstrata.experiments.voices import voice_of
 
@@ -130,44 +128,22 @@ def clean(ipa: str) -> str:
 def read_ipa(path: str | Path) -> dict[str, str]:
     """IPA by utterance id from a .tsv, .csv, .jsonl or .parquet table with the columns `id` and `ipa`.
 
-    A manifest with a column `ipa` serves; without `id` its `path`, less the suffix, is the id, as in a manifest. Words
-    are separated by spaces. Empty IPA is no IPA.
-    Raises InputError, naming the file, for anything else, and for an id that occurs twice.
+    A manifest with a column `ipa` serves: where ids are missing they are made of the paths, as `read_manifest` does.
+    Words are separated by spaces. Empty IPA is no IPA.
+    How files are read: see `read_rows`. Raises InputError, naming the file, for anything else, for an id that occurs
+    twice, and for a table without any IPA.
     """
     path = Path(path)
-    try:
-        table = _read(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error}); give .tsv, .csv, .jsonl or .parquet") from None
-    key = next((name for name in ("id", "path") if name in table.column_names), None)
-    if key is None or "ipa" not in table.column_names:
-        raise InputError(f"{path}: needs the columns id and ipa, has {', '.join(table.column_names) or 'none'}")
-    names = [str(name) for name in table[key].to_pylist()]
-    if key == "path":
-        names = [str(Path(name).with_suffix("").as_posix()) for name in names]
-    seen: dict[str, str] = {}
-    twice: list[str] = []
-    for name, ipa in zip(names, table["ipa"].to_pylist(), strict=True):
-        if name in seen:
-            twice.append(name)
-        seen[name] = clean(ipa or "")
+    rows = [row for _, row in read_rows(path, ("id", "path", "ipa"), required=("ipa",))]
+    if not any(row["ipa"] for row in rows):
+        raise InputError(f"{path}: its column ipa is empty; fill it, or leave --ipa out")
+    names = [row.get("id") for row in rows]
+    if not all(names):
+        if not any(row.get("path") for row in rows):
+            raise InputError(f"{path}: {names.count(None)} of {len(names)} rows have no id; fill the column id")
+        names = read_manifest(path).table["id"].to_pylist()
+    twice = [str(name) for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InputError(f"{path}: ids occur twice: {', '.join(twice[:_NAMED])}; keep one row for each")
-    return {name: ipa for name, ipa in seen.items() if ipa}
-
-
-def _read(path: Path) -> pa.Table:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return pq.read_table(path)
-    if suffix == ".jsonl":
-        return pa_json.read_json(path)
-    if suffix not in (".tsv", ".csv"):
-        raise InputError(f"{path}: not a table; give .tsv, .csv, .jsonl or .parquet")
-    tabs = suffix == ".tsv"  # as manifests are read: TSV without quoting
-    texts = {name: pa.string() for name in ("id", "path", "ipa")}
-    return pa_csv.read_csv(
-        path,
-        parse_options=pa_csv.ParseOptions(delimiter="\t" if tabs else ",", quote_char=False if tabs else '"'),
-        convert_options=pa_csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""]),
-    )
+    ipa = ((str(name), clean(row["ipa"] or "")) for name, row in zip(names, rows, strict=True))
+    return {name: text for name, text in ipa if text}

@@ -17,7 +17,7 @@ from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import Corpus
 from voxstrata.errors import AudioError, InputError
 from voxstrata.experiments.transcribe import Decoding, in_float32, language_tokens, new_tokens
-from voxstrata.experiments.transcribe_audio import find_recordings, read_recording, refuse_nothing
+from voxstrata.experiments.transcribe_audio import find_recordings, read_recording, reason, refuse_nothing
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.early_exit import (
     EarlyExit,
@@ -69,8 +69,9 @@ def check_exits(
     without a cache, and takes the largest logit outside the suppressed tokens. Both stop where the decoder's positions
     end.
 
-    Returns the rows and, by id, why recordings could not be compared: longer than 30 s, or unreadable. Raises
-    UsageError for exits, languages or a task the model has not, InputError when no recording is left.
+    Returns the rows and, by id, why recordings could not be compared: longer than 30 s, unreadable, or such that the
+    model failed (left out from that exit on). Raises UsageError for exits, languages or a task the model has not,
+    InputError when no recording is left.
     """
     for at in exits:
         check_exit(at, transcriber.layers)
@@ -88,7 +89,6 @@ def check_exits(
     refuse_nothing(corpus, audio, failures)
     extractor = transcriber.encoder.extractor
     log_mel = extractor(list(audio.values()), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
-    spoken = [languages[i] for i in audio]
     decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
     original = in_float32(transcriber.model)
     rows = []
@@ -100,26 +100,28 @@ def check_exits(
             card = write_early_exit(transcriber, Path(folder) / str(n), at)
             with quiet_transformers():
                 written = WhisperForConditionalGeneration.from_pretrained(Path(folder) / str(n), dtype=torch.float32)
-            equal, compared, margins = 0, 0, []
-            for i, language in enumerate(spoken):
-                one = log_mel[i : i + 1]
-                (state,) = session.run([f"layer_{at.after:02d}"], {"log_mel": one.numpy()})
-                states = torch.from_numpy(state)
-                if at.final_norm:
-                    with torch.inference_mode():
-                        states = original.model.encoder.layer_norm(states)
-                token = tokens.get(str(language))
-                loop, leads = _plain_loop(original, states, token, decoding)
-                theirs = _generated(written.eval(), one, token, decoding)
+            written.eval()
+            equal, compared, margins, heard = 0, 0, [], 0
+            for n_clip, i in enumerate(audio):
+                name, token = str(corpus.table["id"][i]), tokens.get(str(languages[i]))
+                if name in failures:
+                    continue
+                one = log_mel[n_clip : n_clip + 1]
+                try:
+                    loop, leads = _plain_loop(original, _states(session, original, one, at), token, decoding)
+                    theirs = _generated(written, one, token, decoding)
+                except Exception as e:  # as in a sweep, it costs this recording alone
+                    failures[name] = reason(corpus, i, e)
+                    continue
                 differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
+                heard += 1
                 equal += loop == theirs
                 compared += len(loop)
                 if loop != theirs:
                     margins.append(leads[differ[0] if differ else min(len(loop), len(theirs))])
+            refuse_nothing(corpus, range(heard), failures)
             rows.append(
-                CheckRow(
-                    at.after, at.final_norm, len(audio), equal, compared, card.relative_l2, max(margins, default=None)
-                )
+                CheckRow(at.after, at.final_norm, heard, equal, compared, card.relative_l2, max(margins, default=None))
             )
     return rows, failures
 
@@ -134,6 +136,17 @@ def _session(encoder: Checkpoint, folder: Path) -> onnxruntime.InferenceSession:
         weights.close()
     (folder / ENCODER).write_bytes(graph.SerializeToString())
     return onnxruntime.InferenceSession(folder / ENCODER, providers=["CPUExecutionProvider"])
+
+
+def _states(session: Any, original: Any, log_mel: torch.Tensor, at: EarlyExit) -> torch.Tensor:
+    """What the decoder is given: layer_k of our graph, through the original's LayerNorm where the exit has it."""
+    (state,) = session.run([f"layer_{at.after:02d}"], {"log_mel": log_mel.numpy()})
+    states = torch.from_numpy(state)
+    if not at.final_norm:
+        return states
+    with torch.inference_mode():
+        normed: torch.Tensor = original.model.encoder.layer_norm(states)
+    return normed
 
 
 def _prefix(model: Any, token: str | None, decoding: Decoding) -> list[int]:

@@ -180,6 +180,26 @@ def choose(dev: Rates, test: Rates) -> list[Choice]:
     return choices
 
 
+def choices_table(choices: Sequence[Choice]) -> pa.Table:
+    """One row per `Choice`: columns as in CHOICES_SCHEMA; low and high ends are null where there is a single group."""
+    rows = []
+    for c in choices:
+        row: dict[str, Any] = {"language": c.language, "script": c.script, "unit": c.unit}
+        row |= {"after": c.chosen.after, "final_norm": c.chosen.final_norm, "dev_rate": c.dev_rate}
+        for name, interval in (("rate", c.rate), ("original", c.original), ("difference", c.difference)):
+            row |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
+        rows.append(row | {"utterances": c.utterances, "groups": c.groups})
+    return pa.Table.from_pylist(rows, schema=CHOICES_SCHEMA)
+
+
+CHOICES_SCHEMA = pa.schema(
+    [(n, pa.string()) for n in ("language", "script", "unit")]
+    + [("after", pa.int64()), ("final_norm", pa.bool_()), ("dev_rate", pa.float64())]
+    + [(f"{n}{e}", pa.float64()) for n in ("rate", "original", "difference") for e in ("", "_low", "_high")]
+    + [(n, pa.int64()) for n in ("utterances", "groups")]
+)
+
+
 def _ends(samples: Float64) -> list[list[float | None]]:
     """Lower and upper ends for every column, None where it holds NaN alone."""
     return [[None if np.isnan(x) else float(x) for x in ends] for ends in percentile_interval(samples)]

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.errors import UsageError
-from voxstrata.experiments.transcribe_rates import ALL, Choice, Interval
+from voxstrata.experiments.transcribe_rates import ALL, Choice, Interval, choices_table
 from voxstrata.experiments.transcribe_score import DEV, TEST
 
-TRANSCRIPTS, ERRORS, READ, SUMMARY, PICTURE = (
-    "transcripts.parquet", "errors.parquet", "transcripts.md", "early_exit.md", "early_exit.png",
+TRANSCRIPTS, ERRORS, CHOICES, READ, SUMMARY, PICTURE = (
+    "transcripts.parquet", "errors.parquet", "choices.parquet", "transcripts.md", "early_exit.md", "early_exit.png",
 )  # fmt: skip
 DPI = 150
 
@@ -25,11 +25,12 @@ DPI = 150
 def write_results(
     folder: Path, title: str, table: pa.Table, rates: pa.Table, choices: Sequence[Choice], about: Mapping[str, Any]
 ) -> None:
-    """Write all files of a sweep; `about`, what the figures come from, goes into the metadata of both tables."""
+    """Write all files of a sweep; `about`, what the figures come from, goes into the metadata of the tables."""
     folder.mkdir(parents=True, exist_ok=True)
     note = {b"voxstrata": json.dumps(about, ensure_ascii=False).encode()}
     pq.write_table(table.replace_schema_metadata(note), folder / TRANSCRIPTS)
     pq.write_table(rates.replace_schema_metadata(note), folder / ERRORS)
+    pq.write_table(choices_table(choices).replace_schema_metadata(note), folder / CHOICES)
     (folder / READ).write_text(side_by_side(table, title), encoding="utf-8")
     (folder / SUMMARY).write_text(summary(title, rates, choices, about), encoding="utf-8")
     plot_errors(rates, folder / PICTURE, title)
