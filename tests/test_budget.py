@@ -34,19 +34,19 @@ def test_a_padded_window_costs_what_torch_counts(tiny_checkpoint: Path, tiny_mod
 
 def test_cached_keys_cost_their_logits_and_their_share_of_the_values(tiny_model: Path) -> None:
     size = EncoderSize.of(open_model(tiny_model), ["final"])
-    assert size.silence_keys == 64
-    # 3 layers; 200 queries × 64 keys × d = 32; two products; a multiplication and an addition
+    assert size.silence_keys == 32
+    # 3 layers; 200 queries × 32 keys × d = 32; two products; a multiplication and an addition
     more = size.window_flops(200, Context("bucketed")) - size.window_flops(200, Context("trimmed"))
-    assert more == 3 * 200 * 64 * 32 * 2 * 2
+    assert more == 3 * 200 * 32 * 32 * 2 * 2
     assert size.window_flops(1500, Context("bucketed")) == size.window_flops(1500, FULL)  # no key is cached
 
 
 def test_the_last_block_needs_only_the_positions_that_are_stored(tiny_model: Path) -> None:
-    """Of the 100 it may leave out, d = 32, ffn = 128, 264 keys: query and output projections, both products of
+    """Of the 100 it may leave out, d = 32, ffn = 128, 232 keys: query and output projections, both products of
     attention, the MLP."""
     size = EncoderSize.of(open_model(tiny_model), ["final"])
     less = size.window_flops(200, Context("bucketed")) - size.window_flops(200, Context("bucketed"), 100)
-    assert less == 100 * 2 * (2 * 32**2 + 2 * 264 * 32 + 2 * 32 * 128)
+    assert less == 100 * 2 * (2 * 32**2 + 2 * 232 * 32 + 2 * 32 * 128)
 
 
 def test_an_uncondensed_cache_has_a_key_for_every_position(tiny_model: Path) -> None:
