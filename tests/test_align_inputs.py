@@ -97,7 +97,7 @@ def test_what_removing_means_changes_is_paired_by_resample(table: pa.Table) -> N
 
 def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(table: pa.Table) -> None:
     means = [r for r in table.to_pylist() if r["source"] == "mean" and (r["states"] == "raw" or r["control"] == "all")]
-    assert len(means) == 4 * 10 + 2 * 2  # by system: five controls, two changes, the fit; and with means removed
+    assert len(means) == 4 * 11 + 2 * 2  # by system: five controls, two changes, the fits; and with means removed
     terminal, page = to_terminal(table), to_markdown(table, "planted")
     page = page[: page.index("## a → b")]
     for row in means:

@@ -45,16 +45,17 @@ def fit_logistic(
     Medicine 21). It also draws fitted probabilities towards 1/2, so intercepts are then fitted again by maximum
     likelihood, slopes held (FLIC; Puhr et al. 2017, Statistics in Medicine 36): fitted hits add up to the hits.
     """
-    member = np.zeros((len(hits), int(strata.max()) + 1))
-    member[np.arange(len(hits)), strata] = 1
-    y, total = hits.astype(np.float64), weights @ member
-    share = np.divide((weights * y) @ member, total, out=np.zeros_like(total), where=total > 0)
+    order = np.argsort(strata, kind="stable")
+    _, starts, strata = np.unique(strata[order], return_index=True, return_inverse=True)
+    y, predictors, weights = hits[order].astype(np.float64), predictors[order], weights[:, order]
+    total = _sums(weights, starts)
+    share = np.divide(_sums(weights * y, starts), total, out=np.zeros_like(total), where=total > 0)
     mixed = (share > 0) & (share < 1)
     used = weights * mixed[:, strata]
     log_odds = np.where(mixed, np.log(np.where(mixed, share, 0.5) / np.where(mixed, 1 - share, 0.5)), 0)
-    known = _varies(predictors, strata, member, used)
-    slopes, _ = _firth(y, predictors, strata, member, used, known, log_odds)
-    intercepts = _refitted(y, slopes @ predictors.T, strata, member, used, mixed, log_odds)
+    known = _varies(predictors, strata, starts, used)
+    slopes, _ = _firth(y, predictors, strata, starts, used, known, log_odds)
+    intercepts = _refitted(y, slopes @ predictors.T, strata, starts, used, mixed, log_odds)
     p = _sigmoid(intercepts[:, strata] + slopes @ predictors.T)
     held = total > 0
     at_zero = (np.where(mixed, _sigmoid(intercepts), share) * held).sum(axis=1) / held.sum(axis=1)
@@ -62,22 +63,28 @@ def fit_logistic(
     return LogisticFits(np.where(known[:, None], slopes, np.nan), at_zero, np.where(known, beyond, np.nan))
 
 
+def _sums(values: Float64, starts: npt.NDArray[np.int64]) -> Float64:
+    """Sums over strata, (R, n, …) to (R, S, …); rows of a stratum stand together, the first of each at `starts`."""
+    return np.asarray(np.add.reduceat(values, starts, axis=1))
+
+
 def _centred(
-    z: Float64, strata: npt.NDArray[np.int64], member: Float64, weights: Float64
+    z: Float64, strata: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], weights: Float64
 ) -> tuple[Float64, Float64, Float64]:
     """Predictors less their weighted means within strata (R, n, k), these means (R, S, k), and sums of weights (R, S).
 
     A stratum without weight has mean 0.
     """
-    total = weights @ member
-    sums = np.stack([(weights * column) @ member for column in z.T], axis=2)
+    total, sums = _sums(weights, starts), _sums(weights[:, :, None] * z, starts)
     means = sums / np.where(total > 0, total, 1)[:, :, None]
     return z - means[:, strata], means, total
 
 
-def _varies(z: Float64, strata: npt.NDArray[np.int64], member: Float64, used: Float64) -> npt.NDArray[np.bool_]:
+def _varies(
+    z: Float64, strata: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], used: Float64
+) -> npt.NDArray[np.bool_]:
     """(R,) whether every predictor varies within strata, and none is decided by the others."""
-    u, _, _ = _centred(z, strata, member, used)
+    u, _, _ = _centred(z, strata, starts, used)
     moments = np.einsum("rn,rnk,rnl->rkl", used, u, u)
     spread = np.sqrt(np.einsum("rkk->rk", moments))
     found = (spread > _COLLINEAR * np.sqrt(used @ (z * z))).all(axis=1)
@@ -90,7 +97,7 @@ def _firth(
     y: Float64,
     z: Float64,
     strata: npt.NDArray[np.int64],
-    member: Float64,
+    starts: npt.NDArray[np.int64],
     used: Float64,
     known: npt.NDArray[np.bool_],
     intercepts: Float64,
@@ -110,7 +117,7 @@ def _firth(
         variance = w * p * (1 - p)
         # The information is diagonal but for the slopes' rows and columns; with predictors centred by stratum, the
         # slopes' part stands alone.
-        u, means, total = _centred(z, strata, member, variance)
+        u, means, total = _centred(z, strata, starts, variance)
         total = np.where(total > 0, total, 1)
         information = np.einsum("rn,rnk,rnl->rkl", variance, u, u)
         value = (w * (y * eta - np.logaddexp(0, eta))).sum(axis=1) + np.log(total).sum(axis=1) / 2
@@ -120,7 +127,7 @@ def _firth(
         hat = variance[better] * (1 / total[better][:, strata] + ((u[better] @ inverse) * u[better]).sum(axis=2))
         residual = w[better] * (y - p[better]) + hat * (0.5 - p[better])
         d_slopes = np.einsum("rkl,rnl,rn->rk", inverse, u[better], residual)
-        d_intercepts = (residual @ member) / total[better] - (means[better] @ d_slopes[:, :, None])[:, :, 0]
+        d_intercepts = _sums(residual, starts) / total[better] - (means[better] @ d_slopes[:, :, None])[:, :, 0]
         moved, back = rows[better], rows[~better]
         intercepts[moved], slopes[moved], reached[moved] = a[better], b[better], value[better]
         to_intercepts[moved], to_slopes[moved] = np.clip(d_intercepts, -_STEP, _STEP), np.clip(d_slopes, -_STEP, _STEP)
@@ -137,7 +144,7 @@ def _refitted(
     y: Float64,
     offsets: Float64,
     strata: npt.NDArray[np.int64],
-    member: Float64,
+    starts: npt.NDArray[np.int64],
     used: Float64,
     mixed: npt.NDArray[np.bool_],
     log_odds: Float64,
@@ -150,7 +157,7 @@ def _refitted(
     low, high, intercepts = log_odds - reach, log_odds + reach, log_odds
     for _ in range(_ITERATIONS):
         p = _sigmoid(intercepts[:, strata] + offsets)
-        score, slope = (used * (y - p)) @ member, (used * p * (1 - p)) @ member
+        score, slope = _sums(used * (y - p), starts), _sums(used * p * (1 - p), starts)
         low, high = np.where(score > 0, intercepts, low), np.where(score < 0, intercepts, high)
         step = np.where(mixed & (slope > 0), score / np.where(slope > 0, slope, 1), 0)
         newton = intercepts + step
