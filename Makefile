@@ -9,7 +9,7 @@ TRANSFORMERS5 := 5.23.0
 demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table, pictures
 	$(BIN)/voxstrata demo -o demo
 
-test: .venv/dev.stamp  ## All quick tests
+test: .venv/dev.stamp  ## All tests that need no real weights or speech
 	$(BIN)/python -m pytest
 
 test-real: .venv/dev.stamp  ## Tests on real weights and real speech, where ../shared/data has them

@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 from planted import GROUPS, SPEAKERS, Planted, plant
 from stores import Utterance, make_store
 from test_cli import run
 
 from voxstrata import InputError, UsageError, read_corpus
 from voxstrata.experiments.align import KEY, SCHEMA, align
+from voxstrata.experiments.align_report import explanation, plot_align
 from voxstrata.experiments.phonetics import measure_phonetics
 from voxstrata.retrieval import retrieve
 
@@ -201,6 +205,28 @@ def test_of_several_recordings_of_a_sentence_one_takes_part(planted: Planted, tm
     assert json.loads(table.schema.metadata[KEY.encode()])["left_out"] == {"further recordings of a sentence": 1}
     unlike = [r for r in table.to_pylist() if r["control"] == "unlike"]
     assert {r["value"] for r in unlike} == {None}  # too few pairs
+    assert "none here, as no direction has 10 such pairs" in explanation(table)
+
+
+def test_what_has_no_figure_is_not_in_the_legend(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[str]] = []
+
+    def legends(self: Figure, *_: object, **__: object) -> None:
+        shown.append([text.get_text() for a in self.axes if a.get_legend() for text in a.get_legend().get_texts()])
+
+    monkeypatch.setattr(Figure, "savefig", legends)
+    table = align(planted.store, planted.phonetics, bootstrap=0)
+    plot_align(table, tmp_path / "all.png", "planted")
+    of_pairs = pc.is_in(table["control"], pa.array(["unlike", "matched"]))
+    for name in ("value", "chance", "candidates", "candidates_max"):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pc.if_else(of_pairs, None, table[name]))
+    plot_align(table, tmp_path / "none.png", "planted")
+    assert any("unlike pairs" in entry for entry in shown[0])
+    assert [entry for entry in shown[1] if "pairs" in entry] == []
+    assert sum("chance" in entry for entry in shown[0]) == sum("chance" in entry for entry in shown[1]) + 1
 
 
 def write_manifest(folder: Path, ids: list[str]) -> Path:

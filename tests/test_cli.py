@@ -18,6 +18,7 @@ from conftest import sound
 
 from voxstrata.cli import main
 from voxstrata.cli.console import Line, aligned, clock, extraction_progress
+from voxstrata.cli.info import _print_model
 from voxstrata.engine import Progress
 
 COMMANDS = [
@@ -60,6 +61,22 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
     text = capsys.readouterr().out
     assert "Example:" in text
     assert f"voxstrata {command} " in text.split("Example:")[1]
+
+
+@pytest.mark.parametrize("group", [[], ["early-exit"]])
+def test_the_list_of_commands_cuts_no_sentence_short(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*group, "--help") == 0
+    listed = capsys.readouterr().out.split("Commands:")[1].strip().splitlines()
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
+def test_info_gives_the_worst_difference_of_all_graphs(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("outputs", "outputs_cached"):
+        assert run("info", tiny_model, "--json") == 0
+        card = json.loads(capsys.readouterr().out)
+        card["validation"][kind]["final"] = 0.5
+        _print_model("tiny", card)
+        assert "worst difference 5.0e-01" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -197,7 +214,8 @@ class TestExitCodes:
 
         monkeypatch.setattr("voxstrata.engine.session.Encoder.encode", interrupted)
         assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 130
-        assert "the same command goes on" in capsys.readouterr().err
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last == "interrupted: what is committed is safe, the same command goes on from there"
         monkeypatch.undo()
         assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 0
 

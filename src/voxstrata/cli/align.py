@@ -12,7 +12,7 @@ from voxstrata.cli.options import bootstrap_option
 from voxstrata.cli.retrieve import names
 
 
-@click.command()
+@click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
 @click.argument("store")
 @click.option("--phonetics", required=True, help="Folder that `voxstrata phonetics` wrote for the store's corpus.")
 @click.option(

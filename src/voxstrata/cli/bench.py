@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from voxstrata.cli.console import Line, aligned, count_progress, json_option, print_json, run_options, steps
+from voxstrata.cli.console import Line, aligned, clock, count_progress, json_option, print_json, run_options, steps
 
 if TYPE_CHECKING:
     from voxstrata.engine.throughput import Record
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BUSY_LOAD = 1.0  # of other work before the measurement, that the reader should hear of
 
 
-@click.command()
+@click.command(short_help="Measure how fast this machine runs MODEL.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--outputs", default="all", show_default=True, help="Outputs to keep while measuring.")
 @click.option("--corpus", type=click.Path(path_type=Path), help="Also say what this corpus would take in each context.")
@@ -65,12 +65,10 @@ def bench(
     click.echo(bench_text(str(model), record))
     if estimates:
         rows = [
-            [mode, f"{e.seconds / 3600:.2f}", f"{e.bytes / 1e9:.2f}"]
-            for mode, e in estimates.items()
-            if e.seconds is not None
+            [mode, clock(e.seconds), f"{e.bytes / 1e9:.2f}"] for mode, e in estimates.items() if e.seconds is not None
         ]
-        hours = next(iter(estimates.values())).audio_seconds / 3600
-        click.echo(f"\n{corpus}, {hours:.2f} hours of audio, would take:\n{aligned(['context', 'hours', 'GB'], rows)}")
+        audio = clock(next(iter(estimates.values())).audio_seconds)
+        click.echo(f"\n{corpus}, {audio} of audio, would take:\n{aligned(['context', 'h:mm:ss', 'GB'], rows)}")
 
 
 def _with_rates(record: Record) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from voxstrata.cli.console import Line, count_progress, extraction_progress, ste
 from voxstrata.cli.retrieve import write_retrieval
 
 
-@click.command()
+@click.command(short_help="The whole way once, on a small spoken corpus.")
 @click.option(
     "-o",
     "--output",

@@ -24,7 +24,7 @@ WIDTH = 112  # of explanations, in characters
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.group()
+@click.group(short_help="Whisper checkpoints whose encoder ends after block k.")
 def early_exit() -> None:
     """Whisper checkpoints whose encoder ends after block k, under the unchanged decoder.
 
@@ -93,7 +93,7 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
     click.echo(f"its encoder differs from the original's layer_{after:02d} by {card.relative_l2:.1e} (relative L2)")
 
 
-@early_exit.command()
+@early_exit.command(short_help="Transcribe with the encoder ended after every block.")
 @click.argument("checkpoint")
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option(
@@ -190,7 +190,7 @@ def sweep(
     return PARTIAL if failures else 0
 
 
-@early_exit.command()
+@early_exit.command(short_help="Hold written checkpoints against a plain decoding loop.")
 @click.argument("checkpoint")
 @click.argument("corpus", type=click.Path(path_type=Path))
 @_blocks

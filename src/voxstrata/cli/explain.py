@@ -11,7 +11,7 @@ from voxstrata.cli.console import aligned, json_option, print_json
 from voxstrata.cli.retrieve import names
 
 
-@click.command()
+@click.command(short_help="Why two utterances match, frame by frame.")
 @click.argument("store")
 @click.argument("a")
 @click.argument("b")

@@ -9,7 +9,7 @@ import click
 from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
 
 
-@click.command()
+@click.command(short_help="Turn a Whisper CHECKPOINT into an ONNX model.")
 @click.argument("checkpoint")
 @click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="New model folder.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")

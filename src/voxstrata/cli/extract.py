@@ -27,9 +27,8 @@ def resume_hint() -> Iterator[None]:
     """On an interrupt, say what it cost: nothing that is committed."""
     try:
         yield
-    except KeyboardInterrupt:
-        click.echo("what is committed is safe; the same command goes on from there", err=True)
-        raise
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt("what is committed is safe, the same command goes on from there") from e
 
 
 @click.command()

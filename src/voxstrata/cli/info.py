@@ -65,6 +65,8 @@ def _store(store: Any) -> dict[str, Any]:
 def _print_model(path: str, card: dict[str, Any]) -> None:
     s = card["silence"]
     keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
+    measured = card["validation"]
+    worst = max(*measured["outputs"].values(), *measured["outputs_cached"].values())
     source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
     rows = [
         ("checkpoint", card["checkpoint"] + (f" @ {card['revision']}" if card["revision"] else "")),
@@ -77,7 +79,7 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
         ("outputs", ", ".join(card["outputs"])),
         ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
         ("silence cache", f"{s['kind']} ({source}), {keys}"),
-        ("worst difference", f"{max(card['validation']['outputs'].values()):.1e} relative L2 from PyTorch"),
+        ("worst difference", f"{worst:.1e} relative L2 from PyTorch"),
         ("made with", ", ".join(f"{k} {v}" for k, v in card["tools"].items())),
     ]
     click.echo(f"{path}: exported encoder\n" + "\n".join(f"  {k:<17}{v}" for k, v in rows))

@@ -40,8 +40,9 @@ class _Lazy(click.Group):
         except click.ClickException as e:
             e.show()
             sys.exit(e.exit_code)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted", err=True)
+        except (KeyboardInterrupt, click.Abort) as e:
+            hint = str(e.__cause__ or e)  # click makes an Abort of an interrupt
+            click.echo("interrupted" + (f": {hint}" if hint else ""), err=True)
             sys.exit(INTERRUPTED)
         except VoxstrataError as e:
             click.echo(f"error: {e}", err=True)

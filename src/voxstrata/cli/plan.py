@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from voxstrata.engine.estimate import Estimate
 
 
-@click.command()
+@click.command(short_help="What extracting CORPUS would take: storage and time.")
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @storing_options

@@ -9,7 +9,7 @@ import click
 from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
 
 
-@click.command()
+@click.command(short_help="One HTML page of all results in DIR and below.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "-o",

@@ -14,7 +14,7 @@ from voxstrata.cli.options import bootstrap_option
 RESULT = "retrieval.parquet"  # by which a folder of results is known
 
 
-@click.command()
+@click.command(short_help="Spoken-translation retrieval, layer by layer.")
 @click.argument("store")
 @click.option(
     "-o",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from voxstrata.store import EmbeddingStore
 
 
-@click.command()
+@click.command(short_help="SeqSim of all pairs: the best candidates of each.")
 @click.argument("store")
 @click.argument("other", required=False)
 @click.option("-o", "--output", "folder", required=True, help="Folder to make or to resume: a path or s3://…, gs://…")
@@ -168,5 +168,7 @@ def _print(report: SimilarityReport) -> None:
             f"candidates, {direction}: hold the exact best for {100 * found['exact_top1_among_candidates']:.1f} % of "
             f"{found['sampled']} sampled queries{translation}"
         )
-    if not report.merged:
+    if report.merged:
+        click.echo(f"{report.folder}/top.parquet: the best candidates of every query")
+    else:
         click.echo("top.parquet is written by the run that finds all tile rows done")

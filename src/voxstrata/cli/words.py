@@ -29,7 +29,7 @@ SHOWN = 15  # of either kind, in words.md
 PAIRS = "word_pairs.parquet"
 
 
-@click.command()
+@click.command(short_help="Sound or meaning, word by word.")
 @click.argument("word_list", metavar="LIST")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(

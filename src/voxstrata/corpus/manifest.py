@@ -38,6 +38,6 @@ def _relative(manifest: Path, place: str, root: Path, value: str | None) -> str:
     if not full.is_relative_to(root):
         raise InputError(
             f"{manifest}, {place}: path {value!r} lies outside the manifest's folder {root}; "
-            "move the manifest to a folder above all recordings"
+            "move the manifest to a folder above all recordings, or link their folder into the manifest's"
         )
     return full.relative_to(root).as_posix()

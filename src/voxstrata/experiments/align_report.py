@@ -100,8 +100,7 @@ def explanation(table: pa.Table) -> str:
             f"- means removed: frames less the mean of {cells}.",
             f"- unlike: pairs that at least {100 * s['unlike_quantile']:g} % of the non-translations sound closer than "
             f"(by {s['by']}), among themselves;",
-            f"  matched: as many pairs of like length drawn from all; over the {_compared(table)} directions with "
-            f"{s['smallest_pool']} such pairs or more.",
+            f"  matched: as many pairs of like length drawn from all; {_over(table, s['smallest_pool'])}.",
             f"- closest: the translation and the {s['closest']} closest-sounding non-translations; random: as many "
             "drawn.",
             "- if unlike, log-odds/SD, discrimination: logistic fit of the hits (all) on how much closer the pair",
@@ -112,15 +111,18 @@ def explanation(table: pa.Table) -> str:
     )
 
 
-def _compared(table: pa.Table) -> int:
-    """Directions with enough unlike pairs."""
+def _over(table: pa.Table, least: int) -> str:
+    """What the mean over unlike pairs is over: directions with enough of them."""
     first = systems(table)[0]
-    return sum(
+    directions = sum(
         (row["system"], row["states"], row["control"], row["metric"]) == (first, RAW, UNLIKE, RECALL)
         and row["source"] != MEAN
         and row["value"] is not None
         for row in table.to_pylist()
     )
+    if not directions:
+        return f"none here, as no direction has {least} such pairs"
+    return f"over the {directions} directions with {least} such pairs or more"
 
 
 def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
@@ -256,6 +258,8 @@ def _line(
 ) -> None:
     rows = [found.get((output, *what), {}) for output in outputs]
     value, low, high = (scale * np.array([r.get(c) for r in rows], np.float64) for c in ("value", "low", "high"))
+    if np.isnan(value).all():  # no direction has enough pairs: no entry in the legend either
+        return
     x = np.arange(len(outputs))
     face = "white" if style == "--" else colour
     axes.plot(
@@ -278,5 +282,7 @@ def _chance(
     axes: Any, found: dict[Key, dict[str, Any]], outputs: Sequence[str], control: str, colour: str, label: str | None
 ) -> None:
     chance = 100 * np.array([found[output, RAW, control, RECALL]["chance"] for output in outputs], np.float64)
+    if np.isnan(chance).all():
+        return
     x = np.array([-0.4, *range(len(outputs)), len(outputs) - 0.6])  # of one output, too, a line
     axes.plot(x, chance[[0, *range(len(outputs)), -1]], ":", color=colour, linewidth=1, label=label)

@@ -93,6 +93,7 @@ def _panel(panel: SubFigure, match: Match, a: Side, b: Side, step: float, word: 
         margin.tick_params(labelsize=8)
         margin.spines[["top", "right"]].set_visible(False)
         margin.margins(0.05)
+    beside.tick_params(axis="x", labelrotation=90)  # it is narrow: side by side they run into each other
     above.tick_params(labelbottom=False)
     beside.tick_params(labelleft=False)
     _words(axes, a.words, b.words, word)
