@@ -109,4 +109,4 @@ def test_the_command_exits_4_and_names_what_failed(
     assert run() == 4
     out, err = capsys.readouterr()
     assert "2 recordings" in out
-    assert re.search(r"1 recordings failed:\n  bad: bad\.wav: not audio", err)
+    assert re.search(r"failed recordings: 1\n  bad: bad\.wav: not audio", err)

@@ -368,7 +368,7 @@ def test_recordings_are_taken_where_the_list_names_them(
     assert run(*args) == 4
     out, err = capsys.readouterr()
     assert "40 words (en, es), recorded" in out
-    assert "1 recordings failed:\n  00000-en-water: 0.wav" in err
+    assert "failed recordings: 1\n  00000-en-water: 0.wav" in err
     assert not list((tmp_path / "w").glob("*/*.flac"))
 
 

@@ -62,7 +62,7 @@ def print_failures(failures: Mapping[str, str], rest: str) -> None:
     """The first recordings that failed and why, on standard error; `rest` says where the others are."""
     if not failures:
         return
-    click.echo(f"{len(failures)} recordings failed:", err=True)
+    click.echo(f"failed recordings: {len(failures)}", err=True)
     for name, reason in list(failures.items())[:FAILURES_SHOWN]:
         click.echo(f"  {name}: {reason}", err=True)
     if len(failures) > FAILURES_SHOWN:

@@ -120,7 +120,7 @@ def words(
         click.echo(f"\n{caption(report)}\n")
         click.echo(f"{folder}: words.parquet, {PAIRS}, words.md, words.png, words.zarr")
     if report.failures:
-        click.echo(f"{len(report.failures)} recordings failed:", err=True)
+        click.echo(f"failed recordings: {len(report.failures)}", err=True)
         for name, reason in list(report.failures.items())[:FAILURES_SHOWN]:
             click.echo(f"  {name}: {reason}", err=True)
     return PARTIAL if report.failures else 0
