@@ -31,6 +31,7 @@ def committed(store: Path) -> int:
 
 def _quietly(corpus: Path, model: Path, store: Path, settings: dict[str, Any], hold_at: int | None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the traceback of a KeyboardInterrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs us in the background
 
     def progress(_: Progress) -> None:
         while hold_at is not None and committed(store) >= hold_at:
