@@ -91,39 +91,41 @@ def main() -> int:
         results.append({"shape": shape, "sgemm_flops_per_second": rates[-1], **vars(t)})
         return t
 
-    for shape in dict.fromkeys([*args.shapes, args.outputs_of]):
-        with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
-            say(f"exporting {shape}")
-            model = random_encoder(shape, Path(folder))
-            if shape in args.shapes:
-                for mix in MIXES:
-                    for mode in CONTEXTS:
-                        t = one(shape, model, mode, mix, "all")
-                        by_size.append([shape, f"{mix}, mean {MIXES[mix].mean} s", mode, *cells(t, args.threads)])
-            if shape == args.outputs_of:
-                names = model.card.outputs
-                for chosen in ("final", ",".join((names[len(names) // 2], names[-2], "final")), "all"):
-                    t = one(shape, model, "bucketed", "fleurs", chosen)
-                    by_outputs.append([shape, str(len(t.outputs)), *cells(t, args.threads)])
-    figures = [
-        "audio-hours per hour",
-        "core-hours per audio-hour",
-        "GB per audio-hour",
-        "efficiency",
-        "seconds of audio",
-    ]
-    write_report(
-        "mixes",
-        "Length mixes, model sizes, numbers of outputs",
-        args,
-        facts,
-        {"measurements": results},
-        [
-            Table("All outputs as float16:", ["size", "lengths", "context", *figures], by_size),
-            Table("`bucketed`, fleurs, by number of outputs:", ["size", "outputs", *figures], by_outputs),
-        ],
-        [f"sgemm {min(rates) / 1e9:.0f}–{max(rates) / 1e9:.0f} GFLOP/s."],
-    )
+    try:
+        for shape in dict.fromkeys([*args.shapes, args.outputs_of]):
+            with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+                say(f"exporting {shape}")
+                model = random_encoder(shape, Path(folder))
+                if shape in args.shapes:
+                    for mix in MIXES:
+                        for mode in CONTEXTS:
+                            t = one(shape, model, mode, mix, "all")
+                            by_size.append([shape, f"{mix}, mean {MIXES[mix].mean} s", mode, *cells(t, args.threads)])
+                if shape == args.outputs_of:
+                    names = model.card.outputs
+                    for chosen in ("final", ",".join((names[len(names) // 2], names[-2], "final")), "all"):
+                        t = one(shape, model, "bucketed", "fleurs", chosen)
+                        by_outputs.append([shape, str(len(t.outputs)), *cells(t, args.threads)])
+    finally:  # what took an hour is not lost to a full disk in the last shape
+        figures = [
+            "audio-hours per hour",
+            "core-hours per audio-hour",
+            "GB per audio-hour",
+            "efficiency",
+            "seconds of audio",
+        ]
+        write_report(
+            "mixes",
+            "Length mixes, model sizes, numbers of outputs",
+            args,
+            facts,
+            {"measurements": results},
+            [
+                Table("All outputs as float16:", ["size", "lengths", "context", *figures], by_size),
+                Table("`bucketed`, fleurs, by number of outputs:", ["size", "outputs", *figures], by_outputs),
+            ],
+            [f"sgemm {min(rates) / 1e9:.0f}–{max(rates) / 1e9:.0f} GFLOP/s."],
+        )
     return 0
 
 
