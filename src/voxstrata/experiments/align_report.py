@@ -188,7 +188,8 @@ def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
         if axes is not slope:
             axes.set_ylim(bottom=0)
         below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.27), "ncols": 2}
-        axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
+        if axes.get_legend_handles_labels()[0]:  # none where no direction has enough pairs
+            axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
     s = settings(table)
     bands = f"\nbands, bars: 95 % bootstrap intervals over {s['bootstrap_groups']} groups"
     figure.suptitle(
