@@ -257,7 +257,7 @@ def refused(match: str, corpus: Path, model: Path, path: Path, **settings: Any) 
         ({"context": Context("padded")}, "context mode is bucketed there, padded here"),
         ({"context": Context(tail=0)}, "context tail is 50 there, 0 here"),
         ({"context": Context(edges=(75, 1500))}, "context edges is .* there, .75, 1500. here"),
-        ({"unit_megabytes": 500}, "the corpus or the plan differs: units of another size"),
+        ({"unit_megabytes": 500}, "the corpus or the plan differs: units of another size; give the --unit-mb it"),
     ],
 )
 def test_a_store_of_another_spec_is_refused_naming_what_differs(

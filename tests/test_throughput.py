@@ -17,7 +17,7 @@ from test_cli import run
 
 from voxstrata.cli.bench import bench_text
 from voxstrata.corpus import read_corpus
-from voxstrata.engine import Device, extract, throughput
+from voxstrata.engine import Device, extract, planning, throughput
 from voxstrata.engine.estimate import estimate
 from voxstrata.engine.planning import store_spec
 from voxstrata.engine.throughput import MIXES, Record, bench, recorded
@@ -72,6 +72,20 @@ def test_storage_is_told_to_the_byte(
     assert told.units == done.units > (1 if group == "frames" else 0)
     assert told.flops == done.flops
     assert told.audio_seconds == pytest.approx(done.audio_seconds)
+
+
+def test_units_are_larger_on_a_gpu_unless_their_size_is_given(
+    corpus: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(planning, "UNIT_MEGABYTES", 0.1)
+
+    def units(kind: str, **settings: float) -> int:
+        model = open_model(tiny_model)
+        return estimate(read_corpus(corpus), model, store_spec(model), device=Device(kind), **settings).units
+
+    assert units("cpu") > units("cuda") == units("tensorrt")
+    assert units("cuda", unit_megabytes=0.1) == units("cpu")
 
 
 def test_plan_without_a_measurement_says_how_to_get_one(

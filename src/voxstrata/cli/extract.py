@@ -55,7 +55,7 @@ def extract(
     device: str,
     threads: int | None,
     tokens: int | None,
-    unit_mb: float,
+    unit_mb: float | None,
     allow_overflow: bool,
     efficiency: bool,
     as_json: bool,

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from voxstrata.store.plan import UNIT_MEGABYTES
+from voxstrata.store.plan import GPU_UNIT_MEGABYTES, UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,10 +43,8 @@ _STORING = (
     click.option(
         "--unit-mb",
         type=click.FloatRange(min=0, min_open=True),
-        default=UNIT_MEGABYTES,
-        show_default=True,
         help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more. "
-        "Batches stay within a unit: for a GPU choose 2048.",
+        f"[default: {UNIT_MEGABYTES}, on a GPU {GPU_UNIT_MEGABYTES}, whose batches are large and stay within a unit]",
     ),
 )
 

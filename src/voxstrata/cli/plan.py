@@ -40,7 +40,7 @@ def plan(
     every: int,
     long: str,
     split: str | None,
-    unit_mb: float,
+    unit_mb: float | None,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -81,6 +81,7 @@ def plan(
             record,
             long=long,  # type: ignore[arg-type]
             unit_megabytes=unit_mb,
+            device=on,
             probing=count_progress(line, "reading headers"),
         )
     command = f"voxstrata bench {model} --device {device} --threads {used}"

@@ -10,9 +10,9 @@ from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import Corpus
 from voxstrata.engine.budget import EncoderSize, Work
 from voxstrata.engine.planning import Long, plan_corpus
+from voxstrata.engine.session import Device
 from voxstrata.engine.throughput import Record
 from voxstrata.model import ModelFolder
-from voxstrata.store.plan import UNIT_MEGABYTES
 from voxstrata.store.shard import shard_bytes
 from voxstrata.store.spec import StoreSpec
 
@@ -54,15 +54,16 @@ def estimate(
     record: Record | None = None,
     *,
     long: Long = "window",
-    unit_megabytes: float = UNIT_MEGABYTES,
+    unit_megabytes: float | None = None,
+    device: Device | None = None,
     probing: Callable[[int, int], None] | None = None,
 ) -> Estimate:
-    """Plan the extraction of `corpus` as `spec` says.
+    """Plan the extraction of `corpus` as `spec` says, on `device` (by default the CPU).
 
     The time is the arithmetic at the operations per second that `record` (of `bench`) reached in that context.
     Raises what planning raises: InputError for a corpus of which nothing can be read.
     """
-    plan, _ = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)
+    plan, _ = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, device=device, probing=probing)
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = None
     if record:

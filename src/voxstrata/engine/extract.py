@@ -28,7 +28,7 @@ from voxstrata.engine.sink import UnitSink
 from voxstrata.errors import InputError, UsageError
 from voxstrata.model import Context, ModelFolder, open_model
 from voxstrata.store.files import Files
-from voxstrata.store.plan import UNIT_MEGABYTES, Plan, Window
+from voxstrata.store.plan import Plan, Window
 from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
 
@@ -99,7 +99,7 @@ def extract(
     device: Device | None = None,
     threads: int | None = None,
     tokens: int | None = None,
-    unit_megabytes: float = UNIT_MEGABYTES,
+    unit_megabytes: float | None = None,
     allow_overflow: bool = False,
     efficiency: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -123,7 +123,7 @@ def extract(
         called after every batch, and, with recordings probed and their number, while headers are read.
     unit_megabytes
         size of one unit over all outputs: of the buffer in memory, and so of shards. A recording that needs more is a
-        unit by itself; with `pool` a unit is 256 utterances.
+        unit by itself; with `pool` a unit is 256 utterances. By default what suits the device.
 
     Raises
     ------
@@ -146,7 +146,9 @@ def extract(
             with files.lock():
                 pass
         encoder = make_encoder(model, spec, device or Device(), threads, tokens)
-        plan, infos = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, probing=probing)
+        plan, infos = plan_corpus(
+            corpus, model, spec, long=long, unit_megabytes=unit_megabytes, device=device, probing=probing
+        )
         limit = sgemm_rate(encoder.threads) if efficiency else None
         with files.lock(), ExitStack() as stack:
             writer = StoreWriter(store, plan, model.card)

@@ -12,7 +12,7 @@ from voxstrata.engine.session import Device
 from voxstrata.errors import InputError
 from voxstrata.model import Context, ModelFolder
 from voxstrata.model.names import select_outputs
-from voxstrata.store.plan import UNIT_MEGABYTES, Plan, make_plan
+from voxstrata.store.plan import GPU_UNIT_MEGABYTES, UNIT_MEGABYTES, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
 Long = Literal["window", "error"]
@@ -42,15 +42,20 @@ def plan_corpus(
     spec: StoreSpec,
     *,
     long: Long = "window",
-    unit_megabytes: float = UNIT_MEGABYTES,
+    unit_megabytes: float | None = None,
+    device: Device | None = None,
     probing: Callable[[int, int], None] | None = None,
 ) -> tuple[Plan, list[AudioInfo | None]]:
     """Read the headers of a corpus and plan its extraction.
+
+    unit_megabytes: of one unit over all outputs; by default what suits the device.
 
     Returns the plan and what probing said of every row of the corpus. Raises InputError when nothing can be read, or,
     with `long="error"`, when a recording is over 30 s.
     """
     infos, unreadable = probe_corpus(corpus, progress=probing)
+    if unit_megabytes is None:
+        unit_megabytes = UNIT_MEGABYTES if device is None or device.kind == "cpu" else GPU_UNIT_MEGABYTES
     if long == "error":
         _refuse_long(corpus, infos)
     return make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes), infos

@@ -237,7 +237,10 @@ class StoreWriter:
             for key in ("language", "group", "text", "speaker", "samples", "size_bytes"):
                 if row[key] != theirs[i][key]:
                     return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here; use a new store"
-        return "units of another size; use a new store"
+        return (
+            "units of another size; give the --unit-mb it was made with (the default depends on the device), "
+            "or use a new store"
+        )
 
 
 def _flat(d: dict[str, Any]) -> dict[str, Any]:
