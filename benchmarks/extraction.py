@@ -224,7 +224,8 @@ def report(
             f"Peers were timed on {timed} of {clips} clips, drawn at random, and scaled by their number: padded to "
             "30 s, all cost the same. The best setting of PyTorch is the baseline.",
             "The wall of voxstrata includes probing, sessions and writing; peers' neither loading nor writing. Its "
-            "stages overlap, and decode adds up threads; wait is the encoder's for audio.",
+            "stages overlap; decode, log_mel and encode add up threads; start is the check of the model, headers, plan "
+            "and sessions; wait is the encoder's for audio.",
         ],
     )
 

@@ -57,7 +57,9 @@ def bench(
         if read:
             for mode in record.modes:
                 spec = store_spec(opened, outputs=outputs, context=Context(mode), device=on)  # type: ignore[arg-type]
-                estimates[mode] = estimate(read, opened, spec, record, probing=count_progress(line, "reading headers"))
+                estimates[mode] = estimate(
+                    read, opened, spec, record, device=on, probing=count_progress(line, "reading headers")
+                )
     if as_json:
         expected = {mode: e.to_dict() for mode, e in estimates.items()}
         print_json(_with_rates(record) | {"record": str(record_path(record.about)), "corpus": expected or None})
@@ -103,6 +105,7 @@ def bench_text(model: str, record: Record) -> str:
     return (
         f"{model} on {about['cpu']}, {about['device']}, {about['threads']} of {about['cores']} cores{limit}\n"
         f"{len(outputs)} outputs as float16, noise of mean 12 s\n\n"
-        f"{aligned(header, rows)}\n\nbusy time of the stages by wall time (they overlap; decode adds up threads)\n"
+        f"{aligned(header, rows)}\n\n"
+        "busy time of the stages by wall time (they overlap; decode, log_mel and encode add up threads)\n"
         f"{aligned(['context', *stages], busy)}{note}"
     )

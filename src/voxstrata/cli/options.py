@@ -44,7 +44,7 @@ _STORING = (
         "--unit-mb",
         type=click.FloatRange(min=0, min_open=True),
         help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more. "
-        f"[default: {UNIT_MEGABYTES}, on a GPU {GPU_UNIT_MEGABYTES}, whose batches are large and stay within a unit]",
+        f"[default: {UNIT_MEGABYTES}; {GPU_UNIT_MEGABYTES} on a GPU, whose large batches must fit into one]",
     ),
 )
 

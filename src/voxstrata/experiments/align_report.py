@@ -45,7 +45,8 @@ _COLUMNS = (
     ("given duration", RAW, FIT, GIVEN_DURATION, False),
     ("discrimination", RAW, FIT, DISCRIMINATION, False),
 )
-_PARTS = ((1, 2, 3, 10, 11, 12, 13), (4, 5, 6, 7, 8, 9))  # columns of a terminal's width: whole pools, controlled pools
+# Columns that fit a terminal or a page: whole pools, controlled pools.
+_PARTS = ((0, 1, 2, 3, 10, 11, 12, 13), (0, 4, 5, 6, 7, 8, 9))
 _WIDTH, _HEIGHT, _DPI = 7.2, 3.6, 220  # inches: a two-column page of a paper
 
 Key = tuple[str, str, str, str]  # system, states, control, metric
@@ -74,17 +75,23 @@ def align_cells(table: pa.Table, source: str = MEAN, target: str = MEAN) -> tupl
 
 def to_terminal(table: pa.Table) -> str:
     """The means in two tables in plain text, whole pools above controlled ones, and what the columns are."""
-    header, body = align_cells(table)
-    parts = [aligned([header[i] for i in (0, *p)], [[row[i] for i in (0, *p)] for row in body]) for p in _PARTS]
-    return "\n\n".join([*parts, explanation(table)])
+    return "\n\n".join([*(aligned(header, body) for header, body in _parts(*align_cells(table))), explanation(table)])
 
 
 def to_markdown(table: pa.Table, title: str) -> str:
-    """The table and what its columns are, as a GitHub page; after the mean, every direction."""
-    parts = [f"# {title}\n", f"## Mean over directions\n\n{_pipes(*align_cells(table))}", explanation(table) + "\n"]
-    for source, target in directions(table):
-        parts.append(f"## {source} → {target}\n\n{_pipes(*align_cells(table, source, target))}")
+    """The table in its two parts and what its columns are, as a GitHub page; after the mean, every direction."""
+
+    def both(source: str, target: str) -> str:
+        return "\n".join(_pipes(header, body) for header, body in _parts(*align_cells(table, source, target)))
+
+    parts = [f"# {title}\n", f"## Mean over directions\n\n{both(MEAN, MEAN)}", explanation(table) + "\n"]
+    parts += [f"## {source} → {target}\n\n{both(source, target)}" for source, target in directions(table)]
     return "\n".join(parts)
+
+
+def _parts(header: list[str], body: list[list[str]]) -> list[tuple[list[str], list[list[str]]]]:
+    """The table's columns by _PARTS."""
+    return [([header[i] for i in part], [[row[i] for i in part] for row in body]) for part in _PARTS]
 
 
 def explanation(table: pa.Table) -> str:
@@ -112,17 +119,21 @@ def explanation(table: pa.Table) -> str:
 
 
 def _over(table: pa.Table, least: int) -> str:
-    """What the mean over unlike pairs is over: directions with enough of them."""
+    """What the mean over unlike pairs is over."""
+    if not (enough := _enough(table)):
+        return f"none here, as no direction has {least} such pairs"
+    return f"over the {enough} directions with {least} such pairs or more"
+
+
+def _enough(table: pa.Table) -> int:
+    """How many directions have enough unlike pairs for a figure."""
     first = systems(table)[0]
-    directions = sum(
+    return sum(
         (row["system"], row["states"], row["control"], row["metric"]) == (first, RAW, UNLIKE, RECALL)
         and row["source"] != MEAN
         and row["value"] is not None
         for row in table.to_pylist()
     )
-    if not directions:
-        return f"none here, as no direction has {least} such pairs"
-    return f"over the {directions} directions with {least} such pairs or more"
 
 
 def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
@@ -146,37 +157,25 @@ def plot_align(table: pa.Table, path: str | PathLike[str], title: str) -> None:
         value = found[name, RAW, ALL, RECALL]["value"]
         whole.axhline(100 * value, color=colour, dashes=dashes, linewidth=1.2, label=f"{name} alone")
     _chance(whole, found, outputs, ALL, "black", "chance")
-    _line(
-        controlled,
-        found,
-        outputs,
-        (RAW, MATCHED, RECALL),
-        f"matched pairs{_pool(found, outputs, MATCHED)}",
-        blue,
-        "o",
-        "--",
-    )
-    _line(controlled, found, outputs, (RAW, UNLIKE, RECALL), f"unlike pairs{_pool(found, outputs, UNLIKE)}", blue, "o")
-    _line(
-        controlled, found, outputs, (RAW, RANDOM, RECALL), f"random pool{_pool(found, outputs, RANDOM)}", red, "s", "--"
-    )
-    _line(
-        controlled,
-        found,
-        outputs,
-        (RAW, CLOSEST, RECALL),
-        f"closest-sounding pool{_pool(found, outputs, CLOSEST)}",
-        red,
-        "s",
-    )
+    enough = _enough(table)
+    fewer = f" (blue: {enough} directions)" if 0 < enough < len(directions(table)) else ""
+    for control, name, colour, marker, style in (
+        (MATCHED, "matched pairs", blue, "o", "--"),
+        (UNLIKE, "unlike pairs", blue, "o", "-"),
+        (RANDOM, "random pool", red, "s", "--"),
+        (CLOSEST, "closest-sounding pool", red, "s", "-"),
+    ):
+        label = f"{name}{_pool(found, outputs, control)}"
+        _line(controlled, found, outputs, (RAW, control, RECALL), label, colour, marker, style)
     for control, colour in ((UNLIKE, blue), (CLOSEST, red)):
         _chance(controlled, found, outputs, control, colour, f"chance{_pool(found, outputs, control)}")
-    _line(slope, found, outputs, (RAW, FIT, SLOPE), "closeness alone", blue, "o", scale=1, bars=True)
+    bars = " (bars)" if settings(table)["bootstrap_resamples"] else ""
+    _line(slope, found, outputs, (RAW, FIT, SLOPE), f"closeness alone{bars}", blue, "o", scale=1, bars=True)
     _line(slope, found, outputs, (RAW, FIT, GIVEN_DURATION), "given duration", red, "s", "--", scale=1)
     slope.axhline(0, color="black", linewidth=0.8)
     for axes, label, letter in (
         (whole, "recall@1 (%)", f"a  whole pools{_pool(found, outputs, ALL)}"),
-        (controlled, "recall@1 (%)", "b  controlled pools"),
+        (controlled, "recall@1 (%)", f"b  controlled pools{fewer}"),
         (slope, "log-odds of a hit per SD", "c  closeness in sound"),
     ):
         axes.set_title(letter, fontsize=8, loc="left", fontweight="bold")
