@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from _common import Table, environment, exported, parser, pin, say, subset, write_report
@@ -185,17 +186,25 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         ("1 − mean frame cosine of final to padded", MEAN, lambda r: 1 - r.near.cosine["final"]),
         ("1 − mean frame cosine of final, worst clip", WORST, lambda r: 1 - r.near.worst),
     ]
+    # a colour for each way of k-means; the others in grey, hollow
+    styles: dict[str, dict[str, Any]] = {}
+    for i, family in enumerate(f for f in families if f.startswith(KMEANS)):
+        styles[family] = {"color": f"C{i}", "marker": "osD^v<>P"[i % 8], "markersize": 6, "linewidth": 1}
+    styles[PACKAGE] |= {"color": "black", "linewidth": 2.5, "markersize": 9, "zorder": 3}
+    for i, family in enumerate(f for f in families if f not in styles):
+        styles[family] = {"color": "0.45", "marker": "XsD^vo>h*"[i % 9], "markersize": 7, "markerfacecolor": "white"}
     for (label, mark, lost), (left, right) in zip(drifts, grid, strict=True):
-        for i, family in enumerate(families):
+        for family in families:
             own = [r for r in rows if r.family == family]
-            style = {"color": f"C{i % 10}", "marker": "osD^v<>Ph*X"[i % 11], "markersize": 6, "linewidth": 1}
-            if family == PACKAGE:
-                style |= {"color": "black", "linewidth": 2.5, "markersize": 9, "zorder": 3}
-            left.plot([r.time[m] for r in own], [lost(r) for r in own], label=family, **style)
+            left.plot(
+                [max(0.0, 100 * (r.time[m] - 1)) for r in own], [lost(r) for r in own], label=family, **styles[family]
+            )
             if family.startswith(KMEANS):
-                right.plot(range(len(own)), [lost(r) for r in own], **style)
+                right.plot(range(len(own)), [lost(r) for r in own], **styles[family])
         left.axhline(1 - mark, color="0.3", linestyle="--", linewidth=1)
-        left.annotate("mark", (1, 1 - mark), (-4, 3), ("axes fraction", "data"), "offset points", ha="right")
+        left.annotate(
+            f"the mark, {mark}", (1, 1 - mark), (-4, 3), ("axes fraction", "data"), "offset points", ha="right"
+        )
         right.axhline(lost(whole), color="0.3", linestyle=":", linewidth=1)
         right.annotate(
             "all positions", (1, lost(whole)), (-4, 3), ("axes fraction", "data"), "offset points", ha="right"
@@ -204,9 +213,12 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         right.set_xticks(range(len(KEYS)), [f"{k} keys\n× {t:.2f}" for k, t in zip(KEYS, times, strict=True)])
         left.set_ylabel(label)
         left.set_yscale("log")
+        left.set_xscale("symlog", linthresh=1)
+        left.set_xticks([0, 1, 2, 3, 5, 10, 25, 50, 100], ["0", "1", "2", "3", "5", "10", "25", "50", "100"])
+        right.set_ylabel(f"{label} (axis cut)", fontsize=9)
         for axes in (left, right):
             axes.grid(alpha=0.3, which="both")
-    grid[1][0].set_xlabel(f"time of the encoder at m = {m}, no cache = 1")
+    grid[1][0].set_xlabel(f"time that the cache adds to the encoder at m = {m}, %")
     grid[1][1].set_xlabel("calibrated, k-means: cached keys and time")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(title)
