@@ -24,7 +24,8 @@ from voxstrata.model import ModelFolder
 if TYPE_CHECKING:
     from voxstrata.exporters.checkpoint import Checkpoint
 
-PACKAGES = ("voxstrata", "onnxruntime", "torch", "transformers", "numpy", "zarr", "optimum", "ctranslate2", "zarrs")
+PACKAGES = ("voxstrata", "onnxruntime", "torch", "transformers", "numpy", "zarr", "optimum", "optimum-onnx")
+PACKAGES += ("ctranslate2", "zarrs")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Speed of extraction beside what a user would otherwise run: same clips, same cores, same threads, one run.
 
-voxstrata (`padded`, `bucketed`, `trimmed`): `extract()` of all outputs as float16 into a store on disk. The wall
-time is the whole call's: model check, probing, plan, sessions, decoding, log-mel, encoder, writing.
+voxstrata (`padded`, `bucketed`, `trimmed`, and `bucketed` with 8-bit weights): `extract()` of all outputs as float16
+into a store on disk. The wall time is the whole call's: model check, probing, plan, sessions, decoding, log-mel,
+encoder, writing.
 Our session alone (`bucketed`): the same batches through log-mel and encoder, sessions included, with the audio decoded
 beforehand and nothing written.
 PyTorch (eager and sdpa, batch 1 and 8, all hidden states), optimum's exported encoder on ONNX Runtime and CTranslate2's
@@ -14,7 +15,7 @@ Systems take turns, `--repeats` times; the tables give medians and, in brackets,
 Efficiency is the arithmetic the plan needs (`voxstrata.engine.budget`, which has the formula) / (wall × sgemm), with
 sgemm the float32 rate of numpy's matrix product (2048³) on the same threads, measured at the start of every turn.
 Exit status 1 when stored `padded` states are off PyTorch's by more than 2e-3 (relative L2, float16 storage), or a
-peer's last state by more than 1e-3.
+peer's last state by more than 1e-3, or when the mean frame cosine of stored `bucketed` `final` to it is below 0.98.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from voxstrata.engine import Encoder, extract
 from voxstrata.engine.budget import EncoderSize, Work, sgemm_rate
 from voxstrata.engine.extract import batches
 from voxstrata.engine.planning import plan_corpus, store_spec
+from voxstrata.exporters import ExportSpec, export
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.reference import hidden_states
 from voxstrata.model import Context, ModelFolder
@@ -55,10 +57,12 @@ from voxstrata.store import open_store
 Samples = NDArray[np.float32]
 
 TOLERANCE = 2e-3  # relative L2 of float16-stored states
-CHECKED = 4  # clips whose stored states are compared with PyTorch
+CHECKED = 8  # clips whose stored states are compared with PyTorch
+COSINE = 0.98  # of `final`, mean over the frames of those clips, `bucketed`
 PEER_TOLERANCE = 1e-3  # relative L2 of float32 states
 MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")
 SESSION = "our session alone"
+INT8 = "bucketed, 8-bit weights"
 KINDS = ("PyTorch", "optimum", "CTranslate2", SESSION)
 
 
@@ -70,9 +74,9 @@ class Run:
     stages: dict[str, float]
 
 
-def run_voxstrata(mode: Mode, corpus: Corpus, model: ModelFolder, work: Path, threads: int) -> Run:
-    """Extract into `work/MODE.zarr`, anew."""
-    store = work / f"{mode}.zarr"
+def run_voxstrata(name: str, corpus: Corpus, model: ModelFolder, work: Path, threads: int) -> Run:
+    """Extract into `work/NAME.zarr`, anew, in the context that the name begins with."""
+    store, mode = work / f"{name}.zarr", mode_of(name)
     shutil.rmtree(store, ignore_errors=True)
     begin = time.perf_counter()
     done = extract(corpus, model.path, store, context=Context(mode), threads=threads, long="error")
@@ -80,6 +84,11 @@ def run_voxstrata(mode: Mode, corpus: Corpus, model: ModelFolder, work: Path, th
     if done.failed:
         sys.exit(f"measure on clips that can be read: {next(iter(done.failures.values()))}")
     return Run(wall, {"start": wall - done.seconds, **done.stages})
+
+
+def mode_of(name: str) -> Mode:
+    """The context in which a system runs; peers have only one."""
+    return next((m for m in MODES if m in name), "padded")
 
 
 def run_session(mode: Mode, corpus: Corpus, model: ModelFolder, audio: Sequence[Samples], threads: int) -> Run:
@@ -153,6 +162,23 @@ def differences(store: Path, checkpoint: Checkpoint, corpus: Corpus, rows: Seque
     return {name: float(np.max(values)) for name, values in off.items()}  # NaN stays NaN
 
 
+def cosines(
+    stores: dict[str, Path], checkpoint: Checkpoint, corpus: Corpus, rows: Sequence[int]
+) -> dict[str, list[float]]:
+    """Mean frame cosine of stored `final` to PyTorch's of the padded window, by store and recording."""
+    ids, found = corpus.table["id"].to_pylist(), defaultdict(list)
+    for row in rows:
+        audio = decode(corpus.absolute(row))
+        features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+        final = hidden_states(checkpoint.encoder, features)["final"][0].double().numpy()
+        for name, store in stores.items():
+            got = open_store(store).frames(ids[row], "final").astype(np.float64)
+            want = final[: len(got)]
+            products = (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
+            found[name].append(float(products.mean()))
+    return found
+
+
 def report(
     args: argparse.Namespace,
     facts: dict[str, object],
@@ -164,6 +190,7 @@ def report(
     flops: dict[str, int],
     off: dict[str, float],
     off_peers: dict[str, float],
+    near: dict[str, list[float]],
 ) -> None:
     """Write the tables; peers were timed on `timed` of `clips` clips."""
     rate = median(rates)
@@ -184,7 +211,7 @@ def report(
         rows.append(
             [
                 f"{name} (baseline)" if name == best else name,
-                f"{wall:.1f} ({min(all_walls):.1f}–{max(all_walls):.1f})",
+                f"{wall:.1f}" + (f" ({min(all_walls):.1f}–{max(all_walls):.1f})" if len(all_walls) > 1 else ""),
                 f"{speed:.1f}",
                 f"{ratio:.2f}",
                 f"{efficiency:.0%}",
@@ -193,7 +220,8 @@ def report(
         )
     kinds = [k for k in KINDS if any(name.startswith(k) for name in walls)]
     fastest = {k: min(wall for name, wall in walls.items() if name.startswith(k)) for k in kinds}
-    faster = [[f"voxstrata {m}", *(f"{fastest[k] / walls[f'voxstrata {m}']:.2f}" for k in kinds)] for m in MODES]
+    ours = [name for name in walls if name.startswith("voxstrata")]
+    faster = [[name, *(f"{fastest[k] / walls[name]:.2f}" for k in kinds)] for name in ours]
     header = ["system", "wall s", "audio-hours per hour", "× baseline", "efficiency", "stage seconds"]
     inputs = {"clips": clips, "audio_seconds": audio_seconds, "sgemm_flops_per_second": list(rates)}
     write_report(
@@ -202,7 +230,8 @@ def report(
         args,
         facts,
         inputs
-        | {"encoder_flops": flops, "systems": systems, "padded_relative_l2": off, "peers_relative_l2": off_peers},
+        | {"encoder_flops": flops, "systems": systems, "padded_relative_l2": off, "peers_relative_l2": off_peers}
+        | {"cosine_of_final": near},
         [
             Table(
                 f"{clips} clips, {audio_seconds / 60:.1f} minutes, mean {audio_seconds / clips:.2f} s:", header, rows
@@ -212,6 +241,11 @@ def report(
                 f"Stored `padded` beside PyTorch on {min(CHECKED, timed)} clips, allowed {TOLERANCE:.0e}:",
                 ["output", "largest relative L2"],
                 [[name, f"{value:.1e}"] for name, value in off.items()],
+            ),
+            Table(
+                f"Stored `final` beside PyTorch's, padded, on these clips; `bucketed` at least {COSINE}:",
+                ["context", "mean frame cosine", "worst clip"],
+                [[name, f"{np.mean(c):.4f}", f"{min(c):.4f}"] for name, c in near.items()],
             ),
             Table(
                 f"Last state beside PyTorch eager on one clip, allowed {PEER_TOLERANCE:.0e}:",
@@ -248,8 +282,11 @@ def main() -> int:
         off_peers = last_states(found, checkpoint, decode(corpus.absolute(part[0])))
         audio = [decode(corpus.absolute(i)) for i in range(len(corpus))]
         systems: dict[str, Callable[[], Run]] = {}
-        for mode in MODES:
-            systems[f"voxstrata {mode}"] = partial(run_voxstrata, mode, corpus, model, work, args.threads)
+        for name in MODES:
+            systems[f"voxstrata {name}"] = partial(run_voxstrata, name, corpus, model, work, args.threads)
+        say("exporting with 8-bit weights")
+        int8 = export(args.model, work / "int8", ExportSpec(dtype="int8", calibrate=args.calibrate))
+        systems[f"voxstrata {INT8}"] = partial(run_voxstrata, INT8, corpus, int8, work, args.threads)
         systems[f"{SESSION}, bucketed"] = partial(run_session, "bucketed", corpus, model, audio, args.threads)
         for name, encode in found.items():
             for batch in (1, 8):
@@ -263,16 +300,17 @@ def main() -> int:
                 runs[name].append(run())
                 say(f"repeat {repeat + 1} of {args.repeats}: {name} {runs[name][-1].wall:.1f} s")
         off = differences(work / "padded.zarr", checkpoint, corpus, part[:CHECKED])
+        stores = {name: work / f"{name}.zarr" for name in (*MODES[1:], INT8)}
+        near = cosines(stores, checkpoint, corpus, part[:CHECKED])
         flops = {}
         for name in systems:
-            mode = next((m for m in MODES if name.endswith(m)), "padded")
-            plan, _ = plan_corpus(corpus, model, store_spec(model, context=Context(mode)))
+            plan, _ = plan_corpus(corpus, model, store_spec(model, context=Context(mode_of(name))))
             flops[name] = Work.of(plan, EncoderSize.of(model, model.card.outputs)).flops
 
     audio_seconds = int(plan.samples.sum()) / SAMPLE_RATE
-    report(args, facts, audio_seconds, len(corpus), len(part), runs, rates, flops, off, off_peers)
+    report(args, facts, audio_seconds, len(corpus), len(part), runs, rates, flops, off, off_peers, near)
     right = all(v <= TOLERANCE for v in off.values()) and all(v <= PEER_TOLERANCE for v in off_peers.values())
-    return int(not right)
+    return int(not right or not np.mean(near["bucketed"]) >= COSINE)
 
 
 if __name__ == "__main__":

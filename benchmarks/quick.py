@@ -41,7 +41,7 @@ def main() -> int:
         given = ["--model", checkpoint, "--corpus", corpus, "--calibrate", other]
         for script, options in [*((s, [*given, *o]) for s, o in RUNS.items()), *ALONE.items()]:
             command = [sys.executable, HERE / script, "--threads", args.threads, "--out", args.out, *options]
-            worst = max(worst, subprocess.run([str(c) for c in command], check=False).returncode)
+            worst = max(worst, abs(subprocess.run([str(c) for c in command], check=False).returncode))  # −9: killed
     return worst
 
 

@@ -174,9 +174,9 @@ def main() -> int:
                     times["read, cached"] = share / (time.perf_counter() - begin)
                     dropped(path)
                     begin = time.perf_counter()
-                    read()
+                    again = read()
                     times["read, dropped"] = share / (time.perf_counter() - begin)
-                wrong = wrong or not np.array_equal(got, expected)
+                wrong = wrong or not (np.array_equal(got, expected) and np.array_equal(again, expected))
                 if repeat:
                     for what, rate in times.items():
                         rates[name][what].append(rate)
