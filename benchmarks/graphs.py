@@ -1,4 +1,5 @@
-"""The encoder's graphs on a CPU: a batch on all threads beside one on each, and every graph beside the others.
+"""The encoder's graphs on a CPU: a batch on all threads beside one on each, every graph beside the others, and the
+size of a batch.
 
 - standard: `encoder_cached.onnx`, standard operators alone
 - CPU's: `encoder_cpu.onnx`, written by hand for ONNX Runtime's CPU provider, with its MultiHeadAttention
@@ -10,7 +11,8 @@
 Times the encoder alone, on noise, its last state, with the silence cache that the model was exported with (none for
 30 s). The ways take turns, `--repeats` times; the table gives the efficiency of each one's fastest turn: arithmetic of
 the windows (every position of every block; see voxstrata.engine.budget) / (wall × numpy's sgemm rate, the best of one
-measurement per turn). A second table counts the nodes of each graph that ONNX Runtime runs.
+measurement per turn). On each thread a batch holds as many windows as `extract` gives it; a second table varies that
+for the CPU's graph. A third counts the nodes of each graph that ONNX Runtime runs.
 Exit status 1 when states differ from the standard graph's by more than 2e-4 (relative L2).
 """
 
@@ -35,10 +37,13 @@ from _common import Table, environment, pin, say, write_report
 
 from voxstrata.audio.units import WINDOW_FRAMES
 from voxstrata.engine.budget import EncoderSize, sgemm_rate
+from voxstrata.engine.session import DEFAULT_TOKENS, session_options
 from voxstrata.model import Context, ModelFolder, open_model
 from voxstrata.model.card import CACHED, CPU, WEIGHTS
 
-SHAPES = ((100, 15, 3), (300, 5, 4), (WINDOW_FRAMES, 1, 4))  # positions, windows of a batch on all threads, batches
+SHAPES = ((100, 15, 4), (300, 5, 4), (WINDOW_FRAMES, 1, 4))  # positions, windows of a batch on all threads, batches
+TOKENS = (125, 250, 500, 1000, 2000)  # budgets of a batch: windows × positions
+SWEPT = 80  # windows, for each of them
 TOLERANCE = 2e-4
 COUNTED = ("MultiHeadAttention", "Attention", "Softmax", "LayerNormalization", "SkipLayerNormalization")
 COUNTED += ("BiasGelu", "Gelu", "MatMul", "FusedMatMul", "Transpose", "Reshape", "Add")
@@ -107,10 +112,7 @@ def of_optimum(checkpoint: str, model: ModelFolder, folder: Path) -> tuple[list[
 
 def session(path: Path, threads: int, optimised: Path | None = None) -> ort.InferenceSession:
     """As the engine makes it, on so many threads; `optimised`: where to write the graph that is run."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False
+    options = session_options(threads)
     if optimised:
         options.optimized_model_filepath = str(optimised)
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -134,6 +136,27 @@ def work(run: ort.InferenceSession, output: str, fed: Feeds, batches: int, pool:
     return time.perf_counter() - begin
 
 
+def windows(frames: int, tokens: int) -> int:
+    """In a batch of that budget, as `Encoder.batch_size` has it."""
+    return max(1, tokens // frames)
+
+
+def sweep(model: ModelFolder, run: ort.InferenceSession, repeats: int, pool: ThreadPoolExecutor) -> list[list[str]]:
+    """Milliseconds of a window by positions and the budget of a batch on each thread, the fastest of the turns."""
+    graph, rows = Graph("CPU's", model.path / CPU), []
+    for frames, *_ in SHAPES[:-1]:
+        fed = {tokens: graph.feeds(model, frames, windows(frames, tokens)) for tokens in TOKENS}
+        times: dict[int, list[float]] = defaultdict(list)
+        for _ in range(repeats):
+            for tokens in TOKENS:
+                batches = -(-SWEPT // windows(frames, tokens))
+                seconds = work(run, graph.output, fed[tokens], batches, pool)
+                times[tokens].append(seconds / (batches * windows(frames, tokens)))
+        rows.append([str(frames), *(f"{1000 * min(times[t]):.1f} ({windows(frames, t)})" for t in TOKENS)])
+        say(" ".join(rows[-1]))
+    return rows
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--exported", required=True, type=Path, help="float32 model that `voxstrata export` made")
@@ -143,6 +166,7 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
     args = p.parse_args()
     pin(args.threads)
+    facts = environment(args.threads)
     model, pool = open_model(args.exported), ThreadPoolExecutor(args.threads)
     size = EncoderSize.of(model, ["final"])
     with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name:
@@ -162,14 +186,15 @@ def main() -> int:
         for g in graphs:
             if not g.ours and frames < WINDOW_FRAMES:
                 continue
-            together, alone = g.feeds(model, frames, batch), g.feeds(model, frames, 1)
+            each = windows(frames, DEFAULT_TOKENS["cpu"])
+            together, alone = g.feeds(model, frames, batch), g.feeds(model, frames, each)
             got = sessions[g.name, 1].run([g.output], alone)[0]
             want = got if want is None else want
             off[g.name] = max(off[g.name], float(np.linalg.norm(got - want) / np.linalg.norm(want)))
             way = partial(work, sessions[g.name, args.threads], g.output, together, batches, None)
-            ways[g.name, f"a batch on {args.threads}"] = way
-            way = partial(work, sessions[g.name, 1], g.output, alone, batch * batches, pool)
-            ways[g.name, "a window on each"] = way
+            ways[g.name, f"a batch of {batch} on {args.threads}"] = way
+            way = partial(work, sessions[g.name, 1], g.output, alone, batch * batches // each, pool)
+            ways[g.name, f"a batch of {each} on each"] = way
         times, rates = defaultdict(list), []
         for _ in range(args.repeats):
             rates.append(sgemm_rate(args.threads))
@@ -180,15 +205,21 @@ def main() -> int:
             efficiency = size.window_flops(frames, Context()) / (per_window * max(rates))
             rows.append([str(frames), *which, f"{per_window:.4f}", f"{efficiency:.2f}"])
             say(" ".join(rows[-1]))
+    swept = sweep(model, sessions["CPU's", 1], args.repeats, pool)
     found = [op for op in COUNTED if any(c[op] for c in counts.values())]
     write_report(
         "graphs",
         "The encoder's graphs on a CPU",
         args,
-        environment(args.threads),
+        facts,
         {"relative_l2": off, "nodes": counts},
         [
             Table("Fastest turns:", ["positions", "graph", "threads", "s per window", "efficiency"], rows),
+            Table(
+                f"The CPU's graph, a batch on each of {args.threads} threads, ms of a window (windows of a batch):",
+                ["positions", *(f"{t} tokens" for t in TOKENS)],
+                swept,
+            ),
             Table(
                 "Nodes that ONNX Runtime runs, and relative L2 of the last state to the standard graph's:",
                 ["graph", *found, "all", "relative L2"],

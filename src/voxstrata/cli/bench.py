@@ -31,17 +31,18 @@ def bench(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure how fast this machine runs MODEL, in under two minutes, and remember it for `voxstrata plan`.
+    """Measure how fast this machine runs MODEL, in about two minutes, and remember it for `voxstrata plan`.
 
     Extracts made-up recordings (read sentences' mix of lengths, mean 12 s) in every context into a temporary folder
-    (TMPDIR, up to 2 GB), on an otherwise quiet machine. The result is kept in XDG_CACHE_HOME or ~/.cache, for this
+    (TMPDIR, up to 2 GB), on an otherwise quiet machine; at least four in each, which takes longer where a large model
+    runs on few cores. The result is kept in XDG_CACHE_HOME or ~/.cache, for this
     model, machine, software, device and number of threads.
 
     \b
     Example:
       voxstrata bench base --corpus speech.tsv --threads 2
     """
-    from voxstrata.corpus import read_corpus
+    from voxstrata.corpus import probe_corpus, read_corpus
     from voxstrata.engine.estimate import estimate
     from voxstrata.engine.planning import store_spec
     from voxstrata.engine.session import Device
@@ -55,11 +56,10 @@ def bench(
         record = run(opened, outputs=outputs, device=on, threads=threads, say=steps(line))
         estimates = {}
         if read:
+            probed = probe_corpus(read, progress=count_progress(line, "reading headers"))
             for mode in record.modes:
                 spec = store_spec(opened, outputs=outputs, context=Context(mode), device=on)  # type: ignore[arg-type]
-                estimates[mode] = estimate(
-                    read, opened, spec, record, device=on, probing=count_progress(line, "reading headers")
-                )
+                estimates[mode] = estimate(read, opened, spec, record, device=on, probed=probed)
     if as_json:
         expected = {mode: e.to_dict() for mode, e in estimates.items()}
         print_json(_with_rates(record) | {"record": str(record_path(record.about)), "corpus": expected or None})

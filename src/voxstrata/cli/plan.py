@@ -54,7 +54,7 @@ def plan(
     Example:
       voxstrata plan speech.tsv base --outputs layer_03,layer_06,final
     """
-    from voxstrata.corpus import read_corpus
+    from voxstrata.corpus import probe_corpus, read_corpus
     from voxstrata.engine.estimate import estimate
     from voxstrata.engine.planning import store_spec
     from voxstrata.engine.session import Device, available_threads
@@ -73,25 +73,27 @@ def plan(
     )
     used = threads or available_threads()
     record = recorded(opened, on, used)
+    read = read_corpus(corpus, split)
     with Line() as line:
         found = estimate(
-            read_corpus(corpus, split),
+            read,
             opened,
             spec,
             record,
             long=long,  # type: ignore[arg-type]
             unit_megabytes=unit_mb,
             device=on,
-            probing=count_progress(line, "reading headers"),
+            probed=probe_corpus(read, progress=count_progress(line, "reading headers")),
         )
     command = f"voxstrata bench {model} --device {device} --threads {used}"
     if as_json:
         print_json(found.to_dict() | {"device": device, "threads": used, "bench": None if record else command})
     else:
         click.echo(f"{corpus} with {model}:{estimate_text(found)}")
-        if found.seconds is not None:
+        if record:
             click.echo(
-                f"\nexpected time {_time(found)} on {device}, {used} threads, by the rate `voxstrata bench` stored"
+                f"\nexpected time {_time(found)} on {device}, {used} threads, by the rate `voxstrata bench` stored "
+                f"({len(record.modes[spec.context.mode].outputs)} outputs)"
             )
         else:
             click.echo(f"\nexpected time not known: measure this machine with `{command}` (two minutes)")

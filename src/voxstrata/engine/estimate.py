@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import Corpus
 from voxstrata.engine.budget import EncoderSize, Work
-from voxstrata.engine.planning import Long, plan_corpus
+from voxstrata.engine.planning import Long, Probed, plan_corpus
 from voxstrata.engine.session import Device
 from voxstrata.engine.throughput import Record
 from voxstrata.model import ModelFolder
@@ -56,14 +55,15 @@ def estimate(
     long: Long = "window",
     unit_megabytes: float | None = None,
     device: Device | None = None,
-    probing: Callable[[int, int], None] | None = None,
+    probed: Probed | None = None,
 ) -> Estimate:
     """Plan the extraction of `corpus` as `spec` says, on `device` (by default the CPU).
 
+    probed: what `probe_corpus` returned, where headers were read already.
     The time is the arithmetic at the operations per second that `record` (of `bench`) reached in that context.
     Raises what planning raises: InputError for a corpus of which nothing can be read.
     """
-    plan, _ = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, device=device, probing=probing)
+    plan, _ = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, device=device, probed=probed)
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = None
     if record:

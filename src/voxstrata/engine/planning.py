@@ -15,6 +15,7 @@ from voxstrata.model.names import select_outputs
 from voxstrata.store.plan import GPU_UNIT_MEGABYTES, UNIT_MEGABYTES, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
+Probed = tuple[list[AudioInfo | None], dict[int, str]]
 Long = Literal["window", "error"]
 
 
@@ -45,15 +46,17 @@ def plan_corpus(
     unit_megabytes: float | None = None,
     device: Device | None = None,
     probing: Callable[[int, int], None] | None = None,
+    probed: Probed | None = None,
 ) -> tuple[Plan, list[AudioInfo | None]]:
     """Read the headers of a corpus and plan its extraction.
 
     unit_megabytes: of one unit over all outputs; by default what suits the device.
+    probed: what `probe_corpus` returned, where that is known already.
 
     Returns the plan and what probing said of every row of the corpus. Raises InputError when nothing can be read, or,
     with `long="error"`, when a recording is over 30 s.
     """
-    infos, unreadable = probe_corpus(corpus, progress=probing)
+    infos, unreadable = probed or probe_corpus(corpus, progress=probing)
     if unit_megabytes is None:
         unit_megabytes = UNIT_MEGABYTES if device is None or device.kind == "cpu" else GPU_UNIT_MEGABYTES
     if long == "error":

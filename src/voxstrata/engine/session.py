@@ -65,6 +65,17 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))  # kSameAsRequested
 
 
+def session_options(threads: int) -> ort.SessionOptions:
+    """Of all sessions, whatever the device: so many threads within an operator, memory from the shared arena."""
+    _share_arena()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False  # one plan, and one block, for every shape that was met
+    return options
+
+
 class Encoder:
     """Runs batches of windows through an exported model.
 
@@ -230,14 +241,9 @@ class Encoder:
         return [(PROVIDERS["cpu"], {})]
 
     def _make_session(self, name: str) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1 if self.device.kind == "cpu" else self.threads
-        options.log_severity_level = 3
-        _share_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
+        options = session_options(1 if self.device.kind == "cpu" else self.threads)
         # where the weights of a graph lie that is given as bytes
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.model.path))
-        options.enable_mem_pattern = False  # one plan, and one block, for every shape that was met
         providers = self._providers(name)
         wanted = providers[0][0]
         if wanted not in ort.get_available_providers():
