@@ -118,8 +118,9 @@ def write_report(
     results: dict[str, Any],
     tables: Sequence[Table],
     notes: Sequence[str],
+    show: bool = True,
 ) -> None:
-    """Write `name`.json (all figures) and `name`.md (the tables) into `--out`, and print the latter."""
+    """Write `name`.json (all figures) and `name`.md (the tables) into `--out`, and print the latter if `show`."""
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items()) if k != "out"}
     report = {"title": title, "environment": facts, "settings": settings, "results": results}
@@ -132,7 +133,8 @@ def write_report(
     parts += ["\n".join(f"- {note}" for note in notes)]
     text = "\n\n".join(parts) + "\n"
     (args.out / f"{name}.md").write_text(text, encoding="utf-8")
-    print(text, end="")
+    if show:
+        print(text, end="")
 
 
 def _facts(facts: dict[str, Any]) -> str:

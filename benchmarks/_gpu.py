@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -32,6 +33,7 @@ NOT_MEASURED = "not measured"
 TOLERANCE = 1e-2  # relative L2 of float16 states, as at export
 COSINE = 0.98  # of `bucketed`, mean over frames: the cache is the pure one
 MM_SIDE = 8192
+Found = tuple[NDArray[np.float32], list[NDArray[Any]]]  # a recording's samples, and its rows by output
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Bench:
     model: ModelFolder
     checkpoint: Checkpoint
     work: Path
+    begin: float  # on the clock of time.perf_counter; making the model counts, too
     tables: dict[str, list[Sequence[str]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
@@ -82,14 +85,18 @@ class Bench:
 
 
 class Idle:
-    """Samples how much of the time a kernel runs; `share` is what is left, None without nvidia-smi."""
+    """Samples how much of the time a kernel runs."""
+
+    PERIOD = 0.2  # seconds
 
     def __init__(self, device: Device) -> None:
-        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200"]
-        self.share: float | None = None
+        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        query += [f"--loop-ms={1000 * self.PERIOD:.0f}", f"--id={device.index}"]
+        self._samples: list[float] = []
         self._process = None
         if device.kind != "cpu":
-            self._process = subprocess.Popen([*query, f"--id={device.index}"], stdout=subprocess.PIPE, text=True)
+            with suppress(OSError):  # no nvidia-smi
+                self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Idle:
         return self
@@ -97,8 +104,13 @@ class Idle:
     def __exit__(self, *_: object) -> None:
         if self._process:
             self._process.terminate()
-            samples = [float(x) for x in self._process.communicate()[0].split()][1:]
-            self.share = 1 - mean(samples) / 100 if samples else None
+            with suppress(ValueError):  # "[N/A]" where the driver does not tell
+                self._samples = [float(x) for x in self._process.communicate()[0].split()]
+
+    def share(self, seconds: float) -> float | None:
+        """What is left of the last so many seconds; None where nvidia-smi does not tell."""
+        last = self._samples[-max(1, int(seconds / self.PERIOD)) :]
+        return 1 - mean(last) / 100 if last else None
 
 
 def random_model(shape: Sequence[int], folder: Path) -> tuple[ModelFolder, Checkpoint]:
@@ -115,6 +127,20 @@ def random_model(shape: Sequence[int], folder: Path) -> tuple[ModelFolder, Check
     with patch.object(EXPORTING, "validate", lambda *_: {}):
         model = EXPORTING.export(source, folder / "model", ExportSpec(dtype="float16"))
     return model, load_checkpoint(source)
+
+
+def gpu_facts(device: Device) -> dict[str, Any]:
+    """What a report says of the device and its software."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"]
+    driver = None
+    with suppress(OSError):
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
+    return {
+        "gpu": torch.cuda.get_device_name(device.index),
+        "driver": driver,
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+    }
 
 
 def noise() -> NDArray[np.float32]:
@@ -177,6 +203,19 @@ def rates(b: Bench) -> None:
         b.rates[dtype] = max(rate, b.rates.get(dtype, 0))
         header = ("dtype", "TFLOP/s")
         b.add(f"torch.mm, {MM_SIDE}³, at the start and at the end:", header, (dtype, b.cell(rate / 1e12, ".0f")))
+
+
+def apart(b: Bench, what: str, encoder: DeviceEncoder, found: Sequence[Found]) -> float:
+    """Largest relative L2 of rows made among others to those of the recording by itself, which are the same but for
+    rounding. More than TOLERANCE is a problem of `what`."""
+    worst = 0.0
+    for audio, rows in found:
+        bucket = encoder.context.frames_computed(-(-len(audio) // SAMPLES_PER_FRAME))
+        for (alone, *_), among in zip(encoder.run_reduced([audio], bucket).rows, rows, strict=True):
+            want = alone.astype(np.float64)
+            worst = max(worst, float(np.linalg.norm(among - want) / np.linalg.norm(want)))
+    b.check(worst <= TOLERANCE, f"{what}: rows are off those of the recording by itself by {worst:.1e} (relative L2)")
+    return worst
 
 
 def _synchronize(b: Bench) -> None:

@@ -3,18 +3,20 @@
 A random-weight encoder of large-v3's shape (`--shape`), exported in float16; noise of FLEURS-like lengths (log-normal,
 mean 12 s). Context `bucketed`. Three things kept: three outputs as frames, all outputs pooled, all outputs as frames.
 
-Sections, most important first; one that fails or comes too late (`--seconds`) is a problem in the report, not its end:
+Sections, most important first; one that fails or comes too late (`--seconds`) is a problem in the report, not its end,
+and the report is written after each:
 - correctness: `padded` beside PyTorch in float32, relative L2; `bucketed` beside the same, cosine of frames;
 - rates: torch.mm of 8192³ in bfloat16 and float16, at the start and the end;
 - the device alone: the batches of `extract` from memory, nothing written. Efficiency is the arithmetic the plan needs
   (`voxstrata.engine.budget`) / (wall × bfloat16 rate). Idle is what is left of nvidia-smi's `utilization.gpu`, the
   share of time with a kernel running, sampled meanwhile. Fill is positions of windows / positions computed: with
-  CUDA graphs and on TensorRT batches have one shape per bucket, and what is missing is silence;
-- the whole of `extract`, from FLAC to a store of `--store-gb` at most;
+  CUDA graphs and on TensorRT batches have one shape per bucket, and what is missing is silence. A row of the largest
+  batch of several buckets is held against that of the recording by itself (relative L2);
+- the whole of `extract`, from FLAC to a store of `--store-gb` at most; stored rows are held against the same;
 - PyTorch: Hugging Face's encoder, SDPA, float16 and bfloat16, 30 s windows, log-mel on the GPU, the valid frames of as
   many outputs copied to the host, at every size of `--batches`;
 - profile: time on the device by kernel (torch.profiler, which sees ONNX Runtime's kernels as well);
-- settings: without fused attention, other token budgets, CUDA graphs.
+- settings: without fused attention, CUDA graphs, other token budgets.
 
 Exit status 1 when a section fails or a result is off. `--device cpu --small` runs all of it at a small size: `extract`
 is made to take the path of accelerators with the CPU as the device, and every rate is «not measured».
@@ -38,22 +40,35 @@ from typing import Any
 import numpy as np
 import torch
 from _common import Table, environment, say, write_report
-from _gpu import NOT_MEASURED, Bench, Idle, correctness, noise, random_model, rates
+from _gpu import NOT_MEASURED, Bench, Found, Idle, apart, correctness, gpu_facts, noise, random_model, rates
 from _synthetic import random_plan
 from mixes import SHAPES
 from numpy.typing import NDArray
 
+from voxstrata.audio.decode import decode
 from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.engine import Device, DeviceEncoder, extract
 from voxstrata.engine.budget import EncoderSize, Work
+from voxstrata.engine.session import available_threads
 from voxstrata.engine.throughput import MIXES, write_noise
 from voxstrata.model import ModelFolder
 from voxstrata.store import StoreSpec, open_store
+from voxstrata.store.plan import GPU_UNIT_MEGABYTES
 
 EXTRACTING: Any = sys.modules["voxstrata.engine.extract"]  # by name: the package's attribute is the function
-UNIT_MB = 4096  # the largest there is: batches stay within a unit, and a GPU's are large
+COMPARED = 6  # buckets, and recordings of a store
+MARKS = "The marks, three outputs as frames:"
 SMALL = (64, 3, 2, 80)  # d_model, layers, heads, mel bins
-HEADER = ("kept", "audio-hours per hour", "efficiency", "idle", "GB/s to the host", "fill", "stage seconds")
+HEADER = (
+    "kept",
+    "audio-hours per hour",
+    "efficiency",
+    "idle",
+    "GB/s to the host",
+    "fill",
+    "relative L2",
+    "stage seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Batch:
 def batches_of(b: Bench, encoder: DeviceEncoder, lengths: NDArray[np.float64]) -> tuple[list[Batch], int]:
     """The batches of recordings of so many seconds, and the arithmetic they need."""
     frames = np.ceil(lengths * SAMPLE_RATE / SAMPLES_PER_FRAME).astype(np.int64)
-    plan = random_plan({"en": frames}, b.model.card.d_model, encoder.spec, UNIT_MB)
+    plan = random_plan({"en": frames}, b.model.card.d_model, encoder.spec, GPU_UNIT_MEGABYTES)
     voice = noise()
     found = [
         Batch([voice[: w.samples] for w in windows], m, encoder.rows(len(windows), m))
@@ -83,6 +98,9 @@ def alone(b: Bench, spec: StoreSpec, lengths: NDArray[np.float64], **changes: An
     encoder = b.encoder(spec, **changes)
     work, flops = batches_of(b, encoder, lengths)
     passes, bytes_out = 0, 0
+    largest = {batch.frames: batch for batch in sorted(work, key=lambda x: len(x.audio))}
+    compared = {id(x) for x in sorted(largest.values(), key=lambda x: -len(x.audio))[:COMPARED]}
+    among: list[Found] = []
     with ThreadPoolExecutor(encoder.concurrency) as pool:
         # every bucket on every caller: what is allocated, tried out, recorded or built is so before the clock starts
         for first in {batch.frames: batch for batch in work}.values():
@@ -91,32 +109,46 @@ def alone(b: Bench, spec: StoreSpec, lengths: NDArray[np.float64], **changes: An
             ]:
                 done.result()
         encoder.seconds.clear()
-        pending: deque[Future[Any]] = deque()
+        pending: deque[tuple[Batch, Future[Any]]] = deque()
+
+        def take() -> int:
+            """Bytes of the batch that was first; a recording of those compared is kept."""
+            batch, done = pending.popleft()
+            reduced = done.result()
+            if id(batch) in compared:
+                compared.discard(id(batch))
+                among.append((batch.audio[-1], [rows[-1].copy() for rows in reduced.rows]))
+            return sum(r.nbytes for rows in reduced.rows for r in rows)
+
         with Idle(b.device) as idle:
             begin = time.perf_counter()
             while not passes or time.perf_counter() - begin < b.args.measure:
                 for batch in work:
-                    pending.append(pool.submit(encoder.run_reduced, batch.audio, batch.frames))
+                    pending.append((batch, pool.submit(encoder.run_reduced, batch.audio, batch.frames)))
                     while len(pending) > encoder.concurrency + 1:
-                        bytes_out += sum(r.nbytes for rows in pending.popleft().result().rows for r in rows)
+                        bytes_out += take()
                 passes += 1
-            bytes_out += sum(r.nbytes for done in pending for rows in done.result().rows for r in rows)
+            while pending:
+                bytes_out += take()
             wall = time.perf_counter() - begin
+    off = apart(b, f"{spec.outputs}, {spec.pool}, {changes}", encoder, among)
     audio = passes * sum(len(x) for batch in work for x in batch.audio) / SAMPLE_RATE
     computed = sum(batch.rows * batch.frames for batch in work)
     efficiency = passes * flops / (wall * b.rates["bfloat16"]) if b.rates else None
     fill = sum(len(batch.audio) * batch.frames for batch in work) / computed
     stages = ", ".join(f"{k} {v:.1f}" for k, v in encoder.seconds.items())
-    found = {"audio_hours_per_hour": audio / wall, "efficiency": efficiency, "idle": idle.share, "wall": wall}
+    idling = idle.share(wall)
+    found = {"audio_hours_per_hour": audio / wall, "efficiency": efficiency, "idle": idling, "wall": wall, "off": off}
     b.results.setdefault("device_alone", []).append(
         {"outputs": len(spec.outputs), "pool": spec.pool, **changes, **found, "bytes": bytes_out, "fill": fill}
     )
     return [
         b.cell(audio / wall, ".0f"),
         b.cell(efficiency, ".0%"),
-        b.cell(idle.share, ".0%"),
+        b.cell(idling, ".0%"),
         b.cell(bytes_out / wall / 1e9, ".2f"),
         f"{fill:.0%}",
+        f"{off:.1e}",
         NOT_MEASURED if b.device.kind == "cpu" else stages,
     ]
 
@@ -133,34 +165,44 @@ def whole_extract(b: Bench, kept: str) -> None:
     per_clip *= b.model.card.d_model * spec.stored_dtype.itemsize * len(spec.outputs)
     clips = max(4, min(b.args.clips, int(b.args.store_gb * 1e9 / per_clip)))
     lengths = MIXES["fleurs"].lengths(clips)
-    with tempfile.TemporaryDirectory(dir=b.work) as folder, Idle(b.device) as idle:
+    with tempfile.TemporaryDirectory(dir=b.work) as folder:
         corpus = write_noise(Path(folder) / "corpus", lengths)
-        done = extract(
-            corpus,
-            b.model,
-            Path(folder) / "s.zarr",
-            outputs=spec.outputs,
-            pool=spec.pool,
-            device=b.device,
-            threads=b.args.threads,
-            tokens=b.args.tokens,
-            unit_megabytes=UNIT_MB,
-        )
+        with Idle(b.device) as idle:
+            done = extract(
+                corpus,
+                b.model,
+                Path(folder) / "s.zarr",
+                outputs=spec.outputs,
+                pool=spec.pool,
+                device=b.device,
+                threads=b.args.threads,
+                tokens=b.args.tokens,
+            )
         store = open_store(Path(folder) / "s.zarr")
         b.check(done.failed == 0 and store.complete, f"extract, {kept}: the store is not complete")
+        found, ids = [], corpus.table["id"].to_pylist()
+        for row in np.linspace(0, len(corpus) - 1, min(COMPARED, len(corpus))).astype(int).tolist():
+            at = store.ids.index(ids[row])
+            stored = [store.pooled(o)[at][None] if spec.pool else store.frames(at, o) for o in spec.outputs]
+            found.append((decode(corpus.absolute(row)), stored))
+        off = apart(b, f"extract, {kept}", b.encoder(spec), found)
     efficiency = done.flops / (done.seconds * b.rates["bfloat16"]) if b.rates else None
-    speed = done.audio_seconds / done.seconds
-    b.results.setdefault("extract", []).append({"kept": kept, "audio_hours_per_hour": speed, **done.to_dict()})
+    speed, idling = done.audio_seconds / done.seconds, idle.share(done.seconds)
+    b.results.setdefault("extract", []).append(
+        done.to_dict()
+        | {"kept": kept, "audio_hours_per_hour": speed, "efficiency": efficiency, "idle": idling, "off": off}
+    )
     b.add(
         "The whole of extract, FLAC to store:",
-        ("kept", "clips", "audio-hours per hour", "efficiency", "idle", "GB/s written", "stage seconds"),
+        ("kept", "clips", "audio-hours per hour", "efficiency", "idle", "GB/s written", "relative L2", "stage seconds"),
         (
             kept,
             str(clips),
             b.cell(speed, ".0f"),
             b.cell(efficiency, ".0%"),
-            b.cell(idle.share, ".0%"),
+            b.cell(idling, ".0%"),
             b.cell(clips * per_clip / done.seconds / 1e9, ".2f"),
+            f"{off:.1e}",
             NOT_MEASURED if b.device.kind == "cpu" else ", ".join(f"{k} {v:.1f}" for k, v in done.stages.items()),
         ),
     )
@@ -206,15 +248,11 @@ def pytorch(b: Bench, dtype: str) -> None:
     b.checkpoint.encoder.to("cpu", torch.float32)
 
 
-def settings(b: Bench) -> None:
-    """Three outputs as frames at other token budgets, without fused attention, and with CUDA graphs."""
+def setting(b: Bench, **change: Any) -> None:
+    """Three outputs as frames in another setting."""
     spec, lengths = b.specs()["three outputs, frames"], MIXES["fleurs"].lengths(b.args.clips)
-    tokens = b.args.tokens or 16 * WINDOW_FRAMES
-    for change in ({"fused_attention": False}, {"tokens": tokens // 2}, {"tokens": 2 * tokens}, {"cuda_graphs": True}):
-        name = ", ".join(f"{k} {v}" for k, v in change.items())
-        b.add(
-            "Settings, three outputs as frames:", ("setting", *HEADER[1:]), (name, *alone(b, spec, lengths, **change))
-        )
+    name = ", ".join(f"{k} {v}" for k, v in change.items())
+    b.add("Settings, three outputs as frames:", ("setting", *HEADER[1:]), (name, *alone(b, spec, lengths, **change)))
 
 
 def profile(b: Bench) -> None:
@@ -241,19 +279,27 @@ def bars(b: Bench) -> None:
     ours = [r for r in b.results.get("device_alone", []) if r["outputs"] == 3]
     speeds = [r["audio_hours_per_hour"] for r in b.results.get("pytorch", []) if r["audio_hours_per_hour"]]
     first: dict[str, Any] = ours[0] if ours else {}
-    ratio = first["audio_hours_per_hour"] / max(speeds) if first and speeds else None
+    whole: dict[str, Any] = next((r for r in b.results.get("extract", []) if r["kept"].startswith("three")), {})
+    ratios = [r["audio_hours_per_hour"] / max(speeds) if r and speeds else None for r in (first, whole)]
+    b.tables.pop(MARKS, None)
     b.add(
-        "The marks, three outputs as frames, the device alone:",
-        ("what", "mark", "found"),
-        ("share of the bfloat16 matrix product rate", "≥ 50%", b.cell(first.get("efficiency"), ".0%")),
-        ("× PyTorch, its best dtype and batch", "≥ 3", b.cell(ratio, ".2f")),
-        ("idle", "≤ 5%", b.cell(first.get("idle"), ".0%")),
+        MARKS,
+        ("what", "mark", "the device alone", "`extract`"),
+        (
+            "share of the bfloat16 matrix product rate",
+            "≥ 50%",
+            *(b.cell(r.get("efficiency"), ".0%") for r in (first, whole)),
+        ),
+        ("× PyTorch, its best dtype and batch", "≥ 3", *(b.cell(r, ".2f") for r in ratios)),
+        ("idle", "≤ 5%", *(b.cell(r.get("idle"), ".0%") for r in (first, whole))),
     )
 
 
-def run(b: Bench) -> None:
-    """All sections."""
+def run(b: Bench, publish: Callable[[], None]) -> None:
+    """All sections; `publish` after each."""
     kept = list(b.specs())
+    tokens = b.args.tokens or 16 * WINDOW_FRAMES
+    changes = ({"fused_attention": False}, {"cuda_graphs": True}, {"tokens": tokens // 2}, {"tokens": 2 * tokens})
     sections: list[tuple[str, Callable[[], None]]] = [
         ("correctness", partial(correctness, b)),
         ("rates", partial(rates, b)),
@@ -261,15 +307,14 @@ def run(b: Bench) -> None:
         *((f"PyTorch {dtype}", partial(pytorch, b, dtype)) for dtype in ("float16", "bfloat16")),
         *((f"extract, {k}", partial(whole_extract, b, k)) for k in kept),
         ("profile", partial(profile, b)),
-        ("settings", partial(settings, b)),
+        *((f"setting {c}", partial(setting, b, **c)) for c in changes),
         ("rates", partial(rates, b)),
     ]
-    begin = time.perf_counter()
     for title, section in sections:
-        if time.perf_counter() - begin > b.args.seconds:
+        if time.perf_counter() - b.begin > b.args.seconds:
             b.check(False, f"{title}: not reached within {b.args.seconds:.0f} s")
             continue
-        say(f"{time.perf_counter() - begin:.0f} s: {title}")
+        say(f"{time.perf_counter() - b.begin:.0f} s: {title}")
         try:
             section()
         except Exception as error:  # the sections after it are still worth their device time
@@ -277,7 +322,8 @@ def run(b: Bench) -> None:
             b.check(False, f"{title}: {type(error).__name__}: {str(error).splitlines()[:1]}")
         if b.device.kind != "cpu":
             torch.cuda.empty_cache()  # the rest is ONNX Runtime's
-    bars(b)
+        bars(b)
+        publish()
 
 
 def through_device_path() -> None:
@@ -310,23 +356,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit("no CUDA device; --device cpu --small runs the script at a small size")
     if args.small:
         shape, args.shape, args.clips, args.tokens, args.measure, args.batches = SMALL, "small", 6, 3000, 0, [2]
-    facts = environment(args.threads or 0)
+    facts = environment(args.threads or available_threads())
     if device.kind != "cpu":
-        facts = {"gpu": torch.cuda.get_device_name(device.index), "CUDA": torch.version.cuda} | facts
+        facts = gpu_facts(device) | facts
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
         say("making the model")
         model, checkpoint = random_model(shape, Path(folder))
-        b = Bench(args, device, model, checkpoint, Path(folder))
-        run(b)
-    write_report(
-        "extraction_gpu",
-        "Extraction on a GPU",
-        args,
-        facts | {"model": f"{shape[1]} layers of {shape[0]}", "host memory": b.results.get("host_memory")},
-        b.results | {"matmul_flops_per_second": b.rates},
-        [Table(caption, rows[0], rows[1:]) for caption, rows in b.tables.items()],
-        [f"PROBLEM: {x}" for x in b.problems] or ["No problem found."],
-    )
+        b = Bench(args, device, model, checkpoint, Path(folder), begin)
+
+        def publish() -> None:
+            write_report(
+                "extraction_gpu",
+                "Extraction on a GPU",
+                args,
+                facts | {"model": f"{shape[1]} layers of {shape[0]}", "host memory": b.results.get("host_memory")},
+                b.results | {"matmul_flops_per_second": b.rates},
+                [Table(caption, rows[0], rows[1:]) for caption, rows in b.tables.items()],
+                [f"PROBLEM: {x}" for x in b.problems] or ["No problem found."],
+                show=False,
+            )
+
+        run(b, publish)
+    print((args.out / "extraction_gpu.md").read_text(encoding="utf-8"), end="")
     return int(bool(b.problems))
 
 

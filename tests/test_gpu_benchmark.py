@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,19 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
         folder = tmp_path_factory.mktemp("bench")
         model, checkpoint = _gpu.random_model((32, 3, 2, 80), folder)
-        args = argparse.Namespace(clips=3, tokens=1500, measure=0.0, batches=[1], threads=1, store_gb=1.0, seconds=60.0)
-        yield extraction_gpu, _gpu, _gpu.Bench(args, Device("cpu"), model, checkpoint, folder)
+        args = argparse.Namespace(
+            clips=3, tokens=1500, measure=0.0, batches=[1], threads=1, store_gb=1.0, seconds=600.0
+        )
+        yield extraction_gpu, _gpu, _gpu.Bench(args, Device("cpu"), model, checkpoint, folder, time.perf_counter())
 
 
 def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     script, _, b = bench
     monkeypatch.setattr(script.EXTRACTING, "make_encoder", script.EXTRACTING.make_encoder)  # restored afterwards
     script.through_device_path()
-    script.run(b)
+    published = []
+    script.run(b, lambda: published.append(len(b.tables)))
+    assert len(published) == 16  # after every section
     assert b.problems == []
     assert b.results["correctness"]["padded_relative_l2"] < 1e-2
     assert [len(rows) for rows in b.tables.values()] == [3, 5, 4, 3, 4, 2, 5, 4]
@@ -48,6 +53,19 @@ def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any, monkeyp
     alone = b.results["device_alone"]
     assert [(r["outputs"], r["pool"]) for r in alone[:3]] == [(3, None), (5, "mean"), (5, None)]
     assert all(0 < r["fill"] <= 1 and r["bytes"] > 0 for r in alone)
+    assert all(r["off"] < 1e-2 for r in (*alone, *b.results["extract"]))
+
+
+def test_rows_of_another_recording_are_a_problem(bench: Any) -> None:
+    _, gpu, b = bench
+    fresh = gpu.Bench(b.args, b.device, b.model, b.checkpoint, b.work, time.perf_counter())
+    encoder, voice = fresh.encoder(fresh.specs()["three outputs, frames"]), gpu.noise()
+    rows = [rows for (rows,) in encoder.run_reduced([voice[:30_000]], 150).rows]
+    assert gpu.apart(fresh, "right", encoder, [(voice[:30_000], rows)]) == 0
+    assert fresh.problems == []
+    gpu.apart(fresh, "wrong", encoder, [(voice[7_000:37_000], rows)])
+    assert len(fresh.problems) == 1
+    assert fresh.problems[0].startswith("wrong: rows are off")
 
 
 def test_bytes_that_leave_the_device_are_those_that_are_stored(bench: Any) -> None:
@@ -64,15 +82,15 @@ def test_bytes_that_leave_the_device_are_those_that_are_stored(bench: Any) -> No
 
 def test_a_section_that_fails_is_a_problem_and_not_the_end(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     script, gpu, b = bench
-    failing = gpu.Bench(b.args, b.device, b.model, b.checkpoint, b.work)
-    for name in ("device_alone", "whole_extract", "pytorch", "profile", "settings", "correctness"):
-        monkeypatch.setattr(script, name, lambda *_: None)
+    failing = gpu.Bench(b.args, b.device, b.model, b.checkpoint, b.work, time.perf_counter())
+    for name in ("device_alone", "whole_extract", "pytorch", "profile", "setting", "correctness"):
+        monkeypatch.setattr(script, name, lambda *_, **__: None)
 
     def broken(_: Any) -> None:
         raise RuntimeError("no rate today")
 
     monkeypatch.setattr(script, "rates", broken)
-    script.run(failing)
+    script.run(failing, lambda: None)
     assert len(failing.problems) == 2
     assert "no rate today" in failing.problems[0]
     assert list(failing.tables)[-1].startswith("The marks")
