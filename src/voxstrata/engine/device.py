@@ -32,7 +32,7 @@ from voxstrata.audio.units import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_fram
 from voxstrata.engine.device_graphs import cut_log_mel, encoder_graph
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import Reduced, gathering, reduction_graph, row_count
-from voxstrata.engine.session import PROVIDERS, Device, Encoder
+from voxstrata.engine.session import PROVIDERS, Device, Sessions
 from voxstrata.errors import InputError, VoxstrataError
 from voxstrata.model.card import CACHED, ENCODER, LOG_MEL, ModelFolder
 from voxstrata.store.spec import StoreSpec
@@ -42,7 +42,7 @@ CALLERS = 2  # threads that call at once: one batch is computed while the other'
 ENGINE_CACHE = "tensorrt"  # folder of built TensorRT engines inside the model folder
 
 
-class DeviceEncoder(Encoder):
+class DeviceEncoder(Sessions):
     """Runs batches of windows through log-mel, encoder and the reductions of `spec` on one device.
 
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed.
@@ -51,10 +51,8 @@ class DeviceEncoder(Encoder):
     host_memory: "pinned", or "pageable" on a CPU and once the driver has refused to lock memory, which is slower but
     gives the same.
 
-    Raises what `Encoder` raises, and InputError when the package onnx is missing.
+    Raises what `Sessions` raises, and InputError when the package onnx is missing.
     """
-
-    kinds = ("cpu", "cuda", "tensorrt")
 
     def __init__(
         self,
@@ -75,7 +73,7 @@ class DeviceEncoder(Encoder):
         if device.kind != "cpu":
             with contextlib.redirect_stdout(sys.stderr):  # where it says which are missing
                 ort.preload_dlls()  # CUDA's libraries where pip put them
-        super().__init__(model, spec.outputs, spec.context, device=device, threads=threads, tokens=tokens)
+        super().__init__(model, spec.outputs, spec.context, device, threads, tokens)
         self.concurrency = CALLERS
         self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
         self._computed = np.dtype(model.card.dtype)
@@ -199,9 +197,6 @@ class DeviceEncoder(Encoder):
         stored = [v[: len(index) * d].reshape(-1, d).copy() for v in buffers.rows.values()]
         self._count("copy_out", begin)
         return Reduced([np.split(rows, ends) for rows in stored], finite)
-
-    def _graph(self, frames: int) -> str:
-        return CACHED if self.context.mode == "bucketed" and frames < WINDOW_FRAMES else ENCODER
 
     def _source(self, name: str) -> bytes:
         if name == REDUCTIONS:

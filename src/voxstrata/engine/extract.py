@@ -21,9 +21,10 @@ from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.engine.budget import EncoderSize, sgemm_rate
 from voxstrata.engine.decoding import DecodeAhead
 from voxstrata.engine.device import DeviceEncoder
+from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.planning import Long, plan_corpus, store_spec
 from voxstrata.engine.reductions import Reduced
-from voxstrata.engine.session import Device, Encoder
+from voxstrata.engine.session import Device
 from voxstrata.engine.sink import UnitSink
 from voxstrata.errors import InputError, UsageError
 from voxstrata.model import Context, ModelFolder, open_model
@@ -162,7 +163,7 @@ def extract(
 
 def make_encoder(
     model: ModelFolder, spec: StoreSpec, device: Device, threads: int | None, tokens: int | None
-) -> Encoder:
+) -> Encoder | DeviceEncoder:
     """What encodes for `extract` on that device."""
     if device.kind == "cpu":
         half = spec.stored_dtype == np.float16 and spec.every == 1  # else they are averaged first
@@ -170,7 +171,7 @@ def make_encoder(
     return DeviceEncoder(model, spec, device=device, threads=threads, tokens=tokens)
 
 
-def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
+def batches(plan: Plan, unit: int, encoder: Encoder | DeviceEncoder) -> Iterator[tuple[int, list[Window]]]:
     """A unit's windows in batches of equal computed positions: (positions, windows).
 
     A function of the plan and the token budget alone, so that a resumed run batches as an uninterrupted one.
@@ -193,7 +194,7 @@ def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list
 def _run(
     corpus: Corpus,
     infos: Sequence[AudioInfo | None],
-    encoder: Encoder,
+    encoder: Encoder | DeviceEncoder,
     writer: StoreWriter,
     allow_overflow: bool,
     progress: Callable[[Progress], None],

@@ -30,7 +30,7 @@ def store_spec(
     device: Device | None = None,
 ) -> StoreSpec:
     """What is kept of every utterance, checked. Raises UsageError for unknown outputs and impossible settings."""
-    # TensorRT computes a float32 graph in float16 (see Encoder), which is another result
+    # TensorRT computes a float32 graph in float16 (see DeviceEncoder), which is another result
     arithmetic: Literal["float16", "float32"]
     arithmetic = "float16" if model.card.dtype == "float16" or (device and device.kind == "tensorrt") else "float32"
     chosen = select_outputs(outputs, model.card.outputs)
