@@ -1,7 +1,8 @@
 """Extraction on a GPU: audio-hours per hour, share of the matrix product rate, idle time; beside PyTorch.
 
-A random-weight encoder of large-v3's shape (`--shape`), exported in float16; noise of FLEURS-like lengths (log-normal,
-mean 12 s). Context `bucketed`. Three things kept: three outputs as frames, all outputs pooled, all outputs as frames.
+A random-weight encoder of large-v3's shape (`--shape`), exported in float16; made-up sound of FLEURS-like lengths
+(log-normal, mean 12 s). Context `bucketed`. Three things kept: three outputs as frames, all outputs pooled, all outputs
+as frames.
 
 Sections, most important first; one that fails or comes too late (`--seconds`) is a problem in the report, not its end,
 and the report is written after each:
@@ -40,7 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import Table, environment, say, write_report
-from _gpu import NOT_MEASURED, Bench, Found, Idle, apart, correctness, gpu_facts, noise, random_model, rates
+from _gpu import NOT_MEASURED, Bench, Found, Idle, apart, correctness, gpu_facts, random_model, rates
 from _synthetic import random_plan
 from mixes import SHAPES
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.engine import Device, DeviceEncoder, extract
 from voxstrata.engine.budget import EncoderSize, Work
 from voxstrata.engine.session import available_threads
-from voxstrata.engine.throughput import MIXES, write_noise
+from voxstrata.engine.throughput import MIXES, made_up, write_made_up
 from voxstrata.model import ModelFolder
 from voxstrata.store import StoreSpec, open_store
 from voxstrata.store.plan import GPU_UNIT_MEGABYTES
@@ -84,9 +85,8 @@ def batches_of(b: Bench, encoder: DeviceEncoder, lengths: NDArray[np.float64]) -
     """The batches of recordings of so many seconds, and the arithmetic they need."""
     frames = np.ceil(lengths * SAMPLE_RATE / SAMPLES_PER_FRAME).astype(np.int64)
     plan = random_plan({"en": frames}, b.model.card.d_model, encoder.spec, GPU_UNIT_MEGABYTES)
-    voice = noise()
     found = [
-        Batch([voice[: w.samples] for w in windows], m, encoder.rows(len(windows), m))
+        Batch([made_up(w.utterance, w.samples) for w in windows], m, encoder.rows(len(windows), m))
         for unit in range(plan.units)
         for m, windows in EXTRACTING.batches(plan, unit, encoder)
     ]
@@ -166,7 +166,7 @@ def whole_extract(b: Bench, kept: str) -> None:
     clips = max(4, min(b.args.clips, int(b.args.store_gb * 1e9 / per_clip)))
     lengths = MIXES["fleurs"].lengths(clips)
     with tempfile.TemporaryDirectory(dir=b.work) as folder:
-        corpus = write_noise(Path(folder) / "corpus", lengths)
+        corpus = write_made_up(Path(folder) / "corpus", lengths)
         with Idle(b.device) as idle:
             done = extract(
                 corpus,
@@ -211,14 +211,14 @@ def whole_extract(b: Bench, kept: str) -> None:
 def pytorch(b: Bench, dtype: str) -> None:
     """Hugging Face's encoder at every batch size, three batches each after one that warms up."""
     lengths = MIXES["fleurs"].lengths(b.args.clips)
-    voice, kind = noise(), getattr(torch, dtype)
+    kind = getattr(torch, dtype)
     encoder = b.checkpoint.encoder.to(b.torch_device, kind)
     encoder.set_attn_implementation("sdpa")
     wanted = [encoder.config.encoder_layers // 2, -2, -1]  # as many states as `three`, the same copies
     for size in b.args.batches:
 
         def batch(clips: Sequence[float]) -> None:
-            audio = [voice[: round(s * SAMPLE_RATE)] for s in clips]
+            audio = [made_up(i, round(s * SAMPLE_RATE)) for i, s in enumerate(clips)]
             features = b.checkpoint.extractor(
                 audio, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=b.torch_device
             )["input_features"].to(b.torch_device, kind)

@@ -1,10 +1,10 @@
 """How speed and cost move with the length of recordings, the size of the model, and the number of outputs.
 
 Encoders of Whisper's shapes with random weights, exported with the defaults (pure silence cache) and so validated
-against PyTorch: a failed validation ends the run. Recordings are noise of three mixes of lengths: telephone prompts
-(mean 4.6 s), FLEURS-like read sentences (log-normal, mean 12 s), and 25 to 30 s. Every cell is one measurement of
-`voxstrata.engine.throughput.measure`: `extract()` into a temporary store for about `--seconds`, at least 4 clips and a
-trial of as many, whichever is longer; the table says how many seconds of audio each cell was.
+against PyTorch: a failed validation ends the run. Recordings are made-up sound in three mixes of lengths: telephone
+prompts (mean 4.6 s), FLEURS-like read sentences (log-normal, mean 12 s), and 25 to 30 s. Every cell is one measurement
+of `voxstrata.engine.throughput.measure`: `extract()` into a temporary store for about `--seconds`, at least 4 clips
+and a trial of as many, whichever is longer; the table says how many seconds of audio each cell was.
 
 A core-hour is an hour of one core: threads / audio-hours per hour. Efficiency is the arithmetic the outputs need /
 (wall × sgemm); sgemm is measured before and after every cell, and the mean taken. No cell is repeated.

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 from voxstrata.engine import Device
+from voxstrata.engine.throughput import made_up
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -59,13 +60,16 @@ def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any, monkeyp
 def test_rows_of_another_recording_are_a_problem(bench: Any) -> None:
     _, gpu, b = bench
     fresh = gpu.Bench(b.args, b.device, b.model, b.checkpoint, b.work, time.perf_counter())
-    encoder, voice = fresh.encoder(fresh.specs()["three outputs, frames"]), gpu.noise()
-    rows = [rows for (rows,) in encoder.run_reduced([voice[:30_000]], 150).rows]
-    assert gpu.apart(fresh, "right", encoder, [(voice[:30_000], rows)]) == 0
-    assert fresh.problems == []
-    gpu.apart(fresh, "wrong", encoder, [(voice[7_000:37_000], rows)])
-    assert len(fresh.problems) == 1
-    assert fresh.problems[0].startswith("wrong: rows are off")
+    for kept, spec in fresh.specs().items():
+        encoder = fresh.encoder(spec)
+        clips = [made_up(i, 30_000) for i in range(2)]
+        own = [[rows for (rows,) in encoder.run_reduced([clip], 150).rows] for clip in clips]
+        assert gpu.apart(fresh, kept, encoder, list(zip(clips, own, strict=True))) == 0
+        assert fresh.problems == []
+        gpu.apart(fresh, kept, encoder, list(zip(clips, own[::-1], strict=True)))
+        assert len(fresh.problems) == 2 * len(spec.outputs)
+        assert fresh.problems.pop().startswith(f"{kept}: rows of a recording")
+        fresh.problems.clear()
 
 
 def test_bytes_that_leave_the_device_are_those_that_are_stored(bench: Any) -> None:

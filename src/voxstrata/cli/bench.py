@@ -104,7 +104,7 @@ def bench_text(model: str, record: Record) -> str:
     limit = f", sgemm {record.sgemm_rate / 1e9:.0f} GFLOP/s" if record.sgemm_rate else ""
     return (
         f"{model} on {about['cpu']}, {about['device']}, {about['threads']} of {about['cores']} cores{limit}\n"
-        f"{len(outputs)} outputs as float16, noise of mean 12 s\n\n"
+        f"{len(outputs)} outputs as float16, made-up sound of mean 12 s\n\n"
         f"{aligned(header, rows)}\n\n"
         "busy time of the stages by wall time (they overlap; decode, log_mel and encode add up threads)\n"
         f"{aligned(['context', *stages], busy)}{note}"

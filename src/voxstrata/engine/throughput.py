@@ -1,11 +1,12 @@
 """How fast this machine runs this model: `extract` on made-up recordings, for each context, and the record of it.
 
-Speed depends on the lengths of recordings and hardly on what is said in them, so that noise of a realistic mix of
-lengths serves, and a user needs no corpus to learn what a corpus will cost.
+Speed depends on the lengths of recordings and hardly on what is said in them, so that made-up sound of a realistic mix
+of lengths serves, and a user needs no corpus to learn what a corpus will cost.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -144,7 +145,7 @@ def measure(
 
         def run(name: str, clips: int) -> tuple[ExtractReport, NDArray[np.float64]]:
             lengths = mix.lengths(clips)
-            corpus = write_noise(Path(folder) / name, lengths)
+            corpus = write_made_up(Path(folder) / name, lengths)
             store = Path(folder) / f"{name}.zarr"
             context = Context(mode)
             return extract(
@@ -174,13 +175,26 @@ def measure(
     )
 
 
-def write_noise(folder: Path, lengths: NDArray[np.float64]) -> Corpus:
-    """A corpus of FLAC recordings (16 kHz, 16 bit) of noise that rises and falls; `lengths` in seconds, up to 30."""
+def made_up(i: int, samples: int) -> NDArray[np.float32]:
+    """Samples of a recording at 16 kHz, at most 30 s, unlike for every i: part of `_sound`."""
+    begin = 7919 * i % (len(_sound()) - WINDOW_SAMPLES)
+    return _sound()[begin : begin + samples]
+
+
+@functools.cache
+def _sound() -> NDArray[np.float32]:
+    """Two minutes of a tone that sweeps from 100 Hz to 7 kHz every ten seconds, in noise that rises and falls."""
+    t = np.arange(4 * WINDOW_SAMPLES) / SAMPLE_RATE
+    tone = np.sin(2 * np.pi * np.cumsum(100 * 70 ** (t % 10 / 10)) / SAMPLE_RATE)
+    noise = np.sin(2 * np.pi * 1.5 * t) * np.random.default_rng(0).standard_normal(len(t))
+    return (0.3 * tone + 0.1 * noise).astype(np.float32)
+
+
+def write_made_up(folder: Path, lengths: NDArray[np.float64]) -> Corpus:
+    """A corpus of such recordings as FLAC (16 bit); `lengths` in seconds, up to 30."""
     folder.mkdir(parents=True)
-    t = np.arange(WINDOW_SAMPLES) / SAMPLE_RATE
-    noise = 0.1 * np.sin(2 * np.pi * 1.5 * t) * np.random.default_rng(0).standard_normal(WINDOW_SAMPLES)
     for i, seconds in enumerate(lengths):
-        soundfile.write(folder / f"{i:05d}.flac", noise[: round(seconds * SAMPLE_RATE)], SAMPLE_RATE)
+        soundfile.write(folder / f"{i:05d}.flac", made_up(i, round(seconds * SAMPLE_RATE)), SAMPLE_RATE)
     return read_corpus(folder)
 
 
