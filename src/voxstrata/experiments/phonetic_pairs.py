@@ -159,14 +159,13 @@ def translations(compared: Compared) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(compared: Compared, rows: Sequence[Mapping[str, Any]]) -> Direction:
-    """One direction in figures, from its `translations`."""
+def summarise(rows: Sequence[Mapping[str, Any]], others: npt.ArrayLike = ()) -> Direction:
+    """One direction in figures, from its `translations` and the distances of its non-translations."""
     pools = [row["non_translations"] + 1 for row in rows]
     words = [row for row in rows if row["word_rank"] is not None]
-    others = compared.distance[~compared.same]
     return Direction(
-        source=compared.source,
-        target=compared.target,
+        source=rows[0]["source_language"],
+        target=rows[0]["target_language"],
         pairs=len(rows),
         candidates=(min(pools), max(pools)),
         distance=_mean([row["distance"] for row in rows]),

@@ -234,7 +234,7 @@ def _measure(
                 for direction in (there, there.reversed(phones[a].lengths)):
                     found = translations(direction)
                     if found:
-                        directions.append(summarise(direction, found))
+                        directions.append(summarise(found, distance[~same]))
                         rows += found
                     else:
                         lone.append(f"{direction.source} → {direction.target}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from voxstrata.errors import InputError
+from voxstrata.experiments.phonetic_pairs import summarise
 from voxstrata.experiments.report_html import Rows
 from voxstrata.retrieval.languages import distinct
 from voxstrata.retrieval.summary import caption, retrieval_metrics, summary_tables
@@ -101,19 +102,12 @@ def _phonetics(table: pa.Table, _: Path) -> list[Rows]:
     for row in table.to_pylist():
         directions.setdefault((row["source_language"], row["target_language"]), []).append(row)
     body = []
-    for (source, target), rows in directions.items():
-        pools = [row["non_translations"] + 1 for row in rows]
-        span = "–".join(dict.fromkeys(map(str, (min(pools), max(pools)))))
-        quantile, like_length, word_quantile = (
-            median(known) if (known := [row[name] for row in rows if row[name] is not None]) else None
-            for name in ("quantile", "quantile_like_length", "word_quantile")
-        )
-        by_word = [row["word_rank"] == 1 for row in rows if row["word_rank"] is not None]
-        closest, chance = fmean(row["rank"] == 1 for row in rows), fmean(1 / pool for pool in pools)
-        distance = fmean(row["distance"] for row in rows)
-        word_closest = fmean(by_word) if by_word else None
-        figures = [distance, quantile, like_length, closest, chance, word_quantile, word_closest]
-        body.append([f"{source} → {target}", len(rows), span, *figures])
+    for rows in directions.values():
+        d = summarise(rows)
+        span = "–".join(dict.fromkeys(map(str, d.candidates)))
+        figures = (d.distance, d.quantile, d.like_length, d.closest, d.chance, d.word_quantile, d.word_closest)
+        known = [None if isnan(value) else value for value in figures]
+        body.append([f"{d.source} → {d.target}", d.pairs, span, *known])
     header = ["direction", "pairs", "pool", "distance", "quantile", "like length", "closest", "chance"]
     header += ["word quantile", "word closest"]
     note = (
