@@ -50,11 +50,11 @@ from voxstrata.audio.decode import decode
 from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.engine import Device, DeviceEncoder, extract
 from voxstrata.engine.budget import EncoderSize, Work
+from voxstrata.engine.planning import default_unit_megabytes
 from voxstrata.engine.session import available_threads
 from voxstrata.engine.throughput import MIXES, made_up, write_made_up
 from voxstrata.model import ModelFolder
 from voxstrata.store import StoreSpec, open_store
-from voxstrata.store.plan import GPU_UNIT_MEGABYTES
 
 EXTRACTING: Any = sys.modules["voxstrata.engine.extract"]  # by name: the package's attribute is the function
 COMPARED = 6  # buckets, and recordings of a store
@@ -84,7 +84,12 @@ class Batch:
 def batches_of(b: Bench, encoder: DeviceEncoder, lengths: NDArray[np.float64]) -> tuple[list[Batch], int]:
     """The batches of recordings of so many seconds, and the arithmetic they need."""
     frames = np.ceil(lengths * SAMPLE_RATE / SAMPLES_PER_FRAME).astype(np.int64)
-    plan = random_plan({"en": frames}, b.model.card.d_model, encoder.spec, GPU_UNIT_MEGABYTES)
+    plan = random_plan(
+        {"en": frames},
+        b.model.card.d_model,
+        encoder.spec,
+        default_unit_megabytes(encoder.spec, b.model.card.d_model, Device("cuda")),
+    )
     found = [
         Batch([made_up(w.utterance, w.samples) for w in windows], m, encoder.rows(len(windows), m))
         for unit in range(plan.units)
@@ -131,12 +136,12 @@ def alone(b: Bench, spec: StoreSpec, lengths: NDArray[np.float64], **changes: An
             while pending:
                 bytes_out += take()
             wall = time.perf_counter() - begin
+    stages = ", ".join(f"{k} {v:.1f}" for k, v in encoder.seconds.items())
     off = apart(b, f"{spec.outputs}, {spec.pool}, {changes}", encoder, among)
     audio = passes * sum(len(x) for batch in work for x in batch.audio) / SAMPLE_RATE
     computed = sum(batch.rows * batch.frames for batch in work)
     efficiency = passes * flops / (wall * b.rates["bfloat16"]) if b.rates else None
     fill = sum(len(batch.audio) * batch.frames for batch in work) / computed
-    stages = ", ".join(f"{k} {v:.1f}" for k, v in encoder.seconds.items())
     idling = idle.share(wall)
     found = {"audio_hours_per_hour": audio / wall, "efficiency": efficiency, "idle": idling, "wall": wall, "off": off}
     b.results.setdefault("device_alone", []).append(
@@ -313,15 +318,15 @@ def run(b: Bench, publish: Callable[[], None]) -> None:
     for title, section in sections:
         if time.perf_counter() - b.begin > b.args.seconds:
             b.check(False, f"{title}: not reached within {b.args.seconds:.0f} s")
-            continue
-        say(f"{time.perf_counter() - b.begin:.0f} s: {title}")
-        try:
-            section()
-        except Exception as error:  # the sections after it are still worth their device time
-            traceback.print_exc()
-            b.check(False, f"{title}: {type(error).__name__}: {str(error).splitlines()[:1]}")
-        if b.device.kind != "cpu":
-            torch.cuda.empty_cache()  # the rest is ONNX Runtime's
+        else:
+            say(f"{time.perf_counter() - b.begin:.0f} s: {title}")
+            try:
+                section()
+            except Exception as error:  # the sections after it are still worth their device time
+                traceback.print_exc()
+                b.check(False, f"{title}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+            if b.device.kind != "cpu":
+                torch.cuda.empty_cache()  # the rest is ONNX Runtime's
         bars(b)
         publish()
 

@@ -1,6 +1,6 @@
-"""Silence caches with as many keys as `export` makes by default, on recordings that had no part in choosing or making
-them: calibrated, pure (which needs no recordings), and calibrated with every position, which is what condensing starts
-from.
+"""Three silence caches, on recordings that had no part in choosing or making them: calibrated and pure (which needs no
+recordings) with as many keys as `export` makes by default, and calibrated with every position, from which condensing
+starts.
 
 Measured on every recording of the corpus but the subset that silence.py chooses by (`--chosen-by`, drawn as `--clips`
 is there), and on the recordings of `--calibrate` that the cache was not made from. Mean over all frames of the cosine

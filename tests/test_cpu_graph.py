@@ -24,12 +24,13 @@ from test_graph import ALL, build, mel, plain_torch, relative, run, session  # n
 
 from voxstrata import Context, Device, InputError, UsageError, open_model  # noqa: E402
 from voxstrata.corpus import read_corpus  # noqa: E402
-from voxstrata.engine import Encoder  # noqa: E402
+from voxstrata.engine import DeviceEncoder, Encoder  # noqa: E402
 from voxstrata.experiments.drift import measure_drift  # noqa: E402
 from voxstrata.exporters import ExportSpec, export  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint  # noqa: E402
 from voxstrata.model import ModelFolder  # noqa: E402
 from voxstrata.model.card import CPU, WEIGHTS  # noqa: E402
+from voxstrata.store import StoreSpec  # noqa: E402
 
 
 def optimised(path: Path, folder: Path) -> Counter[str]:
@@ -219,7 +220,7 @@ def test_an_int8_window_has_a_batch_to_itself_and_no_gpu(int8_model: Path) -> No
     model = open_model(int8_model)
     assert Encoder(model, tokens=10_000).batch_size(100) == 1
     with pytest.raises(UsageError, match="int8 model runs on CPUs alone"):
-        Encoder(model, device=Device("cuda"))
+        DeviceEncoder(model, StoreSpec(("final",)), device=Device("cuda"))
 
 
 def test_drift_measures_8_bits_against_another_export(

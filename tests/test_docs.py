@@ -30,11 +30,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder as the docs assume it: a model `base` and a store `speech.zarr`."""
     desk = tmp_path_factory.mktemp("desk")
     shutil.copytree(tiny_model, desk / "base")
-    lines = ["path\tlanguage\tgroup"]
+    lines = ["id\tpath\tlanguage\tgroup"]
     for language in ("en", "es"):
         for g in range(2):
             soundfile.write(desk / f"{language}{g}.wav", sound(0.7 + g, g), 16_000)
-            lines.append(f"{language}{g}.wav\t{language}\tg{g}")
+            lines.append(f"{language}-{7 + g}\t{language}{g}.wav\t{language}\tg{g}")
     (desk / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
     assert run("extract", desk / "speech.tsv", desk / "base", "-o", desk / "speech.zarr") == 0
     return desk

@@ -100,6 +100,15 @@ def test_a_section_that_fails_is_a_problem_and_not_the_end(bench: Any, monkeypat
     assert list(failing.tables)[-1].startswith("The marks")
 
 
+def test_sections_that_come_too_late_stand_in_the_report(bench: Any) -> None:
+    script, gpu, b = bench
+    args = argparse.Namespace(**{**vars(b.args), "seconds": -1.0})
+    late = gpu.Bench(args, b.device, b.model, b.checkpoint, b.work, time.perf_counter())
+    published: list[int] = []
+    script.run(late, lambda: published.append(len(late.problems)))
+    assert published == list(range(1, 17))
+
+
 def test_without_a_device_it_says_what_to_do(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     script, *_ = bench
     monkeypatch.setattr(sys.modules["torch"].cuda, "is_available", lambda: False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -257,13 +258,26 @@ def refused(match: str, corpus: Path, model: Path, path: Path, **settings: Any) 
         ({"context": Context("padded")}, "context mode is bucketed there, padded here"),
         ({"context": Context(tail=0)}, "context tail is 50 there, 0 here"),
         ({"context": Context(edges=(75, 1500))}, "context edges is .* there, .75, 1500. here"),
-        ({"unit_megabytes": 500}, "the corpus or the plan differs: units of another size; give the --unit-mb it"),
+        ({"unit_megabytes": 500}, "the corpus or the plan differs: units of [0-9]+ rows there, [0-9]+ here"),
     ],
 )
 def test_a_store_of_another_spec_is_refused_naming_what_differs(
     corpus: Path, tiny_model: Path, written: Path, change: dict[str, Any], message: str
 ) -> None:
     refused(f"cannot resume: .*{message}", corpus, tiny_model, written, **change)
+
+
+def test_units_of_another_size_are_refused_with_the_size_that_goes_on(
+    corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.zarr"
+    first = extract(corpus, tiny_model, store, unit_megabytes=0.7)
+    with pytest.raises(InputError, match="units of .* rows there") as refusal:
+        extract(corpus, tiny_model, store)
+    told = re.search(r"--unit-mb ([0-9.]+)", str(refusal.value))
+    assert told
+    again = extract(corpus, tiny_model, store, unit_megabytes=float(told[1]))
+    assert again.resumed_units == first.units
 
 
 def test_a_store_of_another_corpus_is_refused_naming_what_differs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,11 +17,11 @@ from conftest import sound
 from test_cli import run
 
 from voxstrata.cli.bench import bench_text
-from voxstrata.corpus import read_corpus
-from voxstrata.engine import Device, extract, planning, throughput
+from voxstrata.corpus import Corpus, probe_corpus, read_corpus
+from voxstrata.engine import Device, DeviceEncoder, extract, planning, throughput
 from voxstrata.engine.estimate import estimate
 from voxstrata.engine.planning import store_spec
-from voxstrata.engine.throughput import MIXES, Record, bench, recorded
+from voxstrata.engine.throughput import MIXES, Record, bench, measure, recorded
 from voxstrata.model import Context, open_model
 from voxstrata.store import plan as plans
 
@@ -86,6 +87,28 @@ def test_units_are_larger_on_a_gpu_unless_their_size_is_given(
 
     assert units("cpu") > units("cuda") == units("tensorrt")
     assert units("cuda", unit_megabytes=0.1) == units("cpu")
+
+
+def test_extract_and_plan_make_the_same_units_on_a_gpu(
+    corpus: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(plans, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(planning, "UNIT_MEGABYTES", 0.1)
+    monkeypatch.setattr(
+        sys.modules["voxstrata.engine.extract"],  # by name: the package's attribute is the function
+        "make_encoder",
+        lambda model, spec, *_: DeviceEncoder(model, spec, device=Device("cpu"), tokens=3000),
+    )
+    done = extract(corpus, tiny_model, tmp_path / "s.zarr", device=Device("cuda"))
+    assert run("plan", corpus, tiny_model, "--device", "cuda", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["units"] == done.units
+    assert run("plan", corpus, tiny_model, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["units"] > done.units
 
 
 def test_plan_without_a_measurement_says_how_to_get_one(
@@ -172,6 +195,41 @@ def test_what_was_measured_adds_up(tiny_model: Path, measured: Record) -> None:
         assert t.stored_bytes == pytest.approx(t.audio_seconds * 50 * 32 * 2 * 5, rel=0.01)
         assert {"decode", "log_mel", "encode", "write"} <= set(t.stages)
     assert measured.modes["padded"].tokens == 1500 * measured.modes["padded"].clips
+
+
+def test_a_trial_that_takes_all_the_time_is_the_measurement_of_bench(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runs: list[int] = []
+
+    def counted(corpus: Corpus, *args: Any, **settings: Any) -> Any:
+        runs.append(len(corpus))
+        return extract(corpus, *args, **settings)
+
+    monkeypatch.setattr(throughput, "extract", counted)
+    bench(open_model(tiny_model), threads=6, seconds=0)
+    assert runs == [6, 6, 6]  # one in each context, a recording for every thread
+    runs.clear()
+    measure(open_model(tiny_model), "bucketed", mix=MIXES["prompts"], threads=1, seconds=0)
+    assert runs == [4, 4]
+
+
+def test_bench_reads_the_headers_of_a_corpus_once(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(throughput, "bench", partial(bench, seconds=0.0))
+    probed: list[Path] = []
+
+    def counted(read: Corpus, **settings: Any) -> Any:
+        probed.append(read.root)
+        return probe_corpus(read, **settings)
+
+    for module in (sys.modules["voxstrata.corpus"], planning):
+        monkeypatch.setattr(module, "probe_corpus", counted)
+    assert run("bench", tiny_model, "--threads", 1, "--corpus", corpus) == 0
+    assert probed.count(corpus) == 1
 
 
 def test_bench_prints_rates_and_what_a_corpus_takes(

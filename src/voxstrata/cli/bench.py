@@ -34,8 +34,8 @@ def bench(
     """Measure how fast this machine runs MODEL, in about two minutes, and remember it for `voxstrata plan`.
 
     Extracts made-up recordings (read sentences' mix of lengths, mean 12 s) in every context into a temporary folder
-    (TMPDIR, up to 2 GB), on an otherwise quiet machine; at least four in each, which takes longer where a large model
-    runs on few cores. The result is kept in XDG_CACHE_HOME or ~/.cache, for this
+    (TMPDIR, up to 2 GB), on an otherwise quiet machine; at least four and one per thread in each, which
+    takes longer with large models. The result is kept in XDG_CACHE_HOME or ~/.cache, for this
     model, machine, software, device and number of threads.
 
     \b

@@ -39,7 +39,7 @@ def explain(store: str, a: str, b: str, outputs: str | None, folder: Path, words
 
     \b
     Example:
-      voxstrata explain speech.zarr en-7 es-7 --output layer_06,final -o why
+      voxstrata explain speech.zarr en-7 es-7 --outputs layer_06,final -o why
     """
     from voxstrata.store import open_store
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from voxstrata.store.plan import GPU_UNIT_MEGABYTES, UNIT_MEGABYTES
+from voxstrata.store.plan import UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,7 +44,7 @@ _STORING = (
         "--unit-mb",
         type=click.FloatRange(min=0, min_open=True),
         help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more. "
-        f"[default: {UNIT_MEGABYTES}; {GPU_UNIT_MEGABYTES} on a GPU, whose large batches must fit into one]",
+        f"[default: {UNIT_MEGABYTES}; on a GPU what eight of its large batches fill, up to 4096]",
     ),
 )
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.audio.units import SAMPLE_RATE, WINDOW_SAMPLES
 from voxstrata.corpus import Corpus, probe_corpus
-from voxstrata.engine.session import Device
+from voxstrata.engine.session import DEFAULT_TOKENS, Device
 from voxstrata.errors import InputError
 from voxstrata.model import Context, ModelFolder
 from voxstrata.model.names import select_outputs
-from voxstrata.store.plan import GPU_UNIT_MEGABYTES, UNIT_MEGABYTES, Plan, make_plan
+from voxstrata.store.plan import MAX_UNIT_BYTES, UNIT_MEGABYTES, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
-Probed = tuple[list[AudioInfo | None], dict[int, str]]
+# Batches stay within a unit, and a GPU's are large: 128 MB of large-v3 with all outputs is one or two windows.
+GPU_UNIT_BATCHES = 8
+
+Probed = tuple[list[AudioInfo | None], dict[int, str]]  # what `probe_corpus` returns
 Long = Literal["window", "error"]
 
 
@@ -45,23 +48,31 @@ def plan_corpus(
     long: Long = "window",
     unit_megabytes: float | None = None,
     device: Device | None = None,
-    probing: Callable[[int, int], None] | None = None,
     probed: Probed | None = None,
 ) -> tuple[Plan, list[AudioInfo | None]]:
-    """Read the headers of a corpus and plan its extraction.
+    """Plan the extraction of a corpus from what its headers say.
 
-    unit_megabytes: of one unit over all outputs; by default what suits the device.
-    probed: what `probe_corpus` returned, where that is known already.
+    unit_megabytes: of one unit over all outputs; by default `default_unit_megabytes`.
+    probed: what `probe_corpus` returned; by default headers are read now.
 
     Returns the plan and what probing said of every row of the corpus. Raises InputError when nothing can be read, or,
     with `long="error"`, when a recording is over 30 s.
     """
-    infos, unreadable = probed or probe_corpus(corpus, progress=probing)
+    infos, unreadable = probed or probe_corpus(corpus)
     if unit_megabytes is None:
-        unit_megabytes = UNIT_MEGABYTES if device is None or device.kind == "cpu" else GPU_UNIT_MEGABYTES
+        unit_megabytes = default_unit_megabytes(spec, model.card.d_model, device)
     if long == "error":
         _refuse_long(corpus, infos)
     return make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=unit_megabytes), infos
+
+
+def default_unit_megabytes(spec: StoreSpec, d_model: int, device: Device | None) -> float:
+    """Of one unit over all outputs: UNIT_MEGABYTES, on a GPU what GPU_UNIT_BATCHES fill if that is more."""
+    if device is None or device.kind == "cpu":
+        return UNIT_MEGABYTES
+    rows = GPU_UNIT_BATCHES * DEFAULT_TOKENS[device.kind] / spec.every
+    filled = rows * d_model * spec.stored_dtype.itemsize * len(spec.outputs) / 2**20
+    return min(max(filled, UNIT_MEGABYTES), MAX_UNIT_BYTES / 2**20)
 
 
 def _refuse_long(corpus: Corpus, infos: Sequence[AudioInfo | None]) -> None:

@@ -105,7 +105,7 @@ class Sessions:
         self._sessions: dict[str, ort.InferenceSession] = {}
         if self.context.mode == "bucketed":
             self._silence = model.silence()
-            self._silence.for_frames(self.context.edges[0])  # an edge before the cache's begin fails here
+            self._silence.check(self.context.edges[0])
         # What most windows need is loaded now, so that a broken file or driver shows before the work.
         self._session(LOG_MEL)
         self._session(self._graph(self.context.edges[0]))

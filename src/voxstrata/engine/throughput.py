@@ -140,7 +140,7 @@ def measure(
     """
     chosen = select_outputs(outputs, model.card.outputs)
     clip_bytes = mix.mean * SAMPLE_RATE / SAMPLES_PER_FRAME * model.card.d_model * 2 * len(chosen)
-    most = max(TRIAL_CLIPS, min(MAX_CLIPS, int(MAX_STORE_BYTES / clip_bytes)))
+    most = min(MAX_CLIPS, int(MAX_STORE_BYTES / clip_bytes))
     with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
 
         def run(name: str, clips: int) -> tuple[ExtractReport, NDArray[np.float64]]:
@@ -152,10 +152,13 @@ def measure(
                 corpus, model, store, outputs=chosen, context=context, device=device, threads=threads
             ), lengths
 
-        report, lengths = run("trial", TRIAL_CLIPS)
+        least = (
+            max(TRIAL_CLIPS, threads or available_threads()) if device is None or device.kind == "cpu" else TRIAL_CLIPS
+        )
+        report, lengths = run("trial", least)  # a batch for every thread at least
         left = seconds - report.seconds
         if again or left > report.seconds:
-            clips = int(np.clip(max(0.0, left) * TRIAL_CLIPS / report.seconds, TRIAL_CLIPS, most))
+            clips = int(np.clip(max(0.0, left) * least / report.seconds, least, max(least, most)))
             report, lengths = run("main", clips)
     frames = -(-np.round(lengths * SAMPLE_RATE).astype(int) // SAMPLES_PER_FRAME)
     context = Context(mode)

@@ -160,7 +160,8 @@ def translations(compared: Compared) -> list[dict[str, Any]]:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], others: npt.ArrayLike = ()) -> Direction:
-    """One direction in figures, from its `translations` and the distances of its non-translations."""
+    """One direction in figures, from its `translations`, and the mean distance of its non-translations from `others`
+    (NaN without them)."""
     pools = [row["non_translations"] + 1 for row in rows]
     words = [row for row in rows if row["word_rank"] is not None]
     return Direction(

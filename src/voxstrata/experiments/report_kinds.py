@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from voxstrata.errors import InputError
-from voxstrata.experiments.phonetic_pairs import summarise
 from voxstrata.experiments.report_html import Rows
 from voxstrata.retrieval.languages import distinct
 from voxstrata.retrieval.summary import caption, retrieval_metrics, summary_tables
@@ -98,6 +97,8 @@ def _explain(table: pa.Table, _: Path) -> list[Rows]:
 
 
 def _phonetics(table: pa.Table, _: Path) -> list[Rows]:
+    from voxstrata.experiments.phonetic_pairs import summarise  # which brings in numba
+
     directions: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table.to_pylist():
         directions.setdefault((row["source_language"], row["target_language"]), []).append(row)

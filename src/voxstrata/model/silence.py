@@ -53,13 +53,14 @@ class Silence:
         """How many keys per layer and head stand for the positions `frames` … 1499."""
         return WINDOW_FRAMES - frames if self.group is None or frames == WINDOW_FRAMES else int(self.group.max()) + 1
 
-    def for_frames(self, frames: int) -> SilenceKeys:
-        """Keys and values that stand for the positions `frames` … 1499.
-
-        Raises InputError when the cache begins after `frames`.
-        """
+    def check(self, frames: int) -> None:
+        """Raises InputError when the cache begins after `frames`."""
         if frames < self.first:
             raise InputError(f"the silence cache begins at frame {self.first}, a bucket ends at {frames}")
+
+    def for_frames(self, frames: int) -> SilenceKeys:
+        """Keys and values that stand for the positions `frames` … 1499. Raises what `check` raises."""
+        self.check(frames)
         k = self.key[:, :, frames - self.first :].astype(np.float32)
         v = self.value[:, :, frames - self.first :].astype(np.float32)
         if self.group is None or frames == WINDOW_FRAMES:  # nothing to condense, or no key at all

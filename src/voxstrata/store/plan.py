@@ -23,8 +23,6 @@ from voxstrata.store.spec import StoreSpec
 
 CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least
 UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds one unit, or one longer recording, in memory
-# Batches stay within a unit, and a GPU's are large: 128 MB of large-v3 with all outputs is one or two windows.
-GPU_UNIT_MEGABYTES = 4096
 MAX_UNIT_BYTES = 4 << 30  # a recording that needs more fails alone: a header may claim anything
 POOLED_UNIT = 256  # utterances
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -219,9 +220,9 @@ class StoreWriter:
                     f"{where}{key} is {there.get(key)} there, {here.get(key)} here; use the same or a new store"
                 )
         if about["plan"] != self.plan.fingerprint():
-            raise InputError(f"{where}the corpus or the plan differs: {self._first_difference()}")
+            raise InputError(f"{where}the corpus or the plan differs: {self._first_difference(card.d_model)}")
 
-    def _first_difference(self) -> str:
+    def _first_difference(self, d_model: int) -> str:
         stored = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
         theirs = {r["id"]: r for r in stored.to_pylist()}
         ours = {r["id"]: r for r in self.plan.utterances.to_pylist()}
@@ -237,9 +238,13 @@ class StoreWriter:
             for key in ("language", "group", "text", "speaker", "samples", "size_bytes"):
                 if row[key] != theirs[i][key]:
                     return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here; use a new store"
+        plan, spec = self.plan, self.plan.spec
+        rows = json.loads(self.files.read(PLAN))["unit_rows"]
+        # rounded up: a unit's rows are the largest power of two that fits
+        megabytes = math.ceil(rows * d_model * spec.stored_dtype.itemsize * len(spec.outputs) * 1e6 / 2**20) / 1e6
         return (
-            "units of another size; give the --unit-mb it was made with (the default depends on the device), "
-            "or use a new store"
+            f"units of {rows} rows there, {plan.unit_rows} here (the default depends on the device); give "
+            f"--unit-mb {megabytes:.16g}, or use a new store"
         )
 
 
