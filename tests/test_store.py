@@ -272,7 +272,7 @@ def test_units_of_another_size_are_refused_with_the_size_that_goes_on(
 ) -> None:
     store = tmp_path / "s.zarr"
     first = extract(corpus, tiny_model, store, unit_megabytes=0.7)
-    with pytest.raises(InputError, match="units of .* rows there") as refusal:
+    with pytest.raises(InputError, match=r"units of .* rows there") as refusal:
         extract(corpus, tiny_model, store)
     told = re.search(r"--unit-mb ([0-9.]+)", str(refusal.value))
     assert told
