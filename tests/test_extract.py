@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+import zarr
 from conftest import sound
 from numpy.typing import NDArray
 
@@ -24,9 +25,10 @@ pytest.importorskip("torch")
 
 from hf_reference import Reference, cached_keys, relative_l2
 
+from voxstrata.audio.decode import AudioInfo, decode
 from voxstrata.engine import Device, Encoder, extract
 from voxstrata.engine.sink import UnitSink
-from voxstrata.errors import InputError, UsageError
+from voxstrata.errors import AudioError, InputError, UsageError
 from voxstrata.exporters import ExportSpec, export
 from voxstrata.model import Context, Silence, open_model
 from voxstrata.model.card import SILENCE, write_card
@@ -222,6 +224,30 @@ def test_units_with_the_longest_windows_come_first(
     assert len(longest) > 3
     assert longest == sorted(longest, reverse=True)
     assert computed[0] == max(computed)
+
+
+def test_rows_of_recordings_that_fail_are_zeros_in_every_unit(
+    many: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit's memory is that of the unit before."""
+    broken = sorted(many.rglob("*.wav"))[::3]
+
+    def decoded(path: Path, info: AudioInfo) -> NDArray[np.float32]:
+        if path in broken:
+            raise AudioError(f"{path}: broken")
+        return decode(path, info)
+
+    monkeypatch.setattr("voxstrata.engine.decoding.decode", decoded)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 14)
+    done = extract(many, tiny_model, tmp_path / "s.zarr", unit_megabytes=0.1)
+    assert done.units > 3
+    assert done.failed == len(broken)
+    root = zarr.open_group(tmp_path / "s.zarr", mode="r")
+    start, length, status = (root[name][:] for name in ("start", "length", "status"))
+    for output in OUTPUTS:
+        rows = root[f"frames/{output}"][:]
+        empty = [not rows[a : a + n].any() for a, n in zip(start, length, strict=True)]
+        assert empty == (status == 2).tolist()
 
 
 @pytest.mark.parametrize("change", [{"tokens": 1500}, {"tokens": 20_000}, {"threads": 1}, {"threads": 3}])

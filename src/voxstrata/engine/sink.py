@@ -30,6 +30,7 @@ class UnitSink:
         self._d_model = d_model
         # Made with a unit's first states: a header that claims hours is found out before there are any.
         self._blocks: dict[str, NDArray[Any]] = {}
+        self._memory: dict[str, NDArray[Any]] = {}  # of the blocks, kept from unit to unit: fresh pages take time
 
     def put(self, unit: int, windows: Sequence[Window], states: Sequence[NDArray[Any]] | Reduced) -> None:
         """Take a batch: `states` holds for each output [batch, computed positions, d_model], or what a device left of
@@ -39,8 +40,7 @@ class UnitSink:
         """
         begin = time.perf_counter()
         if not self._blocks:
-            shape, spec = (self.plan.rows_used(unit), self._d_model), self.plan.spec
-            self._blocks = {o: np.zeros(shape, spec.stored_dtype) for o in spec.outputs}
+            self._blocks = {o: self._zeros(o, self.plan.rows_used(unit)) for o in self.plan.spec.outputs}
         if isinstance(states, Reduced):
             for output, rows, finite in zip(self.plan.spec.outputs, states.rows, states.finite, strict=True):
                 for window, stored in zip(windows, rows, strict=True):
@@ -50,6 +50,14 @@ class UnitSink:
                 for window, state in zip(windows, batch, strict=True):
                     self._place(unit, output, window, state[: window.frames])
         self.seconds["reduce"] += time.perf_counter() - begin
+
+    def _zeros(self, output: str, rows: int) -> NDArray[Any]:
+        memory = self._memory.get(output)
+        if memory is None or len(memory) < rows:
+            self._memory[output] = np.zeros((rows, self._d_model), self.plan.spec.stored_dtype)
+            return self._memory[output]
+        memory[:rows] = 0
+        return memory[:rows]
 
     def _place(self, unit: int, output: str, window: Window, state: NDArray[Any]) -> None:
         plan, spec, u = self.plan, self.plan.spec, window.utterance
