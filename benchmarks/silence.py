@@ -30,6 +30,7 @@ from _common import Table, environment, exported, parser, pin, say, subset, writ
 from _silence import MEAN, WORST, Clip, Summary, WithCache, calibration, marks, measure, padded_clip, shown
 from _silence_families import Condenser
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from voxstrata.audio.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 from voxstrata.corpus import read_corpus
@@ -175,8 +176,8 @@ def tables(rows: Sequence[Row], seconds: Seconds, outputs: Sequence[str], captio
     ]
 
 
-def draw(rows: Sequence[Row], path: Path, title: str) -> None:
-    """What is lost of `final`, mean and worst clip: against time for the shortest windows, and k-means closely."""
+def draw(rows: Sequence[Row], seconds: Seconds, path: Path, title: str) -> None:
+    """What is lost of `final`, mean and worst clip: against keys and time at the shortest windows; k-means closely."""
     m = EDGES[0]
     figure = Figure(figsize=(11, 9), layout="constrained")
     grid = figure.subplots(2, 2)
@@ -196,9 +197,7 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     for (label, mark, lost), (left, right) in zip(drifts, grid, strict=True):
         for family in families:
             own = [r for r in rows if r.family == family]
-            left.plot(
-                [max(0.0, 100 * (r.time[m] - 1)) for r in own], [lost(r) for r in own], label=family, **styles[family]
-            )
+            left.plot([r.keys[m] for r in own], [lost(r) for r in own], label=family, **styles[family])
             if family.startswith(KMEANS):
                 right.plot(range(len(own)), [lost(r) for r in own], **styles[family])
         left.axhline(1 - mark, color="0.3", linestyle="--", linewidth=1)
@@ -213,12 +212,15 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         right.set_xticks(range(len(KEYS)), [f"{k} keys\n× {t:.2f}" for k, t in zip(KEYS, times, strict=True)])
         left.set_ylabel(label)
         left.set_yscale("log")
-        left.set_xscale("symlog", linthresh=1)
-        left.set_xticks([0, 1, 2, 3, 5, 10, 25, 50, 100], ["0", "1", "2", "3", "5", "10", "25", "50", "100"])
+        left.set_xscale("symlog", linthresh=16, linscale=0.4)
+        known = [k for k in sorted(seconds[m]) if k != 8]  # beside 0 there is no room
+        left.set_xticks(known, [f"{k}\n{ratio(seconds, m, k) - 1:+.0%}" for k in known])
+        left.xaxis.set_minor_locator(NullLocator())
+        left.set_xlim(-1, 2000)
         right.set_ylabel(f"{label} (axis cut)", fontsize=9)
         for axes in (left, right):
             axes.grid(alpha=0.3, which="both")
-    grid[1][0].set_xlabel(f"time that the cache adds to the encoder at m = {m}, %")
+    grid[1][0].set_xlabel(f"cached keys at m = {m}, and what they add to the time of the encoder")
     grid[1][1].set_xlabel("calibrated, k-means: cached keys and time")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(title)
@@ -285,7 +287,7 @@ def main() -> int:
             f"Default of `export`, {default.size} keys: marks of `final`, mean {MEAN} / worst clip {WORST}: {verdict}.",
         ],
     )
-    draw(rows, args.out / "silence.png", f"Silence caches, {checkpoint.name}, {len(clips)} prompts")
+    draw(rows, seconds, args.out / "silence.png", f"Silence caches, {checkpoint.name}, {len(clips)} prompts")
     return int("MISSED" in verdict)
 
 
