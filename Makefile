@@ -35,10 +35,12 @@ bench: .venv/dev.stamp  ## The quick benchmarks, on the demo's corpus and a rand
 	touch $@
 
 .venv/demo.stamp: .venv/python.stamp pyproject.toml constraints.txt
+	@echo 'installing packages into .venv, a few minutes'
 	$(PIP_INSTALL) -c constraints.txt -e '.[demo]'
 	touch $@
 
 .venv/dev.stamp: .venv/python.stamp pyproject.toml constraints.txt
+	@echo 'installing packages into .venv, a few minutes'
 	$(PIP_INSTALL) -c constraints.txt -e '.[test,lint,optimum]'
 	touch $@
 

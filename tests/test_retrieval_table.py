@@ -352,6 +352,10 @@ def test_a_corpus_that_cannot_be_retrieved_says_what_was_found() -> None:
     one = fake_store(languages=("en",))
     with pytest.raises(InputError, match=r"at least 2 languages: of 6 utterances 6 are done.*en: 6"):
         retrieve(one)
+    folder = fake_store(languages=("en", "es"))
+    folder.entries = [(i, lang, None, status) for i, lang, _, status in folder.entries]
+    with pytest.raises(InputError, match="no utterance has a group: give a manifest with that column"):
+        retrieve(folder)
     apart = fake_store(languages=("en", "es"))
     apart.entries = [(i, lang, f"{lang} {group}", status) for i, lang, group, status in apart.entries]
     with pytest.raises(InputError, match="no group occurs in two languages"):

@@ -258,7 +258,7 @@ def refused(match: str, corpus: Path, model: Path, path: Path, **settings: Any) 
         ({"context": Context("padded")}, "context mode is bucketed there, padded here"),
         ({"context": Context(tail=0)}, "context tail is 50 there, 0 here"),
         ({"context": Context(edges=(75, 1500))}, "context edges is .* there, .75, 1500. here"),
-        ({"unit_megabytes": 500}, "the corpus or the plan differs: units of [0-9]+ rows there, [0-9]+ here"),
+        ({"unit_megabytes": 500}, "units of 128 MB there, [0-9.]+ MB here; give --unit-mb 128, or"),
     ],
 )
 def test_a_store_of_another_spec_is_refused_naming_what_differs(
@@ -272,7 +272,7 @@ def test_units_of_another_size_are_refused_with_the_size_that_goes_on(
 ) -> None:
     store = tmp_path / "s.zarr"
     first = extract(corpus, tiny_model, store, unit_megabytes=0.7)
-    with pytest.raises(InputError, match=r"units of .* rows there") as refusal:
+    with pytest.raises(InputError, match=r"units of .* MB there") as refusal:
         extract(corpus, tiny_model, store)
     told = re.search(r"--unit-mb ([0-9.]+)", str(refusal.value))
     assert told
@@ -307,7 +307,7 @@ def test_a_recording_that_became_unreadable_is_to_be_mended_not_the_store_given_
     (other / "m.tsv").write_text("\n".join(lines))
     (other / "fr" / "1.wav").unlink()
     reason = r"'fr/1' was readable then and is not now: fr/1\.wav: no such file; .*; mend it and run again$"
-    refused(f"the corpus or the plan differs: {reason}", other / "m.tsv", tiny_model, written)
+    refused(f"cannot resume: {reason}", other / "m.tsv", tiny_model, written)
     shutil.copy(corpus / "fr" / "1.wav", other / "fr")
     assert extract(other / "m.tsv", tiny_model, written, outputs=OUTPUTS).resumed_units == 3
 

@@ -24,8 +24,8 @@ from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
-    help="Corpus to calibrate the silence cache on, which brings `bucketed` closer to `padded`; recordings you will "
-    "not measure on. [default: pure silence]",
+    help="Corpus to calibrate the silence cache on (16 of its recordings), which brings `bucketed` closer to `padded`; "
+    "recordings you will not measure on. [default: pure silence]",
 )
 @click.option(
     "--silence-keys",

@@ -43,7 +43,8 @@ _STORING = (
     click.option(
         "--unit-mb",
         type=click.FloatRange(min=0, min_open=True),
-        help="Megabytes of one unit (shard) over all outputs, and so of the buffer; a longer recording takes more. "
+        help="Megabytes of one unit (shard) over all outputs, and so of the buffer, rounded down to a power of two of "
+        "rows and at least 1 MB of each output; a longer recording takes more. "
         f"[default: {UNIT_MEGABYTES}; on a GPU what eight of its large batches fill, up to 4096]",
     ),
 )

@@ -74,10 +74,11 @@ def find_sides(utterances: pa.Table, languages: Sequence[str] | None) -> list[Si
             f"no usable utterance in {', '.join(empty)}: {found}; leave these languages out or finish the extraction"
         )
     if len(sides) < 2:
-        raise InputError(
-            f"retrieval needs utterances of at least 2 languages: {found}; "
-            "fill the manifest's language and group columns, or ask for more languages"
-        )
+        mend = "fill the manifest's language and group columns, ask for more languages, or finish the extraction"
+        lacking = [name for name in ("language", "group") if utterances[name].null_count == len(utterances)]
+        if lacking:
+            mend = f"no utterance has a {' or a '.join(lacking)}: give a manifest with that column"
+        raise InputError(f"retrieval needs utterances of at least 2 languages: {found}; {mend}")
     if not any(set(x.groups) & set(y.groups) for x, y in combinations(sides, 2)):
         raise InputError(
             f"no group occurs in two languages: {found}; "

@@ -220,7 +220,7 @@ class StoreWriter:
                     f"{where}{key} is {there.get(key)} there, {here.get(key)} here; use the same or a new store"
                 )
         if about["plan"] != self.plan.fingerprint():
-            raise InputError(f"{where}the corpus or the plan differs: {self._first_difference(card.d_model)}")
+            raise InputError(f"{where}{self._first_difference(card.d_model)}")
 
     def _first_difference(self, d_model: int) -> str:
         stored = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
@@ -241,11 +241,11 @@ class StoreWriter:
         plan, spec = self.plan, self.plan.spec
         rows = json.loads(self.files.read(PLAN))["unit_rows"]
         # rounded up: a unit's rows are the largest power of two that fits
-        megabytes = math.ceil(rows * d_model * spec.stored_dtype.itemsize * len(spec.outputs) * 1e6 / 2**20) / 1e6
-        return (
-            f"units of {rows} rows there, {plan.unit_rows} here (the default depends on the device); give "
-            f"--unit-mb {megabytes:.16g}, or use a new store"
+        there, here = (
+            f"{math.ceil(n * d_model * spec.stored_dtype.itemsize * len(spec.outputs) * 1e6 / 2**20) / 1e6:.16g}"
+            for n in (rows, plan.unit_rows)
         )
+        return f"units of {there} MB there, {here} MB here; give --unit-mb {there}, or use a new store"
 
 
 def _flat(d: dict[str, Any]) -> dict[str, Any]:
