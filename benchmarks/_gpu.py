@@ -134,7 +134,7 @@ def gpu_facts(device: Device) -> dict[str, Any]:
     """What a report says of the device and its software."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"]
     driver = None
-    with suppress(OSError):
+    with suppress(OSError):  # no nvidia-smi: the report says None
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
     return {
         "gpu": torch.cuda.get_device_name(device.index),

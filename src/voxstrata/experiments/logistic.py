@@ -54,7 +54,7 @@ def fit_logistic(
     used = weights * mixed[:, strata]
     log_odds = np.where(mixed, np.log(np.where(mixed, share, 0.5) / np.where(mixed, 1 - share, 0.5)), 0)
     known = _varies(predictors, strata, starts, used)
-    slopes, _ = _firth(y, predictors, strata, starts, used, known, log_odds)
+    slopes = _firth(y, predictors, strata, starts, used, known, log_odds)
     intercepts = _refitted(y, slopes @ predictors.T, strata, starts, used, mixed, log_odds)
     p = _sigmoid(intercepts[:, strata] + slopes @ predictors.T)
     held = total > 0
@@ -101,10 +101,10 @@ def _firth(
     used: Float64,
     known: npt.NDArray[np.bool_],
     intercepts: Float64,
-) -> tuple[Float64, Float64]:
-    """Slopes (R, k) and intercepts (R, S) by Fisher scoring with Firth's modified score; slopes 0 where not known.
+) -> Float64:
+    """Slopes (R, k) by Fisher scoring with Firth's modified score, 0 where not known.
 
-    A step that lowers the penalised likelihood is halved.
+    intercepts: (R, S), where scoring begins. A step that lowers the penalised likelihood is halved.
     """
     intercepts, slopes = intercepts.copy(), np.zeros((len(used), z.shape[1]))
     to_intercepts, to_slopes = np.zeros_like(intercepts), np.zeros_like(slopes)  # the next steps
@@ -137,7 +137,7 @@ def _firth(
         rows = rows[left > _TOLERANCE]
         if not len(rows):
             break
-    return slopes, intercepts
+    return slopes
 
 
 def _refitted(
