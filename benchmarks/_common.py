@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxstrata.corpus import Corpus
+from voxstrata.encoders import ModelFolder
 from voxstrata.engine.budget import BLAS_THREADS
-from voxstrata.engine.throughput import cpu_name
-from voxstrata.experiments.drift import sample
-from voxstrata.model import ModelFolder
+from voxstrata.engine.measuring import cpu_name
+from voxstrata.studies.drift.measure import sample
 
 if TYPE_CHECKING:
     from voxstrata.exporters.checkpoint import Checkpoint

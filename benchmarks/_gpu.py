@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from voxstrata.encoders import Context, ModelFolder
+from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.engine import Device, DeviceEncoder
-from voxstrata.engine.throughput import made_up
+from voxstrata.engine.measuring import made_up
 from voxstrata.exporters import ExportSpec
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
-from voxstrata.exporters.reference import hidden_states
-from voxstrata.model import Context, ModelFolder
+from voxstrata.exporters.pytorch import hidden_states
 from voxstrata.store import StoreSpec
 
-EXPORTING: Any = sys.modules["voxstrata.exporters.export"]  # by name: the package's attribute is the function
+EXPORTING: Any = sys.modules["voxstrata.exporters.exporting"]  # by name: the package's attribute is the function
 NOT_MEASURED = "not measured"
 TOLERANCE = 1e-2  # relative L2 of float16 states, as at export
 COSINE = 0.98  # of `bucketed`, mean over frames: the cache is the pure one

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
-from voxstrata.audio.units import WINDOW_FRAMES, encoder_frames
 from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.encoders import ModelFolder, Silence
+from voxstrata.encoders.frames import WINDOW_FRAMES, encoder_frames
 from voxstrata.engine import Encoder
-from voxstrata.model import ModelFolder, Silence
 
 MEAN, WORST = 0.995, 0.98  # asked of `final`: mean cosine over all frames, and of the worst clip
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from voxstrata.audio.units import WINDOW_FRAMES
-from voxstrata.exporters.silence import PaddedRuns, condense, kmeans
-from voxstrata.model.silence import EMPTY_GROUP_LOGIT, Silence, SilenceKeys
+from voxstrata.encoders.frames import WINDOW_FRAMES
+from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT, Silence, SilenceKeys
+from voxstrata.exporters.silence_cache import PaddedRuns, condense, kmeans
 
 # Positions after the bucket's edge where one band ends and the next, coarser one begins, and each band's share of keys.
 BANDS = ((50, 0.25), (250, 0.25), (WINDOW_FRAMES, 0.5))

@@ -10,10 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.model.card import ModelCard
+from voxstrata.encoders.card import ModelCard
+from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.store import Plan, StoreSpec, StoreWriter, make_plan
 from voxstrata.store.plan import UNIT_MEGABYTES
 

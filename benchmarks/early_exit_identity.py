@@ -14,12 +14,12 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from voxstrata.audio.decode import decode
-from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.cli.console import aligned
 from voxstrata.corpus import read_corpus
+from voxstrata.early_exit.checkpoint import EarlyExit, narrowed, shortened
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.checkpoint import load_checkpoint
-from voxstrata.exporters.early_exit import EarlyExit, narrowed, shortened
-from voxstrata.exporters.reference import hidden_states
+from voxstrata.exporters.pytorch import hidden_states
 
 
 def main() -> None:

@@ -41,17 +41,17 @@ from _peers import Encode, ctranslate2, installed, optimum, pytorch
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
-from voxstrata.audio.units import SAMPLE_RATE
 from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.encoders import Context, ModelFolder
+from voxstrata.encoders.context import Mode
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine import Encoder, extract
 from voxstrata.engine.budget import EncoderSize, Work, sgemm_rate
-from voxstrata.engine.extract import batches
+from voxstrata.engine.extraction import batches
 from voxstrata.engine.planning import plan_corpus, store_spec
 from voxstrata.exporters import ExportSpec, export
 from voxstrata.exporters.checkpoint import Checkpoint
-from voxstrata.exporters.reference import hidden_states
-from voxstrata.model import Context, ModelFolder
-from voxstrata.model.context import Mode
+from voxstrata.exporters.pytorch import hidden_states
 from voxstrata.store import open_store
 
 Samples = NDArray[np.float32]

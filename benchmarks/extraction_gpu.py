@@ -47,16 +47,16 @@ from mixes import SHAPES
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
-from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from voxstrata.encoders import ModelFolder
+from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.engine import Device, DeviceEncoder, extract
 from voxstrata.engine.budget import EncoderSize, Work
+from voxstrata.engine.measuring import MIXES, made_up, write_made_up
 from voxstrata.engine.planning import default_unit_megabytes
-from voxstrata.engine.session import available_threads
-from voxstrata.engine.throughput import MIXES, made_up, write_made_up
-from voxstrata.model import ModelFolder
+from voxstrata.engine.sessions import available_threads
 from voxstrata.store import StoreSpec, open_store
 
-EXTRACTING: Any = sys.modules["voxstrata.engine.extract"]  # by name: the package's attribute is the function
+EXTRACTING: Any = sys.modules["voxstrata.engine.extraction"]  # by name: the package's attribute is the function
 COMPARED = 6  # buckets, and recordings of a store
 MARKS = "The marks, three outputs as frames:"
 SMALL = (64, 3, 2, 80)  # d_model, layers, heads, mel bins

@@ -35,11 +35,11 @@ import onnx
 import onnxruntime as ort
 from _common import Table, environment, pin, say, write_report
 
-from voxstrata.audio.units import WINDOW_FRAMES
+from voxstrata.encoders import Context, ModelFolder, open_model
+from voxstrata.encoders.card import CACHED, CPU, WEIGHTS
+from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.engine.budget import EncoderSize, sgemm_rate
-from voxstrata.engine.session import DEFAULT_TOKENS, session_options
-from voxstrata.model import Context, ModelFolder, open_model
-from voxstrata.model.card import CACHED, CPU, WEIGHTS
+from voxstrata.engine.sessions import DEFAULT_TOKENS, session_options
 
 SHAPES = ((100, 15, 4), (300, 5, 4), (WINDOW_FRAMES, 1, 4))  # positions, windows of a batch on all threads, batches
 TOKENS = (125, 250, 500, 1000, 2000)  # budgets of a batch: windows × positions

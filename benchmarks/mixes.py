@@ -3,7 +3,7 @@
 Encoders of Whisper's shapes with random weights, exported with the defaults (pure silence cache) and so validated
 against PyTorch: a failed validation ends the run. Recordings are made-up sound in three mixes of lengths: telephone
 prompts (mean 4.6 s), FLEURS-like read sentences (log-normal, mean 12 s), and 25 to 30 s. Every cell is one measurement
-of `voxstrata.engine.throughput.measure`: `extract()` into a temporary store for about `--seconds`, at least 4 clips
+of `voxstrata.engine.measuring.measure`: `extract()` into a temporary store for about `--seconds`, at least 4 clips
 and a trial of as many, whichever is longer; the table says how many seconds of audio each cell was.
 
 A core-hour is an hour of one core: threads / audio-hours per hour. Efficiency is the arithmetic the outputs need /
@@ -25,11 +25,11 @@ from _common import Table, environment, pin, say, write_report
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from voxstrata.encoders import ModelFolder
+from voxstrata.encoders.context import Mode
 from voxstrata.engine.budget import sgemm_rate
-from voxstrata.engine.throughput import MIXES, Throughput, measure
+from voxstrata.engine.measuring import MIXES, Throughput, measure
 from voxstrata.exporters import export
-from voxstrata.model import ModelFolder
-from voxstrata.model.context import Mode
 
 # d_model, layers, heads, mel bins
 SHAPES = {

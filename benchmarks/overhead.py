@@ -29,12 +29,12 @@ from _common import Table, environment, pin, say, subset, write_report
 from extraction import Run, run_session, run_voxstrata
 
 from voxstrata.audio.decode import decode
-from voxstrata.audio.units import WINDOW_SAMPLES, encoder_frames
 from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.encoders import Context, ModelFolder, open_model
+from voxstrata.encoders.frames import WINDOW_SAMPLES, encoder_frames
 from voxstrata.engine import Encoder
 from voxstrata.engine.decoding import DecodeAhead
 from voxstrata.engine.sink import UnitSink
-from voxstrata.model import Context, ModelFolder, open_model
 from voxstrata.store import open_store
 
 CHECKED = 20  # recordings

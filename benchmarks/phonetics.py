@@ -20,8 +20,8 @@ import numpy as np
 from _common import Table, environment, pin, say, write_report
 from panphon.distance import Distance
 
-from voxstrata.experiments.closest_words import Words, closest_words
-from voxstrata.experiments.feature_distance import Phones, feature_distances
+from voxstrata.phonology.closest_words import Words, closest_words
+from voxstrata.phonology.feature_distance import Phones, feature_distances
 
 SEGMENTS = (
     "a e i o u p b t d k ɡ m n ɲ s z f v x tʃ l r ɾ j w",

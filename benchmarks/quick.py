@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from voxstrata.experiments.demo import write_random_checkpoint
-from voxstrata.experiments.demo_corpus import write_demo_corpus
+from voxstrata.demo.corpus import write_demo_corpus
+from voxstrata.demo.encoder import write_random_checkpoint
 
 HERE = Path(__file__).parent
 RUNS = {  # scripts that take a checkpoint and a corpus

@@ -32,13 +32,13 @@ from _silence_families import Condenser
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from voxstrata.audio.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 from voxstrata.corpus import read_corpus
+from voxstrata.encoders import Context, ModelFolder, Silence
+from voxstrata.encoders.frames import FRAMES_PER_SECOND, WINDOW_FRAMES
 from voxstrata.engine import Encoder
 from voxstrata.exporters import ExportSpec
 from voxstrata.exporters.checkpoint import Checkpoint
-from voxstrata.exporters.silence import PURE_LEVEL, pure_silence, run_on_recordings, run_on_silence
-from voxstrata.model import Context, ModelFolder, Silence
+from voxstrata.exporters.silence_cache import PURE_LEVEL, pure_silence, run_on_recordings, run_on_silence
 
 LEVELS = (-1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.0)  # log-mel of silence, from digital to behind loud speech
 KEYS = (16, 32, 64, 96)  # per layer and head

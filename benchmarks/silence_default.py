@@ -20,10 +20,10 @@ from _common import Table, environment, exported, parser, pin, say, subset, writ
 from _silence import MEAN, WORST, Near, Summary, WithCache, calibration, folder_of, marks, near, padded_clip, shown
 
 from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.encoders import Context
 from voxstrata.engine import Encoder
 from voxstrata.exporters import ExportSpec
-from voxstrata.exporters.silence import condense, pure_silence, run_on_recordings
-from voxstrata.model import Context
+from voxstrata.exporters.silence_cache import condense, pure_silence, run_on_recordings
 
 
 def without(corpus: Corpus, left_out: set[str]) -> Corpus:

@@ -25,9 +25,9 @@ import numpy as np
 from _common import Table, environment, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 
+from voxstrata.retrieval.all_pairs import Progress, similarity
 from voxstrata.retrieval.kernels import choose
 from voxstrata.retrieval.selection import select
-from voxstrata.retrieval.tiles import Progress, similarity
 from voxstrata.store import open_store
 
 SMALL_TILES = 8192  # frames per side, for the stand-ins

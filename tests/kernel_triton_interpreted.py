@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voxstrata.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval import Ragged
 from voxstrata.retrieval.kernels.gpu import Tile, Triton
 

@@ -11,7 +11,7 @@ from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.experiments.phonetics import measure_phonetics
+from voxstrata.studies.phonetics.measure import measure_phonetics
 
 GROUPS, SPEAKERS = 160, 4
 SEGMENTS = tuple("pbtdkɡmnszʃfvxlrjwaeiouyəɛɔ")

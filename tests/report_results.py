@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from voxstrata.engine.throughput import Record, Throughput
-from voxstrata.experiments.drift import DriftReport, DriftRow
-from voxstrata.experiments.words import AUC_SCHEMA
+from voxstrata.engine.measuring import Record, Throughput
+from voxstrata.studies.drift.measure import DriftReport, DriftRow
+from voxstrata.studies.words.measure import AUC_SCHEMA
 
 NASTY = "<script>alert('x')</script> & “quotes”"
 
@@ -31,9 +31,9 @@ def write_words(folder: Path) -> None:
 def write_exits(folder: Path) -> None:
     """Three exits heard 12 sentences; exit 1 is best on the development part, the whole encoder on the test part."""
     pytest.importorskip("jiwer")
-    from voxstrata.experiments.transcribe_rates import Rates, choose, rates_table
-    from voxstrata.experiments.transcribe_report import write_results
-    from voxstrata.experiments.transcribe_score import Scoring
+    from voxstrata.early_exit.rates import Rates, choose, rates_table
+    from voxstrata.early_exit.scoring import Scoring
+    from voxstrata.early_exit.text import write_results
 
     wrong = {("dev", 0): 7, ("dev", 1): 1, ("dev", 2): 3, ("test", 0): 8, ("test", 1): 5, ("test", 2): 2}
     rows = [

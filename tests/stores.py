@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.model.card import ModelCard
+from voxstrata.encoders.card import ModelCard
+from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.store import EmbeddingStore, StoreSpec, StoreWriter, make_plan, open_store
 
 

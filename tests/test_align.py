@@ -18,10 +18,10 @@ from stores import Utterance, make_store
 from test_cli import run
 
 from voxstrata import InputError, UsageError, read_corpus
-from voxstrata.experiments.align import KEY, SCHEMA, align
-from voxstrata.experiments.align_report import explanation, plot_align
-from voxstrata.experiments.phonetics import measure_phonetics
-from voxstrata.retrieval import retrieve
+from voxstrata.studies.align.measure import KEY, SCHEMA, align
+from voxstrata.studies.align.text import explanation, plot_align
+from voxstrata.studies.phonetics.measure import measure_phonetics
+from voxstrata.studies.retrieve import retrieve
 
 pytest.importorskip("panphon")
 

@@ -13,10 +13,10 @@ from stores import Utterance, make_store
 from test_cli import run
 
 from voxstrata import read_corpus
-from voxstrata.experiments.align import KEY, align
-from voxstrata.experiments.phonetic_pairs import NEIGHBOURS
-from voxstrata.experiments.phonetics import DISTANCES, IPA, measure_phonetics
 from voxstrata.store import EmbeddingStore
+from voxstrata.studies.align.measure import KEY, align
+from voxstrata.studies.phonetics.measure import DISTANCES, IPA, measure_phonetics
+from voxstrata.studies.phonetics.pairs import NEIGHBOURS
 
 pytest.importorskip("panphon")
 

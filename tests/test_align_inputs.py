@@ -16,10 +16,10 @@ from stores import MadeUpStore
 from voxstrata import InputError
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.experiments.align import KEY, align
-from voxstrata.experiments.align_report import to_markdown, to_terminal
-from voxstrata.experiments.ipa import read_ipa
-from voxstrata.experiments.phonetics import measure_phonetics
+from voxstrata.phonology.ipa import read_ipa
+from voxstrata.studies.align.measure import KEY, align
+from voxstrata.studies.align.text import to_markdown, to_terminal
+from voxstrata.studies.phonetics.measure import measure_phonetics
 
 pytest.importorskip("panphon")
 pytest.importorskip("phonemizer")

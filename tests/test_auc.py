@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from voxstrata.experiments.auc import AUC, Scored, auc
-from voxstrata.retrieval import Resamples
+from voxstrata.evaluation import Resamples
+from voxstrata.evaluation.roc import AUC, Scored, auc
 
 
 def scored(rng: np.random.Generator, n: int, names: int, shift: float = 0.0, same: bool = False) -> Scored:
@@ -74,7 +74,7 @@ def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     strata = [(scored(rng, 9, 8, 0.3), scored(rng, 40, 8))]
     resamples = Resamples([f"g{i}" for i in range(8)], 50)
     whole = auc(strata, resamples)
-    monkeypatch.setattr("voxstrata.experiments.auc.BLOCK", 100)
+    monkeypatch.setattr("voxstrata.evaluation.roc.BLOCK", 100)
     assert auc(strata, resamples) == whole
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxstrata.audio.decode import AudioInfo, decode, probe, resampled_length
-from voxstrata.errors import AudioError
+from voxstrata.base.errors import AudioError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 Array = npt.NDArray[np.float32]

@@ -12,7 +12,7 @@ from test_audio import noise
 
 from voxstrata.audio.containers import ogg_streams
 from voxstrata.audio.decode import decode, probe
-from voxstrata.errors import AudioError
+from voxstrata.base.errors import AudioError
 
 TAILS = {
     "ID3v1 tag": b"TAG" + b"a title".ljust(125, b"\0"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from checkpoint_files import PREFIX, State, openai_checkpoint, sharded
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")

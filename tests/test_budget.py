@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import read_corpus
+from voxstrata.encoders import Context, ModelFolder, open_model
 from voxstrata.engine import Device, extract
 from voxstrata.engine.budget import EncoderSize, Work, sgemm_rate
 from voxstrata.engine.planning import plan_corpus, store_spec
-from voxstrata.errors import InputError, UsageError
-from voxstrata.model import Context, ModelFolder, open_model
 
 FULL = Context("padded")
 

@@ -13,7 +13,7 @@ from kills import contents
 from stores import Utterance, make_store
 from test_tiles import Counting, order, read_top, similarity, utterances
 
-from voxstrata.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval import Ragged, seqsim
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.selection import Selection, select

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoint_files import PREFIX, State, encoder_only, openai_checkpoint, sharded
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 
 torch = pytest.importorskip("torch")
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -23,9 +23,9 @@ from huggingface_hub.errors import (  # noqa: E402
     RepositoryNotFoundError,
 )
 
+from voxstrata.encoders.outputs import output_names  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from voxstrata.exporters.graph import WeightsFile, encoder_graph  # noqa: E402
-from voxstrata.model.names import output_names  # noqa: E402
+from voxstrata.exporters.standard_graph import WeightsFile, encoder_graph  # noqa: E402
 
 
 def bare_folder(folder: Path, weights: State, tiny: Path) -> str:

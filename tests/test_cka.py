@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from voxstrata.errors import InputError
-from voxstrata.retrieval import linear_cka
-from voxstrata.retrieval.cka import group_means
+from voxstrata.base.errors import InputError
+from voxstrata.evaluation import linear_cka
+from voxstrata.evaluation.cka import group_means
 
 
 def gram_cka(x: np.ndarray, y: np.ndarray) -> float:

@@ -148,7 +148,7 @@ def test_retrieve_tries_the_folder_before_the_work(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("voxstrata.retrieval.retrieve", never)
+    monkeypatch.setattr("voxstrata.studies.retrieve.retrieve", never)
     (tmp_path / "file").write_text("")
     assert run("retrieve", store, "-o", tmp_path / "file" / "sub") == 3
     assert (
@@ -212,7 +212,7 @@ class TestExitCodes:
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("voxstrata.engine.encoder.Encoder.encode", interrupted)
+        monkeypatch.setattr("voxstrata.engine.cpu_encoder.Encoder.encode", interrupted)
         assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 130
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last == "interrupted: what is committed is safe, the same command goes on from there"

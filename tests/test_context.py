@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.encoders import Context, ModelCard, Silence, open_model
+from voxstrata.encoders.card import write_card
+from voxstrata.encoders.outputs import output_names, select_outputs
 from voxstrata.engine import Encoder
-from voxstrata.errors import InputError, UsageError
-from voxstrata.model import Context, ModelCard, Silence, open_model
-from voxstrata.model.card import write_card
-from voxstrata.model.names import output_names, select_outputs
 
 MODEL_FILES = (
     "card.json",

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import COLUMNS, Corpus, probe_corpus, read_corpus
-from voxstrata.errors import InputError, UsageError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -24,13 +24,13 @@ from test_graph import ALL, build, mel, plain_torch, relative, run, session  # n
 
 from voxstrata import Context, Device, InputError, UsageError, open_model  # noqa: E402
 from voxstrata.corpus import read_corpus  # noqa: E402
+from voxstrata.encoders import ModelFolder  # noqa: E402
+from voxstrata.encoders.card import CPU, WEIGHTS  # noqa: E402
 from voxstrata.engine import DeviceEncoder, Encoder  # noqa: E402
-from voxstrata.experiments.drift import measure_drift  # noqa: E402
 from voxstrata.exporters import ExportSpec, export  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint  # noqa: E402
-from voxstrata.model import ModelFolder  # noqa: E402
-from voxstrata.model.card import CPU, WEIGHTS  # noqa: E402
 from voxstrata.store import StoreSpec  # noqa: E402
+from voxstrata.studies.drift.measure import measure_drift  # noqa: E402
 
 
 def optimised(path: Path, folder: Path) -> Counter[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_cli import run
 
-from voxstrata.experiments import demo, demo_corpus
+from voxstrata.demo import corpus as demo_corpus
+from voxstrata.demo import encoder as demo
 
 pytest.importorskip("espeakng_loader", reason="espeakng-loader is in the extra `demo`")
 

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from voxstrata.errors import InputError, UsageError
-from voxstrata.experiments.demo_corpus import demo_sentences, write_demo_corpus
-from voxstrata.experiments.espeak import speak
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.demo.corpus import demo_sentences, write_demo_corpus
+from voxstrata.phonology.espeak import speak
 
 try:
     import espeakng_loader  # noqa: F401
@@ -151,7 +151,7 @@ def test_a_second_run_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None
 @needs_espeak
 def test_another_process_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from voxstrata.experiments import demo_corpus;"
+        "import sys; from pathlib import Path; from voxstrata.demo import corpus as demo_corpus;"
         "demo_corpus.write_demo_corpus(Path(sys.argv[1]), sentences=1)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
@@ -165,7 +165,7 @@ def test_another_process_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> N
 def test_phonemizer_in_the_same_process_changes_no_sample() -> None:
     """It keeps the library loaded, and with it what espeak-ng remembers of earlier speech."""
     pytest.importorskip("phonemizer")
-    from voxstrata.experiments.ipa import transcribe
+    from voxstrata.phonology.ipa import transcribe
 
     text = "Die Kinder bauen eine Burg aus nassem Sand."
     before, _ = speak(text, "de+m3")

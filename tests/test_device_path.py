@@ -20,20 +20,20 @@ from kills import contents
 
 pytest.importorskip("onnx")
 
-from voxstrata.audio.units import SAMPLES_PER_FRAME
+from voxstrata.base.errors import InputError
+from voxstrata.encoders import Context, Silence, open_model
+from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL
+from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.engine import Device, DeviceEncoder, Encoder, ExtractReport, extract
-from voxstrata.engine.device_graphs import encoder_graph
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import gathering, reduction_graph
-from voxstrata.engine.session import PROVIDERS
-from voxstrata.errors import InputError
+from voxstrata.engine.sessions import PROVIDERS
 from voxstrata.exporters import ExportSpec, export
-from voxstrata.model import Context, Silence, open_model
-from voxstrata.model.card import CACHED, ENCODER, LOG_MEL
+from voxstrata.exporters.cuda_graph import encoder_graph
 from voxstrata.store import StoreSpec, open_store
 
-EXTRACT = sys.modules["voxstrata.engine.extract"]  # the package's attribute of that name is the function
-DEVICE = sys.modules["voxstrata.engine.device"]
+EXTRACT = sys.modules["voxstrata.engine.extraction"]  # the package's attribute of that name is the function
+DEVICE = sys.modules["voxstrata.engine.cuda_encoder"]
 CPU = Device("cpu")
 REDUCTIONS: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"every": 4}, {"pool": "mean"}]
 # Float16 keeps 11 bits; means are float32 here and float64 in the expectation. Models in float16 differ by more: fused

@@ -8,9 +8,9 @@ import onnxruntime as ort
 import pytest
 
 from voxstrata import Context, Device, InputError, open_model
+from voxstrata.base.errors import UsageError
+from voxstrata.encoders.card import CACHED, ENCODER
 from voxstrata.engine import DeviceEncoder, Encoder
-from voxstrata.errors import UsageError
-from voxstrata.model.card import CACHED, ENCODER
 from voxstrata.store import StoreSpec
 
 

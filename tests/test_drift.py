@@ -15,7 +15,7 @@ from conftest import sound
 from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
 from voxstrata.cli import main
 from voxstrata.corpus import Corpus
-from voxstrata.experiments.drift import measure_drift, sample
+from voxstrata.studies.drift.measure import measure_drift, sample
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxstrata.errors import InputError, UsageError
-from voxstrata.retrieval import (
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.evaluation import (
     MeanEvaluation,
     Resamples,
     best_ranks,
@@ -26,7 +26,7 @@ from voxstrata.retrieval import (
     evaluate,
     positives_from_groups,
 )
-from voxstrata.retrieval.bootstrap import percentile_interval
+from voxstrata.evaluation.bootstrap import percentile_interval
 
 
 @given(st.integers(1, 6), st.data())

@@ -12,16 +12,16 @@ import pytest
 from stores import Utterance, make_store
 from test_cli import run
 
-from voxstrata.errors import InputError, UsageError
-from voxstrata.experiments import explain as explain_module
-from voxstrata.experiments.explain import Word, match_frames, maxima_table, read_words, word_at
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval import Ragged, seqsim
 from voxstrata.store import EmbeddingStore, StoreSpec
+from voxstrata.studies.explain import measure as explain_module
+from voxstrata.studies.explain.measure import Word, match_frames, maxima_table, read_words, word_at
 
 pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
 from matplotlib.figure import Figure
 
-from voxstrata.experiments.explain_plot import _apart
+from voxstrata.studies.explain.figures import _apart
 
 D = 8
 

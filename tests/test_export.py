@@ -15,13 +15,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from voxstrata.audio.decode import decode  # noqa: E402
-from voxstrata.errors import InputError, UsageError  # noqa: E402
+from voxstrata.base.errors import InputError, UsageError  # noqa: E402
+from voxstrata.encoders import ModelCard, open_model  # noqa: E402
 from voxstrata.exporters import ExportSpec, export  # noqa: E402
-from voxstrata.exporters import graph as graph_module  # noqa: E402
+from voxstrata.exporters import standard_graph as graph_module  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.log_mel import log_mel_graph  # noqa: E402
-from voxstrata.exporters.validate import LENGTHS, TOLERANCE  # noqa: E402
-from voxstrata.model import ModelCard, open_model  # noqa: E402
+from voxstrata.exporters.validation import LENGTHS, TOLERANCE  # noqa: E402
 
 ALL = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -200,7 +200,7 @@ def test_a_wrong_log_mel_fails_validation_and_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     # the package's name `export` is the function, so the module is found by its full name
-    module = sys.modules["voxstrata.exporters.export"]
+    module = sys.modules["voxstrata.exporters.exporting"]
     monkeypatch.setattr(module, "log_mel_graph", lambda filters: log_mel_graph(filters * value))
     with pytest.raises(InputError, match="validation failed: log-mel differs"):
         export(str(tiny_checkpoint), tmp_path / "model")

@@ -26,12 +26,12 @@ pytest.importorskip("torch")
 from hf_reference import Reference, cached_keys, relative_l2
 
 from voxstrata.audio.decode import AudioInfo, decode
+from voxstrata.base.errors import AudioError, InputError, UsageError
+from voxstrata.encoders import Context, Silence, open_model
+from voxstrata.encoders.card import SILENCE, write_card
 from voxstrata.engine import Device, Encoder, extract
 from voxstrata.engine.sink import UnitSink
-from voxstrata.errors import AudioError, InputError, UsageError
 from voxstrata.exporters import ExportSpec, export
-from voxstrata.model import Context, Silence, open_model
-from voxstrata.model.card import SILENCE, write_card
 from voxstrata.store import EmbeddingStore, open_store, plan
 
 OUTPUTS = ("layer_00", "layer_01", "layer_02", "layer_03", "final")

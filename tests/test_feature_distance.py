@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxstrata import InputError, UsageError
-from voxstrata.experiments.closest_words import SHORTEST_WORD, Words, closest_words
-from voxstrata.experiments.feature_distance import Phones, feature_distances
+from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
+from voxstrata.phonology.feature_distance import Phones, feature_distances
 
 panphon_distance = pytest.importorskip("panphon.distance")
 

@@ -14,13 +14,13 @@ import onnxruntime as ort
 import pytest
 
 torch = pytest.importorskip("torch")
+from voxstrata.encoders.card import CACHED, CPU, ENCODER, LOG_MEL, WEIGHTS  # noqa: E402
+from voxstrata.encoders.outputs import as_float16  # noqa: E402
+from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.cpu_graph import cpu_encoder_graph  # noqa: E402
-from voxstrata.exporters.graph import WeightsFile, encoder_graph  # noqa: E402
-from voxstrata.exporters.reference import hidden_states, keys_and_values  # noqa: E402
-from voxstrata.model.card import CACHED, CPU, ENCODER, LOG_MEL, WEIGHTS  # noqa: E402
-from voxstrata.model.names import as_float16  # noqa: E402
-from voxstrata.model.silence import EMPTY_GROUP_LOGIT  # noqa: E402
+from voxstrata.exporters.pytorch import hidden_states, keys_and_values  # noqa: E402
+from voxstrata.exporters.standard_graph import WeightsFile, encoder_graph  # noqa: E402
 
 ALL = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
 Array = np.ndarray[Any, np.dtype[Any]]

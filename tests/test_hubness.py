@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxstrata.errors import InputError, UsageError
-from voxstrata.retrieval import chance_skew, csls, k_occurrence, k_occurrence_skew, ratio_margin
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.evaluation import chance_skew, csls, k_occurrence, k_occurrence_skew, ratio_margin
 
 
 def neighbourhood(values: np.ndarray, k: int) -> float:

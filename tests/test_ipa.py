@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from voxstrata import InputError, UsageError, read_corpus
-from voxstrata.experiments.ipa import choose_voices, read_ipa, transcribe, voices
-from voxstrata.experiments.voices import voice_of
+from voxstrata.phonology.ipa import choose_voices, read_ipa, transcribe, voices
+from voxstrata.phonology.voices import voice_of
 
 pytest.importorskip("phonemizer")
 

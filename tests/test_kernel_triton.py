@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from voxstrata.errors import UsageError
+from voxstrata.base.errors import UsageError
 from voxstrata.retrieval.kernels.gpu import TILES, Triton
 
 TESTS = Path(__file__).with_name("kernel_triton_interpreted.py")

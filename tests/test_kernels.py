@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxstrata.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval.kernels import choose, fixed_point, int16
 from voxstrata.retrieval.kernels.base import Kernel, Packed, runs
 from voxstrata.retrieval.kernels.int16 import Int16

@@ -11,9 +11,9 @@ import pytest
 from conftest import sound
 
 pytest.importorskip("torch")
-from voxstrata.audio.units import WINDOW_SAMPLES
+from voxstrata.encoders.card import LOG_MEL
+from voxstrata.encoders.frames import WINDOW_SAMPLES
 from voxstrata.exporters.log_mel import log_mel_graph
-from voxstrata.model.card import LOG_MEL
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from voxstrata.experiments.logistic import fit_logistic
+from voxstrata.evaluation.logistic import fit_logistic
 
 
 def objective(parameters: np.ndarray, y: np.ndarray, design: np.ndarray, w: np.ndarray) -> float:

@@ -13,9 +13,9 @@ import pytest
 from test_cli import run
 
 from voxstrata import InputError, UsageError, read_corpus
-from voxstrata.experiments.phonetic_pairs import NEIGHBOURS, quantiles
-from voxstrata.experiments.phonetics import KEY, measure_phonetics
-from voxstrata.experiments.report_kinds import KINDS
+from voxstrata.report.kinds import KINDS
+from voxstrata.studies.phonetics.measure import KEY, measure_phonetics
+from voxstrata.studies.phonetics.pairs import NEIGHBOURS, quantiles
 
 panphon_distance = pytest.importorskip("panphon.distance")
 pytest.importorskip("phonemizer")

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxstrata.audio.decode import AudioInfo
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.engine.extract import BATCHES_SORTED, batches
-from voxstrata.errors import InputError, UsageError
-from voxstrata.model import Context
+from voxstrata.encoders import Context
+from voxstrata.engine.extraction import BATCHES_SORTED, batches
 from voxstrata.store import Plan, StoreSpec, make_plan
 
 # 4096 float32 values and 8 outputs make units of 128 rows at 16 MB: small enough to fill many of them.

@@ -13,9 +13,9 @@ from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.experiments.align import align
-from voxstrata.experiments.phonetics import measure_phonetics
 from voxstrata.retrieval.languages import StoreReader
+from voxstrata.studies.align.measure import align
+from voxstrata.studies.phonetics.measure import measure_phonetics
 
 pytest.importorskip("panphon")
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from voxstrata.experiments.pools import (
+from voxstrata.studies.align.pools import (
     ALL,
     CLOSEST,
     MATCHED,

@@ -14,11 +14,11 @@ from hf_reference import Reference, relative_l2
 from kills import kill_and_resume
 
 from voxstrata.audio.decode import decode
-from voxstrata.audio.units import encoder_frames
 from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.encoders import Context, open_model
+from voxstrata.encoders.frames import encoder_frames
 from voxstrata.engine import Device, DeviceEncoder, Encoder, extract
 from voxstrata.exporters import ExportSpec, export
-from voxstrata.model import Context, open_model
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 
 pytestmark = pytest.mark.real

@@ -11,8 +11,8 @@ import pytest
 
 from voxstrata import read_corpus
 from voxstrata.cli.drift import drift_text
-from voxstrata.experiments.drift import measure_drift
 from voxstrata.exporters import ExportSpec, export
+from voxstrata.studies.drift.measure import measure_drift
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(7200)]
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

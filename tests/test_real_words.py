@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from voxstrata import extract, open_model, open_store, read_corpus
-from voxstrata.experiments.explain import match_frames
-from voxstrata.experiments.word_list import EXAMPLE, read_word_list
-from voxstrata.experiments.words import ALL, measure_words
 from voxstrata.exporters import export
+from voxstrata.studies.explain.measure import match_frames
+from voxstrata.studies.words.measure import ALL, measure_words
+from voxstrata.studies.words.word_list import EXAMPLE, read_word_list
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 

@@ -22,8 +22,8 @@ from report_results import NASTY, write_bench, write_drift, write_exits, write_w
 from stores import Utterance, make_store
 from test_cli import run
 
-from voxstrata.experiments.align import align
-from voxstrata.experiments.align_report import plot_align
+from voxstrata.studies.align.measure import align
+from voxstrata.studies.align.text import plot_align
 
 pytest.importorskip("panphon")
 pytest.importorskip("matplotlib")

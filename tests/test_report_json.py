@@ -13,8 +13,8 @@ from report_results import write_bench
 from stores import Utterance, make_store
 from test_cli import run
 
-from voxstrata.retrieval import retrieve
 from voxstrata.store import open_store
+from voxstrata.studies.retrieve import retrieve
 
 GROUPS, SHARED = 9, 6
 

@@ -51,8 +51,8 @@ def test_shards_that_a_copy_lost_are_refused_by_name_and_written_again(
     corpus: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     from voxstrata import open_store
+    from voxstrata.base.errors import InputError
     from voxstrata.engine import extract
-    from voxstrata.errors import InputError
 
     store = tmp_path / "s.zarr"
     extract(corpus, tiny_model, store, **SETTINGS)  # type: ignore[arg-type]
@@ -71,8 +71,8 @@ def test_shards_that_a_copy_lost_are_refused_by_name_and_written_again(
 
 
 def test_a_second_process_is_refused_while_the_first_runs(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from voxstrata.base.errors import InputError
     from voxstrata.engine import extract
-    from voxstrata.errors import InputError
 
     messages: list[str] = []
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 from voxstrata.retrieval import (
     Ragged,
     mean_pool,
@@ -19,7 +19,7 @@ from voxstrata.retrieval import (
     seqsim,
 )
 from voxstrata.retrieval.kernels.float32 import Float32
-from voxstrata.retrieval.seqsim import harmonic
+from voxstrata.retrieval.similarities import harmonic
 
 Utterances = list[npt.NDArray[np.floating]]
 ROUNDING = 5e-6  # float32 cosines over d <= 40 and values of at most 1, with room to spare

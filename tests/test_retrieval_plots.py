@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from voxstrata.errors import InputError, UsageError
-from voxstrata.retrieval import SIMILARITIES, plot_language_matrix, plot_recall_by_layer
-from voxstrata.retrieval.table import SCHEMA
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.studies.retrieve import SIMILARITIES, plot_language_matrix, plot_recall_by_layer
+from voxstrata.studies.retrieve.measure import SCHEMA
 
 pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
 from matplotlib.collections import PolyCollection

@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 import pytest
 from test_retrieval import Utterances, loop
 
-from voxstrata.errors import InputError, UsageError
-from voxstrata.retrieval import retrieve, to_markdown, to_terminal
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.encoders.outputs import depth_order
 from voxstrata.retrieval.kernels.base import FloatMatrix, Packed
 from voxstrata.retrieval.kernels.float32 import Float32
-from voxstrata.retrieval.languages import depth_order
+from voxstrata.studies.retrieve import retrieve, to_markdown, to_terminal
 
 
 @dataclass

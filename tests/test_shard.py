@@ -11,7 +11,7 @@ import pytest
 import zarr
 from stores import Utterance, make_store
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 from voxstrata.store import open_store
 from voxstrata.store.files import Files
 from voxstrata.store.shard import is_plain, read_rows, shard_bytes, shard_parts

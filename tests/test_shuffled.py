@@ -16,10 +16,11 @@ from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.experiments.logistic import fit_logistic
-from voxstrata.experiments.phonetics import Direction, measure_phonetics
-from voxstrata.retrieval import Resamples, retrieve
-from voxstrata.retrieval.bootstrap import percentile_interval
+from voxstrata.evaluation import Resamples
+from voxstrata.evaluation.bootstrap import percentile_interval
+from voxstrata.evaluation.logistic import fit_logistic
+from voxstrata.studies.phonetics.measure import Direction, measure_phonetics
+from voxstrata.studies.retrieve import retrieve
 
 pytest.importorskip("panphon")
 

@@ -10,12 +10,12 @@ import pytest
 from conftest import sound
 
 torch = pytest.importorskip("torch")
-from voxstrata.errors import InputError  # noqa: E402
+from voxstrata.base.errors import InputError  # noqa: E402
+from voxstrata.encoders import Silence  # noqa: E402
+from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from voxstrata.exporters.reference import keys_and_values, queries_keys_values  # noqa: E402
-from voxstrata.exporters.silence import Queries, calibrated_silence, kmeans, pure_silence  # noqa: E402
-from voxstrata.model import Silence  # noqa: E402
-from voxstrata.model.silence import EMPTY_GROUP_LOGIT  # noqa: E402
+from voxstrata.exporters.pytorch import keys_and_values, queries_keys_values  # noqa: E402
+from voxstrata.exporters.silence_cache import Queries, calibrated_silence, kmeans, pure_silence  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -20,10 +20,10 @@ import xarray
 import zarr
 from conftest import sound
 
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.encoders import Context, open_model
+from voxstrata.encoders.card import write_card
 from voxstrata.engine import Encoder, Progress, extract
-from voxstrata.errors import InputError, UsageError
-from voxstrata.model import Context, open_model
-from voxstrata.model.card import write_card
 from voxstrata.store import EmbeddingStore, open_store
 from voxstrata.store.files import Files
 from voxstrata.store.writer import StoreWriter

@@ -18,11 +18,12 @@ from test_cli import run
 
 from voxstrata.cli.bench import bench_text
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
-from voxstrata.engine import Device, DeviceEncoder, extract, planning, throughput
-from voxstrata.engine.estimate import estimate
+from voxstrata.encoders import Context, open_model
+from voxstrata.engine import Device, DeviceEncoder, extract, planning
+from voxstrata.engine import measuring as throughput
+from voxstrata.engine.estimating import estimate
+from voxstrata.engine.measuring import MIXES, Record, bench, measure, recorded
 from voxstrata.engine.planning import store_spec
-from voxstrata.engine.throughput import MIXES, Record, bench, measure, recorded
-from voxstrata.model import Context, open_model
 from voxstrata.store import plan as plans
 
 
@@ -100,7 +101,7 @@ def test_extract_and_plan_make_the_same_units_on_a_gpu(
     monkeypatch.setattr(plans, "CHUNK_BYTES", 1 << 12)
     monkeypatch.setattr(planning, "UNIT_MEGABYTES", 0.1)
     monkeypatch.setattr(
-        sys.modules["voxstrata.engine.extract"],  # by name: the package's attribute is the function
+        sys.modules["voxstrata.engine.extraction"],  # by name: the package's attribute is the function
         "make_encoder",
         lambda model, spec, *_: DeviceEncoder(model, spec, device=Device("cpu"), tokens=3000),
     )

@@ -30,15 +30,16 @@ from kills import contents
 from stores import Utterance, make_store
 from test_cli import run
 
-from voxstrata.errors import InputError, UsageError
-from voxstrata.model import Context
-from voxstrata.retrieval import results, tileplan
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.encoders import Context
+from voxstrata.retrieval import folder as results
+from voxstrata.retrieval import tileplan
+from voxstrata.retrieval.all_pairs import Progress
+from voxstrata.retrieval.all_pairs import similarity as similarity_of
 from voxstrata.retrieval.kernels.base import Packed
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.retrieval.selection import select
-from voxstrata.retrieval.tiles import Progress
-from voxstrata.retrieval.tiles import similarity as similarity_of
 from voxstrata.retrieval.topk import TopK
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.store.files import Files
@@ -404,7 +405,7 @@ def test_kills_at_random_instants_leave_no_trace_after_resuming(few: EmbeddingSt
     seconds = time.perf_counter() - begin
     expected = contents(tmp_path / "whole")
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["voxstrata.retrieval.tiles"])
+    processes.set_forkserver_preload(["voxstrata.retrieval.all_pairs"])
     rng = np.random.default_rng(0)
     killed_in: list[int] = []
     for n in itertools.count():

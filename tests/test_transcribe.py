@@ -16,15 +16,15 @@ from test_cli import run
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import read_corpus
-from voxstrata.errors import InputError, UsageError
-from voxstrata.experiments.transcribe import Decoding, Transcripts, transcribe, whisper_language
-from voxstrata.experiments.transcribe_check import check_exits
-from voxstrata.experiments.transcribe_normalize import normalizer
-from voxstrata.experiments.transcribe_rates import Rates, choose
-from voxstrata.experiments.transcribe_report import side_by_side
-from voxstrata.experiments.transcribe_score import Scoring, score, script_of, split_groups
-from voxstrata.exporters.early_exit import EarlyExit, load_transcriber
+from voxstrata.early_exit.checking import check_exits
+from voxstrata.early_exit.checkpoint import EarlyExit, load_transcriber
+from voxstrata.early_exit.decoding import Decoding, Transcripts, transcribe, whisper_language
+from voxstrata.early_exit.normalization import normalizer
+from voxstrata.early_exit.rates import Rates, choose
+from voxstrata.early_exit.scoring import Scoring, score, script_of, split_groups
+from voxstrata.early_exit.text import side_by_side
 
 Rows = tuple[dict[str, str | None], ...]
 
@@ -265,7 +265,7 @@ def test_check_agrees_and_would_have_seen_a_wrong_layer(
     assert said["agrees"]
     assert [(r["after"], r["equal"]) for r in said["rows"]] == [(k, 2) for k in (2, 2, 3, 3)]
 
-    from voxstrata.experiments import transcribe_check
+    from voxstrata.early_exit import checking as transcribe_check
 
     right = transcribe_check.write_early_exit
     monkeypatch.setattr(transcribe_check, "write_early_exit", lambda t, f, at: right(t, f, EarlyExit(1, at.final_norm)))
@@ -276,7 +276,7 @@ def test_bad_input_is_refused_before_transcribing(
     speech: Path, tiny_transcriber: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from voxstrata.experiments import transcribe as module
+    from voxstrata.early_exit import decoding as module
 
     monkeypatch.setattr(module, "_generate", lambda *_: pytest.fail("transcribed"))
     good = [line for line in speech.read_text(encoding="utf-8").splitlines() if "never" not in line]

@@ -19,13 +19,14 @@ pytest.importorskip("jiwer")
 import torch
 from safetensors.torch import load_file, save_file
 
+from voxstrata.base.errors import InputError
 from voxstrata.corpus import Corpus, read_corpus
-from voxstrata.errors import InputError
-from voxstrata.experiments import transcribe as module
-from voxstrata.experiments import transcribe_audio, transcribe_check
-from voxstrata.experiments.transcribe import Decoding, transcribe
-from voxstrata.experiments.transcribe_check import check_exits
-from voxstrata.exporters.early_exit import EarlyExit, load_transcriber
+from voxstrata.early_exit import checking as transcribe_check
+from voxstrata.early_exit import decoding as module
+from voxstrata.early_exit import recordings as transcribe_audio
+from voxstrata.early_exit.checking import check_exits
+from voxstrata.early_exit.checkpoint import EarlyExit, load_transcriber
+from voxstrata.early_exit.decoding import Decoding, transcribe
 
 EXITS = (EarlyExit(1), EarlyExit(3))
 DECODING = Decoding(max_new_tokens=5, batch=3)

@@ -14,13 +14,13 @@ pytest.importorskip("jiwer")
 
 from test_transcribe import planted, row
 
-from voxstrata.errors import InputError
-from voxstrata.experiments.transcribe import Transcripts
-from voxstrata.experiments.transcribe_normalize import normalizer
-from voxstrata.experiments.transcribe_rates import WHOLE, Rates, both_parts, choose, rates_table
-from voxstrata.experiments.transcribe_report import choice_rows, explanation, plot_errors
-from voxstrata.experiments.transcribe_score import Scoring, score, scripts_of, split_groups
-from voxstrata.exporters.early_exit import EarlyExit
+from voxstrata.base.errors import InputError
+from voxstrata.early_exit.checkpoint import EarlyExit
+from voxstrata.early_exit.decoding import Transcripts
+from voxstrata.early_exit.normalization import normalizer
+from voxstrata.early_exit.rates import WHOLE, Rates, both_parts, choose, rates_table
+from voxstrata.early_exit.scoring import Scoring, score, scripts_of, split_groups
+from voxstrata.early_exit.text import choice_rows, explanation, plot_errors
 
 LIGHT = Scoring("light", 0.5, 0, 400)
 

@@ -16,8 +16,8 @@ from test_cli import run
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
-from voxstrata.experiments import transcribe as module
-from voxstrata.experiments import transcribe_report
+from voxstrata.early_exit import decoding as module
+from voxstrata.early_exit import text as transcribe_report
 from voxstrata.store.files import Files
 
 OPTIONS = ("--blocks", "3", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")

@@ -56,7 +56,7 @@ class TestEarlyExit:
     def extras(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("torch")
         pytest.importorskip("jiwer")
-        from voxstrata.experiments import transcribe_report
+        from voxstrata.early_exit import text as transcribe_report
 
         monkeypatch.setattr(transcribe_report, "plot_errors", lambda *_: None)  # drawing takes longer than all else
 
@@ -100,7 +100,7 @@ class TestEarlyExit:
         """A model that ends at once hears nothing: every word is deleted, at every exit; ties go to the original."""
         import torch
 
-        from voxstrata.experiments import transcribe
+        from voxstrata.early_exit import decoding as transcribe
 
         monkeypatch.setattr(transcribe, "_generate", lambda model, features, *_: torch.full((len(features), 1), 256))
         manifest = corpus()

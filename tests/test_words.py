@@ -16,12 +16,12 @@ from conftest import sound
 from stores import Utterance, make_store
 from test_cli import run
 
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.cli.words import words as words_command
-from voxstrata.errors import InputError, UsageError
-from voxstrata.experiments.word_list import EXAMPLE, Entry, read_word_list, voices_needed, with_ipa
-from voxstrata.experiments.word_pairs import FAR, KINDS, NEAR, RANDOM, PairSets, WordPairs, make_pairs
-from voxstrata.experiments.words import ALL, _scores, compare_words
 from voxstrata.store import EmbeddingStore
+from voxstrata.studies.words.measure import ALL, _scores, compare_words
+from voxstrata.studies.words.pairs import FAR, KINDS, NEAR, RANDOM, PairSets, WordPairs, make_pairs
+from voxstrata.studies.words.word_list import EXAMPLE, Entry, read_word_list, voices_needed, with_ipa
 
 panphon_distance = pytest.importorskip("panphon.distance")
 pytest.importorskip("phonemizer")
@@ -154,7 +154,7 @@ def test_pairs_are_what_they_are_called_by_panphons_distance() -> None:
 
 
 def test_random_pairs_beyond_the_limit_are_drawn_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("voxstrata.experiments.word_pairs.RANDOM_PAIRS", 50)
+    monkeypatch.setattr("voxstrata.studies.words.pairs.RANDOM_PAIRS", 50)
     words = made_up(0)
 
     def drawn(sets: PairSets) -> list[tuple[int, int]]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_words import made_up, spoken, whole
 
-from voxstrata.experiments.word_pairs import KINDS, make_pairs
-from voxstrata.experiments.words import SIMILARITIES, compare_words
+from voxstrata.studies.words.measure import SIMILARITIES, compare_words
+from voxstrata.studies.words.pairs import KINDS, make_pairs
 
 pytest.importorskip("panphon")
 

@@ -1,20 +1,95 @@
-"""Per-layer speech-encoder embeddings at corpus scale, and the cross-lingual retrieval analysis on them."""
+"""Per-layer speech-encoder embeddings at corpus scale, and the cross-lingual retrieval analysis on them.
 
-from voxstrata.corpus import read_corpus
-from voxstrata.engine import Device, extract
-from voxstrata.errors import AudioError, InputError, UsageError, VoxstrataError
-from voxstrata.model import Context, open_model
-from voxstrata.store import open_store
+>>> import voxstrata as vs
+>>> store = vs.open_store("speech.zarr")  # doctest: +SKIP
+>>> vs.retrieve(store)  # doctest: +SKIP
+
+Names are loaded when they are first used, so that the import costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voxstrata.base.errors import AudioError, InputError, UsageError, VoxstrataError
+    from voxstrata.corpus.source import read_corpus
+    from voxstrata.encoders.card import open_model
+    from voxstrata.encoders.context import Context
+    from voxstrata.engine.extraction import extract
+    from voxstrata.engine.sessions import Device
+    from voxstrata.exporters.exporting import export
+    from voxstrata.retrieval.all_pairs import similarity
+    from voxstrata.retrieval.selection import select
+    from voxstrata.retrieval.similarities import seqsim
+    from voxstrata.store.reader import open_store
+    from voxstrata.store.spec import StoreSpec
+    from voxstrata.studies.align.measure import align
+    from voxstrata.studies.drift.measure import measure_drift as drift
+    from voxstrata.studies.retrieve.measure import retrieve
+
+    __version__: str
+
+# Where each public name is defined; under another name there where a pair is given.
+_PLACES: dict[str, str | tuple[str, str]] = {
+    "AudioError": "base.errors",
+    "Context": "encoders.context",
+    "Device": "engine.sessions",
+    "InputError": "base.errors",
+    "StoreSpec": "store.spec",
+    "UsageError": "base.errors",
+    "VoxstrataError": "base.errors",
+    "align": "studies.align.measure",
+    "drift": ("studies.drift.measure", "measure_drift"),
+    "export": "exporters.exporting",
+    "extract": "engine.extraction",
+    "open_model": "encoders.card",
+    "open_store": "store.reader",
+    "read_corpus": "corpus.source",
+    "retrieve": "studies.retrieve.measure",
+    "select": "retrieval.selection",
+    "seqsim": "retrieval.similarities",
+    "similarity": "retrieval.all_pairs",
+}
 
 __all__ = [
     "AudioError",
     "Context",
     "Device",
     "InputError",
+    "StoreSpec",
     "UsageError",
     "VoxstrataError",
+    "__version__",
+    "align",
+    "drift",
+    "export",
     "extract",
     "open_model",
     "open_store",
     "read_corpus",
+    "retrieve",
+    "select",
+    "seqsim",
+    "similarity",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("voxstrata")
+    elif name in _PLACES:
+        place = _PLACES[name]
+        module, attribute = place if isinstance(place, tuple) else (place, name)
+        value = getattr(import_module(f"voxstrata.{module}"), attribute)
+    else:
+        raise AttributeError(f"module 'voxstrata' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -24,8 +24,8 @@ from voxstrata.audio.readers import (
     past_the_stated_end,
     soundfile_blocks,
 )
-from voxstrata.audio.units import SAMPLE_RATE
-from voxstrata.errors import AudioError
+from voxstrata.base.errors import AudioError
+from voxstrata.encoders.frames import SAMPLE_RATE
 
 # 24-bit converters of laboratories sample at up to 768 kHz; under 1 kHz no speech is left.
 MIN_SOURCE_RATE, MAX_SOURCE_RATE = 1_000, 768_000

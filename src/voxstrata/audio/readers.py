@@ -14,7 +14,7 @@ import numpy.typing as npt
 import soundfile
 
 from voxstrata.audio import containers
-from voxstrata.errors import AudioError
+from voxstrata.base.errors import AudioError
 
 # In source frames. AAC starts with up to 2112 frames of priming and fills its last block of 1024, mp3 adds
 # up to 1105 + 2304, opus 312 of pre-skip and one packet; containers count these in or leave them out.

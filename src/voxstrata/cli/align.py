@@ -80,10 +80,10 @@ def align(
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
     import pyarrow.parquet as pq
 
-    from voxstrata.experiments.align import align as run
-    from voxstrata.experiments.align_report import plot_align, settings, to_markdown, to_terminal
-    from voxstrata.folders import make_writable
+    from voxstrata.base.folders import make_writable
     from voxstrata.store import open_store
+    from voxstrata.studies.align.measure import align as run
+    from voxstrata.studies.align.text import plot_align, settings, to_markdown, to_terminal
 
     make_writable(folder)
     opened = open_store(store)

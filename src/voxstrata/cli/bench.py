@@ -10,7 +10,7 @@ import click
 from voxstrata.cli.console import Line, aligned, clock, count_progress, json_option, print_json, run_options, steps
 
 if TYPE_CHECKING:
-    from voxstrata.engine.throughput import Record
+    from voxstrata.engine.measuring import Record
 
 BUSY_LOAD = 1.0  # of other work before the measurement, that the reader should hear of
 
@@ -43,12 +43,12 @@ def bench(
       voxstrata bench base --corpus speech.tsv --threads 2
     """
     from voxstrata.corpus import probe_corpus, read_corpus
-    from voxstrata.engine.estimate import estimate
+    from voxstrata.encoders import Context, open_model
+    from voxstrata.engine.estimating import estimate
+    from voxstrata.engine.measuring import bench as run
+    from voxstrata.engine.measuring import record_path
     from voxstrata.engine.planning import store_spec
-    from voxstrata.engine.session import Device
-    from voxstrata.engine.throughput import bench as run
-    from voxstrata.engine.throughput import record_path
-    from voxstrata.model import Context, open_model
+    from voxstrata.engine.sessions import Device
 
     opened, on = open_model(model), Device.parse(device)
     read = read_corpus(corpus, split) if corpus else None  # a mistake in it shows before the measurement

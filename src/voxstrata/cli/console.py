@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from voxstrata.text import aligned as aligned
+from voxstrata.base.tables import aligned as aligned
 
 if TYPE_CHECKING:
     from voxstrata.engine import Progress

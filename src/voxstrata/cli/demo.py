@@ -31,13 +31,13 @@ def demo(folder: Path, threads: int | None) -> None:
     Example:
       voxstrata demo -o demo
     """
+    from voxstrata.base.errors import InputError
+    from voxstrata.demo.corpus import write_demo_corpus
+    from voxstrata.demo.encoder import LANGUAGES, find_encoder
     from voxstrata.engine import extract
-    from voxstrata.errors import InputError
-    from voxstrata.experiments.demo import LANGUAGES, find_encoder
-    from voxstrata.experiments.demo_corpus import write_demo_corpus
     from voxstrata.exporters import export
-    from voxstrata.retrieval import to_terminal
     from voxstrata.store import open_store
+    from voxstrata.studies.retrieve import to_terminal
 
     marker = folder / ".voxstrata-demo"
     if folder.exists() and any(folder.iterdir()) and not marker.exists():

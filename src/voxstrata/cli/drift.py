@@ -52,9 +52,9 @@ def drift(
       voxstrata drift speech.tsv base-int8 --against base
     """
     from voxstrata.corpus import read_corpus
+    from voxstrata.encoders import open_model
     from voxstrata.engine import Device
-    from voxstrata.experiments.drift import measure_drift
-    from voxstrata.model import open_model
+    from voxstrata.studies.drift.measure import measure_drift
 
     with Line() as line:
         report = measure_drift(

@@ -81,7 +81,7 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
     Example:
       voxstrata early-exit write openai/whisper-base -k 4 --no-final-norm -o base-4
     """
-    from voxstrata.exporters.early_exit import EarlyExit, write_early_exit
+    from voxstrata.early_exit.checkpoint import EarlyExit, write_early_exit
 
     with Line() as line:
         card = write_early_exit(checkpoint, target, EarlyExit(after, final_norm), revision=revision, say=steps(line))
@@ -153,12 +153,12 @@ def sweep(
     import jiwer  # noqa: F401  (missing: say so at once)
 
     from voxstrata.corpus import read_corpus
-    from voxstrata.experiments.transcribe import Decoding
-    from voxstrata.experiments.transcribe_rates import choices_table
-    from voxstrata.experiments.transcribe_report import choice_rows, explanation
-    from voxstrata.experiments.transcribe_score import Scoring
-    from voxstrata.experiments.transcribe_sweep import sweep as run
-    from voxstrata.exporters.early_exit import load_transcriber
+    from voxstrata.early_exit.checkpoint import load_transcriber
+    from voxstrata.early_exit.decoding import Decoding
+    from voxstrata.early_exit.rates import choices_table
+    from voxstrata.early_exit.scoring import Scoring
+    from voxstrata.early_exit.sweeping import sweep as run
+    from voxstrata.early_exit.text import choice_rows, explanation
 
     found = read_corpus(corpus, split)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
@@ -220,9 +220,9 @@ def check(
       voxstrata early-exit check openai/whisper-base speech.tsv
     """
     from voxstrata.corpus import Corpus, read_corpus
-    from voxstrata.experiments.transcribe import Decoding, every_exit
-    from voxstrata.experiments.transcribe_check import check_exits
-    from voxstrata.exporters.early_exit import load_transcriber
+    from voxstrata.early_exit.checking import check_exits
+    from voxstrata.early_exit.checkpoint import load_transcriber
+    from voxstrata.early_exit.decoding import Decoding, every_exit
 
     found = read_corpus(corpus)
     found = Corpus(found.root, found.table.slice(0, clips))

@@ -57,9 +57,9 @@ def write_explanation(store: Any, a: str, b: str, folder: Path, outputs: list[st
     import numpy as np
     import pyarrow.parquet as pq
 
-    from voxstrata.experiments.explain import match_frames, maxima_table, read_words, summary_table
-    from voxstrata.experiments.explain_plot import Side, plot_matches
-    from voxstrata.folders import make_writable
+    from voxstrata.base.folders import make_writable
+    from voxstrata.studies.explain.figures import Side, plot_matches
+    from voxstrata.studies.explain.measure import match_frames, maxima_table, read_words, summary_table
 
     matches = match_frames(store, a, b, outputs)
     step = store.row_seconds

@@ -71,9 +71,9 @@ def extract(
       voxstrata extract speech.tsv base -o speech.zarr --outputs layer_03,layer_06,final
     """
     from voxstrata.corpus import read_corpus
+    from voxstrata.encoders import Context
     from voxstrata.engine import Device
     from voxstrata.engine import extract as run
-    from voxstrata.model import Context
 
     with resume_hint(), Line() as line:
         line.show("reading the corpus", force=True)

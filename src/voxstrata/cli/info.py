@@ -21,9 +21,9 @@ def info(path: str, as_json: bool) -> None:
     Example:
       voxstrata info speech.zarr
     """
-    from voxstrata.errors import InputError
-    from voxstrata.model import open_model
-    from voxstrata.model.card import CARD
+    from voxstrata.base.errors import InputError
+    from voxstrata.encoders import open_model
+    from voxstrata.encoders.card import CARD
     from voxstrata.store import open_store
 
     if "://" not in path and not Path(path).exists():

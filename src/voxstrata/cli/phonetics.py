@@ -63,10 +63,10 @@ def phonetics(
     Example:
       voxstrata phonetics speech.tsv -o phonetics
     """
+    from voxstrata.base.errors import UsageError
     from voxstrata.corpus import read_corpus
-    from voxstrata.errors import UsageError
-    from voxstrata.experiments.ipa import read_ipa
-    from voxstrata.experiments.phonetics import measure_phonetics
+    from voxstrata.phonology.ipa import read_ipa
+    from voxstrata.studies.phonetics.measure import measure_phonetics
 
     pairs = [voice.partition("=") for voice in voices]
     wrong = ["".join(parts) for parts in pairs if not (parts[0] and parts[2])]

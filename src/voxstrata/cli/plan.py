@@ -21,7 +21,7 @@ from voxstrata.cli.console import (
 from voxstrata.cli.options import storing_options
 
 if TYPE_CHECKING:
-    from voxstrata.engine.estimate import Estimate
+    from voxstrata.engine.estimating import Estimate
 
 
 @click.command(short_help="What extracting CORPUS would take: storage and time.")
@@ -55,11 +55,11 @@ def plan(
       voxstrata plan speech.tsv base --outputs layer_03,layer_06,final
     """
     from voxstrata.corpus import probe_corpus, read_corpus
-    from voxstrata.engine.estimate import estimate
+    from voxstrata.encoders import Context, open_model
+    from voxstrata.engine.estimating import estimate
+    from voxstrata.engine.measuring import recorded
     from voxstrata.engine.planning import store_spec
-    from voxstrata.engine.session import Device, available_threads
-    from voxstrata.engine.throughput import recorded
-    from voxstrata.model import Context, open_model
+    from voxstrata.engine.sessions import Device, available_threads
 
     opened, on = open_model(model), Device.parse(device)
     spec = store_spec(

@@ -31,7 +31,7 @@ def report(folder: Path, target: Path | None, as_json: bool) -> None:
       voxstrata retrieve speech.zarr -o study/retrieval
       voxstrata report study
     """
-    from voxstrata.experiments.report import write_report
+    from voxstrata.report.page import write_report
 
     with Line() as line:
         written = write_report(folder, target, steps(line))

@@ -55,9 +55,9 @@ def retrieve(
     Example:
       voxstrata retrieve speech.zarr -o results --outputs layer_03,layer_06,final
     """
-    from voxstrata.retrieval import to_terminal
     from voxstrata.retrieval.kernels import choose
     from voxstrata.store import open_store
+    from voxstrata.studies.retrieve import to_terminal
 
     opened = open_store(store)
     print_left_out(opened)
@@ -94,10 +94,10 @@ def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **cho
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from voxstrata.errors import InputError
-    from voxstrata.folders import make_writable
-    from voxstrata.retrieval import SIMILARITIES, plot_language_matrix, plot_recall_by_layer, to_markdown
-    from voxstrata.retrieval import retrieve as run
+    from voxstrata.base.errors import InputError
+    from voxstrata.base.folders import make_writable
+    from voxstrata.studies.retrieve import SIMILARITIES, plot_language_matrix, plot_recall_by_layer, to_markdown
+    from voxstrata.studies.retrieve import retrieve as run
 
     make_writable(folder)
     if any(folder.iterdir()) and not (folder / RESULT).exists():

@@ -15,8 +15,8 @@ from voxstrata.cli.extract import resume_hint
 from voxstrata.cli.retrieve import names
 
 if TYPE_CHECKING:
+    from voxstrata.retrieval.all_pairs import Progress, SimilarityReport
     from voxstrata.retrieval.selection import Selection
-    from voxstrata.retrieval.tiles import Progress, SimilarityReport
     from voxstrata.store import EmbeddingStore
 
 
@@ -79,8 +79,8 @@ def similarity(
     Example:
       voxstrata similarity speech.zarr --layer layer_06 --x en --y es -o en-es
     """
+    from voxstrata.retrieval.all_pairs import similarity as run
     from voxstrata.retrieval.kernels import choose
-    from voxstrata.retrieval.tiles import similarity as run
     from voxstrata.store import open_store
 
     opened = open_store(store)
@@ -114,7 +114,7 @@ def similarity(
 
 
 def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -> Selection:
-    from voxstrata.errors import InputError
+    from voxstrata.base.errors import InputError
     from voxstrata.retrieval.selection import select
 
     named = None
@@ -129,7 +129,7 @@ def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -
 
 
 def _part(text: str | None) -> tuple[int, int]:
-    from voxstrata.errors import UsageError
+    from voxstrata.base.errors import UsageError
 
     if text is None:
         return 1, 1

@@ -23,7 +23,7 @@ from voxstrata.cli.extract import resume_hint
 from voxstrata.cli.options import bootstrap_option
 
 if TYPE_CHECKING:
-    from voxstrata.experiments.words import WordReport
+    from voxstrata.studies.words.measure import WordReport
 
 SHOWN = 15  # of either kind, in words.md
 PAIRS = "word_pairs.parquet"
@@ -83,10 +83,10 @@ def words(
     """
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
+    from voxstrata.encoders import open_model
     from voxstrata.engine import Device
-    from voxstrata.experiments.word_list import read_word_list
-    from voxstrata.experiments.words import measure_words
-    from voxstrata.model import open_model
+    from voxstrata.studies.words.measure import measure_words
+    from voxstrata.studies.words.word_list import read_word_list
 
     with resume_hint(), Line() as line:
         report = measure_words(
@@ -130,7 +130,7 @@ def write_words(report: WordReport, folder: Path, checkpoint: str) -> None:
     """Tables, the summary and the picture."""
     import pyarrow.parquet as pq
 
-    from voxstrata.experiments.words_plot import plot_words
+    from voxstrata.studies.words.figures import plot_words
 
     pq.write_table(report.table, folder / "words.parquet")
     pq.write_table(report.pairs, folder / PAIRS)
@@ -146,9 +146,9 @@ def write_words(report: WordReport, folder: Path, checkpoint: str) -> None:
 
 def auc_cells(report: WordReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows: outputs by depth, then the controls; all pairs of languages together."""
-    from voxstrata.experiments.word_pairs import KINDS
-    from voxstrata.experiments.words import ALL, CONTROLS, SIMILARITIES
-    from voxstrata.retrieval.languages import depth_order
+    from voxstrata.encoders.outputs import depth_order
+    from voxstrata.studies.words.measure import ALL, CONTROLS, SIMILARITIES
+    from voxstrata.studies.words.pairs import KINDS
 
     known = {(r["output"], r["similarity"], r["kind"]): r for r in report.table.to_pylist() if r["language_a"] == ALL}
     header = ["output", *(f"{kind.replace('_', '-')} {s}" for kind in KINDS for s in SIMILARITIES)]
@@ -173,8 +173,8 @@ def caption(report: WordReport) -> str:
 
 def basis(report: WordReport) -> str:
     """Words, languages, who spoke, and how many pairs."""
-    from voxstrata.experiments.word_pairs import KINDS
-    from voxstrata.experiments.words import ALL
+    from voxstrata.studies.words.measure import ALL
+    from voxstrata.studies.words.pairs import KINDS
 
     settings = report.settings
     whole = {r["kind"]: r for r in report.table.to_pylist() if r["language_a"] == ALL and r["output"]}

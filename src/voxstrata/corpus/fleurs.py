@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus.folder import LANGUAGE
 from voxstrata.corpus.rows import read_text, tsv_rows
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
-from voxstrata.errors import InputError, UsageError
 
 SPLITS = ("train", "dev", "test")
 _FIELDS = 7

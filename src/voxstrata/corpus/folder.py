@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
-from voxstrata.errors import InputError
 
 _SOUNDFILE = {
     ".wav",

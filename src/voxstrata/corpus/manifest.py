@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from voxstrata.base.errors import InputError
 from voxstrata.corpus.rows import read_rows
 from voxstrata.corpus.table import COLUMNS, Corpus, Row, absolute_root, build
-from voxstrata.errors import InputError
 
 
 def read_manifest(path: Path) -> Corpus:

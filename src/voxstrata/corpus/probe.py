@@ -7,8 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from voxstrata.audio.decode import AudioInfo, probe
+from voxstrata.base.errors import AudioError
 from voxstrata.corpus.table import Corpus
-from voxstrata.errors import AudioError
 
 _SLICE = 4096  # probes handed to the threads at once: bounds memory, and the wait after an interrupt
 

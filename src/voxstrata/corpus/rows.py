@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import Row
-from voxstrata.errors import InputError
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 Places = Iterator[tuple[str, Row]]  # where a row stands ("line 3"), and its values

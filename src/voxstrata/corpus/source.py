@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus.fleurs import find_fleurs, read_fleurs
 from voxstrata.corpus.folder import read_folder
 from voxstrata.corpus.manifest import read_manifest
 from voxstrata.corpus.rows import SUFFIXES
 from voxstrata.corpus.table import Corpus
-from voxstrata.errors import InputError, UsageError
 
 
 def read_corpus(source: str | Path, split: str | None = None) -> Corpus:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 
 COLUMNS = ("id", "path", "language", "group", "text", "speaker")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])

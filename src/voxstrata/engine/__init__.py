@@ -1,8 +1,8 @@
 """The batched runner: audio through ONNX Runtime into a store."""
 
-from voxstrata.engine.device import DeviceEncoder
-from voxstrata.engine.encoder import Encoder
-from voxstrata.engine.extract import ExtractReport, Progress, extract
-from voxstrata.engine.session import Device
+from voxstrata.engine.cpu_encoder import Encoder
+from voxstrata.engine.cuda_encoder import DeviceEncoder
+from voxstrata.engine.extraction import ExtractReport, Progress, extract
+from voxstrata.engine.sessions import Device
 
 __all__ = ["Device", "DeviceEncoder", "Encoder", "ExtractReport", "Progress", "extract"]

@@ -24,10 +24,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from voxstrata.audio.units import WINDOW_FRAMES
-from voxstrata.errors import InputError
-from voxstrata.model import Context, ModelFolder
-from voxstrata.model.names import depth
+from voxstrata.base.errors import InputError
+from voxstrata.encoders import Context, ModelFolder
+from voxstrata.encoders.frames import WINDOW_FRAMES
+from voxstrata.encoders.outputs import depth
 from voxstrata.store.plan import Plan
 
 SGEMM_SIDE = 2048  # rows and columns of the square matrices: 48 MiB in all, beyond the caches

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import AudioInfo, decode
+from voxstrata.base.errors import AudioError
 from voxstrata.corpus import Corpus
-from voxstrata.errors import AudioError
 
 Samples = NDArray[np.float32]
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.audio.units import SAMPLE_RATE, WINDOW_SAMPLES
+from voxstrata.base.errors import InputError
 from voxstrata.corpus import Corpus, probe_corpus
-from voxstrata.engine.session import DEFAULT_TOKENS, Device
-from voxstrata.errors import InputError
-from voxstrata.model import Context, ModelFolder
-from voxstrata.model.names import select_outputs
+from voxstrata.encoders import Context, ModelFolder
+from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SAMPLES
+from voxstrata.encoders.outputs import select_outputs
+from voxstrata.engine.sessions import DEFAULT_TOKENS, Device
 from voxstrata.store.plan import MAX_UNIT_BYTES, UNIT_MEGABYTES, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 

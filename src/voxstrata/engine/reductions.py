@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxstrata.engine.device_graphs import onnx_package
+from voxstrata.exporters.cuda_graph import onnx_package
 from voxstrata.store.spec import StoreSpec
 
 OPSET, IR_VERSION = 20, 10  # as of the exported graphs

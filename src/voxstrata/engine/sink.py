@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxstrata.base.errors import InputError
 from voxstrata.engine.reductions import Reduced
-from voxstrata.errors import InputError
 from voxstrata.store.plan import Plan, Window
 from voxstrata.store.writer import StoreWriter
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from voxstrata.audio.units import WINDOW_FRAMES
-from voxstrata.errors import InputError
-from voxstrata.exporters.graph import EncoderShape
+from voxstrata.base.errors import InputError
+from voxstrata.encoders.frames import WINDOW_FRAMES
+from voxstrata.exporters.standard_graph import EncoderShape
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _OPENAI_NAMES = (  # OpenAI's module names → Hugging Face's

@@ -21,8 +21,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from voxstrata.exporters.graph import Array, EncoderBuilder, EncoderShape, WeightsFile
-from voxstrata.model.names import as_float16, output_names
+from voxstrata.encoders.outputs import as_float16, output_names
+from voxstrata.exporters.standard_graph import Array, EncoderBuilder, EncoderShape, WeightsFile
 
 CONTRIB = "com.microsoft"
 ALIASED = 1024  # float32 numbers: 4 KiB, after which addresses fall into the same places of a first-level cache

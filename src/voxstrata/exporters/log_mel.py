@@ -9,8 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from voxstrata.audio.units import HOP_LENGTH, N_FFT
-from voxstrata.exporters.graph import GraphBuilder
+from voxstrata.encoders.frames import HOP_LENGTH, N_FFT
+from voxstrata.exporters.standard_graph import GraphBuilder
 
 
 def log_mel_graph(mel_filters: NDArray[Any]) -> onnx.ModelProto:

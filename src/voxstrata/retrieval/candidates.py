@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxstrata.retrieval.kernels.base import FloatMatrix, Kernel, Packed
+from voxstrata.retrieval.kernels.base import Kernel, Packed
 from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.selection import Selection
-from voxstrata.retrieval.seqsim import harmonic
+from voxstrata.retrieval.similarities import harmonic
 from voxstrata.retrieval.topk import TopK
 
 BLOCK = 2048  # pooled states per side of one product
-WHOLE = 1 / 4  # share of a tile's pairs from which on the whole tile costs no more than the pairs one by one
 SEED = 0  # of the sample of queries
 
 
@@ -59,17 +58,6 @@ def nearest_pooled(x: Selection, y: Selection | None, output: str, count: int) -
                 backward.update(b, a, cosine.T, cosine.T, cosine.T)
     nearest = forward.candidates()
     return CandidateSets(nearest, nearest if y is None else backward.candidates())
-
-
-def compare_some(kernel: Kernel, x: Packed, y: Packed, wanted: NDArray[np.bool_]) -> tuple[FloatMatrix, FloatMatrix]:
-    """Precision and recall of the wanted pairs (N, M) of packed blocks; the others are of no use."""
-    if wanted.mean() > WHOLE:
-        return kernel.compare(x, y)
-    precision = np.full(wanted.shape, np.nan, np.float32)
-    recall = np.full(wanted.shape, np.nan, np.float32)
-    pairs = np.nonzero(wanted)
-    precision[pairs], recall[pairs] = kernel.compare_pairs(x, y, *pairs)
-    return precision, recall
 
 
 def measure_recall(

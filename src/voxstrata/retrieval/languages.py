@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Protocol
@@ -14,7 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voxstrata.errors import InputError, UsageError
+from voxstrata.base.choices import chosen
+from voxstrata.base.errors import InputError
+from voxstrata.base.tables import distinct
 
 
 class StoreReader(Protocol):
@@ -103,29 +104,3 @@ def only_translations(sides: Sequence[Side]) -> list[str]:
             "or give those that do not translate each other groups of their own"
         )
     return trivial
-
-
-def depth_order(outputs: Iterable[str]) -> list[str]:
-    """Distinct output names from the encoder's input to its end: layer_00, layer_01, …, then the others."""
-
-    def depth(name: str) -> float:
-        number = re.fullmatch(r"layer_(\d+)", name)
-        return int(number[1]) if number else float("inf")
-
-    return sorted(dict.fromkeys(outputs), key=depth)
-
-
-def distinct(table: pa.Table, column: str) -> list[str]:
-    names: list[str] = pc.unique(table[column]).to_pylist()
-    return names
-
-
-def chosen(kind: str, asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """Distinct names asked for (all known ones when None), each of them known."""
-    if asked is None:
-        return list(known)
-    unknown = [name for name in asked if name not in known]
-    if unknown or not asked:
-        what = f"unknown {kind} {', '.join(map(repr, unknown))}" if unknown else f"no {kind} asked for"
-        raise UsageError(f"{what}; known: {', '.join(known) or 'none'}")
-    return list(dict.fromkeys(asked))

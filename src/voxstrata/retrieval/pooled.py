@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 from voxstrata.retrieval.ragged import FloatArray, Ragged, check_matrix, check_names, name_of, unit_rows
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 
 FloatArray = npt.NDArray[np.floating]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from voxstrata.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
 
@@ -60,6 +60,10 @@ class Selection:
         rows, offsets = self.store.ragged(output, self.indices[begin:end])
         return Ragged(rows, offsets, self.ids[begin:end])
 
+    def frames(self, output: str) -> SelectedFrames:
+        """Their frames of one encoder output, as `compare` takes them."""
+        return SelectedFrames(self, output)
+
     def blocks(self, frames: int, utterances: int, multiple: int = 1) -> list[int]:
         """Bounds of blocks of at most `frames` frames and `utterances` utterances, from 0 to n.
 
@@ -79,6 +83,23 @@ class Selection:
         """What decides the frames read from here, JSON-ready; where the store lies plays no part."""
         ids = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
         return {"utterances": len(self), "ids": ids, "store": self.store.about["plan"], **conditions(self.store)}
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedFrames:
+    """The frames of a selection in one encoder output, read block by block: a side of `compare`."""
+
+    selection: Selection
+    output: str
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Frames of each utterance, int64 (n,)."""
+        return self.selection.lengths
+
+    def ragged(self, begin: int, end: int) -> Ragged:
+        """Frames of the utterances at positions begin … end - 1, as stored."""
+        return self.selection.ragged(self.output, begin, end)
 
 
 def select(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from voxstrata.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.selection import Selection, refuse_incomparable
 

@@ -15,7 +15,7 @@ import zarr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 
 LOCK = ".voxstrata-lock"
 ROOT = "zarr.json"  # of the root group

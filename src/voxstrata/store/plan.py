@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.audio.units import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus
-from voxstrata.errors import InputError, UsageError
+from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
 from voxstrata.store.spec import StoreSpec
 
 CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least

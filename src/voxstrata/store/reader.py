@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
-from voxstrata.audio.units import SAMPLE_RATE
-from voxstrata.errors import InputError, UsageError
-from voxstrata.model.card import ModelCard
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.encoders.card import ModelCard
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.store.files import Files, root_attributes, zarr_array
 from voxstrata.store.shard import is_plain, read_rows
 from voxstrata.store.spec import SCHEMA, StoreSpec

@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 
-from voxstrata.errors import InputError
+from voxstrata.base.errors import InputError
 
 MISSING = np.uint64(2**64 - 1)
 _CRC_BYTES = 4

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from voxstrata.audio.units import WINDOW_FRAMES
-from voxstrata.errors import UsageError
-from voxstrata.model.context import Context
+from voxstrata.base.errors import UsageError
+from voxstrata.encoders.context import Context
+from voxstrata.encoders.frames import WINDOW_FRAMES
 
 SCHEMA = 1  # of the store's layout
 # Recordings over 30 s. Each window is to the encoder an utterance of its own (own log-mel maximum, own context).

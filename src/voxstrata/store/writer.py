@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
-from voxstrata.audio.units import SAMPLES_PER_FRAME
-from voxstrata.errors import InputError
-from voxstrata.model.card import ModelCard
+from voxstrata.base.errors import InputError
+from voxstrata.encoders.card import ModelCard
+from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.files import LOCK, Files, root_attributes, zarr_array
 from voxstrata.store.plan import Plan
 from voxstrata.store.shard import is_plain, shard_bytes, shard_parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from voxstrata.errors import UsageError
+from voxstrata.base.errors import UsageError
 from voxstrata.retrieval.kernels.base import Kernel
 
 KERNELS = ("int16", "float32", "triton")

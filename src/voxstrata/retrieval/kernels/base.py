@@ -15,6 +15,8 @@ FloatMatrix = npt.NDArray[np.float32]
 FloatVector = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
+WHOLE = 1 / 4  # share of a tile's pairs from which on the whole tile costs no more than the pairs one by one
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:
@@ -94,3 +96,16 @@ def runs(lengths: npt.NDArray[np.int64], frames: int, utterances: int | None = N
             first, taken = i, 0
         taken += length
     yield first, len(lengths)
+
+
+def compare_some(
+    kernel: Kernel, x: Packed, y: Packed, wanted: npt.NDArray[np.bool_] | None
+) -> tuple[FloatMatrix, FloatMatrix]:
+    """Precision and recall (N, M) of the wanted pairs (N, M) of packed blocks, all if None; others may be NaN."""
+    if wanted is None or wanted.mean() > WHOLE:
+        return kernel.compare(x, y)
+    precision = np.full(wanted.shape, np.nan, np.float32)
+    recall = np.full(wanted.shape, np.nan, np.float32)
+    pairs = np.nonzero(wanted)
+    precision[pairs], recall[pairs] = kernel.compare_pairs(x, y, *pairs)
+    return precision, recall

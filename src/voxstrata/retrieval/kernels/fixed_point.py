@@ -21,7 +21,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, jit, larger, take_maxima
+from voxstrata.base.compiled import jit
+from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, larger, take_maxima
 
 INT16 = 32_767
 LONGEST = 46_339  # of a row in fixed point, with 1 to spare: its square is below 2^31

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from voxstrata.base.compiled import thread_count
 from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Indices, Packed, runs
-from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, take_maxima, thread_count
+from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, take_maxima
 from voxstrata.retrieval.ragged import Ragged
 
 BLOCK_ROWS = 2048  # frames per side of a block of S: 16 MiB of float32, large enough for full matmul speed

@@ -8,7 +8,8 @@ from itertools import pairwise, product
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.errors import UsageError
+from voxstrata.base.compiled import thread_count
+from voxstrata.base.errors import UsageError
 from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Indices, Packed, runs
 from voxstrata.retrieval.kernels.fixed_point import (
     X_WIDTH,
@@ -20,7 +21,6 @@ from voxstrata.retrieval.kernels.fixed_point import (
     sums_of_maxima,
 )
 from voxstrata.retrieval.kernels.float32 import Float32
-from voxstrata.retrieval.kernels.maxima import thread_count
 from voxstrata.retrieval.ragged import Ragged
 
 GROUP_FRAMES = 2048  # frames per side of one task of a thread

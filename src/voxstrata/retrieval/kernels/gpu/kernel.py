@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Indices, Packed, runs
 from voxstrata.retrieval.ragged import Ragged
 

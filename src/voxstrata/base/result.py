@@ -1,0 +1,142 @@
+"""Results: what a study found, in one form for Python, the command line and the report."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voxstrata.base.errors import InputError
+from voxstrata.base.figures import DPI
+from voxstrata.base.folders import make_writable
+from voxstrata.base.tables import TextTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STORE = "voxstrata"  # in a table's metadata: the description of the store that it was made from
+
+
+class Result(ABC):
+    """What one study found. Subclasses are frozen dataclasses whose fields are Arrow tables, the first named `table`.
+
+    What a subclass says of itself:
+
+    command: which command makes it, such as "retrieve".
+    files: of its tables, by field; the first is the file by which a folder with a saved result is known.
+    key: under which the tables' metadata hold the settings.
+    markdown: the file of the text.
+    captions: of its figures, by the name of their file without suffix.
+    formats: in which figures are saved.
+    """
+
+    command: ClassVar[str]
+    files: ClassVar[Mapping[str, str]]
+    key: ClassVar[str]
+    markdown: ClassVar[str]
+    captions: ClassVar[Mapping[str, str]] = {}
+    formats: ClassVar[Sequence[str]] = ("png",)
+
+    table: pa.Table
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What was measured on what, in a line."""
+
+    @abstractmethod
+    def tables(self) -> list[TextTable]:
+        """Everything worth reading, in tables for people; the first is the answer in short."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, Figure]:
+        """Pictures, by the names that `captions` has. Raises UsageError where matplotlib is missing."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decided the result, as it is stored in the table's metadata."""
+        return metadata(self.table, self.key) or {}
+
+    @property
+    def store(self) -> dict[str, Any] | None:
+        """The description of the store that it was made from; None where there was none."""
+        return metadata(self.table, STORE)
+
+    def to_markdown(self) -> str:
+        """The title and all tables, as GitHub reads them."""
+        parts = [f"# {self.title}"]
+        for table in self.tables():
+            parts += [f"## {table.title}", table.to_markdown()] + ([table.note] if table.note else [])
+        return "\n\n".join(parts) + "\n"
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write tables, text and figures to a folder; returns their paths. What an earlier run left there is replaced.
+
+        Raises InputError where the folder cannot be written, or holds something that is no result of this kind.
+        """
+        folder = Path(folder)
+        self.refuse_foreign(folder)
+        written = []
+        for field, name in self.files.items():
+            pq.write_table(getattr(self, field), folder / name)
+            written.append(folder / name)
+        (folder / self.markdown).write_text(self.to_markdown(), encoding="utf-8")
+        written.append(folder / self.markdown)
+        for name, figure in self.figures().items():
+            for suffix in self.formats:
+                figure.savefig(folder / f"{name}.{suffix}", dpi=DPI)
+                written.append(folder / f"{name}.{suffix}")
+        return written
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What `save` wrote. Raises InputError where the folder holds no such result, or a damaged one."""
+        folder = Path(folder)
+        tables = {field: read_parquet(folder / name, cls.command) for field, name in cls.files.items()}
+        if metadata(tables["table"], cls.key) is None:
+            name = folder / next(iter(cls.files.values()))
+            raise InputError(f"{name}: without the settings that `voxstrata {cls.command}` stores with its results")
+        return cls(**tables)
+
+    @classmethod
+    def refuse_foreign(cls, folder: str | Path) -> None:
+        """Make the folder, and refuse one that cannot be written or holds something else: before the work, not after.
+
+        Raises InputError.
+        """
+        folder = Path(folder)
+        make_writable(folder)
+        known = folder / next(iter(cls.files.values()))
+        if any(folder.iterdir()) and not known.exists():
+            raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
+
+    def __repr__(self) -> str:
+        first = self.tables()[0]
+        note = f"\n{first.note}" if first.note else ""
+        return f"{self.title}\n\n{first.to_text()}{note}"
+
+    def _repr_html_(self) -> str:
+        return f"<h2>{self.title}</h2>\n{self.tables()[0].to_html()}"
+
+
+def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:
+    """What a table's metadata hold under `key`, from JSON; None where they do not."""
+    found = (table.schema.metadata or {}).get(key.encode())
+    return None if found is None else dict(json.loads(found))
+
+
+def read_parquet(path: Path, command: str) -> pa.Table:
+    """A Parquet table that `voxstrata COMMAND` wrote. Raises InputError when it is missing or damaged."""
+    try:
+        return pq.read_table(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; `voxstrata {command}` writes it") from None
+    except (pa.ArrowException, OSError) as e:
+        raise InputError(
+            f"{path}: cannot be read as Parquet ({e}); run `voxstrata {command}` again, or remove the file"
+        ) from e

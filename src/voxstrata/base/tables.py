@@ -1,0 +1,117 @@
+"""Tables for people: one form that is printed, written as Markdown, or put on a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import zip_longest
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_LONG = 60  # characters from which a cell is wrapped on a page
+_NUMBER = re.compile(r"[-+−]?\d[\d.,]*(e[-+]\d+)?(\s|%|–|$)|–$")
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table for people. Strings stand as they are; floats are shown to four digits, and on a page kept whole.
+
+    header: (columns,). rows: each (columns,). note: what the figures stand on, in sentences. folded: on a page, shown
+    when opened.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+    folded: bool = False
+
+    def to_text(self) -> str:
+        """In columns, for a terminal; without title and note."""
+        cells = [[cell_text(value) for value in row] for row in self.rows]
+        return aligned(self.header, cells, [i for i, right in enumerate(self._right()) if not right])
+
+    def to_markdown(self) -> str:
+        """As a GitHub table; without title and note."""
+        rule = ["---:" if right else "---" for right in self._right()]
+        cells = [[cell_text(value).replace("\n", "<br>").replace("|", "\\|") for value in row] for row in self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (self.header, rule, *cells))
+
+    def to_html(self) -> str:
+        """As an HTML table in a box of its own, which scrolls; title above, note below."""
+        right = self._right()
+        head = "".join(f"<th{_class(r)}>{escape(name)}</th>" for name, r in zip(self.header, right, strict=True))
+        lines = []
+        for row in self.rows:
+            cells = [f'<th scope="row"{_class(right[0])}>{_cell(row[0])}</th>']
+            cells += [f"<td{_class(r, value)}>{_cell(value)}</td>" for value, r in zip(row[1:], right[1:], strict=True)]
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        label = escape(self.title)
+        whole = (
+            f'<div class="box" tabindex="0" role="region" aria-label="{label}"><table>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table></div>\n"
+        )
+        whole += f'<p class="note">{escape(self.note)}</p>\n' if self.note else ""
+        if self.folded:
+            return f"<details><summary>{label}</summary>\n{whole}</details>\n"
+        return f"<h3>{label}</h3>\n{whole}"
+
+    def _right(self) -> list[bool]:
+        """Whether a column holds numbers, which stand to the right; (columns,)."""
+        columns = [[cell_text(row[i]) for row in self.rows] for i in range(len(self.header))]
+        return [any(cells) and all(_NUMBER.match(cell) for cell in cells if cell) for cells in columns]
+
+
+def cell_text(value: object) -> str:
+    """A value as tables show it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
+
+
+def _class(right: bool, value: object = None) -> str:
+    """Of a cell: numbers to the right, long texts on several lines."""
+    if right:
+        return ' class="n"'
+    return ' class="t"' if isinstance(value, str) and len(value) > _LONG and " " in value else ""
+
+
+def _cell(value: object) -> str:
+    shown = escape(cell_text(value))
+    if isinstance(value, float) and cell_text(value) != repr(value):
+        return f'<data value="{value!r}">{shown}</data>'
+    return shown
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Header and rows in columns, those numbered in `left` to the left, the others to the right.
+
+    A cell may have several lines.
+    """
+    lines = [line for row in [header, *rows] for line in zip_longest(*(c.split("\n") for c in row), fillvalue="")]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in lines
+    )
+
+
+def distinct(table: pa.Table, column: str) -> list[str]:
+    """The distinct values of a column, in the order in which they come first."""
+    names: list[str] = pc.unique(table[column]).to_pylist()
+    return names
+
+
+def as_stored(table: pa.Table, title: str, columns: list[str] | None = None, *, of: int | None = None) -> TextTable:
+    """Rows of an Arrow table under its own names; folded where these are some `of` so many rows."""
+    names = columns or table.column_names
+    rows = [[row[name] for name in names] for row in table.select(names).to_pylist()]
+    return TextTable(title if of is None else f"{title} ({len(rows)} of {of} rows)", names, rows, folded=of is not None)

@@ -1,0 +1,1 @@
+"""The whole way once, on a small corpus that espeak-ng speaks."""

@@ -1,0 +1,196 @@
+"""Whether written checkpoints compute what they claim: their tokens against a plain loop over our own ONNX graph."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from voxstrata.base.errors import AudioError, InputError
+from voxstrata.corpus import Corpus
+from voxstrata.early_exit.checkpoint import (
+    EarlyExit,
+    Transcriber,
+    check_exit,
+    quiet_transformers,
+    write_early_exit,
+)
+from voxstrata.early_exit.decoding import Decoding, in_float32, language_tokens, new_tokens
+from voxstrata.early_exit.recordings import find_recordings, read_recording, reason, refuse_nothing
+from voxstrata.encoders.card import ENCODER, WEIGHTS
+from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.encoders.outputs import output_names
+from voxstrata.exporters.checkpoint import Checkpoint
+from voxstrata.exporters.standard_graph import WeightsFile, encoder_graph
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One exit: how many recordings gave the same tokens both ways, of how many; and tokens compared.
+
+    relative_l2: of the written encoder, from its card. margin: where tokens first differ, by how much the loop's best
+    logit led the second, the widest over recordings; None where all agree. A margin near 0 is a tie that rounding
+    decides; a wide one is an error.
+    """
+
+    after: int
+    final_norm: bool
+    recordings: int
+    equal: int
+    tokens: int
+    relative_l2: float
+    margin: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+def check_exits(
+    transcriber: Transcriber,
+    corpus: Corpus,
+    exits: Sequence[EarlyExit],
+    decoding: Decoding,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[list[CheckRow], dict[str, str]]:
+    """Write the checkpoint of every exit and compare it with our graph on every recording of `corpus`.
+
+    The checkpoint is written with its weights as stored, as `write_early_exit` does; both ways compute in float32, in
+    which float16 weights are exact. The written checkpoint decodes with transformers' `generate`. The loop feeds
+    layer_k of our graph (for an exit with LayerNorm, that of the original) to the original decoder, token by token,
+    without a cache, and takes the largest logit outside the suppressed tokens. Both stop where the decoder's positions
+    end.
+
+    Returns the rows and, by id, why recordings could not be compared: longer than 30 s, unreadable, or such that the
+    model failed (left out from that exit on). Raises UsageError for exits, languages or a task the model has not,
+    InputError when no recording is left.
+    """
+    for at in exits:
+        check_exit(at, transcriber.layers)
+    languages = corpus.table["language"].to_pylist()
+    tokens = language_tokens(transcriber, languages, decoding)
+    if tokens and None in languages:
+        raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
+    infos, failures = find_recordings(corpus)
+    audio = {}
+    for i, info in infos.items():
+        try:
+            audio[i] = read_recording(corpus, i, info)
+        except AudioError as e:
+            failures[str(corpus.table["id"][i])] = str(e)
+    refuse_nothing(corpus, audio, failures)
+    extractor = transcriber.encoder.extractor
+    log_mel = extractor(list(audio.values()), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+    decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
+    original = in_float32(transcriber.model)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="voxstrata-early-exit-") as folder:
+        say("building the graph")
+        session = _session(transcriber.encoder, Path(folder))
+        for n, at in enumerate(exits):
+            say(f"{at}")
+            card = write_early_exit(transcriber, Path(folder) / str(n), at)
+            with quiet_transformers():
+                written = WhisperForConditionalGeneration.from_pretrained(Path(folder) / str(n), dtype=torch.float32)
+            written.eval()
+            equal, compared, margins, heard = 0, 0, [], 0
+            for n_clip, i in enumerate(audio):
+                name, token = str(corpus.table["id"][i]), tokens.get(str(languages[i]))
+                if name in failures:
+                    continue
+                one = log_mel[n_clip : n_clip + 1]
+                try:
+                    loop, leads = _plain_loop(original, _states(session, original, one, at), token, decoding)
+                    theirs = _generated(written, one, token, decoding)
+                except Exception as e:  # as in a sweep, it costs this recording alone
+                    failures[name] = reason(corpus, i, e)
+                    continue
+                differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
+                heard += 1
+                equal += loop == theirs
+                compared += len(loop)
+                if loop != theirs:
+                    margins.append(leads[differ[0] if differ else min(len(loop), len(theirs))])
+            refuse_nothing(corpus, range(heard), failures)
+            rows.append(
+                CheckRow(at.after, at.final_norm, heard, equal, compared, card.relative_l2, max(margins, default=None))
+            )
+    return rows, failures
+
+
+def _session(encoder: Checkpoint, folder: Path) -> onnxruntime.InferenceSession:
+    """The original encoder's graph, as `export` writes it, with every layer_k as output."""
+    weights = WeightsFile(folder / WEIGHTS, np.dtype(np.float32))
+    outputs = output_names(encoder.shape.layers)
+    try:
+        graph = encoder_graph(encoder.state(), encoder.shape, weights, outputs=outputs, cached=False, norm_every=False)
+    finally:
+        weights.close()
+    (folder / ENCODER).write_bytes(graph.SerializeToString())
+    return onnxruntime.InferenceSession(folder / ENCODER, providers=["CPUExecutionProvider"])
+
+
+def _states(session: Any, original: Any, log_mel: torch.Tensor, at: EarlyExit) -> torch.Tensor:
+    """What the decoder is given: layer_k of our graph, through the original's LayerNorm where the exit has it."""
+    (state,) = session.run([f"layer_{at.after:02d}"], {"log_mel": log_mel.numpy()})
+    states = torch.from_numpy(state)
+    if not at.final_norm:
+        return states
+    with torch.inference_mode():
+        normed: torch.Tensor = original.model.encoder.layer_norm(states)
+    return normed
+
+
+def _prefix(model: Any, token: str | None, decoding: Decoding) -> list[int]:
+    """Start of transcript, language, task, no timestamps: what the model has of them."""
+    g = model.generation_config
+    prefix = [g.decoder_start_token_id]
+    if token is not None:
+        prefix += [g.lang_to_id[token], g.task_to_id[decoding.task]]
+    silent = getattr(g, "no_timestamps_token_id", None)
+    return prefix if silent is None else [*prefix, silent]
+
+
+def _plain_loop(
+    model: Any, states: torch.Tensor, token: str | None, decoding: Decoding
+) -> tuple[list[int], list[float]]:
+    """Tokens, the end of text left out, and the lead of each over the second best logit."""
+    g = model.generation_config
+    ids, leads, prefix = list[int](), list[float](), _prefix(model, token, decoding)
+    while len(ids) < decoding.max_new_tokens:
+        with torch.inference_mode():
+            given = torch.tensor([prefix + ids])
+            hidden = model.model.decoder(input_ids=given, encoder_hidden_states=states, use_cache=False)
+            logits = model.proj_out(hidden.last_hidden_state)[0, -1]
+            logits[g.suppress_tokens or []] = -torch.inf
+            if not ids:
+                logits[g.begin_suppress_tokens or []] = -torch.inf
+            best = torch.topk(logits, 2)
+        leads.append(float(best.values[0] - best.values[1]))
+        if int(best.indices[0]) == g.eos_token_id:
+            break
+        ids.append(int(best.indices[0]))
+    return ids, leads
+
+
+def _generated(model: Any, log_mel: torch.Tensor, token: str | None, decoding: Decoding) -> list[int]:
+    """Tokens of `generate`, without prefix and end of text."""
+    prompt = {"language": token, "task": decoding.task} if token else {}
+    with quiet_transformers(), torch.inference_mode():
+        ids: list[int] = model.generate(
+            log_mel, num_beams=1, do_sample=False, return_timestamps=False, max_new_tokens=decoding.max_new_tokens,
+            **prompt,
+        )[0].tolist()  # fmt: skip
+    prefix = _prefix(model, token, decoding)
+    if ids[: len(prefix)] == prefix:  # versions of transformers differ in whether they return it
+        ids = ids[len(prefix) :]
+    end = model.generation_config.eos_token_id
+    return ids[: ids.index(end)] if end in ids else ids

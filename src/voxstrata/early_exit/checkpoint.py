@@ -1,0 +1,267 @@
+"""Early exit: a Whisper checkpoint whose encoder ends after block k, under the unchanged decoder.
+
+With the final LayerNorm the checkpoint is the original's own tensors, fewer of them. Without it, see `fold_norm`.
+Both are folders of the unchanged architecture: transformers loads them, and so does what builds on transformers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.early_exit.fold_norm import MEAN_SCALE, fold_away_final_norm
+from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.exporters.checkpoint import HUB_ID, Checkpoint, download, load_checkpoint
+from voxstrata.exporters.pytorch import hidden_states
+
+FORMAT = 1
+CARD = "early_exit.json"
+TOLERANCE = 1e-3  # relative L2 of the written encoder from the original's layer_k; measured values are far below
+TEXT_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "normalizer.json", "added_tokens.json", "special_tokens_map.json", "processor_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """Where the encoder ends: after block `after` (0: before the first), with or without its final LayerNorm."""
+
+    after: int
+    final_norm: bool = True
+
+    def __str__(self) -> str:
+        return f"k = {self.after}, {'with' if self.final_norm else 'without'} LayerNorm"
+
+
+@dataclass(frozen=True)
+class EarlyExitCard:
+    """What a written checkpoint is; lies in it as early_exit.json.
+
+    checkpoint, revision, weights_sha256: the original (the hash is of its encoder, as in `ModelCard`), of `layers`
+    encoder blocks. added_channels: how much wider than the original its residual streams are (0 with the LayerNorm).
+    relative_l2: of its encoder's output from the original's layer_k (or LayerNorm of it), ‖a - b‖ / ‖b‖ over a made-up
+    sound padded to 30 s, both in float32.
+    """
+
+    format: int
+    checkpoint: str
+    revision: str | None
+    weights_sha256: str
+    layers: int
+    after: int
+    final_norm: bool
+    added_channels: int
+    relative_l2: float
+    tools: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Transcriber:
+    """A whole Whisper checkpoint: the encoder in float32, the model as stored, and the folder with the other files."""
+
+    encoder: Checkpoint
+    model: WhisperForConditionalGeneration
+    folder: Path
+
+    @property
+    def layers(self) -> int:
+        return self.encoder.shape.layers
+
+    @property
+    def name(self) -> str:
+        return self.encoder.name
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no remarks of transformers', which a user of this package can do nothing about."""
+    log = transformers.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
+    """Load a whole model: a Hugging Face folder, or a hub id of which `revision` picks a branch, tag or commit.
+
+    Raises InputError for all that `load_checkpoint` refuses, and for a checkpoint without decoder.
+    """
+    path = Path(source)
+    if path.is_file():
+        raise InputError(
+            f"{path}: a file, but early exit needs a Hugging Face folder with decoder and tokenizer; "
+            "transformers' convert_openai_to_hf.py makes one of an OpenAI .pt"
+        )
+    if path.is_dir() or not HUB_ID.match(source):
+        encoder, folder = load_checkpoint(source, revision), path
+    else:
+        folder = download(source, revision, TEXT_FILES)
+        encoder = Checkpoint(**{**vars(load_checkpoint(str(folder))), "name": source, "revision": folder.name})
+    with quiet_transformers():  # missing tensors are reported below, as an error
+        try:
+            model, info = WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype="auto", output_loading_info=True, local_files_only=True
+            )
+        except Exception as e:
+            raise InputError(f"{source}: not loadable as a whole Whisper model ({type(e).__name__}: {e})") from e
+    missing = sorted(k for k in info["missing_keys"] if k != "proj_out.weight")  # tied to the token embeddings
+    if missing:
+        what = "no decoder" if "model.decoder.embed_tokens.weight" in missing else f"no tensor {missing[0]}"
+        raise InputError(f"{source}: the checkpoint holds {what}; early exit needs a whole model, which can transcribe")
+    return Transcriber(encoder, model.eval().requires_grad_(False), folder)
+
+
+def check_exit(at: EarlyExit, layers: int) -> None:
+    """Raises UsageError for a block that an encoder of `layers` blocks does not have."""
+    if not 0 <= at.after <= layers:
+        raise UsageError(f"no block {at.after} to end after: the encoder has {layers}, so give 0 to {layers}")
+
+
+@contextmanager
+def ended_early(model: WhisperForConditionalGeneration, at: EarlyExit) -> Iterator[None]:
+    """Let the encoder of `model` end early for a while, exactly: the LayerNorm, where dropped, is the identity."""
+    encoder = model.model.encoder
+    layers, norm = encoder.layers, encoder.layer_norm
+    encoder.layers = layers[: at.after]
+    if not at.final_norm:
+        encoder.layer_norm = torch.nn.Identity()
+    try:
+        yield
+    finally:
+        encoder.layers, encoder.layer_norm = layers, norm
+
+
+def write_early_exit(
+    source: str | Transcriber,
+    target: str | Path,
+    at: EarlyExit,
+    *,
+    revision: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> EarlyExitCard:
+    """Write the checkpoint of `source` that ends after block `at.after` into the new folder `target`.
+
+    The folder holds config.json, model.safetensors (dtype of the original; float32 without the LayerNorm), what the
+    original has of tokenizer, feature extractor and generation settings, and the card. It appears only when its
+    encoder, loaded back, agrees with the original's layer_k.
+
+    Raises InputError for an unusable checkpoint or an existing target, UsageError for a block that is not there.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target}: exists already; remove it or choose another folder")
+    if isinstance(source, str):
+        say(f"loading {source}")
+        source = load_transcriber(source, revision)
+    check_exit(at, source.layers)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        say(f"writing {at}")
+        model = shortened(source.model, at)
+        with quiet_transformers():
+            model.save_pretrained(partial)
+        source.encoder.extractor.save_pretrained(partial)
+        for name in TEXT_FILES:
+            if (source.folder / name).is_file() and not (partial / name).exists():
+                shutil.copyfile(source.folder / name, partial / name)
+        say("comparing its encoder with the original's")
+        difference = _relative_l2(partial, source.encoder, at)
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"{source.name}, {at}: the written encoder differs from the original's layer_{at.after:02d} by "
+                f"{difference:.1e} (relative L2), more than {TOLERANCE:.0e}; nothing was written"
+            )
+        card = EarlyExitCard(
+            format=FORMAT,
+            checkpoint=source.name,
+            revision=source.encoder.revision,
+            weights_sha256=source.encoder.sha256(),
+            layers=source.layers,
+            after=at.after,
+            final_norm=at.final_norm,
+            added_channels=model.config.d_model - source.model.config.d_model,
+            relative_l2=difference,
+            tools={p: version(p) for p in ("voxstrata", "torch", "transformers")},
+        )
+        (partial / CARD).write_text(json.dumps(card.to_dict(), indent=1) + "\n", encoding="utf-8")
+        partial.chmod(0o755)  # mkdtemp keeps others out
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return card
+
+
+def shortened(model: WhisperForConditionalGeneration, at: EarlyExit) -> WhisperForConditionalGeneration:
+    """A new model of the unchanged architecture that ends early; shares no tensors with `model`."""
+    config = copy.deepcopy(model.config)
+    config.encoder_layers = config.num_hidden_layers = at.after
+    config.name_or_path = ""  # a path of this machine helps nobody
+    kept = tuple(f"model.encoder.layers.{n}." for n in range(at.after))
+    state = {
+        k: v.clone()
+        for k, v in model.state_dict().items()
+        if k.startswith(kept) or not k.startswith("model.encoder.layers.")
+    }
+    if not at.final_norm:
+        state, config = fold_away_final_norm(state, config)
+    dtype = state["model.encoder.conv1.weight"].dtype
+    config.dtype = dtype
+    with torch.device("meta"):
+        short = WhisperForConditionalGeneration(config)
+    short.load_state_dict(state, assign=True)
+    short.tie_weights()
+    short.generation_config = copy.deepcopy(model.generation_config)
+    return short.eval().requires_grad_(False)
+
+
+def _relative_l2(folder: Path, original: Checkpoint, at: EarlyExit) -> float:
+    """How far the encoder in `folder` is from the original's, as `EarlyExitCard` says it."""
+    rng = np.random.default_rng(0)
+    seconds = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
+    voice = sum(np.sin(2 * np.pi * 140 * k * seconds) / k for k in range(1, 20)) * np.sin(2 * np.pi * seconds) ** 2
+    audio = (0.1 * voice + 0.003 * rng.standard_normal(len(seconds))).astype(np.float32)
+    log_mel = original.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+    want = hidden_states(original.encoder, log_mel)[f"layer_{at.after:02d}"]
+    written: WhisperEncoder = load_checkpoint(str(folder)).encoder
+    with torch.inference_mode():
+        got = written(log_mel).last_hidden_state
+        if at.final_norm:
+            want = original.encoder.layer_norm(want)
+        else:
+            got = narrowed(got, want.shape[-1])
+    return float(torch.linalg.vector_norm(got - want) / torch.linalg.vector_norm(want))
+
+
+def narrowed(output: torch.Tensor, d_model: int) -> torch.Tensor:
+    """The original's layer_k [batch, frames, d_model] from the wide encoder's output [batch, frames, D]."""
+    plus, minus = output[..., d_model, None], output[..., d_model + 1, None]
+    return output[..., :d_model] + (plus - minus) / (2 * MEAN_SCALE) - (plus + minus) / 2

@@ -1,0 +1,274 @@
+"""Transcribe a corpus with the encoder ended after every block; decoding is transformers' `generate`."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from voxstrata.base.errors import AudioError, InputError, UsageError
+from voxstrata.corpus import Corpus
+from voxstrata.early_exit.checkpoint import EarlyExit, Transcriber, check_exit, ended_early, quiet_transformers
+from voxstrata.early_exit.journal import Journal
+from voxstrata.early_exit.recordings import find_recordings, read_recording, reason, refuse_nothing
+from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.phonology.voices import primary_code
+
+TASKS = ("transcribe", "translate")
+PROMPT_TOKENS = 4  # start, language, task, no timestamps
+NAMED = 5  # how many offenders a message lists
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is made of encoder states: greedy, without timestamps, without temperature fallback.
+
+    task: "transcribe", or "translate" (into English). prompts: the language that each corpus language is announced
+    as, for languages that the model does not know; those not named are announced as themselves. max_new_tokens: where a
+    transcript that does not end is cut; OpenAI's code cuts at 224, half the decoder's positions.
+    """
+
+    task: str = "transcribe"
+    prompts: tuple[tuple[str, str], ...] = ()
+    max_new_tokens: int = 224
+    batch: int = 8
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self) | {"prompts": dict(self.prompts)}
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """What was said and what was heard.
+
+    rows: of the corpus, in its order, without those that failed. texts: for every exit one transcript per row.
+    failures: id to reason.
+    """
+
+    rows: tuple[dict[str, str | None], ...]
+    texts: Mapping[EarlyExit, tuple[str, ...]]
+    failures: Mapping[str, str]
+
+
+def whisper_language(name: str, known: Mapping[str, int]) -> str | None:
+    """Whisper's token ("<|es|>") for a code or name ("es", "es_419", "spa-ES", "Spanish"), None where it has none.
+
+    known: `generation_config.lang_to_id`.
+    """
+    low = name.lower()
+    head = low.replace("-", "_").split("_")[0]
+    other = {"cmn": "zh", "fil": "tl", "nb": "no", "iw": "he", "jv": "jw"}  # FLEURS' and ISO's codes, and Whisper's
+    two = primary_code(head)  # of three letters
+    for code in (low, TO_LANGUAGE_CODE.get(low), head, other.get(head), two, other.get(two)):
+        if code and f"<|{code}|>" in known:
+            return f"<|{code}|>"
+    return None
+
+
+def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], decoding: Decoding) -> dict[str, str]:
+    """The language token of every corpus language; empty for an English-only model.
+
+    Raises UsageError for an unknown task, and for a task or a language that the model does not know.
+    """
+    config = transcriber.model.generation_config
+    known: dict[str, int] = getattr(config, "lang_to_id", None) or {}
+    if decoding.task not in TASKS:
+        raise UsageError(f"unknown task {decoding.task!r}; choose one of {', '.join(TASKS)}")
+    prompts = dict(decoding.prompts)
+    if not known:
+        foreign = sorted({str(p) for p in (prompts.get(str(n), n) for n in languages) if p and not is_english(str(p))})
+        if foreign or decoding.task != "transcribe":
+            raise UsageError(
+                f"{transcriber.name} transcribes English alone (its generation settings name no languages), not "
+                f"{', '.join(foreign) or 'translating'}; take a multilingual checkpoint, or English recordings"
+            )
+        return {}
+    if decoding.task not in (getattr(config, "task_to_id", None) or {}):
+        raise UsageError(f"{transcriber.name} knows no task {decoding.task!r}")
+    tokens, unknown = {}, []
+    for language in sorted({str(n) for n in languages if n is not None}):
+        token = whisper_language(prompts.get(language, language), known)
+        if token is None:
+            unknown.append(prompts.get(language, language))
+        else:
+            tokens[language] = token
+    if unknown:
+        nearest = "--language " + (f"{unknown[0]}=es" if unknown[0] not in prompts.values() else "…")
+        raise UsageError(
+            f"{transcriber.name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows "
+            f"({nearest}): {', '.join(t.strip('<|>') for t in sorted(known))}"
+        )
+    return tokens
+
+
+def is_english(name: str) -> bool:
+    """Whether a language's code or name means English."""
+    return name.lower().replace("-", "_").split("_")[0] in ("en", "eng", "english")
+
+
+def check_texts(corpus: Corpus) -> None:
+    """Raises InputError when an utterance has no text or no language: both are needed to score it."""
+    for column in ("language", "text"):
+        values = corpus.table[column].to_pylist()
+        without = [i for i, v in zip(corpus.table["id"].to_pylist(), values, strict=True) if not (v or "").strip()]
+        if without:
+            more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
+            raise InputError(
+                f"{corpus.root}: no {column} for {', '.join(map(str, without[:NAMED]))}{more}; give it in the "
+                f"manifest's column {column!r}, or leave these rows out"
+            )
+
+
+def transcribe(
+    transcriber: Transcriber,
+    corpus: Corpus,
+    exits: Sequence[EarlyExit],
+    decoding: Decoding,
+    *,
+    device: str = "cpu",
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Transcripts:
+    """Transcribe every recording of at most 30 s with every exit; one that is longer, or fails, is a failure.
+
+    device: of torch, "cpu" or "cuda". The model runs in its own dtype on a GPU, in float32 on the CPU.
+    journal: what was transcribed before, and where transcripts are written as they come.
+    progress: hears of transcripts made, and to be made.
+
+    Raises UsageError for exits, languages or a task the model has not, InputError without tokenizer or when no
+    recording can be used.
+    """
+    for at in exits:
+        check_exit(at, transcriber.layers)
+    rows = corpus.table.to_pylist()
+    tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
+    tokenizer = _tokenizer(transcriber)
+    model = in_float32(transcriber.model) if device == "cpu" else transcriber.model.to(torch.device(device))
+    hear = _Hearing(transcriber, tokenizer, model, decoding)
+    infos, failures = find_recordings(corpus)
+    names = {i: str(rows[i]["id"]) for i in infos}
+    texts: dict[EarlyExit, dict[int, str]] = {at: {} for at in exits}
+    for at, i in product(exits, infos if journal else ()):
+        text = journal.find(names[i], infos[i], at) if journal else None
+        if text is not None:
+            texts[at][i] = text
+    before = sum(map(len, texts.values()))
+    # one language to a batch, and the longest first, so that running out of memory shows at once
+    order = sorted(infos, key=lambda i: (str(rows[i]["language"]), -infos[i].samples))
+    batches = deque(_batches(order, rows, decoding.batch))
+    while batches:
+        batch = batches.popleft()
+        if all(of.keys() >= set(batch) for of in texts.values()):
+            continue
+        audio = {}
+        for i in batch:
+            try:
+                audio[i] = read_recording(corpus, i, infos[i])
+            except AudioError as e:
+                failures[names[i]] = str(e)
+        missing = [at for at in exits if not texts[at].keys() >= audio.keys()]
+        if not missing:
+            continue
+        token = tokens.get(str(rows[batch[0]]["language"]))
+        try:
+            features = hear.features(list(audio.values()))
+            for at in missing:
+                for i, text in zip(audio, hear.texts(features, at, token), strict=True):
+                    if i not in texts[at]:
+                        texts[at][i] = text
+                        if journal:
+                            journal.add(names[i], infos[i], at, text)
+                progress(sum(map(len, texts.values())) - before, len(infos) * len(exits) - before)
+        except OSError:  # the journal's, not a recording's
+            raise
+        except Exception as e:  # one bad recording must cost neither its neighbours nor the run
+            if len(audio) == 1:
+                failures.update({names[i]: reason(corpus, i, e) for i in audio})
+            batches.extendleft([i] for i in audio if len(audio) > 1)
+    heard = [i for i in sorted(infos) if all(i in of for of in texts.values())]
+    refuse_nothing(corpus, heard, failures)
+    return Transcripts(
+        tuple(rows[i] for i in heard), {at: tuple(of[i] for i in heard) for at, of in texts.items()}, failures
+    )
+
+
+@dataclass(frozen=True)
+class _Hearing:
+    """A model with what stands before and after it."""
+
+    transcriber: Transcriber
+    tokenizer: Any
+    model: Any
+    decoding: Decoding
+
+    def features(self, audio: Sequence[Any]) -> torch.Tensor:
+        """log-Mel spectrograms of a batch, where the model is."""
+        log_mel = self.transcriber.encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        features: torch.Tensor = log_mel["input_features"].to(self.model.device, self.model.dtype)
+        return features
+
+    def texts(self, features: Any, at: EarlyExit, token: str | None) -> list[str]:
+        """What each of a batch of one language says; its token is None for an English-only model."""
+        ids = _generate(self.model, features, at, token, self.decoding)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def in_float32(model: Any) -> Any:
+    """The model in float32; a copy unless it is, since `write_early_exit` writes weights as they are stored."""
+    return model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+
+
+def _tokenizer(transcriber: Transcriber) -> Any:
+    reason = "no tokenizer.json or vocab.json"  # without either, transformers 5 makes up an empty tokenizer
+    if any((transcriber.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        try:
+            return AutoTokenizer.from_pretrained(transcriber.folder, local_files_only=True)
+        except Exception as e:
+            reason = f"{type(e).__name__}: {e}"
+    raise InputError(f"{transcriber.folder}: no usable tokenizer ({reason}); copy the original checkpoint's there")
+
+
+def _batches(order: Sequence[int], rows: Sequence[dict[str, Any]], size: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for i in order:
+        last = batches[-1] if batches else None
+        if last is not None and len(last) < size and rows[last[0]]["language"] == rows[i]["language"]:
+            last.append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _generate(model: Any, features: torch.Tensor, at: EarlyExit, token: str | None, decoding: Decoding) -> torch.Tensor:
+    """Token ids of a batch of one language, whose token is None for an English-only model."""
+    prompt = {"language": token, "task": decoding.task} if token else {}
+    length = new_tokens(model, decoding)
+    with ended_early(model, at), quiet_transformers(), torch.inference_mode():
+        ids: torch.Tensor = model.generate(
+            features, num_beams=1, do_sample=False, return_timestamps=False, max_new_tokens=length, **prompt
+        )
+    return ids
+
+
+def new_tokens(model: Any, decoding: Decoding) -> int:
+    """How many tokens a transcript may have: what is asked for, or what the decoder has positions for."""
+    return min(decoding.max_new_tokens, int(model.config.max_target_positions) - PROMPT_TOKENS)
+
+
+def every_exit(layers: int, blocks: Sequence[int] | None = None) -> tuple[EarlyExit, ...]:
+    """Exits after the given blocks (None: after every block, and before the first), each with and without LayerNorm.
+
+    The last block is always among them: the others are compared with it.
+    """
+    chosen = sorted({*(range(layers + 1) if blocks is None else blocks), layers})
+    return tuple(EarlyExit(k, norm) for k in chosen for norm in (True, False))

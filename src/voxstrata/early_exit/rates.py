@@ -1,0 +1,205 @@
+"""Error rates by language and over all, with bootstrap intervals, and the choice of an exit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from voxstrata.base.errors import InputError
+from voxstrata.early_exit.checkpoint import EarlyExit
+from voxstrata.early_exit.scoring import DEV, TEST, Scoring
+from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
+
+ALL = "all"  # the mean over languages, each of the same weight
+Scope = tuple[str, str]  # language and script
+WHOLE: Scope = (ALL, ALL)
+Interval = tuple[float, float | None, float | None]  # a value, and where its interval begins and ends
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One language, or all: the exit with the fewest errors on the development part, on the test part.
+
+    rate, original, difference: error rates of the exit and of the whole encoder (k = L with LayerNorm) as fractions,
+    and the first minus the second, each with (low, high), the 95 % percentile bootstrap over the test part's groups,
+    None where there is a single group.
+    """
+
+    language: str
+    script: str
+    unit: str
+    chosen: EarlyExit
+    dev_rate: float
+    rate: Interval
+    original: Interval
+    difference: Interval
+    utterances: int
+    groups: int
+
+
+class Rates:
+    """Error rates of one part by language, for every exit, with bootstrap over groups.
+
+    scopes: languages with their scripts. overall: those that "all" is the unweighted mean of (None: each).
+
+    Of a language its own groups are drawn, so no resample is without any. For "all" the groups of the part are drawn,
+    so that translations stay together; a resample that drew no group of some language is the mean over the others.
+    incomplete: how many resamples did.
+    """
+
+    def __init__(self, table: pa.Table, part: str, scoring: Scoring, overall: Sequence[Scope] | None = None) -> None:
+        rows = [r for r in table.to_pylist() if r["part"] == part]
+        if not rows:
+            raise InputError(f"no utterance of the {part} part was transcribed; see the failures")
+        self.exits = [EarlyExit(*pair) for pair in sorted({(r["after"], r["final_norm"]) for r in rows})]
+        self.scopes: list[Scope] = sorted({(r["language"], r["script"]) for r in rows})
+        self.overall = self.scopes if overall is None else list(overall)
+        self.units = {(r["language"], r["script"]): r["unit"] for r in rows}
+        self._scoring = scoring
+        self._counts = {scope: self._counted(rows, scope) for scope in self.scopes}
+        groups = {scope: self._counts[scope][1] for scope in self.overall}
+        self._jointly = Resamples([g for held in groups.values() for g in held], scoring.resamples, scoring.seed)
+        drawn = [self._jointly.drawn(held).any(axis=1) for held in groups.values()]
+        self.incomplete = int((~np.all(drawn, axis=0)).sum())
+
+    def _counted(self, rows: Sequence[dict[str, Any]], scope: Scope) -> tuple[Float64, list[str]]:
+        """(utterances, exits, 4): word errors, words, character errors, characters; and the utterances' groups."""
+        mine: dict[str, list[dict[str, Any]]] = {}
+        for r in rows:
+            if (r["language"], r["script"]) == scope:
+                mine.setdefault(r["id"], []).append(r)
+        place = {at: i for i, at in enumerate(self.exits)}
+        counts = np.zeros((len(mine), len(self.exits), 4))
+        names = ("word_errors", "words", "character_errors", "characters")
+        for n, utterance in enumerate(mine.values()):
+            for r in utterance:
+                counts[n, place[EarlyExit(r["after"], r["final_norm"])]] = [r[name] for name in names]
+        return counts, [u[0]["group"] for u in mine.values()]
+
+    def utterances(self, scope: Scope) -> tuple[int, int]:
+        """Number of utterances and of groups."""
+        scopes = self.overall if scope == WHOLE else [scope]
+        groups = {g for s in scopes for g in self._counts[s][1]}
+        return sum(len(self._counts[s][1]) for s in scopes), len(groups)
+
+    def rate(self, scope: Scope, unit: str | None = None) -> Float64:
+        """Errors over reference length, (exits,); unit None is the language's own, words or characters."""
+        if scope == WHOLE:
+            return np.asarray(np.mean([self.rate(s, unit) for s in self.overall], axis=0))
+        totals = self._counts[scope][0].sum(axis=0)
+        a = 0 if (unit or self.units[scope]) == "word" else 2
+        return np.asarray(totals[:, a] / totals[:, a + 1])
+
+    def samples(self, scope: Scope) -> Float64:
+        """`rate` in every resample, (resamples, exits); NaN where there is a single group to draw from."""
+        if self.utterances(scope)[1] < 2:
+            return np.full((self._scoring.resamples, len(self.exits)), np.nan)
+        if scope == WHOLE:
+            return np.asarray(np.nanmean([self._drawn(s, self._jointly) for s in self.overall], axis=0))
+        return self._drawn(scope, Resamples(self._counts[scope][1], self._scoring.resamples, self._scoring.seed))
+
+    def _drawn(self, scope: Scope, resamples: Resamples) -> Float64:
+        counts, groups = self._counts[scope]
+        a = 0 if self.units[scope] == "word" else 2
+        means = resamples.means(counts[:, :, a : a + 2].reshape(len(counts), -1), groups)
+        return np.asarray(means[:, 0::2] / means[:, 1::2])
+
+
+def both_parts(table: pa.Table, scoring: Scoring) -> tuple[Rates, Rates]:
+    """Rates of the development and the test part of a table of `score`; "all" is over the languages of both.
+
+    Raises InputError when there is none.
+    """
+    keys = [table[name].to_pylist() for name in ("part", "language", "script")]
+    dev, test = ({(lang, script) for p, lang, script in zip(*keys, strict=True) if p == part} for part in (DEV, TEST))
+    shared = sorted(dev & test)
+    if not shared:
+        raise InputError(
+            "no language has a transcribed recording in both parts: choosing and reporting need both; mend the "
+            "recordings that failed, or give another share or seed"
+        )
+    return Rates(table, DEV, scoring, shared), Rates(table, TEST, scoring, shared)
+
+
+def rates_table(parts: Sequence[tuple[str, Rates]]) -> pa.Table:
+    """One row per part, language and exit: WER, CER, and the rate of the language's unit with its interval.
+
+    low, high: null where there is a single group. incomplete_resamples: see `Rates`, 0 for a language.
+    """
+    rows = []
+    for part, rates in parts:
+        for scope in [*rates.scopes, WHOLE]:
+            low, high = _ends(rates.samples(scope))
+            wer, cer, rate = rates.rate(scope, "word"), rates.rate(scope, "character"), rates.rate(scope)
+            utterances, groups = rates.utterances(scope)
+            rows += [
+                {"part": part, "language": scope[0], "script": scope[1], "after": at.after, "final_norm": at.final_norm,
+                 "unit": rates.units.get(scope, "both"), "rate": rate[i], "low": low[i], "high": high[i],
+                 "wer": wer[i], "cer": cer[i], "utterances": utterances, "groups": groups,
+                 "incomplete_resamples": rates.incomplete if scope == WHOLE else 0}
+                for i, at in enumerate(rates.exits)
+            ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=RATES_SCHEMA)
+
+
+RATES_SCHEMA = pa.schema(
+    [(n, pa.string()) for n in ("part", "language", "script")]
+    + [("after", pa.int64()), ("final_norm", pa.bool_()), ("unit", pa.string())]
+    + [(n, pa.float64()) for n in ("rate", "low", "high", "wer", "cer")]
+    + [(n, pa.int64()) for n in ("utterances", "groups", "incomplete_resamples")]
+)
+
+
+def choose(dev: Rates, test: Rates) -> list[Choice]:
+    """For every language of both parts, and for all: the exit chosen on `dev`, as it does on `test`.
+
+    Of exits that tie, the deepest is taken, then the one with the LayerNorm: the nearest to the original.
+    """
+    choices = []
+    original = len(test.exits) - 1  # sorted by depth, True after False
+    for scope in [*(s for s in test.scopes if s in dev.scopes), WHOLE]:
+        errors = dev.rate(scope)
+        best = max(np.flatnonzero(errors == errors.min()))
+        values, samples = test.rate(scope), test.samples(scope)
+        columns = np.stack([samples[:, best], samples[:, original], samples[:, best] - samples[:, original]], axis=1)
+        points = (values[best], values[original], values[best] - values[original])
+        low, high = _ends(columns)
+        rate, whole, difference = ((float(p), low[i], high[i]) for i, p in enumerate(points))
+        choices.append(
+            Choice(
+                *scope, test.units.get(scope, "both"), test.exits[best], float(errors[best]), rate, whole, difference,
+                *test.utterances(scope),
+            )
+        )  # fmt: skip
+    return choices
+
+
+def choices_table(choices: Sequence[Choice]) -> pa.Table:
+    """One row per `Choice`: columns as in CHOICES_SCHEMA; low and high ends are null where there is a single group."""
+    rows = []
+    for c in choices:
+        row: dict[str, Any] = {"language": c.language, "script": c.script, "unit": c.unit}
+        row |= {"after": c.chosen.after, "final_norm": c.chosen.final_norm, "dev_rate": c.dev_rate}
+        for name, interval in (("rate", c.rate), ("original", c.original), ("difference", c.difference)):
+            row |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
+        rows.append(row | {"utterances": c.utterances, "groups": c.groups})
+    return pa.Table.from_pylist(rows, schema=CHOICES_SCHEMA)
+
+
+CHOICES_SCHEMA = pa.schema(
+    [(n, pa.string()) for n in ("language", "script", "unit")]
+    + [("after", pa.int64()), ("final_norm", pa.bool_()), ("dev_rate", pa.float64())]
+    + [(f"{n}{e}", pa.float64()) for n in ("rate", "original", "difference") for e in ("", "_low", "_high")]
+    + [(n, pa.int64()) for n in ("utterances", "groups")]
+)
+
+
+def _ends(samples: Float64) -> list[list[float | None]]:
+    """Lower and upper ends for every column, None where it holds NaN alone."""
+    return [[None if np.isnan(x) else float(x) for x in ends] for ends in percentile_interval(samples)]

@@ -1,0 +1,59 @@
+"""Recordings that can be transcribed: those that fit Whisper's window and can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from voxstrata.audio.decode import AudioInfo, decode, probe
+from voxstrata.base.errors import AudioError, InputError
+from voxstrata.corpus import Corpus
+from voxstrata.encoders.frames import SAMPLE_RATE
+
+WINDOW_SECONDS = 30
+
+
+def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str]]:
+    """What the header says of each row that can be transcribed; and by id why the others cannot.
+
+    Raises InputError when no row can.
+    """
+    found: dict[int, AudioInfo] = {}
+    failures: dict[str, str] = {}
+    for i, name in enumerate(corpus.table["id"].to_pylist()):
+        try:
+            info = probe(corpus.absolute(i))
+        except Exception as e:
+            failures[str(name)] = reason(corpus, i, e)
+            continue
+        if info.samples > WINDOW_SECONDS * SAMPLE_RATE:
+            failures[str(name)] = f"{info.samples / SAMPLE_RATE:.1f} s, more than Whisper's window of 30 s; cut it"
+        else:
+            found[i] = info
+    refuse_nothing(corpus, found, failures)
+    return found, failures
+
+
+def refuse_nothing(corpus: Corpus, found: Collection[int], failures: Mapping[str, str]) -> None:
+    """Raises InputError when no recording is left."""
+    if not found:
+        first = next((f"; the first: {name}: {why}" for name, why in failures.items()), "")
+        raise InputError(f"{corpus.root}: no recording can be transcribed{first}")
+
+
+def read_recording(corpus: Corpus, i: int, info: AudioInfo) -> npt.NDArray[np.float32]:
+    """The samples of row `i` (info.samples,), at 16 kHz. Raises AudioError, whatever the decoder raised."""
+    try:
+        return decode(corpus.absolute(i), info)
+    except Exception as e:
+        raise AudioError(reason(corpus, i, e)) from e
+
+
+def reason(corpus: Corpus, i: int, error: Exception) -> str:
+    """Why a recording failed: our own message, or another's error with what to do."""
+    if isinstance(error, AudioError):
+        return corpus.without_root(str(error))
+    path = str(corpus.table["path"][i].as_py())
+    return f"{path}: {type(error).__name__}: {error}; re-encode it or remove it"

@@ -1,0 +1,7 @@
+"""What an exported model folder holds and how its contexts work. Reading one needs neither torch nor onnx."""
+
+from voxstrata.encoders.card import ModelCard, ModelFolder, open_model
+from voxstrata.encoders.context import Context
+from voxstrata.encoders.silence import Silence
+
+__all__ = ["Context", "ModelCard", "ModelFolder", "Silence", "open_model"]

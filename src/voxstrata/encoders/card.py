@@ -1,0 +1,152 @@
+"""The model folder and its card.
+
+DIR/
+  encoder_model.onnx        log-mel in, hidden states out (optimum's name for an exported encoder)
+  encoder_cached.onnx       the same with the silence cache as inputs
+  encoder_cpu.onnx          the latter as CPUs run it fastest, with operators of ONNX Runtime's own; not float16
+  encoder_model.onnx_data   the weights of all
+  log_mel.onnx              waveform in, log-mel out
+  silence.npz               the silence cache
+  config.json, preprocessor_config.json   as Hugging Face writes them
+  card.json                 what this is, where it came from, how it was validated
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from voxstrata.base.errors import InputError
+from voxstrata.encoders.context import Context
+from voxstrata.encoders.silence import Silence
+
+FORMAT = 3  # 2: encoder_cpu.onnx; 3: which returns its states as float16, too
+CARD, ENCODER, CACHED, CPU, WEIGHTS = (
+    "card.json",
+    "encoder_model.onnx",
+    "encoder_cached.onnx",
+    "encoder_cpu.onnx",
+    "encoder_model.onnx_data",
+)
+LOG_MEL, SILENCE = "log_mel.onnx", "silence.npz"
+
+
+def encoder_graphs(dtype: str) -> tuple[str, ...]:
+    """The encoder's graphs in a model of that dtype."""
+    return {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}[dtype]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What an exported model is. Every field ends up in each store made with it.
+
+    checkpoint: hub id, or the name of the local folder or file.
+    weights_sha256: of the encoder's tensors (name, shape, float32 values), the same whatever file held them.
+    dtype: "float32", "float16", or "int8" (linear layers in 8 bits, float32 otherwise; the CPU's graph alone).
+    outputs: names of the graph's outputs, in depth order.
+    final_norm: "final" (only `final` is normalised) or "every" (the final LayerNorm on every output).
+    silence: kind ("pure" or "calibrated"), groups (0: uncondensed), first frame, sha256, and the calibration
+        recordings by name and SHA-256 (of the float32 samples at 16 kHz that were used, at most the first 9 s)
+        or the pad level of the pure cache.
+    validation: for every output the largest relative L2 difference from PyTorch, with the lengths tried.
+    """
+
+    format: int
+    checkpoint: str
+    revision: str | None
+    weights_sha256: str
+    layers: int
+    d_model: int
+    heads: int
+    n_mels: int
+    dtype: str
+    opset: int
+    outputs: tuple[str, ...]
+    final_norm: str
+    silence: dict[str, Any]
+    validation: dict[str, Any]
+    tools: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` restores it."""
+        return asdict(self) | {"outputs": list(self.outputs)}
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> ModelCard:
+        """Inverse of `to_dict`."""
+        return cls(**{**d, "outputs": tuple(d["outputs"])})
+
+    def identity(self, context: Context) -> dict[str, Any]:
+        """What decides the embeddings of a context; stores with different ones are not comparable."""
+        identity = {"weights_sha256": self.weights_sha256, "dtype": self.dtype, "final_norm": self.final_norm}
+        return identity | ({"silence_sha256": self.silence["sha256"]} if context.mode == "bucketed" else {})
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """An exported model on disk, checked against its card."""
+
+    path: Path
+    card: ModelCard
+
+    def silence(self) -> Silence:
+        """The silence cache."""
+        return Silence.load(self.path / SILENCE)
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write card.json with the hashes of the files that stand beside it, and of itself."""
+    files = {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.name != CARD}
+    d = card.to_dict() | {"files": files}
+    text = json.dumps(d | {"sha256": _sha256_card(d)}, indent=1, sort_keys=True)
+    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+def _sha256_card(d: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
+
+
+def open_model(path: str | Path) -> ModelFolder:
+    """Open an exported model folder.
+
+    Raises InputError when it is not one, was written by another format version, or a file in it is
+    missing or differs from what the export wrote.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; `voxstrata export CHECKPOINT -o {folder}` makes a model")
+    try:
+        d = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = " (this looks like a checkpoint: export it first)" if (folder / "config.json").exists() else ""
+        raise InputError(f"{folder}: not an exported model, {CARD} is missing{hint}") from None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{folder / CARD}: unreadable ({e}); export the model again") from e
+    found = d.get("format") if isinstance(d, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            f"{folder}: model format {found}, this version reads format {FORMAT}; export the checkpoint again"
+        )
+    if d.pop("sha256", None) != _sha256_card(d):
+        raise InputError(f"{folder / CARD}: damaged or changed since the export; export the model again")
+    try:
+        files = d.pop("files")
+        card = ModelCard.from_dict(d)
+    except (KeyError, TypeError) as e:
+        raise InputError(f"{folder / CARD}: incomplete ({e}); export the model again") from e
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"{file}: missing from the model folder; export the model again")
+        if sha256_file(file) != expected:
+            raise InputError(f"{file}: damaged or changed since the export (SHA-256 differs); export it again")
+    return ModelFolder(folder, card)

@@ -1,0 +1,69 @@
+"""Context: what the encoder sees beyond the speech (padded, bucketed, trimmed)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from voxstrata.base.errors import UsageError
+from voxstrata.encoders.frames import FRAMES_PER_SECOND, WINDOW_FRAMES
+
+Mode = Literal["padded", "bucketed", "trimmed"]
+
+# Encoder frames. Fine where clips are common, coarse where few clips fall; the last edge is the full window,
+# which is the padded reference itself.
+DEFAULT_EDGES = (*range(75, 500, 25), *range(500, 1000, 50), *range(1000, 1501, 100))
+
+
+@dataclass(frozen=True)
+class Context:
+    """How many positions are computed for an utterance and what attention sees after them.
+
+    mode:
+        `padded` computes all 1500 positions of the 30 s window, as Whisper was trained; the reference.
+        `bucketed` computes the smallest edge m ≥ frames + tail and takes the keys and values of the
+        positions m … 1499 from the model's silence cache.
+        `trimmed` computes the same m positions and attends to nothing else.
+    tail:
+        encoder frames (20 ms each) of real padding computed after the speech.
+    edges:
+        encoder frames, ascending, the last one 1500. A fixed set, so that the result for an utterance
+        depends on that utterance alone, and accelerators see few shapes.
+    pad:
+        what follows the speech: a zero waveform, as Hugging Face's feature extractor pads.
+    """
+
+    mode: Mode = "bucketed"
+    tail: int = FRAMES_PER_SECOND
+    edges: tuple[int, ...] = DEFAULT_EDGES
+    pad: Literal["zero_waveform"] = "zero_waveform"
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise UsageError(f"unknown context {self.mode!r}; choose one of {', '.join(get_args(Mode))}")
+        if self.tail < 0:
+            raise UsageError(f"tail of {self.tail} frames: it cannot be negative")
+        if list(self.edges) != sorted(set(self.edges)) or not self.edges or self.edges[-1] != WINDOW_FRAMES:
+            raise UsageError(f"bucket edges must ascend and end with {WINDOW_FRAMES}, got {self.edges}")
+
+    def frames_computed(self, frames: int) -> int:
+        """Encoder positions computed for a window of `frames` (1 … 1500) valid encoder frames."""
+        if self.mode == "padded":
+            return WINDOW_FRAMES
+        return self.edges[bisect_left(self.edges, min(frames + self.tail, WINDOW_FRAMES))]
+
+    def shapes(self) -> tuple[int, ...]:
+        """Every number of positions this context can compute, ascending."""
+        return (WINDOW_FRAMES,) if self.mode == "padded" else self.edges
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` restores it."""
+        if self.mode == "padded":
+            return {"mode": "padded", "pad": self.pad}
+        return asdict(self) | {"edges": list(self.edges)}
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> Context:
+        """Inverse of `to_dict`."""
+        return cls(**({**d, "edges": tuple(d["edges"])} if "edges" in d else d))

@@ -1,0 +1,115 @@
+"""The silence cache: keys and values of the positions after the speech, and their condensed form.
+
+Attention of m computed positions over m + C keys, C cached, equals attention over the whole 30 s window
+when the cache holds what the silent positions would have computed. They vary little between recordings,
+so one cache serves all. Condensing them: keys of one group (k-means per layer and head) become one key
+and one value, their means, with the log of the group's size added to the attention logit, since
+Σ exp(q·kᵢ) ≈ g · exp(q·k̄) for g nearly equal keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxstrata.base.errors import InputError
+from voxstrata.encoders.frames import WINDOW_FRAMES
+
+# The logit of a group that has no member at positions ≥ m: exp() of it is exactly 0 in float16 and float32.
+EMPTY_GROUP_LOGIT = -1e4
+
+
+@dataclass(frozen=True)
+class SilenceKeys:
+    """What the cached graph takes as inputs, for one number of computed positions.
+
+    key, value: float32 (layers, heads, keys, head_dim); bias: float32 (layers, heads, keys), added to the logits.
+    """
+
+    key: NDArray[np.float32]
+    value: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Cached keys and values of the positions first … 1499.
+
+    key, value: float16 (layers, heads, 1500 - first, head_dim).
+    group: int16 (layers, heads, 1500 - first), the k-means group of each position, or None if uncondensed.
+    """
+
+    first: int
+    key: NDArray[np.float16]
+    value: NDArray[np.float16]
+    group: NDArray[np.int16] | None
+
+    def keys(self, frames: int) -> int:
+        """How many keys per layer and head stand for the positions `frames` … 1499."""
+        return WINDOW_FRAMES - frames if self.group is None or frames == WINDOW_FRAMES else int(self.group.max()) + 1
+
+    def check(self, frames: int) -> None:
+        """Raises InputError when the cache begins after `frames`."""
+        if frames < self.first:
+            raise InputError(f"the silence cache begins at frame {self.first}, a bucket ends at {frames}")
+
+    def for_frames(self, frames: int) -> SilenceKeys:
+        """Keys and values that stand for the positions `frames` … 1499. Raises what `check` raises."""
+        self.check(frames)
+        k = self.key[:, :, frames - self.first :].astype(np.float32)
+        v = self.value[:, :, frames - self.first :].astype(np.float32)
+        if self.group is None or frames == WINDOW_FRAMES:  # nothing to condense, or no key at all
+            return SilenceKeys(k, v, np.zeros(k.shape[:3], np.float32))
+        group = self.group[:, :, frames - self.first :]
+        layers, heads, _, dim = k.shape
+        groups = int(self.group.max()) + 1
+        # one segment sum over all (layer, head, group) triples at once
+        flat = (np.arange(layers * heads).reshape(layers, heads, 1) * groups + group).ravel()
+        order = np.argsort(flat, kind="stable")
+        size = np.bincount(flat, minlength=layers * heads * groups)
+        full = np.flatnonzero(size)
+        begin = np.cumsum(size[full]) - size[full]
+        shape = (layers, heads, groups)
+
+        def mean(a: NDArray[np.float32]) -> NDArray[np.float32]:
+            out = np.zeros((layers * heads * groups, dim), np.float32)
+            total = np.add.reduceat(a.reshape(-1, dim)[order], begin, axis=0)
+            out[full] = total / size[full, None]
+            return out.reshape(*shape, dim)
+
+        bias = np.full(layers * heads * groups, EMPTY_GROUP_LOGIT, np.float32)
+        bias[full] = np.log(size[full])
+        return SilenceKeys(mean(k), mean(v), bias.reshape(shape))
+
+    def sha256(self) -> str:
+        """Hash of everything in the cache; stored with every embedding made with it."""
+        h = hashlib.sha256(str(self.first).encode())
+        for a in (self.key, self.value, self.group):
+            if a is not None:
+                h.update(np.ascontiguousarray(a).tobytes())
+        return h.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write as .npz (plain arrays, no pickles)."""
+        if self.group is None:
+            np.savez(path, first=self.first, key=self.key, value=self.value)
+        else:
+            np.savez(path, first=self.first, key=self.key, value=self.value, group=self.group)
+
+    @classmethod
+    def load(cls, path: Path) -> Silence:
+        """Read what `save` wrote. Raises InputError for a missing or damaged file."""
+        try:
+            # opened here, because np.load leaves a damaged file open
+            with path.open("rb") as f, np.load(f, allow_pickle=False) as z:
+                silence = cls(int(z["first"]), z["key"], z["value"], z.get("group"))
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
+            raise InputError(f"{path}: not a readable silence cache ({e}); export the model again") from e
+        if silence.key.shape[2] != WINDOW_FRAMES - silence.first:
+            raise InputError(f"{path}: the silence cache does not reach frame {WINDOW_FRAMES}; export again")
+        return silence

@@ -1,0 +1,290 @@
+"""How fast this machine runs this model: `extract` on made-up recordings, for each context, and the record of it.
+
+Speed depends on the lengths of recordings and hardly on what is said in them, so that made-up sound of a realistic mix
+of lengths serves, and a user needs no corpus to learn what a corpus will cost.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, get_args
+
+import numpy as np
+import onnxruntime
+import soundfile
+from numpy.typing import NDArray
+
+from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.encoders import Context, ModelFolder
+from voxstrata.encoders.context import Mode
+from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
+from voxstrata.encoders.outputs import select_outputs
+from voxstrata.engine.budget import sgemm_rate
+from voxstrata.engine.extraction import ExtractReport, extract
+from voxstrata.engine.sessions import Device, available_threads
+
+SECONDS = 90.0  # about how long all measurements together may take
+TRIAL_CLIPS = 4  # to learn how many clips fill the time
+MAX_CLIPS = 4000
+MAX_STORE_BYTES = 2 << 30  # of the temporary store of one measurement
+FORMAT = 1  # of the record
+
+
+@dataclass(frozen=True)
+class LengthMix:
+    """Lengths of recordings: log-normal with mean `mean` and shape `sigma`, cut to [shortest, longest], in seconds."""
+
+    name: str
+    mean: float
+    sigma: float
+    shortest: float
+    longest: float
+
+    def lengths(self, clips: int, seed: int = 0) -> NDArray[np.float64]:
+        """So many lengths in seconds, float64 (clips,): evenly spaced quantiles in random order, so that few clips
+        have the mix's spread as well."""
+        rng = np.random.default_rng(seed)
+        normal = np.array([NormalDist().inv_cdf((i + 0.5) / clips) for i in range(clips)])
+        lengths = np.exp(np.log(self.mean) - self.sigma**2 / 2 + self.sigma * normal)
+        return rng.permutation(np.clip(lengths, self.shortest, self.longest))
+
+
+# prompts: mean and spread of 628 telephone prompts; fleurs: read sentences; long: all but full windows.
+MIXES = {
+    "prompts": LengthMix("prompts", 4.6, 0.65, 1.0, 29.0),
+    "fleurs": LengthMix("fleurs", 12.0, 0.4, 2.0, 30.0),
+    "long": LengthMix("long", 27.5, 0.05, 25.0, 30.0),
+}
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What one measurement gave.
+
+    seconds: wall seconds from the first unit to the last. tokens: computed positions. flops: arithmetic that
+    `outputs` need (`voxstrata.engine.budget`). stored_bytes: of the rows. stages: busy seconds, overlapping, over all
+    threads. efficiency: flops / (seconds × sgemm rate); None on GPUs.
+    """
+
+    mode: Mode
+    mix: str
+    outputs: tuple[str, ...]
+    clips: int
+    audio_seconds: float
+    seconds: float
+    tokens: int
+    flops: int
+    stored_bytes: int
+    stages: dict[str, float]
+    efficiency: float | None
+
+    @property
+    def audio_hours_per_hour(self) -> float:
+        return self.audio_seconds / self.seconds
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.flops / self.seconds
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `voxstrata bench` stores: on which machine, software, model and settings, and a measurement per context.
+
+    load: processes that ran on the machine in the minute before (the load average).
+    """
+
+    about: dict[str, Any]
+    load: float
+    sgemm_rate: float | None
+    modes: dict[str, Throughput]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` restores it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> Record:
+        """Inverse of `to_dict`."""
+        modes = {k: Throughput(**{**v, "outputs": tuple(v["outputs"])}) for k, v in d["modes"].items()}
+        return cls(d["about"], d["load"], d["sgemm_rate"], modes)
+
+
+def measure(
+    model: ModelFolder,
+    mode: Mode,
+    *,
+    mix: LengthMix,
+    outputs: str | Sequence[str] = "all",
+    device: Device | None = None,
+    threads: int | None = None,
+    seconds: float,
+    limit: float | None = None,
+    again: bool = True,
+) -> Throughput:
+    """Extract made-up recordings for about `seconds`: a trial, then as many as fit.
+
+    limit: the sgemm rate, for the efficiency. again: at least as many once more when the trial took all the time;
+    else the trial is the measurement. Uses the system's temporary folder (TMPDIR), at most about 2 GB.
+    """
+    chosen = select_outputs(outputs, model.card.outputs)
+    clip_bytes = mix.mean * SAMPLE_RATE / SAMPLES_PER_FRAME * model.card.d_model * 2 * len(chosen)
+    most = min(MAX_CLIPS, int(MAX_STORE_BYTES / clip_bytes))
+    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+
+        def run(name: str, clips: int) -> tuple[ExtractReport, NDArray[np.float64]]:
+            lengths = mix.lengths(clips)
+            corpus = write_made_up(Path(folder) / name, lengths)
+            store = Path(folder) / f"{name}.zarr"
+            context = Context(mode)
+            return extract(
+                corpus, model, store, outputs=chosen, context=context, device=device, threads=threads
+            ), lengths
+
+        least = (
+            max(TRIAL_CLIPS, threads or available_threads()) if device is None or device.kind == "cpu" else TRIAL_CLIPS
+        )
+        report, lengths = run("trial", least)  # a batch for every thread at least
+        left = seconds - report.seconds
+        if again or left > report.seconds:
+            clips = int(np.clip(max(0.0, left) * least / report.seconds, least, max(least, most)))
+            report, lengths = run("main", clips)
+    frames = -(-np.round(lengths * SAMPLE_RATE).astype(int) // SAMPLES_PER_FRAME)
+    context = Context(mode)
+    computed = [context.frames_computed(int(n)) for n in frames]
+    return Throughput(
+        mode,
+        mix.name,
+        chosen,
+        report.utterances,
+        report.audio_seconds,
+        report.seconds,
+        sum(computed),
+        report.flops,
+        int(frames.sum()) * model.card.d_model * 2 * len(chosen),
+        report.stages,
+        report.flops / (report.seconds * limit) if limit else None,
+    )
+
+
+def made_up(i: int, samples: int) -> NDArray[np.float32]:
+    """Samples of a recording at 16 kHz, at most 30 s, unlike for every i: part of `_sound`."""
+    begin = 7919 * i % (len(_sound()) - WINDOW_SAMPLES)
+    return _sound()[begin : begin + samples]
+
+
+@functools.cache
+def _sound() -> NDArray[np.float32]:
+    """Two minutes of a tone that sweeps from 100 Hz to 7 kHz every ten seconds, in noise that rises and falls."""
+    t = np.arange(4 * WINDOW_SAMPLES) / SAMPLE_RATE
+    tone = np.sin(2 * np.pi * np.cumsum(100 * 70 ** (t % 10 / 10)) / SAMPLE_RATE)
+    noise = np.sin(2 * np.pi * 1.5 * t) * np.random.default_rng(0).standard_normal(len(t))
+    return (0.3 * tone + 0.1 * noise).astype(np.float32)
+
+
+def write_made_up(folder: Path, lengths: NDArray[np.float64]) -> Corpus:
+    """A corpus of such recordings as FLAC (16 bit); `lengths` in seconds, up to 30."""
+    folder.mkdir(parents=True)
+    for i, seconds in enumerate(lengths):
+        soundfile.write(folder / f"{i:05d}.flac", made_up(i, round(seconds * SAMPLE_RATE)), SAMPLE_RATE)
+    return read_corpus(folder)
+
+
+def bench(
+    model: ModelFolder,
+    *,
+    outputs: str | Sequence[str] = "all",
+    device: Device | None = None,
+    threads: int | None = None,
+    seconds: float = SECONDS,
+    say: Callable[[str], None] = lambda _: None,
+) -> Record:
+    """Measure every context on the FLEURS-like mix, and store the record where `recorded` finds it."""
+    device, threads = device or Device(), threads or available_threads()
+    limit, load = None, round(os.getloadavg()[0], 2)
+    if device.kind == "cpu":
+        say("matrix products")
+        limit = sgemm_rate(threads)
+    modes = {}
+    for mode in get_args(Mode):
+        say(f"{mode}")
+        modes[mode] = measure(
+            model,
+            mode,
+            mix=MIXES["fleurs"],
+            outputs=outputs,
+            device=device,
+            threads=threads,
+            seconds=seconds / len(get_args(Mode)),
+            limit=limit,
+            again=False,
+        )
+    record = Record(about(model, device, threads), load, limit, modes)
+    path = record_path(record.about)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record.to_dict(), indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return record
+
+
+def recorded(model: ModelFolder, device: Device, threads: int) -> Record | None:
+    """What `bench` stored for this model, machine, software, device and number of threads; None when it did not."""
+    path = record_path(about(model, device, threads))
+    try:
+        return Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def about(model: ModelFolder, device: Device, threads: int) -> dict[str, Any]:
+    """What a measurement holds for: model, machine, software, device, threads."""
+    card = model.card
+    return {
+        "format": FORMAT,
+        "model": {"weights_sha256": card.weights_sha256, "dtype": card.dtype, "silence_sha256": card.silence["sha256"]},
+        "cpu": cpu_name(),
+        "cores": available_threads(),
+        "device": device.kind if device.kind == "cpu" else f"{device.kind}:{device.index} {_gpu_name(device.index)}",
+        "threads": threads,
+        "voxstrata": version("voxstrata"),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def record_path(about: dict[str, Any]) -> Path:
+    """Where the record lies: XDG_CACHE_HOME or ~/.cache, then voxstrata/bench/."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return cache / "voxstrata" / "bench" / f"{key[:16]}.json"
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in reversed(lines) if ":" in line)}
+    name = facts.get("model name", platform.machine())
+    return f"{name} (family {facts.get('cpu family')}, model {facts.get('model')})"
+
+
+def _gpu_name(index: int) -> str:
+    """The GPU as its driver names it; empty where nvidia-smi is not there to ask."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={index}"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

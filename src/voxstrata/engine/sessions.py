@@ -1,0 +1,162 @@
+"""Devices, and an exported model's ONNX Runtime sessions on them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from voxstrata.base.errors import InputError, UsageError, VoxstrataError
+from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
+from voxstrata.encoders.context import Context
+from voxstrata.encoders.frames import WINDOW_FRAMES
+from voxstrata.encoders.outputs import select_outputs
+
+# Batch size × computed positions. On a CPU every thread has a batch of its own, and what does not outgrow its caches is
+# fastest; a GPU wants to be filled.
+DEFAULT_TOKENS = {"cpu": 500, "cuda": 16 * WINDOW_FRAMES, "tensorrt": 16 * WINDOW_FRAMES}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the graphs run: kind "cpu", "cuda" or "tensorrt", and for the latter two which GPU."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """From "cpu", "cuda", "cuda:1", "tensorrt", … Raises UsageError for anything else."""
+        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", text)
+        if m is None or (m[1] == "cpu" and m[2]):
+            raise UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
+        return cls(m[1], int(m[2] or 0))
+
+
+def available_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena of the CPU for all sessions, which grows by what is asked for.
+
+    onnxruntime's own doubles whenever it grows, once per session; with none, every batch waits for fresh pages.
+    """
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))  # kSameAsRequested
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Of all sessions, whatever the device: so many threads within an operator, memory from the shared arena."""
+    _share_arena()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False  # one plan, and one block, for every shape that was met
+    return options
+
+
+class Sessions:
+    """An exported model in sessions on one device: what `Encoder` and `DeviceEncoder` have in common.
+
+    Raises InputError when a graph is damaged or the device's provider cannot be loaded, UsageError for an int8 model on
+    a GPU.
+    """
+
+    def __init__(
+        self,
+        model: ModelFolder,
+        outputs: Sequence[str] | str,
+        context: Context | None,
+        device: Device | None,
+        threads: int | None,
+        tokens: int | None,
+    ) -> None:
+        self.model = model
+        self.outputs = select_outputs(outputs, model.card.outputs)
+        self.context = context or Context()
+        self.device = device or Device()
+        self.threads = threads or available_threads()
+        self.tokens = tokens or DEFAULT_TOKENS[self.device.kind]
+        self.concurrency = self.threads  # how many threads should run batches at once
+        if model.card.dtype == "int8" and self.device.kind != "cpu":
+            raise UsageError(
+                f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
+            )
+        self.seconds: dict[str, float] = defaultdict(float)  # busy ones by stage, over all threads
+        self._lock = threading.Lock()
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        if self.context.mode == "bucketed":
+            self._silence = model.silence()
+            self._silence.check(self.context.edges[0])
+        # What most windows need is loaded now, so that a broken file or driver shows before the work.
+        self._session(LOG_MEL)
+        self._session(self._graph(self.context.edges[0]))
+
+    def _graph(self, frames: int) -> str:
+        """The graph that computes `frames` positions, of those every model but an int8 one has."""
+        # a full window has no cached keys, and there is a graph without empty inputs for it
+        return CACHED if self.context.mode == "bucketed" and frames < WINDOW_FRAMES else ENCODER
+
+    def batch_size(self, frames: int) -> int:
+        """How many windows of `frames` computed positions go into one batch."""
+        # one scale for all that an int8 product multiplies must be the window's own
+        return 1 if self.model.card.dtype == "int8" else max(1, self.tokens // frames)
+
+    def _count(self, stage: str, begin: float) -> None:
+        with self._lock:
+            self.seconds[stage] += time.perf_counter() - begin
+
+    def _session(self, name: str) -> ort.InferenceSession:
+        with self._lock:
+            if name not in self._sessions:
+                self._sessions[name] = self._make_session(name)
+            return self._sessions[name]
+
+    def _source(self, name: str) -> Path | bytes:
+        """Where a graph comes from."""
+        return self.model.path / name
+
+    def _providers(self, name: str) -> list[Any]:
+        """Execution providers for a graph, the one that is wanted first."""
+        return [(PROVIDERS["cpu"], {})]
+
+    def _make_session(self, name: str) -> ort.InferenceSession:
+        options = session_options(1 if self.device.kind == "cpu" else self.threads)
+        # where the weights of a graph lie that is given as bytes
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.model.path))
+        providers = self._providers(name)
+        wanted = providers[0][0]
+        if wanted not in ort.get_available_providers():
+            raise InputError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu")
+        path = self.model.path / name
+        try:
+            # without fallback: onnxruntime would go on with the CPU when the device fails, and say so on stdout
+            session = ort.InferenceSession(self._source(name), options, providers=providers, enable_fallback=0)
+        except VoxstrataError:
+            raise
+        except Exception as e:  # onnxruntime's own exceptions share no base class
+            raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
+        if wanted not in session.get_providers():
+            raise InputError(
+                f"{wanted} could not be started: its libraries or the driver are missing (onnxruntime's "
+                "lines above name them); use --device cpu"
+            )
+        return session

@@ -1,0 +1,34 @@
+"""How good a retrieval is: metrics beside chance, intervals, hubness, CKA, AUC. Arrays in, figures out."""
+
+from voxstrata.evaluation.bootstrap import Resamples
+from voxstrata.evaluation.cka import CKA, linear_cka
+from voxstrata.evaluation.hubness import chance_skew, csls, k_occurrence, k_occurrence_skew, ratio_margin
+from voxstrata.evaluation.metrics import (
+    Estimate,
+    Evaluation,
+    MeanEvaluation,
+    best_ranks,
+    chance_at_k,
+    chance_mrr,
+    evaluate,
+    positives_from_groups,
+)
+
+__all__ = [
+    "CKA",
+    "Estimate",
+    "Evaluation",
+    "MeanEvaluation",
+    "Resamples",
+    "best_ranks",
+    "chance_at_k",
+    "chance_mrr",
+    "chance_skew",
+    "csls",
+    "evaluate",
+    "k_occurrence",
+    "k_occurrence_skew",
+    "linear_cka",
+    "positives_from_groups",
+    "ratio_margin",
+]

@@ -1,0 +1,226 @@
+"""Recall@k and mean reciprocal rank of retrieval by score, beside chance, with bootstrap intervals by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
+
+BoolMatrix = npt.NDArray[np.bool_]
+Float64 = npt.NDArray[np.float64]
+
+KS = (1, 5, 10)
+MEAN = "mean"  # in tables of figures: source and target of the rows that average over all directions
+BLOCK = 1 << 22  # matrix cells taken at once where temporaries are as large as their input
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure: its value, the ends of its interval (NaN without resamples), and what chance would reach."""
+
+    value: float
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Figures of one direction, or the mean of several.
+
+    metrics: their names. values, chance: (metrics,) float64, NaN where no query has a partner.
+    samples: (resamples, metrics) float64, the values in each resample; (0, metrics) when none were drawn.
+    queries: rows asked. queries_without_partner: rows left out for having no partner. candidates, candidates_max:
+    smallest and largest pool the figures are made of; they differ only in a mean.
+    """
+
+    metrics: tuple[str, ...]
+    values: Float64
+    chance: Float64
+    samples: Float64
+    queries: int
+    queries_without_partner: int
+    candidates: int
+    candidates_max: int
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """The figures by the name of their metric, with 95 % percentile intervals."""
+        columns = zip(self.values, *percentile_interval(self.samples), self.chance, strict=True)
+        return {name: Estimate(*(float(x) for x in column)) for name, column in zip(self.metrics, columns, strict=True)}
+
+
+def evaluate(
+    scores: npt.NDArray[np.floating],
+    positives: BoolMatrix,
+    ks: Sequence[int] = KS,
+    groups: npt.ArrayLike | None = None,
+    resamples: Resamples | None = None,
+) -> Evaluation:
+    """Recall@k for each of `ks`, and the mean reciprocal rank: the metrics "recall@1", …, "mrr".
+
+    scores (N, M): rows are queries, columns candidates, larger is better. positives (N, M) bool, see
+    `positives_from_groups`. Rows without a positive are not asked, only counted; columns without one stay in the
+    pool. Recall@k is the share of queries with a positive among the k best scores, the reciprocal rank that of the
+    first positive; ties as in `best_ranks`.
+    groups (N,): the sentence of each row, needed with `resamples`. Resamples draw sentences among the queries; the
+    pool of candidates stays as it is, so the intervals say nothing about other pools.
+    For the other direction pass both matrices transposed. Raises InputError for NaN and for shapes that differ.
+    """
+    ks = [check_k(k) for k in dict.fromkeys(ks)]
+    metrics = (*(f"recall@{k}" for k in ks), "mrr")
+    ranks = best_ranks(scores, positives)
+    asked = np.asarray(positives.any(axis=1))
+    hits = np.stack([*(ranks <= k for k in ks), 1 / ranks], axis=1)
+    candidates = positives.shape[1]
+    partners = np.count_nonzero(positives, axis=1)[asked]
+    chance = [*(chance_at_k(partners, candidates, k) for k in ks), chance_mrr(partners, candidates)]
+    samples = np.empty((0, len(metrics)))
+    if resamples is not None:
+        names = np.asarray(groups)
+        if names.shape != (len(scores),):
+            raise InputError(f"resampling needs the group of each of the {len(scores)} rows, got {names.shape}")
+        samples = resamples.means(hits, names[asked])
+    return Evaluation(
+        metrics=metrics,
+        values=hits.mean(axis=0) if len(hits) else np.full(len(metrics), math.nan),
+        chance=np.array(chance),
+        samples=samples,
+        queries=len(ranks),
+        queries_without_partner=len(asked) - len(ranks),
+        candidates=candidates,
+        candidates_max=candidates,
+    )
+
+
+class MeanEvaluation:
+    """Unweighted mean over directions, taken as they come: one direction is held at a time.
+
+    In a resample that drew none of a direction's queries, the mean is over the other directions.
+    """
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, int, int, int]] = []
+        self._metrics: tuple[str, ...] = ()
+        self._values: list[Float64] = []
+        self._chance: list[Float64] = []
+        self._sums: Float64 = np.empty((0, 0))
+        self._counts: npt.NDArray[np.int64] = np.empty((0, 0), np.int64)
+
+    def add(self, direction: Evaluation) -> None:
+        """Take in one direction; of one without queries only the counts. Raises UsageError for other metrics."""
+        if self._metrics not in ((), direction.metrics):
+            raise UsageError(f"no mean over different metrics: {self._metrics} and {direction.metrics}")
+        d = direction
+        self._metrics = d.metrics
+        self._all.append((d.queries, d.queries_without_partner, d.candidates, d.candidates_max))
+        if not d.queries:
+            return
+        if not self._values:
+            self._sums, self._counts = np.zeros_like(d.samples), np.zeros(d.samples.shape, np.int64)
+        self._values.append(d.values)
+        self._chance.append(d.chance)
+        self._sums += np.nan_to_num(d.samples, nan=0.0)
+        self._counts += ~np.isnan(d.samples)
+
+    def result(self) -> Evaluation:
+        """The mean; its counts of queries are sums, its pools those of directions with queries."""
+        if not self._all:
+            raise UsageError("a mean needs at least one direction")
+        nothing = np.full(len(self._metrics), math.nan)
+        pools = [entry for entry in self._all if entry[0]] or self._all
+        samples = np.full(self._sums.shape, math.nan)
+        np.divide(self._sums, self._counts, out=samples, where=self._counts > 0)
+        return Evaluation(
+            metrics=self._metrics,
+            values=np.mean(self._values, axis=0) if self._values else nothing,
+            chance=np.mean(self._chance, axis=0) if self._values else nothing,
+            samples=samples if self._values else np.empty((0, len(self._metrics))),
+            queries=sum(entry[0] for entry in self._all),
+            queries_without_partner=sum(entry[1] for entry in self._all),
+            candidates=min(entry[2] for entry in pools),
+            candidates_max=max(entry[3] for entry in pools),
+        )
+
+
+def positives_from_groups(groups_x: npt.ArrayLike, groups_y: npt.ArrayLike) -> BoolMatrix:
+    """Which columns translate which rows: (N, M) bool, true where the groups are equal.
+
+    groups_x (N,), groups_y (M,): strings or integers. A group may occur several times on either side
+    (several recordings of one sentence). Raises InputError on a missing group, which would equal every other.
+    """
+    x, y = np.asarray(groups_x), np.asarray(groups_y)
+    for groups in (x, y):
+        if groups.dtype.kind not in "iuU":
+            raise InputError(
+                f"groups must be all strings or all integers, got {groups.dtype}; leave out utterances without a group"
+            )
+    if (x.dtype.kind == "U") != (y.dtype.kind == "U"):
+        raise InputError("groups of one side are strings, of the other integers: they can never be equal")
+    _, codes = np.unique(np.concatenate([x, y]), return_inverse=True)  # numbers compare far faster than strings
+    positives: BoolMatrix = codes[: len(x), None] == codes[len(x) :]
+    return positives
+
+
+def best_ranks(scores: npt.NDArray[np.floating], positives: BoolMatrix) -> npt.NDArray[np.int64]:
+    """Rank, from 1, of the best positive of every row that has one: (queries,) int64.
+
+    scores, positives: (N, M), rows are queries. Non-positives with the same score rank ahead (pessimistic):
+    constant scores earn nothing. Other positives of the row do not push the best one down.
+    """
+    if scores.ndim != 2 or scores.shape != positives.shape:
+        raise InputError(f"scores {scores.shape} and positives {positives.shape} must be matrices of one shape")
+    ranks = np.zeros(len(scores), np.int64)
+    step = max(1, BLOCK // max(1, scores.shape[1]))
+    for a in range(0, len(scores), step):
+        rows, partner = scores[a : a + step], positives[a : a + step]
+        if np.isnan(rows).any():
+            raise InputError("scores hold NaN and cannot be ranked; find the utterance that has no finite states")
+        best = np.max(rows, axis=1, where=partner, initial=-np.inf, keepdims=True)
+        ranks[a : a + step] = 1 + np.count_nonzero(~partner & (rows >= best), axis=1)
+    return ranks[positives.any(axis=1)]
+
+
+def chance_at_k(positives_per_query: npt.NDArray[np.integer], candidates: int, k: int) -> float:
+    """Expected recall@k of a random order: mean over queries of 1 - C(M - p, k) / C(M, k).
+
+    p: positives of a query among the M candidates. Returns NaN without queries, 1 where k reaches M.
+    """
+    check_k(k)
+    if len(positives_per_query) == 0:
+        return math.nan
+    k = min(k, candidates)
+    numbers, queries = np.unique(positives_per_query, return_counts=True)
+    drawn = np.arange(k)
+    # C(M - p, k) / C(M, k) as the chance of k draws without a positive; a factor is 0 once negatives run out.
+    miss = np.prod((candidates - numbers[:, None] - drawn) / (candidates - drawn), axis=1)
+    return float(np.average(1 - miss, weights=queries))
+
+
+def chance_mrr(positives_per_query: npt.NDArray[np.integer], candidates: int) -> float:
+    """Expected reciprocal rank of the first positive in a random order, mean over queries; NaN without queries.
+
+    For p positives among M candidates it is p / (M - p + 1) · (H_M - H_{p-1}), H_n = 1 + 1/2 + … + 1/n. The first
+    positive stands at rank r in C(M - r, p - 1) of the C(M, p) arrangements, and f(M, p) = sum over r of
+    C(M - r, p - 1) / r equals C(M, p - 1) · (H_M - H_{p-1}): for p = 1 that is H_M, and from M - 1 to M both sides
+    grow by f(M - 1, p - 1), by Pascal's rule.
+    """
+    if len(positives_per_query) == 0:
+        return math.nan
+    numbers, queries = np.unique(positives_per_query, return_counts=True)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, candidates + 1))])
+    expected = numbers / (candidates - numbers + 1) * (harmonic[candidates] - harmonic[numbers - 1])
+    return float(np.average(expected, weights=queries))
+
+
+def check_k(k: int) -> int:
+    """`k`, or UsageError where no k best can be taken."""
+    if k < 1:
+        raise UsageError(f"k is {k}; the k best need k of at least 1")
+    return k

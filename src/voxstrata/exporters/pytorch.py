@@ -1,0 +1,76 @@
+"""Hugging Face's encoder as the reference: every hidden state, at any length, through its own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from voxstrata.encoders.outputs import output_names
+
+
+@contextmanager
+def _window_of(encoder: WhisperEncoder, frames: int) -> Iterator[None]:
+    """Let the encoder accept `frames` positions instead of 1500: its forward insists on a full window."""
+    positions, config = encoder.embed_positions, encoder.config
+    full = config.max_source_positions
+    encoder.embed_positions = torch.nn.Embedding.from_pretrained(positions.weight[:frames])
+    config.max_source_positions = frames
+    try:
+        yield
+    finally:
+        encoder.embed_positions, config.max_source_positions = positions, full
+
+
+def hidden_states(encoder: WhisperEncoder, log_mel: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Run the encoder on log-mel [batch, n_mels, 2·frames]; returns every output [batch, frames, d_model].
+
+    The states are taken by hooks on the modules, so that `layer_L` (before the final LayerNorm), which
+    `output_hidden_states` does not give, is there too.
+    """
+    states: list[torch.Tensor] = []
+
+    def keep_input(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        states.append(args[0])
+
+    def keep_output(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    with torch.inference_mode(), ExitStack() as stack:
+        stack.enter_context(_window_of(encoder, log_mel.shape[-1] // 2))
+        handles = [encoder.layers[0].register_forward_pre_hook(keep_input)]
+        handles += [layer.register_forward_hook(keep_output) for layer in encoder.layers]
+        for handle in handles:
+            stack.callback(handle.remove)
+        final = encoder(log_mel).last_hidden_state
+    return dict(zip(output_names(len(encoder.layers)), [*states, final], strict=True))
+
+
+def keys_and_values(encoder: WhisperEncoder, log_mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of every layer for one full window [1, n_mels, 3000]: each (layers, heads, 1500, head_dim)."""
+    _, key, value = queries_keys_values(encoder, log_mel)
+    return key, value
+
+
+def queries_keys_values(
+    encoder: WhisperEncoder, log_mel: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same with the queries first, which are scaled: the logits of attention are query · key."""
+    kept: dict[str, list[torch.Tensor]] = {"q_proj": [], "k_proj": [], "v_proj": []}
+    heads = encoder.config.encoder_attention_heads
+    with torch.inference_mode(), ExitStack() as stack:
+        for layer in encoder.layers:
+            for name, into in kept.items():
+
+                def keep(
+                    _: torch.nn.Module, __: tuple[Any, ...], y: torch.Tensor, into: list[torch.Tensor] = into
+                ) -> None:
+                    into.append(y[0].unflatten(-1, (heads, -1)).transpose(0, 1))
+
+                stack.callback(getattr(layer.self_attn, name).register_forward_hook(keep).remove)
+        encoder(log_mel)
+    query, key, value = (torch.stack(kept[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    return query * query.shape[-1] ** -0.5, key, value

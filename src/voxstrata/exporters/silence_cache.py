@@ -1,0 +1,183 @@
+"""Make the silence cache of a checkpoint: pure, or calibrated on recordings; then condense it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from voxstrata.base.errors import InputError
+from voxstrata.encoders.context import DEFAULT_EDGES
+from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from voxstrata.encoders.silence import Silence
+from voxstrata.exporters.checkpoint import Checkpoint
+from voxstrata.exporters.pytorch import queries_keys_values
+
+FIRST = DEFAULT_EDGES[0]  # encoder frames: the shortest bucket is where cached positions begin
+# Log-mel of silence lies between -1.5 (digital silence) and about 0 (behind very loud speech), 8 decades of
+# power below the loudest cell. One level in the middle does as well as matching each utterance's own:
+# benchmarks/silence.py.
+PURE_LEVEL = -0.75
+CALIBRATION_RECORDINGS = 16
+# Calibration recordings are cut to lengths spread over this range, so that early positions, too, are
+# averaged over several recordings whose speech has ended by then.
+CALIBRATION_SECONDS = (0.5, 9.0)
+QUERIES = 480  # sampled per layer and head, over all recordings
+KMEANS_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What computed positions ask of the keys, sampled evenly from padded runs.
+
+    query: float32 (layers, heads, queries, head_dim), scaled. log_total: float32 (layers, heads, queries), the
+    logarithm of the softmax's denominator over the run's own 1500 keys.
+    """
+
+    query: torch.Tensor
+    log_total: torch.Tensor
+
+    @classmethod
+    def sample(cls, query: torch.Tensor, key: torch.Tensor, count: int) -> Queries:
+        """`count` of one run's queries (layers, heads, n, head_dim), with its keys (layers, heads, 1500, head_dim)."""
+        query = query[:, :, torch.linspace(0, query.shape[2] - 1, count).long()]
+        # layer by layer: all logits of a large model would be gigabytes
+        total = [(q @ k.transpose(-1, -2)).logsumexp(-1) for q, k in zip(query, key, strict=True)]
+        return cls(query, torch.stack(total))
+
+    @classmethod
+    def join(cls, parts: Sequence[Queries]) -> Queries:
+        """The queries of several runs."""
+        return cls(torch.cat([p.query for p in parts], 2), torch.cat([p.log_total for p in parts], 2))
+
+    def attention(self, key: torch.Tensor) -> torch.Tensor:
+        """Mean softmax weight of each key (layers, heads, n, head_dim) over the queries: (layers, heads, n)."""
+        by_layer = zip(self.query, key, self.log_total, strict=True)  # as in `sample`
+        return torch.stack([(q @ k.transpose(-1, -2) - total[..., None]).exp().mean(1) for q, k, total in by_layer])
+
+    def metric(self) -> torch.Tensor:
+        """(layers, heads, head_dim, head_dim) M, with |(k - c) M|² the mean square of the logits' difference."""
+        moment = self.query.transpose(-1, -2) @ self.query / self.query.shape[2]
+        values, vectors = torch.linalg.eigh(moment)
+        return vectors * values.clamp(min=0).sqrt()[..., None, :]
+
+
+@dataclass(frozen=True)
+class PaddedRuns:
+    """What a cache is made from: key, value (layers, heads, 1500 - FIRST, head_dim), the queries that they answer, and
+    the card's account of where they come from."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    queries: Queries
+    account: dict[str, Any]
+
+
+def pure_silence(checkpoint: Checkpoint, groups: int, level: float = PURE_LEVEL) -> tuple[Silence, dict[str, Any]]:
+    """Keys and values of one run on silence at log-mel `level`, and the card's account of them."""
+    return condense(run_on_silence(checkpoint, level), groups)
+
+
+def calibrated_silence(
+    checkpoint: Checkpoint, recordings: Sequence[tuple[str, NDArray[np.float32]]], groups: int
+) -> tuple[Silence, dict[str, Any]]:
+    """Mean keys and values, position by position, over padded runs of recordings, and the card's account of them.
+
+    Arguments and errors as of `run_on_recordings`.
+    """
+    return condense(run_on_recordings(checkpoint, recordings), groups)
+
+
+def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedRuns:
+    """One run on silence at log-mel `level`."""
+    log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
+    query, key, value = queries_keys_values(checkpoint.encoder, log_mel)
+    account = {"kind": "pure", "pad_level": level}
+    return PaddedRuns(key[:, :, FIRST:], value[:, :, FIRST:], Queries.sample(query, key, QUERIES), account)
+
+
+def run_on_recordings(checkpoint: Checkpoint, recordings: Sequence[tuple[str, NDArray[np.float32]]]) -> PaddedRuns:
+    """Mean keys and values, position by position, over padded runs of recordings, and the queries of their speech.
+
+    `recordings`: (name, float32 samples at 16 kHz); at most CALIBRATION_RECORDINGS, evenly spaced, are used.
+    Position p is averaged over the recordings whose cut ended a second (the default tail) or more before p; the
+    positions before are those that would be computed, whose queries are sampled.
+    Raises InputError when fewer than two recordings last half a second.
+    """
+    shortest, longest = (round(s * FRAMES_PER_SECOND) for s in CALIBRATION_SECONDS)
+    usable = [r for r in recordings if len(r[1]) >= CALIBRATION_SECONDS[0] * SAMPLE_RATE]
+    if len(usable) < 2:
+        raise InputError(
+            f"calibration needs at least 2 recordings of {CALIBRATION_SECONDS[0]} s or more, found {len(usable)}"
+        )
+    chosen = [usable[i] for i in np.linspace(0, len(usable) - 1, min(len(usable), CALIBRATION_RECORDINGS)).astype(int)]
+    cuts = np.linspace(shortest, longest, len(chosen)).astype(int)
+    total: list[torch.Tensor] = []
+    count = torch.zeros(WINDOW_FRAMES)
+    asked = []
+    for (_, audio), cut in zip(chosen, cuts, strict=True):
+        frames = min(int(cut), len(audio) // SAMPLES_PER_FRAME)
+        features = checkpoint.extractor(
+            audio[: frames * SAMPLES_PER_FRAME], sampling_rate=SAMPLE_RATE, return_tensors="pt"
+        )["input_features"]
+        begin = frames + FRAMES_PER_SECOND
+        count[begin:] += 1
+        query, *kv = queries_keys_values(checkpoint.encoder, features)
+        asked.append(Queries.sample(query[:, :, :begin], kv[0], -(-QUERIES // len(chosen))))
+        total = total or [torch.zeros_like(t) for t in kv]
+        for t, new in zip(total, kv, strict=True):
+            t[:, :, begin:] += new[:, :, begin:]
+    key, value = (t[:, :, FIRST:] / count[FIRST:, None] for t in total)
+    account = {
+        "kind": "calibrated",
+        "recordings": [
+            {"name": name, "sha256": hashlib.sha256(np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()}
+            for name, audio in chosen
+        ],
+    }
+    return PaddedRuns(key, value, Queries.join(asked), account)
+
+
+def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
+    """The cache with `groups` keys per layer and head, or all if 0, and the card's account of it.
+
+    A key that stands for others errs by the logits' differences, which matter as much as attention is paid. So k-means
+    groups the keys with the attention received as weights and the mean square of the logits' difference, both over the
+    sampled queries, as distance.
+    Raises InputError for more groups than positions, or values beyond float16.
+    """
+    positions = runs.key.shape[2]
+    if not 0 <= groups <= positions:
+        raise InputError(f"{groups} silence keys: choose 1 … {positions}, or 0 to keep all positions")
+    key, value = (t.numpy().astype(np.float16) for t in (runs.key, runs.value))
+    if not (np.isfinite(key).all() and np.isfinite(value).all()):
+        raise InputError("the silence cache holds values beyond float16; this checkpoint's encoder is not usable")
+    group = None
+    if groups:
+        points, weight = runs.key @ runs.queries.metric(), runs.queries.attention(runs.key)
+        found = [kmeans(p, w, groups) for p, w in zip(points, weight, strict=True)]
+        group = torch.stack(found).numpy().astype(np.int16)
+    silence = Silence(FIRST, key, value, group)
+    return silence, runs.account | {"groups": groups, "first": FIRST, "sha256": silence.sha256()}
+
+
+def kmeans(points: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """Lloyd's k-means of points (heads, positions, dim) with weights (heads, positions), each head apart.
+
+    Returns the groups (heads, positions). Starts from evenly spaced positions, so the same keys give the same groups.
+    """
+    heads, positions, dim = points.shape
+    centres = points[:, torch.linspace(0, positions - 1, groups).long()].clone()
+    weight = weight / weight.mean(-1, keepdim=True)
+    for _ in range(KMEANS_STEPS):
+        nearest = torch.cdist(points, centres).argmin(-1)
+        size = torch.zeros(heads, groups).scatter_add_(1, nearest, weight)
+        index = nearest[..., None].expand(-1, -1, dim)
+        total = torch.zeros_like(centres).scatter_add_(1, index, points * weight[..., None])
+        centres = torch.where(size[..., None] > 0, total / size[..., None], centres)
+    return torch.cdist(points, centres).argmin(-1)

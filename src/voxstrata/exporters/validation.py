@@ -1,0 +1,140 @@
+"""Hold the exported graphs against PyTorch, on every output, at lengths far from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from voxstrata.base.errors import InputError
+from voxstrata.encoders.card import CACHED, CPU, ENCODER, LOG_MEL, encoder_graphs
+from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
+from voxstrata.exporters.checkpoint import Checkpoint
+from voxstrata.exporters.pytorch import hidden_states, keys_and_values
+
+LENGTHS = (0.1, 1.0, 7.0, 19.6, 30.0)  # seconds
+CACHED_LENGTHS = (0.5, 7.0, 19.6, 29.0)  # seconds, followed by one of padding; the last has no cached keys
+# Relative L2 to float32 PyTorch. Float16 keeps 11 bits, and its errors add up over the layers.
+# What 8 bits cost depends on the checkpoint: measure it with `voxstrata drift`; this only finds graphs that are broken.
+TOLERANCE = {"float32": 2e-4, "float16": 1e-2, "int8": 0.5}
+LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans about 2
+
+
+def validate(
+    folder: Path, checkpoint: Checkpoint, outputs: Sequence[str], dtype: str, norm_every: bool
+) -> dict[str, Any]:
+    """Compare graphs and PyTorch on made-up voiced sounds of LENGTHS seconds.
+
+    Returns the card's account: per output the largest relative L2 difference over all lengths, of the graphs without
+    cached keys (the CPU's given none) and of those with, and the largest absolute difference of the log-mel.
+    Raises InputError naming the output and the length when a difference exceeds TOLERANCE.
+    """
+    mel = _session(folder / LOG_MEL)
+    graphs = {name: _session(folder / name) for name in encoder_graphs(dtype)}
+    s = checkpoint.shape
+    nothing = np.zeros((s.layers, s.heads, 0, s.d_model // s.heads), np.float32)
+    worst = dict.fromkeys(outputs, 0.0)
+    worst_cached = dict.fromkeys(outputs, 0.0)
+    worst_mel = 0.0
+
+    def compare(got: Sequence[NDArray[Any]], want: dict[str, torch.Tensor], into: dict[str, float], at: str) -> None:
+        for name, a in zip(outputs, got, strict=True):
+            t = want[name]
+            if norm_every and name != "final":
+                t = checkpoint.encoder.layer_norm(t)
+            b = t[:, : a.shape[1]].numpy().astype(np.float64)
+            difference = float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
+            if not difference <= TOLERANCE[dtype]:
+                raise InputError(
+                    f"validation failed: {name} differs from PyTorch by {difference:.2e} (relative L2) {at}, "
+                    f"allowed is {TOLERANCE[dtype]:.0e} for {dtype}; no model was written"
+                )
+            into[name] = max(into[name], difference)
+
+    def cache_feeds(key: NDArray[Any], value: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return {"silence_key": key, "silence_value": value, "silence_bias": np.zeros(key.shape[:3], np.float32)}
+
+    def positions(frames: int) -> dict[str, NDArray[Any]]:
+        return {"positions": np.full(s.layers, frames)}
+
+    with torch.inference_mode():
+        for seconds in LENGTHS:
+            # two voices of different loudness, one long and one short, so that neighbours could leak
+            voices = [_voice(seconds, 120.0, 0.3), _voice(seconds / 3, 210.0, 0.01)]
+            features = torch.cat([_features(checkpoint, v) for v in voices])
+            difference = _log_mel_difference(mel, voices, features)
+            if not difference <= LOG_MEL_TOLERANCE:  # so put, NaN fails too
+                raise InputError(
+                    f"validation failed: log-mel differs from WhisperFeatureExtractor by {difference:.1e} "
+                    f"at {seconds} s, allowed is {LOG_MEL_TOLERANCE:.0e}; no model was written"
+                )
+            worst_mel = max(worst_mel, difference)
+            frames = round(seconds * FRAMES_PER_SECOND)
+            log_mel = features[:, :, : 2 * frames]
+            want = hidden_states(checkpoint.encoder, log_mel)
+            for name in graphs.keys() - {CACHED}:
+                feeds = {"log_mel": log_mel.numpy()}
+                if name == CPU:
+                    feeds |= cache_feeds(nothing, nothing) | positions(frames)
+                compare(graphs[name].run(outputs, feeds), want, worst, f"at {seconds} s ({name})")
+        for seconds in CACHED_LENGTHS:
+            # The cached graph with all keys of one padded run must give that run's states, whatever else is in
+            # the batch. The convolution at the cut sees a zero instead of the next mel frame: one is put there.
+            frames = round((seconds + 1) * FRAMES_PER_SECOND)
+            features = torch.cat([_features(checkpoint, _voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
+            features[:, :, 2 * frames : 2 * frames + 1] = 0
+            key, value = (t[:, :, frames:].numpy() for t in keys_and_values(checkpoint.encoder, features[:1]))
+            want = hidden_states(checkpoint.encoder, features[:1])
+            for name in graphs.keys() - {ENCODER}:
+                feeds = {"log_mel": features[:, :, : 2 * frames].numpy()} | cache_feeds(key, value)
+                if name == CPU:
+                    feeds |= positions(frames)
+                got = [a[:1] for a in graphs[name].run(outputs, feeds)]
+                at = f"at {seconds} s with {WINDOW_FRAMES - frames} cached keys ({name})"
+                compare(got, want, worst_cached, at)
+    return {
+        "measure": "largest relative L2 difference from float32 PyTorch",
+        "lengths_seconds": list(LENGTHS),
+        "cached_lengths_seconds": list(CACHED_LENGTHS),
+        "outputs": worst,
+        "outputs_cached": worst_cached,
+        "log_mel_max_abs": worst_mel,
+    }
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _voice(seconds: float, pitch: float, amplitude: float) -> NDArray[np.float32]:
+    """A gliding harmonic tone in bursts over a little noise, float32 samples at 16 kHz."""
+    t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    phase = 2 * np.pi * pitch * (t + 0.1 * np.sin(2 * np.pi * 0.7 * t))
+    tone = sum(np.sin(k * phase) / k for k in range(1, 12))
+    noise = np.random.default_rng(int(pitch)).standard_normal(len(t))
+    burst = 0.6 + 0.4 * np.sin(2 * np.pi * 3.1 * t)
+    wave: NDArray[np.float64] = amplitude * (0.3 * burst * tone + 0.01 * noise)
+    return wave.astype(np.float32)
+
+
+def _features(checkpoint: Checkpoint, audio: NDArray[np.float32]) -> torch.Tensor:
+    features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+    assert isinstance(features, torch.Tensor)
+    return features
+
+
+def _log_mel_difference(
+    session: ort.InferenceSession, voices: Sequence[NDArray[np.float32]], features: torch.Tensor
+) -> float:
+    audio = np.zeros((len(voices), WINDOW_SAMPLES), np.float32)
+    for row, v in zip(audio, voices, strict=True):
+        row[: len(v)] = v
+    (got,) = session.run(None, {"audio": audio})
+    return float(np.abs(got - features.numpy()).max())

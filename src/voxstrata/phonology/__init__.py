@@ -1,0 +1,1 @@
+"""How words sound, without audio: IPA by espeak-ng, distances by PanPhon's features."""

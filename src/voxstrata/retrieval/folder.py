@@ -1,0 +1,255 @@
+"""The folder a comparison is written to: plan, matrices, a part per tile row, and the final table.
+
+FOLDER/
+  plan.json            all that decides the result, and its fingerprint
+  rows.parquet         the utterances of x (and columns.parquet those of y), by position
+  candidates.npz       in candidate mode, the candidates of every query; candidates.json: their recall
+  matrix.zarr          when asked for: a zarr v3 group of f1, precision, recall, (x, y) float32, NaN where not computed
+  units/<tile row>/    top.parquet, the best of that row, and done.json, its commit marker
+  top.parquet          the final table, once every row is done
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zarr
+
+from voxstrata.base.errors import InputError
+from voxstrata.retrieval.candidates import CandidateSets
+from voxstrata.retrieval.kernels.base import FloatMatrix
+from voxstrata.retrieval.selection import Selection
+from voxstrata.retrieval.tileplan import TilePlan
+from voxstrata.retrieval.topk import TopK, named
+from voxstrata.store.files import LOCK, Files, zarr_array
+
+SCHEMA = 1
+PLAN, TOP, UNITS, DONE, MATRIX = "plan.json", "top.parquet", "units", "done.json", "matrix.zarr"
+ROWS, COLUMNS, CANDIDATES, RECALL = "rows.parquet", "columns.parquet", "candidates.npz", "candidates.json"
+NAMES = {PLAN, TOP, UNITS, MATRIX, ROWS, COLUMNS, CANDIDATES, RECALL}
+FORWARD, BACKWARD = "forward", "backward"
+
+
+class Results:
+    """The results of one plan; opening makes the folder, or resumes the one that is there.
+
+    A folder of another plan of which no tile row is committed or being computed (a run was refused, or stopped at once)
+    is made anew; not in object stores, where nobody can tell whether another run is at it.
+
+    find: computes the candidates, in candidate mode. Files are written whole or not at all, and a tile row counts once
+    its marker exists, so a run may end at any instant and be run again. Who makes the folder or its final table holds
+    the folder's lock; others wait for as long as that process lives.
+    Raises InputError when the folder holds something else, or the results of another plan.
+    """
+
+    def __init__(self, folder: str | Path, plan: TilePlan, find: Callable[[], CandidateSets] | None) -> None:
+        self.files = Files(folder)
+        self.plan = plan
+        self._refuse_foreign()
+        with _patient_lock(self.files):
+            # nothing, or a creation that was cut short: no row can be committed yet
+            if not self.files.exists(PLAN) or (self._difference() and self._unused()):
+                self._create(find)
+            self._refuse_other_plan()
+        self._matrix = Files(f"{self.files.root}/{MATRIX}")
+        if plan.matrix:
+            root = zarr.open_group(self._matrix.zarr_store(read_only=False), mode="r+")
+            self._arrays = {name: zarr_array(root, name) for name in plan.matrix}
+
+    def done(self) -> set[int]:
+        """Tile rows that are committed."""
+        return {row for row in range(self.plan.rows) if self.committed(row)}
+
+    def committed(self, row: int) -> bool:
+        """Whether a tile row is committed."""
+        return self.files.exists(f"{_unit(row)}/{DONE}")
+
+    @property
+    def merged(self) -> bool:
+        """Whether the final table is there."""
+        return self.files.exists(TOP)
+
+    def candidates(self) -> CandidateSets | None:
+        """What candidate mode looks at; None when all pairs are compared."""
+        if not self.plan.candidates:
+            return None
+        with np.load(io.BytesIO(self.files.read(CANDIDATES))) as stored:
+            return CandidateSets(stored["forward"], stored["backward"])
+
+    @contextmanager
+    def lock(self, row: int) -> Iterator[None]:
+        """Hold a tile row for writing.
+
+        Raises InputError when another process holds it, or has made the folder anew for another plan.
+        """
+        with ExitStack() as stack:
+            with _patient_lock(self.files):  # so that no other plan moves in between the look and the lock
+                self._refuse_other_plan()
+                stack.enter_context(Files(f"{self.files.root}/{_unit(row)}").lock())
+            yield
+
+    def put(self, name: str, xs: slice, ys: slice, scores: FloatMatrix) -> None:
+        """Write a tile of a matrix: whole chunks, which no other tile row writes."""
+        self._arrays[name][xs, ys] = scores
+
+    def commit(self, row: int, forward: TopK, backward: TopK | None) -> None:
+        """Write the best of a tile row, then its marker."""
+        tables = [forward.table(FORWARD)] + ([backward.table(BACKWARD)] if backward else [])
+        self.files.write(f"{_unit(row)}/{TOP}", _parquet(pa.concat_tables(tables)))
+        self.files.write(f"{_unit(row)}/{DONE}", json.dumps({"row": row}).encode())
+
+    def merge(self, measure: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
+        """Write the final table when every tile row is there and nobody else has written it.
+
+        measure: computes the recall of the candidates, in candidate mode; returned, None while rows are missing.
+        A pure function of the parts, so it may be repeated.
+        """
+        if len(self.done()) < self.plan.rows:  # the run that commits the last of them comes here after that
+            return None
+        with _patient_lock(self.files):
+            if not self.merged:
+                if measure is not None:
+                    self.files.write(RECALL, _json(measure()))
+                self.files.sweep()  # nobody writes: committed rows are not computed again
+                for row in range(self.plan.rows):
+                    self.files.remove(f"{_unit(row)}/{LOCK}")  # of a process killed after its commit
+                self.files.write(TOP, _parquet(self._final()))
+        return dict(json.loads(self.files.read(RECALL))) if self.plan.candidates else None
+
+    def _final(self) -> pa.Table:
+        x, y = self.plan.x, self.plan.y
+        sides = [(FORWARD, x, self.plan.other)] + ([(BACKWARD, y, x)] if y is not None else [])
+        best = {direction: TopK(len(queries), self.plan.top) for direction, queries, _ in sides}
+        for row in range(self.plan.rows):
+            part = self._part(row)
+            for direction, kept in best.items():
+                kept.update_from(part.filter(pc.equal(part["direction"], direction)))
+        return pa.concat_tables([named(best[name].table(name), q.ids, c.ids) for name, q, c in sides])
+
+    def _part(self, row: int) -> pa.Table:
+        try:
+            return pq.read_table(io.BytesIO(self.files.read(f"{_unit(row)}/{TOP}")))
+        except pa.ArrowInvalid as e:
+            raise InputError(
+                f"{self.files.root}/{_unit(row)}/{TOP}: damaged ({e}); remove {_unit(row)} and run the same again"
+            ) from e
+
+    def _refuse_foreign(self) -> None:
+        where = self.files.root
+        if self.files.local is not None and self.files.local.exists() and not self.files.local.is_dir():
+            raise InputError(f"{where}: a file, not a folder; choose another name")
+        known = {*NAMES, LOCK, *(f"{name}.partial" for name in NAMES)}
+        foreign = [name for name in self.files.names() if name not in known]
+        if foreign:
+            raise InputError(f"{where}: exists and holds something else ({foreign[0]}); choose another name")
+        if not self.files.exists(PLAN) and self.files.names(UNITS):
+            raise InputError(
+                f"{where}: holds results, but its {PLAN} is missing; copy it whole, or choose another name"
+            )
+
+    def _create(self, find: Callable[[], CandidateSets] | None) -> None:
+        plan = self.plan
+        self.files.clear()
+        self.files.write(ROWS, _parquet(_utterances(plan.x)))
+        if plan.y is not None:
+            self.files.write(COLUMNS, _parquet(_utterances(plan.y)))
+        if find is not None:
+            sets, buffer = find(), io.BytesIO()
+            np.savez(buffer, forward=sets.forward, backward=sets.backward)
+            self.files.write(CANDIDATES, buffer.getvalue())
+        if plan.matrix:
+            about = {"schema": SCHEMA, "plan": plan.fingerprint(), "output": plan.output, "kernel": plan.kernel}
+            matrix = Files(f"{self.files.root}/{MATRIX}")
+            root = zarr.create_group(matrix.zarr_store(read_only=False), attributes={"voxstrata_similarity": about})
+            for name in plan.matrix:
+                root.create_array(
+                    name,
+                    shape=(len(plan.x), len(plan.other)),
+                    chunks=(plan.chunk, plan.chunk),
+                    dtype="float32",
+                    compressors=None,
+                    fill_value=float("nan"),
+                    dimension_names=("row", "column"),
+                )
+        self.files.write(PLAN, _json({"schema": SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
+
+    def _refuse_other_plan(self) -> None:
+        difference = self._difference()
+        if difference is not None:
+            raise InputError(f"{self.files.root}: cannot resume: {difference}; use the same or a new folder")
+
+    def _difference(self) -> str | None:
+        """What the plan that the folder was made for has other than this one, in words."""
+        try:
+            stored = dict(json.loads(self.files.read(PLAN)))
+        except (ValueError, TypeError) as e:
+            raise InputError(
+                f"{self.files.root}/{PLAN}: damaged ({e}); remove the folder, or choose another, and run again"
+            ) from e
+        here = {"schema": SCHEMA, **self.plan.settings}
+        for key in here | stored:
+            if key != "fingerprint" and stored.get(key) != here.get(key):
+                if key.endswith("_begin"):
+                    return f"{key} (the bounds of the blocks) differs"
+                return f"{key} is {stored.get(key)} there, {here.get(key)} here"
+        return None
+
+    def _unused(self) -> bool:
+        """Whether no tile row is committed or being computed; then what is left of them is removed."""
+        if self.files.local is None:
+            return False
+        for name in self.files.names(UNITS):
+            if self.files.exists(f"{UNITS}/{name}/{DONE}"):
+                return False
+            try:
+                with Files(f"{self.files.root}/{UNITS}/{name}").lock():
+                    pass
+            except InputError:
+                return False
+        # before the plan: tile rows without one are refused
+        shutil.rmtree(self.files.local / UNITS, ignore_errors=True)
+        return True
+
+
+def _unit(row: int) -> str:
+    return f"{UNITS}/{row:06d}"
+
+
+def _utterances(side: Selection) -> pa.Table:
+    """Who stands where: id, language, group, frames, by position."""
+    table = side.store.utterances.select(["id", "language", "group"]).take(pa.array(side.indices))
+    return table.append_column("frames", pa.array(side.lengths))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _json(d: dict[str, Any]) -> bytes:
+    return (json.dumps(d, indent=1) + "\n").encode()
+
+
+@contextmanager
+def _patient_lock(files: Files) -> Iterator[None]:
+    """The folder's lock, waited for as long as another process has it."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(files.lock())
+                break
+            except InputError:
+                time.sleep(0.1)
+        yield

@@ -1,0 +1,1 @@
+"""What is left of retrieval once sound, duration, speaker and language cannot help."""

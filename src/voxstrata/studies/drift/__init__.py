@@ -1,0 +1,1 @@
+"""What cheaper contexts cost."""

@@ -1,0 +1,1 @@
+"""Why two utterances match, frame by frame."""

@@ -1,0 +1,242 @@
+"""How alike translations sound: IPA of a corpus, phonetic distances, ranks of translations among non-translations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voxstrata.base.choices import chosen
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.folders import make_writable
+from voxstrata.corpus import Corpus
+from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
+from voxstrata.phonology.feature_distance import NORMALIZATIONS, Phones, feature_distances
+from voxstrata.phonology.ipa import choose_voices, need, tools, transcribe
+from voxstrata.studies.phonetics.pairs import (
+    DISTANCE_SCHEMA,
+    NEIGHBOURS,
+    Compared,
+    Direction,
+    Row,
+    distance_table,
+    summarise,
+    translations,
+)
+
+IPA, DISTANCES, PAIRS = "ipa.parquet", "distances.parquet", "phonetics.parquet"
+KEY = "voxstrata_phonetics"  # of the settings, in the metadata of every table
+GIVEN = "given"  # in the place of the voice, where the user gave the IPA
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class PhoneticsReport:
+    """What was measured. left_out: reasons by utterance id. notes: what a reader must know of the IPA."""
+
+    folder: str
+    utterances: int
+    left_out: dict[str, str]
+    notes: list[str]
+    settings: dict[str, Any]
+    directions: list[Direction]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+def measure_phonetics(
+    corpus: Corpus,
+    folder: str | Path,
+    *,
+    given: Mapping[str, str] | None = None,
+    voices: Mapping[str, str] | None = None,
+    languages: Sequence[str] | None = None,
+    normalize: str = "longer",
+    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PhoneticsReport:
+    """Write ipa.parquet, distances.parquet and phonetics.parquet to `folder`, over what an earlier run left there.
+
+    Utterances with language and group take part, with their IPA in `given` (by id) or else the text read by espeak-ng
+    (`voices`: language to voice, where the default is not wanted). Those without either, or without a segment PanPhon
+    knows, are left out and reported. Distance: `feature_distances`, normalised as `normalize` says, and that of the
+    closest pair of words of at least SHORTEST_WORD segments. No recording is opened.
+
+    Raises UsageError for unknown languages, voices or normalizations, InputError where a language has no voice, where
+    fewer than two languages or no group shared by two remain, and where all of a language sounds the same.
+    """
+    if normalize not in NORMALIZATIONS:
+        raise UsageError(f"unknown normalization {normalize!r}; known: {', '.join(NORMALIZATIONS)}")
+    need("panphon")
+    given = given or {}
+    rows = [row for row in corpus.table.to_pylist() if row["language"] is not None and row["group"] is not None]
+    known = sorted({row["language"] for row in rows})
+    names = chosen("language", languages, known) if rows or languages else []
+    rows = [row for row in rows if row["language"] in names]
+    if given and not any(row["id"] in given for row in rows):
+        raise InputError(f"none of the IPA given is for an utterance of {corpus.root}; ids must be the corpus's")
+    left_out = {row["id"]: "no text and no IPA" for row in rows if not row["text"] and row["id"] not in given}
+    rows = [row for row in rows if row["id"] not in left_out]
+    spoken = sorted({row["language"] for row in rows if row["id"] not in given})
+    if left_out and not rows:
+        raise InputError(f"{corpus.root}: no utterance has text; fill the manifest's text column, or give IPA (--ipa)")
+    _refuse_unrelated(rows, names)
+    voice_by_language = choose_voices(spoken, voices) if spoken or voices else {}
+    for name in names:
+        _transcribe([row for row in rows if row["language"] == name], given, voice_by_language.get(name, GIVEN), say)
+    say("segments")
+    phones = Phones.from_ipa([row["ipa"] for row in rows])
+    for row, length, unknown in zip(rows, phones.lengths, phones.unknown, strict=True):
+        row["segments"], row["unknown"] = int(length), unknown
+        if not length:
+            left_out[row["id"]] = f"no segment that PanPhon knows in the IPA {row['ipa']!r} of {row['text']!r}"
+    rows = [row for row in rows if row["segments"]]
+    _refuse_unrelated(rows, names)
+    settings = {
+        "distance": "panphon feature_edit_distance, equal weights",
+        "normalize": normalize,
+        "shortest_word_segments": SHORTEST_WORD,
+        "neighbours_in_length": NEIGHBOURS,
+        "voices": voice_by_language,
+        "ipa_given": sum(row["voice"] == GIVEN for row in rows),
+        "left_out": len(left_out),
+        "utterances_sha256": _sha256(rows),
+        "tools": {"panphon": version("panphon"), **(tools() if voice_by_language else {})},
+    }
+    sides = {name: [row for row in rows if row["language"] == name] for name in names}
+    notes = _notes({name: side for name, side in sides.items() if side})
+    folder = Path(folder)
+    make_writable(folder)  # now that the corpus is known to be of use, and before the long part
+    metadata = {KEY: json.dumps(settings, ensure_ascii=False)}
+    pq.write_table(_ipa_table(rows).replace_schema_metadata(metadata), folder / IPA)
+    say("distances")
+    pairs, directions, lone = _measure(sides, normalize, folder / DISTANCES, metadata, progress)
+    if lone:
+        notes.append(f"{', '.join(lone)}: no figure, since the pool holds one sentence and nothing can sound closer")
+    pq.write_table(pairs.replace_schema_metadata(metadata), folder / PAIRS)
+    return PhoneticsReport(str(folder), len(rows), left_out, notes, settings, directions)
+
+
+def _refuse_unrelated(rows: Sequence[Row], names: Sequence[str]) -> None:
+    counts = Counter(row["language"] for row in rows)
+    found = ", ".join(f"{name}: {counts[name]}" for name in names) or "none"
+    if len(counts) < 2:
+        raise InputError(
+            f"utterances with text or IPA, language and group are needed in at least 2 languages; found {found}; "
+            "fill the manifest's language, group and text columns, or ask for more languages"
+        )
+    groups: dict[str, set[str]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], set()).add(row["language"])
+    if not any(len(held) > 1 for held in groups.values()):
+        raise InputError(
+            f"no group occurs in two languages (found {found}); translations of one sentence need the same group"
+        )
+    if len(groups) < 2:
+        raise InputError("only one group has text or IPA: there is no non-translation to compare with; add sentences")
+
+
+def _transcribe(rows: list[Row], given: Mapping[str, str], voice: str, say: Callable[[str], None]) -> None:
+    """Add ipa, voice and switches to rows of one language."""
+    spoken = [row for row in rows if row["id"] not in given]
+    for row in rows:
+        row |= {"ipa": given.get(row["id"]), "voice": GIVEN, "switches": 0}
+    if spoken:
+        say(f"IPA of {len(spoken)} texts by the voice {voice}")
+        for row, read in zip(spoken, transcribe([row["text"] for row in spoken], voice), strict=True):
+            row |= {"ipa": read.ipa, "voice": voice, "switches": read.switches}
+
+
+def _notes(sides: Mapping[str, list[Row]]) -> list[str]:
+    """Sentences that sound the same but mean different things, unknown characters, and switched voices, by language."""
+    notes = []
+    for name, side in sides.items():
+        groups: dict[str, set[str]] = {}
+        for row in side:
+            groups.setdefault(row["ipa"], set()).add(row["group"])
+        if len(groups) == 1 and len({row["group"] for row in side}) > 1:
+            raise InputError(
+                f"all {len(side)} sentences of {name} have the same IPA, {side[0]['ipa']!r}: nothing can be ranked; "
+                "check the text column, or give IPA (--ipa)"
+            )
+        same = [ipa for ipa, held in groups.items() if len(held) > 1]
+        if same:
+            count = sum(len(groups[ipa]) for ipa in same)
+            notes.append(
+                f"{name}: {count} groups share a sentence with another group (e.g. {same[0]!r}); each counts as a "
+                "wrong answer for the others, so give equal sentences one group"
+            )
+        unknown = Counter("".join(row["unknown"] for row in side))
+        if unknown:
+            total = sum(unknown.values()) + sum(row["segments"] for row in side)
+            shown = " ".join(c for c, _ in unknown.most_common(_NAMED))
+            notes.append(
+                f"{name}: {100 * sum(unknown.values()) / total:.1f} % of the IPA is unknown to PanPhon and passed over "
+                f"({shown})"
+            )
+        switched = [row for row in side if row["switches"]]
+        if switched:
+            notes.append(
+                f"{name}: espeak-ng read parts of {len(switched)} sentences with the voice of another language"
+            )
+    return notes
+
+
+def _sha256(rows: Sequence[Row]) -> str:
+    """Of who said what, and how it is pronounced: tables of one run share it."""
+    columns = ("id", "language", "group", "text", "ipa")
+    return hashlib.sha256(json.dumps([[row[name] for name in columns] for row in rows]).encode()).hexdigest()
+
+
+def _ipa_table(rows: Sequence[Row]) -> pa.Table:
+    columns = ("id", "language", "group", "text", "voice", "ipa", "segments", "unknown", "switches")
+    return pa.Table.from_pylist([{name: row[name] for name in columns} for row in rows])
+
+
+def _measure(
+    sides: Mapping[str, list[Row]],
+    normalize: str,
+    path: Path,
+    metadata: dict[str, str],
+    progress: Callable[[int, int], None],
+) -> tuple[pa.Table, list[Direction], list[str]]:
+    """Write all distances, a row group per pair of languages; return the translations of both directions.
+
+    Also those directions in which nothing but translations is there.
+    """
+    phones = {name: Phones.from_ipa([row["ipa"] for row in side]) for name, side in sides.items() if side}
+    words = {name: Words.of([row["ipa"] for row in side]) for name, side in sides.items() if side}
+    couples = list(combinations(phones, 2))
+    rows: list[dict[str, Any]] = []
+    directions: list[Direction] = []
+    lone: list[str] = []
+    with pq.ParquetWriter(path, DISTANCE_SCHEMA.with_metadata(metadata)) as writer:
+        for n, (a, b) in enumerate(couples, start=1):
+            x, y = sides[a], sides[b]
+            distance = feature_distances(phones[a], phones[b], normalize)
+            word = closest_words(words[a], words[b], normalize)
+            same = np.array([row["group"] for row in x])[:, None] == np.array([row["group"] for row in y])[None, :]
+            writer.write_table(distance_table(a, b, x, y, same, distance, word.distance))
+            if same.any():
+                there = Compared(a, b, x, y, same, distance, phones[b].lengths, word, words[a].forms, words[b].forms)
+                for direction in (there, there.reversed(phones[a].lengths)):
+                    found = translations(direction)
+                    if found:
+                        directions.append(summarise(found, distance[~same]))
+                        rows += found
+                    else:
+                        lone.append(f"{direction.source} → {direction.target}")
+            progress(n, len(couples))
+    return pa.Table.from_pylist(rows), directions, lone

@@ -1,0 +1,222 @@
+"""Where pairs of translations stand among non-translations by how they sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from voxstrata.phonology.closest_words import ClosestWords
+
+NEIGHBOURS = 20  # non-translations nearest in length that a pair is also ranked among
+
+BoolMatrix = npt.NDArray[np.bool_]
+Row = dict[str, Any]  # an utterance: id, language, group, text, voice, ipa, segments, unknown, switches
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+DISTANCE_SCHEMA = pa.schema(
+    [
+        ("source_language", _NAMES),
+        ("target_language", _NAMES),
+        ("source", _NAMES),
+        ("target", _NAMES),
+        ("translation", pa.bool_()),
+        ("distance", pa.float32()),
+        ("word_distance", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """How translations of one direction sound beside non-translations; figures over its pairs of translations.
+
+    pairs: of translations. candidates: smallest and largest pool a pair is ranked in, itself and the non-translations.
+    distance, others: mean distance of translations, and of non-translations.
+    quantile: median share of the source's non-translations that sound closer than the translation, ties half; 0.5
+    where sound says nothing. like_length: the same among the NEIGHBOURS non-translations nearest in length to it.
+    closest: share of pairs that sound closer than every non-translation; chance: what equals would reach.
+    word_quantile, word_closest: as quantile and closest, by the closest pair of words, over the `word_pairs` that have
+    one.
+    """
+
+    source: str
+    target: str
+    pairs: int
+    candidates: tuple[int, int]
+    distance: float
+    others: float
+    quantile: float
+    like_length: float
+    closest: float
+    chance: float
+    word_pairs: int
+    word_quantile: float
+    word_closest: float
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """All of two languages compared: utterances x (N) and y (M), same (N, M) translations, distance (N, M)."""
+
+    source: str
+    target: str
+    x: Sequence[Row]
+    y: Sequence[Row]
+    same: BoolMatrix
+    distance: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int64]  # segments of y
+    words: ClosestWords
+    x_forms: Sequence[str]
+    y_forms: Sequence[str]
+
+    def reversed(self, lengths: npt.NDArray[np.int64]) -> Compared:
+        """The other direction; lengths: segments of x."""
+        w = self.words
+        words = ClosestWords(w.distance.T, w.y_words.T, w.x_words.T)
+        return Compared(
+            self.target,
+            self.source,
+            self.y,
+            self.x,
+            self.same.T,
+            self.distance.T,
+            lengths,
+            words,
+            self.y_forms,
+            self.x_forms,
+        )
+
+
+def quantiles(
+    distances: npt.NDArray[np.floating], same: BoolMatrix, lengths: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.float64]:
+    """For each translation (row, column) the share of the row's non-translations that sound closer; NaN elsewhere.
+
+    distances (N, M), same (N, M): which columns translate which rows. Ties count half; NaN distances take no part.
+    lengths (M,) of the columns: only the NEIGHBOURS non-translations nearest in length to the translation count, by
+    ratio (ties: the earlier column). Without this, sentences of like length sound closer because the edit distance of
+    strings of unlike length is at least the cost of their difference.
+    """
+    found = np.full(distances.shape, np.nan)
+    for i, j in zip(*np.nonzero(same & ~np.isnan(distances)), strict=True):
+        row = distances[i, non_translations(distances, same, i, j, lengths)]
+        if len(row):
+            found[i, j] = ((row < distances[i, j]).sum() + (row == distances[i, j]).sum() / 2) / len(row)
+    return found
+
+
+def non_translations(
+    distances: npt.NDArray[np.floating], same: BoolMatrix, i: int, j: int, lengths: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64]:
+    """Columns that pair (i, j) is ranked among: see `quantiles`."""
+    others = np.flatnonzero(~same[i] & ~np.isnan(distances[i]))
+    if lengths is None:
+        return others
+    logs = np.log(np.maximum(lengths, 0.5))
+    return others[np.argsort(np.abs(logs[others] - logs[j]), kind="stable")[:NEIGHBOURS]]
+
+
+def translations(compared: Compared) -> list[dict[str, Any]]:
+    """A row for each pair of translations: its distances, its ranks (from 1, ties against it), its quantiles.
+
+    Pairs whose source has no non-translation in the other language are left out: they rank first among themselves.
+    """
+    same, distance, words = compared.same, compared.distance, compared.words
+    by_sentence = quantiles(distance, same)
+    by_length = quantiles(distance, same, compared.lengths)
+    by_word = quantiles(words.distance, same)
+    rows = []
+    for i, j in zip(*np.nonzero(same), strict=True):
+        others = ~same[i]
+        if not others.any():
+            continue
+        x_word, y_word = words.x_words[i, j], words.y_words[i, j]
+        closer_words = int(np.count_nonzero(words.distance[i, others] <= words.distance[i, j]))
+        rows.append(
+            {
+                "source_language": compared.source,
+                "target_language": compared.target,
+                "source": compared.x[i]["id"],
+                "target": compared.y[j]["id"],
+                "group": compared.x[i]["group"],
+                "non_translations": int(np.count_nonzero(others)),
+                "distance": float(distance[i, j]),
+                "rank": 1 + int(np.count_nonzero(distance[i, others] <= distance[i, j])),
+                "quantile": _known(by_sentence[i, j]),
+                "quantile_like_length": _known(by_length[i, j]),
+                "word_distance": _known(words.distance[i, j]),
+                "word_rank": 1 + closer_words if x_word >= 0 else None,
+                "word_quantile": _known(by_word[i, j]),
+                "source_word": compared.x_forms[x_word] if x_word >= 0 else None,
+                "target_word": compared.y_forms[y_word] if y_word >= 0 else None,
+            }
+        )
+    return rows
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], others: npt.ArrayLike = ()) -> Direction:
+    """One direction in figures, from its `translations`, and the mean distance of its non-translations from `others`
+    (NaN without them)."""
+    pools = [row["non_translations"] + 1 for row in rows]
+    words = [row for row in rows if row["word_rank"] is not None]
+    return Direction(
+        source=rows[0]["source_language"],
+        target=rows[0]["target_language"],
+        pairs=len(rows),
+        candidates=(min(pools), max(pools)),
+        distance=_mean([row["distance"] for row in rows]),
+        others=_mean(others),
+        quantile=_median([row["quantile"] for row in rows]),
+        like_length=_median([row["quantile_like_length"] for row in rows]),
+        closest=_mean([row["rank"] == 1 for row in rows]),
+        chance=_mean([1 / pool for pool in pools]),
+        word_pairs=len(words),
+        word_quantile=_median([row["word_quantile"] for row in words]),
+        word_closest=_mean([row["word_rank"] == 1 for row in words]),
+    )
+
+
+def distance_table(
+    a: str,
+    b: str,
+    x: Sequence[Row],
+    y: Sequence[Row],
+    same: BoolMatrix,
+    distance: npt.NDArray[np.float32],
+    word_distance: npt.NDArray[np.float32],
+) -> pa.Table:
+    """All distances of two languages, a row per pair of utterances, x by x; columns as in DISTANCE_SCHEMA."""
+    n, m = distance.shape
+    rows, columns = np.repeat(np.arange(n, dtype=np.int32), m), np.tile(np.arange(m, dtype=np.int32), n)
+    zeros = np.zeros(n * m, np.int32)
+    return pa.table(
+        [
+            pa.DictionaryArray.from_arrays(zeros, pa.array([a])),
+            pa.DictionaryArray.from_arrays(zeros, pa.array([b])),
+            pa.DictionaryArray.from_arrays(rows, pa.array([row["id"] for row in x])),
+            pa.DictionaryArray.from_arrays(columns, pa.array([row["id"] for row in y])),
+            pa.array(same.ravel()),
+            pa.array(distance.ravel()),
+            pa.array(word_distance.ravel(), from_pandas=True),
+        ],
+        schema=DISTANCE_SCHEMA,
+    )
+
+
+def _mean(values: npt.ArrayLike) -> float:
+    array = np.asarray(values, np.float64)
+    return float(array.mean()) if array.size else float("nan")
+
+
+def _median(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else float("nan")
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,153 @@
+"""Pictures of a retrieval table: recall by layer, and source × target matrices. Needs the extra `plot`."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voxstrata.base.errors import UsageError
+from voxstrata.base.figures import DPI, STYLES, new_figure, set_title, text_size
+from voxstrata.encoders.outputs import depth_order
+from voxstrata.evaluation.bootstrap import LEVEL
+from voxstrata.evaluation.metrics import MEAN
+from voxstrata.studies.retrieve.text import conditions, retrieval_metrics, similarities_of
+
+
+def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str, metric: str = "recall@1") -> None:
+    """PNG of `metric` against depth: one line per similarity, the mean over all directions, and chance.
+
+    The similarities' own scores are drawn, each with a band for its bootstrap interval where the table has one. The
+    axis begins at 0 and ends above the highest figure. Pool size and chance stand under the title.
+    """
+    table = _of_metric(table, metric)
+    outputs = depth_order(table["output"].to_pylist())
+    similarities = similarities_of(table)
+    figure = new_figure(max(7.0, 3.0 + 0.28 * len(outputs)), 5.0)
+    axes = figure.subplots()
+    x = np.arange(len(outputs))
+    band = ""
+    highest = 20.0
+    for n, similarity in enumerate(similarities):
+        colour, marker = STYLES[n % len(STYLES)]
+        part = table.filter(pc.equal(table["similarity"], similarity))
+        mean, low, high = (_curve(part, outputs, MEAN, MEAN, column) for column in ("value", "low", "high"))
+        if not np.isnan(low).all():
+            axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
+            axes.vlines(
+                x, 100 * low, 100 * high, color=colour, alpha=0.5, linewidth=1
+            )  # a band of one output has no width
+            band = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over groups"
+        highest = max(highest, np.nanmax([0, *(100 * mean), *(100 * high)]))
+        axes.plot(
+            x,
+            100 * mean,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=2,
+            label=similarity,
+            zorder=3,
+        )
+    chance = _curve(part, outputs, MEAN, MEAN, "chance")
+    axes.plot(x, 100 * chance, color="black", linestyle="--", linewidth=1.2, label="chance", zorder=2)
+    top = min(20 * math.ceil(highest / 20), 100)
+    crowded = len(outputs) > 10
+    axes.set_xticks(
+        x,
+        outputs,
+        rotation=90 if crowded else 45,
+        ha="center" if crowded else "right",
+        rotation_mode="default" if crowded else "anchor",
+    )
+    axes.set_xlim(-0.5, len(outputs) - 0.5)
+    axes.set_ylim(-0.02 * top, 1.02 * top)
+    axes.set_xlabel("encoder output, by depth")
+    axes.set_ylabel(f"{metric} (%)")
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    set_title(figure, title, conditions(table), band)
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def plot_language_matrix(
+    table: pa.Table,
+    path: str | PathLike[str],
+    title: str,
+    similarity: str | None = None,
+    metric: str = "recall@1",
+) -> None:
+    """PNG of `metric` from each source language to each target language, one heatmap per output.
+
+    All outputs are shown, on one scale of 0 to 100 %: choosing the best on the data it is reported on would
+    flatter it. similarity: seqsim_f1 when the table has it, else the table's first. Directions without a
+    query show "–".
+    """
+    table = _of_metric(table, metric)
+    known = similarities_of(table)
+    similarity = known[0] if similarity is None else similarity
+    if similarity not in known:
+        raise UsageError(f"unknown similarity {similarity!r}; the table holds: {', '.join(known)}")
+    table = table.filter(pc.equal(table["similarity"], similarity))
+    outputs = depth_order(table["output"].to_pylist())
+    directions = table.filter(pc.not_equal(table["source"], table["target"]))
+    languages = list(dict.fromkeys(directions["source"].to_pylist()))
+    side = max(1.6, 0.36 * len(languages))  # inches per heatmap: room for three digits in each cell
+    columns = min(len(outputs), max(math.ceil(math.sqrt(1.3 * len(outputs))), math.ceil(6 / (side + 0.7))))
+    rows = math.ceil(len(outputs) / columns)
+    figure = new_figure(max(5.0, columns * (side + 0.7) + 1.2), rows * (side + 0.8) + 1.2)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(outputs) :]:
+        axes.set_visible(False)
+    for axes, output in zip(grid.flat, outputs, strict=False):
+        matrix = 100 * _matrix(table.filter(pc.equal(table["output"], output)), languages)
+        image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
+        for i, j in np.ndindex(matrix.shape):
+            if i != j:
+                empty = math.isnan(matrix[i, j])
+                axes.text(
+                    j,
+                    i,
+                    "–" if empty else f"{matrix[i, j]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if empty or matrix[i, j] > 48 else "white",
+                )
+        axes.set_title(output, fontsize=10)
+        axes.set_xticks(range(len(languages)), languages, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(languages)), languages, fontsize=8)
+        axes.spines[:].set_visible(False)
+    size = text_size(figure)
+    figure.colorbar(image, ax=grid, shrink=0.6).set_label(f"{metric} (%)", fontsize=size)
+    figure.supxlabel("target language (candidates)", fontsize=size)
+    figure.supylabel("source language (queries)", fontsize=size)
+    set_title(figure, f"{title}: {similarity}, {metric}", conditions(table))
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def _of_metric(table: pa.Table, metric: str) -> pa.Table:
+    """Rows of one retrieval metric under the similarities' own scores."""
+    known = retrieval_metrics(table)
+    if metric not in known:
+        raise UsageError(f"unknown metric {metric!r}; the table holds: {', '.join(known) or 'none'}")
+    return table.filter(pc.and_(pc.equal(table["metric"], metric), pc.equal(table["score"], "raw")))
+
+
+def _curve(table: pa.Table, outputs: list[str], source: str, target: str, column: str) -> npt.NDArray[np.float64]:
+    """A column of one direction by output, (outputs,) float64, NaN where the table has none."""
+    part = table.filter(pc.and_(pc.equal(table["source"], source), pc.equal(table["target"], target)))
+    values = dict(zip(part["output"].to_pylist(), part[column].to_pylist(), strict=True))
+    return np.array([values.get(output) for output in outputs], np.float64)
+
+
+def _matrix(table: pa.Table, languages: list[str]) -> npt.NDArray[np.float64]:
+    """Values of one output, (sources, targets) float64, NaN where the table has none."""
+    values = {(row["source"], row["target"]): row["value"] for row in table.to_pylist()}
+    cells = [[values.get((source, target)) for target in languages] for source in languages]
+    return np.array(cells, np.float64)

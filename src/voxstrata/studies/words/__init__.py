@@ -1,0 +1,1 @@
+"""Synonyms against near-homophones, word by word."""
