@@ -300,7 +300,7 @@ def test_progress_counts_things_where_there_is_no_work_and_begins_anew_with_each
 def test_steps_are_for_terminals_unless_always_and_warnings_for_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    told, pipe = {}, io.StringIO
+    told = {}
     for name, stream, always in (
         ("tty", Terminal(), False),
         ("pipe", io.StringIO(), False),
