@@ -6,19 +6,21 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.figures import DPI
+from voxstrata.base.figures import DPI, new_figure
 from voxstrata.base.folders import make_writable
 from voxstrata.base.tables import TextTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_WIDTH = 112  # characters of a line of notes on a terminal
 STORE = "voxstrata"  # in a table's metadata: the description of the store that it was made from
 
 
@@ -52,6 +54,10 @@ class Result(ABC):
     @abstractmethod
     def tables(self) -> list[TextTable]:
         """Everything worth reading, in tables for people; the first is the answer in short."""
+
+    def stored(self) -> list[TextTable]:
+        """What the report shows beside `tables()`: rows as they are stored, with whole values."""
+        return []
 
     @abstractmethod
     def figures(self) -> dict[str, Figure]:
@@ -104,21 +110,28 @@ class Result(ABC):
         return cls(**tables)
 
     @classmethod
+    def is_saved_in(cls, folder: str | Path) -> bool:
+        """Whether a folder holds such a result: its first file, with our settings. Raises InputError where damaged."""
+        path = Path(folder) / next(iter(cls.files.values()))
+        return path.exists() and metadata(read_parquet(path, cls.command, []), cls.key) is not None
+
+    @classmethod
     def refuse_foreign(cls, folder: str | Path) -> None:
         """Make the folder, and refuse one that cannot be written or holds something else: before the work, not after.
 
-        Raises InputError.
+        Raises InputError; UsageError where matplotlib is missing and figures would be drawn.
         """
         folder = Path(folder)
+        if cls.captions:
+            new_figure(1, 1)
         make_writable(folder)
-        known = folder / next(iter(cls.files.values()))
-        if any(folder.iterdir()) and not known.exists():
+        if any(folder.iterdir()) and not any((folder / name).exists() for name in cls.files.values()):
             raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
 
     def __repr__(self) -> str:
         first = self.tables()[0]
-        note = f"\n{first.note}" if first.note else ""
-        return f"{self.title}\n\n{first.to_text()}{note}"
+        notes = [fill(line, _WIDTH) for line in first.note.splitlines()]
+        return "\n\n".join([self.title, first.to_text(), *(["\n".join(notes)] if notes else [])])
 
     def _repr_html_(self) -> str:
         return f"<h2>{self.title}</h2>\n{self.tables()[0].to_html()}"
@@ -130,10 +143,13 @@ def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:
     return None if found is None else dict(json.loads(found))
 
 
-def read_parquet(path: Path, command: str) -> pa.Table:
-    """A Parquet table that `voxstrata COMMAND` wrote. Raises InputError when it is missing or damaged."""
+def read_parquet(path: Path, command: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet table that `voxstrata COMMAND` wrote, or some of its columns.
+
+    Raises InputError when it is missing or damaged.
+    """
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, columns=columns)
     except FileNotFoundError:
         raise InputError(f"{path}: missing; `voxstrata {command}` writes it") from None
     except (pa.ArrowException, OSError) as e:
