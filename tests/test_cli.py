@@ -16,10 +16,10 @@ import pytest
 import soundfile
 from conftest import sound
 
+from voxstrata.base.progress import Progress
 from voxstrata.cli import main
-from voxstrata.cli.console import Line, aligned, clock, extraction_progress
+from voxstrata.cli.console import TerminalReporter, aligned, clock
 from voxstrata.cli.info import _print_model
-from voxstrata.engine import Progress
 
 COMMANDS = [
     "export", "bench", "plan", "extract", "info", "retrieve", "similarity", "explain", "drift", "phonetics", "align",
@@ -264,18 +264,56 @@ def test_progress_shows_rate_eta_and_failures_on_a_terminal_only(monkeypatch: py
     for stream in (terminal, pipe):
         now = [1000.0]
         monkeypatch.setattr("time.monotonic", lambda now=now: now[0])
-        show = extraction_progress(Line(stream))
-        now[0] += 60  # models are loaded: no throughput
-        show(Progress(0, 8, 600.0, 14400.0, 0))
-        now[0] += 10
-        show(Progress(2, 8, 4200.0, 14400.0, 3))
-    text = terminal.getvalue().split("\r")[-1]
-    assert "units 2/8" in text
-    assert "audio 1:10:00/4:00:00" in text
+        with TerminalReporter(stream=stream) as reporter:
+            now[0] += 60  # models are loaded: no throughput
+            reporter.progress(_extracting(0, 600.0, 0))
+            now[0] += 10
+            reporter.progress(_extracting(2, 4200.0, 3))
+            shown = stream.getvalue()
+    text = terminal.getvalue().split("\r")[-2]
+    assert "extracting 2/8 units (29%)" in text  # 4200 s of 14 400
     assert "360 audio-h/h" in text  # an hour in ten seconds
     assert "ETA 0:00:28" in text  # 10 200 s left
     assert "failed 3" in text
-    assert pipe.getvalue() == ""
+    assert terminal.getvalue().endswith("\r\x1b[2K")  # nothing stays behind
+    assert shown == pipe.getvalue() == ""
+
+
+def _extracting(done: int, audio: float, failed: int) -> Progress:
+    return Progress("extracting", done, 8, "units", audio, 14400.0, audio, "audio-h/h", failed)
+
+
+def test_progress_counts_things_where_there_is_no_work_and_begins_anew_with_each_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal, now = Terminal(), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    reporter = TerminalReporter(stream=terminal)
+    for stage in ("reading headers", "comparing"):
+        for done, seconds in ((1, 100.0), (2, 0.1), (5, 1.9)):  # 4 in 2 s; what comes too often is not shown
+            now[0] += seconds
+            reporter.progress(Progress(stage, done, 9))
+    shown = terminal.getvalue().split("\r\x1b[2K")[1:]
+    assert shown == [f"{s} {t}" for s in ("reading headers", "comparing") for t in ("1/9", "5/9  ETA 0:00:02")]
+
+
+def test_steps_are_for_terminals_unless_always_and_warnings_for_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    told = {}
+    for name, stream, always in (
+        ("tty", Terminal(), False),
+        ("pipe", io.StringIO(), False),
+        ("demo", io.StringIO(), True),
+    ):
+        now[0] = 0.0
+        with TerminalReporter(always, stream) as reporter:
+            now[0] = 62.0
+            reporter.step("comparing")
+            reporter.warn("left out: a.wav")
+        told[name] = stream.getvalue().replace("\r\x1b[2K", "")
+    assert told["tty"] == told["demo"] == "0:01:02  comparing\nleft out: a.wav\n"
+    assert told["pipe"] == "left out: a.wav\n"
 
 
 def test_clock_and_columns() -> None:

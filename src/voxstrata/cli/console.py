@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
+from voxstrata.base.progress import Progress, Reporter
 from voxstrata.base.tables import aligned as aligned
 
 if TYPE_CHECKING:
-    from voxstrata.engine import Progress
+    from voxstrata.engine import Progress as ExtractionProgress
     from voxstrata.store import EmbeddingStore
 
 PARTIAL = 4  # exit code: done, but some recordings failed
@@ -76,6 +77,74 @@ def print_left_out(store: EmbeddingStore) -> None:
             click.echo(f"{store.files.root}: {number} utterances are {status} and take no part", err=True)
 
 
+class TerminalReporter(Reporter):
+    """Tells on standard error: steps as lines of their own, progress as one line rewritten in place, then cleared.
+
+    Silent when that is no terminal, but for warnings; `always`: steps are printed there too. Used as a context, so
+    that the last line does not stay behind.
+    """
+
+    def __init__(self, always: bool = False, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()  # whether somebody looks on
+        self._always = always
+        self._begin = time.monotonic()
+        self._shown = 0.0
+        self._first: tuple[float, Progress] | None = None  # of the stage: when, and how far it was
+
+    def step(self, text: str) -> None:
+        self._first = None
+        if self._always or self._live:
+            self._print(f"{clock(time.monotonic() - self._begin)}  {text}")
+
+    def warn(self, text: str) -> None:
+        self._print(text)
+
+    def progress(self, progress: Progress) -> None:
+        """Shown five times a second at the most.
+
+        Rates and the time that is left count from a stage's first report: what was done before that (by an earlier
+        run, say) took none of this time.
+        """
+        now = time.monotonic()
+        if self._first is None or self._first[1].stage != progress.stage:
+            self._first, self._shown = (now, progress), 0.0
+        if self._live and now - self._shown >= 0.2:
+            self._shown = now
+            begin, first = self._first
+            self._stream.write(f"\r\x1b[2K{_progress_text(progress, first, now - begin)}")
+            self._stream.flush()
+
+    def clear(self) -> None:
+        """Clear the line of progress."""
+        if self._live:
+            self._stream.write("\r\x1b[2K")
+            self._stream.flush()
+
+    def _print(self, text: str) -> None:
+        self.clear()
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def __enter__(self) -> TerminalReporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+
+def _progress_text(p: Progress, first: Progress, seconds: float) -> str:
+    """What is done, the rate, and the time that is left, `seconds` after the stage's `first` report."""
+    text = f"{p.stage} {p.done}/{p.total}{p.unit and ' '}{p.unit}"
+    if p.work is not None:
+        text += f" ({p.share:.0%})"
+    if p.share > first.share and seconds > 0:
+        if p.rated is not None:
+            text += f"  {(p.rated - (first.rated or 0.0)) / seconds:.0f} {p.rate_unit}"
+        text += f"  ETA {clock((1 - p.share) / (p.share - first.share) * seconds)}"
+    return text + (f"  failed {p.failed}" if p.failed else "")
+
+
 class Line:
     """One line on standard error, rewritten in place; silent when that is not a terminal."""
 
@@ -125,14 +194,14 @@ def steps(line: Line, always: bool = False) -> Callable[[str], None]:
     return say
 
 
-def extraction_progress(line: Line) -> Callable[[Progress], None]:
+def extraction_progress(line: Line) -> Callable[[ExtractionProgress], None]:
     """Show a `Progress`: units, audio, audio-hours per hour, ETA, failures.
 
     The clock starts with the first batch: reading headers and loading models is no throughput.
     """
     first: list[tuple[float, float]] = []
 
-    def show(p: Progress) -> None:
+    def show(p: ExtractionProgress) -> None:
         now = time.monotonic()
         if not first:
             first.append((now, p.audio_seconds))
