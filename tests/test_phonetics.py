@@ -113,7 +113,7 @@ def test_the_report_shows_what_the_command_prints(tmp_path: Path) -> None:
     report = measure_phonetics(read_corpus(manifest(tmp_path, sentences())), tmp_path / "out")
     (kind,) = [kind for kind in KINDS if kind.command == "phonetics"]
     table = kind.tables(pq.read_table(tmp_path / "out" / kind.file), tmp_path / "out")[0]
-    for row, d in zip(table.body, report.directions, strict=True):
+    for row, d in zip(table.rows, report.directions, strict=True):
         shown = dict(zip(table.header, row, strict=True))
         assert (shown["direction"], shown["pairs"], shown["pool"]) == (f"{d.source} → {d.target}", 4, "4")
         figures = (d.distance, d.quantile, d.like_length, d.closest, d.chance, d.word_quantile, d.word_closest)
