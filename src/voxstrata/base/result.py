@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -31,6 +32,7 @@ class Result(ABC):
 
     command: which command makes it, such as "retrieve".
     files: of its tables, by field; the first is the file by which a folder with a saved result is known.
+    large: fields whose tables stay in their file, since they may not fit into memory: the field is the file's path.
     key: under which the tables' metadata hold the settings.
     markdown: the file of the text.
     captions: of its figures, by the name of their file without suffix.
@@ -39,6 +41,7 @@ class Result(ABC):
 
     command: ClassVar[str]
     files: ClassVar[Mapping[str, str]]
+    large: ClassVar[Collection[str]] = ()
     key: ClassVar[str]
     markdown: ClassVar[str]
     captions: ClassVar[Mapping[str, str]] = {}
@@ -89,7 +92,10 @@ class Result(ABC):
         self.refuse_foreign(folder)
         written = []
         for field, name in self.files.items():
-            pq.write_table(getattr(self, field), folder / name)
+            if field not in self.large:
+                pq.write_table(getattr(self, field), folder / name)
+            elif getattr(self, field).resolve() != (folder / name).resolve():
+                shutil.copyfile(getattr(self, field), folder / name)
             written.append(folder / name)
         (folder / self.markdown).write_text(self.to_markdown(), encoding="utf-8")
         written.append(folder / self.markdown)
@@ -103,7 +109,10 @@ class Result(ABC):
     def load(cls, folder: str | Path) -> Self:
         """What `save` wrote. Raises InputError where the folder holds no such result, or a damaged one."""
         folder = Path(folder)
-        tables = {field: read_parquet(folder / name, cls.command) for field, name in cls.files.items()}
+        tables: dict[str, Any] = {
+            field: folder / name if field in cls.large else read_parquet(folder / name, cls.command)
+            for field, name in cls.files.items()
+        }
         if metadata(tables["table"], cls.key) is None:
             name = folder / next(iter(cls.files.values()))
             raise InputError(f"{name}: without the settings that `voxstrata {cls.command}` stores with its results")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -88,34 +87,11 @@ def _explain(table: pa.Table, _: Path) -> list[TextTable]:
     return [TextTable(rows.title, rows.header, rows.rows, note)]
 
 
-def _phonetics(table: pa.Table, _: Path) -> list[TextTable]:
-    from voxstrata.studies.phonetics.pairs import summarise  # which brings in numba
+def _phonetics(table: pa.Table, folder: Path) -> list[TextTable]:
+    from voxstrata.studies.phonetics.result import Phonetics
 
-    directions: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        directions.setdefault((row["source_language"], row["target_language"]), []).append(row)
-    body = []
-    for rows in directions.values():
-        d = summarise(rows)
-        span = "–".join(dict.fromkeys(map(str, d.candidates)))
-        figures = (d.distance, d.quantile, d.like_length, d.closest, d.chance, d.word_quantile, d.word_closest)
-        known = [None if isnan(value) else value for value in figures]
-        body.append([f"{d.source} → {d.target}", d.pairs, span, *known])
-    header = ["direction", "pairs", "pool", "distance", "quantile", "like length", "closest", "chance"]
-    header += ["word quantile", "word closest"]
-    note = (
-        "distance: mean of translations; quantile: median share of a sentence's non-translations that sound closer "
-        "than its translation (0.5: sound says nothing); like length: the same among those of like length; closest: "
-        "share of translations that sound closest of their pool, beside chance; word: the same by the closest pair of "
-        "words."
-    )
-    names = ["source", "target", "distance", "rank", "non_translations", "quantile", "quantile_like_length"]
-    names += ["word_distance", "source_word", "target_word"]
-    near = table.sort_by("distance").slice(0, CLOSEST)
-    return [
-        TextTable("How alike translations sound", header, body, note),
-        as_stored(near, "The translations that sound most alike, as stored", names, of=len(table)),
-    ]
+    result = Phonetics.load(folder)
+    return [*result.tables(), *result.stored()]
 
 
 def _early_exit(table: pa.Table, folder: Path) -> list[TextTable]:
