@@ -33,6 +33,7 @@ class Result(ABC):
     command: which command makes it, such as "retrieve".
     files: of its tables, by field; the first is the file by which a folder with a saved result is known.
     large: fields whose tables stay in their file, since they may not fit into memory: the field is the file's path.
+    beside: other files of such a folder.
     key: under which the tables' metadata hold the settings.
     markdown: the file of the text.
     captions: of its figures, by the name of their file without suffix.
@@ -42,6 +43,7 @@ class Result(ABC):
     command: ClassVar[str]
     files: ClassVar[Mapping[str, str]]
     large: ClassVar[Collection[str]] = ()
+    beside: ClassVar[Collection[str]] = ()
     key: ClassVar[str]
     markdown: ClassVar[str]
     captions: ClassVar[Mapping[str, str]] = {}
@@ -134,7 +136,7 @@ class Result(ABC):
         if cls.captions:
             new_figure(1, 1)
         make_writable(folder)
-        if any(folder.iterdir()) and not any((folder / name).exists() for name in cls.files.values()):
+        if any(folder.iterdir()) and not any((folder / name).exists() for name in (*cls.files.values(), *cls.beside)):
             raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,30 +23,21 @@ import transformers
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import InputError
+from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.fold_norm import MEAN_SCALE, fold_away_final_norm
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.checkpoint import HUB_ID, Checkpoint, download, load_checkpoint
 from voxstrata.exporters.pytorch import hidden_states
 
-FORMAT = 1
-CARD = "early_exit.json"
-TOLERANCE = 1e-3  # relative L2 of the written encoder from the original's layer_k; measured values are far below
-TEXT_FILES = (
+_FORMAT = 1
+_CARD = "early_exit.json"
+_TOLERANCE = 1e-3  # relative L2 of the written encoder from the original's layer_k; measured values are far below
+_TEXT_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "normalizer.json", "added_tokens.json", "special_tokens_map.json", "processor_config.json",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EarlyExit:
-    """Where the encoder ends: after block `after` (0: before the first), with or without its final LayerNorm."""
-
-    after: int
-    final_norm: bool = True
-
-    def __str__(self) -> str:
-        return f"k = {self.after}, {'with' if self.final_norm else 'without'} LayerNorm"
 
 
 @dataclass(frozen=True)
@@ -121,7 +112,7 @@ def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
     if path.is_dir() or not HUB_ID.match(source):
         encoder, folder = load_checkpoint(source, revision), path
     else:
-        folder = download(source, revision, TEXT_FILES)
+        folder = download(source, revision, _TEXT_FILES)
         encoder = Checkpoint(**{**vars(load_checkpoint(str(folder))), "name": source, "revision": folder.name})
     with quiet_transformers():  # missing tensors are reported below, as an error
         try:
@@ -135,12 +126,6 @@ def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
         what = "no decoder" if "model.decoder.embed_tokens.weight" in missing else f"no tensor {missing[0]}"
         raise InputError(f"{source}: the checkpoint holds {what}; early exit needs a whole model, which can transcribe")
     return Transcriber(encoder, model.eval().requires_grad_(False), folder)
-
-
-def check_exit(at: EarlyExit, layers: int) -> None:
-    """Raises UsageError for a block that an encoder of `layers` blocks does not have."""
-    if not 0 <= at.after <= layers:
-        raise UsageError(f"no block {at.after} to end after: the encoder has {layers}, so give 0 to {layers}")
 
 
 @contextmanager
@@ -163,7 +148,7 @@ def write_early_exit(
     at: EarlyExit,
     *,
     revision: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> EarlyExitCard:
     """Write the checkpoint of `source` that ends after block `at.after` into the new folder `target`.
 
@@ -177,29 +162,29 @@ def write_early_exit(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: exists already; remove it or choose another folder")
     if isinstance(source, str):
-        say(f"loading {source}")
+        reporter.step(f"loading {source}")
         source = load_transcriber(source, revision)
     check_exit(at, source.layers)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        say(f"writing {at}")
+        reporter.step(f"writing {at}")
         model = shortened(source.model, at)
         with quiet_transformers():
             model.save_pretrained(partial)
         source.encoder.extractor.save_pretrained(partial)
-        for name in TEXT_FILES:
+        for name in _TEXT_FILES:
             if (source.folder / name).is_file() and not (partial / name).exists():
                 shutil.copyfile(source.folder / name, partial / name)
-        say("comparing its encoder with the original's")
+        reporter.step("comparing its encoder with the original's")
         difference = _relative_l2(partial, source.encoder, at)
-        if not difference <= TOLERANCE:
+        if not difference <= _TOLERANCE:
             raise InputError(
                 f"{source.name}, {at}: the written encoder differs from the original's layer_{at.after:02d} by "
-                f"{difference:.1e} (relative L2), more than {TOLERANCE:.0e}; nothing was written"
+                f"{difference:.1e} (relative L2), more than {_TOLERANCE:.0e}; nothing was written"
             )
         card = EarlyExitCard(
-            format=FORMAT,
+            format=_FORMAT,
             checkpoint=source.name,
             revision=source.encoder.revision,
             weights_sha256=source.encoder.sha256(),
@@ -210,7 +195,7 @@ def write_early_exit(
             relative_l2=difference,
             tools={p: version(p) for p in ("voxstrata", "torch", "transformers")},
         )
-        (partial / CARD).write_text(json.dumps(card.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (partial / _CARD).write_text(json.dumps(card.to_dict(), indent=1) + "\n", encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp keeps others out
         if target.exists():
             target.rmdir()

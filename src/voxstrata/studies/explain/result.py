@@ -39,6 +39,7 @@ class Explanation(Result):
 
     command = "explain"
     files = {"table": "explain.parquet", "maxima": "maxima.parquet"}  # noqa: RUF012
+    beside = (_COSINES,)
     key = "voxstrata_explain"
     markdown = "explain.md"
     captions = {"explain": "Frame × frame cosines"}  # noqa: RUF012
