@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -94,4 +94,23 @@ class Explanation(Result):
     def load(cls, folder: str | Path) -> Self:
         path = Path(folder) / _COSINES
         result = super().load(folder)
-        return replace(result, cosines=np.load(path)) if path.exists() else result
+        return replace(result, cosines=_InFile(path)) if path.exists() else result
+
+
+class _InFile(Mapping[str, npt.NDArray[np.float32]]):
+    """Arrays of an .npz, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        with np.load(self._path) as held:
+            array: npt.NDArray[np.float32] = held[name]
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        with np.load(self._path) as held:
+            return iter(list(held))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
