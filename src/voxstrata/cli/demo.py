@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import Line, count_progress, extraction_progress, steps
+from voxstrata.cli.console import Line, TerminalReporter, count_progress, extraction_progress
 from voxstrata.cli.retrieve import write_retrieval
 
 
@@ -47,14 +47,14 @@ def demo(folder: Path, threads: int | None) -> None:
     for made in ("corpus", "random-weight-encoder", "model", "demo.zarr", "results"):  # by an earlier demo
         if (folder / made).exists():
             shutil.rmtree(folder / made)
-    with Line() as line:
-        say = steps(line, always=True)
+    with Line() as line, TerminalReporter(always=True) as reporter:
+        say = reporter.step
         say(f"speaking 40 sentences in {len(LANGUAGES)} languages, two voices each")
         manifest = write_demo_corpus(folder / "corpus", languages=LANGUAGES)
         say("looking for an encoder")
         encoder = find_encoder(folder, say)
         say(encoder.meaning)
-        export(encoder.checkpoint, folder / "model", say=say)
+        export(encoder.checkpoint, folder / "model", reporter=reporter)
         say("extracting every layer of every utterance, the means of two frames each (40 ms)")
         report = extract(
             manifest,
