@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,11 +44,11 @@ class EarlyExits(Result):
     resumed: int = 0
 
     command = "early-exit sweep"
-    files = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet"}  # noqa: RUF012
+    files: ClassVar = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet"}
     beside = (JOURNAL,)
     key = "voxstrata"
     markdown = "early_exit.md"
-    captions = {"early_exit": "Errors by exit, test part"}  # noqa: RUF012
+    captions: ClassVar = {"early_exit": "Errors by exit, test part"}
 
     @property
     def store(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -42,10 +42,10 @@ class Drift(Result):
     table: pa.Table
 
     command = "drift"
-    files = {"table": "drift.parquet"}  # noqa: RUF012
+    files: ClassVar = {"table": "drift.parquet"}
     key = "voxstrata_drift"
     markdown = "drift.md"
-    captions = {"drift": "Cosine to the padded run, and recall@1, by output"}  # noqa: RUF012
+    captions: ClassVar = {"drift": "Cosine to the padded run, and recall@1, by output"}
 
     @property
     def title(self) -> str:

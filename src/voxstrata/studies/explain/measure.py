@@ -20,7 +20,7 @@ from voxstrata.encoders.outputs import depth_order
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.explain.matches import Match, SpokenUtterance, Word
-from voxstrata.studies.explain.result import UTTERANCES, Explanation
+from voxstrata.studies.explain.result import SAID, Explanation
 
 CELLS = 1 << 24  # largest frame × frame matrix: 64 MiB of float32, two utterances of 80 s
 
@@ -105,7 +105,7 @@ def explain(
     about = {
         Explanation.key: {"a": a, "b": b, "row_seconds": step},
         STORE: store.about,
-        UTTERANCES: utterances,
+        SAID: utterances,
     }
     note = {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
     table = _summary(a, b, matches).replace_schema_metadata(note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from voxstrata.studies.explain.matches import Match, SpokenUtterance
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UTTERANCES = "voxstrata_explain_utterances"  # in the table's metadata: what is said in a and b
+SAID = "voxstrata_explain_utterances"  # in the table's metadata: what is said in a and b
 _COSINES = "explain.npz"
 
 
@@ -38,15 +38,15 @@ class Explanation(Result):
     cosines: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     command = "explain"
-    files = {"table": "explain.parquet", "maxima": "maxima.parquet"}  # noqa: RUF012
+    files: ClassVar = {"table": "explain.parquet", "maxima": "maxima.parquet"}
     beside = (_COSINES,)
     key = "voxstrata_explain"
     markdown = "explain.md"
-    captions = {"explain": "Frame × frame cosines"}  # noqa: RUF012
+    captions: ClassVar = {"explain": "Frame × frame cosines"}
 
     @property
     def _utterances(self) -> list[SpokenUtterance]:
-        held = metadata(self.table, UTTERANCES) or {}
+        held = metadata(self.table, SAID) or {}
         return [SpokenUtterance.from_dict({"id": self.settings[side], **held.get(side, {})}) for side in ("a", "b")]
 
     @property

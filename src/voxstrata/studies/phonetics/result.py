@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -35,7 +35,7 @@ class Phonetics(Result):
     distances: Path
 
     command = "phonetics"
-    files = {"table": "phonetics.parquet", "ipa": "ipa.parquet", "distances": "distances.parquet"}  # noqa: RUF012
+    files: ClassVar = {"table": "phonetics.parquet", "ipa": "ipa.parquet", "distances": "distances.parquet"}
     large = ("distances",)
     key = "voxstrata_phonetics"
     markdown = "phonetics.md"
