@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import Line, count_progress, extraction_progress, steps
+from voxstrata.cli.console import Line, TerminalReporter, count_progress, steps
 from voxstrata.cli.retrieve import write_retrieval
 
 
@@ -34,9 +34,9 @@ def demo(folder: Path, threads: int | None) -> None:
     from voxstrata.base.errors import InputError
     from voxstrata.demo.corpus import write_demo_corpus
     from voxstrata.demo.encoder import LANGUAGES, find_encoder
-    from voxstrata.engine import extract
+    from voxstrata.engine import Runtime, extract
     from voxstrata.exporters import export
-    from voxstrata.store import open_store
+    from voxstrata.store import StoreSpec, open_store
     from voxstrata.studies.retrieve import to_terminal
 
     marker = folder / ".voxstrata-demo"
@@ -47,7 +47,7 @@ def demo(folder: Path, threads: int | None) -> None:
     for made in ("corpus", "random-weight-encoder", "model", "demo.zarr", "results"):  # by an earlier demo
         if (folder / made).exists():
             shutil.rmtree(folder / made)
-    with Line() as line:
+    with Line() as line, TerminalReporter() as reporter:
         say = steps(line, always=True)
         say(f"speaking 40 sentences in {len(LANGUAGES)} languages, two voices each")
         manifest = write_demo_corpus(folder / "corpus", languages=LANGUAGES)
@@ -60,9 +60,9 @@ def demo(folder: Path, threads: int | None) -> None:
             manifest,
             folder / "model",
             folder / "demo.zarr",
-            every=2,  # a quarter of the retrieval's work: the whole way is to take two minutes, not three
-            threads=threads,
-            progress=extraction_progress(line),
+            StoreSpec(every=2),  # a quarter of the retrieval's work: the whole way is to take two minutes, not three
+            Runtime(threads=threads),
+            reporter,
         )
         rate = report.audio_seconds / report.seconds
         say(f"{report.audio_seconds / 60:.0f} minutes of speech: {rate:.0f} audio-hours per hour")
