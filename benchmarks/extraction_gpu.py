@@ -47,7 +47,7 @@ from mixes import SHAPES
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
-from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.engine import CudaEncoder, Device, Runtime, extract
 from voxstrata.engine.budget import EncoderSize, Work
 from voxstrata.engine.measuring import MIXES, made_up, write_made_up
@@ -91,7 +91,7 @@ def batches_of(b: Bench, encoder: CudaEncoder, lengths: NDArray[np.float64]) -> 
         default_unit_megabytes(encoder.spec, b.model.card.d_model, Device("cuda")),
     )
     found = [
-        Batch([made_up(w.utterance, w.samples) for w in windows], m, encoder.rows(len(windows), m))
+        Batch([made_up(w.utterance, w.samples) for w in windows], m, encoder.windows_computed(len(windows), m))
         for unit in range(plan.units)
         for m, windows in batches(plan, unit, encoder)
     ]
@@ -123,7 +123,7 @@ def alone(b: Bench, spec: StoreSpec, lengths: NDArray[np.float64], **changes: An
             if id(batch) in compared:
                 compared.discard(id(batch))
                 among.append((batch.audio[-1], [rows[-1].copy() for rows in reduced.rows]))
-            return sum(r.nbytes for rows in reduced.rows for r in rows)
+            return sum(r.size for rows in reduced.rows for r in rows) * spec.stored_dtype.itemsize
 
         with Idle(b.device) as idle:
             begin = time.perf_counter()
@@ -185,8 +185,12 @@ def whole_extract(b: Bench, kept: str) -> None:
         found, ids = [], corpus.table["id"].to_pylist()
         for row in np.linspace(0, len(corpus) - 1, min(COMPARED, len(corpus))).astype(int).tolist():
             at = store.ids.index(ids[row])
-            stored = [store.pooled(o)[at][None] if spec.pool else store.frames(at, o) for o in spec.outputs]
-            found.append((decode(corpus.absolute(row)), stored))
+            audio = decode(corpus.absolute(row))
+            if spec.pool:  # the encoder gives sums
+                stored = [store.pooled(o)[at][None] * encoder_frames(len(audio)) for o in spec.outputs]
+            else:
+                stored = [store.frames(at, o) for o in spec.outputs]
+            found.append((audio, stored))
         off = apart(b, f"extract, {kept}", b.encoder(spec), found)
     efficiency = done.flops / (done.seconds * b.rates["bfloat16"]) if b.rates else None
     speed, idling = done.audio_seconds / done.seconds, idle.share(done.seconds)

@@ -243,9 +243,10 @@ def edit(path: Path, **changes: Any) -> None:
     file.write_text(json.dumps(d))
 
 
-def refused(match: str, corpus: Path, model: Path, path: Path, runtime: Runtime | None = None, **settings: Any) -> None:
+def refused(match: str, corpus: Path, model: Path, path: Path, **settings: Any) -> None:
     """Extraction must fail with this message and leave every byte as it was."""
     before = contents(path) if path.is_dir() else None
+    runtime = Runtime(unit_megabytes=settings.pop("unit_megabytes", None))
     with pytest.raises(InputError, match=match):
         extract(corpus, model, path, StoreSpec(**{"outputs": OUTPUTS, **settings}), runtime)
     if before is not None:
