@@ -15,6 +15,7 @@ from test_cli import run
 
 from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus, retrieve
 from voxstrata.corpus import Corpus
+from voxstrata.store import StoreSpec
 from voxstrata.studies.drift.measure import measure_drift, sample
 from voxstrata.studies.drift.result import Drift
 
@@ -38,7 +39,7 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
     assert drift.settings["chance"] == pytest.approx(1 / 4)
     by_key = {(r["mode"], r["output"]): r for r in drift.table.to_pylist()}
     for mode in ("padded", "trimmed"):
-        extract(corpus, tiny_model, tmp_path / f"{mode}.zarr", dtype="float32", context=Context(mode))
+        extract(corpus, tiny_model, tmp_path / f"{mode}.zarr", StoreSpec(dtype="float32", context=Context(mode)))
     a, b = open_store(tmp_path / "padded.zarr"), open_store(tmp_path / "trimmed.zarr")
     for output in a.outputs:
         per_utterance = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import PARTIAL, TerminalReporter, json_option, print_failures, print_json, run_options
+from voxstrata.cli.options import outputs_option
 
 
 @click.command()
@@ -19,7 +20,7 @@ from voxstrata.cli.console import PARTIAL, TerminalReporter, json_option, print_
     show_default=True,
     help="About how many recordings, in whole groups of translations; 0 takes all.",
 )
-@click.option("--outputs", default="all", show_default=True, help="Outputs to compare.")
+@outputs_option
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -60,7 +61,7 @@ def drift(
     """
     from voxstrata.corpus import read_corpus
     from voxstrata.encoders import open_model
-    from voxstrata.engine import Device
+    from voxstrata.engine import Device, Runtime
     from voxstrata.studies.drift.measure import measure_drift
     from voxstrata.studies.drift.result import Drift
 
@@ -72,8 +73,7 @@ def drift(
             open_model(model),
             clips=clips or None,
             outputs=outputs,
-            device=Device.parse(device),
-            threads=threads,
+            runtime=Runtime(Device.parse(device), threads),
             against=None if against is None else open_model(against),
             reporter=reporter,
         )

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import json_option, print_json
-from voxstrata.cli.retrieve import names
+from voxstrata.cli.options import names, outputs_option
 
 
 @click.command(short_help="Why two utterances match, frame by frame.")
 @click.argument("store")
 @click.argument("a")
 @click.argument("b")
-@click.option("--outputs", default="all", show_default=True, help="Outputs to look at, e.g. layer_06,final.")
+@outputs_option
 @click.option(
     "-o",
     "--out",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, json_option, print_json
-from voxstrata.cli.retrieve import names
+from voxstrata.cli.options import names
 
 
 @click.command()

@@ -21,10 +21,10 @@ from voxstrata.corpus import Corpus
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.engine import Device, extract
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.engine import Runtime, extract
+from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.studies.drift.result import DRIFT_SCHEMA, PADDED, RETRIEVED_BY, Drift
-from voxstrata.studies.retrieve import retrieve
+from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")  # the first is the reference
 
@@ -35,8 +35,7 @@ def measure_drift(
     *,
     clips: int | None = 100,
     outputs: str | Sequence[str] = "all",
-    device: Device | None = None,
-    threads: int | None = None,
+    runtime: Runtime | None = None,
     against: ModelFolder | None = None,
     reporter: Reporter = SILENT,
 ) -> Drift:
@@ -64,11 +63,8 @@ def measure_drift(
                 corpus,
                 reference if mode == PADDED else model,
                 path,
-                outputs=outputs,
-                dtype="float32",
-                context=Context(mode),
-                device=device,
-                threads=threads,
+                StoreSpec(outputs, "float32", context=Context(mode)),
+                runtime or Runtime(),
             )
             stores[mode], seconds[mode] = open_store(path), report.seconds
             if report.failed == len(corpus):  # not at probing, which the plan would have refused
@@ -143,10 +139,11 @@ def _retrieved(
     """Mean recall@1 by mode, output and similarity, and what it was retrieved from; empty without translations."""
     recall: dict[str, dict[str, dict[str, float]]] = {}
     found: dict[str, Any] = {"candidates": None, "chance": None, "no_retrieval": None}
+    options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
     for mode, store in stores.items():
         reporter.step(f"retrieval, {mode}")
         try:
-            table = retrieve(store, similarities=RETRIEVED_BY, scores=("raw",), ks=(1,), bootstrap=0)
+            table = retrieve(store, similarities=RETRIEVED_BY, options=options).table
         except InputError as e:
             return {}, {**found, "no_retrieval": str(e)}
         means = table.filter((pc.field("source") == "mean") & (pc.field("metric") == "recall@1")).to_pylist()
