@@ -13,8 +13,6 @@ import pyarrow.parquet as pq
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, as_stored, distinct
 from voxstrata.evaluation.metrics import MEAN
-from voxstrata.studies.retrieve.result import Retrieval
-from voxstrata.studies.retrieve.text import retrieval_metrics
 
 
 @dataclass(frozen=True)
@@ -43,18 +41,6 @@ def read(path: Path) -> pa.Table:
         ) from e
 
 
-def _retrieval(table: pa.Table, _: Path) -> list[TextTable]:
-    blocks = Retrieval(table).tables()
-    first = retrieval_metrics(table)[0]
-    names = ["output", "similarity", "source", "target", "value", "low", "high", "chance", "queries"]
-    names += ["candidates", "candidates_max"]
-    raw = pc.and_(pc.equal(table["metric"], first), pc.equal(table["score"], "raw"))
-    return [
-        *blocks,
-        as_stored(table.filter(raw), f"{first} of every direction, fractions, as stored", names, of=len(table)),
-    ]
-
-
 def _align(table: pa.Table, _: Path) -> list[TextTable]:
     from voxstrata.studies.align.text import align_cells, directions, explanation
 
@@ -78,11 +64,6 @@ def _words(table: pa.Table, _: Path) -> list[TextTable]:
 
 
 KINDS = (
-    Kind(
-        "retrieve", "retrieval.parquet", "voxstrata_retrieval",
-        {"recall_by_layer.png": "Retrieval by output, with chance", "languages.png": "Retrieval by direction"},
-        (), _retrieval,
-    ),
     Kind(
         "align", "align.parquet", "voxstrata_align", {"align.png": "Controlled retrieval by output, with chance"},
         (), _align,

@@ -98,7 +98,8 @@ def _by_output(table: pa.Table, means: _Rows, similarity: str) -> TextTable:
             *(in_percent(r["chance"]) for r in rest),
             _number(hub, "chance"),
         ]
-    return TextTable(similarity, ["output", first, "below the best", *others, "hubness"], [*body, chance])
+    header = ["output", first, "below the best", *others, "hubness"]
+    return TextTable(similarity, header, [*body, chance], f"Percent, mean over {conditions(table)}.")
 
 
 def _best(table: pa.Table, means: _Rows) -> TextTable:
