@@ -40,7 +40,7 @@ def hub_answers() -> bool:
 
 def find_encoder(folder: Path, reporter: Reporter) -> DemoEncoder:
     """whisper-tiny from the hub or its local cache; else a random-weight encoder of its shape, written to `folder`."""
-    from voxstrata.exporters.checkpoint import download
+    from voxstrata.exporters.hub import download
 
     found = _is_cached()
     if not found and hub_answers():

@@ -10,9 +10,9 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.demo.corpus import write_demo_corpus
 from voxstrata.demo.encoder import LANGUAGES, DemoEncoder, find_encoder
-from voxstrata.engine import extract
+from voxstrata.engine import Runtime, extract
 from voxstrata.exporters import export
-from voxstrata.store import open_store
+from voxstrata.store import StoreSpec, open_store
 from voxstrata.studies.retrieve import Retrieval, retrieve
 
 MADE = {
@@ -53,10 +53,11 @@ def run_demo(folder: str | Path, *, threads: int | None = None, reporter: Report
     reporter.step("looking for an encoder")
     encoder = find_encoder(folder, reporter)
     reporter.step(encoder.meaning)
-    export(encoder.checkpoint, folder / "model", say=reporter.step)
+    export(encoder.checkpoint, folder / "model", reporter=reporter)
     reporter.step("extracting every layer of every utterance, the means of two frames each (40 ms)")
     # every=2: a quarter of the retrieval's work; the whole way is to take two minutes, not three
-    report = extract(manifest, folder / "model", folder / "demo.zarr", every=2, threads=threads)
+    spec, runtime = StoreSpec(every=2), Runtime(threads=threads)
+    report = extract(manifest, folder / "model", folder / "demo.zarr", spec, runtime, reporter)
     rate = report.audio_seconds / report.seconds
     reporter.step(f"{report.audio_seconds / 60:.0f} minutes of speech: {rate:.0f} audio-hours per hour")
     reporter.step("retrieving translations, layer by layer")

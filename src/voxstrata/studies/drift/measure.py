@@ -20,8 +20,8 @@ from voxstrata.corpus import Corpus
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.engine import Device, extract
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.engine import Device, Runtime, extract
+from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 ALL_MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")
@@ -109,11 +109,8 @@ def measure_drift(
                 corpus,
                 reference if mode == "padded" else model,
                 path,
-                outputs=outputs,
-                dtype="float32",
-                context=Context(mode),
-                device=device,
-                threads=threads,
+                StoreSpec(outputs, "float32", context=Context(mode)),
+                Runtime(device or Device(), threads),
             )
             stores[mode], seconds[mode] = open_store(path), report.seconds
             if report.failed == len(corpus):  # not at probing, which the plan would have refused
