@@ -1,4 +1,4 @@
-"""What `similarity` found, judged by `retrieve`: the same figures as of all scores wherever the lists are long enough."""
+"""What `similarity` found, judged by `retrieve`: what all scores give where the lists are long enough."""
 
 from __future__ import annotations
 

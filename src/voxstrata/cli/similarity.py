@@ -90,7 +90,7 @@ def similarity(
     """
     from voxstrata.encoders.outputs import select_outputs
     from voxstrata.retrieval.all_pairs import similarity as run
-    from voxstrata.retrieval.kernels import choose
+    from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.store import open_store
 
     opened = open_store(store)
@@ -117,7 +117,7 @@ def similarity(
                 matrix=names(matrix) or (),
                 candidates=candidates or 0,
                 sample=sample,
-                kernel=choose(kernel),
+                kernel=choose_kernel(kernel),
                 tile_frames=tile_frames,
                 part=_part(part),
                 reporter=reporter,

@@ -16,10 +16,10 @@ from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation import Evaluation, MeanEvaluation, Resamples
-from voxstrata.evaluation.bootstrap import BLOCK, LEVEL, RESAMPLES
+from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, WEIGHTS_AT_ONCE
 from voxstrata.evaluation.logistic import METHOD, fit_logistic
 from voxstrata.evaluation.metrics import MEAN
-from voxstrata.retrieval.kernels import choose
+from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.align.inputs import CENTRED, RAW, SMALLEST_CELL, Sounds, Spoken, States, participants
@@ -124,7 +124,7 @@ def align(
     _check(store, similarity, by, quantile, closest, bootstrap)
     sounds = Sounds(phonetics)
     spoken, left_out = participants(store, sounds, languages)
-    kernel = kernel or choose()
+    kernel = kernel or choose_kernel()
     couples = list(_couples(spoken, sounds, by, quantile, closest))
     if not couples:
         raise InputError(
@@ -313,7 +313,7 @@ def _fit(directions: Sequence[Direction], resamples: Resamples | None) -> Evalua
         return Evaluation(metrics, nothing, nothing, np.empty((0, len(metrics))), 0, 0, min(pools), max(pools))
     weightings = [np.ones((1, len(hits)))]
     if resamples:
-        step = max(1, BLOCK // both.size)
+        step = max(1, WEIGHTS_AT_ONCE // both.size)
         parts = (slice(a, a + step) for a in range(0, len(resamples), step))
         weightings += [resamples.drawn(groups, part).astype(np.float64) for part in parts]
     rows = []
