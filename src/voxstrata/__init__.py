@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from voxstrata.base.errors import AudioError, InputError, UsageError, VoxstrataError
+    from voxstrata.base.progress import Progress, Reporter
     from voxstrata.corpus.source import read_corpus
     from voxstrata.encoders.card import open_model
     from voxstrata.encoders.context import Context
+    from voxstrata.encoders.device import Device
     from voxstrata.engine.extraction import extract
-    from voxstrata.engine.sessions import Device
+    from voxstrata.engine.runtime import Runtime
     from voxstrata.exporters.exporting import export
+    from voxstrata.exporters.spec import ExportSpec
     from voxstrata.retrieval.all_pairs import similarity
+    from voxstrata.retrieval.ragged import Ragged
     from voxstrata.retrieval.selection import select
     from voxstrata.retrieval.similarities import seqsim
     from voxstrata.store.reader import open_store
@@ -35,8 +39,13 @@ if TYPE_CHECKING:
 _PLACES: dict[str, str | tuple[str, str]] = {
     "AudioError": "base.errors",
     "Context": "encoders.context",
-    "Device": "engine.sessions",
+    "Device": "encoders.device",
+    "ExportSpec": "exporters.spec",
     "InputError": "base.errors",
+    "Progress": "base.progress",
+    "Ragged": "retrieval.ragged",
+    "Reporter": "base.progress",
+    "Runtime": "engine.runtime",
     "StoreSpec": "store.spec",
     "UsageError": "base.errors",
     "VoxstrataError": "base.errors",
@@ -57,7 +66,12 @@ __all__ = [
     "AudioError",
     "Context",
     "Device",
+    "ExportSpec",
     "InputError",
+    "Progress",
+    "Ragged",
+    "Reporter",
+    "Runtime",
     "StoreSpec",
     "UsageError",
     "VoxstrataError",

@@ -1,8 +1,8 @@
-"""What is stored of encoder states, as a small ONNX graph, so that on an accelerator nothing else leaves the device.
+"""What is stored of encoder states: valid frames, means of `every` neighbours, or what gives each mean.
 
-The graph takes the states of a batch as they are, padded windows and silence included, and gives the rows that are
-stored, one window's after the other's: valid frames, means of `every` neighbouring frames, or each window's mean, in
-the stored type. All three are one thing: stored row r is the mean of some frames, and `index` says which.
+`reduce_states` does it on the host. On an accelerator a small ONNX graph does it, so that nothing else leaves the
+device: it takes the states of a batch as they are, padded windows and silence included, and gives the stored rows, one
+window's after the other's. To it all three are one thing: row r is the mean of some frames, and `gathering` says which.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from numpy.typing import NDArray
 
 from voxstrata.store.spec import StoreSpec
 
+FLOAT16_INFINITY = 0x7C00  # the bits of infinity; those of NaN are above, those of numbers below
+
 
 @dataclass(frozen=True)
-class Reduced:
-    """A batch as it is stored.
+class StoredRows:
+    """What is stored of a batch of windows.
 
-    rows: for each output, for each window, its stored rows (n, d_model) in the stored type; with `pool` one row, the
-    mean over the window's valid frames. finite: for each output, whether all of them are.
+    rows: for each output, for each window, its rows (n, d_model) in the stored dtype. With `pool` one row in float64,
+    the *sum* over the window's valid frames: an utterance may have several windows, and whoever places the rows divides
+    by the frames of all of them.
+    finite: for each output, whether all values are.
     """
 
     rows: list[list[NDArray[Any]]]
@@ -32,6 +36,35 @@ class Reduced:
 def row_count(frames: int, spec: StoreSpec) -> int:
     """How many rows are stored of a window of `frames` valid frames (before windows of one utterance are pooled)."""
     return 1 if spec.pool else -(-frames // spec.every)
+
+
+def reduce_states(states: Sequence[NDArray[Any]], frames: Sequence[int], spec: StoreSpec) -> StoredRows:
+    """What is stored of a batch whose states are on the host.
+
+    states: for each output (batch, positions, d_model). frames: valid frames of each window, which come first.
+    Sums of `pool` are taken in float64, means of `every` neighbours in float32. Values beyond float16 become infinite.
+    """
+    rows = [[_window_rows(state[:n], spec) for state, n in zip(batch, frames, strict=True)] for batch in states]
+    return StoredRows(rows, [all(map(all_finite, own)) for own in rows])
+
+
+def _window_rows(state: NDArray[Any], spec: StoreSpec) -> NDArray[Any]:
+    if spec.pool:
+        return np.asarray(state.sum(axis=0, dtype=np.float64, keepdims=True))
+    if spec.every > 1:
+        first = np.arange(0, len(state), spec.every)
+        sizes = np.diff(np.append(first, len(state)))
+        state = np.add.reduceat(state.astype(np.float32), first, axis=0) / sizes[:, None]
+    with np.errstate(over="ignore"):
+        return state.astype(spec.stored_dtype, copy=False)
+
+
+def all_finite(a: NDArray[Any]) -> bool:
+    """Whether all values are finite; by their bits where numpy's own test is slow."""
+    if a.dtype != np.float16:
+        return bool(np.isfinite(a).all())
+    # as signed numbers the positive ones are in order, as unsigned ones the negative ones are the largest
+    return int(a.view(np.int16).max()) < FLOAT16_INFINITY and int(a.view(np.uint16).max()) < 0x8000 + FLOAT16_INFINITY
 
 
 def gathering(

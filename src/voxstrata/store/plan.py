@@ -130,34 +130,25 @@ def make_plan(
     """
     if not 0 < unit_megabytes * 2**20 <= MAX_UNIT_BYTES:
         raise UsageError(f"units of {unit_megabytes} MB: choose more than 0, at most {MAX_UNIT_BYTES >> 20}")
-    samples = np.array([i.samples if i else 0 for i in infos], np.int64)
-    ids = corpus.table["id"].to_pylist()
     row_bytes = d_model * spec.stored_dtype.itemsize
-    failures = dict(failures)
-    if not spec.pool:
-        longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * SAMPLES_PER_FRAME
-        for i in np.flatnonzero(samples > longest).tolist():
-            failures[i] = (
-                f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "
-                f"a unit of {len(spec.outputs)} outputs holds; cut it, or choose fewer outputs, --every or --pool"
-            )
-            samples[i] = 0
-    frames = -(-samples // SAMPLES_PER_FRAME)
-    languages = [x or "" for x in corpus.table["language"].to_pylist()]
+    samples, reasons = _usable_samples(infos, failures, spec, row_bytes)
     if not samples.any():
-        reason = next(iter(failures.values()), "it is empty")
+        reason = next(iter(reasons.values()), "it is empty")
         raise InputError(f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}")
-    keys = list(zip((samples == 0).tolist(), languages, (-frames).tolist(), ids, strict=True))
-    order = sorted(range(len(ids)), key=keys.__getitem__)
+    languages = [x or "" for x in corpus.table["language"].to_pylist()]
+    frames = -(-samples // SAMPLES_PER_FRAME)
+    keys = list(
+        zip((samples == 0).tolist(), languages, (-frames).tolist(), corpus.table["id"].to_pylist(), strict=True)
+    )
+    order = sorted(range(len(keys)), key=keys.__getitem__)
     samples, frames = samples[order], frames[order]
     known = int(np.count_nonzero(samples))
-    length = np.ones(len(ids), np.int64) if spec.pool else -(-frames // spec.every)
+    length = np.ones(len(order), np.int64) if spec.pool else -(-frames // spec.every)
     length[known:] = 0
-
     if spec.pool:
         unit_rows = chunk_rows = POOLED_UNIT
         unit_begin = [*range(0, known, unit_rows), known]
-        start = np.arange(len(ids))
+        start = np.arange(len(order))
     else:
         chunk_rows = _power_of_two(CHUNK_BYTES / row_bytes)
         fill = max(chunk_rows, _power_of_two(unit_megabytes * 2**20 / (row_bytes * len(spec.outputs))))
@@ -166,18 +157,9 @@ def make_plan(
         unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
         unit_begin, start = _pack(length, [languages[i] for i in order], known, fill, unit_rows)
     start[known:] = 0
-
-    # a store may be published and a corpus may move: reasons name files as the manifest does
-    reasons = [corpus.without_root(failures[i]) if i in failures else None for i in order]
-    table = corpus.table.take(pa.array(order))
-    sizes = [infos[i].size_bytes if infos[i] else None for i in order]  # type: ignore[union-attr]
-    table = pa.table(
-        [*table.columns, (samples / SAMPLE_RATE).tolist(), samples.tolist(), sizes, reasons],
-        schema=UTTERANCE_SCHEMA,
-    )
     return Plan(
         spec,
-        table,
+        _utterance_table(corpus, order, samples, infos, reasons),
         samples,
         frames,
         start,
@@ -186,6 +168,39 @@ def make_plan(
         unit_rows,
         chunk_rows,
     )
+
+
+def _usable_samples(
+    infos: Sequence[AudioInfo | None], failures: Mapping[int, str], spec: StoreSpec, row_bytes: int
+) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Samples at 16 kHz by row of the corpus, int64, 0 where a recording fails, and why it does by row."""
+    samples = np.array([i.samples if i else 0 for i in infos], np.int64)
+    reasons = dict(failures)
+    if not spec.pool:
+        longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * SAMPLES_PER_FRAME
+        for i in np.flatnonzero(samples > longest).tolist():
+            reasons[i] = (
+                f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "
+                f"a unit of {len(spec.outputs)} outputs holds; cut it, or choose fewer outputs, --every or --pool"
+            )
+            samples[i] = 0
+    return samples, reasons
+
+
+def _utterance_table(
+    corpus: Corpus,
+    order: Sequence[int],
+    samples: NDArray[np.int64],
+    infos: Sequence[AudioInfo | None],
+    reasons: Mapping[int, str],
+) -> pa.Table:
+    """The corpus in storage order, as UTTERANCE_SCHEMA; samples: in storage order, infos and reasons: by row."""
+    sizes = [info.size_bytes if (info := infos[i]) else None for i in order]
+    # a store may be published and a corpus may move: reasons name files as the manifest does
+    failures = [corpus.without_root(reasons[i]) if i in reasons else None for i in order]
+    table = corpus.table.take(pa.array(order))
+    columns = [*table.columns, (samples / SAMPLE_RATE).tolist(), samples.tolist(), sizes, failures]
+    return pa.table(columns, schema=UTTERANCE_SCHEMA)
 
 
 def _pack(
