@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,12 +23,11 @@ from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.engine import CudaEncoder, Device, Runtime
 from voxstrata.engine.synthetic import made_up
-from voxstrata.exporters import ExportSpec
+from voxstrata.exporters import ExportSpec, export, writing
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
 from voxstrata.exporters.pytorch import hidden_states
 from voxstrata.store import StoreSpec
 
-EXPORTING: Any = sys.modules["voxstrata.exporters.exporting"]  # by name: the package's attribute is the function
 NOT_MEASURED = "not measured"
 TOLERANCE = 1e-2  # relative L2 of float16 states, as at export
 COSINE = 0.98  # of `bucketed`, mean over frames: the cache is the pure one
@@ -125,8 +123,8 @@ def random_model(shape: Sequence[int], folder: Path) -> tuple[ModelFolder, Check
     WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder / "checkpoint")
     source = str(folder / "checkpoint")
     # validation takes minutes on a CPU; `correctness` does as much on the device
-    with patch.object(EXPORTING, "validate", lambda *_: {}):
-        model = EXPORTING.export(source, folder / "model", ExportSpec(dtype="float16"))
+    with patch.object(writing, "validate", lambda *_: {}):
+        model = export(source, folder / "model", ExportSpec(dtype="float16"))
     return model, load_checkpoint(source)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -70,11 +71,18 @@ class MadeUpStore:
     """A store in memory, as retrieval reads one: several outputs of any frames, a row each in `utterances`."""
 
     has_frames = True
+    files = SimpleNamespace(root="made-up.zarr")
+    about: ClassVar = {"model": {"checkpoint": "made-up"}, "spec": {"context": {"mode": "bucketed"}}}
 
     def __init__(self, utterances: pa.Table, frames: Mapping[str, Sequence[np.ndarray]]) -> None:
         self.utterances = utterances.append_column("status", pa.array(["done"] * len(utterances)))
         self.outputs = tuple(frames)
         self._frames = frames
+
+    @property
+    def ids(self) -> list[str]:
+        ids: list[str] = self.utterances["id"].to_pylist()
+        return ids
 
     @property
     def length(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from voxstrata import InputError, UsageError, read_corpus
 from voxstrata.studies.align.measure import KEY, SCHEMA, align
 from voxstrata.studies.align.text import explanation, plot_align
 from voxstrata.studies.phonetics.measure import measure_phonetics
-from voxstrata.studies.retrieve import retrieve
+from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 pytest.importorskip("panphon")
 
@@ -155,7 +155,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 def test_whole_pools_reach_what_retrieve_reaches(planted: Planted) -> None:
     table = align(planted.store, planted.phonetics, outputs=["meaning"], bootstrap=200).to_pylist()
-    plain = retrieve(planted.store, ["meaning"], None, ["seqsim_f1"], ["raw"], [1], bootstrap=200).to_pylist()
+    options = RetrievalOptions(["raw"], [1], bootstrap=200)
+    plain = retrieve(planted.store, "meaning", similarities="seqsim_f1", options=options).table.to_pylist()
     for source, target in (("a", "b"), ("b", "a"), ("mean", "mean")):
         (ours,) = [
             r

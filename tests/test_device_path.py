@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
 import sys
 import threading
 import time
@@ -22,14 +23,15 @@ pytest.importorskip("onnx")
 
 from voxstrata.base.errors import InputError
 from voxstrata.encoders import Context, Silence, open_model
-from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL
+from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, WEIGHTS
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.engine import CpuEncoder, CudaEncoder, Device, Encoder, ExtractReport, Runtime, extract
 from voxstrata.engine.page_lock import host_array, page_lock
-from voxstrata.engine.reductions import gathering, reduce_states, reduction_graph
+from voxstrata.engine.reductions import gathering, reduce_states
 from voxstrata.engine.sessions import PROVIDERS
 from voxstrata.exporters import ExportSpec, export
-from voxstrata.exporters.cuda_graph import encoder_graph
+from voxstrata.exporters.cuda_graph import cuda_encoder_graph, cuda_log_mel
+from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store import StoreSpec, open_store
 
 EXTRACT = sys.modules["voxstrata.engine.extraction"]  # the package's attribute of that name is the function
@@ -125,17 +127,46 @@ def test_a_bucket_has_one_shape_for_cuda_graphs_and_takes_its_silence_once(
     assert uploads == [200]
 
 
-def test_what_no_output_needs_is_not_computed(tiny_model: Path) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", [CACHED, ENCODER])
+@pytest.mark.parametrize("outputs", [("layer_00",), ("layer_00", "layer_01"), ("layer_02", "final"), ("layer_03",)])
+def test_the_graph_holds_nothing_that_no_output_needs(
+    tiny_model: Path, outputs: tuple[str, ...], name: str, fused: bool
+) -> None:
     import onnx
 
-    whole = onnx.load(tiny_model / CACHED, load_external_data=False).graph
-    card = open_model(tiny_model).card
-    cut = encoder_graph(tiny_model / CACHED, ("layer_00", "layer_01"), card, fused=False)
-    graph = onnx.load_model_from_string(cut).graph
-    assert [o.name for o in graph.output] == ["layer_00", "layer_01"]
-    names = {n.name for n in graph.node} | {i.name for i in graph.initializer}
-    assert names < {n.name for n in whole.node} | {i.name for i in whole.initializer}
-    assert not any(n.startswith(("layers.1", "layers.2", "layer_norm", "final", "layer_02")) for n in names)
+    model = open_model(tiny_model)
+    graph = onnx.load_model_from_string(cuda_encoder_graph(model, outputs, cached=name == CACHED, fused=fused)).graph
+    assert [o.name for o in graph.output] == list(outputs)
+    made = {output: node for node in graph.node for output in node.output}
+    needed, open_ = set(outputs), list(outputs)
+    while open_:
+        inputs = made[open_.pop()].input
+        open_ += [i for i in inputs if i in made and i not in needed]
+        needed.update(inputs)
+    assert set(made) <= needed
+    assert {i.name for i in graph.initializer} <= needed
+    # an engine binds the silence cache whatever the outputs are
+    assert [i.name for i in graph.input][1:] == ["silence_key", "silence_value", "silence_bias"] * (name == CACHED)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_weights_are_the_files(tiny_model: Path, half_model: Path, half: bool, fused: bool) -> None:
+    """All of them, where the exported graph says that they lie; what else the graph holds is no weight."""
+    import onnx
+
+    model = open_model(half_model if half else tiny_model)
+    stored = onnx.load(model.path / ENCODER, load_external_data=False).graph.initializer
+    weights = {i.name: i for i in stored if i.external_data}
+    built = onnx.load_model_from_string(cuda_encoder_graph(model, ("final",), cached=True, fused=fused)).graph
+    assert {i.name: i for i in built.initializer if i.external_data} == weights
+    assert max(np.prod(i.dims, dtype=int) for i in built.initializer if not i.external_data) <= 8
+    size = (model.path / WEIGHTS).stat().st_size
+    assert max(sum(int(e.value) for e in i.external_data if e.key != "location") for i in weights.values()) == size
+
+
+def test_what_no_output_needs_is_not_computed(tiny_model: Path) -> None:
     audio = [sound(1.0, 1)]
     spec = StoreSpec(("layer_00", "layer_01"), dtype="float32")
     device = CudaEncoder(open_model(tiny_model), spec, Runtime(CPU, tokens=600))
@@ -165,17 +196,29 @@ def test_fused_attention_is_the_attention(tiny_model: Path, half_model: Path, un
 def test_every_block_is_fused_and_no_logits_are_left(tiny_model: Path, name: str) -> None:
     import onnx
 
-    model = onnx.load_model_from_string(
-        encoder_graph(tiny_model / name, ("final",), open_model(tiny_model).card, fused=True)
-    )
+    built = cuda_encoder_graph(open_model(tiny_model), ("final",), cached=name == CACHED, fused=True)
+    model = onnx.load_model_from_string(built)
     kinds = [n.op_type for n in model.graph.node]
     assert kinds.count("MultiHeadAttention") == 3
     assert kinds.count("Softmax") == 0
     # the flash kernel wants one head size for all, a multiple of 8, and nothing that is added to the logits
     fused = [n for n in model.graph.node if n.op_type == "MultiHeadAttention"]
     assert all(len(n.input) == 3 for n in fused)
-    pads = {i.name: onnx.numpy_helper.to_array(i)[-1] for i in model.graph.initializer if "pads" in i.name}
-    assert pads == ({"fused/pads_7": 7, "fused/pads_8": 8} if name == CACHED else {})
+    # d = 8 in each head: to 16, by 8 where there is no bias yet, by 7 where it is there
+    pads = {onnx.numpy_helper.to_array(i)[-1] for i in model.graph.initializer if "pads" in i.name}
+    assert pads == ({7, 8} if name == CACHED else set())
+
+
+def test_the_devices_log_mel_is_the_first_columns_of_the_models(tiny_model: Path) -> None:
+    audio = sound(2.0, 3)[None, : 100 * SAMPLES_PER_FRAME]
+    (whole,) = ort.InferenceSession(tiny_model / LOG_MEL).run(None, {"audio": audio})
+    (cut,) = ort.InferenceSession(cuda_log_mel(open_model(tiny_model))).run(None, {"audio": audio, "columns": [150]})
+    np.testing.assert_array_equal(cut, whole[:, :, :150])
+
+
+def test_a_gpus_graphs_are_built_without_torch() -> None:
+    code = "import sys, voxstrata.exporters.cuda_graph; print(*sorted({'torch', 'onnx'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_threads_do_not_mix_their_batches(tiny_model: Path) -> None:
@@ -352,7 +395,7 @@ def test_infinities_of_float16_arithmetic_are_no_overflow_of_what_is_stored(
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_one_value_that_is_not_finite_is_told_of_its_output_alone(bad: float) -> None:
     spec = StoreSpec(("layer_00", "final"), dtype="float32")
-    session = ort.InferenceSession(reduction_graph(spec.outputs, np.dtype(np.float32), 4, spec))
+    session = ort.InferenceSession(reduction_graph(spec.outputs, np.float32, 4, np.float32, means=False))
     states = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
     index, weights = gathering([5, 3], 5, spec)
     assert weights is None

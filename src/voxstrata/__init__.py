@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from voxstrata.base.errors import AudioError, InputError, UsageError, VoxstrataError
+    from voxstrata.base.progress import Progress, Reporter
     from voxstrata.corpus.source import read_corpus
     from voxstrata.encoders.card import open_model
     from voxstrata.encoders.context import Context
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from voxstrata.engine.extraction import extract
     from voxstrata.engine.runtime import Runtime
     from voxstrata.exporters.exporting import export
+    from voxstrata.exporters.spec import ExportSpec
     from voxstrata.retrieval.all_pairs import similarity
+    from voxstrata.retrieval.ragged import Ragged
     from voxstrata.retrieval.selection import select
     from voxstrata.retrieval.similarities import seqsim
     from voxstrata.store.reader import open_store
@@ -37,7 +40,11 @@ _PLACES: dict[str, str | tuple[str, str]] = {
     "AudioError": "base.errors",
     "Context": "encoders.context",
     "Device": "encoders.device",
+    "ExportSpec": "exporters.spec",
     "InputError": "base.errors",
+    "Progress": "base.progress",
+    "Ragged": "retrieval.ragged",
+    "Reporter": "base.progress",
     "Runtime": "engine.runtime",
     "StoreSpec": "store.spec",
     "UsageError": "base.errors",
@@ -59,7 +66,11 @@ __all__ = [
     "AudioError",
     "Context",
     "Device",
+    "ExportSpec",
     "InputError",
+    "Progress",
+    "Ragged",
+    "Reporter",
     "Runtime",
     "StoreSpec",
     "UsageError",

@@ -32,7 +32,7 @@ class Result(ABC):
     key: under which the tables' metadata hold the settings.
     markdown: the file of the text.
     captions: of its figures, by the name of their file without suffix.
-    formats: in which figures are saved.
+    formats: in which figures are saved. brief: how many of its tables, the first ones, are shown in short.
     """
 
     command: ClassVar[str]
@@ -41,6 +41,7 @@ class Result(ABC):
     markdown: ClassVar[str]
     captions: ClassVar[Mapping[str, str]] = {}
     formats: ClassVar[Sequence[str]] = ("png",)
+    brief: ClassVar[int] = 1
 
     table: pa.Table
 
@@ -116,12 +117,13 @@ class Result(ABC):
             raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
 
     def __repr__(self) -> str:
-        first = self.tables()[0]
-        note = f"\n{first.note}" if first.note else ""
-        return f"{self.title}\n\n{first.to_text()}{note}"
+        parts = [self.title]
+        for table in self.tables()[: self.brief]:
+            parts += [f"{table.title}\n{table.to_text()}"] + ([table.note] if table.note else [])
+        return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return f"<h2>{self.title}</h2>\n{self.tables()[0].to_html()}"
+        return f"<h2>{self.title}</h2>\n{''.join(table.to_html() for table in self.tables()[: self.brief])}"
 
 
 def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import Line, count_progress, json_option, print_json
-from voxstrata.cli.options import bootstrap_option
-from voxstrata.cli.retrieve import names
+from voxstrata.cli.options import bootstrap_option, names
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")

@@ -94,3 +94,8 @@ def bootstrap_option(drawn: str) -> Callable[[F], F]:
         show_default=True,
         help=f"Resamples of the {drawn} for the 95 % intervals; 0 for none.",
     )
+
+
+def names(text: str | None) -> list[str] | None:
+    """A comma-separated choice; None stays None."""
+    return [n.strip() for n in text.split(",")] if text else None

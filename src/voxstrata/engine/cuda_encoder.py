@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +31,11 @@ from voxstrata.base.errors import InputError, VoxstrataError
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.engine.page_lock import host_array, page_lock
-from voxstrata.engine.reductions import StoredRows, gathering, reduction_graph, row_count
+from voxstrata.engine.reductions import StoredRows, gathering, row_count
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sessions import PROVIDERS, Sessions
-from voxstrata.exporters.cuda_graph import cut_log_mel, encoder_graph
+from voxstrata.exporters.cuda_graph import cuda_encoder_graph, cuda_log_mel
+from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store.spec import StoreSpec
 
 REDUCTIONS = "reductions"  # made here; the other graphs are files of the model
@@ -199,12 +199,11 @@ class CudaEncoder(Sessions):
 
     def _source(self, name: str) -> bytes:
         if name == REDUCTIONS:
-            return reduction_graph(self.outputs, self._computed, self.model.card.d_model, self.spec)
-        path = self.model.path / name
-        return cut_log_mel(path) if name == LOG_MEL else self._encoder_graph(path)
-
-    def _encoder_graph(self, path: Path) -> bytes:
-        return encoder_graph(path, self.outputs, self.model.card, fused=self.fused_attention)
+            means, stored = bool(self.spec.pool) or self.spec.every > 1, self.spec.stored_dtype
+            return reduction_graph(self.outputs, self._computed, self.model.card.d_model, stored, means=means)
+        if name == LOG_MEL:
+            return cuda_log_mel(self.model)
+        return cuda_encoder_graph(self.model, self.outputs, cached=name == CACHED, fused=self.fused_attention)
 
     def _providers(self, name: str) -> list[Any]:
         cpu = super()._providers(name)

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxstrata.exporters.cuda_graph import onnx_package
 from voxstrata.store.spec import StoreSpec
 
-OPSET, IR_VERSION = 20, 10  # as of the exported graphs
 FLOAT16_INFINITY = 0x7C00  # the bits of infinity; those of NaN are above, those of numbers below
 
 
@@ -88,60 +86,3 @@ def gathering(
     if not spec.pool and k == 1:
         return np.concatenate(index), None
     return np.concatenate(index), np.concatenate(weights)[..., None].astype(np.float32)
-
-
-def reduction_graph(outputs: Sequence[str], computed: np.dtype[Any], d_model: int, spec: StoreSpec) -> bytes:
-    """The graph, serialized; `computed` is the dtype of the states.
-
-    Inputs: each of `outputs` [batch, positions, d_model]; what `gathering` returns.
-    Outputs: `stored/NAME` [rows, d_model] in the stored dtype and `finite/NAME`, float32 scalar, 0 where all of it is
-    finite and NaN otherwise. Means are taken in float32.
-    Raises InputError when the package onnx is missing.
-    """
-    onnx = onnx_package()
-    helper, float_type, int_type = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
-    weighted = bool(spec.pool) or spec.every > 1
-    stored = helper.np_dtype_to_tensor_dtype(spec.stored_dtype)
-    value = helper.make_tensor_value_info
-    nodes: list[Any] = []
-    inputs = [value("index", int_type, ["rows", "k"])]
-    if weighted:
-        inputs.append(value("weights", float_type, ["rows", "k", 1]))
-    returned = []
-
-    def node(op: str, operands: Sequence[str], name: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, operands, [name], name=name, **attributes))
-        return name
-
-    for name in outputs:
-        inputs.append(value(name, helper.np_dtype_to_tensor_dtype(computed), ["batch", "positions", d_model]))
-        x = node("Reshape", [name, "flat"], f"{name}/flat")
-        x = node("Gather", [x, "index"], f"{name}/gathered", axis=0)
-        if weighted:
-            x = node("Cast", [x], f"{name}/float32", to=float_type)
-            x = node("Mul", [x, "weights"], f"{name}/weighted")
-            x = node("ReduceSum", [x, "one"], f"{name}/mean", keepdims=0)
-        else:
-            x = node("Reshape", [x, "flat"], f"{name}/rows")
-        x = node("Cast", [x], f"stored/{name}", to=stored)
-        # 0 · x is 0 for every finite x and NaN for every other, and one NaN makes the sum NaN
-        x = node("Mul", [node("Cast", [x], f"{name}/as_stored", to=float_type), "nought"], f"{name}/nought")
-        node("ReduceSum", [x], f"finite/{name}", keepdims=0)
-        returned += [value(f"stored/{name}", stored, ["rows", d_model]), value(f"finite/{name}", float_type, [])]
-    constants: dict[str, NDArray[Any]] = {
-        "flat": np.array([-1, d_model], np.int64),
-        "nought": np.array(0, np.float32),
-    }
-    if weighted:
-        constants["one"] = np.array([1], np.int64)
-    graph = helper.make_graph(
-        nodes,
-        "voxstrata_reductions",
-        inputs,
-        returned,
-        [onnx.numpy_helper.from_array(a, n) for n, a in constants.items()],
-    )
-    model = helper.make_model(
-        graph, producer_name="voxstrata", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    return bytes(model.SerializeToString())

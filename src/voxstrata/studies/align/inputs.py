@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
 from voxstrata.retrieval.kernels.base import Kernel
-from voxstrata.retrieval.languages import Side, StoreReader, find_sides
+from voxstrata.retrieval.languages import find_sides
 from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.ragged import Ragged
+from voxstrata.retrieval.selection import Selection
 from voxstrata.retrieval.similarities import seqsim
+from voxstrata.store import EmbeddingStore
 from voxstrata.store.files import Files
 from voxstrata.studies.phonetics.measure import DISTANCES, GIVEN, IPA, KEY
 
@@ -34,16 +36,14 @@ Float64 = npt.NDArray[np.float64]
 class Spoken:
     """Utterances of one language that take part, one per group, by group. cells: whose mean is theirs (n,)."""
 
-    side: Side
+    side: Selection
     seconds: Float64
     segments: npt.NDArray[np.int64]
     cells: npt.NDArray[np.int64]
 
     def take(self, at: npt.NDArray[np.int64]) -> Spoken:
         """Some of them, in that order."""
-        s = self.side
-        side = Side(s.language, s.indices[at], tuple(s.ids[i] for i in at), s.groups[at])
-        return Spoken(side, self.seconds[at], self.segments[at], self.cells[at])
+        return Spoken(self.side.part(at), self.seconds[at], self.segments[at], self.cells[at])
 
 
 class Sounds:
@@ -87,7 +87,7 @@ class Sounds:
                 "into another folder takes its IPA as given"
             )
 
-    def distances(self, x: Side, y: Side, column: str) -> Float64:
+    def distances(self, x: Selection, y: Selection, column: str) -> Float64:
         """Phonetic distances of x (N) to y (M): (N, M) float64, NaN where the table has null."""
         found = np.full((len(x.ids), len(y.ids)), np.nan)
         filled = np.zeros(found.shape, bool)
@@ -119,7 +119,7 @@ class Sounds:
             )
         return found
 
-    def _may_hold(self, group: int, x: Side, y: Side) -> bool:
+    def _may_hold(self, group: int, x: Selection, y: Selection) -> bool:
         """Whether a row group's statistics allow for distances of x to y."""
         held = self._distances.metadata.row_group(group)
         names = self._distances.schema_arrow.names
@@ -131,7 +131,7 @@ class Sounds:
 
 
 def participants(
-    store: StoreReader, sounds: Sounds, languages: Sequence[str] | None
+    store: EmbeddingStore, sounds: Sounds, languages: Sequence[str] | None
 ) -> tuple[list[Spoken], dict[str, int]]:
     """Utterances of each language that take part, and how many do not, by reason.
 
@@ -145,7 +145,7 @@ def participants(
     sounds.check_texts(dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)))
     left_out = {"without IPA": 0, "further recordings of a sentence": 0}
     spoken = []
-    for side in find_sides(table, languages):
+    for side in find_sides(store, languages):
         heard = [i for i, name in enumerate(side.ids) if name in sounds.segments]
         left_out["without IPA"] += len(side.ids) - len(heard)
         first: dict[str, int] = {}
@@ -156,7 +156,7 @@ def participants(
         ids = [side.ids[i] for i in at]
         spoken.append(
             Spoken(
-                Side(side.language, side.indices[at], tuple(ids), side.groups[at]),
+                side.part(at),
                 seconds[side.indices[at]],
                 np.array([sounds.segments[name] for name in ids], np.int64),
                 _cells([speakers[i] for i in side.indices[at]]),
@@ -181,7 +181,7 @@ def _cells(speakers: Sequence[str | None]) -> npt.NDArray[np.int64]:
 class States:
     """Similarities of one output between languages, as stored or with means removed."""
 
-    def __init__(self, store: StoreReader, output: str, similarity: str, kernel: Kernel) -> None:
+    def __init__(self, store: EmbeddingStore, output: str, similarity: str, kernel: Kernel) -> None:
         self._store, self._output, self._similarity, self._kernel = store, output, similarity, kernel
 
     def centres(self, spoken: Spoken) -> dict[int, npt.NDArray[np.float32]]:

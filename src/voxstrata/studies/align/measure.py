@@ -21,7 +21,7 @@ from voxstrata.evaluation.logistic import METHOD, fit_logistic
 from voxstrata.evaluation.metrics import MEAN
 from voxstrata.retrieval.kernels import choose
 from voxstrata.retrieval.kernels.base import Kernel
-from voxstrata.retrieval.languages import StoreReader
+from voxstrata.store import EmbeddingStore
 from voxstrata.studies.align.inputs import CENTRED, RAW, SMALLEST_CELL, Sounds, Spoken, States, participants
 from voxstrata.studies.align.pools import (
     ALL,
@@ -88,7 +88,7 @@ class Direction:
 
 
 def align(
-    store: StoreReader,
+    store: EmbeddingStore,
     phonetics: str,
     outputs: Sequence[str] | None = None,
     languages: Sequence[str] | None = None,
@@ -174,7 +174,7 @@ def align(
     return table.replace_schema_metadata({KEY: json.dumps(settings, ensure_ascii=False)})
 
 
-def _check(store: StoreReader, similarity: str, by: str, quantile: float, closest: int, bootstrap: int) -> None:
+def _check(store: EmbeddingStore, similarity: str, by: str, quantile: float, closest: int, bootstrap: int) -> None:
     for what, value, known in (("similarity", similarity, SIMILARITIES), ("closeness", by, CLOSENESS)):
         if value not in known:
             raise UsageError(f"unknown {what} {value!r}; known: {', '.join(known)}")

@@ -22,7 +22,7 @@ from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine import Device, Runtime, extract
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
-from voxstrata.studies.retrieve import retrieve
+from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 ALL_MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")
 MODES = ALL_MODES[1:]  # against padded, the reference
@@ -185,7 +185,8 @@ def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> tu
 
 
 def _recall(store: EmbeddingStore) -> tuple[dict[str, dict[str, float]], tuple[int, int], float]:
-    table = retrieve(store, similarities=RETRIEVED_BY, scores=("raw",), ks=(1,), bootstrap=0)
+    options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
+    table = retrieve(store, similarities=RETRIEVED_BY, options=options).table
     mean = table.filter((pc.field("source") == "mean") & (pc.field("metric") == "recall@1")).to_pylist()
     recall: dict[str, dict[str, float]] = {}
     for row in mean:
