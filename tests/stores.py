@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,13 +68,20 @@ def make_store(
 
 
 class MadeUpStore:
-    """A store in memory, as retrieval reads one: several outputs of any frames, a row each in `utterances`."""
+    """A store in memory, as retrieval reads one: several outputs of any frames, a row each in `utterances`.
+
+    most_frames: the largest number of frames that was read at once.
+    """
 
     has_frames = True
+    files = SimpleNamespace(root="made-up.zarr")
+    about = {"model": {"checkpoint": "made-up"}, "spec": {"context": {"mode": "bucketed"}}}  # noqa: RUF012
 
     def __init__(self, utterances: pa.Table, frames: Mapping[str, Sequence[np.ndarray]]) -> None:
         self.utterances = utterances.append_column("status", pa.array(["done"] * len(utterances)))
+        self.ids = self.utterances["id"].to_pylist()
         self.outputs = tuple(frames)
+        self.most_frames = 0
         self._frames = frames
 
     @property
@@ -83,6 +91,7 @@ class MadeUpStore:
     def ragged(self, output: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [self._frames[output][i] for i in indices]
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        self.most_frames = max(self.most_frames, int(offsets[-1]))
         return np.concatenate(parts), offsets
 
     def pooled(self, output: str, indices: np.ndarray) -> np.ndarray:

@@ -13,8 +13,7 @@ from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.retrieval.languages import StoreReader
-from voxstrata.studies.align.measure import align
+from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.phonetics.measure import measure_phonetics
 
 pytest.importorskip("panphon")
@@ -33,12 +32,13 @@ PURE = ("meaning", "sound", "duration")
 Figures = dict[tuple[str, str, str, str], np.ndarray]
 
 
-def figures(stores: Callable[[int], tuple[StoreReader, str]]) -> Figures:
+def figures(stores: Callable[[int], tuple[MadeUpStore, str]]) -> Figures:
     """Means over directions by system, states, control and metric: one value for each seed."""
     found: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
     for seed in range(SEEDS):
         store, phonetics = stores(seed)
-        for r in align(store, phonetics, similarity="pooled_cosine", bootstrap=0).to_pylist():
+        result = align(store, phonetics, options=AlignOptions("pooled_cosine", bootstrap=0))
+        for r in result.table.to_pylist():
             if r["source"] == "mean":
                 found[r["system"], r["states"], r["control"], r["metric"]].append(r["value"])
     return {key: np.array(values, np.float64) for key, values in found.items()}
@@ -56,7 +56,7 @@ def both(planted_corpora: list[Planted], tmp_path_factory: pytest.TempPathFactor
         means = {name: sum(w * pure[k] for k, w in added.items()) for name, added in mixture.items()}
         return MadeUpStore(store.utterances.drop(["status"]), {name: list(m[:, None]) for name, m in means.items()})
 
-    def shuffled(seed: int) -> tuple[StoreReader, str]:
+    def shuffled(seed: int) -> tuple[MadeUpStore, str]:
         store = mixed(seed, {name: {name: 1.0} for name in PURE})
         rng, given = np.random.default_rng(seed), {}
         for name in store.utterances["id"].to_pylist():

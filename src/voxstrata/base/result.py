@@ -32,7 +32,8 @@ class Result(ABC):
     key: under which the tables' metadata hold the settings.
     markdown: the file of the text.
     captions: of its figures, by the name of their file without suffix.
-    formats: in which figures are saved.
+    formats: in which figures are saved. brief: how many of its tables, the first ones, are shown in short.
+    dpi: of the figures that are saved as pixels.
     """
 
     command: ClassVar[str]
@@ -41,6 +42,8 @@ class Result(ABC):
     markdown: ClassVar[str]
     captions: ClassVar[Mapping[str, str]] = {}
     formats: ClassVar[Sequence[str]] = ("png",)
+    brief: ClassVar[int] = 1
+    dpi: ClassVar[int] = DPI
 
     table: pa.Table
 
@@ -52,6 +55,10 @@ class Result(ABC):
     @abstractmethod
     def tables(self) -> list[TextTable]:
         """Everything worth reading, in tables for people; the first is the answer in short."""
+
+    def stored(self) -> list[TextTable]:
+        """What the report shows beside `tables()`: rows as they are stored, with whole values."""
+        return []
 
     @abstractmethod
     def figures(self) -> dict[str, Figure]:
@@ -89,7 +96,7 @@ class Result(ABC):
         written.append(folder / self.markdown)
         for name, figure in self.figures().items():
             for suffix in self.formats:
-                figure.savefig(folder / f"{name}.{suffix}", dpi=DPI)
+                figure.savefig(folder / f"{name}.{suffix}", dpi=self.dpi)
                 written.append(folder / f"{name}.{suffix}")
         return written
 
@@ -116,12 +123,13 @@ class Result(ABC):
             raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
 
     def __repr__(self) -> str:
-        first = self.tables()[0]
-        note = f"\n{first.note}" if first.note else ""
-        return f"{self.title}\n\n{first.to_text()}{note}"
+        parts = [self.title]
+        for table in self.tables()[: self.brief]:
+            parts += [f"{table.title}\n{table.to_text()}"] + ([table.note] if table.note else [])
+        return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return f"<h2>{self.title}</h2>\n{self.tables()[0].to_html()}"
+        return f"<h2>{self.title}</h2>\n{''.join(table.to_html() for table in self.tables()[: self.brief])}"
 
 
 def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:

@@ -25,12 +25,14 @@ DONE = 1  # in a store's status
 class Selection:
     """Some utterances of a store.
 
-    indices: int64 (n,), ascending: rows and columns of results follow the store's order, whose neighbours on disk are
-    read in one piece.
+    indices: int64 (n,), ascending unless another order was asked for: rows and columns of results follow the store's
+    order, whose neighbours on disk are read in one piece. language: of all of them, where they were chosen by one; else
+    empty.
     """
 
     store: EmbeddingStore
     indices: NDArray[np.int64]
+    language: str = ""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -46,14 +48,14 @@ class Selection:
         return self.store.length[self.indices].astype(np.int64)
 
     @cached_property
-    def groups(self) -> list[str | None]:
-        """What each utterance translates, by position; None where the store does not say."""
+    def groups(self) -> NDArray[Any]:
+        """What each utterance translates, (n,) of strings; of objects where the store does not say: None for those."""
         groups: list[str | None] = self.store.utterances["group"].take(pa.array(self.indices)).to_pylist()
-        return groups
+        return np.array(groups, object if None in groups else np.str_)
 
     def part(self, positions: NDArray[np.int64]) -> Selection:
-        """The utterances at some positions, ascending."""
-        return Selection(self.store, self.indices[positions])
+        """The utterances at some positions, in that order."""
+        return Selection(self.store, self.indices[positions], self.language)
 
     def ragged(self, output: str, begin: int, end: int) -> Ragged:
         """Frames of the utterances at positions begin … end - 1, as stored."""
