@@ -73,10 +73,12 @@ def subset(corpus: Corpus, clips: int | None) -> Corpus:
 def exported(args: argparse.Namespace, folder: Path) -> tuple[Checkpoint, ModelFolder]:
     """The checkpoint, and its export into `folder`, with the defaults but a calibrated cache."""
     # not at the top: this brings in torch, which would weigh on what memory.py measures
+    from voxstrata.cli.console import TerminalReporter
     from voxstrata.exporters import ExportSpec, export
     from voxstrata.exporters.checkpoint import load_checkpoint
 
-    model = export(args.model, folder, ExportSpec(calibrate=args.calibrate), say=say)
+    with TerminalReporter(always=True) as reporter:
+        model = export(args.model, folder, ExportSpec(calibrate=args.calibrate), reporter=reporter)
     return load_checkpoint(args.model), model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,14 +21,13 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
-from voxstrata.engine import Device, DeviceEncoder
+from voxstrata.engine import CudaEncoder, Device, Runtime
 from voxstrata.engine.measuring import made_up
-from voxstrata.exporters import ExportSpec
+from voxstrata.exporters import ExportSpec, export, writing
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
 from voxstrata.exporters.pytorch import hidden_states
 from voxstrata.store import StoreSpec
 
-EXPORTING: Any = sys.modules["voxstrata.exporters.exporting"]  # by name: the package's attribute is the function
 NOT_MEASURED = "not measured"
 TOLERANCE = 1e-2  # relative L2 of float16 states, as at export
 COSINE = 0.98  # of `bucketed`, mean over frames: the cache is the pure one
@@ -64,14 +62,14 @@ class Bench:
     def specs(self) -> dict[str, StoreSpec]:
         every = self.model.card.outputs
         return {
-            "three outputs, frames": StoreSpec(self.three, arithmetic="float16"),
-            "all outputs, pooled": StoreSpec(every, pool="mean", arithmetic="float16"),
-            "all outputs, frames": StoreSpec(every, arithmetic="float16"),
+            "three outputs, frames": StoreSpec(self.three),
+            "all outputs, pooled": StoreSpec(every, pool="mean"),
+            "all outputs, frames": StoreSpec(every),
         }
 
-    def encoder(self, spec: StoreSpec, **changes: Any) -> DeviceEncoder:
-        settings = {"tokens": self.args.tokens, "threads": self.args.threads} | changes
-        return DeviceEncoder(self.model, spec, device=self.device, **settings)
+    def encoder(self, spec: StoreSpec, **changes: Any) -> CudaEncoder:
+        runtime = Runtime(self.device, self.args.threads, changes.pop("tokens", self.args.tokens))
+        return CudaEncoder(self.model, spec, runtime, **changes)
 
     def cell(self, value: float | None, form: str) -> str:
         """A measured figure; of a CPU there is none."""
@@ -125,8 +123,8 @@ def random_model(shape: Sequence[int], folder: Path) -> tuple[ModelFolder, Check
     WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder / "checkpoint")
     source = str(folder / "checkpoint")
     # validation takes minutes on a CPU; `correctness` does as much on the device
-    with patch.object(EXPORTING, "validate", lambda *_: {}):
-        model = EXPORTING.export(source, folder / "model", ExportSpec(dtype="float16"))
+    with patch.object(writing, "validate", lambda *_: {}):
+        model = export(source, folder / "model", ExportSpec(dtype="float16"))
     return model, load_checkpoint(source)
 
 
@@ -150,7 +148,7 @@ def correctness(b: Bench) -> None:
     lengths = [round(s * SAMPLE_RATE) for s in (1.0, 6.3, 14.2, 24.9)]
     runs = {}
     for mode in ("padded", "bucketed"):
-        spec = StoreSpec(outputs, dtype="float32", context=Context(mode), arithmetic="float16")
+        spec = StoreSpec(outputs, dtype="float32", context=Context(mode))
         runs[mode] = b.encoder(spec, tokens=2 * WINDOW_FRAMES)
     worst, cosines = 0.0, []
     encoder = b.checkpoint.encoder.to(b.torch_device)
@@ -161,9 +159,9 @@ def correctness(b: Bench) -> None:
             k: v[0, :frames].double().cpu().numpy()
             for k, v in hidden_states(encoder, features.to(b.torch_device)).items()
         }
-        padded = runs["padded"].run_reduced([clip], WINDOW_FRAMES).rows
+        padded = runs["padded"].stored_rows([clip], WINDOW_FRAMES).rows
         bucket = Context("bucketed").frames_computed(frames)
-        bucketed = runs["bucketed"].run_reduced([clip], bucket).rows
+        bucketed = runs["bucketed"].stored_rows([clip], bucket).rows
         for name, rows in zip(outputs, padded, strict=True):
             worst = max(worst, float(np.linalg.norm(rows[0] - want[name]) / np.linalg.norm(want[name])))
         x, y = bucketed[-1][0].astype(np.float64), want["final"]
@@ -200,13 +198,13 @@ def rates(b: Bench) -> None:
         b.add(f"torch.mm, {MM_SIDE}³, at the start and at the end:", header, (dtype, b.cell(rate / 1e12, ".0f")))
 
 
-def apart(b: Bench, what: str, encoder: DeviceEncoder, found: Sequence[Found]) -> float:
+def apart(b: Bench, what: str, encoder: CudaEncoder, found: Sequence[Found]) -> float:
     """Largest relative L2 of rows made among others to those of the recording by itself, which are the same but for
     rounding. More than TOLERANCE, or half of what lies between two recordings, is a problem of `what`."""
 
     def run(audio: NDArray[np.float32]) -> list[NDArray[np.float64]]:
         bucket = encoder.context.frames_computed(-(-len(audio) // SAMPLES_PER_FRAME))
-        return [rows.astype(np.float64) for (rows,) in encoder.run_reduced([audio], bucket).rows]
+        return [rows.astype(np.float64) for (rows,) in encoder.stored_rows([audio], bucket).rows]
 
     off = []
     for (audio, among), (other, _) in zip(found, [*found[1:], *found[:1]], strict=True):

@@ -15,7 +15,7 @@ from voxstrata.audio.decode import decode
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import ModelFolder, Silence
 from voxstrata.encoders.frames import WINDOW_FRAMES, encoder_frames
-from voxstrata.engine import Encoder
+from voxstrata.engine import CpuEncoder
 
 MEAN, WORST = 0.995, 0.98  # asked of `final`: mean cosine over all frames, and of the worst clip
 
@@ -81,7 +81,7 @@ def calibration(model: ModelFolder, source: str) -> list[tuple[str, NDArray[np.f
     return [(r["name"], decode(corpus.absolute(ids.index(r["name"])))) for r in model.card.silence["recordings"]]
 
 
-def padded_clip(encoder: Encoder, corpus: Corpus, row: int) -> Clip:
+def padded_clip(encoder: CpuEncoder, corpus: Corpus, row: int) -> Clip:
     """Decode a recording and run it `padded`; recordings over 30 s are refused."""
     audio = decode(corpus.absolute(row))
     if encoder_frames(len(audio)) > WINDOW_FRAMES:
@@ -96,7 +96,7 @@ def padded_clip(encoder: Encoder, corpus: Corpus, row: int) -> Clip:
     return Clip(name, language, audio, frames, float(log_mel.min()), padded)
 
 
-def near(encoder: Encoder, clip: Clip) -> Near:
+def near(encoder: CpuEncoder, clip: Clip) -> Near:
     """Encode a clip and compare."""
     states = encoder.run([clip.audio], encoder.context.frames_computed(clip.frames), keep=clip.frames)
     cosine = {}
@@ -106,7 +106,7 @@ def near(encoder: Encoder, clip: Clip) -> Near:
     return Near(clip.name, clip.language, clip.frames, cosine)
 
 
-def measure(encoder: Encoder, clips: Sequence[Clip]) -> list[Near]:
+def measure(encoder: CpuEncoder, clips: Sequence[Clip]) -> list[Near]:
     """All clips, one at a time on each thread."""
     with ThreadPoolExecutor(encoder.concurrency) as pool:
         return list(pool.map(lambda clip: near(encoder, clip), clips))

@@ -45,14 +45,14 @@ from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.frames import SAMPLE_RATE
-from voxstrata.engine import Encoder, extract
+from voxstrata.engine import CpuEncoder, Runtime, extract
 from voxstrata.engine.budget import EncoderSize, Work, sgemm_rate
-from voxstrata.engine.extraction import batches
-from voxstrata.engine.planning import plan_corpus, store_spec
+from voxstrata.engine.pipeline import batches
+from voxstrata.engine.planning import plan_corpus
 from voxstrata.exporters import ExportSpec, export
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.pytorch import hidden_states
-from voxstrata.store import open_store
+from voxstrata.store import StoreSpec, open_store
 
 Samples = NDArray[np.float32]
 
@@ -79,7 +79,7 @@ def run_voxstrata(name: str, corpus: Corpus, model: ModelFolder, work: Path, thr
     store, mode = work / f"{name}.zarr", mode_of(name)
     shutil.rmtree(store, ignore_errors=True)
     begin = time.perf_counter()
-    done = extract(corpus, model.path, store, context=Context(mode), threads=threads, long="error")
+    done = extract(corpus, model.path, store, StoreSpec(context=Context(mode)), Runtime(threads=threads), long="error")
     wall = time.perf_counter() - begin
     if done.failed:
         sys.exit(f"measure on clips that can be read: {next(iter(done.failures.values()))}")
@@ -93,18 +93,22 @@ def mode_of(name: str) -> Mode:
 
 def run_session(mode: Mode, corpus: Corpus, model: ModelFolder, audio: Sequence[Samples], threads: int) -> Run:
     """Our session over the batches of `extract`: `audio` holds the samples of every row of the corpus."""
-    spec = store_spec(model, context=Context(mode))
+    spec = StoreSpec(context=Context(mode))
     plan, _ = plan_corpus(corpus, model, spec)
     row = {name: i for i, name in enumerate(corpus.table["id"].to_pylist())}
     of = [audio[row[name]] for name in plan.utterances["id"].to_pylist()]
     begin = time.perf_counter()
-    encoder = Encoder(model, spec.outputs, spec.context, threads=threads, half=True)
+    encoder = CpuEncoder(model, spec, Runtime(threads=threads))
     pending: deque[Future[Any]] = deque()
+
+    def session(samples: Sequence[Samples], frames: int, keep: int) -> None:
+        encoder.encode(encoder.log_mel(samples, frames), frames, keep=keep, half=True)
+
     with ThreadPoolExecutor(encoder.concurrency) as pool:
         for unit in range(plan.units):
             for frames, windows in batches(plan, unit, encoder):
                 samples = [of[w.utterance][w.sample : w.sample + w.samples] for w in windows]
-                pending.append(pool.submit(encoder.run, samples, frames, keep=max(w.frames for w in windows)))
+                pending.append(pool.submit(session, samples, frames, max(w.frames for w in windows)))
                 if len(pending) > encoder.concurrency:
                     pending.popleft().result()
         for encoding in pending:
@@ -304,7 +308,7 @@ def main() -> int:
         near = cosines(stores, checkpoint, corpus, part[:CHECKED])
         flops = {}
         for name in systems:
-            plan, _ = plan_corpus(corpus, model, store_spec(model, context=Context(mode_of(name))))
+            plan, _ = plan_corpus(corpus, model, StoreSpec(context=Context(mode_of(name))))
             flops[name] = Work.of(plan, EncoderSize.of(model, model.card.outputs)).flops
 
     audio_seconds = int(plan.samples.sum()) / SAMPLE_RATE

@@ -47,13 +47,13 @@ from mixes import SHAPES
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
-from voxstrata.encoders import ModelFolder
-from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
-from voxstrata.engine import Device, DeviceEncoder, extract
+from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
+from voxstrata.engine import CudaEncoder, Device, Runtime, extract
 from voxstrata.engine.budget import EncoderSize, Work
 from voxstrata.engine.measuring import MIXES, made_up, write_made_up
+from voxstrata.engine.pipeline import batches
 from voxstrata.engine.planning import default_unit_megabytes
-from voxstrata.engine.sessions import available_threads
+from voxstrata.engine.runtime import available_threads
 from voxstrata.store import StoreSpec, open_store
 
 EXTRACTING: Any = sys.modules["voxstrata.engine.extraction"]  # by name: the package's attribute is the function
@@ -81,7 +81,7 @@ class Batch:
     rows: int
 
 
-def batches_of(b: Bench, encoder: DeviceEncoder, lengths: NDArray[np.float64]) -> tuple[list[Batch], int]:
+def batches_of(b: Bench, encoder: CudaEncoder, lengths: NDArray[np.float64]) -> tuple[list[Batch], int]:
     """The batches of recordings of so many seconds, and the arithmetic they need."""
     frames = np.ceil(lengths * SAMPLE_RATE / SAMPLES_PER_FRAME).astype(np.int64)
     plan = random_plan(
@@ -91,9 +91,9 @@ def batches_of(b: Bench, encoder: DeviceEncoder, lengths: NDArray[np.float64]) -
         default_unit_megabytes(encoder.spec, b.model.card.d_model, Device("cuda")),
     )
     found = [
-        Batch([made_up(w.utterance, w.samples) for w in windows], m, encoder.rows(len(windows), m))
+        Batch([made_up(w.utterance, w.samples) for w in windows], m, encoder.windows_computed(len(windows), m))
         for unit in range(plan.units)
-        for m, windows in EXTRACTING.batches(plan, unit, encoder)
+        for m, windows in batches(plan, unit, encoder)
     ]
     return found, Work.of(plan, EncoderSize.of(b.model, encoder.outputs)).flops
 
@@ -110,7 +110,7 @@ def alone(b: Bench, spec: StoreSpec, lengths: NDArray[np.float64], **changes: An
         # every bucket on every caller: what is allocated, tried out, recorded or built is so before the clock starts
         for first in {batch.frames: batch for batch in work}.values():
             for done in [
-                pool.submit(encoder.run_reduced, first.audio, first.frames) for _ in range(2 * encoder.concurrency)
+                pool.submit(encoder.stored_rows, first.audio, first.frames) for _ in range(2 * encoder.concurrency)
             ]:
                 done.result()
         encoder.seconds.clear()
@@ -123,13 +123,13 @@ def alone(b: Bench, spec: StoreSpec, lengths: NDArray[np.float64], **changes: An
             if id(batch) in compared:
                 compared.discard(id(batch))
                 among.append((batch.audio[-1], [rows[-1].copy() for rows in reduced.rows]))
-            return sum(r.nbytes for rows in reduced.rows for r in rows)
+            return sum(r.size for rows in reduced.rows for r in rows) * spec.stored_dtype.itemsize
 
         with Idle(b.device) as idle:
             begin = time.perf_counter()
             while not passes or time.perf_counter() - begin < b.args.measure:
                 for batch in work:
-                    pending.append((batch, pool.submit(encoder.run_reduced, batch.audio, batch.frames)))
+                    pending.append((batch, pool.submit(encoder.stored_rows, batch.audio, batch.frames)))
                     while len(pending) > encoder.concurrency + 1:
                         bytes_out += take()
                 passes += 1
@@ -177,19 +177,20 @@ def whole_extract(b: Bench, kept: str) -> None:
                 corpus,
                 b.model,
                 Path(folder) / "s.zarr",
-                outputs=spec.outputs,
-                pool=spec.pool,
-                device=b.device,
-                threads=b.args.threads,
-                tokens=b.args.tokens,
+                spec,
+                Runtime(b.device, b.args.threads, b.args.tokens),
             )
         store = open_store(Path(folder) / "s.zarr")
         b.check(done.failed == 0 and store.complete, f"extract, {kept}: the store is not complete")
         found, ids = [], corpus.table["id"].to_pylist()
         for row in np.linspace(0, len(corpus) - 1, min(COMPARED, len(corpus))).astype(int).tolist():
             at = store.ids.index(ids[row])
-            stored = [store.pooled(o)[at][None] if spec.pool else store.frames(at, o) for o in spec.outputs]
-            found.append((decode(corpus.absolute(row)), stored))
+            audio = decode(corpus.absolute(row))
+            if spec.pool:  # the encoder gives sums
+                stored = [store.pooled(o)[at][None] * encoder_frames(len(audio)) for o in spec.outputs]
+            else:
+                stored = [store.frames(at, o) for o in spec.outputs]
+            found.append((audio, stored))
         off = apart(b, f"extract, {kept}", b.encoder(spec), found)
     efficiency = done.flops / (done.seconds * b.rates["bfloat16"]) if b.rates else None
     speed, idling = done.audio_seconds / done.seconds, idle.share(done.seconds)
@@ -265,12 +266,12 @@ def profile(b: Bench) -> None:
     encoder = b.encoder(b.specs()["three outputs, frames"])
     work, _ = batches_of(b, encoder, MIXES["fleurs"].lengths(b.args.clips))
     batch = max(work, key=lambda x: len(x.audio))
-    encoder.run_reduced(batch.audio, batch.frames)
+    encoder.stored_rows(batch.audio, batch.frames)
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU if b.device.kind == "cpu" else kinds.CUDA]) as found:
         begin = time.perf_counter()
         for _ in range(3):
-            encoder.run_reduced(batch.audio, batch.frames)
+            encoder.stored_rows(batch.audio, batch.frames)
         wall = time.perf_counter() - begin
     rows = [["(the host's clock)", "3", b.cell(wall * 1e3, ".1f")]]
     if b.device.kind != "cpu":
@@ -333,11 +334,7 @@ def run(b: Bench, publish: Callable[[], None]) -> None:
 
 def through_device_path() -> None:
     """Let `extract` take the path of accelerators on a CPU, too; a user's run takes the CPU's own."""
-
-    def make(model: ModelFolder, spec: StoreSpec, device: Device, threads: int | None, tokens: int | None) -> Any:
-        return DeviceEncoder(model, spec, device=device, threads=threads, tokens=tokens)
-
-    EXTRACTING.make_encoder = make
+    EXTRACTING.make_encoder = CudaEncoder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

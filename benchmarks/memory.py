@@ -23,7 +23,7 @@ import pyarrow as pa
 from _common import Table, environment, exported, parser, pin, say, write_report
 
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
-from voxstrata.engine import extract
+from voxstrata.engine import Runtime, extract
 from voxstrata.store.plan import UNIT_MEGABYTES
 
 SMALL_UNIT_MEGABYTES = 16
@@ -44,8 +44,7 @@ def child(model: str, corpus: str, clips: str, threads: str, unit_megabytes: str
         spaced_by_length(read_corpus(corpus), int(clips)),
         model,
         store,
-        threads=int(threads),
-        unit_megabytes=int(unit_megabytes),
+        runtime=Runtime(threads=int(threads), unit_megabytes=int(unit_megabytes)),
     )
     status = Path("/proc/self/status").read_text(encoding="ascii")
     # not getrusage: its maximum is inherited from the process that started this one

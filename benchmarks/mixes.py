@@ -27,6 +27,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.context import Mode
+from voxstrata.engine import Runtime
 from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.measuring import MIXES, Throughput, measure
 from voxstrata.exporters import export
@@ -84,7 +85,7 @@ def main() -> int:
 
     def one(shape: str, model: ModelFolder, mode: Mode, mix: str, outputs: str) -> Throughput:
         before = sgemm_rate(args.threads)
-        t = measure(model, mode, mix=MIXES[mix], outputs=outputs, threads=args.threads, seconds=args.seconds)
+        t = measure(model, mode, MIXES[mix], outputs, Runtime(threads=args.threads), seconds=args.seconds)
         rates.append((before + sgemm_rate(args.threads)) / 2)
         t = replace(t, efficiency=t.flops / (t.seconds * rates[-1]))
         say(f"{shape} {mix} {mode}, {len(t.outputs)} outputs: {t.audio_hours_per_hour:.1f} audio-hours per hour")

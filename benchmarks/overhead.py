@@ -32,10 +32,10 @@ from voxstrata.audio.decode import decode
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, ModelFolder, open_model
 from voxstrata.encoders.frames import WINDOW_SAMPLES, encoder_frames
-from voxstrata.engine import Encoder
+from voxstrata.engine import CpuEncoder, Runtime, cpu_encoder
 from voxstrata.engine.decoding import DecodeAhead
 from voxstrata.engine.sink import UnitSink
-from voxstrata.store import open_store
+from voxstrata.store import StoreSpec, open_store
 
 CHECKED = 20  # recordings
 
@@ -43,12 +43,13 @@ CHECKED = 20  # recordings
 def off(store: Path, corpus: Corpus, model: ModelFolder) -> list[str]:
     """Of CHECKED recordings those whose stored frames are not the session's."""
     opened, context = open_store(store), Context("bucketed")
-    encoder, ids = Encoder(model, context=context, threads=1, half=True), corpus.table["id"].to_pylist()
+    encoder, ids = CpuEncoder(model, StoreSpec(context=context), Runtime(threads=1)), corpus.table["id"].to_pylist()
     wrong = []
     for row in np.random.default_rng(0).permutation(len(corpus))[:CHECKED].tolist():
         audio = decode(corpus.absolute(row))[:WINDOW_SAMPLES]
         frames = encoder_frames(len(audio))
-        states = encoder.run([audio], context.frames_computed(frames), keep=frames)
+        computed = context.frames_computed(frames)
+        states = encoder.encode(encoder.log_mel([audio], computed), computed, keep=frames, half=True)
         stored = [opened.frames(ids[row], o)[:frames] for o in encoder.outputs]
         if not all(np.array_equal(a[0], b) for a, b in zip(states, stored, strict=True)):
             wrong.append(ids[row])
@@ -60,8 +61,9 @@ class Stages:
 
     METHODS = (
         (DecodeAhead, "_decode", "decode"),
-        (Encoder, "log_mel", "log_mel"),
-        (Encoder, "encode", "encode"),
+        (CpuEncoder, "log_mel", "log_mel"),
+        (CpuEncoder, "encode", "encode"),
+        (cpu_encoder, "reduce_states", "reduce"),
         (UnitSink, "put", "place"),
         (UnitSink, "commit", "write"),
     )

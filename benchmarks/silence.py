@@ -35,10 +35,11 @@ from matplotlib.ticker import NullLocator
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders import Context, ModelFolder, Silence
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, WINDOW_FRAMES
-from voxstrata.engine import Encoder
+from voxstrata.engine import CpuEncoder, Runtime
 from voxstrata.exporters import ExportSpec
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.silence_cache import PURE_LEVEL, pure_silence, run_on_recordings, run_on_silence
+from voxstrata.store import StoreSpec
 
 LEVELS = (-1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.0)  # log-mel of silence, from digital to behind loud speech
 KEYS = (16, 32, 64, 96)  # per layer and head
@@ -66,7 +67,7 @@ class Row:
 
 def window_seconds(model: ModelFolder, context: Context, threads: int) -> dict[int, list[float]]:
     """Seconds of the graph for one window, by m: one for each repeat and thread, the first ones left out."""
-    encoder = Encoder(model, context=context, threads=threads)
+    encoder = CpuEncoder(model, StoreSpec(context=context), Runtime(threads=threads))
     noise = np.random.default_rng(0).standard_normal(max(EDGES) * 320, np.float32) / 10
     found = {}
     for m in EDGES:
@@ -137,7 +138,7 @@ def nearest_level(
         own = [c for c in clips if min(LEVELS, key=lambda at: abs(at - c.level)) == level]
         if own:
             cached = WithCache(model.path, model.card, pure_silence(checkpoint, 0, level)[0])
-            found += measure(Encoder(cached, outputs, threads=threads), own)
+            found += measure(CpuEncoder(cached, StoreSpec(outputs), Runtime(threads=threads)), own)
     return Summary.of(found)
 
 
@@ -242,7 +243,7 @@ def main() -> int:
 
         outputs = shown(model.card.layers)
         chosen = subset(read_corpus(args.corpus), args.clips)
-        padded = Encoder(model, outputs, context=Context("padded"), threads=args.threads)
+        padded = CpuEncoder(model, StoreSpec(outputs, context=Context("padded")), Runtime(threads=args.threads))
         with ThreadPoolExecutor(padded.concurrency) as pool:
             clips = list(pool.map(lambda row: padded_clip(padded, chosen, row), range(len(chosen))))
 
@@ -251,11 +252,13 @@ def main() -> int:
             say(f"{family} {size}: final {near.cosine['final']:.5f}, worst {near.worst:.4f}")
 
         def try_cache(family: str, size: str, silence: Silence) -> None:
-            encoder = Encoder(WithCache(model.path, model.card, silence), outputs, threads=args.threads)
+            encoder = CpuEncoder(
+                WithCache(model.path, model.card, silence), StoreSpec(outputs), Runtime(threads=args.threads)
+            )
             keys = {m: silence.for_frames(m).key.shape[2] for m in EDGES}
             add(family, size, Summary.of(measure(encoder, clips)), keys)
 
-        trimmed = Encoder(model, outputs, context=Context("trimmed"), threads=args.threads)
+        trimmed = CpuEncoder(model, StoreSpec(outputs, context=Context("trimmed")), Runtime(threads=args.threads))
         add("no cache (trimmed)", "", Summary.of(measure(trimmed, clips)), dict.fromkeys(EDGES, 0))
         pure = Condenser(run_on_silence(checkpoint))
         try_cache("pure", "all positions", pure.whole)

@@ -21,9 +21,10 @@ from _silence import MEAN, WORST, Near, Summary, WithCache, calibration, folder_
 
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context
-from voxstrata.engine import Encoder
+from voxstrata.engine import CpuEncoder, Runtime
 from voxstrata.exporters import ExportSpec
 from voxstrata.exporters.silence_cache import condense, pure_silence, run_on_recordings
+from voxstrata.store import StoreSpec
 
 
 def without(corpus: Corpus, left_out: set[str]) -> Corpus:
@@ -43,7 +44,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
         checkpoint, model = exported(args, Path(folder))
         outputs = shown(model.card.layers)
-        padded = Encoder(model, outputs, context=Context("padded"), threads=args.threads)
+        padded = CpuEncoder(model, StoreSpec(outputs, context=Context("padded")), Runtime(threads=args.threads))
         runs = run_on_recordings(checkpoint, calibration(model, args.calibrate))
         caches = {
             f"calibrated, {keys}": model.silence(),
@@ -51,7 +52,9 @@ def main() -> int:
             "calibrated, all": condense(runs, 0)[0],
         }
         encoders = {
-            name: Encoder(WithCache(model.path, model.card, cache), outputs, threads=args.threads)
+            name: CpuEncoder(
+                WithCache(model.path, model.card, cache), StoreSpec(outputs), Runtime(threads=args.threads)
+            )
             for name, cache in caches.items()
         }
         corpus, other = read_corpus(args.corpus), read_corpus(args.calibrate)

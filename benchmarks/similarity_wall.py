@@ -60,7 +60,7 @@ def main() -> int:
         lengths = {language: rng.integers(150, 250, args.utterances, endpoint=True) for language in ("en", "es")}
         make_store(store, lengths, 512)
         say("comparing")
-        command = [Path(sys.executable).with_name("voxstrata"), "similarity", store, "--layer", OUTPUT]
+        command = [Path(sys.executable).with_name("voxstrata"), "similarity", store, "--outputs", OUTPUT]
         command += ["--x", "en", "--y", "es", "-o", folder, "--kernel", args.kernel, "--json"]
         begin = time.perf_counter()
         done = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)

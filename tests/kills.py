@@ -8,15 +8,19 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from voxstrata.engine import Progress, extract
+from voxstrata.base.progress import Progress, Reporter
+from voxstrata.engine import Runtime, extract
+from voxstrata.store import StoreSpec
 
 # Children are forked from a server that has everything imported and no threads: fast, and without this process' torch.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["voxstrata.engine"])
+
+
+Settings = tuple[StoreSpec, Runtime]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -29,22 +33,29 @@ def committed(store: Path) -> int:
     return len(list(store.glob("units/*.json")))
 
 
-def _quietly(corpus: Path, model: Path, store: Path, settings: dict[str, Any], hold_at: int | None) -> None:
+class Holding(Reporter):
+    """Lets no run get further than to so many committed units."""
+
+    def __init__(self, store: Path, units: int) -> None:
+        self.store, self.units = store, units
+
+    def progress(self, progress: Progress) -> None:
+        while progress.stage == "extracting" and committed(self.store) >= self.units:
+            time.sleep(0.001)
+
+
+def _quietly(corpus: Path, model: Path, store: Path, settings: Settings, hold_at: int | None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the traceback of a KeyboardInterrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs us in the background
 
-    def progress(_: Progress) -> None:
-        while hold_at is not None and committed(store) >= hold_at:
-            time.sleep(0.001)
-
-    extract(corpus, model, store, progress=progress, **settings)
+    extract(corpus, model, store, *settings, Reporter() if hold_at is None else Holding(store, hold_at))
 
 
 def run(
     corpus: Path,
     model: Path,
     store: Path,
-    settings: dict[str, Any],
+    settings: Settings,
     stop: Callable[[], int | None],
     hold_at: int | None = None,
 ) -> int:
@@ -66,7 +77,7 @@ def run(
     return child.exitcode
 
 
-def kill_and_resume(corpus: Path, model: Path, folder: Path, settings: dict[str, Any], kills: int, seed: int) -> None:
+def kill_and_resume(corpus: Path, model: Path, folder: Path, settings: Settings, kills: int, seed: int) -> None:
     """Kill runs `kills` times, resume each, and hold every store that got finished against an uninterrupted one.
 
     Every second store is also killed as soon as its first file appears, that is while it is being made.

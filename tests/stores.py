@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -75,14 +75,22 @@ class MadeUpStore:
 
     has_frames = True
     files = SimpleNamespace(root="made-up.zarr")
-    about = {"model": {"checkpoint": "made-up"}, "spec": {"context": {"mode": "bucketed"}}}  # noqa: RUF012
+    about: ClassVar = {
+        "model": {"checkpoint": "made-up", "silence": {}},
+        "spec": {"context": {"mode": "bucketed"}},
+        "plan": "0" * 64,
+    }
 
     def __init__(self, utterances: pa.Table, frames: Mapping[str, Sequence[np.ndarray]]) -> None:
         self.utterances = utterances.append_column("status", pa.array(["done"] * len(utterances)))
-        self.ids = self.utterances["id"].to_pylist()
         self.outputs = tuple(frames)
         self.most_frames = 0
         self._frames = frames
+
+    @property
+    def ids(self) -> list[str]:
+        ids: list[str] = self.utterances["id"].to_pylist()
+        return ids
 
     @property
     def length(self) -> np.ndarray:

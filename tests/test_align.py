@@ -26,7 +26,7 @@ from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.align.states import CENTRED, RAW, StateSimilarity, cell_centres
 from voxstrata.studies.align.table import ALIGN_SCHEMA
 from voxstrata.studies.phonetics.measure import measure_phonetics
-from voxstrata.studies.retrieve import retrieve
+from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 pytest.importorskip("panphon")
 
@@ -161,7 +161,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 def test_whole_pools_reach_what_retrieve_reaches(planted: Planted) -> None:
     options = AlignOptions(bootstrap=200)
     table = align(planted.store, planted.phonetics, ["meaning"], options=options).table.to_pylist()
-    plain = retrieve(planted.store, ["meaning"], None, ["seqsim_f1"], ["raw"], [1], bootstrap=200).to_pylist()
+    retrieval = RetrievalOptions(["raw"], [1], bootstrap=200)
+    plain = retrieve(planted.store, "meaning", similarities="seqsim_f1", options=retrieval).table.to_pylist()
     for source, target in (("a", "b"), ("b", "a"), ("mean", "mean")):
         (ours,) = [
             r

@@ -10,9 +10,10 @@ import pytest
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders import Context, ModelFolder, open_model
-from voxstrata.engine import Device, extract
+from voxstrata.engine import Device, Runtime, extract
 from voxstrata.engine.budget import EncoderSize, Work, sgemm_rate
-from voxstrata.engine.planning import plan_corpus, store_spec
+from voxstrata.engine.planning import plan_corpus
+from voxstrata.store import StoreSpec
 
 FULL = Context("padded")
 
@@ -67,13 +68,13 @@ def test_a_run_reports_the_arithmetic_of_its_plan_and_a_resumed_one_of_what_was_
     corpus = make_corpus({"en/a": 1.3, "en/b": 4.0, "de/c": 33.0, "de/d": 29.5})
     model = open_model(tiny_model)
     for mode in ("padded", "bucketed", "trimmed"):
-        spec = store_spec(model, context=Context(mode))
+        spec = StoreSpec(context=Context(mode))
         plan, _ = plan_corpus(read_corpus(corpus), model, spec)
-        work = Work.of(plan, EncoderSize.of(model, spec.outputs))
+        work = Work.of(plan, EncoderSize.of(model, model.card.outputs))
         store = tmp_path / f"{mode}.zarr"
-        assert extract(corpus, model, store, context=Context(mode)).flops == work.flops
+        assert extract(corpus, model, store, spec).flops == work.flops
         assert work.windows == 5  # 33 s are two
-        assert extract(corpus, model, store, context=Context(mode)).flops == 0
+        assert extract(corpus, model, store, spec).flops == 0
     # padded: 5 windows of 1500; else 65 + 50 → 125, 200 + 50 → 250, 150 + 50 → 200, and twice 1500
     assert Work.of(plan, EncoderSize.of(model, ["final"])).tokens == 125 + 250 + 200 + 2 * 1500
 
@@ -82,10 +83,10 @@ def test_efficiency_is_the_arithmetic_by_the_wall_time_at_the_rate_of_matrix_pro
     make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     corpus = make_corpus({"a": 1.0})
-    report = extract(corpus, tiny_model, tmp_path / "s.zarr", threads=1, efficiency=True)
+    report = extract(corpus, tiny_model, tmp_path / "s.zarr", runtime=Runtime(threads=1), efficiency=True)
     assert report.sgemm_rate is not None
     assert report.efficiency == pytest.approx(report.flops / report.seconds / report.sgemm_rate)
-    plain = extract(corpus, tiny_model, tmp_path / "t.zarr", threads=1)
+    plain = extract(corpus, tiny_model, tmp_path / "t.zarr", runtime=Runtime(threads=1))
     assert (plain.sgemm_rate, plain.efficiency) == (None, None)
 
 
@@ -93,7 +94,9 @@ def test_efficiency_is_not_to_be_had_on_a_gpu(
     make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="GPU"):
-        extract(make_corpus({"a": 1.0}), tiny_model, tmp_path / "s.zarr", device=Device("cuda"), efficiency=True)
+        extract(
+            make_corpus({"a": 1.0}), tiny_model, tmp_path / "s.zarr", runtime=Runtime(Device("cuda")), efficiency=True
+        )
 
 
 def test_a_config_without_the_mlps_width_is_an_input_error(tiny_model: Path, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from huggingface_hub.errors import (  # noqa: E402
 
 from voxstrata.encoders.outputs import output_names  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from voxstrata.exporters.standard_graph import WeightsFile, encoder_graph  # noqa: E402
+from voxstrata.exporters.standard_graph import encoder_graph  # noqa: E402
+from voxstrata.exporters.weights import WeightsFile  # noqa: E402
 
 
 def bare_folder(folder: Path, weights: State, tiny: Path) -> str:
@@ -73,12 +74,8 @@ def openai_pt(folder: Path, weights: State, tiny: Path) -> str:
 
 def graph_bytes(checkpoint: Checkpoint, folder: Path) -> tuple[bytes, bytes]:
     folder.mkdir()
-    file = WeightsFile(folder / "weights", np.dtype("float32"))
-    graph = encoder_graph(
-        checkpoint.state(), checkpoint.shape, file,
-        outputs=output_names(checkpoint.shape.layers), cached=True, norm_every=False,
-    )  # fmt: skip
-    file.close()
+    with WeightsFile(folder / "weights", checkpoint.state(), checkpoint.shape, "float32") as weights:
+        graph = encoder_graph(weights, outputs=output_names(checkpoint.shape.layers), cached=True, norm_every=False)
     return graph.SerializeToString(), (folder / "weights").read_bytes()
 
 

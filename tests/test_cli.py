@@ -212,7 +212,7 @@ class TestExitCodes:
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("voxstrata.engine.cpu_encoder.Encoder.encode", interrupted)
+        monkeypatch.setattr("voxstrata.engine.cpu_encoder.CpuEncoder.encode", interrupted)
         assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 130
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last == "interrupted: what is committed is safe, the same command goes on from there"

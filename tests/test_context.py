@@ -17,7 +17,8 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders import Context, ModelCard, Silence, open_model
 from voxstrata.encoders.card import write_card
 from voxstrata.encoders.outputs import output_names, select_outputs
-from voxstrata.engine import Encoder
+from voxstrata.engine import CpuEncoder
+from voxstrata.store import StoreSpec
 
 MODEL_FILES = (
     "card.json",
@@ -114,7 +115,7 @@ def test_a_cache_that_begins_after_the_bucket_is_an_input_error(tiny_model: Path
     with pytest.raises(InputError, match="begins at frame 1400, a bucket ends at 1399"):
         silence().for_frames(1399)
     with pytest.raises(InputError, match="begins at frame 75, a bucket ends at 50"):
-        Encoder(open_model(tiny_model), context=Context(edges=(50, 1500)))
+        CpuEncoder(open_model(tiny_model), StoreSpec(context=Context(edges=(50, 1500))))
 
 
 @pytest.mark.parametrize("groups", [0, 9])
@@ -197,7 +198,7 @@ def test_a_graph_that_is_no_graph_is_an_input_error_naming_it(model: Path) -> No
     (model / "log_mel.onnx").write_bytes(b"no graph")
     write_card(model, card)
     with pytest.raises(InputError, match=r"log_mel\.onnx: onnxruntime cannot load it"):
-        Encoder(open_model(model))
+        CpuEncoder(open_model(model))
 
 
 def test_a_checkpoint_is_not_a_model_and_is_told_so(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import COLUMNS, Corpus, probe_corpus, read_corpus
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -335,6 +336,16 @@ def test_common_voice_is_not_taken_for_fleurs(tmp_path: Path) -> None:
     assert column(read_corpus(tmp_path), "path") == ["en/clips/a.mp3"]
 
 
+class Heard(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.heard.append(progress)
+
+
 def test_one_bad_file_never_stops_the_probing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(20):
         soundfile.write(tmp_path / f"{i:02}.wav", np.zeros(100 + i), 16_000)
@@ -353,8 +364,8 @@ def test_one_bad_file_never_stops_the_probing(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(module, "probe", sometimes_broken)
     monkeypatch.setattr(module, "_SLICE", 7)
-    seen: list[tuple[int, int]] = []
-    infos, failures = probe_corpus(corpus, workers=3, progress=lambda done, total: seen.append((done, total)))
+    told = Heard()
+    infos, failures = probe_corpus(corpus, workers=3, reporter=told)
     assert [info.samples if info else None for info in infos] == [
         None if i in (3, 11, 15) else 100 + i for i in range(20)
     ]
@@ -362,7 +373,8 @@ def test_one_bad_file_never_stops_the_probing(tmp_path: Path, monkeypatch: pytes
     assert "03.wav: is empty" in failures[3]
     assert "11.wav: no such file" in failures[11]
     assert "15.wav: RuntimeError: a bug in a decoder" in failures[15]
-    assert seen == [(i + 1, 20) for i in range(20)]
+    assert [(p.stage, p.done, p.total) for p in told.heard] == [("reading headers", i + 1, 20) for i in range(20)]
+    assert told.heard[-1].failed == 3
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:

@@ -26,7 +26,11 @@ from voxstrata import Context, Device, InputError, UsageError, open_model  # noq
 from voxstrata.corpus import read_corpus  # noqa: E402
 from voxstrata.encoders import ModelFolder  # noqa: E402
 from voxstrata.encoders.card import CPU, WEIGHTS  # noqa: E402
-from voxstrata.engine import DeviceEncoder, Encoder  # noqa: E402
+from voxstrata.engine import (  # noqa: E402
+    CpuEncoder,
+    CudaEncoder,
+    Runtime,
+)
 from voxstrata.exporters import ExportSpec, export  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint  # noqa: E402
 from voxstrata.store import StoreSpec  # noqa: E402
@@ -121,22 +125,22 @@ def test_widths_that_are_spread_in_memory_give_the_same_states(tmp_path: Path, f
 def test_keeping_fewer_positions_or_outputs_keeps_their_states(tiny_model: Path, mode: str) -> None:
     context = Context(mode, edges=(200, 1500))  # type: ignore[arg-type]
     frames, audio = context.frames_computed(120), [sound(2.4, 1), sound(2.0, 2)]
-    every = Encoder(open_model(tiny_model), context=context)
+    every = CpuEncoder(open_model(tiny_model), StoreSpec(context=context))
     whole = dict(zip(ALL, every.run(audio, frames), strict=True))
     assert all(s.shape == (2, frames, 32) for s in whole.values())
     for outputs in (ALL, ("layer_00",), ("layer_01",), ("layer_00", "layer_02"), ("layer_03",), ("final",)):
-        encoder = Encoder(open_model(tiny_model), outputs, context)
+        encoder = CpuEncoder(open_model(tiny_model), StoreSpec(outputs, context=context))
         for name, got in zip(outputs, encoder.run(audio, frames, keep=120), strict=True):
             assert got.shape == (2, 120, 32)
             assert relative(got, whole[name][:, :120]) < 1e-6, (outputs, name)
 
 
 def test_a_shallow_output_leaves_the_deeper_blocks_out(tiny_model: Path) -> None:
-    encoder = Encoder(open_model(tiny_model), ("layer_00", "layer_02"))
+    encoder = CpuEncoder(open_model(tiny_model), StoreSpec(("layer_00", "layer_02")))
     assert encoder._positions(300, 250).tolist() == [300, 250, 1]
-    encoder = Encoder(open_model(tiny_model), ("layer_00",))
+    encoder = CpuEncoder(open_model(tiny_model), StoreSpec(("layer_00",)))
     assert encoder._positions(300, 250).tolist() == [1, 1, 1]
-    encoder = Encoder(open_model(tiny_model))
+    encoder = CpuEncoder(open_model(tiny_model))
     assert encoder._positions(300, 250).tolist() == [300, 300, 250]
 
 
@@ -145,8 +149,10 @@ def test_states_as_float16_are_the_states_cast(tiny_checkpoint: Path, tmp_path: 
     """By the graph where it is the CPU's, the same bits as numpy's."""
     export(str(tiny_checkpoint), tmp_path / "model", ExportSpec(dtype=dtype))  # type: ignore[arg-type]
     model, audio = open_model(tmp_path / "model"), [sound(2.4, 1), sound(2.0, 2)]
+    encoder = CpuEncoder(model)
+    log_mel = encoder.log_mel(audio, 200)
     for states, half in zip(
-        Encoder(model).run(audio, 200, keep=120), Encoder(model, half=True).run(audio, 200, keep=120), strict=True
+        encoder.encode(log_mel, 200, keep=120), encoder.encode(log_mel, 200, keep=120, half=True), strict=True
     ):
         assert states.dtype == np.dtype(dtype)
         assert half.dtype == np.float16
@@ -197,10 +203,14 @@ def test_an_int8_model_has_8_bits_in_every_linear_layer_and_one_graph(int8_model
 def test_int8_states_do_not_depend_on_the_outputs_chosen_or_the_positions_kept(int8_model: Path) -> None:
     audio = [np.random.default_rng(3).standard_normal(30_000).astype(np.float32)]
     whole = dict(
-        zip(("layer_02", "final"), Encoder(open_model(int8_model), "layer_02,final").run(audio, 150), strict=True)
+        zip(
+            ("layer_02", "final"),
+            CpuEncoder(open_model(int8_model), StoreSpec("layer_02,final")).run(audio, 150),
+            strict=True,
+        )
     )
     for output, states in whole.items():
-        (some,) = Encoder(open_model(int8_model), output).run(audio, 150, keep=94)
+        (some,) = CpuEncoder(open_model(int8_model), StoreSpec(output)).run(audio, 150, keep=94)
         np.testing.assert_array_equal(some, states[:, :94])
 
 
@@ -208,8 +218,8 @@ def test_int8_states_stay_near_float32(tiny_model: Path, int8_model: Path) -> No
     audio = [sound(2.0, 3)]
     for name, near, want in zip(
         ALL,
-        Encoder(open_model(int8_model)).run(audio, 150),
-        Encoder(open_model(tiny_model)).run(audio, 150),
+        CpuEncoder(open_model(int8_model)).run(audio, 150),
+        CpuEncoder(open_model(tiny_model)).run(audio, 150),
         strict=True,
     ):
         assert near.dtype == np.float32
@@ -218,9 +228,9 @@ def test_int8_states_stay_near_float32(tiny_model: Path, int8_model: Path) -> No
 
 def test_an_int8_window_has_a_batch_to_itself_and_no_gpu(int8_model: Path) -> None:
     model = open_model(int8_model)
-    assert Encoder(model, tokens=10_000).batch_size(100) == 1
+    assert CpuEncoder(model, runtime=Runtime(tokens=10_000)).batch_size(100) == 1
     with pytest.raises(UsageError, match="int8 model runs on CPUs alone"):
-        DeviceEncoder(model, StoreSpec(("final",)), device=Device("cuda"))
+        CudaEncoder(model, StoreSpec(("final",)), Runtime(Device("cuda")))
 
 
 def test_drift_measures_8_bits_against_another_export(

@@ -10,6 +10,7 @@ from test_cli import run
 
 from voxstrata.demo import corpus as demo_corpus
 from voxstrata.demo import encoder as demo
+from voxstrata.demo import run as demo_run
 
 pytest.importorskip("espeakng_loader", reason="espeakng-loader is in the extra `demo`")
 
@@ -17,10 +18,10 @@ pytest.importorskip("espeakng_loader", reason="espeakng-loader is in the extra `
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three sentences in two languages, and no hub."""
-    monkeypatch.setattr(demo, "LANGUAGES", ("en", "de"))
+    monkeypatch.setattr(demo_run, "LANGUAGES", ("en", "de"))
     monkeypatch.setattr(demo, "hub_answers", lambda: False)
     monkeypatch.setattr(demo, "_is_cached", lambda: False)
-    monkeypatch.setattr(demo_corpus, "write_demo_corpus", partial(demo_corpus.write_demo_corpus, sentences=3))
+    monkeypatch.setattr(demo_run, "write_demo_corpus", partial(demo_corpus.write_demo_corpus, sentences=3))
 
 
 @pytest.mark.usefixtures("short")

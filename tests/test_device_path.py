@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
 import sys
 import threading
 import time
@@ -22,14 +23,15 @@ pytest.importorskip("onnx")
 
 from voxstrata.base.errors import InputError
 from voxstrata.encoders import Context, Silence, open_model
-from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL
+from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, WEIGHTS
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.engine import Device, DeviceEncoder, Encoder, ExtractReport, extract
+from voxstrata.engine import CpuEncoder, CudaEncoder, Device, Encoder, ExtractReport, Runtime, extract
 from voxstrata.engine.page_lock import host_array, page_lock
-from voxstrata.engine.reductions import gathering, reduction_graph
+from voxstrata.engine.reductions import gathering, reduce_states
 from voxstrata.engine.sessions import PROVIDERS
 from voxstrata.exporters import ExportSpec, export
-from voxstrata.exporters.cuda_graph import encoder_graph
+from voxstrata.exporters.cuda_graph import cuda_encoder_graph, cuda_log_mel
+from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store import StoreSpec, open_store
 
 EXTRACT = sys.modules["voxstrata.engine.extraction"]  # the package's attribute of that name is the function
@@ -50,10 +52,10 @@ def half_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def expected(states: np.ndarray, spec: StoreSpec) -> np.ndarray:
-    """What is stored of a window's valid states, in float64."""
+    """What is stored of a window's valid states, in float64; with `pool` their sum."""
     x = states.astype(np.float64)
     if spec.pool:
-        return x.mean(axis=0, keepdims=True)
+        return x.sum(axis=0, keepdims=True)
     return np.stack([x[i : i + spec.every].mean(axis=0) for i in range(0, len(x), spec.every)])
 
 
@@ -67,19 +69,20 @@ def test_stored_rows_are_those_of_the_plain_path(
     model, context = open_model(half_model if half else tiny_model), Context(mode)
     outputs = ("layer_00", "layer_02", "final")
     spec = StoreSpec(outputs, context=context, **kept)
-    device = DeviceEncoder(model, spec, device=CPU, tokens=3000)
+    device = CudaEncoder(model, spec, Runtime(CPU, tokens=3000))
     frames = context.frames_computed(150)
     audio = [sound(seconds, i) for i, seconds in enumerate((3.0, 2.101)[: device.batch_size(frames)])]
-    found = device.run_reduced(audio, frames)
-    plain = Encoder(model, outputs, context).run(audio, frames)
-    assert found.finite == [True, True, True]
-    for rows, states in zip(found.rows, plain, strict=True):
-        for got, state, samples in zip(rows, states, audio, strict=True):
-            want = expected(state[: -(-len(samples) // SAMPLES_PER_FRAME)], spec)
-            assert got.dtype == spec.stored_dtype
-            assert got.shape == want.shape
-            error = np.linalg.norm(got - want) / np.linalg.norm(want)
-            assert error <= (2e-3 if half else TOLERANCE[str(spec.stored_dtype)])
+    plain = CpuEncoder(model, spec).run(audio, frames)
+    encoders: list[Encoder] = [device, CpuEncoder(model, spec)]
+    for found in (encoder.stored_rows(audio, frames) for encoder in encoders):
+        assert found.finite == [True, True, True]
+        for rows, states in zip(found.rows, plain, strict=True):
+            for got, state, samples in zip(rows, states, audio, strict=True):
+                want = expected(state[: -(-len(samples) // SAMPLES_PER_FRAME)], spec)
+                assert got.dtype == (np.float64 if spec.pool else spec.stored_dtype)
+                assert got.shape == want.shape
+                error = np.linalg.norm(got - want) / np.linalg.norm(want)
+                assert error <= (2e-3 if half else TOLERANCE[str(spec.stored_dtype)])
     assert {"copy_in", "log_mel", "encode", "copy_out"} <= device.seconds.keys()
 
 
@@ -87,11 +90,11 @@ def test_stored_rows_are_those_of_the_plain_path(
 def test_rows_depend_on_no_neighbour(tiny_model: Path, fixed: bool, tolerance: float) -> None:
     """Bit for bit where shapes are fixed; otherwise libraries may take another algorithm for other numbers of rows."""
     spec = StoreSpec(("layer_01", "final"), dtype="float32")
-    device = DeviceEncoder(open_model(tiny_model), spec, device=CPU, tokens=800, cuda_graphs=fixed)
+    device = CudaEncoder(open_model(tiny_model), spec, Runtime(CPU, tokens=800), cuda_graphs=fixed)
     audio = [sound(2.9, 1), 0.9 * sound(3.0, 2), 1e-3 * sound(1.0, 3), sound(0.02, 4)]
-    together = device.run_reduced(audio, 200)
+    together = device.stored_rows(audio, 200)
     for i, samples in enumerate(audio):
-        alone = device.run_reduced([samples], 200)
+        alone = device.stored_rows([samples], 200)
         for a, b in zip(together.rows, alone.rows, strict=True):
             np.testing.assert_allclose(a[i], b[0], rtol=0, atol=tolerance)
 
@@ -114,32 +117,61 @@ def test_a_bucket_has_one_shape_for_cuda_graphs_and_takes_its_silence_once(
 
     monkeypatch.setattr(ort.IOBinding, "bind_input", seen)
     spec = StoreSpec(("final",))
-    device = DeviceEncoder(open_model(tiny_model), spec, device=CPU, tokens=1500, cuda_graphs=fixed)
+    device = CudaEncoder(open_model(tiny_model), spec, Runtime(CPU, tokens=1500), cuda_graphs=fixed)
     monkeypatch.setattr(Silence, "for_frames", uploaded)
     for windows in (7, 1, 3):
-        device.run_reduced([sound(1.0, i) for i in range(windows)], 200)
-    device.run_reduced([sound(29.5, 1)], 1500)
+        device.stored_rows([sound(1.0, i) for i in range(windows)], 200)
+    device.stored_rows([sound(29.5, 1)], 1500)
     # bound once for each shape
     assert shapes == [*((n, 80, 400) for n in dict.fromkeys(rows[:3])), (rows[3], 80, 3000)]
     assert uploads == [200]
 
 
-def test_what_no_output_needs_is_not_computed(tiny_model: Path) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", [CACHED, ENCODER])
+@pytest.mark.parametrize("outputs", [("layer_00",), ("layer_00", "layer_01"), ("layer_02", "final"), ("layer_03",)])
+def test_the_graph_holds_nothing_that_no_output_needs(
+    tiny_model: Path, outputs: tuple[str, ...], name: str, fused: bool
+) -> None:
     import onnx
 
-    whole = onnx.load(tiny_model / CACHED, load_external_data=False).graph
-    card = open_model(tiny_model).card
-    cut = encoder_graph(tiny_model / CACHED, ("layer_00", "layer_01"), card, fused=False)
-    graph = onnx.load_model_from_string(cut).graph
-    assert [o.name for o in graph.output] == ["layer_00", "layer_01"]
-    names = {n.name for n in graph.node} | {i.name for i in graph.initializer}
-    assert names < {n.name for n in whole.node} | {i.name for i in whole.initializer}
-    assert not any(n.startswith(("layers.1", "layers.2", "layer_norm", "final", "layer_02")) for n in names)
+    model = open_model(tiny_model)
+    graph = onnx.load_model_from_string(cuda_encoder_graph(model, outputs, cached=name == CACHED, fused=fused)).graph
+    assert [o.name for o in graph.output] == list(outputs)
+    made = {output: node for node in graph.node for output in node.output}
+    needed, open_ = set(outputs), list(outputs)
+    while open_:
+        inputs = made[open_.pop()].input
+        open_ += [i for i in inputs if i in made and i not in needed]
+        needed.update(inputs)
+    assert set(made) <= needed
+    assert {i.name for i in graph.initializer} <= needed
+    # an engine binds the silence cache whatever the outputs are
+    assert [i.name for i in graph.input][1:] == ["silence_key", "silence_value", "silence_bias"] * (name == CACHED)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_weights_are_the_files(tiny_model: Path, half_model: Path, half: bool, fused: bool) -> None:
+    """All of them, where the exported graph says that they lie; what else the graph holds is no weight."""
+    import onnx
+
+    model = open_model(half_model if half else tiny_model)
+    stored = onnx.load(model.path / ENCODER, load_external_data=False).graph.initializer
+    weights = {i.name: i for i in stored if i.external_data}
+    built = onnx.load_model_from_string(cuda_encoder_graph(model, ("final",), cached=True, fused=fused)).graph
+    assert {i.name: i for i in built.initializer if i.external_data} == weights
+    assert max(np.prod(i.dims, dtype=int) for i in built.initializer if not i.external_data) <= 8
+    size = (model.path / WEIGHTS).stat().st_size
+    assert max(sum(int(e.value) for e in i.external_data if e.key != "location") for i in weights.values()) == size
+
+
+def test_what_no_output_needs_is_not_computed(tiny_model: Path) -> None:
     audio = [sound(1.0, 1)]
     spec = StoreSpec(("layer_00", "layer_01"), dtype="float32")
-    device = DeviceEncoder(open_model(tiny_model), spec, device=CPU, tokens=600)
-    plain = Encoder(open_model(tiny_model), spec.outputs).run(audio, 200)
-    for rows, states in zip(device.run_reduced(audio, 200).rows, plain, strict=True):
+    device = CudaEncoder(open_model(tiny_model), spec, Runtime(CPU, tokens=600))
+    plain = CpuEncoder(open_model(tiny_model), StoreSpec(spec.outputs)).run(audio, 200)
+    for rows, states in zip(device.stored_rows(audio, 200).rows, plain, strict=True):
         np.testing.assert_allclose(rows[0], states[0, :50], atol=2e-5)
 
 
@@ -150,11 +182,11 @@ def test_fused_attention_is_the_attention(tiny_model: Path, half_model: Path, un
     for path in models:
         model = open_model(path)
         spec = StoreSpec(model.card.outputs, dtype="float32")
-        fused, plain = (DeviceEncoder(model, spec, device=CPU, tokens=3000, fused_attention=f) for f in (True, False))
+        fused, plain = (CudaEncoder(model, spec, Runtime(CPU, tokens=3000), fused_attention=f) for f in (True, False))
         assert (fused.fused_attention, plain.fused_attention) == (True, False)
         for frames, seconds in ((200, (3.0, 0.7)), (700, (11.0, 12.5)), (1500, (29.7, 28.0))):
             audio = [sound(s, i) for i, s in enumerate(seconds)]
-            a, b = fused.run_reduced(audio, frames), plain.run_reduced(audio, frames)
+            a, b = fused.stored_rows(audio, frames), plain.stored_rows(audio, frames)
             for found, want in zip(a.rows, b.rows, strict=True):
                 for x, y in zip(found, want, strict=True):
                     assert np.linalg.norm(x - y) <= allowed * np.linalg.norm(y)
@@ -164,29 +196,41 @@ def test_fused_attention_is_the_attention(tiny_model: Path, half_model: Path, un
 def test_every_block_is_fused_and_no_logits_are_left(tiny_model: Path, name: str) -> None:
     import onnx
 
-    model = onnx.load_model_from_string(
-        encoder_graph(tiny_model / name, ("final",), open_model(tiny_model).card, fused=True)
-    )
+    built = cuda_encoder_graph(open_model(tiny_model), ("final",), cached=name == CACHED, fused=True)
+    model = onnx.load_model_from_string(built)
     kinds = [n.op_type for n in model.graph.node]
     assert kinds.count("MultiHeadAttention") == 3
     assert kinds.count("Softmax") == 0
     # the flash kernel wants one head size for all, a multiple of 8, and nothing that is added to the logits
     fused = [n for n in model.graph.node if n.op_type == "MultiHeadAttention"]
     assert all(len(n.input) == 3 for n in fused)
-    pads = {i.name: onnx.numpy_helper.to_array(i)[-1] for i in model.graph.initializer if "pads" in i.name}
-    assert pads == ({"fused/pads_7": 7, "fused/pads_8": 8} if name == CACHED else {})
+    # d = 8 in each head: to 16, by 8 where there is no bias yet, by 7 where it is there
+    pads = {onnx.numpy_helper.to_array(i)[-1] for i in model.graph.initializer if "pads" in i.name}
+    assert pads == ({7, 8} if name == CACHED else set())
+
+
+def test_the_devices_log_mel_is_the_first_columns_of_the_models(tiny_model: Path) -> None:
+    audio = sound(2.0, 3)[None, : 100 * SAMPLES_PER_FRAME]
+    (whole,) = ort.InferenceSession(tiny_model / LOG_MEL).run(None, {"audio": audio})
+    (cut,) = ort.InferenceSession(cuda_log_mel(open_model(tiny_model))).run(None, {"audio": audio, "columns": [150]})
+    np.testing.assert_array_equal(cut, whole[:, :, :150])
+
+
+def test_a_gpus_graphs_are_built_without_torch() -> None:
+    code = "import sys, voxstrata.exporters.cuda_graph; print(*sorted({'torch', 'onnx'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_threads_do_not_mix_their_batches(tiny_model: Path) -> None:
     spec = StoreSpec(("final",))
     model = open_model(tiny_model)
-    device = DeviceEncoder(model, spec, device=CPU, tokens=600)
+    device = CudaEncoder(model, spec, Runtime(CPU, tokens=600))
     batches = [[sound(0.5 + 0.1 * (i + j) % 2, 10 * i + j) for j in range(1 + i % 3)] for i in range(12)]
     with ThreadPoolExecutor(device.concurrency) as pool:
-        at_once = list(pool.map(partial(device.run_reduced, frames=200), batches))
-    alone = DeviceEncoder(model, spec, device=CPU, tokens=600)
+        at_once = list(pool.map(partial(device.stored_rows, frames=200), batches))
+    alone = CudaEncoder(model, spec, Runtime(CPU, tokens=600))
     for batch, got in zip(batches, at_once, strict=True):
-        for a, b in zip(got.rows[0], alone.run_reduced(batch, 200).rows[0], strict=True):
+        for a, b in zip(got.rows[0], alone.stored_rows(batch, 200).rows[0], strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -201,14 +245,14 @@ def test_nothing_is_queued_that_a_run_reads(tiny_model: Path, monkeypatch: pytes
 
     monkeypatch.setattr(ort.IOBinding, "bind_cpu_input", seen)
     for kept in REDUCTIONS:
-        device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",), **kept), device=CPU, tokens=600)
-        device.run_reduced([sound(1.0, 1)], 200)
+        device = CudaEncoder(open_model(tiny_model), StoreSpec(("final",), **kept), Runtime(CPU, tokens=600))
+        device.stored_rows([sound(1.0, 1)], 200)
     assert queued == {"columns"}
 
 
 def test_no_other_thread_asks_the_device_while_a_cuda_graph_is_recorded(tiny_model: Path) -> None:
     """Each caller's first batch of a bucket is recorded; CUDA then fails what others ask, and the recording."""
-    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=600, cuda_graphs=True)
+    device = CudaEncoder(open_model(tiny_model), StoreSpec(("final",)), Runtime(CPU, tokens=600), cuda_graphs=True)
     recording = threading.Event()
     others: list[bool] = []
     upload, fetch = device._upload, device._fetch
@@ -240,7 +284,7 @@ def test_no_other_thread_asks_the_device_while_a_cuda_graph_is_recorded(tiny_mod
         patch.setattr(device, "_upload", watched(upload))
         patch.setattr(device, "_fetch", watched(fetch))
         with ThreadPoolExecutor(2) as pool:
-            done = [pool.submit(device.run_reduced, [sound(1.0, i)], 100 + 100 * (i % 3)) for i in range(12)]
+            done = [pool.submit(device.stored_rows, [sound(1.0, i)], 100 + 100 * (i % 3)) for i in range(12)]
             assert all(d.result().finite == [True] for d in done)
     assert 3 <= len(recorded) <= 6
     assert len(others) == 48
@@ -248,7 +292,7 @@ def test_no_other_thread_asks_the_device_while_a_cuda_graph_is_recorded(tiny_mod
 
 
 def test_memory_that_runs_out_is_told_with_what_to_do(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=600)
+    device = CudaEncoder(open_model(tiny_model), StoreSpec(("final",)), Runtime(CPU, tokens=600))
 
     def full(*_: Any) -> None:
         raise RuntimeError("Failed to allocate memory")
@@ -256,22 +300,18 @@ def test_memory_that_runs_out_is_told_with_what_to_do(tiny_model: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", full)
         with pytest.raises(InputError, match=r"3 windows of 200 .*Failed to allocate.*--tokens"):
-            device.run_reduced([sound(1.0, 1)] * 3, 200)
-    device.run_reduced([sound(1.0, 1)], 200)
+            device.stored_rows([sound(1.0, 1)] * 3, 200)
+    device.stored_rows([sound(1.0, 1)], 200)
     for step in ("run_with_iobinding", "io_binding"):
         with monkeypatch.context() as patch:
             patch.setattr(ort.InferenceSession, step, full)
             with pytest.raises(InputError, match="Failed to allocate"):
-                device.run_reduced([sound(0.5, 1)], 300)
+                device.stored_rows([sound(0.5, 1)], 300)
 
 
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `extract` take the path of accelerators, with the CPU as the device."""
-
-    def make(model: Any, spec: StoreSpec, device: Device, threads: int | None, tokens: int | None) -> DeviceEncoder:
-        return DeviceEncoder(model, spec, device=device, threads=threads, tokens=tokens)
-
-    monkeypatch.setattr(EXTRACT, "make_encoder", make)
+    monkeypatch.setattr(EXTRACT, "make_encoder", CudaEncoder)
 
 
 @pytest.mark.parametrize("kept", REDUCTIONS)
@@ -283,9 +323,11 @@ def test_a_store_holds_the_same_on_either_path(
     kept: dict[str, Any],
 ) -> None:
     corpus = make_corpus({"en/a": 1.3, "en/b": 0.02, "en/c": 4.4, "de/d": 2.0, "de/long": 35.03})
-    extract(corpus, tiny_model, tmp_path / "plain.zarr", outputs="layer_02,final", **kept)
+    extract(corpus, tiny_model, tmp_path / "plain.zarr", StoreSpec("layer_02,final", **kept))
     on_device(monkeypatch)
-    report = extract(corpus, tiny_model, tmp_path / "device.zarr", outputs="layer_02,final", tokens=2000, **kept)
+    report = extract(
+        corpus, tiny_model, tmp_path / "device.zarr", StoreSpec("layer_02,final", **kept), Runtime(tokens=2000)
+    )
     assert report.failed == 0
     plain, device = open_store(tmp_path / "plain.zarr"), open_store(tmp_path / "device.zarr")
     for output in ("layer_02", "final"):
@@ -310,18 +352,18 @@ def test_a_run_that_fails_on_the_device_is_resumed_to_the_same_bytes(
     on_device(monkeypatch)
 
     def run(name: str) -> ExtractReport:
-        return extract(corpus, tiny_model, tmp_path / name, outputs="layer_01,final", tokens=400, **kept)
+        return extract(corpus, tiny_model, tmp_path / name, StoreSpec("layer_01,final", **kept), Runtime(tokens=400))
 
     assert run("whole.zarr").failed == 0
-    fetch, left = DeviceEncoder._fetch, iter(range(9))
+    fetch, left = CudaEncoder._fetch, iter(range(9))
 
-    def failing(self: DeviceEncoder, *arguments: Any) -> Any:
+    def failing(self: CudaEncoder, *arguments: Any) -> Any:
         if next(left, None) is None:
             raise RuntimeError("CUDA failure 2: out of memory")
         return fetch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DeviceEncoder, "_fetch", failing)
+        patch.setattr(CudaEncoder, "_fetch", failing)
         with pytest.raises(InputError, match="out of memory"):
             run("s.zarr")
     assert 0 < run("s.zarr").resumed_units < 3
@@ -345,7 +387,7 @@ def test_infinities_of_float16_arithmetic_are_no_overflow_of_what_is_stored(
 ) -> None:
     """TensorRT computes a float32 model in float16: what is infinite there may hide any number."""
     on_device(monkeypatch)
-    monkeypatch.setattr(EXTRACT, "store_spec", lambda *_, **__: StoreSpec(("final",), arithmetic="float16"))
+    monkeypatch.setattr(Device, "arithmetic", lambda *_: "float16")
     with pytest.raises(InputError, match=r"^en/a: the encoder's final holds values that are not finite; float16 arith"):
         extract(make_corpus({"en/a": 1.0}), huge, tmp_path / "s.zarr", allow_overflow=True)
 
@@ -353,7 +395,7 @@ def test_infinities_of_float16_arithmetic_are_no_overflow_of_what_is_stored(
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_one_value_that_is_not_finite_is_told_of_its_output_alone(bad: float) -> None:
     spec = StoreSpec(("layer_00", "final"), dtype="float32")
-    session = ort.InferenceSession(reduction_graph(spec.outputs, np.dtype(np.float32), 4, spec))
+    session = ort.InferenceSession(reduction_graph(spec.outputs, np.float32, 4, np.float32, means=False))
     states = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
     index, weights = gathering([5, 3], 5, spec)
     assert weights is None
@@ -368,6 +410,25 @@ def test_one_value_that_is_not_finite_is_told_of_its_output_alone(bad: float) ->
     assert finite(broken) == [True, False]
     broken[1, 2, 3], broken[1, 3, 0] = 0, bad  # after the valid frames: nobody's
     assert finite(broken) == [True, True]
+
+
+def test_states_are_reduced_to_hand_worked_rows() -> None:
+    first = np.array([[1, 2], [3, 6], [8, 70_000], [9, 9]], np.float32)  # the last is after the speech
+    second = np.array([[5, -2], [4, 4], [4, np.nan], [4, 4]], np.float32)
+    kept = {
+        "frames": (StoreSpec(dtype="float32"), [[1, 2], [3, 6], [8, 70_000]], [[5, -2]]),
+        "half": (StoreSpec(), [[1, 2], [3, 6], [8, np.inf]], [[5, -2]]),
+        "every": (StoreSpec(dtype="float32", every=2), [[2, 4], [8, 70_000]], [[5, -2]]),
+        "pool": (StoreSpec(pool="mean"), [[12, 70_008]], [[5, -2]]),
+    }
+    for name, (spec, *rows) in kept.items():
+        found = reduce_states([np.stack([first, second])], [3, 1], spec)
+        for got, want in zip(found.rows[0], rows, strict=True):
+            np.testing.assert_array_equal(got, want)
+            assert got.dtype == (np.float64 if spec.pool else spec.stored_dtype)
+        assert found.finite == [name != "half"]
+    assert reduce_states([first[None], second[None]], [2], StoreSpec()).finite == [True, True]
+    assert reduce_states([first[None], second[None]], [3], StoreSpec(dtype="float32")).finite == [True, False]
 
 
 def test_rows_are_gathered_by_hand_worked_places() -> None:
@@ -418,12 +479,12 @@ def test_pages_are_locked_while_their_array_lives(monkeypatch: pytest.MonkeyPatc
 def test_memory_counts_as_pinned_when_all_of_it_is(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, locked: list[bool], told: str
 ) -> None:
-    device = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, tokens=1500)
+    device = CudaEncoder(open_model(tiny_model), StoreSpec(("final",)), Runtime(CPU, tokens=1500))
     assert device.host_memory == "pageable"
     device.device, device.host_memory = Device("cuda"), "pinned"  # as it begins on a GPU
     answers = iter(locked)  # samples, stored rows
     monkeypatch.setattr(DEVICE, "page_lock", lambda *_: next(answers))
-    device.run_reduced([sound(1.0, 1)], 200)
+    device.stored_rows([sound(1.0, 1)], 200)
     assert device.host_memory == told
 
 
@@ -446,7 +507,7 @@ def test_the_installed_provider_knows_every_option(tiny_model: Path, provider: s
     library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
     if not library.exists():
         pytest.skip(f"this onnxruntime has no {library.name}")
-    encoder = DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU, cuda_graphs=True)
+    encoder = CudaEncoder(open_model(tiny_model), StoreSpec(("final",)), Runtime(CPU), cuda_graphs=True)
     encoder.device = Device(provider, 1)
     (name, options), *behind = encoder._providers(CACHED)
     assert name == PROVIDERS[provider]
@@ -463,4 +524,4 @@ def test_the_installed_provider_knows_every_option(tiny_model: Path, provider: s
 def test_a_missing_package_is_named_with_its_extra(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match=r"pip install 'voxstrata\[gpu\]'"):
-        DeviceEncoder(open_model(tiny_model), StoreSpec(("final",)), device=CPU)
+        CudaEncoder(open_model(tiny_model), StoreSpec(("final",)), Runtime(CPU))

@@ -10,7 +10,7 @@ import pytest
 from voxstrata import Context, Device, InputError, open_model
 from voxstrata.base.errors import UsageError
 from voxstrata.encoders.card import CACHED, ENCODER
-from voxstrata.engine import DeviceEncoder, Encoder
+from voxstrata.engine import CpuEncoder, CudaEncoder, Runtime
 from voxstrata.store import StoreSpec
 
 
@@ -27,7 +27,7 @@ def profiles(text: str) -> list[dict[str, list[int]]]:
 
 def test_tensorrt_gets_one_profile_of_one_shape_for_each_bucket(tiny_model: Path) -> None:
     spec = StoreSpec(("final",), context=Context(edges=(100, 300, 1500)))
-    encoder = DeviceEncoder(open_model(tiny_model), spec, device=Device("cpu"), tokens=600)
+    encoder = CudaEncoder(open_model(tiny_model), spec, Runtime(Device("cpu"), tokens=600))
     options = encoder._tensorrt_options(CACHED)
     assert options["trt_fp16_enable"]
     assert options["trt_engine_cache_enable"]
@@ -49,14 +49,14 @@ def test_a_device_that_cannot_start_is_an_error_not_another_device(
         pytest.skip("this machine has a CUDA device")
     model, spec = open_model(tiny_model), StoreSpec(("final",))
     with pytest.raises(InputError, match="--device cpu"):
-        DeviceEncoder(model, spec, device=Device("cuda"))
+        CudaEncoder(model, spec, Runtime(Device("cuda")))
     assert capfd.readouterr().out == ""  # `--json` has standard output to itself
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(InputError, match="install onnxruntime-gpu"):
-        DeviceEncoder(model, spec, device=Device("tensorrt"))
+        CudaEncoder(model, spec, Runtime(Device("tensorrt")))
 
 
 @pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
 def test_the_encoder_of_cpus_names_the_one_of_gpus(tiny_model: Path, kind: str) -> None:
-    with pytest.raises(UsageError, match=f"for {kind} use DeviceEncoder"):
-        Encoder(open_model(tiny_model), device=Device(kind))
+    with pytest.raises(UsageError, match=f"for {kind} use CudaEncoder"):
+        CpuEncoder(open_model(tiny_model), runtime=Runtime(Device(kind)))

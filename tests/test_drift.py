@@ -15,6 +15,7 @@ from conftest import sound
 from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
 from voxstrata.cli import main
 from voxstrata.corpus import Corpus
+from voxstrata.store import StoreSpec
 from voxstrata.studies.drift.measure import measure_drift, sample
 
 
@@ -36,7 +37,7 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
     assert report.candidates == (4, 4)
     assert report.chance == pytest.approx(1 / 4)
     for mode in ("padded", "trimmed"):
-        extract(corpus, tiny_model, tmp_path / f"{mode}.zarr", dtype="float32", context=Context(mode))
+        extract(corpus, tiny_model, tmp_path / f"{mode}.zarr", StoreSpec(dtype="float32", context=Context(mode)))
     a, b = open_store(tmp_path / "padded.zarr"), open_store(tmp_path / "trimmed.zarr")
     for output in a.outputs:
         per_utterance = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,13 @@ import pytest
 torch = pytest.importorskip("torch")
 from voxstrata.audio.decode import decode  # noqa: E402
 from voxstrata.base.errors import InputError, UsageError  # noqa: E402
+from voxstrata.base.progress import Reporter  # noqa: E402
 from voxstrata.encoders import ModelCard, open_model  # noqa: E402
-from voxstrata.exporters import ExportSpec, export  # noqa: E402
-from voxstrata.exporters import standard_graph as graph_module  # noqa: E402
+from voxstrata.exporters import ExportSpec, export, writing  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.log_mel import log_mel_graph  # noqa: E402
 from voxstrata.exporters.validation import LENGTHS, TOLERANCE  # noqa: E402
+from voxstrata.exporters.weights import WeightsFile  # noqa: E402
 
 ALL = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -47,6 +49,18 @@ def calibrated(tiny_checkpoint: Path, speech: Path, tmp_path_factory: pytest.Tem
     spec = ExportSpec(outputs="layer_02,final", dtype="float16", calibrate=speech, silence_keys=16)
     export(str(tiny_checkpoint), target, spec)
     return target
+
+
+class Listening(Reporter):
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.warnings: list[str] = []
+
+    def step(self, text: str) -> None:
+        self.steps.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -112,13 +126,16 @@ def test_two_exports_are_byte_identical_and_an_empty_target_is_taken(
 ) -> None:
     target = tmp_path / "deep" / "er" / "model"
     target.mkdir(parents=True)
-    heard: list[str] = []
+    heard = Listening()
     spec = ExportSpec(outputs=["final", "layer_02"], dtype="float16", calibrate=speech, silence_keys=16)
-    export(str(tiny_checkpoint), target, spec, say=heard.append)
+    export(str(tiny_checkpoint), target, spec, reporter=heard)
     assert left_in(target) == left_in(calibrated)
     assert left_in(target.parent) == ["model"]
     assert [n for n in left_in(target) if (target / n).read_bytes() != (calibrated / n).read_bytes()] == []
-    assert any("validating" in h for h in heard)
+    assert any("validating" in step for step in heard.steps)
+    (warning,) = heard.warnings
+    assert "not calibrated on" in warning
+    assert "broken.wav" in warning
 
 
 # ---- nothing is left behind
@@ -144,6 +161,34 @@ def test_an_impossible_choice_is_refused(
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "spec"),
+    [
+        ("here", "model", ExportSpec(dtype="bfloat16")),
+        ("here", "model", ExportSpec(silence_keys=1426)),
+        ("here", "model", ExportSpec(calibrate="absent.tsv")),
+        ("here", "here", ExportSpec()),
+        ("absent", "model", ExportSpec()),
+    ],
+)
+def test_a_wrong_argument_is_found_before_torch_is_loaded(
+    tiny_checkpoint: Path, tmp_path: Path, source: str, target: str, spec: ExportSpec
+) -> None:
+    """Torch takes seconds to import: this process has it, so another one tries."""
+    (tmp_path / "here").symlink_to(tiny_checkpoint)
+    code = f"""
+import subprocess
+import sys
+from voxstrata.base.errors import VoxstrataError
+from voxstrata.exporters import ExportSpec, export
+try:
+    export({str(tmp_path / source)!r}, {str(tmp_path / target)!r}, {spec!r})
+except VoxstrataError:
+    print("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 def test_an_existing_target_is_not_touched(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -165,16 +210,17 @@ def test_a_calibration_corpus_without_usable_recordings_is_refused(
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, tensor: str, value: float) -> None:
-    """Let the graph builder write one wrong weight."""
-    right = graph_module.WeightsFile.tensor
+    """Let the graphs' file hold one wrong weight."""
+    right = WeightsFile.value
 
-    def wrong(self: graph_module.WeightsFile, name: str, array: Array) -> Any:
+    def wrong(self: WeightsFile, name: str) -> Array:
+        array = right(self, name)
         if name == tensor:
             array = array.copy()
             array.flat[5] += value
-        return right(self, name, array)
+        return array
 
-    monkeypatch.setattr(graph_module.WeightsFile, "tensor", wrong)
+    monkeypatch.setattr(WeightsFile, "value", wrong)
 
 
 @pytest.mark.parametrize(
@@ -199,21 +245,20 @@ def test_one_wrong_weight_fails_validation_and_leaves_nothing(
 def test_a_wrong_log_mel_fails_validation_and_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    # the package's name `export` is the function, so the module is found by its full name
-    module = sys.modules["voxstrata.exporters.exporting"]
-    monkeypatch.setattr(module, "log_mel_graph", lambda filters: log_mel_graph(filters * value))
+    monkeypatch.setattr(writing, "log_mel_graph", lambda filters: log_mel_graph(filters * value))
     with pytest.raises(InputError, match="validation failed: log-mel differs"):
         export(str(tiny_checkpoint), tmp_path / "model")
     assert left_in(tmp_path) == []
 
 
 def test_an_interrupt_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    def say(text: str) -> None:
-        if "validating" in text:
-            raise KeyboardInterrupt
+    class Interrupting(Reporter):
+        def step(self, text: str) -> None:
+            if "validating" in text:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export(str(tiny_checkpoint), tmp_path / "model", say=say)
+        export(str(tiny_checkpoint), tmp_path / "model", reporter=Interrupting())
     assert left_in(tmp_path) == []
 
 

@@ -29,10 +29,10 @@ from voxstrata.audio.decode import AudioInfo, decode
 from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.encoders import Context, Silence, open_model
 from voxstrata.encoders.card import SILENCE, write_card
-from voxstrata.engine import Device, Encoder, extract
+from voxstrata.engine import CpuEncoder, Device, Runtime, extract
 from voxstrata.engine.sink import UnitSink
 from voxstrata.exporters import ExportSpec, export
-from voxstrata.store import EmbeddingStore, open_store, plan
+from voxstrata.store import EmbeddingStore, StoreSpec, open_store, plan
 
 OUTPUTS = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
 # seconds and rate; 35 s is two windows
@@ -78,7 +78,7 @@ def expected_padded(clips: tuple[Path, dict], reference: Reference) -> dict[str,
 def stored(clips: tuple[Path, dict], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
     """CLIPS in the default context, float32."""
     path = tmp_path_factory.mktemp("stored") / "s.zarr"
-    extract(clips[0], tiny_model, path, dtype="float32")
+    extract(clips[0], tiny_model, path, StoreSpec(dtype="float32"))
     return open_store(path)
 
 
@@ -97,7 +97,7 @@ def test_padded_equals_hugging_face_at_every_length_and_rate(
     dtype: str,
     tolerance: float,
 ) -> None:
-    extract(clips[0], tiny_model, tmp_path / "s.zarr", context=Context("padded"), dtype=dtype)  # type: ignore[arg-type]
+    extract(clips[0], tiny_model, tmp_path / "s.zarr", StoreSpec(dtype=dtype, context=Context("padded")))  # type: ignore[arg-type]
     store = open_store(tmp_path / "s.zarr")
     assert store.outputs == OUTPUTS
     for name in clips[1]:
@@ -110,7 +110,7 @@ def test_padded_equals_hugging_face_at_every_length_and_rate(
 def test_trimmed_equals_the_encoder_on_the_computed_positions_alone(
     clips: tuple[Path, dict], tiny_model: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    extract(clips[0], tiny_model, tmp_path / "s.zarr", context=Context("trimmed"), dtype="float32")
+    extract(clips[0], tiny_model, tmp_path / "s.zarr", StoreSpec(dtype="float32", context=Context("trimmed")))
     store = open_store(tmp_path / "s.zarr")
     for name, audio in clips[1].items():
         frames = -(-len(audio) // 320)
@@ -126,7 +126,7 @@ def test_bucketed_equals_attention_over_computed_and_cached_keys(
     clips: tuple[Path, dict], model: str, reference: Reference, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(model)
-    extract(clips[0], folder, tmp_path / "s.zarr", dtype="float32")
+    extract(clips[0], folder, tmp_path / "s.zarr", StoreSpec(dtype="float32"))
     store = open_store(tmp_path / "s.zarr")
     silence = dict(np.load(folder / "silence.npz"))
     assert ("group" in silence) == (model == "tiny_model")
@@ -164,7 +164,7 @@ def test_bucketed_with_the_keys_of_the_padded_run_is_the_padded_run(
     silence.save(folder / SILENCE)
     card = open_model(uncondensed).card
     write_card(folder, replace(card, silence=card.silence | {"sha256": silence.sha256()}))
-    states = dict(zip(OUTPUTS, Encoder(open_model(folder)).run([audio], 200), strict=True))
+    states = dict(zip(OUTPUTS, CpuEncoder(open_model(folder)).run([audio], 200), strict=True))
     for output in OUTPUTS:
         # the log-mel ends with the computed positions: the convolutions see nothing behind the last of them
         assert relative_l2(states[output][0, :145], expected[output]) <= 2e-4, output
@@ -172,7 +172,7 @@ def test_bucketed_with_the_keys_of_the_padded_run_is_the_padded_run(
 
 def test_bucketed_with_one_bucket_of_30_s_is_padded(clips: tuple[Path, dict], tiny_model: Path, tmp_path: Path) -> None:
     for name, context in (("a", Context("padded")), ("b", Context("bucketed", edges=(1500,)))):
-        extract(clips[0], tiny_model, tmp_path / name, context=context)
+        extract(clips[0], tiny_model, tmp_path / name, StoreSpec(context=context))
     a, b = open_store(tmp_path / "a"), open_store(tmp_path / "b")
     for output in OUTPUTS:
         np.testing.assert_array_equal(a.ragged(output, range(len(a)))[0], b.ragged(output, range(len(b)))[0])
@@ -205,11 +205,11 @@ def many_stored(many: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathF
 def test_units_with_the_longest_windows_come_first(
     many: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_mel, commit = Encoder.log_mel, UnitSink.commit
+    log_mel, commit = CpuEncoder.log_mel, UnitSink.commit
     computed: list[int] = []
     longest: list[int] = []
 
-    def seen(self: Encoder, audio: Sequence[NDArray[np.float32]], frames: int) -> object:
+    def seen(self: CpuEncoder, audio: Sequence[NDArray[np.float32]], frames: int) -> object:
         computed.append(max(len(samples) for samples in audio))
         return log_mel(self, audio, frames)
 
@@ -217,10 +217,10 @@ def test_units_with_the_longest_windows_come_first(
         longest.append(int(self.plan.samples[self.plan.members(unit)].max()))
         commit(self, unit, failures)
 
-    monkeypatch.setattr(Encoder, "log_mel", seen)
+    monkeypatch.setattr(CpuEncoder, "log_mel", seen)
     monkeypatch.setattr(UnitSink, "commit", committed)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 14)
-    extract(many, tiny_model, tmp_path / "s.zarr", unit_megabytes=0.1)
+    extract(many, tiny_model, tmp_path / "s.zarr", runtime=Runtime(unit_megabytes=0.1))
     assert len(longest) > 3
     assert longest == sorted(longest, reverse=True)
     assert computed[0] == max(computed)
@@ -239,7 +239,7 @@ def test_rows_of_recordings_that_fail_are_zeros_in_every_unit(
 
     monkeypatch.setattr("voxstrata.engine.decoding.decode", decoded)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 14)
-    done = extract(many, tiny_model, tmp_path / "s.zarr", unit_megabytes=0.1)
+    done = extract(many, tiny_model, tmp_path / "s.zarr", runtime=Runtime(unit_megabytes=0.1))
     assert done.units > 3
     assert done.failed == len(broken)
     root = zarr.open_group(tmp_path / "s.zarr", mode="r")
@@ -254,7 +254,7 @@ def test_rows_of_recordings_that_fail_are_zeros_in_every_unit(
 def test_batch_size_and_threads_change_no_stored_value(
     many: Path, many_stored: EmbeddingStore, tiny_model: Path, tmp_path: Path, change: dict[str, int]
 ) -> None:
-    extract(many, tiny_model, tmp_path / "s.zarr", **change)  # type: ignore[arg-type]
+    extract(many, tiny_model, tmp_path / "s.zarr", runtime=Runtime(**change))  # type: ignore[arg-type]
     assert_same_values(open_store(tmp_path / "s.zarr"), many_stored, many_stored.ids)
 
 
@@ -262,17 +262,19 @@ def test_log_mel_is_the_same_to_the_bit_for_any_threads_and_neighbours(
     clips: tuple[Path, dict], tiny_model: Path
 ) -> None:
     windows = [audio for audio in clips[1].values() if len(audio) < 7 * 16_000]
-    alone = Encoder(open_model(tiny_model), threads=1)
+    alone = CpuEncoder(open_model(tiny_model), runtime=Runtime(threads=1))
     expected = np.concatenate([alone.log_mel([audio], 375) for audio in windows])
     for threads in (2, 3, 5):
-        np.testing.assert_array_equal(Encoder(open_model(tiny_model), threads=threads).log_mel(windows, 375), expected)
+        np.testing.assert_array_equal(
+            CpuEncoder(open_model(tiny_model), runtime=Runtime(threads=threads)).log_mel(windows, 375), expected
+        )
 
 
 def test_float32_values_do_not_depend_on_the_batch_beyond_rounding(
     many: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     for tokens in (1500, 20_000):
-        extract(many, tiny_model, tmp_path / str(tokens), dtype="float32", tokens=tokens)
+        extract(many, tiny_model, tmp_path / str(tokens), StoreSpec(dtype="float32"), Runtime(tokens=tokens))
     a, b = open_store(tmp_path / "1500"), open_store(tmp_path / "20000")
     assert_same_values(a, b, a.ids)
 
@@ -311,7 +313,7 @@ def test_order_of_the_corpus_changes_no_byte(
 def test_pool_mean_is_the_mean_of_the_frames(
     clips: tuple[Path, dict], stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
 ) -> None:
-    extract(clips[0], tiny_model, tmp_path / "s.zarr", pool="mean")
+    extract(clips[0], tiny_model, tmp_path / "s.zarr", StoreSpec(pool="mean"))
     store = open_store(tmp_path / "s.zarr")
     assert store.array("final").dtype == np.float32
     for output in OUTPUTS:
@@ -325,7 +327,7 @@ def test_pool_mean_is_the_mean_of_the_frames(
 def test_every_5_is_the_mean_of_each_5_frames_and_of_the_rest(
     clips: tuple[Path, dict], stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
 ) -> None:
-    extract(clips[0], tiny_model, tmp_path / "s.zarr", every=5, dtype="float32", outputs="layer_02")
+    extract(clips[0], tiny_model, tmp_path / "s.zarr", StoreSpec("layer_02", dtype="float32", every=5))
     store = open_store(tmp_path / "s.zarr")
     assert store.row_seconds == 0.1
     partial = 0
@@ -340,14 +342,14 @@ def test_every_5_is_the_mean_of_each_5_frames_and_of_the_rest(
 def test_chosen_outputs_alone_are_stored_with_the_same_values(
     many: Path, many_stored: EmbeddingStore, tiny_model: Path, tmp_path: Path
 ) -> None:
-    extract(many, tiny_model, tmp_path / "s.zarr", outputs="final,layer_01")
+    extract(many, tiny_model, tmp_path / "s.zarr", StoreSpec("final,layer_01"))
     store = open_store(tmp_path / "s.zarr")
     assert store.outputs == ("layer_01", "final")
     for output in store.outputs:
         for name in store.ids:
             np.testing.assert_array_equal(store.frames(name, output), many_stored.frames(name, output))
     with pytest.raises(UsageError, match=r"'layer_77'.*layer_03, final"):
-        extract(many, tiny_model, tmp_path / "t.zarr", outputs="layer_77")
+        extract(many, tiny_model, tmp_path / "t.zarr", StoreSpec("layer_77"))
     assert not (tmp_path / "t.zarr").exists()
 
 
@@ -441,7 +443,7 @@ def test_float16_overflow_is_an_error_naming_utterance_and_output(
     assert not store.complete
     assert not store.array("final")[:].any()
     report = extract(corpus, huge, tmp_path / "s.zarr", allow_overflow=True)
-    extract(corpus, huge, tmp_path / "t.zarr", dtype="float32")
+    extract(corpus, huge, tmp_path / "t.zarr", StoreSpec(dtype="float32"))
     exact = open_store(tmp_path / "t.zarr").frames("en/a", "final")
     with np.errstate(over="ignore"):
         expected = int(np.isinf(exact.astype(np.float16)).sum())
@@ -452,14 +454,14 @@ def test_float16_overflow_is_an_error_naming_utterance_and_output(
 def test_states_that_are_not_finite_stop_the_run_before_their_unit(
     many: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = Encoder.encode
+    encode = CpuEncoder.encode
 
-    def broken(self: Encoder, *args: object, **kwargs: object) -> object:
+    def broken(self: CpuEncoder, *args: object, **kwargs: object) -> object:
         states = encode(self, *args, **kwargs)  # type: ignore[arg-type]
         states[1][0, 0, 0] = np.nan
         return states
 
-    monkeypatch.setattr(Encoder, "encode", broken)
+    monkeypatch.setattr(CpuEncoder, "encode", broken)
     with pytest.raises(InputError, match=r"^(en|de)/\d+: the encoder's layer_01 holds values that are not finite"):
         extract(many, tiny_model, tmp_path / "s.zarr", allow_overflow=True)
     assert not list((tmp_path / "s.zarr").glob("units/*"))
@@ -480,12 +482,12 @@ def test_a_device_that_is_not_there_is_an_error_not_the_cpu(
     many: Path, tiny_model: Path, tmp_path: Path, device: str
 ) -> None:
     with pytest.raises(InputError, match=r"(CUDA|Tensorrt)ExecutionProvider.*--device cpu"):
-        extract(many, tiny_model, tmp_path / "s.zarr", device=Device.parse(device))
+        extract(many, tiny_model, tmp_path / "s.zarr", runtime=Runtime(Device.parse(device)))
     assert not (tmp_path / "s.zarr").exists()
 
 
 def test_a_failing_graph_run_names_graph_and_shapes(tiny_model: Path) -> None:
-    encoder = Encoder(open_model(tiny_model))
+    encoder = CpuEncoder(open_model(tiny_model))
     with pytest.raises(InputError, match=r"encoder_cached\.onnx: onnxruntime failed on log_mel \(1, 80, 200\)"):
         encoder._compute("encoder_cached.onnx", ["final"], {"log_mel": np.zeros((1, 80, 200), np.float32)})
 
@@ -510,7 +512,7 @@ def test_a_header_that_claims_hours_costs_no_memory(
     states = claimed / 320 * 32 * 2 * 5  # bytes of float16 for five outputs of d = 32
     assert peak < states / 5, (peak, states)
     store = open_store(tmp_path / "s.zarr")
-    extract(corpus, tiny_model, tmp_path / "t.zarr", outputs="final")
+    extract(corpus, tiny_model, tmp_path / "t.zarr", StoreSpec("final"))
     np.testing.assert_array_equal(
         store.frames("en/good", "final"), open_store(tmp_path / "t.zarr").frames("en/good", "final")
     )
@@ -518,10 +520,11 @@ def test_a_header_that_claims_hours_costs_no_memory(
 
 _PEAK = """
 import sys
-from voxstrata.engine import extract
+from voxstrata.engine import Runtime, extract
 from voxstrata.store import plan
 plan.CHUNK_BYTES = 1 << 16  # a unit is a chunk at the least, and 50 clips are to fill several
-report = extract(sys.argv[1], sys.argv[2], sys.argv[3], threads=1, tokens=1500, unit_megabytes=0.5)
+runtime = Runtime(threads=1, tokens=1500, unit_megabytes=0.5)
+report = extract(sys.argv[1], sys.argv[2], sys.argv[3], runtime=runtime)
 assert report.failed == 0
 print(report.utterances, next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 """

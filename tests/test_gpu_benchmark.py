@@ -63,7 +63,7 @@ def test_rows_of_another_recording_are_a_problem(bench: Any) -> None:
     for kept, spec in fresh.specs().items():
         encoder = fresh.encoder(spec)
         clips = [made_up(i, 30_000) for i in range(2)]
-        own = [[rows for (rows,) in encoder.run_reduced([clip], 150).rows] for clip in clips]
+        own = [[rows for (rows,) in encoder.stored_rows([clip], 150).rows] for clip in clips]
         assert gpu.apart(fresh, kept, encoder, list(zip(clips, own, strict=True))) == 0
         assert fresh.problems == []
         gpu.apart(fresh, kept, encoder, list(zip(clips, own[::-1], strict=True)))

@@ -20,7 +20,8 @@ from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.cpu_graph import cpu_encoder_graph  # noqa: E402
 from voxstrata.exporters.pytorch import hidden_states, keys_and_values  # noqa: E402
-from voxstrata.exporters.standard_graph import WeightsFile, encoder_graph  # noqa: E402
+from voxstrata.exporters.standard_graph import encoder_graph  # noqa: E402
+from voxstrata.exporters.weights import WeightsFile  # noqa: E402
 
 ALL = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -48,13 +49,11 @@ def build(
     dtype: str = "float32",
 ) -> ort.InferenceSession:
     folder.mkdir(parents=True, exist_ok=True)
-    weights = WeightsFile(folder / "weights", np.dtype(dtype))
-    args = checkpoint.state(), checkpoint.shape, weights
-    if name == CPU:
-        graph = cpu_encoder_graph(*args, outputs=outputs, norm_every=norm_every)
-    else:
-        graph = encoder_graph(*args, outputs=outputs, cached=name == CACHED, norm_every=norm_every)
-    weights.close()
+    with WeightsFile(folder / "weights", checkpoint.state(), checkpoint.shape, dtype) as weights:
+        if name == CPU:
+            graph = cpu_encoder_graph(weights, outputs=outputs, norm_every=norm_every)
+        else:
+            graph = encoder_graph(weights, outputs=outputs, cached=name == CACHED, norm_every=norm_every)
     (folder / "graph.onnx").write_bytes(graph.SerializeToString())
     return session(folder / "graph.onnx")
 

@@ -18,7 +18,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
 from voxstrata.encoders import Context
-from voxstrata.engine.extraction import BATCHES_SORTED, batches
+from voxstrata.engine.pipeline import BATCHES_SORTED, batches
 from voxstrata.store import Plan, StoreSpec, make_plan
 
 # 4096 float32 values and 8 outputs make units of 128 rows at 16 MB: small enough to fill many of them.

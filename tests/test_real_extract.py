@@ -17,7 +17,7 @@ from voxstrata.audio.decode import decode
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, open_model
 from voxstrata.encoders.frames import encoder_frames
-from voxstrata.engine import Device, DeviceEncoder, Encoder, extract
+from voxstrata.engine import CpuEncoder, CudaEncoder, Device, Runtime, extract
 from voxstrata.exporters import ExportSpec, export
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 
@@ -49,7 +49,7 @@ def prompts(shared: Path) -> Corpus:
 def assert_equals_pytorch(corpus: Corpus, base: Path, reference: Reference, folder: Path) -> None:
     stores = {}
     for dtype in ("float32", "float16"):
-        extract(corpus, base, folder / dtype, context=Context("padded"), dtype=dtype)  # type: ignore[arg-type]
+        extract(corpus, base, folder / dtype, StoreSpec(dtype=dtype, context=Context("padded")))  # type: ignore[arg-type]
         stores[dtype] = open_store(folder / dtype)
     assert stores["float32"].complete
     worst = {"float32": ("", 0.0), "float16": ("", 0.0)}
@@ -100,7 +100,7 @@ def test_order_batch_threads_and_neighbours_change_no_stored_value(prompts: Corp
         ("three threads", prompts, {"threads": 3}),
         ("neighbours", some, {}),
     ):
-        extract(corpus, base, tmp_path / name, **settings)  # type: ignore[arg-type]
+        extract(corpus, base, tmp_path / name, runtime=Runtime(**settings))  # type: ignore[arg-type]
         shares[name] = identical(whole, open_store(tmp_path / name))
     print(shares)
     assert min(shares.values()) >= 0.999
@@ -110,13 +110,13 @@ def test_order_batch_threads_and_neighbours_change_no_stored_value(prompts: Corp
 def test_the_path_of_accelerators_gives_the_same_states(prompts: Corpus, base: Path) -> None:
     """With the CPU as the device: its graphs, in float32, whose attention is fused otherwise."""
     model, worst = open_model(base), 0.0
-    device = DeviceEncoder(model, StoreSpec(model.card.outputs, dtype="float32"), device=Device("cpu"), tokens=6000)
-    plain = Encoder(model)
+    device = CudaEncoder(model, StoreSpec(model.card.outputs, dtype="float32"), Runtime(Device("cpu"), tokens=6000))
+    plain = CpuEncoder(model)
     for first in range(0, len(prompts), 4):
         audio = [decode(prompts.absolute(i)) for i in range(first, first + 4)]
         valid = [encoder_frames(len(x)) for x in audio]
         frames = Context().frames_computed(max(valid))
-        for rows, states in zip(device.run_reduced(audio, frames).rows, plain.run(audio, frames), strict=True):
+        for rows, states in zip(device.stored_rows(audio, frames).rows, plain.run(audio, frames), strict=True):
             for got, want, n in zip(rows, states, valid, strict=True):
                 worst = max(worst, relative_l2(got, want[:n]))
     assert worst <= 1e-5

@@ -9,6 +9,7 @@ import pytest
 
 from voxstrata import extract, open_model, open_store, read_corpus
 from voxstrata.exporters import export
+from voxstrata.store import StoreSpec
 from voxstrata.studies.explain.measure import match_frames
 from voxstrata.studies.words.measure import ALL, measure_words
 from voxstrata.studies.words.word_list import EXAMPLE, read_word_list
@@ -43,7 +44,7 @@ def test_an_early_layer_matches_by_time_and_a_late_one_does_not(shared: Path, ba
     two = type(prompts)(
         prompts.root, prompts.table.take([i for i, n in enumerate(prompts.table["id"].to_pylist()) if n in pair])
     )
-    extract(two, base, tmp_path / "s.zarr", outputs=["layer_02", "layer_06"])
+    extract(two, base, tmp_path / "s.zarr", StoreSpec(["layer_02", "layer_06"]))
     early, late = match_frames(open_store(tmp_path / "s.zarr"), *sorted(pair))
     share = []
     for match in (early, late):

@@ -49,9 +49,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_exits(root / "exits")
     write_drift(root / "drift.json")
     write_bench(root / "bench.json")
-    assert (
-        run("similarity", root / "speech.zarr", "--layer", "final", "--x", "en", "--y", "es", "-o", root / "en-es") == 0
-    )
+    sides = ("--outputs", "final", "--x", "en", "--y", "es")
+    assert run("similarity", root / "speech.zarr", *sides, "-o", root / "en-es") == 0
     assert run("report", root, "-o", root.parent / "page.html") == 0
     return root
 

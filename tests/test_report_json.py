@@ -14,7 +14,7 @@ from stores import Utterance, make_store
 from test_cli import run
 
 from voxstrata.store import open_store
-from voxstrata.studies.retrieve import retrieve
+from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 GROUPS, SHARED = 9, 6
 
@@ -33,7 +33,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for g in range(GROUPS)
     }
     make_store(root / "speech.zarr", utterances)
-    store = ("similarity", root / "speech.zarr", "--layer", "final")
+    store = ("similarity", root / "speech.zarr", "--outputs", "final")
     assert run(*store, "--x", "en", "--y", "es", "-o", root / "en-es") == 0
     assert run(*store, "-o", root / "all", "--candidates", "12") == 0
     write_bench(root / "bench-2.json")
@@ -54,7 +54,8 @@ def values(cells: list[tuple[str, str | None]]) -> list[str]:
 def test_recall_of_the_best_candidates_is_what_retrieve_finds(page: Page, study: Path) -> None:
     best = page.sections["similarity: en-es/top.parquet"][0]
     assert best.header[1:4] == ["queries", "pool", "F1 of the best"]
-    rows = retrieve(open_store(study / "speech.zarr"), ["final"], None, ["seqsim_f1"], ["raw"], [1], 0).to_pylist()
+    store, options = open_store(study / "speech.zarr"), RetrievalOptions(["raw"], [1], 0)
+    rows = retrieve(store, "final", similarities="seqsim_f1", options=options).table.to_pylist()
     for cells, (source, target) in zip(best.rows, (("en", "es"), ("es", "en")), strict=True):
         (found,) = [r for r in rows if (r["source"], r["target"], r["metric"]) == (source, target, "recall@1")]
         _, queries, pool, f1, asked, recall, chance = values(cells)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from kills import committed, contents, kill_and_resume, run
 
-SETTINGS = {"outputs": "layer_01,final", "threads": 1, "tokens": 1500}
+from voxstrata.engine import Runtime
+from voxstrata.store import StoreSpec
+
+SETTINGS = (StoreSpec("layer_01,final"), Runtime(threads=1, tokens=1500))
 UNITS = 10
 
 
@@ -55,7 +58,7 @@ def test_shards_that_a_copy_lost_are_refused_by_name_and_written_again(
     from voxstrata.engine import extract
 
     store = tmp_path / "s.zarr"
-    extract(corpus, tiny_model, store, **SETTINGS)  # type: ignore[arg-type]
+    extract(corpus, tiny_model, store, *SETTINGS)
     expected = contents(store)
     missing, cut = store / "frames" / "final" / "c" / "3" / "0", store / "frames" / "layer_01" / "c" / "5" / "0"
     missing.unlink()
@@ -65,7 +68,7 @@ def test_shards_that_a_copy_lost_are_refused_by_name_and_written_again(
         opened.ragged("final", [i for i in range(len(opened)) if opened.status[i] == 1])
     with pytest.raises(InputError, match="c/5/0: damaged"):
         opened.pooled("layer_01")
-    report = extract(corpus, tiny_model, store, **SETTINGS)  # type: ignore[arg-type]
+    report = extract(corpus, tiny_model, store, *SETTINGS)
     assert report.resumed_units == UNITS - 2
     assert contents(store) == expected
 
@@ -79,7 +82,7 @@ def test_a_second_process_is_refused_while_the_first_runs(corpus: Path, tiny_mod
     def stop() -> int | None:
         if committed(tmp_path / "s.zarr"):
             try:
-                extract(corpus, tiny_model, tmp_path / "s.zarr", **SETTINGS)  # type: ignore[arg-type]
+                extract(corpus, tiny_model, tmp_path / "s.zarr", *SETTINGS)
             except InputError as e:
                 messages.append(str(e))
             return signal.SIGKILL

@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 import pytest
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.studies.retrieve import SIMILARITIES, plot_language_matrix, plot_recall_by_layer
-from voxstrata.studies.retrieve.measure import SCHEMA
+from voxstrata.base.figures import DPI
+from voxstrata.studies.retrieve import SIMILARITIES
+from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall_by_layer
+from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA
 
 pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
 from matplotlib.collections import PolyCollection
@@ -41,7 +43,7 @@ def made_table(languages: int, outputs: int, similarities: tuple[str, ...] = SIM
                 figure = {"value": value, "low": value - 0.05, "high": value + 0.04, "chance": 1 / 70}
                 rows.append({**names_of, "score": "raw", "metric": "recall@1", **figure, **counts})
                 rows.append({**names_of, "score": "csls", "metric": "recall@1", **figure, "value": 0.5, **counts})
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return pa.Table.from_pylist(rows, schema=RETRIEVAL_SCHEMA)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -51,30 +53,20 @@ def png_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, to read back what they show."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def spy(self: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", spy)
-    return figures
+def saved(figure: Figure, path: Path) -> tuple[int, int]:
+    """Width and height of a figure's PNG."""
+    figure.savefig(path, dpi=DPI)
+    return png_size(path)
 
 
 @pytest.mark.parametrize(("languages", "outputs"), [(2, 8), (4, 1), (12, 34)])
-def test_the_layer_plot_shows_means_pairs_chance_and_pool(
-    languages: int, outputs: int, tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_the_layer_plot_shows_means_pairs_chance_and_pool(languages: int, outputs: int, tmp_path: Path) -> None:
     table = made_table(languages, outputs)
-    plot_recall_by_layer(table, tmp_path / "layers.png", "whisper")
-    width, height = png_size(tmp_path / "layers.png")
+    figure = plot_recall_by_layer(table, "whisper")
+    width, height = saved(figure, tmp_path / "layers.png")
     assert 600 < width < 2500
     assert 400 < height < 1000
-    (axes,) = drawn[0].axes
+    (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     means = table.filter(pc.and_(pc.equal(table["source"], "mean"), pc.equal(table["similarity"], "pooled_cosine")))
     means = means.filter(pc.equal(means["score"], "raw"))
@@ -84,7 +76,7 @@ def test_the_layer_plot_shows_means_pairs_chance_and_pool(
     bottom, top = axes.get_ylim()
     assert bottom <= 0
     assert top >= 100 * pc.max(means["high"]).as_py()
-    subtitle = drawn[0].get_suptitle()
+    subtitle = figure.get_suptitle()
     assert "pool of 70 candidates" in subtitle
     assert "recall@1 1.4 %" in subtitle
     assert "95 % bootstrap intervals" in subtitle
@@ -96,13 +88,11 @@ def test_the_layer_plot_shows_means_pairs_chance_and_pool(
 
 
 @pytest.mark.parametrize(("languages", "outputs"), [(2, 8), (12, 3)])
-def test_the_matrix_shows_every_output_on_one_scale(
-    languages: int, outputs: int, tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_the_matrix_shows_every_output_on_one_scale(languages: int, outputs: int, tmp_path: Path) -> None:
     table = made_table(languages, outputs)
-    plot_language_matrix(table, tmp_path / "matrix.png", "whisper")
-    assert 600 <= png_size(tmp_path / "matrix.png")[0] < 4000
-    panels = [axes for axes in drawn[0].axes if axes.get_title()]
+    figure = plot_language_matrix(table, "whisper")
+    assert 600 <= saved(figure, tmp_path / "matrix.png")[0] < 4000
+    panels = [axes for axes in figure.axes if axes.get_title()]
     assert len(panels) == outputs
     assert {image.get_clim() for axes in panels for image in axes.images} == {(0, 100)}
     (row,) = table.filter(
@@ -118,40 +108,39 @@ def test_the_matrix_shows_every_output_on_one_scale(
     cells = {text.get_position(): text.get_text() for text in final.texts}
     assert cells[0, 1] == f"{100 * row['value']:.0f}"
     assert len(cells) == languages * (languages - 1)
-    assert "pool of 70 candidates" in drawn[0].get_suptitle()
+    assert "pool of 70 candidates" in figure.get_suptitle()
 
 
-def test_a_table_without_seqsim_is_drawn_too(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_table_without_seqsim_is_drawn_too() -> None:
     table = made_table(2, 3, ("pooled_cosine",))
-    plot_recall_by_layer(table, tmp_path / "layers.png", "pooled only")
-    plot_language_matrix(table, tmp_path / "matrix.png", "pooled only")
-    assert "pooled_cosine" in drawn[1].get_suptitle()
+    plot_recall_by_layer(table, "pooled only")
+    assert "pooled_cosine" in plot_language_matrix(table, "pooled only").get_suptitle()
 
 
-def test_a_direction_without_queries_is_a_dash(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_direction_without_queries_is_a_dash() -> None:
     rows = made_table(3, 1).to_pylist()
     for row in rows:
         if {row["source"], row["target"]} == {"l00", "l02"}:
             row.update(value=None, chance=None, queries=0)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    plot_language_matrix(table, tmp_path / "matrix.png", "gap")
-    plot_recall_by_layer(table, tmp_path / "layers.png", "gap")
-    cells = {text.get_position(): text.get_text() for text in drawn[0].axes[0].texts}
+    table = pa.Table.from_pylist(rows, schema=RETRIEVAL_SCHEMA)
+    figure = plot_language_matrix(table, "gap")
+    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     assert [cells[2, 0], cells[0, 2]] == ["–", "–"]
-    assert "4 directions" in drawn[0].get_suptitle()
+    for each in (figure, plot_recall_by_layer(table, "gap")):
+        assert "4 directions" in each.get_suptitle()
 
 
-def test_what_is_not_in_the_table_cannot_be_drawn(tmp_path: Path) -> None:
+def test_what_is_not_in_the_table_cannot_be_drawn() -> None:
     table = made_table(2, 2, ("pooled_cosine",))
     with pytest.raises(UsageError, match=r"'recall@10'; the table holds: recall@1"):
-        plot_recall_by_layer(table, tmp_path / "x.png", "t", metric="recall@10")
+        plot_recall_by_layer(table, "t", metric="recall@10")
     with pytest.raises(UsageError, match="the table holds: pooled_cosine"):
-        plot_language_matrix(table, tmp_path / "x.png", "t", similarity="seqsim_f1")
+        plot_language_matrix(table, "t", similarity="seqsim_f1")
     with pytest.raises(InputError, match="nothing to show"):
-        plot_recall_by_layer(table.filter(pc.equal(table["source"], "mean")), tmp_path / "x.png", "t")
+        plot_recall_by_layer(table.filter(pc.equal(table["source"], "mean")), "t")
 
 
-def test_without_matplotlib_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def no_matplotlib(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -161,4 +150,4 @@ def test_without_matplotlib_the_message_names_the_extra(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(builtins, "__import__", no_matplotlib)
     with pytest.raises(UsageError, match=r"pip install 'voxstrata\[plot\]'"):
-        plot_recall_by_layer(made_table(2, 2), tmp_path / "x.png", "t")
+        plot_recall_by_layer(made_table(2, 2), "t")

@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from stores import MadeUpStore
 from test_retrieval import Utterances, loop
+from test_tiles import Seen
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.retrieval.kernels.base import FloatMatrix, Packed
 from voxstrata.retrieval.kernels.float32 import Float32
-from voxstrata.studies.retrieve import retrieve, to_markdown, to_terminal
+from voxstrata.studies.retrieve import Retrieval, RetrievalOptions, retrieve
 
 
 @dataclass
@@ -28,11 +30,17 @@ class FakeStore:
     entries: list[tuple[str, str | None, str | None, str]]
     frames: dict[str, Utterances]
     has_frames: bool = True
+    files: ClassVar = MadeUpStore.files
+    about: ClassVar = MadeUpStore.about
     reads: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return tuple(self.frames)
+
+    @property
+    def ids(self) -> list[str]:
+        return [entry[0] for entry in self.entries]
 
     @property
     def utterances(self) -> pa.Table:
@@ -71,13 +79,17 @@ def fake_store(languages: tuple[str, ...] = ("uk", "en", "es"), groups: int = 6,
     return FakeStore(entries, frames)
 
 
+def table_of(*args: Any, **options: Any) -> pa.Table:
+    return retrieve(*args, **options).table
+
+
 def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def test_retrieve_reports_every_output_similarity_score_and_direction_as_brute_force_does() -> None:
     store = fake_store()
-    table = retrieve(store, bootstrap=0)
+    table = table_of(store, options=RetrievalOptions(bootstrap=0))
     assert list(dict.fromkeys(table["output"].to_pylist())) == ["layer_02", "layer_10", "final"]
     # Six directions, three pairs, one mean: of 4 similarities × 3 scores × (3 recalls, mrr, skew), and of two CKAs.
     assert len(table) == 3 * (6 + 3 + 1) * (4 * 3 * 5 + 2)
@@ -113,7 +125,7 @@ def test_retrieve_reports_every_output_similarity_score_and_direction_as_brute_f
 
 
 def test_a_pair_is_the_mean_of_its_directions() -> None:
-    table = retrieve(fake_store(), outputs=["final"], similarities=["seqsim_precision"])
+    table = table_of(fake_store(), outputs=["final"], similarities=["seqsim_precision"])
     chosen = {"score": "raw", "metric": "mrr"}
     there = _only(table, source="en", target="uk", **chosen)
     back = _only(table, source="uk", target="en", **chosen)
@@ -129,7 +141,7 @@ def test_cka_compares_the_sentences_both_languages_hold() -> None:
     for states in store.frames.values():
         states.append(np.ones((1, 8), np.float16))
     store.entries[0] = ("en-0", "en", "only in English", "done")
-    table = retrieve(store, outputs=["final"], similarities=["pooled_cosine"])
+    table = table_of(store, outputs=["final"], similarities=["pooled_cosine"])
     pooled = {
         name: x.astype(float).mean(axis=0) for (name, *_), x in zip(store.entries, store.frames["final"], strict=True)
     }
@@ -150,7 +162,7 @@ def test_cka_compares_the_sentences_both_languages_hold() -> None:
 def test_intervals_hold_the_value_and_differences_are_paired() -> None:
     store = fake_store(groups=40, noise=1.2)
     store.frames["layer_10"] = store.frames["final"]  # equal outputs: their difference is 0 in every resample
-    table = retrieve(store, similarities=["pooled_cosine"], ks=[1])
+    table = table_of(store, similarities=["pooled_cosine"], options=RetrievalOptions(ks=[1]))
     figures = table.filter(pc.is_in(table["metric"], value_set=pa.array(["recall@1", "mrr"])))
     assert all(row["low"] <= row["value"] <= row["high"] for row in figures.to_pylist())
     others = table.filter(pc.invert(pc.is_in(table["metric"], value_set=pa.array(["recall@1", "mrr"]))))
@@ -171,7 +183,9 @@ def test_intervals_hold_the_value_and_differences_are_paired() -> None:
 
 def test_more_sentences_give_narrower_intervals_and_more_recordings_do_not() -> None:
     def width(store: FakeStore) -> float:
-        table = retrieve(store, outputs=["final"], similarities=["pooled_cosine"], scores=["raw"], ks=[1])
+        table = table_of(
+            store, outputs=["final"], similarities=["pooled_cosine"], options=RetrievalOptions(scores=["raw"], ks=[1])
+        )
         row = _only(table, metric="recall@1", source="mean")
         return float(row["high"]) - float(row["low"])
 
@@ -189,10 +203,10 @@ def test_a_ratio_that_does_not_exist_is_null() -> None:
     for i, (_, language, _, _) in enumerate(store.entries):
         for states in store.frames.values():
             states[i] = np.full((1, 8), 1 if language == "en" else -1, np.float16) + states[i][:1] / 100
-    table = retrieve(store)
+    table = table_of(store)
     part = table.filter(pc.equal(table["score"], "ratio_margin"))
     assert part["value"].null_count == part["low"].null_count == len(part)
-    assert "ratio_margin" in to_terminal(table)
+    assert "ratio_margin" in repr(Retrieval(table))
     assert _only(table, output="final", score="csls", similarity="seqsim_f1", metric="mrr", source="mean")["value"] > 0
 
 
@@ -208,7 +222,7 @@ def test_mean_rows_average_all_directions_and_keep_the_range_of_pools() -> None:
     store.entries.append(("en-extra", "en", "nobody's", "done"))
     for states in store.frames.values():
         states.append(np.ones((1, 8), np.float16))
-    table = retrieve(store, outputs=["final"], similarities=["pooled_cosine"], ks=[1])
+    table = table_of(store, outputs=["final"], similarities=["pooled_cosine"], options=RetrievalOptions(ks=[1]))
     part = table.filter((pc.field("metric") == "recall@1") & (pc.field("score") == "raw")).to_pylist()
     directions, mean = [row for row in part if row["source"] != row["target"]], part[-1]
     assert (mean["source"], mean["target"], len(directions)) == ("mean", "mean", 6)
@@ -216,7 +230,7 @@ def test_mean_rows_average_all_directions_and_keep_the_range_of_pools() -> None:
     assert mean["chance"] == pytest.approx((2 / 7 + 4 / 6) / 6)
     assert (mean["candidates"], mean["candidates_max"], mean["queries"]) == (6, 7, 36)
     assert mean["queries_without_partner"] == 2  # the extra sentence, asked of two languages
-    for text in (to_markdown(table), to_terminal(table)):
+    for text in (Retrieval(table).to_markdown(), repr(Retrieval(table))):
         assert "6 directions; pool of 6–7 candidates, 6 queries each; chance: recall@1 14.3–16.7 %" in text
 
 
@@ -226,16 +240,16 @@ def test_only_finished_utterances_with_language_and_group_take_part() -> None:
     store.entries.extend(extra)
     for states in store.frames.values():
         states.extend(np.full((1, 8), np.nan, np.float16) for _ in extra)
-    assert retrieve(store).equals(retrieve(fake_store(languages=("en", "es"))))
+    assert table_of(store).equals(table_of(fake_store(languages=("en", "es"))))
 
 
 def test_a_language_without_partners_gives_null_and_leaves_the_means_alone() -> None:
     store = fake_store(languages=("en", "es"), groups=12)
-    plain = retrieve(store, ks=[1])
+    plain = table_of(store, options=RetrievalOptions(ks=[1]))
     store.entries += [("ru-1", "ru", "other", "done"), ("ru-2", "ru", "another", "done")]
     for states in store.frames.values():
         states += [np.ones((1, 8), np.float16)] * 2
-    table = retrieve(store, ks=[1])
+    table = table_of(store, options=RetrievalOptions(ks=[1]))
     row = _only(table, output="final", similarity="seqsim_f1", score="raw", metric="recall@1", source="ru", target="en")
     assert (row["value"], row["chance"], row["queries"], row["queries_without_partner"]) == (None, None, 0, 2)
     counts = ("queries", "queries_without_partner")
@@ -243,18 +257,18 @@ def test_a_language_without_partners_gives_null_and_leaves_the_means_alone() -> 
         assert {k: v for k, v in got.items() if k not in counts} == {
             k: v for k, v in expected.items() if k not in counts
         }
-    assert to_markdown(table) == to_markdown(plain)
+    assert Retrieval(table).to_markdown() == Retrieval(plain).to_markdown()
 
 
 def test_a_pool_of_translations_alone_has_no_figures_and_is_named() -> None:
     """Found at 100 % beside chance of 100 %, it would only lift the means."""
     store = fake_store(languages=("en", "es"), groups=12)
-    plain = retrieve(store, ks=[1])
+    plain = table_of(store, options=RetrievalOptions(ks=[1]))
     lone = store.entries[0][2]
     store.entries += [("ru-1", "ru", lone, "done"), ("ru-2", "ru", lone, "done")]  # one sentence, recorded twice
     for states in store.frames.values():
         states += [states[0], states[0]]
-    table = retrieve(store, ks=[1])
+    table = table_of(store, options=RetrievalOptions(ks=[1]))
     rows = {
         (r["source"], r["target"]): r
         for r in table.to_pylist()
@@ -268,8 +282,8 @@ def test_a_pool_of_translations_alone_has_no_figures_and_is_named() -> None:
     found = {(r["source"], r["target"]): r["value"] for r in before}
     four = [found["en", "es"], found["es", "en"], 1.0, rows["ru", "es"]["value"]]
     assert rows["mean", "mean"]["value"] == pytest.approx(np.mean(four))
-    assert "any answer is right: en → ru, es → ru." in to_markdown(table)
-    assert "any answer is right" not in to_markdown(plain)
+    assert "any answer is right: en → ru, es → ru." in Retrieval(table).to_markdown()
+    assert "any answer is right" not in Retrieval(plain).to_markdown()
 
 
 def _means(table: pa.Table) -> list[dict[str, object]]:
@@ -284,7 +298,7 @@ def test_order_of_the_corpus_does_not_matter() -> None:
         [store.entries[i] for i in order],
         {output: [states[i] for i in order] for output, states in store.frames.items()},
     )
-    got, expected = retrieve(shuffled), retrieve(store)
+    got, expected = table_of(shuffled), table_of(store)
     for name in got.column_names:
         a, b = got[name], expected[name]
         if pa.types.is_floating(a.type):  # sums run in another order
@@ -297,7 +311,10 @@ def test_blocks_of_frames_give_what_whole_languages_give_and_no_more_is_read_at_
     whole, cut = fake_store(), fake_store()
     small = Float32()
     small.block_frames = 5  # of 12 in each language
-    expected, got = retrieve(whole, kernel=Float32()), retrieve(cut, kernel=small)
+    expected, got = (
+        table_of(whole, options=RetrievalOptions(kernel=Float32())),
+        table_of(cut, options=RetrievalOptions(kernel=small)),
+    )
     for name in got.column_names:
         a, b = got[name], expected[name]
         if pa.types.is_floating(a.type):
@@ -312,40 +329,37 @@ def test_blocks_of_frames_give_what_whole_languages_give_and_no_more_is_read_at_
 
 def test_frames_are_read_by_pair_of_languages_and_none_for_pooled() -> None:
     store = fake_store()
-    calls: list[tuple[str, int, int]] = []
-    retrieve(
-        store,
-        outputs=["final"],
-        progress=lambda done, total: calls.append(("pairs", done, total)),
-        checking=lambda done, total: calls.append(("checked", done, total)),
-    )
+    seen = Seen()
+    retrieve(store, outputs=["final"], reporter=seen)
     assert len(store.reads) == 3 + 6  # each language to check it, both sides of three pairs
-    assert calls == [(what, n, 3) for what in ("checked", "pairs") for n in (1, 2, 3)]
+    told = [(p.stage, p.done, p.total) for p in seen.all]
+    assert told == [(what, n, 3) for what in ("checking frames", "retrieving") for n in (1, 2, 3)]
     store.reads.clear()
     store.has_frames = False
-    table = retrieve(store, similarities=["pooled_cosine"])
-    assert not store.reads
-    assert set(table["similarity"].to_pylist()) == {"pooled_cosine", "linear_cka"}
+    for similarities in ("pooled_cosine", None):  # the second: whatever the store has the states for
+        table = table_of(store, similarities=similarities)
+        assert not store.reads
+        assert set(table["similarity"].to_pylist()) == {"pooled_cosine", "linear_cka"}
     with pytest.raises(UsageError, match="pooled states only"):
-        retrieve(store)
+        retrieve(store, similarities="seqsim_f1")
 
 
 def test_unknown_names_list_the_known_ones() -> None:
     store = fake_store()
-    with pytest.raises(UsageError, match=r"unknown output 'layer_99'; known: final, layer_10, layer_02"):
+    with pytest.raises(UsageError, match=r"unknown output 'layer_99'; this model has final, layer_10, layer_02"):
         retrieve(store, outputs=["layer_99"])
     with pytest.raises(UsageError, match=r"unknown language 'xx'; known: en, es, uk"):
         retrieve(store, languages=["en", "xx"])
     with pytest.raises(UsageError, match=r"unknown similarity 'dtw'; known: seqsim_f1"):
         retrieve(store, similarities=["dtw"])
-    with pytest.raises(UsageError, match="no output asked for"):
+    with pytest.raises(UsageError, match=r"unknown output selection \(empty\)"):
         retrieve(store, outputs=[])
     with pytest.raises(UsageError, match="unknown score 'cls'; known: raw, csls, ratio_margin"):
-        retrieve(store, scores=["cls"])
+        retrieve(store, options=RetrievalOptions(scores=["cls"]))
     with pytest.raises(UsageError, match="at least one k"):
-        retrieve(store, ks=[0])
+        retrieve(store, options=RetrievalOptions(ks=[0]))
     with pytest.raises(UsageError, match="bootstrap is -1"):
-        retrieve(store, bootstrap=-1)
+        retrieve(store, options=RetrievalOptions(bootstrap=-1))
 
 
 def test_a_corpus_that_cannot_be_retrieved_says_what_was_found() -> None:
@@ -370,7 +384,7 @@ def test_a_corpus_that_cannot_be_retrieved_says_what_was_found() -> None:
         retrieve(fake_store(languages=("en", "es"), groups=1))
     broken = fake_store(languages=("en", "es"))
     broken.frames["final"][3][0] = np.nan
-    with pytest.raises(InputError, match="output final, es: utterance 'es-1': frame 0"):
+    with pytest.raises(InputError, match="output final: utterance 'es-1': frame 0"):
         retrieve(broken)
     with pytest.raises(InputError, match="output final, en and es: utterance 'es-1': the pooled state"):
         retrieve(broken, similarities=["pooled_cosine"])
@@ -384,8 +398,8 @@ def test_a_bad_frame_of_the_last_output_and_language_is_found_before_any_compari
 
     store = fake_store()
     store.frames["final"][-3][-1] = value  # the last of uk, itself the last of the languages
-    with pytest.raises(InputError, match="output final, uk: utterance 'uk-5': frame 2 is zero, NaN or infinite"):
-        retrieve(store, kernel=Forbidden())
+    with pytest.raises(InputError, match="output final: utterance 'uk-5': frame 2 is zero, NaN or infinite"):
+        retrieve(store, options=RetrievalOptions(kernel=Forbidden()))
 
 
 def test_outputs_stand_in_depth_order() -> None:
@@ -394,14 +408,14 @@ def test_outputs_stand_in_depth_order() -> None:
 
 
 def test_text_tables_hold_means_intervals_chance_and_the_best_output() -> None:
-    table = retrieve(fake_store(groups=14, noise=1.2), similarities=["seqsim_f1", "pooled_cosine"])
+    table = table_of(fake_store(groups=14, noise=1.2), similarities=["seqsim_f1", "pooled_cosine"])
     means = {(r["output"], r["similarity"], r["score"], r["metric"]): r for r in _means(table)}
 
     def interval(row: dict[str, Any], prefix: str = "") -> str:
         low, high, value = (row[f"{prefix}{end}"] for end in ("low", "high", "value"))
         return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
-    lines = to_markdown(table).splitlines()
+    lines = Retrieval(table).to_markdown().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     assert rows[0] == ["output", "recall@1", "below the best", "recall@5", "recall@10", "mrr", "hubness"]
     metrics = ("recall@1", "recall@5", "recall@10", "mrr")
@@ -416,11 +430,11 @@ def test_text_tables_hold_means_intervals_chance_and_the_best_output() -> None:
     caption = "6 directions; pool of 14 candidates, 14 queries each; chance: recall@1 7.1 %, recall@5 35.7 %"
     assert caption in lines[-1]
     assert "95 % bootstrap intervals" in lines[-1]
-    plain = to_terminal(table)
+    plain = repr(Retrieval(table))
     assert caption in plain
     assert expected[0] in plain
     for block in plain.split("\n\n")[:2]:
         assert len({len(line.rstrip()) for line in block.splitlines() if "  " in line}) <= 2  # chance ends in a dash
-    assert "[" not in to_markdown(retrieve(fake_store(), bootstrap=0))
+    assert "[" not in retrieve(fake_store(), options=RetrievalOptions(bootstrap=0)).to_markdown()
     with pytest.raises(InputError, match="mean"):
-        to_markdown(table.filter(pc.equal(table["source"], "en")))
+        Retrieval(table.filter(pc.equal(table["source"], "en"))).to_markdown()

@@ -20,7 +20,7 @@ from voxstrata.evaluation import Resamples
 from voxstrata.evaluation.bootstrap import percentile_interval
 from voxstrata.evaluation.logistic import fit_logistic
 from voxstrata.studies.phonetics.measure import Direction, measure_phonetics
-from voxstrata.studies.retrieve import retrieve
+from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 pytest.importorskip("panphon")
 
@@ -57,7 +57,7 @@ def test_retrieval_of_shuffled_groups_is_chance_by_every_score_and_metric() -> N
         False: defaultdict(list),
     }
     for seed, shuffled in ((seed, shuffled) for seed in range(SEEDS) for shuffled in (True, False)):
-        for r in retrieve(meanings(seed, shuffled), ks=[1, 5], bootstrap=0).to_pylist():
+        for r in retrieve(meanings(seed, shuffled), options=RetrievalOptions(ks=[1, 5], bootstrap=0)).table.to_pylist():
             if r["source"] == "mean" and (r["metric"].startswith("recall") or r["metric"] == "mrr"):
                 key = (r["similarity"], r["score"], r["metric"])
                 found[shuffled][key].append((r["value"], r["chance"]))

@@ -21,10 +21,11 @@ import zarr
 from conftest import sound
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.progress import Progress, Reporter
 from voxstrata.encoders import Context, open_model
 from voxstrata.encoders.card import write_card
-from voxstrata.engine import Encoder, Progress, extract
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.engine import CpuEncoder, Runtime, extract
+from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.store.files import Files
 from voxstrata.store.writer import StoreWriter
 
@@ -47,7 +48,7 @@ def corpus(make_corpus: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def written(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "s.zarr"
-    extract(corpus, tiny_model, path, outputs=OUTPUTS)
+    extract(corpus, tiny_model, path, StoreSpec(OUTPUTS))
     return path
 
 
@@ -57,15 +58,18 @@ def store(written: Path) -> EmbeddingStore:
 
 
 class Stop(Exception):
-    """Ends a run from its progress callback."""
+    """Ends a run when it tells of its progress."""
 
 
-def stop_after(units: int) -> Callable[[Progress], None]:
-    def progress(p: Progress) -> None:
-        if p.units >= units:
+class StopAfter(Reporter):
+    """Stops a run once so many units are encoded."""
+
+    def __init__(self, units: int) -> None:
+        self.units = units
+
+    def progress(self, progress: Progress) -> None:
+        if progress.stage == "extracting" and progress.done >= self.units:
             raise Stop
-
-    return progress
 
 
 # --- reading ---
@@ -111,7 +115,7 @@ def test_units_hold_every_done_utterance_once(store: EmbeddingStore) -> None:
 def test_pooled_of_frames_is_their_mean_and_of_a_pooled_store_what_it_holds(
     store: EmbeddingStore, corpus: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    extract(corpus, tiny_model, tmp_path / "p.zarr", outputs=OUTPUTS, pool="mean")
+    extract(corpus, tiny_model, tmp_path / "p.zarr", StoreSpec(OUTPUTS, pool="mean"))
     kept = open_store(tmp_path / "p.zarr")
     assert kept.ids == store.ids
     for output in OUTPUTS:
@@ -210,7 +214,7 @@ def test_a_store_of_an_unfinished_run_tells_what_is_done(corpus: Path, tiny_mode
     samples[100] = np.nan
     soundfile.write(bad / "de" / "nan.wav", samples, 16_000, subtype="FLOAT")
     with pytest.raises(Stop):  # in the last of three units: with one thread the first is committed by then
-        extract(bad, tiny_model, tmp_path / "s.zarr", outputs=OUTPUTS, threads=1, progress=stop_after(2))
+        extract(bad, tiny_model, tmp_path / "s.zarr", StoreSpec(OUTPUTS), Runtime(threads=1), StopAfter(2))
     store = open_store(tmp_path / "s.zarr")
     status = dict(zip(store.ids, store.status.tolist(), strict=True))
     assert not store.complete
@@ -242,8 +246,9 @@ def edit(path: Path, **changes: Any) -> None:
 def refused(match: str, corpus: Path, model: Path, path: Path, **settings: Any) -> None:
     """Extraction must fail with this message and leave every byte as it was."""
     before = contents(path) if path.is_dir() else None
+    runtime = Runtime(unit_megabytes=settings.pop("unit_megabytes", None))
     with pytest.raises(InputError, match=match):
-        extract(corpus, model, path, **{"outputs": OUTPUTS, **settings})
+        extract(corpus, model, path, StoreSpec(**{"outputs": OUTPUTS, **settings}), runtime)
     if before is not None:
         assert contents(path) == before
 
@@ -271,12 +276,12 @@ def test_units_of_another_size_are_refused_with_the_size_that_goes_on(
     corpus: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "s.zarr"
-    first = extract(corpus, tiny_model, store, unit_megabytes=0.7)
+    first = extract(corpus, tiny_model, store, runtime=Runtime(unit_megabytes=0.7))
     with pytest.raises(InputError, match=r"units of .* MB there") as refusal:
         extract(corpus, tiny_model, store)
     told = re.search(r"--unit-mb ([0-9.]+)", str(refusal.value))
     assert told
-    again = extract(corpus, tiny_model, store, unit_megabytes=float(told[1]))
+    again = extract(corpus, tiny_model, store, runtime=Runtime(unit_megabytes=float(told[1])))
     assert again.resumed_units == first.units
 
 
@@ -309,7 +314,7 @@ def test_a_recording_that_became_unreadable_is_to_be_mended_not_the_store_given_
     reason = r"'fr/1' was readable then and is not now: fr/1\.wav: no such file; .*; mend it and run again$"
     refused(f"cannot resume: {reason}", other / "m.tsv", tiny_model, written)
     shutil.copy(corpus / "fr" / "1.wav", other / "fr")
-    assert extract(other / "m.tsv", tiny_model, written, outputs=OUTPUTS).resumed_units == 3
+    assert extract(other / "m.tsv", tiny_model, written, StoreSpec(OUTPUTS)).resumed_units == 3
 
 
 def test_a_store_of_another_model_is_refused_naming_what_differs(
@@ -344,7 +349,7 @@ def test_what_is_no_store_is_left_alone(corpus: Path, tiny_model: Path, written:
     refused("a file, not a store", corpus, tiny_model, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(InputError, match="cannot write"):
-        extract(corpus, tiny_model, tmp_path / "file" / "s.zarr", outputs=OUTPUTS)
+        extract(corpus, tiny_model, tmp_path / "file" / "s.zarr", StoreSpec(OUTPUTS))
     for name in ("notes.txt", ".lock", "film.partial", "plan.json", "zarr.json"):
         folder = tmp_path / f"with {name}"
         folder.mkdir()
@@ -359,7 +364,7 @@ def test_what_is_no_store_is_left_alone(corpus: Path, tiny_model: Path, written:
 
 def test_an_empty_folder_becomes_a_store(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
     (tmp_path / "s.zarr").mkdir()
-    extract(corpus, tiny_model, tmp_path / "s.zarr", outputs=OUTPUTS)
+    extract(corpus, tiny_model, tmp_path / "s.zarr", StoreSpec(OUTPUTS))
     assert contents(tmp_path / "s.zarr") == contents(written)
 
 
@@ -368,12 +373,14 @@ def test_a_second_run_on_the_same_store_is_refused_from_start_to_end(
 ) -> None:
     path, messages = tmp_path / "s.zarr", []
 
-    def second(_: Progress) -> None:
-        with pytest.raises(InputError) as caught:
-            extract(corpus, tiny_model, path, outputs=OUTPUTS)
-        messages.append(str(caught.value))
+    class Second(Reporter):
+        def progress(self, progress: Progress) -> None:
+            if progress.stage == "extracting":
+                with pytest.raises(InputError) as caught:
+                    extract(corpus, tiny_model, path, StoreSpec(OUTPUTS))
+                messages.append(str(caught.value))
 
-    extract(corpus, tiny_model, path, outputs=OUTPUTS, progress=second)
+    extract(corpus, tiny_model, path, StoreSpec(OUTPUTS), reporter=Second())
     assert len(messages) >= 4
     assert set(messages) == {
         f"{path}: another run (process {os.getpid()}) is writing this store; wait for it or stop it"
@@ -389,7 +396,7 @@ def test_the_lock_file_of_a_dead_process_does_not_block(
         (lock,) = set(contents(path)) - set(contents(written))
     assert contents(path) == contents(written)
     (path / lock).write_text("1\n")
-    assert extract(corpus, tiny_model, path, outputs=OUTPUTS).resumed_units == 3
+    assert extract(corpus, tiny_model, path, StoreSpec(OUTPUTS)).resumed_units == 3
     assert contents(path) == contents(written)
 
 
@@ -404,9 +411,9 @@ def remote() -> Iterator[str]:
 
 def test_an_object_store_holds_the_same_and_resumes(corpus: Path, tiny_model: Path, written: Path, remote: str) -> None:
     with pytest.raises(Stop):
-        extract(corpus, tiny_model, remote, outputs=OUTPUTS, threads=1, progress=stop_after(2))
+        extract(corpus, tiny_model, remote, StoreSpec(OUTPUTS), Runtime(threads=1), StopAfter(2))
     assert not open_store(remote).complete
-    report = extract(corpus, tiny_model, remote, outputs=OUTPUTS)
+    report = extract(corpus, tiny_model, remote, StoreSpec(OUTPUTS))
     assert 1 <= report.resumed_units < 3
     files = fsspec.filesystem("memory")
     found = {p.removeprefix("/voxstrata/s.zarr/"): files.cat_file(p) for p in files.find("/voxstrata/s.zarr")}
@@ -415,11 +422,11 @@ def test_an_object_store_holds_the_same_and_resumes(corpus: Path, tiny_model: Pa
     np.testing.assert_array_equal(there.frames("fr/3", "final"), local.frames("fr/3", "final"))
     assert repr(there).startswith(f"<EmbeddingStore {remote}: 12 of 13 utterances")
     with pytest.raises(InputError, match="dtype is float16 there"):
-        extract(corpus, tiny_model, remote, outputs=OUTPUTS, dtype="float32")
+        extract(corpus, tiny_model, remote, StoreSpec(OUTPUTS, dtype="float32"))
 
 
 def test_a_file_url_is_a_local_store(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
-    extract(corpus, tiny_model, f"file://{tmp_path}/s.zarr", outputs=OUTPUTS)
+    extract(corpus, tiny_model, f"file://{tmp_path}/s.zarr", StoreSpec(OUTPUTS))
     assert contents(tmp_path / "s.zarr") == contents(written)
 
 
@@ -455,9 +462,9 @@ def test_a_full_disk_stops_the_run_and_a_resume_completes_it(
         patch.setattr(zarr.storage.LocalStore, "set", set_)
         patch.setattr(Files, "write", write)
         with pytest.raises(InputError, match=r"s\.zarr: cannot write \(.*No space left.*run the same command"):
-            extract(corpus, tiny_model, path, outputs=OUTPUTS)
+            extract(corpus, tiny_model, path, StoreSpec(OUTPUTS))
     markers = set(path.glob("units/*.json"))
-    report = extract(corpus, tiny_model, path, outputs=OUTPUTS)
+    report = extract(corpus, tiny_model, path, StoreSpec(OUTPUTS))
     assert report.resumed_units == len(markers)
     assert contents(path) == contents(written)
 
@@ -470,11 +477,11 @@ def test_a_unit_without_its_marker_is_written_again(
     (path / "frames" / "final" / "c" / "1" / "0").write_bytes(b"half a shard")
     (path / "frames" / "final" / "c" / "1" / "0.0123456789abcdef.partial").write_bytes(b"left by a kill")
     encoded = []
-    log_mel = Encoder.log_mel
+    log_mel = CpuEncoder.log_mel
     monkeypatch.setattr(
-        Encoder, "log_mel", lambda self, audio, frames: encoded.extend(audio) or log_mel(self, audio, frames)
+        CpuEncoder, "log_mel", lambda self, audio, frames: encoded.extend(audio) or log_mel(self, audio, frames)
     )
-    report = extract(corpus, tiny_model, path, outputs=OUTPUTS)
+    report = extract(corpus, tiny_model, path, StoreSpec(OUTPUTS))
     assert (report.resumed_units, len(encoded)) == (2, 4)
     assert contents(path) == contents(written)
 

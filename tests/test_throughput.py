@@ -16,14 +16,13 @@ import soundfile
 from conftest import sound
 from test_cli import run
 
-from voxstrata.cli.bench import bench_text
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.encoders import Context, open_model
-from voxstrata.engine import Device, DeviceEncoder, extract, planning
+from voxstrata.engine import CudaEncoder, Device, Runtime, extract, planning
 from voxstrata.engine import measuring as throughput
 from voxstrata.engine.estimating import estimate
 from voxstrata.engine.measuring import MIXES, Record, bench, measure, recorded
-from voxstrata.engine.planning import store_spec
+from voxstrata.store import StoreSpec
 from voxstrata.store import plan as plans
 
 
@@ -43,7 +42,7 @@ def measured(tiny_model: Path, cache: Path) -> Record:
     """A record of the tiny model on one thread, stored in `cache`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        return bench(open_model(tiny_model), threads=1, seconds=0.3)
+        return bench(open_model(tiny_model), runtime=Runtime(threads=1), seconds=0.3)
 
 
 # ---- plan
@@ -64,8 +63,9 @@ def test_storage_is_told_to_the_byte(
 ) -> None:
     monkeypatch.setattr(plans, "CHUNK_BYTES", 1 << 12)  # several chunks and units
     model = open_model(tiny_model)
-    told = estimate(read_corpus(corpus), model, store_spec(model, **settings), unit_megabytes=0.1)
-    done = extract(corpus, model, tmp_path / "s.zarr", unit_megabytes=0.1, **settings)
+    how = StoreSpec(**settings), Runtime(unit_megabytes=0.1)
+    told = estimate(read_corpus(corpus), model, *how)
+    done = extract(corpus, model, tmp_path / "s.zarr", *how)
     group = "pooled" if "pool" in settings else "frames"
     sizes = {o: sum(f.stat().st_size for f in (tmp_path / "s.zarr" / group / o / "c").rglob("*") if f.is_file())
              for o in told.outputs}  # fmt: skip
@@ -82,12 +82,12 @@ def test_units_are_larger_on_a_gpu_unless_their_size_is_given(
     monkeypatch.setattr(plans, "CHUNK_BYTES", 1 << 12)
     monkeypatch.setattr(planning, "UNIT_MEGABYTES", 0.1)
 
-    def units(kind: str, **settings: float) -> int:
-        model = open_model(tiny_model)
-        return estimate(read_corpus(corpus), model, store_spec(model), device=Device(kind), **settings).units
+    def units(kind: str, megabytes: float | None = None) -> int:
+        runtime = Runtime(Device(kind), unit_megabytes=megabytes)
+        return estimate(read_corpus(corpus), open_model(tiny_model), runtime=runtime).units
 
     assert units("cpu") > units("cuda") == units("tensorrt")
-    assert units("cuda", unit_megabytes=0.1) == units("cpu")
+    assert units("cuda", 0.1) == units("cpu")
 
 
 def test_extract_and_plan_make_the_same_units_on_a_gpu(
@@ -103,9 +103,9 @@ def test_extract_and_plan_make_the_same_units_on_a_gpu(
     monkeypatch.setattr(
         sys.modules["voxstrata.engine.extraction"],  # by name: the package's attribute is the function
         "make_encoder",
-        lambda model, spec, *_: DeviceEncoder(model, spec, device=Device("cpu"), tokens=3000),
+        lambda model, spec, *_: CudaEncoder(model, spec, Runtime(Device("cpu"), tokens=3000)),
     )
-    done = extract(corpus, tiny_model, tmp_path / "s.zarr", device=Device("cuda"))
+    done = extract(corpus, tiny_model, tmp_path / "s.zarr", runtime=Runtime(Device("cuda")))
     assert run("plan", corpus, tiny_model, "--device", "cuda", "--json") == 0
     assert json.loads(capsys.readouterr().out)["units"] == done.units
     assert run("plan", corpus, tiny_model, "--json") == 0
@@ -169,11 +169,11 @@ def test_a_record_is_found_for_its_model_device_and_threads_alone(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     model = open_model(tiny_model)
-    assert recorded(model, Device(), 1) == measured
-    assert recorded(model, Device(), 2) is None
-    assert recorded(model, Device("cuda"), 1) is None
+    assert recorded(model, Runtime(threads=1)) == measured
+    assert recorded(model, Runtime(threads=2)) is None
+    assert recorded(model, Runtime(Device("cuda"), 1)) is None
     monkeypatch.setattr(throughput, "cpu_name", lambda: "another CPU")
-    assert recorded(model, Device(), 1) is None
+    assert recorded(model, Runtime(threads=1)) is None
 
 
 def test_a_damaged_record_is_none(
@@ -184,7 +184,7 @@ def test_a_damaged_record_is_none(
     path.parent.mkdir(parents=True)
     for text in ("{", "{}", '{"about": {}, "sgemm_rate": 1, "modes": {"padded": {}}}'):
         path.write_text(text, encoding="utf-8")
-        assert recorded(open_model(tiny_model), Device(), 1) is None
+        assert recorded(open_model(tiny_model), Runtime(threads=1)) is None
 
 
 def test_what_was_measured_adds_up(tiny_model: Path, measured: Record) -> None:
@@ -209,10 +209,10 @@ def test_a_trial_that_takes_all_the_time_is_the_measurement_of_bench(
         return extract(corpus, *args, **settings)
 
     monkeypatch.setattr(throughput, "extract", counted)
-    bench(open_model(tiny_model), threads=6, seconds=0)
+    bench(open_model(tiny_model), runtime=Runtime(threads=6), seconds=0)
     assert runs == [6, 6, 6]  # one in each context, a recording for every thread
     runs.clear()
-    measure(open_model(tiny_model), "bucketed", mix=MIXES["prompts"], threads=1, seconds=0)
+    measure(open_model(tiny_model), "bucketed", MIXES["prompts"], runtime=Runtime(threads=1), seconds=0)
     assert runs == [4, 4]
 
 
@@ -255,8 +255,8 @@ def test_bench_prints_rates_and_what_a_corpus_takes(
 
 
 def test_bench_says_when_other_work_was_running(measured: Record) -> None:
-    assert "load average 7.5" in bench_text("base", replace(measured, load=7.5))
-    assert "load average" not in bench_text("base", replace(measured, load=0.2))
+    assert "load average 7.5" in replace(measured, load=7.5).to_text()
+    assert "load average" not in replace(measured, load=0.2).to_text()
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ from stores import Utterance, make_store
 from test_cli import run
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.progress import Progress, Reporter
 from voxstrata.encoders import Context
 from voxstrata.retrieval import folder as results
 from voxstrata.retrieval import tileplan
-from voxstrata.retrieval.all_pairs import Progress
 from voxstrata.retrieval.all_pairs import similarity as similarity_of
 from voxstrata.retrieval.kernels.base import Packed
 from voxstrata.retrieval.kernels.float32 import Float32
@@ -327,6 +327,16 @@ def test_what_a_killed_run_left_half_written_is_swept_away(few: EmbeddingStore, 
     assert contents(tmp_path / "r") == expected
 
 
+class Seen(Reporter):
+    """Keeps what it is told of progress."""
+
+    def __init__(self) -> None:
+        self.all: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.all.append(progress)
+
+
 class Meanwhile(Float32):
     """Does something else during its first comparison, or already when it packs the first block."""
 
@@ -358,13 +368,13 @@ def test_rows_that_another_run_commits_meanwhile_are_not_computed_again(few: Emb
     kernel = Meanwhile(
         lambda: others.append(similarity(*sides, "final", tmp_path / "r", part=(2, 2), **SETTINGS))  # all odd rows
     )
-    seen: list[Progress] = []
-    report = similarity(*sides, "final", tmp_path / "r", kernel=kernel, progress=seen.append, **SETTINGS)
+    seen = Seen()
+    report = similarity(*sides, "final", tmp_path / "r", kernel=kernel, reporter=seen, **SETTINGS)
     assert report.rows > 2
     assert report.resumed_rows == report.rows // 2
     assert others[0].pairs > 0
     assert report.pairs + others[0].pairs == 7 * 7
-    assert seen[-1].pairs == seen[-1].pairs_total == report.pairs
+    assert seen.all[-1].done == seen.all[-1].total == report.pairs
     assert report.merged
     assert contents(tmp_path / "r") == contents(tmp_path / "whole")
 
@@ -663,19 +673,19 @@ def test_pooled_stores_empty_and_overlapping_sets_and_unknown_names_are_refused(
 
 
 def test_progress_counts_every_pair_of_this_run(store: EmbeddingStore, tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    similarity(select(store), None, "final", tmp_path / "r", tile_frames=30, progress=seen.append)
-    assert [p.pairs for p in seen] == sorted(p.pairs for p in seen)
-    assert seen[-1].pairs == seen[-1].pairs_total
-    assert seen[-1].frame_pairs == seen[-1].frame_pairs_total
-    assert all(p.pairs_total == seen[0].pairs_total for p in seen)
+    seen = Seen()
+    similarity(select(store), None, "final", tmp_path / "r", tile_frames=30, reporter=seen)
+    assert [p.done for p in seen.all] == sorted(p.done for p in seen.all)
+    assert seen.all[-1].done == seen.all[-1].total
+    assert seen.all[-1].work == seen.all[-1].work_total > 0
+    assert all(p.total == seen.all[0].total for p in seen.all)
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_the_command_compares_in_parts_and_merges(
     store: EmbeddingStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["similarity", store.files.root, "--layer", "final", "--x", "en", "--y", "es", "-o", tmp_path / "r"]
+    command = ["similarity", store.files.root, "--outputs", "final", "--x", "en", "--y", "es", "-o", tmp_path / "r"]
     command += ["--tile-frames", 60, "--matrix", "f1, recall", "--kernel", "float32", "--json"]
     for part in ("1/2", "2/2"):
         assert run(*command, "--part", part) == 0
@@ -697,7 +707,7 @@ def test_the_command_takes_lists_of_ids(
 ) -> None:
     (tmp_path / "x.txt").write_text("en-1\nen-2\n\n")
     (tmp_path / "none.txt").write_text("\n")
-    command = ["similarity", store.files.root, "--layer", "final", "-o", tmp_path / "r"]
+    command = ["similarity", store.files.root, "--outputs", "final", "-o", tmp_path / "r"]
     assert run(*command, "--x-ids", tmp_path / "x.txt", "--y", "es") == 0
     assert "2 × 12 utterances" in capsys.readouterr().out
     assert run(*command, "--x-ids", tmp_path / "none.txt") == 3

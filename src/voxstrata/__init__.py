@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from voxstrata.corpus.source import read_corpus
     from voxstrata.encoders.card import open_model
     from voxstrata.encoders.context import Context
+    from voxstrata.encoders.device import Device
     from voxstrata.engine.extraction import extract
-    from voxstrata.engine.sessions import Device
+    from voxstrata.engine.runtime import Runtime
     from voxstrata.exporters.exporting import export
     from voxstrata.retrieval.all_pairs import similarity
     from voxstrata.retrieval.selection import select
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 _PLACES: dict[str, str | tuple[str, str]] = {
     "AudioError": "base.errors",
     "Context": "encoders.context",
-    "Device": "engine.sessions",
+    "Device": "encoders.device",
     "InputError": "base.errors",
+    "Runtime": "engine.runtime",
     "StoreSpec": "store.spec",
     "UsageError": "base.errors",
     "VoxstrataError": "base.errors",
@@ -58,6 +60,7 @@ __all__ = [
     "Context",
     "Device",
     "InputError",
+    "Runtime",
     "StoreSpec",
     "UsageError",
     "VoxstrataError",

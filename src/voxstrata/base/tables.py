@@ -89,6 +89,12 @@ def _cell(value: object) -> str:
     return shown
 
 
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    s = round(seconds)
+    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"
+
+
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
     """Header and rows in columns, those numbered in `left` to the left, the others to the right.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import TerminalReporter, json_option, print_json, print_left_out
-from voxstrata.cli.options import bootstrap_option
+from voxstrata.cli.options import bootstrap_option, outputs_option
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
@@ -21,7 +21,7 @@ from voxstrata.cli.options import bootstrap_option
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for align.parquet, align.md, align.png and align.pdf; what an earlier run left there is replaced.",
 )
-@click.option("--outputs", default="all", show_default=True, help="Outputs to evaluate, e.g. layer_03,final.")
+@outputs_option
 @click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
 @click.option(
     "--similarity",
@@ -76,8 +76,6 @@ def align(
       voxstrata phonetics speech.tsv -o phonetics
       voxstrata align speech.zarr --phonetics phonetics -o aligned
     """
-    import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
-
     from voxstrata.store import open_store
     from voxstrata.studies.align.measure import AlignOptions
     from voxstrata.studies.align.measure import align as run

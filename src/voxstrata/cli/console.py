@@ -13,9 +13,9 @@ import click
 
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.base.tables import aligned as aligned
+from voxstrata.base.tables import clock as clock
 
 if TYPE_CHECKING:
-    from voxstrata.engine import Progress as ExtractionProgress
     from voxstrata.store import EmbeddingStore
 
 PARTIAL = 4  # exit code: done, but some recordings failed
@@ -51,12 +51,6 @@ def kernel_option(f: F) -> F:
 def print_json(result: Any) -> None:
     """One JSON object, non-ASCII kept."""
     click.echo(json.dumps(result, ensure_ascii=False, indent=1))
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss."""
-    s = round(seconds)
-    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"
 
 
 def print_failures(failures: Mapping[str, str], rest: str) -> None:
@@ -192,27 +186,6 @@ def steps(line: Line, always: bool = False) -> Callable[[str], None]:
             click.echo(f"{clock(line.elapsed)}  {text}", err=True)
 
     return say
-
-
-def extraction_progress(line: Line) -> Callable[[ExtractionProgress], None]:
-    """Show a `Progress`: units, audio, audio-hours per hour, ETA, failures.
-
-    The clock starts with the first batch: reading headers and loading models is no throughput.
-    """
-    first: list[tuple[float, float]] = []
-
-    def show(p: ExtractionProgress) -> None:
-        now = time.monotonic()
-        if not first:
-            first.append((now, p.audio_seconds))
-        begin, before = first[0]
-        text = f"units {p.units}/{p.units_total}  audio {clock(p.audio_seconds)}/{clock(p.audio_seconds_total)}"
-        if p.audio_seconds > before and now > begin:
-            rate = (p.audio_seconds - before) / (now - begin)
-            text += f"  {rate:.0f} audio-h/h  ETA {clock((p.audio_seconds_total - p.audio_seconds) / rate)}"
-        line.show(text + (f"  failed {p.failed}" if p.failed else ""))
-
-    return show
 
 
 def count_progress(line: Line, what: str) -> Callable[[int, int], None]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import Line, count_progress, extraction_progress, steps
-from voxstrata.cli.retrieve import write_retrieval
+from voxstrata.cli.console import TerminalReporter
 
 
 @click.command(short_help="The whole way once, on a small spoken corpus.")
 @click.option(
     "-o",
-    "--output",
+    "--out",
     "folder",
     type=click.Path(path_type=Path),
     default=Path("demo"),
@@ -31,53 +29,12 @@ def demo(folder: Path, threads: int | None) -> None:
     Example:
       voxstrata demo -o demo
     """
-    from voxstrata.base.errors import InputError
-    from voxstrata.demo.corpus import write_demo_corpus
-    from voxstrata.demo.encoder import LANGUAGES, find_encoder
-    from voxstrata.engine import extract
-    from voxstrata.exporters import export
-    from voxstrata.store import open_store
-    from voxstrata.studies.retrieve import to_terminal
+    import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
-    marker = folder / ".voxstrata-demo"
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        raise InputError(f"{folder}: holds something else; choose another folder with -o")
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    for made in ("corpus", "random-weight-encoder", "model", "demo.zarr", "results"):  # by an earlier demo
-        if (folder / made).exists():
-            shutil.rmtree(folder / made)
-    with Line() as line:
-        say = steps(line, always=True)
-        say(f"speaking 40 sentences in {len(LANGUAGES)} languages, two voices each")
-        manifest = write_demo_corpus(folder / "corpus", languages=LANGUAGES)
-        say("looking for an encoder")
-        encoder = find_encoder(folder, say)
-        say(encoder.meaning)
-        export(encoder.checkpoint, folder / "model", say=say)
-        say("extracting every layer of every utterance, the means of two frames each (40 ms)")
-        report = extract(
-            manifest,
-            folder / "model",
-            folder / "demo.zarr",
-            every=2,  # a quarter of the retrieval's work: the whole way is to take two minutes, not three
-            threads=threads,
-            progress=extraction_progress(line),
-        )
-        rate = report.audio_seconds / report.seconds
-        say(f"{report.audio_seconds / 60:.0f} minutes of speech: {rate:.0f} audio-hours per hour")
-        say("retrieving translations, layer by layer")
-        store = open_store(folder / "demo.zarr")
-        table = write_retrieval(store, folder / "results", progress=count_progress(line, "language pairs × outputs"))
-        say("done")
-    click.echo("\n" + to_terminal(table))
-    click.echo(encoder.meaning + "\n")
-    for path, what in (
-        ("results/recall_by_layer.png", "recall by layer"),
-        ("results/languages.png", "recall for every pair of languages"),
-        ("results/retrieval.parquet", "every figure, tidy"),
-        ("demo.zarr", "the embeddings; `voxstrata info` describes them"),
-        ("model", "the exported encoder"),
-        ("corpus", "the speech"),
-    ):
+    from voxstrata.demo.run import MADE, run_demo
+
+    with TerminalReporter(always=True) as reporter:
+        made = run_demo(folder, threads=threads, reporter=reporter)
+    click.echo(f"\n{made.retrieval}\n{made.encoder.meaning}\n")
+    for path, what in MADE.items():
         click.echo(f"  {folder / path}: {what}")

@@ -12,6 +12,7 @@ import click
 from voxstrata.cli.console import (
     PARTIAL,
     Line,
+    TerminalReporter,
     aligned,
     count_progress,
     json_option,
@@ -83,8 +84,8 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
     """
     from voxstrata.early_exit.checkpoint import EarlyExit, write_early_exit
 
-    with Line() as line:
-        card = write_early_exit(checkpoint, target, EarlyExit(after, final_norm), revision=revision, say=steps(line))
+    with TerminalReporter() as reporter:
+        card = write_early_exit(checkpoint, target, EarlyExit(after, final_norm), revision=revision, reporter=reporter)
     if as_json:
         print_json({"checkpoint": str(target), "card": card.to_dict()})
         return

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from voxstrata.cli.console import aligned, json_option, print_json
-from voxstrata.cli.retrieve import names
+from voxstrata.cli.options import names
 
 
 @click.command(short_help="Why two utterances match, frame by frame.")

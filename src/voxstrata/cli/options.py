@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -11,8 +12,15 @@ from voxstrata.store.plan import UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+outputs_option = click.option(
+    "--outputs",
+    default="all",
+    show_default=True,
+    help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final.",
+)
+
 _STORING = (
-    click.option("--outputs", default="all", show_default=True, help="Outputs to keep, e.g. layer_03,layer_06,final."),
+    outputs_option,
     click.option(
         "--context",
         "mode",
@@ -32,6 +40,9 @@ _STORING = (
     click.option(
         "--every", type=int, default=1, show_default=True, help="Keep the mean of every N frames; N divides 1500."
     ),
+)
+
+_PLANNING = (
     click.option(
         "--long",
         type=click.Choice(["window", "error"]),
@@ -51,8 +62,25 @@ _STORING = (
 
 
 def storing_options(f: F) -> F:
-    """What is kept of a corpus: the same for `extract` and for `plan`."""
-    for option in reversed(_STORING):
+    """What is kept of a corpus; the command gets it as `spec`, a StoreSpec."""
+
+    @functools.wraps(f)
+    def with_spec(*args: Any, outputs: str, mode: Any, dtype: Any, pool: Any, every: int, **others: Any) -> Any:
+        from voxstrata.encoders import Context
+        from voxstrata.store import StoreSpec
+
+        return f(*args, spec=StoreSpec(outputs, dtype, pool, every, Context(mode)), **others)
+
+    return _with(_STORING, cast(F, with_spec))
+
+
+def planning_options(f: F) -> F:
+    """How a corpus is planned: `long`, `split` and `unit_mb`."""
+    return _with(_PLANNING, f)
+
+
+def _with(options: tuple[Callable[[F], F], ...], f: F) -> F:
+    for option in reversed(options):
         f = option(f)
     return f
 
@@ -66,3 +94,8 @@ def bootstrap_option(drawn: str) -> Callable[[F], F]:
         show_default=True,
         help=f"Resamples of the {drawn} for the 95 % intervals; 0 for none.",
     )
+
+
+def names(text: str | None) -> list[str] | None:
+    """A comma-separated choice; None stays None."""
+    return [n.strip() for n in text.split(",")] if text else None

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, Line, aligned, count_progress, json_option, print_json, steps
-from voxstrata.cli.retrieve import names
+from voxstrata.cli.options import names
 
 
 @click.command()

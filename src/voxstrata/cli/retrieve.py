@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from voxstrata.cli.console import Line, count_progress, json_option, kernel_option, print_json, print_left_out
+from voxstrata.cli.console import TerminalReporter, json_option, kernel_option, print_json, print_left_out
 from voxstrata.cli.options import bootstrap_option
-
-RESULT = "retrieval.parquet"  # by which a folder of results is known
 
 
 @click.command(short_help="Spoken-translation retrieval, layer by layer.")
 @click.argument("store")
 @click.option(
     "-o",
-    "--output",
+    "--out",
     "folder",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the results; what an earlier run left there is replaced.",
 )
-@click.option("--outputs", help="Outputs to evaluate, e.g. layer_03,final. [default: all in the store]")
+@click.option("--outputs", default="all", show_default=True, help="Outputs to evaluate, e.g. layer_03,final.")
 @click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
 @click.option(
     "--similarity",
     "similarities",
-    multiple=True,
-    help="seqsim_f1, seqsim_precision, seqsim_recall or pooled_cosine; may be repeated. [default: all]",
+    help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine. [default: all]",
 )
 @bootstrap_option("groups")
 @kernel_option
@@ -38,9 +33,9 @@ RESULT = "retrieval.parquet"  # by which a folder of results is known
 def retrieve(
     store: str,
     folder: Path,
-    outputs: str | None,
+    outputs: str,
     languages: str | None,
-    similarities: tuple[str, ...],
+    similarities: str | None,
     bootstrap: int,
     kernel: str | None,
     as_json: bool,
@@ -51,67 +46,37 @@ def retrieve(
     recall_by_layer.png and languages.png; every figure stands beside its pool size and chance. The table also holds
     CSLS and ratio-margin scores, hubness, and linear CKA between languages.
 
+    STORE may also be a folder that `voxstrata similarity` made. Recall then comes from its lists of the best
+    candidates, and found.parquet and found.md are written.
+
     \b
     Example:
       voxstrata retrieve speech.zarr -o results --outputs layer_03,layer_06,final
-    """
-    from voxstrata.retrieval.kernels import choose
-    from voxstrata.store import open_store
-    from voxstrata.studies.retrieve import to_terminal
-
-    opened = open_store(store)
-    print_left_out(opened)
-    with Line() as line:
-        table = write_retrieval(
-            opened,
-            folder,
-            outputs=names(outputs),
-            languages=names(languages),
-            similarities=similarities or None,
-            bootstrap=bootstrap,
-            kernel=choose(kernel),
-            progress=count_progress(line, "language pairs × outputs"),
-            checking=count_progress(line, "checking frames: languages × outputs"),
-        )
-    if as_json:
-        print_json({"store": store, "results": str(folder), "rows": table.to_pylist()})
-    else:
-        click.echo(to_terminal(table))
-        click.echo(f"{folder}: retrieval.parquet, retrieval.md, recall_by_layer.png, languages.png")
-
-
-def names(text: str | None) -> list[str] | None:
-    """A comma-separated choice; None stays None."""
-    return [n.strip() for n in text.split(",")] if text else None
-
-
-def write_retrieval(store: Any, folder: Path, *, similarities: Any = None, **choices: Any) -> Any:
-    """Evaluate a store and write table and pictures; returns the table.
-
-    Before the work: plotting is checked for, the folder made and tried.
+      voxstrata retrieve en-es -o en-es-results
     """
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from voxstrata.base.errors import InputError
-    from voxstrata.base.folders import make_writable
-    from voxstrata.studies.retrieve import SIMILARITIES, plot_language_matrix, plot_recall_by_layer, to_markdown
-    from voxstrata.studies.retrieve import retrieve as run
+    from voxstrata.base.errors import UsageError
+    from voxstrata.retrieval.folder import is_similarity
+    from voxstrata.retrieval.kernels import choose
+    from voxstrata.store import open_store
+    from voxstrata.studies import retrieve as study
 
-    make_writable(folder)
-    if any(folder.iterdir()) and not (folder / RESULT).exists():
-        raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
-    if similarities is None:
-        similarities = SIMILARITIES if store.has_frames else ("pooled_cosine",)
-    table = run(store, similarities=similarities, **choices)
-    name = Path(store.files.root).name
-    table = table.add_column(0, "store", pa.array([name] * len(table)))
-    # what the figures come from travels with them
-    table = table.replace_schema_metadata({**table.schema.metadata, b"voxstrata": json.dumps(store.about)})
-    pq.write_table(table, folder / RESULT)
-    title = f"{store.model.checkpoint}, {store.spec.context.mode}"
-    (folder / "retrieval.md").write_text(f"# {title}\n\n{to_markdown(table)}", encoding="utf-8")
-    plot_recall_by_layer(table, folder / "recall_by_layer.png", title)
-    plot_language_matrix(table, folder / "languages.png", title)
-    return table
+    result: study.Retrieval | study.FoundRetrieval
+    if is_similarity(store):
+        if outputs != "all" or languages or similarities or kernel:
+            raise UsageError(f"{store}: output, languages and scores were chosen when `voxstrata similarity` made it")
+        study.FoundRetrieval.refuse_foreign(folder)
+        result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap))
+    else:
+        opened = open_store(store)
+        print_left_out(opened)
+        study.Retrieval.refuse_foreign(folder)
+        options = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose(kernel))
+        with TerminalReporter() as reporter:
+            result = study.retrieve(opened, outputs, languages, similarities, options, reporter)
+    written = result.save(folder)
+    if as_json:
+        print_json({"store": store, "results": str(folder), "rows": result.table.to_pylist()})
+    else:
+        click.echo(f"{result}\n\n{folder}: {', '.join(path.name for path in written)}")

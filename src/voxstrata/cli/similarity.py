@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import Line, clock, json_option, kernel_option, print_json, print_left_out
+from voxstrata.cli.console import TerminalReporter, clock, json_option, kernel_option, print_json, print_left_out
 from voxstrata.cli.extract import resume_hint
-from voxstrata.cli.retrieve import names
+from voxstrata.cli.options import names
 
 if TYPE_CHECKING:
-    from voxstrata.retrieval.all_pairs import Progress, SimilarityReport
+    from voxstrata.retrieval.all_pairs import SimilarityReport
     from voxstrata.retrieval.selection import Selection
     from voxstrata.store import EmbeddingStore
 
@@ -23,8 +21,19 @@ if TYPE_CHECKING:
 @click.command(short_help="SeqSim of all pairs: the best candidates of each.")
 @click.argument("store")
 @click.argument("other", required=False)
-@click.option("-o", "--output", "folder", required=True, help="Folder to make or to resume: a path or s3://…, gs://…")
-@click.option("--layer", required=True, help="Output of the encoder to compare, e.g. layer_06 or final.")
+@click.option(
+    "-o",
+    "--out",
+    "folder",
+    required=True,
+    help="Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.",
+)
+@click.option(
+    "--outputs",
+    default="all",
+    show_default=True,
+    help="Outputs of the encoder to compare, e.g. layer_06 or layer_03,final.",
+)
 @click.option("--x", "x_languages", help="Languages of the first set, e.g. en,es. [default: all]")
 @click.option(
     "--y",
@@ -56,7 +65,7 @@ def similarity(
     store: str,
     other: str | None,
     folder: str,
-    layer: str,
+    outputs: str,
     x_languages: str | None,
     y_languages: str | None,
     x_ids: Path | None,
@@ -77,8 +86,9 @@ def similarity(
 
     \b
     Example:
-      voxstrata similarity speech.zarr --layer layer_06 --x en --y es -o en-es
+      voxstrata similarity speech.zarr --outputs layer_06 --x en --y es -o en-es
     """
+    from voxstrata.encoders.outputs import select_outputs
     from voxstrata.retrieval.all_pairs import similarity as run
     from voxstrata.retrieval.kernels import choose
     from voxstrata.store import open_store
@@ -91,26 +101,33 @@ def similarity(
         if other is not None:
             print_left_out(y.store)
     print_left_out(opened)
-    with Line() as line, resume_hint():
-        line.show("planning", force=True)
-        report = run(
-            x,
-            y,
-            layer,
-            folder,
-            top=top,
-            matrix=names(matrix) or (),
-            candidates=candidates or 0,
-            sample=sample,
-            kernel=choose(kernel),
-            tile_frames=tile_frames,
-            part=_part(part),
-            progress=tile_progress(line),
-        )
+    folders = {name: f"{folder.rstrip('/')}/{name}" for name in select_outputs(outputs, opened.outputs)}
+    if outputs in folders:  # one alone, by its name
+        folders = {outputs: folder}
+    reports = {}
+    with TerminalReporter() as reporter, resume_hint():
+        for name, where in folders.items():
+            reporter.step(f"comparing {name}")
+            reports[name] = run(
+                x,
+                y,
+                name,
+                where,
+                top=top,
+                matrix=names(matrix) or (),
+                candidates=candidates or 0,
+                sample=sample,
+                kernel=choose(kernel),
+                tile_frames=tile_frames,
+                part=_part(part),
+                reporter=reporter,
+            )
     if as_json:
-        print_json(report.to_dict())
+        found = {name: report.to_dict() for name, report in reports.items()}
+        print_json(found.get(outputs, found))
     else:
-        _print(report)
+        for report in reports.values():
+            _print(report)
 
 
 def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -> Selection:
@@ -137,18 +154,6 @@ def _part(text: str | None) -> tuple[int, int]:
         raise UsageError(f"--part {text}: write it as I/N, like 2/8")
     i, n = text.split("/")
     return int(i), int(n)
-
-
-def tile_progress(line: Line) -> Callable[[Progress], None]:
-    """Show pairs, pairs per second, and an ETA from the frames that are left."""
-    begin = time.monotonic()
-
-    def show(p: Progress) -> None:
-        seconds = max(time.monotonic() - begin, 1e-9)
-        left = seconds * (p.frame_pairs_total - p.frame_pairs) / max(p.frame_pairs, 1)
-        line.show(f"pairs {p.pairs}/{p.pairs_total}  {p.pairs / seconds:.0f} pairs/s  ETA {clock(left)}")
-
-    return show
 
 
 def _print(report: SimilarityReport) -> None:

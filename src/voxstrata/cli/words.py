@@ -11,9 +11,9 @@ from voxstrata.cli.console import (
     FAILURES_SHOWN,
     PARTIAL,
     Line,
+    TerminalReporter,
     aligned,
     count_progress,
-    extraction_progress,
     json_option,
     print_json,
     run_options,
@@ -88,7 +88,7 @@ def words(
     from voxstrata.studies.words.measure import measure_words
     from voxstrata.studies.words.word_list import read_word_list
 
-    with resume_hint(), Line() as line:
+    with resume_hint(), Line() as line, TerminalReporter() as reporter:
         report = measure_words(
             read_word_list(word_list),
             open_model(model),
@@ -101,7 +101,7 @@ def words(
             threads=threads,
             say=steps(line),
             speaking=count_progress(line, "words spoken"),
-            extracting=extraction_progress(line),
+            extracting=reporter,
         )
     checkpoint = open_model(model).card.checkpoint
     write_words(report, folder, checkpoint)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from voxstrata.audio.decode import AudioInfo, probe
 from voxstrata.base.errors import AudioError
+from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus.table import Corpus
 
 _SLICE = 4096  # probes handed to the threads at once: bounds memory, and the wait after an interrupt
 
 
 def probe_corpus(
-    corpus: Corpus,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    corpus: Corpus, workers: int | None = None, reporter: Reporter = SILENT
 ) -> tuple[list[AudioInfo | None], dict[int, str]]:
     """Probe every recording of `corpus`; a bad one never stops the others.
 
@@ -24,8 +22,8 @@ def probe_corpus(
     ----------
     workers
         threads; by default four more than there are cores, at most 32, since disks take most of the time
-    progress
-        called in the calling thread, after each recording, with the number probed and the number in all
+    reporter
+        told after each recording
 
     Returns
     -------
@@ -51,6 +49,6 @@ def probe_corpus(
                     infos.append(None)
                 else:
                     infos.append(outcome)
-                if progress is not None:
-                    progress(len(infos), total)
+                told = Progress("reading headers", len(infos), total, "recordings", failed=len(failures))
+                reporter.progress(told)
     return infos, failures

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.progress import Reporter
 
 HUB_CHECKPOINT = "openai/whisper-tiny"
 HUB_SECONDS = 5.0  # how long the hub may take to answer before the demo goes on without it
@@ -38,18 +38,18 @@ def hub_answers() -> bool:
         return False
 
 
-def find_encoder(folder: Path, say: Callable[[str], None]) -> DemoEncoder:
+def find_encoder(folder: Path, reporter: Reporter) -> DemoEncoder:
     """whisper-tiny from the hub or its local cache; else a random-weight encoder of its shape, written to `folder`."""
-    from voxstrata.exporters.checkpoint import download
+    from voxstrata.exporters.hub import download
 
     found = _is_cached()
     if not found and hub_answers():
         try:
-            say(f"fetching {HUB_CHECKPOINT}")
+            reporter.step(f"fetching {HUB_CHECKPOINT}")
             download(HUB_CHECKPOINT)
             found = True
         except InputError as e:
-            say(str(e))
+            reporter.step(str(e))
     if found:
         return DemoEncoder(
             HUB_CHECKPOINT,

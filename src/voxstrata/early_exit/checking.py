@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 from transformers import WhisperForConditionalGeneration
@@ -28,7 +27,8 @@ from voxstrata.encoders.card import ENCODER, WEIGHTS
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import output_names
 from voxstrata.exporters.checkpoint import Checkpoint
-from voxstrata.exporters.standard_graph import WeightsFile, encoder_graph
+from voxstrata.exporters.standard_graph import encoder_graph
+from voxstrata.exporters.weights import WeightsFile
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,9 @@ def check_exits(
 
 def _session(encoder: Checkpoint, folder: Path) -> onnxruntime.InferenceSession:
     """The original encoder's graph, as `export` writes it, with every layer_k as output."""
-    weights = WeightsFile(folder / WEIGHTS, np.dtype(np.float32))
     outputs = output_names(encoder.shape.layers)
-    try:
-        graph = encoder_graph(encoder.state(), encoder.shape, weights, outputs=outputs, cached=False, norm_every=False)
-    finally:
-        weights.close()
+    with WeightsFile(folder / WEIGHTS, encoder.state(), encoder.shape, "float32") as weights:
+        graph = encoder_graph(weights, outputs=outputs, cached=False, norm_every=False)
     (folder / ENCODER).write_bytes(graph.SerializeToString())
     return onnxruntime.InferenceSession(folder / ENCODER, providers=["CPUExecutionProvider"])
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -24,14 +23,17 @@ from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.folders import check_vacant, new_folder
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.early_exit.fold_norm import MEAN_SCALE, fold_away_final_norm
 from voxstrata.encoders.frames import SAMPLE_RATE
-from voxstrata.exporters.checkpoint import HUB_ID, Checkpoint, download, load_checkpoint
+from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
+from voxstrata.exporters.hub import download, is_hub_id
 from voxstrata.exporters.pytorch import hidden_states
 
-FORMAT = 1
-CARD = "early_exit.json"
-TOLERANCE = 1e-3  # relative L2 of the written encoder from the original's layer_k; measured values are far below
+_FORMAT = 1
+_CARD = "early_exit.json"
+_TOLERANCE = 1e-3  # relative L2 of the written encoder from the original's layer_k; measured values are far below
 TEXT_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "normalizer.json", "added_tokens.json", "special_tokens_map.json", "processor_config.json",
@@ -118,7 +120,7 @@ def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
             f"{path}: a file, but early exit needs a Hugging Face folder with decoder and tokenizer; "
             "transformers' convert_openai_to_hf.py makes one of an OpenAI .pt"
         )
-    if path.is_dir() or not HUB_ID.match(source):
+    if path.is_dir() or not is_hub_id(source):
         encoder, folder = load_checkpoint(source, revision), path
     else:
         folder = download(source, revision, TEXT_FILES)
@@ -163,7 +165,7 @@ def write_early_exit(
     at: EarlyExit,
     *,
     revision: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> EarlyExitCard:
     """Write the checkpoint of `source` that ends after block `at.after` into the new folder `target`.
 
@@ -174,32 +176,29 @@ def write_early_exit(
     Raises InputError for an unusable checkpoint or an existing target, UsageError for a block that is not there.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target}: exists already; remove it or choose another folder")
+    check_vacant(target)
     if isinstance(source, str):
-        say(f"loading {source}")
+        reporter.step(f"loading {source}")
         source = load_transcriber(source, revision)
     check_exit(at, source.layers)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        say(f"writing {at}")
+    with new_folder(target) as folder:
+        reporter.step(f"writing {at}")
         model = shortened(source.model, at)
         with quiet_transformers():
-            model.save_pretrained(partial)
-        source.encoder.extractor.save_pretrained(partial)
+            model.save_pretrained(folder)
+        source.encoder.extractor.save_pretrained(folder)
         for name in TEXT_FILES:
-            if (source.folder / name).is_file() and not (partial / name).exists():
-                shutil.copyfile(source.folder / name, partial / name)
-        say("comparing its encoder with the original's")
-        difference = _relative_l2(partial, source.encoder, at)
-        if not difference <= TOLERANCE:
+            if (source.folder / name).is_file() and not (folder / name).exists():
+                shutil.copyfile(source.folder / name, folder / name)
+        reporter.step("comparing its encoder with the original's")
+        difference = _relative_l2(folder, source.encoder, at)
+        if not difference <= _TOLERANCE:
             raise InputError(
                 f"{source.name}, {at}: the written encoder differs from the original's layer_{at.after:02d} by "
-                f"{difference:.1e} (relative L2), more than {TOLERANCE:.0e}; nothing was written"
+                f"{difference:.1e} (relative L2), more than {_TOLERANCE:.0e}; nothing was written"
             )
         card = EarlyExitCard(
-            format=FORMAT,
+            format=_FORMAT,
             checkpoint=source.name,
             revision=source.encoder.revision,
             weights_sha256=source.encoder.sha256(),
@@ -210,13 +209,7 @@ def write_early_exit(
             relative_l2=difference,
             tools={p: version(p) for p in ("voxstrata", "torch", "transformers")},
         )
-        (partial / CARD).write_text(json.dumps(card.to_dict(), indent=1) + "\n", encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp keeps others out
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / _CARD).write_text(json.dumps(card.to_dict(), indent=1) + "\n", encoding="utf-8")
     return card
 
 

@@ -2,6 +2,7 @@
 
 from voxstrata.encoders.card import ModelCard, ModelFolder, open_model
 from voxstrata.encoders.context import Context
+from voxstrata.encoders.device import Device
 from voxstrata.encoders.silence import Silence
 
-__all__ = ["Context", "ModelCard", "ModelFolder", "Silence", "open_model"]
+__all__ = ["Context", "Device", "ModelCard", "ModelFolder", "Silence", "open_model"]

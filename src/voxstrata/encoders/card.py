@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.tables import TextTable
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.silence import Silence
 
-FORMAT = 3  # 2: encoder_cpu.onnx; 3: which returns its states as float16, too
+MODEL_FORMAT = 3  # 2: encoder_cpu.onnx; 3: which returns its states as float16, too
 CARD, ENCODER, CACHED, CPU, WEIGHTS = (
     "card.json",
     "encoder_model.onnx",
@@ -32,11 +33,13 @@ CARD, ENCODER, CACHED, CPU, WEIGHTS = (
     "encoder_model.onnx_data",
 )
 LOG_MEL, SILENCE = "log_mel.onnx", "silence.npz"
+_GRAPHS = {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}
+DTYPES = tuple(_GRAPHS)
 
 
 def encoder_graphs(dtype: str) -> tuple[str, ...]:
-    """The encoder's graphs in a model of that dtype."""
-    return {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}[dtype]
+    """The encoder's graphs in a model of that dtype, one of DTYPES."""
+    return _GRAPHS[dtype]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,14 @@ class ModelCard:
     def from_dict(cls, d: dict[str, Any]) -> ModelCard:
         """Inverse of `to_dict`."""
         return cls(**{**d, "outputs": tuple(d["outputs"])})
+
+    def validation_table(self) -> TextTable:
+        """For each output how far it is from PyTorch's."""
+        v = self.validation
+        plain, cached = (", ".join(map(str, v[k])) for k in ("lengths_seconds", "cached_lengths_seconds"))
+        rows = [[o, f"{v['outputs'][o]:.1e}", f"{v['outputs_cached'][o]:.1e}"] for o in self.outputs]
+        header = ["output", f"plain, {plain} s", f"cached, {cached} s"]
+        return TextTable("Largest relative L2 difference from float32 PyTorch", header, rows)
 
     def identity(self, context: Context) -> dict[str, Any]:
         """What decides the embeddings of a context; stores with different ones are not comparable."""
@@ -132,9 +143,9 @@ def open_model(path: str | Path) -> ModelFolder:
     except (OSError, ValueError) as e:
         raise InputError(f"{folder / CARD}: unreadable ({e}); export the model again") from e
     found = d.get("format") if isinstance(d, dict) else None
-    if found != FORMAT:
+    if found != MODEL_FORMAT:
         raise InputError(
-            f"{folder}: model format {found}, this version reads format {FORMAT}; export the checkpoint again"
+            f"{folder}: model format {found}, this version reads format {MODEL_FORMAT}; export the checkpoint again"
         )
     if d.pop("sha256", None) != _sha256_card(d):
         raise InputError(f"{folder / CARD}: damaged or changed since the export; export the model again")

@@ -18,10 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.encoders.context import DEFAULT_EDGES
 from voxstrata.encoders.frames import WINDOW_FRAMES
 
 # The logit of a group that has no member at positions ≥ m: exp() of it is exactly 0 in float16 and float32.
 EMPTY_GROUP_LOGIT = -1e4
+FIRST_CACHED = DEFAULT_EDGES[0]  # encoder frames: the shortest bucket is where cached positions begin
+
+
+def check_groups(groups: int) -> None:
+    """Raises InputError for a number of groups that a new cache cannot have; 0 is none, one key per position."""
+    positions = WINDOW_FRAMES - FIRST_CACHED
+    if not 0 <= groups <= positions:
+        raise InputError(f"{groups} silence keys: choose 1 … {positions}, or 0 to keep all positions")
 
 
 @dataclass(frozen=True)

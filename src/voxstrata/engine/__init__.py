@@ -1,8 +1,10 @@
 """The batched runner: audio through ONNX Runtime into a store."""
 
-from voxstrata.engine.cpu_encoder import Encoder
-from voxstrata.engine.cuda_encoder import DeviceEncoder
-from voxstrata.engine.extraction import ExtractReport, Progress, extract
-from voxstrata.engine.sessions import Device
+from voxstrata.encoders.device import Device
+from voxstrata.engine.cpu_encoder import CpuEncoder
+from voxstrata.engine.cuda_encoder import CudaEncoder
+from voxstrata.engine.encoder import Encoder
+from voxstrata.engine.extraction import ExtractReport, extract
+from voxstrata.engine.runtime import Runtime
 
-__all__ = ["Device", "DeviceEncoder", "Encoder", "ExtractReport", "Progress", "extract"]
+__all__ = ["CpuEncoder", "CudaEncoder", "Device", "Encoder", "ExtractReport", "Runtime", "extract"]

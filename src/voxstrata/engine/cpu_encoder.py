@@ -12,57 +12,62 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import CPU, ENCODER, LOG_MEL, ModelFolder, encoder_graphs
-from voxstrata.encoders.context import Context
-from voxstrata.encoders.frames import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from voxstrata.encoders.frames import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.encoders.outputs import as_float16, depth
 from voxstrata.encoders.silence import SilenceKeys
-from voxstrata.engine.sessions import Device, Sessions
+from voxstrata.engine.reductions import StoredRows, reduce_states
+from voxstrata.engine.runtime import Runtime
+from voxstrata.engine.sessions import Sessions
+from voxstrata.store.spec import StoreSpec
 
 
-class Encoder(Sessions):
+class CpuEncoder(Sessions):
     """Runs batches of windows through an exported model on a CPU.
 
     A batch is computed on one thread, the caller's, and nothing is split: `concurrency` threads that run a
     batch each are faster than as many threads on one batch, and what a window gives cannot depend on their number.
 
-    `half`: states are returned as float16, what does not fit as infinite; else in the model's dtype.
+    Beside `stored_rows` there are the states themselves, for whoever measures them: `run`, in two steps `log_mel` and
+    `encode`.
 
     Raises what `Sessions` raises, and UsageError for a GPU.
     """
 
-    def __init__(
-        self,
-        model: ModelFolder,
-        outputs: Sequence[str] | str = "all",
-        context: Context | None = None,
-        *,
-        device: Device | None = None,
-        threads: int | None = None,
-        tokens: int | None = None,
-        half: bool = False,
-    ) -> None:
-        if device and device.kind != "cpu":
-            raise UsageError(f"Encoder runs on CPUs; for {device.kind} use DeviceEncoder")
-        self.half = half
+    def __init__(self, model: ModelFolder, spec: StoreSpec | None = None, runtime: Runtime | None = None) -> None:
+        runtime = runtime or Runtime()
+        if runtime.device.kind != "cpu":
+            raise UsageError(f"CpuEncoder runs on CPUs; for {runtime.device.kind} use CudaEncoder")
         self._keys_lock = threading.Lock()  # held for long when a bucket is met first: nobody else waits
         self._keys: dict[int, SilenceKeys] = {}
-        super().__init__(model, outputs, context, device, threads, tokens)
+        super().__init__(model, spec or StoreSpec(), runtime)
+        # what is averaged first is rounded afterwards
+        self._half = self.spec.stored_dtype == np.float16 and self.spec.every == 1
 
     def _graph(self, frames: int) -> str:
         """The CPU's own, which serves every context; float16 models have none."""
         return CPU if CPU in encoder_graphs(self.model.card.dtype) else super()._graph(frames)
 
+    def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
+        """Encode a batch of windows; see `Encoder`. What a window gives does not depend on the others."""
+        valid = [encoder_frames(len(x)) for x in audio]
+        states = self.encode(self.log_mel(audio, frames), frames, keep=max(valid), half=self._half)
+        begin = time.perf_counter()
+        rows = reduce_states(states, valid, self.spec)
+        self._count("reduce", begin)
+        return rows
+
     def run(self, audio: Sequence[NDArray[np.float32]], frames: int, *, keep: int | None = None) -> list[NDArray[Any]]:
-        """Encode windows of at most 30 s at 16 kHz in a batch, computing `frames` positions of each.
+        """The states of a batch of windows, computing `frames` positions of each.
 
         `keep`: how many positions from the first are wanted; by default all. Returns for each output an array
-        [batch, keep, d_model]. What a window gives does not depend on the others. May be called from several threads
-        at once.
+        [batch, keep, d_model] in the model's dtype. May be called from several threads at once.
         """
         return self.encode(self.log_mel(audio, frames), frames, keep=keep)
 
-    def encode(self, log_mel: NDArray[np.float32], frames: int, *, keep: int | None = None) -> list[NDArray[Any]]:
-        """The second half of `run`, from what `log_mel` returned."""
+    def encode(
+        self, log_mel: NDArray[np.float32], frames: int, *, keep: int | None = None, half: bool = False
+    ) -> list[NDArray[Any]]:
+        """The second half of `run`, from what `log_mel` returned; `half`: as float16, what does not fit as infinite."""
         begin = time.perf_counter()
         keep = keep or frames
         name = self._graph(frames)
@@ -73,9 +78,9 @@ class Encoder(Sessions):
         names = list(self.outputs)
         if name == CPU:
             feeds["positions"] = self._positions(frames, keep)
-            names = [as_float16(n) if self.half else n for n in names]
+            names = [as_float16(n) if half else n for n in names]
         states = self._compute(name, names, feeds)
-        if self.half:
+        if half:
             with np.errstate(over="ignore"):
                 states = [s.astype(np.float16, copy=False) for s in states]
         self._count("encode", begin)

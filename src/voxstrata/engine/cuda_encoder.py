@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,11 @@ from voxstrata.base.errors import InputError, VoxstrataError
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.engine.page_lock import host_array, page_lock
-from voxstrata.engine.reductions import Reduced, gathering, reduction_graph, row_count
-from voxstrata.engine.sessions import PROVIDERS, Device, Sessions
-from voxstrata.exporters.cuda_graph import cut_log_mel, encoder_graph
+from voxstrata.engine.reductions import StoredRows, gathering, row_count
+from voxstrata.engine.runtime import Runtime
+from voxstrata.engine.sessions import PROVIDERS, Sessions
+from voxstrata.exporters.cuda_graph import cuda_encoder_graph, cuda_log_mel
+from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store.spec import StoreSpec
 
 REDUCTIONS = "reductions"  # made here; the other graphs are files of the model
@@ -42,7 +43,7 @@ CALLERS = 2  # threads that call at once: one batch is computed while the other'
 ENGINE_CACHE = "tensorrt"  # folder of built TensorRT engines inside the model folder
 
 
-class DeviceEncoder(Sessions):
+class CudaEncoder(Sessions):
     """Runs batches of windows through log-mel, encoder and the reductions of `spec` on one device.
 
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed.
@@ -58,14 +59,12 @@ class DeviceEncoder(Sessions):
         self,
         model: ModelFolder,
         spec: StoreSpec,
+        runtime: Runtime,
         *,
-        device: Device,
-        threads: int | None = None,
-        tokens: int | None = None,
         cuda_graphs: bool = False,
         fused_attention: bool = True,
     ) -> None:
-        self.spec = spec
+        device = runtime.device
         # TensorRT does not know the operator, and fuses by itself
         self.fused_attention = fused_attention and device.kind != "tensorrt"
         self.fixed_shapes = cuda_graphs or device.kind == "tensorrt"
@@ -73,7 +72,7 @@ class DeviceEncoder(Sessions):
         if device.kind != "cpu":
             with contextlib.redirect_stdout(sys.stderr):  # where it says which are missing
                 ort.preload_dlls()  # CUDA's libraries where pip put them
-        super().__init__(model, spec.outputs, spec.context, device, threads, tokens)
+        super().__init__(model, spec, runtime)
         self.concurrency = CALLERS
         self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
         self._computed = np.dtype(model.card.dtype)
@@ -87,14 +86,12 @@ class DeviceEncoder(Sessions):
         self._recording: AbstractContextManager[Any] = threading.Lock() if cuda_graphs else nullcontext()
         self._session(REDUCTIONS)
 
-    def run_reduced(self, audio: Sequence[NDArray[np.float32]], frames: int) -> Reduced:
-        """Encode a batch of windows, at most 30 s each at 16 kHz, computing `frames` positions of each.
+    def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
+        """Encode a batch of windows; see `Encoder`.
 
-        At most `batch_size(frames)` windows, of at least one sample. May be called from several threads at once; each
-        has device memory of its own.
-        Raises InputError when memory runs out or ONNX Runtime fails otherwise.
+        At most `batch_size(frames)` windows, of at least one sample. Each calling thread has device memory of its own.
         """
-        rows = self.rows(len(audio), frames)
+        rows = self.windows_computed(len(audio), frames)
         try:
             with self._recording:
                 if not hasattr(self._own, "buffers"):
@@ -112,14 +109,14 @@ class DeviceEncoder(Sessions):
                 "if memory ran out, choose a smaller token budget (--tokens)"
             ) from e
 
-    def rows(self, windows: int, frames: int) -> int:
+    def windows_computed(self, windows: int, frames: int) -> int:
         """How many windows are computed for a batch of so many."""
         return self.batch_size(frames) if self.fixed_shapes else windows
 
     def _upload(self, buffers: _Buffers, audio: Sequence[NDArray[np.float32]], frames: int, rows: int) -> None:
         """From samples to log-mel on the device."""
         begin = time.perf_counter()
-        samples = min(frames + 2, WINDOW_FRAMES) * SAMPLES_PER_FRAME  # two frames more: see `Encoder.log_mel`
+        samples = min(frames + 2, WINDOW_FRAMES) * SAMPLES_PER_FRAME  # two frames more: see `CpuEncoder.log_mel`
         batch = buffers.audio[: rows * samples].reshape(rows, samples)
         for row, x in zip(batch, audio, strict=False):
             row[: len(x)] = x
@@ -176,10 +173,10 @@ class DeviceEncoder(Sessions):
             self._uploaded[frames] = {name: self._on_device(a) for name, a in parts.items()}
         return self._uploaded[frames]
 
-    def _fetch(self, buffers: _Buffers, valid: list[int], frames: int) -> Reduced:
+    def _fetch(self, buffers: _Buffers, valid: list[int], frames: int) -> StoredRows:
         """From states on the device to stored rows on the host."""
         begin = time.perf_counter()
-        d, batch = self.model.card.d_model, self.rows(len(valid), frames)
+        d, batch = self.model.card.d_model, self.windows_computed(len(valid), frames)
         index, weights = gathering(valid, frames, self.spec)
         binding = self._session(REDUCTIONS).io_binding()
         binding.bind_ortvalue_input("index", self._on_device(index))
@@ -195,17 +192,18 @@ class DeviceEncoder(Sessions):
         ends = np.cumsum([row_count(n, self.spec) for n in valid])[:-1]
         # copied, because the next batch arrives in the same memory before these rows are placed
         stored = [v[: len(index) * d].reshape(-1, d).copy() for v in buffers.rows.values()]
+        if self.spec.pool:  # from means to sums
+            stored = [rows * np.array(valid, np.float64)[:, None] for rows in stored]
         self._count("copy_out", begin)
-        return Reduced([np.split(rows, ends) for rows in stored], finite)
+        return StoredRows([np.split(rows, ends) for rows in stored], finite)
 
     def _source(self, name: str) -> bytes:
         if name == REDUCTIONS:
-            return reduction_graph(self.outputs, self._computed, self.model.card.d_model, self.spec)
-        path = self.model.path / name
-        return cut_log_mel(path) if name == LOG_MEL else self._encoder_graph(path)
-
-    def _encoder_graph(self, path: Path) -> bytes:
-        return encoder_graph(path, self.outputs, self.model.card, fused=self.fused_attention)
+            means, stored = bool(self.spec.pool) or self.spec.every > 1, self.spec.stored_dtype
+            return reduction_graph(self.outputs, self._computed, self.model.card.d_model, stored, means=means)
+        if name == LOG_MEL:
+            return cuda_log_mel(self.model)
+        return cuda_encoder_graph(self.model, self.outputs, cached=name == CACHED, fused=self.fused_attention)
 
     def _providers(self, name: str) -> list[Any]:
         cpu = super()._providers(name)
@@ -254,7 +252,7 @@ class DeviceEncoder(Sessions):
 class _Buffers:
     """Memory of one calling thread, as large as the largest bucket needs: fixed addresses, whatever the bucket."""
 
-    def __init__(self, encoder: DeviceEncoder, caller: int) -> None:
+    def __init__(self, encoder: CudaEncoder, caller: int) -> None:
         self.caller = caller
         self.bindings: dict[tuple[int, int], Any] = {}  # of the encoder, by computed positions and windows
         card, spec = encoder.model.card, encoder.spec

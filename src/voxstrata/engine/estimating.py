@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.tables import aligned, clock
 from voxstrata.corpus import Corpus
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import EncoderSize, Work
 from voxstrata.engine.measuring import Record
 from voxstrata.engine.planning import Long, Probed, plan_corpus
-from voxstrata.engine.sessions import Device
+from voxstrata.engine.runtime import Runtime
 from voxstrata.store.shard import shard_bytes
 from voxstrata.store.spec import StoreSpec
 
@@ -45,25 +47,46 @@ class Estimate:
         """JSON-ready form."""
         return asdict(self)
 
+    def to_text(self) -> str:
+        """Recordings, work and storage, in tables; the time is told by `time_text`."""
+        readable = self.recordings - len(self.failures)
+        about = {
+            "recordings": f"{readable} of {self.recordings} readable, {clock(self.audio_seconds)} of audio",
+            "units": f"{self.units}",
+            "windows": f"{self.windows} of at most 30 s, {self.mode}",
+            "tokens": f"{self.tokens:,} positions to compute, {self.flops / 1e12:,.1f} TFLOP",
+        }
+        rows = [[name, f"{self.rows:,}", f"{self.bytes_per_output / 1e6:,.1f}"] for name in self.outputs]
+        rows.append(["all", f"{self.rows * len(self.outputs):,}", f"{self.bytes / 1e6:,.1f}"])
+        lines = [f"  {k:<12}{v}" for k, v in about.items()]
+        return "\n".join([*lines, "", aligned(["output", "rows", "MB on disk"], rows)])
+
+    def time_text(self) -> str:
+        """The expected time, and the rate; "not known" where nothing was measured."""
+        if self.seconds is None:
+            return "not known"
+        return f"{clock(self.seconds)} ({self.audio_seconds / self.seconds:.1f} audio-hours per hour)"
+
 
 def estimate(
     corpus: Corpus,
     model: ModelFolder,
-    spec: StoreSpec,
+    spec: StoreSpec | None = None,
+    runtime: Runtime | None = None,
     record: Record | None = None,
+    reporter: Reporter = SILENT,
     *,
     long: Long = "window",
-    unit_megabytes: float | None = None,
-    device: Device | None = None,
     probed: Probed | None = None,
 ) -> Estimate:
-    """Plan the extraction of `corpus` as `spec` says, on `device` (by default the CPU).
+    """Plan what `extract` would do with the same corpus, model, spec and runtime.
 
-    probed: what `probe_corpus` returned, where headers were read already.
-    The time is the arithmetic at the operations per second that `record` (of `bench`) reached in that context.
-    Raises what planning raises: InputError for a corpus of which nothing can be read.
+    record: what `bench` measured; the time is the arithmetic at the operations per second that it reached in that
+    context. probed: what `probe_corpus` returned, where headers were read already.
+    Raises what planning raises: UsageError for unknown outputs, InputError for a corpus of which nothing can be read.
     """
-    plan, _ = plan_corpus(corpus, model, spec, long=long, unit_megabytes=unit_megabytes, device=device, probed=probed)
+    plan, _ = plan_corpus(corpus, model, spec, runtime, reporter, long=long, probed=probed)
+    spec = plan.spec
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = None
     if record:
@@ -82,7 +105,7 @@ def estimate(
         tokens=work.tokens,
         flops=work.flops,
         rows=int(plan.length.sum()),
-        outputs=spec.outputs,
+        outputs=tuple(spec.outputs),
         mode=spec.context.mode,
         bytes_per_output=per_output,
         bytes=per_output * len(spec.outputs),

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,19 +25,22 @@ import onnxruntime
 import soundfile
 from numpy.typing import NDArray
 
+from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.tables import aligned
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_SAMPLES
-from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.extraction import ExtractReport, extract
-from voxstrata.engine.sessions import Device, available_threads
+from voxstrata.engine.runtime import Runtime, available_threads
+from voxstrata.store.spec import StoreSpec
 
 SECONDS = 90.0  # about how long all measurements together may take
 TRIAL_CLIPS = 4  # to learn how many clips fill the time
 MAX_CLIPS = 4000
 MAX_STORE_BYTES = 2 << 30  # of the temporary store of one measurement
+BUSY_LOAD = 1.0  # of other work before the measurement, that the reader should hear of
 FORMAT = 1  # of the record
 
 
@@ -114,6 +117,44 @@ class Record:
         """JSON-ready form; `from_dict` restores it."""
         return asdict(self)
 
+    def with_rates(self) -> dict[str, Any]:
+        """`to_dict`, and each context's rates."""
+        d = self.to_dict()
+        for mode, t in self.modes.items():
+            d["modes"][mode] |= {"audio_hours_per_hour": t.audio_hours_per_hour, "flops_per_second": t.flops_per_second}
+        return d
+
+    def to_text(self) -> str:
+        """Machine, rates and stages, in tables."""
+        rows = [
+            [
+                mode,
+                f"{t.audio_hours_per_hour:.1f}",
+                f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}",
+                "" if t.efficiency is None else f"{t.efficiency:.0%}",
+                str(t.clips),
+                f"{t.seconds:.1f}",
+            ]
+            for mode, t in self.modes.items()
+        ]
+        header = ["context", "audio-hours per hour", "GB per audio-hour", "efficiency", "clips", "seconds"]
+        stages = {stage: None for t in self.modes.values() for stage in t.stages}
+        busy = [[mode, *(f"{t.stages.get(s, 0.0) / t.seconds:.1%}" for s in stages)] for mode, t in self.modes.items()]
+        limit = f", sgemm {self.sgemm_rate / 1e9:.0f} GFLOP/s" if self.sgemm_rate else ""
+        lines = [
+            f"on {self.about['cpu']}, {self.about['device']}, "
+            f"{self.about['threads']} of {self.about['cores']} cores{limit}",
+            f"{len(next(iter(self.modes.values())).outputs)} outputs as float16, made-up sound of mean 12 s",
+            "",
+            aligned(header, rows),
+            "",
+            "busy time of the stages by wall time (they overlap; those of threads that decode and encode are added up)",
+            aligned(["context", *stages], busy),
+        ]
+        if self.load > BUSY_LOAD:
+            lines.append(f"other work was running (load average {self.load}): these rates are too low")
+        return "\n".join(lines)
+
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> Record:
         """Inverse of `to_dict`."""
@@ -124,11 +165,10 @@ class Record:
 def measure(
     model: ModelFolder,
     mode: Mode,
-    *,
     mix: LengthMix,
     outputs: str | Sequence[str] = "all",
-    device: Device | None = None,
-    threads: int | None = None,
+    runtime: Runtime | None = None,
+    *,
     seconds: float,
     limit: float | None = None,
     again: bool = True,
@@ -138,41 +178,36 @@ def measure(
     limit: the sgemm rate, for the efficiency. again: at least as many once more when the trial took all the time;
     else the trial is the measurement. Uses the system's temporary folder (TMPDIR), at most about 2 GB.
     """
-    chosen = select_outputs(outputs, model.card.outputs)
-    clip_bytes = mix.mean * SAMPLE_RATE / SAMPLES_PER_FRAME * model.card.d_model * 2 * len(chosen)
-    most = min(MAX_CLIPS, int(MAX_STORE_BYTES / clip_bytes))
+    runtime = runtime or Runtime()
+    context = Context(mode)
+    spec = StoreSpec(outputs, context=context).for_model(model.card, runtime.device)
+    row_bytes = model.card.d_model * spec.stored_dtype.itemsize * len(spec.outputs)
+    most = min(MAX_CLIPS, int(MAX_STORE_BYTES / (mix.mean * SAMPLE_RATE / SAMPLES_PER_FRAME * row_bytes)))
     with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
 
         def run(name: str, clips: int) -> tuple[ExtractReport, NDArray[np.float64]]:
             lengths = mix.lengths(clips)
             corpus = write_made_up(Path(folder) / name, lengths)
-            store = Path(folder) / f"{name}.zarr"
-            context = Context(mode)
-            return extract(
-                corpus, model, store, outputs=chosen, context=context, device=device, threads=threads
-            ), lengths
+            return extract(corpus, model, Path(folder) / f"{name}.zarr", spec, runtime), lengths
 
-        least = (
-            max(TRIAL_CLIPS, threads or available_threads()) if device is None or device.kind == "cpu" else TRIAL_CLIPS
-        )
-        report, lengths = run("trial", least)  # a batch for every thread at least
+        # a batch for every thread at least
+        least = max(TRIAL_CLIPS, runtime.thread_count if runtime.device.kind == "cpu" else 0)
+        report, lengths = run("trial", least)
         left = seconds - report.seconds
         if again or left > report.seconds:
             clips = int(np.clip(max(0.0, left) * least / report.seconds, least, max(least, most)))
             report, lengths = run("main", clips)
     frames = -(-np.round(lengths * SAMPLE_RATE).astype(int) // SAMPLES_PER_FRAME)
-    context = Context(mode)
-    computed = [context.frames_computed(int(n)) for n in frames]
     return Throughput(
         mode,
         mix.name,
-        chosen,
+        tuple(spec.outputs),
         report.utterances,
         report.audio_seconds,
         report.seconds,
-        sum(computed),
+        sum(context.frames_computed(int(n)) for n in frames),
         report.flops,
-        int(frames.sum()) * model.card.d_model * 2 * len(chosen),
+        int(frames.sum()) * row_bytes,
         report.stages,
         report.flops / (report.seconds * limit) if limit else None,
     )
@@ -203,34 +238,24 @@ def write_made_up(folder: Path, lengths: NDArray[np.float64]) -> Corpus:
 
 def bench(
     model: ModelFolder,
-    *,
     outputs: str | Sequence[str] = "all",
-    device: Device | None = None,
-    threads: int | None = None,
+    runtime: Runtime | None = None,
+    reporter: Reporter = SILENT,
+    *,
     seconds: float = SECONDS,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Record:
     """Measure every context on the FLEURS-like mix, and store the record where `recorded` finds it."""
-    device, threads = device or Device(), threads or available_threads()
+    runtime = runtime or Runtime()
     limit, load = None, round(os.getloadavg()[0], 2)
-    if device.kind == "cpu":
-        say("matrix products")
-        limit = sgemm_rate(threads)
-    modes = {}
+    if runtime.device.kind == "cpu":
+        reporter.step("matrix products")
+        limit = sgemm_rate(runtime.thread_count)
+    modes: dict[str, Throughput] = {}
+    each = seconds / len(get_args(Mode))
     for mode in get_args(Mode):
-        say(f"{mode}")
-        modes[mode] = measure(
-            model,
-            mode,
-            mix=MIXES["fleurs"],
-            outputs=outputs,
-            device=device,
-            threads=threads,
-            seconds=seconds / len(get_args(Mode)),
-            limit=limit,
-            again=False,
-        )
-    record = Record(about(model, device, threads), load, limit, modes)
+        reporter.step(mode)
+        modes[mode] = measure(model, mode, MIXES["fleurs"], outputs, runtime, seconds=each, limit=limit, again=False)
+    record = Record(about(model, runtime), load, limit, modes)
     path = record_path(record.about)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -239,25 +264,25 @@ def bench(
     return record
 
 
-def recorded(model: ModelFolder, device: Device, threads: int) -> Record | None:
+def recorded(model: ModelFolder, runtime: Runtime) -> Record | None:
     """What `bench` stored for this model, machine, software, device and number of threads; None when it did not."""
-    path = record_path(about(model, device, threads))
+    path = record_path(about(model, runtime))
     try:
         return Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def about(model: ModelFolder, device: Device, threads: int) -> dict[str, Any]:
+def about(model: ModelFolder, runtime: Runtime) -> dict[str, Any]:
     """What a measurement holds for: model, machine, software, device, threads."""
-    card = model.card
+    card, device = model.card, runtime.device
     return {
         "format": FORMAT,
         "model": {"weights_sha256": card.weights_sha256, "dtype": card.dtype, "silence_sha256": card.silence["sha256"]},
         "cpu": cpu_name(),
         "cores": available_threads(),
         "device": device.kind if device.kind == "cpu" else f"{device.kind}:{device.index} {_gpu_name(device.index)}",
-        "threads": threads,
+        "threads": runtime.thread_count,
         "voxstrata": version("voxstrata"),
         "onnxruntime": onnxruntime.__version__,
     }

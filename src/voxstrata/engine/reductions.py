@@ -1,8 +1,8 @@
-"""What is stored of encoder states, as a small ONNX graph, so that on an accelerator nothing else leaves the device.
+"""What is stored of encoder states: valid frames, means of `every` neighbours, or what gives each mean.
 
-The graph takes the states of a batch as they are, padded windows and silence included, and gives the rows that are
-stored, one window's after the other's: valid frames, means of `every` neighbouring frames, or each window's mean, in
-the stored type. All three are one thing: stored row r is the mean of some frames, and `index` says which.
+`reduce_states` does it on the host. On an accelerator a small ONNX graph does it, so that nothing else leaves the
+device: it takes the states of a batch as they are, padded windows and silence included, and gives the stored rows, one
+window's after the other's. To it all three are one thing: row r is the mean of some frames, and `gathering` says which.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxstrata.exporters.cuda_graph import onnx_package
 from voxstrata.store.spec import StoreSpec
 
-OPSET, IR_VERSION = 20, 10  # as of the exported graphs
+FLOAT16_INFINITY = 0x7C00  # the bits of infinity; those of NaN are above, those of numbers below
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """A batch as it is stored.
+class StoredRows:
+    """What is stored of a batch of windows.
 
-    rows: for each output, for each window, its stored rows (n, d_model) in the stored type; with `pool` one row, the
-    mean over the window's valid frames. finite: for each output, whether all of them are.
+    rows: for each output, for each window, its rows (n, d_model) in the stored dtype. With `pool` one row in float64,
+    the *sum* over the window's valid frames: an utterance may have several windows, and whoever places the rows divides
+    by the frames of all of them.
+    finite: for each output, whether all values are.
     """
 
     rows: list[list[NDArray[Any]]]
@@ -35,6 +36,35 @@ class Reduced:
 def row_count(frames: int, spec: StoreSpec) -> int:
     """How many rows are stored of a window of `frames` valid frames (before windows of one utterance are pooled)."""
     return 1 if spec.pool else -(-frames // spec.every)
+
+
+def reduce_states(states: Sequence[NDArray[Any]], frames: Sequence[int], spec: StoreSpec) -> StoredRows:
+    """What is stored of a batch whose states are on the host.
+
+    states: for each output (batch, positions, d_model). frames: valid frames of each window, which come first.
+    Sums of `pool` are taken in float64, means of `every` neighbours in float32. Values beyond float16 become infinite.
+    """
+    rows = [[_window_rows(state[:n], spec) for state, n in zip(batch, frames, strict=True)] for batch in states]
+    return StoredRows(rows, [all(map(all_finite, own)) for own in rows])
+
+
+def _window_rows(state: NDArray[Any], spec: StoreSpec) -> NDArray[Any]:
+    if spec.pool:
+        return np.asarray(state.sum(axis=0, dtype=np.float64, keepdims=True))
+    if spec.every > 1:
+        first = np.arange(0, len(state), spec.every)
+        sizes = np.diff(np.append(first, len(state)))
+        state = np.add.reduceat(state.astype(np.float32), first, axis=0) / sizes[:, None]
+    with np.errstate(over="ignore"):
+        return state.astype(spec.stored_dtype, copy=False)
+
+
+def all_finite(a: NDArray[Any]) -> bool:
+    """Whether all values are finite; by their bits where numpy's own test is slow."""
+    if a.dtype != np.float16:
+        return bool(np.isfinite(a).all())
+    # as signed numbers the positive ones are in order, as unsigned ones the negative ones are the largest
+    return int(a.view(np.int16).max()) < FLOAT16_INFINITY and int(a.view(np.uint16).max()) < 0x8000 + FLOAT16_INFINITY
 
 
 def gathering(
@@ -56,60 +86,3 @@ def gathering(
     if not spec.pool and k == 1:
         return np.concatenate(index), None
     return np.concatenate(index), np.concatenate(weights)[..., None].astype(np.float32)
-
-
-def reduction_graph(outputs: Sequence[str], computed: np.dtype[Any], d_model: int, spec: StoreSpec) -> bytes:
-    """The graph, serialized; `computed` is the dtype of the states.
-
-    Inputs: each of `outputs` [batch, positions, d_model]; what `gathering` returns.
-    Outputs: `stored/NAME` [rows, d_model] in the stored dtype and `finite/NAME`, float32 scalar, 0 where all of it is
-    finite and NaN otherwise. Means are taken in float32.
-    Raises InputError when the package onnx is missing.
-    """
-    onnx = onnx_package()
-    helper, float_type, int_type = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
-    weighted = bool(spec.pool) or spec.every > 1
-    stored = helper.np_dtype_to_tensor_dtype(spec.stored_dtype)
-    value = helper.make_tensor_value_info
-    nodes: list[Any] = []
-    inputs = [value("index", int_type, ["rows", "k"])]
-    if weighted:
-        inputs.append(value("weights", float_type, ["rows", "k", 1]))
-    returned = []
-
-    def node(op: str, operands: Sequence[str], name: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, operands, [name], name=name, **attributes))
-        return name
-
-    for name in outputs:
-        inputs.append(value(name, helper.np_dtype_to_tensor_dtype(computed), ["batch", "positions", d_model]))
-        x = node("Reshape", [name, "flat"], f"{name}/flat")
-        x = node("Gather", [x, "index"], f"{name}/gathered", axis=0)
-        if weighted:
-            x = node("Cast", [x], f"{name}/float32", to=float_type)
-            x = node("Mul", [x, "weights"], f"{name}/weighted")
-            x = node("ReduceSum", [x, "one"], f"{name}/mean", keepdims=0)
-        else:
-            x = node("Reshape", [x, "flat"], f"{name}/rows")
-        x = node("Cast", [x], f"stored/{name}", to=stored)
-        # 0 · x is 0 for every finite x and NaN for every other, and one NaN makes the sum NaN
-        x = node("Mul", [node("Cast", [x], f"{name}/as_stored", to=float_type), "nought"], f"{name}/nought")
-        node("ReduceSum", [x], f"finite/{name}", keepdims=0)
-        returned += [value(f"stored/{name}", stored, ["rows", d_model]), value(f"finite/{name}", float_type, [])]
-    constants: dict[str, NDArray[Any]] = {
-        "flat": np.array([-1, d_model], np.int64),
-        "nought": np.array(0, np.float32),
-    }
-    if weighted:
-        constants["one"] = np.array([1], np.int64)
-    graph = helper.make_graph(
-        nodes,
-        "voxstrata_reductions",
-        inputs,
-        returned,
-        [onnx.numpy_helper.from_array(a, n) for n, a in constants.items()],
-    )
-    model = helper.make_model(
-        graph, producer_name="voxstrata", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    return bytes(model.SerializeToString())

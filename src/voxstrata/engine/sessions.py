@@ -1,15 +1,11 @@
-"""Devices, and an exported model's ONNX Runtime sessions on them."""
+"""An exported model's ONNX Runtime sessions on a device."""
 
 from __future__ import annotations
 
 import functools
-import os
-import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +13,15 @@ import onnxruntime as ort
 
 from voxstrata.base.errors import InputError, UsageError, VoxstrataError
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
-from voxstrata.encoders.context import Context
 from voxstrata.encoders.frames import WINDOW_FRAMES
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.engine.runtime import Runtime
+from voxstrata.store.spec import StoreSpec
 
-# Batch size × computed positions. On a CPU every thread has a batch of its own, and what does not outgrow its caches is
-# fastest; a GPU wants to be filled.
-DEFAULT_TOKENS = {"cpu": 500, "cuda": 16 * WINDOW_FRAMES, "tensorrt": 16 * WINDOW_FRAMES}
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where the graphs run: kind "cpu", "cuda" or "tensorrt", and for the latter two which GPU."""
-
-    kind: str = "cpu"
-    index: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Device:
-        """From "cpu", "cuda", "cuda:1", "tensorrt", … Raises UsageError for anything else."""
-        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", text)
-        if m is None or (m[1] == "cpu" and m[2]):
-            raise UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
-        return cls(m[1], int(m[2] or 0))
-
-
-def available_threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
@@ -74,27 +46,19 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 
 class Sessions:
-    """An exported model in sessions on one device: what `Encoder` and `DeviceEncoder` have in common.
+    """An exported model in sessions on one device, and what is kept of it: what all encoders have in common.
 
-    Raises InputError when a graph is damaged or the device's provider cannot be loaded, UsageError for an int8 model on
-    a GPU.
+    Raises InputError when a graph is damaged or the device's provider cannot be loaded, UsageError for unknown outputs
+    and for an int8 model on a GPU.
     """
 
-    def __init__(
-        self,
-        model: ModelFolder,
-        outputs: Sequence[str] | str,
-        context: Context | None,
-        device: Device | None,
-        threads: int | None,
-        tokens: int | None,
-    ) -> None:
+    def __init__(self, model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> None:
         self.model = model
-        self.outputs = select_outputs(outputs, model.card.outputs)
-        self.context = context or Context()
-        self.device = device or Device()
-        self.threads = threads or available_threads()
-        self.tokens = tokens or DEFAULT_TOKENS[self.device.kind]
+        self.spec = spec.for_model(model.card, runtime.device)
+        self.outputs, self.context = self.spec.outputs, self.spec.context
+        self.device = runtime.device
+        self.threads = runtime.thread_count
+        self.tokens = runtime.batch_tokens
         self.concurrency = self.threads  # how many threads should run batches at once
         if model.card.dtype == "int8" and self.device.kind != "cpu":
             raise UsageError(

@@ -1,4 +1,4 @@
-"""From encoder states to committed units: reduce, cast, place, write. Runs on a thread of its own."""
+"""From stored rows to committed units: place, write. Runs on a thread of its own."""
 
 from __future__ import annotations
 
@@ -11,45 +11,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
-from voxstrata.engine.reductions import Reduced
+from voxstrata.engine.reductions import StoredRows, all_finite
 from voxstrata.store.plan import Plan, Window
 from voxstrata.store.writer import StoreWriter
 
-FLOAT16_INFINITY = 0x7C00  # the bits of infinity; those of NaN are above, those of numbers below
-
 
 class UnitSink:
-    """Collects the states of one unit at a time and commits it."""
+    """Collects the rows of one unit at a time and commits it."""
 
     def __init__(self, writer: StoreWriter, d_model: int, allow_overflow: bool) -> None:
         self.plan: Plan = writer.plan
-        self.seconds: dict[str, float] = defaultdict(float)  # by stage: reduce, write
+        self.seconds: dict[str, float] = defaultdict(float)  # by stage: place, write
         self._overflows = 0  # of this unit
         self._writer = writer
         self._allow_overflow = allow_overflow
         self._d_model = d_model
-        # Made with a unit's first states: a header that claims hours is found out before there are any.
+        # Made with a unit's first rows: a header that claims hours is found out before there are any.
         self._blocks: dict[str, NDArray[Any]] = {}
         self._memory: dict[str, NDArray[Any]] = {}  # of the blocks, kept from unit to unit: fresh pages take time
 
-    def put(self, unit: int, windows: Sequence[Window], states: Sequence[NDArray[Any]] | Reduced) -> None:
-        """Take a batch: `states` holds for each output [batch, computed positions, d_model], or what a device left of
-        it.
+    def put(self, unit: int, windows: Sequence[Window], stored: StoredRows) -> None:
+        """Place the rows of a batch.
 
-        Raises InputError naming utterance and output when a state is not a number, or overflows float16.
+        Raises InputError naming utterance and output when a value is not a number, or overflows float16.
         """
         begin = time.perf_counter()
         if not self._blocks:
             self._blocks = {o: self._zeros(o, self.plan.rows_used(unit)) for o in self.plan.spec.outputs}
-        if isinstance(states, Reduced):
-            for output, rows, finite in zip(self.plan.spec.outputs, states.rows, states.finite, strict=True):
-                for window, stored in zip(windows, rows, strict=True):
-                    self._place_reduced(unit, output, window, stored, finite)
-        else:
-            for output, batch in zip(self.plan.spec.outputs, states, strict=True):
-                for window, state in zip(windows, batch, strict=True):
-                    self._place(unit, output, window, state[: window.frames])
-        self.seconds["reduce"] += time.perf_counter() - begin
+        for output, batch, finite in zip(self.plan.spec.outputs, stored.rows, stored.finite, strict=True):
+            for window, rows in zip(windows, batch, strict=True):
+                target = self._place(self._blocks[output], unit, window, rows)
+                if not finite and not all_finite(target):
+                    self._not_finite(output, window.utterance, target)
+        self.seconds["place"] += time.perf_counter() - begin
 
     def _zeros(self, output: str, rows: int) -> NDArray[Any]:
         memory = self._memory.get(output)
@@ -59,38 +53,18 @@ class UnitSink:
         memory[:rows] = 0
         return memory[:rows]
 
-    def _place(self, unit: int, output: str, window: Window, state: NDArray[Any]) -> None:
-        plan, spec, u = self.plan, self.plan.spec, window.utterance
-        block = self._blocks[output]
-        base = unit * plan.unit_rows
-        if spec.pool:
-            share = state.sum(axis=0, dtype=np.float64) / plan.frames[u]
-            target = block[int(plan.start[u]) - base]
-            target += share.astype(np.float32)
+    def _place(self, block: NDArray[Any], unit: int, window: Window, rows: NDArray[Any]) -> NDArray[Any]:
+        """Put a window's rows where they belong in a unit's block; returns that place."""
+        plan = self.plan
+        first = int(plan.start[window.utterance]) - unit * plan.unit_rows
+        if plan.spec.pool:
+            target: NDArray[Any] = block[first]
+            target += (rows[0] / plan.frames[window.utterance]).astype(np.float32)
         else:
-            if spec.every > 1:
-                groups = np.arange(0, len(state), spec.every)
-                sizes = np.diff(np.append(groups, len(state)))
-                state = np.add.reduceat(state.astype(np.float32), groups, axis=0) / sizes[:, None]
-            first = int(plan.start[u]) - base + window.frame // spec.every
-            target = block[first : first + len(state)]
-            with np.errstate(over="ignore"):
-                target[:] = state
-        if not _finite(target):
-            self._not_finite(output, u, target)
-
-    def _place_reduced(self, unit: int, output: str, window: Window, stored: NDArray[Any], finite: bool) -> None:
-        plan, spec, u = self.plan, self.plan.spec, window.utterance
-        first = int(plan.start[u]) - unit * plan.unit_rows
-        if spec.pool:
-            target = self._blocks[output][first]
-            target += stored[0] * np.float32(window.frames / plan.frames[u])
-        else:
-            first += window.frame // spec.every
-            target = self._blocks[output][first : first + len(stored)]
-            target[:] = stored
-        if not finite and not _finite(target):
-            self._not_finite(output, u, target)
+            first += window.frame // plan.spec.every
+            target = block[first : first + len(rows)]
+            target[:] = rows
+        return target
 
     def _not_finite(self, output: str, utterance: int, target: NDArray[Any]) -> None:
         name = self.plan.utterances["id"][utterance].as_py()
@@ -114,11 +88,3 @@ class UnitSink:
         self._overflows = 0
         self._blocks = {}
         self.seconds["write"] += time.perf_counter() - begin
-
-
-def _finite(a: NDArray[Any]) -> bool:
-    """Whether all values are; by their bits where numpy's own test is slow."""
-    if a.dtype != np.float16:
-        return bool(np.isfinite(a).all())
-    # as signed numbers the positive ones are in order, as unsigned ones the negative ones are the largest
-    return int(a.view(np.int16).max()) < FLOAT16_INFINITY and int(a.view(np.uint16).max()) < 0x8000 + FLOAT16_INFINITY

@@ -11,6 +11,7 @@ from voxstrata.evaluation.metrics import (
     chance_at_k,
     chance_mrr,
     evaluate,
+    evaluate_ranks,
     positives_from_groups,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "chance_skew",
     "csls",
     "evaluate",
+    "evaluate_ranks",
     "k_occurrence",
     "k_occurrence_skew",
     "linear_cka",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,29 @@ class Evaluation:
         columns = zip(self.values, *percentile_interval(self.samples), self.chance, strict=True)
         return {name: Estimate(*(float(x) for x in column)) for name, column in zip(self.metrics, columns, strict=True)}
 
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each metric, as tables of figures hold it; null for what does not exist."""
+        return [
+            {
+                "metric": metric,
+                "value": known(figure.value),
+                "low": known(figure.low) if figure.value == figure.value else None,
+                "high": known(figure.high) if figure.value == figure.value else None,
+                "chance": known(figure.chance),
+                "queries": self.queries,
+                "queries_without_partner": self.queries_without_partner,
+                "candidates": self.candidates,
+                "candidates_max": self.candidates_max,
+            }
+            for metric, figure in self.estimates.items()
+        ]
+
+    def emptied(self) -> Evaluation:
+        """The same without figures, and nothing asked: for a pool in which no candidate would be wrong."""
+        nothing = np.full(len(self.metrics), math.nan)
+        samples = np.full_like(self.samples, math.nan)
+        return replace(self, values=nothing, chance=nothing, samples=samples, queries=0)
+
 
 def evaluate(
     scores: npt.NDArray[np.floating],
@@ -73,19 +97,38 @@ def evaluate(
     pool of candidates stays as it is, so the intervals say nothing about other pools.
     For the other direction pass both matrices transposed. Raises InputError for NaN and for shapes that differ.
     """
-    ks = [check_k(k) for k in dict.fromkeys(ks)]
-    metrics = (*(f"recall@{k}" for k in ks), "mrr")
     ranks = best_ranks(scores, positives)
-    asked = np.asarray(positives.any(axis=1))
+    return evaluate_ranks(
+        ranks, np.count_nonzero(positives, axis=1), positives.shape[1], ks=ks, groups=groups, resamples=resamples
+    )
+
+
+def evaluate_ranks(
+    ranks: npt.NDArray[np.number],
+    partners: npt.NDArray[np.integer],
+    candidates: int,
+    *,
+    top: int | None = None,
+    ks: Sequence[int] = KS,
+    groups: npt.ArrayLike | None = None,
+    resamples: Resamples | None = None,
+) -> Evaluation:
+    """The same of ranks that are known: (queries,), from 1, of the first positive of each row that has one.
+
+    partners: (N,) positives of every row, among so many candidates. top: ranks are known up to this one, those beyond
+    are infinite; recall@k is given for no larger k, and in the place of mrr stands "mrr@top", to which they add 0.
+    """
+    ks = [check_k(k) for k in dict.fromkeys(ks) if top is None or k <= top]
+    metrics = (*(f"recall@{k}" for k in ks), "mrr" if top is None else f"mrr@{top}")
+    asked = partners > 0
     hits = np.stack([*(ranks <= k for k in ks), 1 / ranks], axis=1)
-    candidates = positives.shape[1]
-    partners = np.count_nonzero(positives, axis=1)[asked]
-    chance = [*(chance_at_k(partners, candidates, k) for k in ks), chance_mrr(partners, candidates)]
+    held = partners[asked]
+    chance = [*(chance_at_k(held, candidates, k) for k in ks), chance_mrr(held, candidates, top)]
     samples = np.empty((0, len(metrics)))
     if resamples is not None:
         names = np.asarray(groups)
-        if names.shape != (len(scores),):
-            raise InputError(f"resampling needs the group of each of the {len(scores)} rows, got {names.shape}")
+        if names.shape != (len(partners),):
+            raise InputError(f"resampling needs the group of each of the {len(partners)} rows, got {names.shape}")
         samples = resamples.means(hits, names[asked])
     return Evaluation(
         metrics=metrics,
@@ -97,6 +140,11 @@ def evaluate(
         candidates=candidates,
         candidates_max=candidates,
     )
+
+
+def known(value: float) -> float | None:
+    """None for NaN, which tables hold as null."""
+    return None if math.isnan(value) else float(value)
 
 
 class MeanEvaluation:
@@ -203,17 +251,24 @@ def chance_at_k(positives_per_query: npt.NDArray[np.integer], candidates: int, k
     return float(np.average(1 - miss, weights=queries))
 
 
-def chance_mrr(positives_per_query: npt.NDArray[np.integer], candidates: int) -> float:
+def chance_mrr(positives_per_query: npt.NDArray[np.integer], candidates: int, top: int | None = None) -> float:
     """Expected reciprocal rank of the first positive in a random order, mean over queries; NaN without queries.
 
     For p positives among M candidates it is p / (M - p + 1) · (H_M - H_{p-1}), H_n = 1 + 1/2 + … + 1/n. The first
     positive stands at rank r in C(M - r, p - 1) of the C(M, p) arrangements, and f(M, p) = sum over r of
     C(M - r, p - 1) / r equals C(M, p - 1) · (H_M - H_{p-1}): for p = 1 that is H_M, and from M - 1 to M both sides
     grow by f(M - 1, p - 1), by Pascal's rule.
+    top: ranks beyond it count 0. Then the sum over r up to `top` of P(rank r) / r, P(rank r) being the growth of the
+    chance of a positive among the first r.
     """
     if len(positives_per_query) == 0:
         return math.nan
     numbers, queries = np.unique(positives_per_query, return_counts=True)
+    if top is not None:
+        drawn = np.arange(min(top, candidates))
+        miss = np.cumprod((candidates - numbers[:, None] - drawn) / (candidates - drawn), axis=1)
+        first = -np.diff(miss, axis=1, prepend=1.0)
+        return float(np.average(first @ (1 / (drawn + 1)), weights=queries))
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, candidates + 1))])
     expected = numbers / (candidates - numbers + 1) * (harmonic[candidates] - harmonic[numbers - 1])
     return float(np.average(expected, weights=queries))

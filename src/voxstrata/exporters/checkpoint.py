@@ -9,7 +9,6 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.base.errors import InputError
 from voxstrata.encoders.frames import WINDOW_FRAMES
-from voxstrata.exporters.standard_graph import EncoderShape
+from voxstrata.exporters.hub import check_source, download, first_line
+from voxstrata.exporters.weights import EncoderShape
 
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _OPENAI_NAMES = (  # OpenAI's module names → Hugging Face's
     (r"^blocks\.", "layers."),
     (r"\.attn\.query\.", ".self_attn.q_proj."),
@@ -81,56 +80,14 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     Raises InputError when there is nothing there, it is not Whisper, tensors are missing or misshapen, or a
     file would run code to load.
     """
+    check_source(source, revision)
     path = Path(source)
     if path.is_dir():
-        if revision is not None:
-            raise InputError(f"{path} is a local folder: --revision is for hub ids")
         return _from_folder(path, path.resolve().name, None)
     if path.is_file():
         return _from_openai(path)
-    if HUB_ID.match(source) and not source.endswith(".pt"):
-        folder = download(source, revision)
-        return _from_folder(folder, source, folder.name)  # a snapshot's folder is named by its commit
-    raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
-
-
-def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -> Path:
-    """Fetch config and weights of a hub id, or find them in the local cache; returns the snapshot's folder.
-
-    also: names of further files to fetch, where the repository has them.
-
-    Raises InputError when the hub refuses it, or cannot be reached and nothing is cached.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    small = ["config.json", "preprocessor_config.json", *also]
-    try:
-        files = HfApi().list_repo_files(repo, revision=revision)
-        safe = [f for f in files if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))]
-        # fp32-suffixed duplicates, flax and ONNX copies of the same weights stay where they are
-        wanted = [f for f in safe if "fp32" not in f] or safe or [f for f in files if f.startswith("pytorch_model")]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
-    except HFValidationError as e:
-        raise InputError(f"{repo}: no such folder or file, and not a hub id ({_first_line(e)})") from e
-    except Exception as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
-        refusals = (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError)
-        if isinstance(e, refusals) and not isinstance(e, LocalEntryNotFoundError):
-            raise InputError(
-                f"{repo}: no such folder here, and the hub refused it ({_first_line(e)}); check the id and --revision"
-            ) from e
-        try:
-            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            raise InputError(
-                f"{repo}: no such folder here, the hub cannot be reached ({type(e).__name__}) and no copy is cached"
-            ) from e
+    folder = download(source, revision)
+    return _from_folder(folder, source, folder.name)  # a snapshot's folder is named by its commit
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
@@ -155,7 +112,7 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
         try:
             tensors |= load_file(weights)
         except Exception as e:
-            raise InputError(f"{weights}: not readable as weights ({_first_line(e)}); fetch the file again") from e
+            raise InputError(f"{weights}: not readable as weights ({first_line(e)}); fetch the file again") from e
     prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
     if prefix is None:
         raise InputError(f"{folder}: the weights hold no Whisper encoder (no conv1.weight)")
@@ -163,7 +120,7 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
     try:
         config = WhisperConfig.from_dict(raw)
     except Exception as e:
-        raise InputError(f"{file}: not a usable Whisper configuration ({_first_line(e)})") from e
+        raise InputError(f"{file}: not a usable Whisper configuration ({first_line(e)})") from e
     return _checkpoint(folder, name, revision, config, state, whole=prefix == "")
 
 
@@ -192,7 +149,7 @@ def _from_openai(path: Path) -> Checkpoint:
     except KeyError as e:
         raise InputError(f"{path}: 'dims' lacks {e}") from e
     except Exception as e:  # transformers 5 checks types
-        raise InputError(f"{path}: 'dims' do not describe a Whisper model ({_first_line(e)})") from e
+        raise InputError(f"{path}: 'dims' do not describe a Whisper model ({first_line(e)})") from e
     state = {}
     for key, value in _tensors(tensors).items():
         if key.startswith("encoder."):
@@ -212,7 +169,7 @@ def _torch_load(path: Path) -> dict[str, Any]:
             "convert it to safetensors where you trust it"
         ) from e
     except Exception as e:
-        raise InputError(f"{path}: not readable as a torch checkpoint ({_first_line(e)}); fetch it again") from e
+        raise InputError(f"{path}: not readable as a torch checkpoint ({first_line(e)}); fetch it again") from e
     if not isinstance(loaded, dict):
         raise InputError(f"{path}: holds a {type(loaded).__name__}, not a dictionary of tensors")
     return loaded
@@ -220,11 +177,6 @@ def _torch_load(path: Path) -> dict[str, Any]:
 
 def _tensors(loaded: dict[Any, Any]) -> dict[str, torch.Tensor]:
     return {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-
-
-def _first_line(e: Exception) -> str:
-    lines = str(e).strip().splitlines()
-    return f"{type(e).__name__}: {lines[0]}" if lines else type(e).__name__
 
 
 def _checkpoint(
@@ -245,7 +197,7 @@ def _checkpoint(
         with torch.device("meta"):
             encoder = WhisperEncoder(config)
     except Exception as e:
-        raise InputError(f"{path}: the configuration describes no Whisper encoder ({_first_line(e)})") from e
+        raise InputError(f"{path}: the configuration describes no Whisper encoder ({first_line(e)})") from e
     expected = encoder.state_dict()
     if whole:  # an encoder saved bare may sit beside other tensors
         state = {k: v for k, v in state.items() if k in expected}
@@ -287,4 +239,4 @@ def _extractor(path: Path, n_mels: int) -> WhisperFeatureExtractor:
     try:
         return WhisperFeatureExtractor.from_pretrained(path)
     except Exception as e:
-        raise InputError(f"{file}: not a usable feature extractor ({_first_line(e)})") from e
+        raise InputError(f"{file}: not a usable feature extractor ({first_line(e)})") from e

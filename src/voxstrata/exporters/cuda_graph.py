@@ -1,147 +1,104 @@
-"""The exported graphs as an accelerator runs them: without what nobody reads, and without a way over the host."""
+"""The graphs that an accelerator runs, built when a run starts: nothing that no output needs, no way over the host.
+
+They are built from an exported model and read its weights where they lie. ONNX Runtime computes every node of a graph,
+whatever is asked for, so each set of outputs gets a graph of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from voxstrata.base.errors import InputError
-from voxstrata.encoders.card import ModelCard
+from voxstrata.encoders.card import LOG_MEL, ModelFolder
+from voxstrata.encoders.outputs import depth
+from voxstrata.exporters.blocks import EncoderBuilder, residual_names
+from voxstrata.exporters.graph import MICROSOFT, onnx_package
+from voxstrata.exporters.log_mel import log_mel_graph
+from voxstrata.exporters.standard_graph import encoder_graph
+from voxstrata.exporters.weights import StoredWeights, Weights
 
-CONTRIB = "com.microsoft"
-
-
-def onnx_package() -> Any:
-    """The package onnx. Raises InputError naming the extra where it is missing."""
-    try:
-        import onnx
-    except ImportError:
-        raise InputError(
-            "running on a GPU needs the package onnx, to adapt graphs; pip install 'voxstrata[gpu]'"
-        ) from None
-    return onnx
+_HEAD_STEP = 8  # the flash kernel of attention takes heads whose size is a multiple of this
 
 
-def cut_log_mel(path: Path) -> bytes:
-    """The log-mel graph with one input more, `columns` int64 [1]: how many of the first mel frames it returns."""
+def cuda_log_mel(model: ModelFolder) -> bytes:
+    """The model's log-mel with one input more, `columns` int64 [1]: how many of the first mel frames are returned.
+
+    Raises InputError when the package onnx is missing, as `cuda_encoder_graph` does.
+    """
     onnx = onnx_package()
-    model = onnx.load(path)
-    for node in model.graph.node:
-        node.output[:] = ["log_mel/all" if o == "log_mel" else o for o in node.output]
-    for name, number in (("cut/first", 0), ("cut/axis", 2)):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number], np.int64), name))
-    model.graph.input.append(onnx.helper.make_tensor_value_info("columns", onnx.TensorProto.INT64, [1]))
-    operands = ["log_mel/all", "cut/first", "columns", "cut/axis"]
-    model.graph.node.append(onnx.helper.make_node("Slice", operands, ["log_mel"], name="cut"))
-    return bytes(model.SerializeToString())
+    constants = onnx.load(model.path / LOG_MEL).graph.initializer
+    (filters,) = (onnx.numpy_helper.to_array(c) for c in constants if c.name == "mel_filters")
+    return bytes(log_mel_graph(filters.T, columns=True).SerializeToString())
 
 
-def encoder_graph(path: Path, outputs: Sequence[str], card: ModelCard, *, fused: bool) -> bytes:
-    """An exported encoder graph with these outputs alone: no node, and no weight, that none of them needs.
+def cuda_encoder_graph(model: ModelFolder, outputs: Sequence[str], *, cached: bool, fused: bool) -> bytes:
+    """The encoder of an exported model with these outputs alone; inputs as of `encoder_graph`.
 
-    ONNX Runtime itself runs every node, whatever is asked for. Weights stay in their file beside `path`.
+    Its weights stay in their file in the model's folder.
     fused: attention is `com.microsoft.MultiHeadAttention`, which on CUDA and in float16 never holds the logits.
+    Otherwise the operators are standard ones, which TensorRT fuses by itself.
     """
-    onnx = onnx_package()
-    model = onnx.load(path, load_external_data=False)
-    if fused:
-        _fuse_attention(onnx, model, card)
-    graph = model.graph
-    needed = set(outputs)
-    nodes = []
-    for node in reversed(graph.node):  # in topological order, so whoever needs a node's output has been seen
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    _replace(graph, "node", nodes[::-1])
-    _replace(graph, "initializer", [i for i in graph.initializer if i.name in needed])
-    _replace(graph, "output", [o for o in graph.output if o.name in outputs])
-    return bytes(model.SerializeToString())
+    weights, norm_every = StoredWeights(model), model.card.final_norm == "every"
+    blocks = depth(outputs, model.card.layers)
+    if not fused:
+        plain = encoder_graph(weights, outputs=outputs, cached=cached, norm_every=norm_every, blocks=blocks)
+        return bytes(plain.SerializeToString())
+    b = _FusedBuilder(weights, cached)
+    b.encoder(residual_names(model.card.layers, outputs, norm_every)[: blocks + 1], outputs, norm_every)
+    returned = [b.tensor(name, weights.dtype, ["batch", None, b.shape.d_model]) for name in outputs]
+    return bytes(b.model("whisper_encoder_cuda", b.declared_inputs(cached), returned).SerializeToString())
 
 
-def _replace(graph: Any, field: str, items: Sequence[Any]) -> None:
-    graph.ClearField(field)
-    getattr(graph, field).extend(items)
+class _FusedBuilder(EncoderBuilder):
+    """Attention as one operator. With a silence cache all heads are widened, see `blocks`, to a size it takes."""
 
+    def __init__(self, weights: Weights, cached: bool) -> None:
+        super().__init__(weights)
+        self.cached = cached
+        self.wide = -(-(self.shape.head_dim + 1) // _HEAD_STEP) * _HEAD_STEP
 
-def _fuse_attention(onnx: Any, model: Any, card: ModelCard) -> None:
-    """Put one node in the place of every block's attention.
+    def prepare(self, x: str, frames: str) -> None:
+        """Cached keys and values of all blocks: [layers, keys, heads · wide]."""
+        if not self.cached:
+            return
+        self.batch_shape(x, "ones", 2)
+        dim = self.shape.head_dim
+        keys = self._filled(self.biased_keys(), dim + 1, 0)
+        values = self._filled(self.computed("silence_value"), dim, 0)
+        self._silence = {part: self.joined_heads(t, part, self.wide) for part, t in (("key", keys), ("value", values))}
 
-    Its flash kernel takes nothing that is added to the logits. So the logarithms of the silence groups' sizes are one
-    more dimension of the keys, 0 for computed keys, where every query has 1; heads are padded to a multiple of 8.
-    """
-    helper, graph = onnx.helper, model.graph
-    heads, dim = card.heads, card.d_model // card.heads
-    cached = any(i.name == "silence_key" for i in graph.input)
-    wide = -(-(dim + 1) // 8) * 8 if cached else dim
-    made: list[Any] = []
+    def attention(self, x: str, normed: str, block: int) -> tuple[str, str]:
+        s, m = self.shape, f"layers.{block}"
+        q, key, value = (self.linear(normed, f"{m}.self_attn.{p}_proj") for p in "qkv")
+        if self.cached:
+            q, key, value = (self._widened(t, fill) for t, fill in ((q, 1), (key, 0), (value, 0)))
+            key = self.node("Concat", [key, self._of_block("key", block)], f"{m}/keys", axis=1)
+            value = self.node("Concat", [value, self._of_block("value", block)], f"{m}/values", axis=1)
+        about = {"domain": MICROSOFT, "num_heads": s.heads, "scale": 1.0}
+        joined = self.node("MultiHeadAttention", [q, key, value], f"{m}/heads", **about)
+        if self.cached:  # of every head the dimensions that are its own
+            heads = self.node("Reshape", [joined, self.ints("wide_heads", 0, 0, s.heads, self.wide)], f"{m}/heads/wide")
+            cut = ["zero", self.ints("head_dim", s.head_dim), self.ints("axis3", 3)]
+            heads = self.node("Slice", [heads, *cut], f"{m}/heads/cut")
+            joined = self.node("Reshape", [heads, self.ints("join_heads", 0, 0, s.d_model)], f"{m}/joined")
+        return x, joined
 
-    def node(op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        made.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
+    def _widened(self, x: str, fill: int) -> str:
+        """[batch, time, heads · head_dim] to [batch, time, heads · wide], filled up."""
+        s = self.shape
+        x = self.node("Reshape", [x, self.ints("split_heads", 0, 0, s.heads, s.head_dim)], f"{x}/split")
+        x = self._filled(x, s.head_dim, fill)
+        return self.node("Reshape", [x, self.ints("flat", 0, 0, s.heads * self.wide)], f"{x}/flat")
 
-    def constant(name: str, value: Any) -> None:
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    def _filled(self, x: str, width: int, fill: int) -> str:
+        """The last of four dimensions, which is `width`, filled up to `wide`."""
+        pads = self.ints(f"pads_{self.wide - width}", *[0] * 7, self.wide - width)
+        value = self.constant(f"fill_{fill}", np.array(fill, self.weights.dtype))
+        return self.node("Pad", [x, pads, value], f"{x}/wide")
 
-    def widened(x: str, name: str, fill: str, have: int = dim) -> str:
-        """The last of four dimensions filled up to `wide`, and joined with the one before."""
-        pads = f"fused/pads_{wide - have}"
-        if not any(i.name == pads for i in graph.initializer):
-            constant(pads, np.array([0] * 7 + [wide - have], np.int64))
-        x = node("Pad", [x, pads, fill], f"{name}/padded")
-        return node("Reshape", [x, "fused/flat"], f"{name}/flat")
-
-    if cached:
-        for name, shape in (("split", [0, 0, heads, dim]), ("flat", [0, 0, heads * wide])):
-            constant(f"fused/{name}", np.array(shape, np.int64))
-        for name, numbers in (("axis3", [3]), ("zero", [0]), ("dim", [dim]), ("ones", [1, 1])):
-            constant(f"fused/{name}", np.array(numbers, np.int64))
-        constant("fused/split_wide", np.array([0, 0, heads, wide], np.int64))
-        constant("fused/join", np.array([0, 0, card.d_model], np.int64))
-        for name, number in (("0.0", 0), ("1.0", 1)):
-            constant(f"fused/{name}", np.array(number, card.dtype))
-        # [layers, heads, keys, dim] to [layers, keys, heads · wide]
-        key = node("Transpose", ["silence_key/cast"], "fused/silence_key", perm=[0, 2, 1, 3])
-        value = node("Transpose", ["silence_value/cast"], "fused/silence_value", perm=[0, 2, 1, 3])
-        bias = node("Transpose", ["silence_bias/cast"], "fused/silence_bias/lkh", perm=[0, 2, 1])
-        bias = node("Unsqueeze", [bias, "fused/axis3"], "fused/silence_bias")
-        key = node("Concat", [key, bias], "fused/silence_key/biased", axis=3)
-        silence = {
-            "key": widened(key, "fused/silence_key", "fused/0.0", dim + 1),
-            "value": widened(value, "fused/silence_value", "fused/0.0"),
-        }
-        node("Concat", ["batch", "fused/ones"], "fused/batch", axis=0)
-
-    nodes: list[Any] = []
-    for old in graph.node:
-        block, _, last = old.name.rpartition("/")
-        if last != "joined":
-            nodes.append(old)
-            continue
-        m = f"{block}.self_attn"
-        q, k, v = f"{m}.q_proj", f"{m}.k_proj/matmul", f"{m}.v_proj"
-        if cached:
-            layer = f"layer_index_{block.removeprefix('layers.')}"
-            parts = []
-            for x, name, fill in ((q, "query", "fused/1.0"), (k, "key", "fused/0.0"), (v, "value", "fused/0.0")):
-                x = node("Reshape", [x, "fused/split"], f"{block}/fused/{name}")
-                x = widened(x, f"{block}/fused/{name}", fill)
-                if name in silence:
-                    one = node("Gather", [silence[name], layer], f"{block}/fused/silence_{name}", axis=0)
-                    one = node("Expand", [one, "fused/batch"], f"{block}/fused/silence_{name}/batch")
-                    x = node("Concat", [x, one], f"{block}/fused/{name}/all", axis=1)
-                parts.append(x)
-            q, k, v = parts
-        joined = f"{block}/fused" if cached else old.output[0]
-        node("MultiHeadAttention", [q, k, v], joined, domain=CONTRIB, num_heads=heads, scale=1.0)
-        if cached:
-            x = node("Reshape", [joined, "fused/split_wide"], f"{block}/fused/heads")
-            x = node("Slice", [x, "fused/zero", "fused/dim", "fused/axis3"], f"{block}/fused/cut")
-            node("Reshape", [x, "fused/join"], old.output[0])
-        nodes += made
-        made.clear()
-    _replace(graph, "node", nodes)
-    model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+    def _of_block(self, part: str, block: int) -> str:
+        """One block's cached keys or values for every member of the batch: [batch, keys, heads · wide]."""
+        index = self.ints(f"layer_index_{block}", block)
+        one = self.node("Gather", [self._silence[part], index], f"silence_{part}/{block}", axis=0)
+        return self.node("Expand", [one, "batch/expand"], f"silence_{part}/{block}/batch")

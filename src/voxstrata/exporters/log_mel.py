@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from voxstrata.encoders.frames import HOP_LENGTH, N_FFT
-from voxstrata.exporters.standard_graph import GraphBuilder
+from voxstrata.exporters.graph import GraphBuilder
+
+if TYPE_CHECKING:
+    import onnx
 
 
-def log_mel_graph(mel_filters: NDArray[Any]) -> onnx.ModelProto:
+def log_mel_graph(mel_filters: NDArray[Any], *, columns: bool = False) -> onnx.ModelProto:
     """Build the graph.
 
-    `mel_filters`: (201, n_mels), as `WhisperFeatureExtractor.mel_filters`.
+    mel_filters: (201, n_mels), as `WhisperFeatureExtractor.mel_filters`.
+    columns: the graph has an input of that name more, int64 [1]: how many of the first mel frames it returns.
 
-    `audio` float32 [batch, samples], a multiple of 160 samples at 16 kHz, zero after each utterance's end,
-    becomes `log_mel` float32 [batch, n_mels, samples / 160]. The floor 8 below the maximum (log10 power) is
-    taken per utterance, never over the batch. At 480 000 samples it is Hugging Face's extractor exactly, with
-    reflected edges.
+    `audio` float32 [batch, samples], a multiple of 160 samples at 16 kHz, zero after each utterance's end, becomes
+    `log_mel` float32 [batch, n_mels, samples / 160]. Values are limited to 8 below the utterance's own maximum (log10
+    of power), whatever else is in the batch. At 480 000 samples the result is that of Hugging Face's extractor, which
+    mirrors the sound at its ends.
     """
     b = GraphBuilder()
     n_mels = mel_filters.shape[1]
@@ -32,14 +34,9 @@ def log_mel_graph(mel_filters: NDArray[Any]) -> onnx.ModelProto:
     dft = np.concatenate([np.cos(angle), -np.sin(angle)]) * window
     b.constant("dft", dft[:, None].astype(np.float32))
     b.constant("mel_filters", np.ascontiguousarray(mel_filters.T, np.float32))
-    for name, value in (
-        ("pads", [N_FFT // 2, N_FFT // 2]),
-        ("one", [1]),
-        ("two", [2]),
-        ("zero", [0]),
-        ("last", [-1]),
-    ):
-        b.constant(name, np.array(value, np.int64))
+    b.ints("pads", N_FFT // 2, N_FFT // 2)
+    for name, number in (("one", 1), ("two", 2), ("zero", 0), ("last", -1)):
+        b.ints(name, number)
     for name, scalar in (("floor", 1e-10), ("range", 8.0), ("four", 4.0), ("ln10", np.log(10.0))):
         b.constant(name, np.array(scalar, np.float32))
     x = b.node("Pad", ["audio", "pads", "", "one"], "reflected", mode="reflect")
@@ -47,15 +44,14 @@ def log_mel_graph(mel_filters: NDArray[Any]) -> onnx.ModelProto:
     x = b.node("Conv", [x, "dft"], "spectrum", kernel_shape=[N_FFT], strides=[HOP_LENGTH])
     x = b.node("Slice", [x, "zero", "last", "two"], "spectrum/frames")  # the extractor drops the last frame
     x = b.node("Mul", [x, x], "squares")
-    b.nodes.append(helper.make_node("Split", [x], ["re2", "im2"], name="parts", axis=1, num_outputs=2))
-    x = b.node("MatMul", ["mel_filters", b.node("Add", ["re2", "im2"], "power")], "mel")
+    power = b.node("Add", b.split(x, ["re2", "im2"], "parts", axis=1), "power")
+    x = b.node("MatMul", ["mel_filters", power], "mel")
     x = b.node("Div", [b.node("Log", [b.node("Max", [x, "floor"], "mel/floored")], "ln"), "ln10"], "log10")
-    b.constant("mel_and_time", np.array([1, 2], np.int64))
-    peak = b.node("ReduceMax", [x, "mel_and_time"], "peak", keepdims=1)
+    peak = b.node("ReduceMax", [x, b.ints("mel_and_time", 1, 2)], "peak", keepdims=1)
     x = b.node("Max", [x, b.node("Sub", [peak, "range"], "lowest")], "clamped")
-    b.node("Div", [b.node("Add", [x, "four"], "shifted"), "four"], "log_mel")
-    return b.model(
-        "whisper_log_mel",
-        [helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["batch", "samples"])],
-        [helper.make_tensor_value_info("log_mel", TensorProto.FLOAT, ["batch", n_mels, "time"])],
-    )
+    x = b.node("Div", [b.node("Add", [x, "four"], "shifted"), "four"], "log_mel/all" if columns else "log_mel")
+    inputs = [b.tensor("audio", np.float32, ["batch", "samples"])]
+    if columns:
+        inputs.append(b.tensor("columns", np.int64, [1]))
+        b.node("Slice", [x, "zero", "columns", "two"], "log_mel")
+    return b.model("whisper_log_mel", inputs, [b.tensor("log_mel", np.float32, ["batch", n_mels, "time"])])

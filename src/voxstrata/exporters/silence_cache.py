@@ -12,13 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
-from voxstrata.encoders.context import DEFAULT_EDGES
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
-from voxstrata.encoders.silence import Silence
+from voxstrata.encoders.silence import FIRST_CACHED, Silence, check_groups
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.pytorch import queries_keys_values
 
-FIRST = DEFAULT_EDGES[0]  # encoder frames: the shortest bucket is where cached positions begin
 # Log-mel of silence lies between -1.5 (digital silence) and about 0 (behind very loud speech), 8 decades of
 # power below the loudest cell. One level in the middle does as well as matching each utterance's own:
 # benchmarks/silence.py.
@@ -69,8 +67,11 @@ class Queries:
 
 @dataclass(frozen=True)
 class PaddedRuns:
-    """What a cache is made from: key, value (layers, heads, 1500 - FIRST, head_dim), the queries that they answer, and
-    the card's account of where they come from."""
+    """What a cache is made from.
+
+    key, value: (layers, heads, 1500 - FIRST_CACHED, head_dim). queries: what they are asked. account: the card's, of
+    where they come from.
+    """
 
     key: torch.Tensor
     value: torch.Tensor
@@ -98,7 +99,8 @@ def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedR
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
     query, key, value = queries_keys_values(checkpoint.encoder, log_mel)
     account = {"kind": "pure", "pad_level": level}
-    return PaddedRuns(key[:, :, FIRST:], value[:, :, FIRST:], Queries.sample(query, key, QUERIES), account)
+    key, value, queries = key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], Queries.sample(query, key, QUERIES)
+    return PaddedRuns(key, value, queries, account)
 
 
 def run_on_recordings(checkpoint: Checkpoint, recordings: Sequence[tuple[str, NDArray[np.float32]]]) -> PaddedRuns:
@@ -132,7 +134,7 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Sequence[tuple[str, ND
         total = total or [torch.zeros_like(t) for t in kv]
         for t, new in zip(total, kv, strict=True):
             t[:, :, begin:] += new[:, :, begin:]
-    key, value = (t[:, :, FIRST:] / count[FIRST:, None] for t in total)
+    key, value = (t[:, :, FIRST_CACHED:] / count[FIRST_CACHED:, None] for t in total)
     account = {
         "kind": "calibrated",
         "recordings": [
@@ -151,9 +153,7 @@ def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
     sampled queries, as distance.
     Raises InputError for more groups than positions, or values beyond float16.
     """
-    positions = runs.key.shape[2]
-    if not 0 <= groups <= positions:
-        raise InputError(f"{groups} silence keys: choose 1 … {positions}, or 0 to keep all positions")
+    check_groups(groups)
     key, value = (t.numpy().astype(np.float16) for t in (runs.key, runs.value))
     if not (np.isfinite(key).all() and np.isfinite(value).all()):
         raise InputError("the silence cache holds values beyond float16; this checkpoint's encoder is not usable")
@@ -162,8 +162,8 @@ def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
         points, weight = runs.key @ runs.queries.metric(), runs.queries.attention(runs.key)
         found = [kmeans(p, w, groups) for p, w in zip(points, weight, strict=True)]
         group = torch.stack(found).numpy().astype(np.int16)
-    silence = Silence(FIRST, key, value, group)
-    return silence, runs.account | {"groups": groups, "first": FIRST, "sha256": silence.sha256()}
+    silence = Silence(FIRST_CACHED, key, value, group)
+    return silence, runs.account | {"groups": groups, "first": FIRST_CACHED, "sha256": silence.sha256()}
 
 
 def kmeans(points: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:

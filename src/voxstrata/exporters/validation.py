@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.encoders.card import CACHED, CPU, ENCODER, LOG_MEL, encoder_graphs
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from voxstrata.exporters.checkpoint import Checkpoint
@@ -26,7 +27,12 @@ LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans abou
 
 
 def validate(
-    folder: Path, checkpoint: Checkpoint, outputs: Sequence[str], dtype: str, norm_every: bool
+    folder: Path,
+    checkpoint: Checkpoint,
+    outputs: Sequence[str],
+    dtype: str,
+    norm_every: bool,
+    reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Compare graphs and PyTorch on made-up voiced sounds of LENGTHS seconds.
 
@@ -34,77 +40,106 @@ def validate(
     cached keys (the CPU's given none) and of those with, and the largest absolute difference of the log-mel.
     Raises InputError naming the output and the length when a difference exceeds TOLERANCE.
     """
-    mel = _session(folder / LOG_MEL)
-    graphs = {name: _session(folder / name) for name in encoder_graphs(dtype)}
-    s = checkpoint.shape
-    nothing = np.zeros((s.layers, s.heads, 0, s.d_model // s.heads), np.float32)
-    worst = dict.fromkeys(outputs, 0.0)
-    worst_cached = dict.fromkeys(outputs, 0.0)
-    worst_mel = 0.0
-
-    def compare(got: Sequence[NDArray[Any]], want: dict[str, torch.Tensor], into: dict[str, float], at: str) -> None:
-        for name, a in zip(outputs, got, strict=True):
-            t = want[name]
-            if norm_every and name != "final":
-                t = checkpoint.encoder.layer_norm(t)
-            b = t[:, : a.shape[1]].numpy().astype(np.float64)
-            difference = float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
-            if not difference <= TOLERANCE[dtype]:
-                raise InputError(
-                    f"validation failed: {name} differs from PyTorch by {difference:.2e} (relative L2) {at}, "
-                    f"allowed is {TOLERANCE[dtype]:.0e} for {dtype}; no model was written"
-                )
-            into[name] = max(into[name], difference)
-
-    def cache_feeds(key: NDArray[Any], value: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        return {"silence_key": key, "silence_value": value, "silence_bias": np.zeros(key.shape[:3], np.float32)}
-
-    def positions(frames: int) -> dict[str, NDArray[Any]]:
-        return {"positions": np.full(s.layers, frames)}
-
+    v = _Validation(folder, checkpoint, outputs, dtype, norm_every)
+    runs = [(v.without_cache, seconds) for seconds in LENGTHS] + [(v.with_cache, seconds) for seconds in CACHED_LENGTHS]
     with torch.inference_mode():
-        for seconds in LENGTHS:
-            # two voices of different loudness, one long and one short, so that neighbours could leak
-            voices = [_voice(seconds, 120.0, 0.3), _voice(seconds / 3, 210.0, 0.01)]
-            features = torch.cat([_features(checkpoint, v) for v in voices])
-            difference = _log_mel_difference(mel, voices, features)
-            if not difference <= LOG_MEL_TOLERANCE:  # so put, NaN fails too
-                raise InputError(
-                    f"validation failed: log-mel differs from WhisperFeatureExtractor by {difference:.1e} "
-                    f"at {seconds} s, allowed is {LOG_MEL_TOLERANCE:.0e}; no model was written"
-                )
-            worst_mel = max(worst_mel, difference)
-            frames = round(seconds * FRAMES_PER_SECOND)
-            log_mel = features[:, :, : 2 * frames]
-            want = hidden_states(checkpoint.encoder, log_mel)
-            for name in graphs.keys() - {CACHED}:
-                feeds = {"log_mel": log_mel.numpy()}
-                if name == CPU:
-                    feeds |= cache_feeds(nothing, nothing) | positions(frames)
-                compare(graphs[name].run(outputs, feeds), want, worst, f"at {seconds} s ({name})")
-        for seconds in CACHED_LENGTHS:
-            # The cached graph with all keys of one padded run must give that run's states, whatever else is in
-            # the batch. The convolution at the cut sees a zero instead of the next mel frame: one is put there.
-            frames = round((seconds + 1) * FRAMES_PER_SECOND)
-            features = torch.cat([_features(checkpoint, _voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
-            features[:, :, 2 * frames : 2 * frames + 1] = 0
-            key, value = (t[:, :, frames:].numpy() for t in keys_and_values(checkpoint.encoder, features[:1]))
-            want = hidden_states(checkpoint.encoder, features[:1])
-            for name in graphs.keys() - {ENCODER}:
-                feeds = {"log_mel": features[:, :, : 2 * frames].numpy()} | cache_feeds(key, value)
-                if name == CPU:
-                    feeds |= positions(frames)
-                got = [a[:1] for a in graphs[name].run(outputs, feeds)]
-                at = f"at {seconds} s with {WINDOW_FRAMES - frames} cached keys ({name})"
-                compare(got, want, worst_cached, at)
+        for done, (run, seconds) in enumerate(runs):
+            reporter.progress(Progress("validating", done, len(runs), "lengths"))
+            run(seconds)
     return {
         "measure": "largest relative L2 difference from float32 PyTorch",
         "lengths_seconds": list(LENGTHS),
         "cached_lengths_seconds": list(CACHED_LENGTHS),
-        "outputs": worst,
-        "outputs_cached": worst_cached,
-        "log_mel_max_abs": worst_mel,
+        "outputs": v.worst,
+        "outputs_cached": v.worst_cached,
+        "log_mel_max_abs": v.worst_mel,
     }
+
+
+class _Validation:
+    """The graphs in sessions, and the largest differences so far."""
+
+    def __init__(
+        self, folder: Path, checkpoint: Checkpoint, outputs: Sequence[str], dtype: str, norm_every: bool
+    ) -> None:
+        self.checkpoint, self.outputs, self.dtype, self.norm_every = checkpoint, outputs, dtype, norm_every
+        self.log_mel = _session(folder / LOG_MEL)
+        self.graphs = {name: _session(folder / name) for name in encoder_graphs(dtype)}
+        self.worst = dict.fromkeys(outputs, 0.0)
+        self.worst_cached = dict.fromkeys(outputs, 0.0)
+        self.worst_mel = 0.0
+
+    def without_cache(self, seconds: float) -> None:
+        """Log-mel, and every graph with no cached key."""
+        # two voices of different loudness, one long and one short, so that neighbours could leak
+        voices = [_voice(seconds, 120.0, 0.3), _voice(seconds / 3, 210.0, 0.01)]
+        features = torch.cat([_features(self.checkpoint, v) for v in voices])
+        self._compare_log_mel(voices, features, seconds)
+        frames, s = round(seconds * FRAMES_PER_SECOND), self.checkpoint.shape
+        log_mel = features[:, :, : 2 * frames]
+        want = hidden_states(self.checkpoint.encoder, log_mel)
+        none = np.zeros((s.layers, s.heads, 0, s.head_dim), np.float32)
+        for name in self.graphs.keys() - {CACHED}:
+            cache = (none, none) if name == CPU else None
+            self._compare(self._run(name, log_mel, cache), want, self.worst, f"at {seconds} s ({name})")
+
+    def with_cache(self, seconds: float) -> None:
+        """Every graph that takes cached keys, given those of a padded run: it must give that run's states.
+
+        Whatever else is in the batch. The convolution at the cut sees a zero instead of the next mel frame: one is put
+        there.
+        """
+        encoder, frames = self.checkpoint.encoder, round((seconds + 1) * FRAMES_PER_SECOND)
+        features = torch.cat([_features(self.checkpoint, _voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
+        features[:, :, 2 * frames : 2 * frames + 1] = 0
+        key, value = (t[:, :, frames:].numpy() for t in keys_and_values(encoder, features[:1]))
+        want = hidden_states(encoder, features[:1])
+        at = f"at {seconds} s with {WINDOW_FRAMES - frames} cached keys"
+        for name in self.graphs.keys() - {ENCODER}:
+            got = [a[:1] for a in self._run(name, features[:, :, : 2 * frames], (key, value))]
+            self._compare(got, want, self.worst_cached, f"{at} ({name})")
+
+    def _run(
+        self, name: str, log_mel: torch.Tensor, cache: tuple[NDArray[Any], NDArray[Any]] | None
+    ) -> list[NDArray[Any]]:
+        feeds = {"log_mel": log_mel.numpy()}
+        if cache is not None:
+            key, value = cache
+            bias = np.zeros(key.shape[:3], np.float32)
+            feeds |= {"silence_key": key, "silence_value": value, "silence_bias": bias}
+        if name == CPU:
+            feeds["positions"] = np.full(self.checkpoint.shape.layers, log_mel.shape[2] // 2)
+        states: list[NDArray[Any]] = self.graphs[name].run(self.outputs, feeds)
+        return states
+
+    def _compare(
+        self, got: Sequence[NDArray[Any]], want: dict[str, torch.Tensor], worst: dict[str, float], at: str
+    ) -> None:
+        for name, a in zip(self.outputs, got, strict=True):
+            t = want[name]
+            if self.norm_every and name != "final":
+                t = self.checkpoint.encoder.layer_norm(t)
+            b = t[:, : a.shape[1]].numpy().astype(np.float64)
+            difference = float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
+            if not difference <= TOLERANCE[self.dtype]:  # so put, NaN fails too
+                raise InputError(
+                    f"validation failed: {name} differs from PyTorch by {difference:.2e} (relative L2) {at}, "
+                    f"allowed is {TOLERANCE[self.dtype]:.0e} for {self.dtype}; no model was written"
+                )
+            worst[name] = max(worst[name], difference)
+
+    def _compare_log_mel(self, voices: Sequence[NDArray[np.float32]], features: torch.Tensor, seconds: float) -> None:
+        audio = np.zeros((len(voices), WINDOW_SAMPLES), np.float32)
+        for row, v in zip(audio, voices, strict=True):
+            row[: len(v)] = v
+        (got,) = self.log_mel.run(None, {"audio": audio})
+        difference = float(np.abs(got - features.numpy()).max())
+        if not difference <= LOG_MEL_TOLERANCE:
+            raise InputError(
+                f"validation failed: log-mel differs from WhisperFeatureExtractor by {difference:.1e} "
+                f"at {seconds} s, allowed is {LOG_MEL_TOLERANCE:.0e}; no model was written"
+            )
+        self.worst_mel = max(self.worst_mel, difference)
 
 
 def _session(path: Path) -> ort.InferenceSession:
@@ -128,13 +163,3 @@ def _features(checkpoint: Checkpoint, audio: NDArray[np.float32]) -> torch.Tenso
     features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
     assert isinstance(features, torch.Tensor)
     return features
-
-
-def _log_mel_difference(
-    session: ort.InferenceSession, voices: Sequence[NDArray[np.float32]], features: torch.Tensor
-) -> float:
-    audio = np.zeros((len(voices), WINDOW_SAMPLES), np.float32)
-    for row, v in zip(audio, voices, strict=True):
-        row[: len(v)] = v
-    (got,) = session.run(None, {"audio": audio})
-    return float(np.abs(got - features.numpy()).max())

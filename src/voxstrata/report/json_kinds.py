@@ -13,7 +13,13 @@ import pyarrow.compute as pc
 
 from voxstrata.base.tables import TextTable, as_stored
 from voxstrata.report.kinds import read
-from voxstrata.retrieval.folder import CANDIDATES, COLUMNS, FORWARD, PLAN, RECALL, ROWS, TOP
+from voxstrata.retrieval.folder import CANDIDATES_FILE as CANDIDATES
+from voxstrata.retrieval.folder import COLUMNS_FILE as COLUMNS
+from voxstrata.retrieval.folder import FORWARD
+from voxstrata.retrieval.folder import MISSES_FILE as RECALL
+from voxstrata.retrieval.folder import PLAN_FILE as PLAN
+from voxstrata.retrieval.folder import ROWS_FILE as ROWS
+from voxstrata.retrieval.folder import TOP_FILE as TOP
 
 SHOWN = 60  # rows of top.parquet
 

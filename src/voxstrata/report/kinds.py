@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, as_stored, distinct
-from voxstrata.studies.retrieve.text import caption, retrieval_metrics, summary_tables
+from voxstrata.studies.retrieve.result import Retrieval
+from voxstrata.studies.retrieve.text import retrieval_metrics
 
 CLOSEST, TRANSCRIPTS = 50, 120  # rows shown of tables that have one per pair, or per utterance and exit
 
@@ -47,8 +48,7 @@ def read(path: Path) -> pa.Table:
 
 
 def _retrieval(table: pa.Table, _: Path) -> list[TextTable]:
-    note = caption(table)
-    blocks = [TextTable(title, header, body, note) for title, header, body in summary_tables(table)]
+    blocks = Retrieval(table).tables()
     first = retrieval_metrics(table)[0]
     names = ["output", "similarity", "source", "target", "value", "low", "high", "chance", "queries"]
     names += ["candidates", "candidates_max"]

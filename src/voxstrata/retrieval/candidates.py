@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxstrata.retrieval.kernels.base import Kernel, Packed
+from voxstrata.retrieval.compare import Sink, Tiles, compare
+from voxstrata.retrieval.kernels.base import FloatMatrix, Kernel
 from voxstrata.retrieval.pooled import pooled_cosine
-from voxstrata.retrieval.selection import Selection
+from voxstrata.retrieval.selection import SelectedFrames, Selection
 from voxstrata.retrieval.similarities import harmonic
 from voxstrata.retrieval.topk import TopK
 
-BLOCK = 2048  # pooled states per side of one product
-SEED = 0  # of the sample of queries
+_POOLED = 2048  # pooled states per side of one product
+_SEED = 0  # of the sample of queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +47,9 @@ def nearest_pooled(x: Selection, y: Selection | None, output: str, count: int) -
     other = x if y is None else y
     forward = TopK(len(x), count)
     backward = TopK(len(other), count)
-    for a in range(0, len(x), BLOCK):
-        for b in range(0, len(other), BLOCK):
-            i, j = slice(a, a + BLOCK), slice(b, b + BLOCK)
+    for a in range(0, len(x), _POOLED):
+        for b in range(0, len(other), _POOLED):
+            i, j = slice(a, a + _POOLED), slice(b, b + _POOLED)
             cosine = pooled_cosine(x_pooled[i], y_pooled[j], x.ids[i], other.ids[j])
             allowed = None
             if y is None:
@@ -61,30 +62,24 @@ def nearest_pooled(x: Selection, y: Selection | None, output: str, count: int) -
 
 
 def measure_recall(
-    x: Selection,
-    y: Selection | None,
-    sets: CandidateSets,
-    sample: int,
-    begins: tuple[Sequence[int], Sequence[int]],
-    load: Callable[[tuple[Selection, int, int]], Packed],
-    kernel: Kernel,
+    x: Selection, y: Selection | None, output: str, sets: CandidateSets, sample: int, tiles: Tiles, kernel: Kernel
 ) -> dict[str, Any]:
     """What the candidates hold of what exact search finds, per direction.
 
     exact_top1_among_candidates: share of `sampled` queries (drawn with a fixed seed, all of them if they are no more
     than `sample`) whose best by F1 among all of the other side is a candidate. translation_among_candidates: share of
     all `queries_with_translation` of which a candidate has the same group; null when there is none.
-    begins: bounds of the blocks that the sides are read in.
+    tiles: in whose blocks the sides are read.
     """
-    x_begin, y_begin = begins
-    directions = [("forward", x, x if y is None else y, sets.forward, y_begin)]
+    directions = [("forward", x, x if y is None else y, sets.forward, tiles.y)]
     if y is not None:
-        directions.append(("backward", y, x, sets.backward, x_begin))
+        directions.append(("backward", y, x, sets.backward, tiles.x))
     found = {}
     for name, queries, others, candidates, begin in directions:
-        rng = np.random.default_rng(SEED)
+        rng = np.random.default_rng(_SEED)
         drawn = np.sort(rng.choice(len(queries), min(sample, len(queries)), replace=False))
-        best = _exact_best(queries.part(drawn), drawn if y is None else None, others, begin, load, kernel)
+        own = drawn if y is None else None
+        best = _exact_best(queries.part(drawn).frames(output), own, others.frames(output), begin, kernel)
         hits = (candidates[drawn] == best[:, None]).any(axis=1)
         translated = _translated(queries, others, candidates, y is None)
         found[name] = {
@@ -96,34 +91,35 @@ def measure_recall(
     return found
 
 
+class _Best(Sink):
+    """Keeps the best of all others for each query; `own`: positions that do not count."""
+
+    def __init__(self, queries: int, own: NDArray[np.int64] | None) -> None:
+        self.best, self._own = TopK(queries, 1), own
+
+    def put(self, xs: slice, ys: slice, precision: FloatMatrix, recall: FloatMatrix) -> None:
+        allowed = None if self._own is None else self._own[xs, None] != np.arange(ys.start, ys.stop)
+        self.best.update(xs.start, ys.start, harmonic(precision, recall), precision, recall, allowed)
+
+
 def _exact_best(
-    queries: Selection,
-    own: NDArray[np.int64] | None,
-    others: Selection,
-    begin: Sequence[int],
-    load: Callable[[tuple[Selection, int, int]], Packed],
-    kernel: Kernel,
+    queries: SelectedFrames, own: NDArray[np.int64] | None, others: SelectedFrames, begin: Sequence[int], kernel: Kernel
 ) -> NDArray[np.int32]:
     """Position of the best of all others for each query, int32 (n,); `own` are positions that do not count."""
-    best = TopK(len(queries), 1)
     limit = int(max(others.lengths[a:b].sum() for a, b in pairwise(begin)))
-    for i, j in pairwise(queries.blocks(limit, BLOCK)):
-        left = load((queries, i, j))
-        for a, b in pairwise(begin):
-            precision, recall = kernel.compare(left, load((others, a, b)))
-            allowed = None if own is None else own[i:j, None] != np.arange(a, b)
-            best.update(i, a, harmonic(precision, recall), precision, recall, allowed)
-    return best.candidates()[:, 0]
+    sink = _Best(len(queries.lengths), own)
+    compare(queries, others, kernel, sink, tiles=Tiles(queries.selection.blocks(limit, _POOLED), begin))
+    return sink.best.candidates()[:, 0]
 
 
 def _translated(queries: Selection, others: Selection, candidates: NDArray[np.int32], itself: bool) -> list[bool]:
     """Of each query with a translation on the other side: whether one is among its candidates."""
     count: dict[str, int] = {}
-    for group in others.groups:
+    for group in others.groups.tolist():
         if group is not None:
             count[group] = count.get(group, 0) + 1
     found = []
-    for query, group in enumerate(queries.groups):
+    for query, group in enumerate(queries.groups.tolist()):
         if group is not None and count.get(group, 0) > int(itself):
             found.append(any(others.groups[c] == group for c in candidates[query] if c >= 0))
     return found

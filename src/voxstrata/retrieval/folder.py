@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ from voxstrata.retrieval.tileplan import TilePlan
 from voxstrata.retrieval.topk import TopK, named
 from voxstrata.store.files import LOCK, Files, zarr_array
 
-SCHEMA = 1
-PLAN, TOP, UNITS, DONE, MATRIX = "plan.json", "top.parquet", "units", "done.json", "matrix.zarr"
-ROWS, COLUMNS, CANDIDATES, RECALL = "rows.parquet", "columns.parquet", "candidates.npz", "candidates.json"
-NAMES = {PLAN, TOP, UNITS, MATRIX, ROWS, COLUMNS, CANDIDATES, RECALL}
+_SCHEMA = 1
+PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE = "plan.json", "top.parquet", "rows.parquet", "columns.parquet"
+CANDIDATES_FILE, MISSES_FILE = "candidates.npz", "candidates.json"
+_UNITS, _DONE, _MATRIX = "units", "done.json", "matrix.zarr"
+_NAMES = {PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE, _UNITS, _MATRIX}
 FORWARD, BACKWARD = "forward", "backward"
 
 
@@ -59,32 +61,32 @@ class Results:
         self._refuse_foreign()
         with _patient_lock(self.files):
             # nothing, or a creation that was cut short: no row can be committed yet
-            if not self.files.exists(PLAN) or (self._difference() and self._unused()):
+            if not self.files.exists(PLAN_FILE) or (self._difference() and self._unused()):
                 self._create(find)
             self._refuse_other_plan()
-        self._matrix = Files(f"{self.files.root}/{MATRIX}")
+        self._matrix = Files(f"{self.files.root}/{_MATRIX}")
         if plan.matrix:
             root = zarr.open_group(self._matrix.zarr_store(read_only=False), mode="r+")
             self._arrays = {name: zarr_array(root, name) for name in plan.matrix}
 
     def done(self) -> set[int]:
         """Tile rows that are committed."""
-        return {row for row in range(self.plan.rows) if self.committed(row)}
+        return {row for row in self.plan.tiles.rows if self.committed(row)}
 
     def committed(self, row: int) -> bool:
         """Whether a tile row is committed."""
-        return self.files.exists(f"{_unit(row)}/{DONE}")
+        return self.files.exists(f"{_unit(row)}/{_DONE}")
 
     @property
     def merged(self) -> bool:
         """Whether the final table is there."""
-        return self.files.exists(TOP)
+        return self.files.exists(TOP_FILE)
 
     def candidates(self) -> CandidateSets | None:
         """What candidate mode looks at; None when all pairs are compared."""
         if not self.plan.candidates:
             return None
-        with np.load(io.BytesIO(self.files.read(CANDIDATES))) as stored:
+        with np.load(io.BytesIO(self.files.read(CANDIDATES_FILE))) as stored:
             return CandidateSets(stored["forward"], stored["backward"])
 
     @contextmanager
@@ -106,8 +108,8 @@ class Results:
     def commit(self, row: int, forward: TopK, backward: TopK | None) -> None:
         """Write the best of a tile row, then its marker."""
         tables = [forward.table(FORWARD)] + ([backward.table(BACKWARD)] if backward else [])
-        self.files.write(f"{_unit(row)}/{TOP}", _parquet(pa.concat_tables(tables)))
-        self.files.write(f"{_unit(row)}/{DONE}", json.dumps({"row": row}).encode())
+        self.files.write(f"{_unit(row)}/{TOP_FILE}", _parquet(pa.concat_tables(tables)))
+        self.files.write(f"{_unit(row)}/{_DONE}", json.dumps({"row": row}).encode())
 
     def merge(self, measure: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
         """Write the final table when every tile row is there and nobody else has written it.
@@ -115,23 +117,23 @@ class Results:
         measure: computes the recall of the candidates, in candidate mode; returned, None while rows are missing.
         A pure function of the parts, so it may be repeated.
         """
-        if len(self.done()) < self.plan.rows:  # the run that commits the last of them comes here after that
+        if len(self.done()) < len(self.plan.tiles.rows):  # the run that commits the last of them comes here after that
             return None
         with _patient_lock(self.files):
             if not self.merged:
                 if measure is not None:
-                    self.files.write(RECALL, _json(measure()))
+                    self.files.write(MISSES_FILE, _json(measure()))
                 self.files.sweep()  # nobody writes: committed rows are not computed again
-                for row in range(self.plan.rows):
+                for row in self.plan.tiles.rows:
                     self.files.remove(f"{_unit(row)}/{LOCK}")  # of a process killed after its commit
-                self.files.write(TOP, _parquet(self._final()))
-        return dict(json.loads(self.files.read(RECALL))) if self.plan.candidates else None
+                self.files.write(TOP_FILE, _parquet(self._final()))
+        return dict(json.loads(self.files.read(MISSES_FILE))) if self.plan.candidates else None
 
     def _final(self) -> pa.Table:
         x, y = self.plan.x, self.plan.y
         sides = [(FORWARD, x, self.plan.other)] + ([(BACKWARD, y, x)] if y is not None else [])
         best = {direction: TopK(len(queries), self.plan.top) for direction, queries, _ in sides}
-        for row in range(self.plan.rows):
+        for row in self.plan.tiles.rows:
             part = self._part(row)
             for direction, kept in best.items():
                 kept.update_from(part.filter(pc.equal(part["direction"], direction)))
@@ -139,38 +141,38 @@ class Results:
 
     def _part(self, row: int) -> pa.Table:
         try:
-            return pq.read_table(io.BytesIO(self.files.read(f"{_unit(row)}/{TOP}")))
+            return pq.read_table(io.BytesIO(self.files.read(f"{_unit(row)}/{TOP_FILE}")))
         except pa.ArrowInvalid as e:
             raise InputError(
-                f"{self.files.root}/{_unit(row)}/{TOP}: damaged ({e}); remove {_unit(row)} and run the same again"
+                f"{self.files.root}/{_unit(row)}/{TOP_FILE}: damaged ({e}); remove {_unit(row)} and run the same again"
             ) from e
 
     def _refuse_foreign(self) -> None:
         where = self.files.root
         if self.files.local is not None and self.files.local.exists() and not self.files.local.is_dir():
             raise InputError(f"{where}: a file, not a folder; choose another name")
-        known = {*NAMES, LOCK, *(f"{name}.partial" for name in NAMES)}
+        known = {*_NAMES, LOCK, *(f"{name}.partial" for name in _NAMES)}
         foreign = [name for name in self.files.names() if name not in known]
         if foreign:
             raise InputError(f"{where}: exists and holds something else ({foreign[0]}); choose another name")
-        if not self.files.exists(PLAN) and self.files.names(UNITS):
+        if not self.files.exists(PLAN_FILE) and self.files.names(_UNITS):
             raise InputError(
-                f"{where}: holds results, but its {PLAN} is missing; copy it whole, or choose another name"
+                f"{where}: holds results, but its {PLAN_FILE} is missing; copy it whole, or choose another name"
             )
 
     def _create(self, find: Callable[[], CandidateSets] | None) -> None:
         plan = self.plan
         self.files.clear()
-        self.files.write(ROWS, _parquet(_utterances(plan.x)))
+        self.files.write(ROWS_FILE, _parquet(_utterances(plan.x)))
         if plan.y is not None:
-            self.files.write(COLUMNS, _parquet(_utterances(plan.y)))
+            self.files.write(COLUMNS_FILE, _parquet(_utterances(plan.y)))
         if find is not None:
             sets, buffer = find(), io.BytesIO()
             np.savez(buffer, forward=sets.forward, backward=sets.backward)
-            self.files.write(CANDIDATES, buffer.getvalue())
+            self.files.write(CANDIDATES_FILE, buffer.getvalue())
         if plan.matrix:
-            about = {"schema": SCHEMA, "plan": plan.fingerprint(), "output": plan.output, "kernel": plan.kernel}
-            matrix = Files(f"{self.files.root}/{MATRIX}")
+            about = {"schema": _SCHEMA, "plan": plan.fingerprint(), "output": plan.output, "kernel": plan.kernel}
+            matrix = Files(f"{self.files.root}/{_MATRIX}")
             root = zarr.create_group(matrix.zarr_store(read_only=False), attributes={"voxstrata_similarity": about})
             for name in plan.matrix:
                 root.create_array(
@@ -182,7 +184,7 @@ class Results:
                     fill_value=float("nan"),
                     dimension_names=("row", "column"),
                 )
-        self.files.write(PLAN, _json({"schema": SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
+        self.files.write(PLAN_FILE, _json({"schema": _SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
 
     def _refuse_other_plan(self) -> None:
         difference = self._difference()
@@ -192,12 +194,12 @@ class Results:
     def _difference(self) -> str | None:
         """What the plan that the folder was made for has other than this one, in words."""
         try:
-            stored = dict(json.loads(self.files.read(PLAN)))
+            stored = dict(json.loads(self.files.read(PLAN_FILE)))
         except (ValueError, TypeError) as e:
             raise InputError(
-                f"{self.files.root}/{PLAN}: damaged ({e}); remove the folder, or choose another, and run again"
+                f"{self.files.root}/{PLAN_FILE}: damaged ({e}); remove the folder, or choose another, and run again"
             ) from e
-        here = {"schema": SCHEMA, **self.plan.settings}
+        here = {"schema": _SCHEMA, **self.plan.settings}
         for key in here | stored:
             if key != "fingerprint" and stored.get(key) != here.get(key):
                 if key.endswith("_begin"):
@@ -209,21 +211,65 @@ class Results:
         """Whether no tile row is committed or being computed; then what is left of them is removed."""
         if self.files.local is None:
             return False
-        for name in self.files.names(UNITS):
-            if self.files.exists(f"{UNITS}/{name}/{DONE}"):
+        for name in self.files.names(_UNITS):
+            if self.files.exists(f"{_UNITS}/{name}/{_DONE}"):
                 return False
             try:
-                with Files(f"{self.files.root}/{UNITS}/{name}").lock():
+                with Files(f"{self.files.root}/{_UNITS}/{name}").lock():
                     pass
             except InputError:
                 return False
         # before the plan: tile rows without one are refused
-        shutil.rmtree(self.files.local / UNITS, ignore_errors=True)
+        shutil.rmtree(self.files.local / _UNITS, ignore_errors=True)
         return True
 
 
 def _unit(row: int) -> str:
-    return f"{UNITS}/{row:06d}"
+    return f"{_UNITS}/{row:06d}"
+
+
+@dataclass(frozen=True)
+class FoundSimilarity:
+    """What a finished comparison left in its folder.
+
+    plan: all that decided it. x, y: the utterances of both sides, by position (y as x when a set is compared with
+    itself); columns id, language, group, frames. top: the best candidates of every query.
+    misses: what the candidates hold of exact search, by direction; None where all pairs were compared.
+    """
+
+    plan: dict[str, Any]
+    x: pa.Table
+    y: pa.Table
+    top: pa.Table
+    misses: dict[str, Any] | None
+
+    @property
+    def itself(self) -> bool:
+        """Whether a set was compared with itself."""
+        return bool(self.plan["one set with itself"])
+
+
+def is_similarity(folder: str | Path) -> bool:
+    """Whether a folder was made by `similarity`, finished or not."""
+    files = Files(folder)
+    return files.exists(PLAN_FILE) and files.exists(ROWS_FILE)
+
+
+def read_similarity(folder: str | Path) -> FoundSimilarity:
+    """What `similarity` left in a folder. Raises InputError where it is not finished, or damaged."""
+    files = Files(folder)
+    if not is_similarity(folder):
+        raise InputError(f"{folder}: holds no result of `voxstrata similarity`")
+    if not files.exists(TOP_FILE):
+        raise InputError(f"{folder}: `voxstrata similarity` has not finished here; run it again, it will resume")
+    try:
+        plan = dict(json.loads(files.read(PLAN_FILE)))
+        x, top = (pq.read_table(io.BytesIO(files.read(name))) for name in (ROWS_FILE, TOP_FILE))
+        y = x if plan["one set with itself"] else pq.read_table(io.BytesIO(files.read(COLUMNS_FILE)))
+        misses = json.loads(files.read(MISSES_FILE)) if plan["candidates"] else None
+    except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as e:
+        raise InputError(f"{folder}: damaged ({e}); remove the folder and run `voxstrata similarity` again") from e
+    return FoundSimilarity(plan, x, y, top, misses)
 
 
 def _utterances(side: Selection) -> pa.Table:

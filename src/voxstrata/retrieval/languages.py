@@ -4,72 +4,42 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations, permutations
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import distinct
+from voxstrata.retrieval.selection import Selection
+from voxstrata.store import EmbeddingStore
 
 
-class StoreReader(Protocol):
-    """The part of the store's reader that retrieval stands on."""
+def find_sides(store: EmbeddingStore, languages: str | Sequence[str] | None = None) -> list[Selection]:
+    """The utterances that take part, by language: in the order asked for, else sorted by name.
 
-    @property
-    def outputs(self) -> tuple[str, ...]: ...
-    @property
-    def utterances(self) -> pa.Table: ...
-    @property
-    def has_frames(self) -> bool: ...
-    @property
-    def length(self) -> npt.NDArray[np.integer]: ...
-    def ragged(
-        self, output: str, indices: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int64]]: ...
-    def pooled(self, output: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """The utterances of one language that take part: rows in the store, ids and groups."""
-
-    language: str
-    indices: npt.NDArray[np.int64]
-    ids: tuple[str, ...]
-    groups: npt.NDArray[np.str_]
-
-
-def find_sides(utterances: pa.Table, languages: Sequence[str] | None) -> list[Side]:
-    """The utterances that take part, by language: in the order asked for, else sorted by name."""
+    Those take part that are done and have a language and a group. Raises UsageError for an unknown language, InputError
+    where there are not two languages, or no group is in two of them.
+    """
+    utterances = store.utterances
     known = sorted(language for language in distinct(utterances, "language") if language is not None)
     done = pc.equal(utterances["status"], "done")
     usable = pc.and_(done, pc.and_(pc.is_valid(utterances["language"]), pc.is_valid(utterances["group"])))
     table = utterances.append_column("index", pa.array(np.arange(len(utterances)))).filter(usable)
     sides = []
-    for language in known if languages is None else chosen("language", languages, known):
+    for language in chosen("language", languages, known):
         part = table.filter(pc.equal(table["language"], language))
-        sides.append(
-            Side(
-                language,
-                np.asarray(part["index"], np.int64),
-                tuple(str(name) for name in part["id"].to_pylist()),
-                np.array([str(group) for group in part["group"].to_pylist()], np.str_),
-            )
-        )
-    counts = ", ".join(f"{side.language}: {len(side.ids)}" for side in sides)
+        sides.append(Selection(store, np.asarray(part["index"], np.int64), language))
+    counts = ", ".join(f"{side.language}: {len(side)}" for side in sides)
     found = (
         f"of {len(utterances)} utterances {pc.sum(done).as_py() or 0} are done, "
         f"{len(table)} of these have a language and a group ({counts or 'no language'})"
     )
     if languages is None:
-        sides = [side for side in sides if side.ids]
-    empty = [side.language for side in sides if not side.ids]
+        sides = [side for side in sides if len(side)]
+    empty = [side.language for side in sides if not len(side)]
     if empty:
         raise InputError(
             f"no usable utterance in {', '.join(empty)}: {found}; leave these languages out or finish the extraction"
@@ -88,13 +58,13 @@ def find_sides(utterances: pa.Table, languages: Sequence[str] | None) -> list[Si
     return sides
 
 
-def groups_with_partner(sides: Sequence[Side]) -> list[str]:
+def groups_with_partner(sides: Sequence[Selection]) -> list[str]:
     """Groups that occur in at least two languages, sorted: those of all queries."""
     held = Counter(group for side in sides for group in set(side.groups.tolist()))
     return sorted(group for group, languages in held.items() if languages > 1)
 
 
-def only_translations(sides: Sequence[Side]) -> list[str]:
+def only_translations(sides: Sequence[Selection]) -> list[str]:
     """Directions whose pool holds nothing but translations of every query. Raises InputError if there is no other."""
     shared = [(x, y) for x, y in permutations(sides, 2) if not set(x.groups.tolist()).isdisjoint(y.groups.tolist())]
     trivial = [f"{x.language} → {y.language}" for x, y in shared if len(set(y.groups.tolist())) == 1]

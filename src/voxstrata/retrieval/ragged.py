@@ -21,13 +21,14 @@ class Ragged:
 
     rows: (frames, d) float16, bfloat16 (of ml_dtypes, as jax has it) or float32.
     offsets: (n + 1,) int64; utterance i is `rows[offsets[i]:offsets[i + 1]]`.
-    names: what error messages call each utterance; its index when empty.
+    names: what error messages call each utterance; its index when empty. where: what they say before that.
     Raises InputError on another dtype or shape, on offsets that do not cover the rows, on an empty utterance.
     """
 
     rows: FloatArray
     offsets: npt.NDArray[np.int64]
     names: Sequence[str] = ()
+    where: str = ""
 
     def __post_init__(self) -> None:
         check_matrix(self.rows, "rows")
@@ -94,7 +95,7 @@ class Ragged:
             i = int(np.searchsorted(self.offsets, bad, side="right")) - 1
             frame = bad - self.offsets[i]
             raise InputError(
-                f"{name_of(self.names, i, 'utterance')}: frame {frame} is zero, NaN or infinite "
+                f"{self.where}{name_of(self.names, i, 'utterance')}: frame {frame} is zero, NaN or infinite "
                 "and has no cosine; extract the utterance again or leave it out"
             )
 

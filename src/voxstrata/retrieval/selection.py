@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
-
-DONE = 1  # in a store's status
+from voxstrata.store.writer import DONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Selection:
     def ragged(self, output: str, begin: int, end: int) -> Ragged:
         """Frames of the utterances at positions begin … end - 1, as stored."""
         rows, offsets = self.store.ragged(output, self.indices[begin:end])
-        return Ragged(rows, offsets, self.ids[begin:end])
+        return Ragged(rows, offsets, self.ids[begin:end], f"{self.store.files.root}, output {output}: ")
 
     def frames(self, output: str) -> SelectedFrames:
         """Their frames of one encoder output, as `compare` takes them."""
@@ -84,7 +84,7 @@ class Selection:
     def identity(self) -> dict[str, Any]:
         """What decides the frames read from here, JSON-ready; where the store lies plays no part."""
         ids = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
-        return {"utterances": len(self), "ids": ids, "store": self.store.about["plan"], **conditions(self.store)}
+        return {"utterances": len(self), "ids": ids, "store": self.store.about["plan"], **comparable(self.store)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,42 +105,42 @@ class SelectedFrames:
 
 
 def select(
-    store: EmbeddingStore, languages: Sequence[str] | None = None, ids: Sequence[str] | None = None
+    store: EmbeddingStore, languages: str | Sequence[str] | None = None, ids: Sequence[str] | None = None
 ) -> Selection:
     """The utterances of a store that are done, of some languages, or those with certain ids.
 
     Raises UsageError for an unknown language or id and for an utterance asked for that is not done, InputError when
     nothing is left.
     """
-    chosen = store.status == DONE
+    usable = store.status == DONE
     if ids is not None:
         wanted = np.array(sorted({store.index(name) for name in ids}), np.int64)
-        missing = wanted[~chosen[wanted]]
+        missing = wanted[~usable[wanted]]
         if len(missing):
             raise UsageError(
                 f"{store.files.root}: {len(missing)} of the utterances asked for are not done, e.g. "
                 f"{store.ids[int(missing[0])]!r}; leave them out or finish the extraction"
             )
-        chosen &= np.isin(np.arange(len(store)), wanted)
+        usable &= np.isin(np.arange(len(store)), wanted)
+    one = ""
     if languages is not None:
         column = store.utterances["language"]
         known = sorted(name for name in pc.unique(column).to_pylist() if name is not None)
-        unknown = [name for name in languages if name not in known]
-        if unknown:
-            raise UsageError(
-                f"{store.files.root}: unknown language {', '.join(map(repr, unknown))}; "
-                f"known: {', '.join(known) or 'none'}"
-            )
-        chosen &= np.asarray(pc.fill_null(pc.is_in(column, pa.array(languages)), False))
-    if not chosen.any():
+        try:
+            languages = chosen("language", languages, known)
+        except UsageError as e:
+            raise UsageError(f"{store.files.root}: {e}") from e
+        usable &= np.asarray(pc.fill_null(pc.is_in(column, pa.array(languages)), False))
+        one = languages[0] if len(languages) == 1 else ""
+    if not usable.any():
         raise InputError(
             f"{store.files.root}: nothing to compare: of {len(store)} utterances none is both done and asked for"
             f"{' (' + ', '.join(languages) + ')' if languages else ''}; finish the extraction or choose others"
         )
-    return Selection(store, np.flatnonzero(chosen).astype(np.int64))
+    return Selection(store, np.flatnonzero(usable).astype(np.int64), one)
 
 
-def conditions(store: EmbeddingStore) -> dict[str, Any]:
+def comparable(store: EmbeddingStore) -> dict[str, Any]:
     """What two stores must share for their frames to be comparable, one level deep, JSON-ready."""
     spec = store.spec
     context = {f"context {key}": value for key, value in spec.context.to_dict().items()}
@@ -164,7 +164,7 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
             raise InputError(f"{side.store.files.root}: an empty set; choose at least one utterance")
     if y is None:
         return
-    there, here = conditions(x.store), conditions(y.store)
+    there, here = comparable(x.store), comparable(y.store)
     for key in there | here:
         if there.get(key) != here.get(key):
             raise InputError(

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.retrieval.compare import BLOCK_UTTERANCES, Tiles
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.selection import Selection, refuse_incomparable
 
-TOP = 10
+BEST = 10  # candidates kept of each query
 SAMPLE = 200  # queries per direction by which candidate mode is judged
 MATRICES = ("f1", "precision", "recall")
-BLOCK_UTTERANCES = 2048  # of one block: scores of a tile stay below 100 MiB, however short utterances are
 # Utterances per side of a chunk of the matrix; fewer where so many are more frames than a block may hold.
 CHUNK_UTTERANCES, MIN_CHUNK_UTTERANCES = 256, 16
 
@@ -51,17 +51,9 @@ class TilePlan:
         return self.x if self.y is None else self.y
 
     @property
-    def rows(self) -> int:
-        """Number of tile rows."""
-        return len(self.x_begin) - 1
-
-    def columns(self, row: int) -> range:
-        """Tiles of a row that are computed."""
-        return range(row if self.y is None else 0, len(self.y_begin) - 1)
-
-    def spans(self, row: int, column: int) -> tuple[slice, slice]:
-        """Positions of a tile's utterances on both sides."""
-        return slice(*self.x_begin[row : row + 2]), slice(*self.y_begin[column : column + 2])
+    def tiles(self) -> Tiles:
+        """The blocks of both sides."""
+        return Tiles(self.x_begin, self.y_begin, self.y is None)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -78,13 +70,13 @@ class TilePlan:
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
 
-def make_plan(
+def plan_tiles(
     x: Selection,
     y: Selection | None,
     output: str,
     kernel: Kernel,
     *,
-    top: int = TOP,
+    top: int = BEST,
     matrix: Sequence[str] = (),
     candidates: int = 0,
     sample: int = SAMPLE,

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from voxstrata.retrieval.kernels.base import FloatMatrix
 
-SLICE = 1 << 20  # scores looked at together: bounds memory beside the tile
+_SLICE = 1 << 20  # scores looked at together: bounds memory beside the tile
 
 # Of one tile row; positions on the sides. Kept in the order of queries, best first.
-PART_SCHEMA = pa.schema(
+_PART = pa.schema(
     [
         ("direction", pa.string()),
         ("query", pa.int32()),
@@ -23,7 +23,7 @@ PART_SCHEMA = pa.schema(
         ("recall", pa.float32()),
     ]
 )
-SCHEMA = pa.schema(
+TOP_SCHEMA = pa.schema(
     [
         ("direction", pa.string()),
         ("query", pa.string()),
@@ -64,7 +64,7 @@ class TopK:
         """
         a, b = f1.shape
         positions = np.arange(candidate, candidate + b)
-        step = max(1, SLICE // b)
+        step = max(1, _SLICE // b)
         for i in range(0, a, step):
             part = slice(i, min(i + step, a))
             key = _keys(f1[part], positions)
@@ -87,7 +87,7 @@ class TopK:
         self._merge(slice(None), key, precision, recall)
 
     def table(self, direction: str) -> pa.Table:
-        """All candidates kept, as PART_SCHEMA: by query, best first."""
+        """All candidates kept, as _PART: by query, best first."""
         order = np.argsort(self._key, axis=1)[:, ::-1]
         key = np.take_along_axis(self._key, order, axis=1)
         kept = key > 0
@@ -101,7 +101,7 @@ class TopK:
             np.take_along_axis(self._precision, order, axis=1)[kept],
             np.take_along_axis(self._recall, order, axis=1)[kept],
         ]
-        return pa.table(columns, schema=PART_SCHEMA)
+        return pa.table(columns, schema=_PART)
 
     def candidates(self) -> NDArray[np.int32]:
         """Positions kept, int32 (n, k), in no particular order; -1 where there are fewer."""
@@ -117,7 +117,7 @@ class TopK:
 
 
 def named(part: pa.Table, queries: Sequence[str], candidates: Sequence[str]) -> pa.Table:
-    """One direction of PART_SCHEMA as SCHEMA: ids for positions, ranks from 1."""
+    """One direction of _PART as TOP_SCHEMA: ids for positions, ranks from 1."""
     query = np.asarray(part["query"])
     starts = np.flatnonzero(np.diff(query, prepend=-1))
     rank = np.arange(1, len(query) + 1) - np.repeat(starts, np.diff(starts, append=len(query)))
@@ -128,7 +128,7 @@ def named(part: pa.Table, queries: Sequence[str], candidates: Sequence[str]) -> 
         pa.array(candidates, pa.string()).take(part["candidate"]),
         *(part[name] for name in ("f1", "precision", "recall")),
     ]
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=TOP_SCHEMA)
 
 
 def _keys(f1: FloatMatrix, positions: NDArray[np.integer]) -> NDArray[np.uint64]:

@@ -62,7 +62,7 @@ class EmbeddingStore:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the stored outputs in depth order."""
-        return self.spec.outputs
+        return tuple(self.spec.outputs)
 
     @property
     def has_frames(self) -> bool:

@@ -154,16 +154,14 @@ def find_participants(
     phonetics.check_texts(dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)))
     left_out = {"without IPA": 0, "further recordings of a sentence": 0}
     found = []
-    for side in find_sides(table, languages.split(",") if isinstance(languages, str) else languages):
+    for side in find_sides(store, languages):
         known = [i for i, name in enumerate(side.ids) if name in phonetics.segments]
         left_out["without IPA"] += len(side.ids) - len(known)
         first: dict[str, int] = {}
         for i in sorted(known, key=lambda i: side.ids[i]):
             first.setdefault(str(side.groups[i]), i)
         left_out["further recordings of a sentence"] += len(known) - len(first)
-        selection = Selection(store, side.indices, side.language).part(
-            np.array([first[group] for group in sorted(first)], np.int64)
-        )
+        selection = side.part(np.array([first[group] for group in sorted(first)], np.int64))
         found.append(
             Participants(
                 selection,

@@ -70,15 +70,15 @@ class StateSimilarity:
 
         Raises InputError for a frame, or a pooled state, that is zero, NaN or infinite.
         """
-        try:
-            if self._similarity == POOLED:
-                a, b = self._pooled(x, states), self._pooled(y, states)
+        if self._similarity == POOLED:
+            a, b = self._pooled(x, states), self._pooled(y, states)
+            try:
                 return pooled_cosine(a, b, x.selection.ids, y.selection.ids)
-            sink = Matrices(len(x.selection), len(y.selection))
-            compare(self._frames(x, states), self._frames(y, states), self._kernel, sink)
-            return sink.seqsim().f1
-        except InputError as error:
-            raise InputError(f"output {self._output}: {error}") from error
+            except InputError as error:
+                raise InputError(f"output {self._output}: {error}") from error
+        sink = Matrices(len(x.selection), len(y.selection))
+        compare(self._frames(x, states), self._frames(y, states), self._kernel, sink)
+        return sink.seqsim().f1
 
     def _frames(self, side: Participants, states: str) -> Utterances:
         frames = side.selection.frames(self._output)

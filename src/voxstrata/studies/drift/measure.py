@@ -20,9 +20,9 @@ from voxstrata.corpus import Corpus
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.engine import Device, extract
-from voxstrata.store import EmbeddingStore, open_store
-from voxstrata.studies.retrieve import retrieve
+from voxstrata.engine import Device, Runtime, extract
+from voxstrata.store import EmbeddingStore, StoreSpec, open_store
+from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 ALL_MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")
 MODES = ALL_MODES[1:]  # against padded, the reference
@@ -109,11 +109,8 @@ def measure_drift(
                 corpus,
                 reference if mode == "padded" else model,
                 path,
-                outputs=outputs,
-                dtype="float32",
-                context=Context(mode),
-                device=device,
-                threads=threads,
+                StoreSpec(outputs, "float32", context=Context(mode)),
+                Runtime(device or Device(), threads),
             )
             stores[mode], seconds[mode] = open_store(path), report.seconds
             if report.failed == len(corpus):  # not at probing, which the plan would have refused
@@ -188,7 +185,8 @@ def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> tu
 
 
 def _recall(store: EmbeddingStore) -> tuple[dict[str, dict[str, float]], tuple[int, int], float]:
-    table = retrieve(store, similarities=RETRIEVED_BY, scores=("raw",), ks=(1,), bootstrap=0)
+    options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
+    table = retrieve(store, similarities=RETRIEVED_BY, options=options).table
     mean = table.filter((pc.field("source") == "mean") & (pc.field("metric") == "recall@1")).to_pylist()
     recall: dict[str, dict[str, float]] = {}
     for row in mean:

@@ -1,15 +1,15 @@
 """Spoken-translation retrieval by output, beside pool size and chance."""
 
-from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall_by_layer
-from voxstrata.studies.retrieve.measure import SCORES, SIMILARITIES, retrieve
-from voxstrata.studies.retrieve.text import to_markdown, to_terminal
+from voxstrata.studies.retrieve.found import FoundRetrieval, evaluate_similarity
+from voxstrata.studies.retrieve.measure import SCORES, SIMILARITIES, RetrievalOptions, retrieve
+from voxstrata.studies.retrieve.result import Retrieval
 
 __all__ = [
     "SCORES",
     "SIMILARITIES",
-    "plot_language_matrix",
-    "plot_recall_by_layer",
+    "FoundRetrieval",
+    "Retrieval",
+    "RetrievalOptions",
+    "evaluate_similarity",
     "retrieve",
-    "to_markdown",
-    "to_terminal",
 ]

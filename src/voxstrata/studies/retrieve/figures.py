@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import UsageError
-from voxstrata.base.figures import DPI, STYLES, new_figure, set_title, text_size
+from voxstrata.base.figures import STYLES, new_figure, set_title, text_size
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.metrics import MEAN
 from voxstrata.studies.retrieve.text import conditions, retrieval_metrics, similarities_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str, metric: str = "recall@1") -> None:
-    """PNG of `metric` against depth: one line per similarity, the mean over all directions, and chance.
+
+def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") -> Figure:
+    """`metric` against depth: one line per similarity, the mean over all directions, and chance.
 
     The similarities' own scores are drawn, each with a band for its bootstrap interval where the table has one. The
     axis begins at 0 and ends above the highest figure. Pool size and chance stand under the title.
@@ -72,17 +75,13 @@ def plot_recall_by_layer(table: pa.Table, path: str | PathLike[str], title: str,
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     set_title(figure, title, conditions(table), band)
-    figure.savefig(path, format="png", dpi=DPI)
+    return figure
 
 
 def plot_language_matrix(
-    table: pa.Table,
-    path: str | PathLike[str],
-    title: str,
-    similarity: str | None = None,
-    metric: str = "recall@1",
-) -> None:
-    """PNG of `metric` from each source language to each target language, one heatmap per output.
+    table: pa.Table, title: str, similarity: str | None = None, metric: str = "recall@1"
+) -> Figure:
+    """`metric` from each source language to each target language, one heatmap per output.
 
     All outputs are shown, on one scale of 0 to 100 %: choosing the best on the data it is reported on would
     flatter it. similarity: seqsim_f1 when the table has it, else the table's first. Directions without a
@@ -128,7 +127,7 @@ def plot_language_matrix(
     figure.supxlabel("target language (candidates)", fontsize=size)
     figure.supylabel("source language (queries)", fontsize=size)
     set_title(figure, f"{title}: {similarity}, {metric}", conditions(table))
-    figure.savefig(path, format="png", dpi=DPI)
+    return figure
 
 
 def _of_metric(table: pa.Table, metric: str) -> pa.Table:

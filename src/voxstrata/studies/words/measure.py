@@ -15,16 +15,17 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import make_writable
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.engine import Device, Progress, extract
+from voxstrata.engine import Device, Runtime, extract
 from voxstrata.evaluation.bootstrap import RESAMPLES, Resamples
 from voxstrata.evaluation.roc import AUC, Scored, auc
 from voxstrata.phonology.ipa import tools
 from voxstrata.retrieval.pooled import mean_pool, pooled_cosine
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.retrieval.similarities import seqsim
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.studies.words.pairs import FAR, KINDS, NEAR, NORMALIZE, RANDOM, PairSets, WordPairs, make_pairs
 from voxstrata.studies.words.word_list import SPEAKER, Entry, voices_needed, with_ipa, word_corpus
 
@@ -81,7 +82,7 @@ def measure_words(
     threads: int | None = None,
     say: Callable[[str], None] = lambda _: None,
     speaking: Callable[[int, int], None] = lambda done, total: None,
-    extracting: Callable[[Progress], None] = lambda _: None,
+    extracting: Reporter = SILENT,
 ) -> WordReport:
     """Speak the words (those of `read_word_list`) where they have no recordings, encode and compare them.
 
@@ -109,7 +110,7 @@ def measure_words(
     corpus, owners = word_corpus(entries, folder, voices, speaking)
     say(f"extracting {len(corpus)} recordings")
     found = extract(
-        corpus, model, folder / "words.zarr", outputs=outputs, device=device, threads=threads, progress=extracting
+        corpus, model, folder / "words.zarr", StoreSpec(outputs), Runtime(device or Device(), threads), extracting
     )
     say("comparing")
     store = open_store(folder / "words.zarr")

@@ -1,0 +1,29 @@
+"""Where an encoder runs, and in what it computes there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from voxstrata.base.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the graphs run: kind "cpu", "cuda" or "tensorrt", and for the latter two which GPU."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """From "cpu", "cuda", "cuda:1", "tensorrt", … Raises UsageError for anything else."""
+        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", text)
+        if m is None or (m[1] == "cpu" and m[2]):
+            raise UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
+        return cls(m[1], int(m[2] or 0))
+
+    def arithmetic(self, dtype: str) -> Literal["float16", "float32"]:
+        """In what a model of that dtype computes here: TensorRT takes float16 for float32, which is another result."""
+        return "float16" if dtype == "float16" or self.kind == "tensorrt" else "float32"

@@ -1,0 +1,196 @@
+"""The way of the audio through a run: decode → encode → commit.
+
+Each stage is an object with threads of its own. Batches pass from one to the next in the order of the plan, and every
+stage holds a bounded number of them, so that memory does not grow with the corpus. Used as contexts: leaving one
+finishes what its threads are at and drops what waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from voxstrata.audio.decode import AudioInfo
+from voxstrata.corpus import Corpus
+from voxstrata.encoders.frames import SAMPLES_PER_FRAME
+from voxstrata.engine.decoding import DecodeAhead, Samples
+from voxstrata.engine.encoder import Encoder
+from voxstrata.engine.reductions import StoredRows
+from voxstrata.engine.sink import UnitSink
+from voxstrata.store.plan import Plan, Window
+
+# Encoded, not yet placed; and waiting for a thread that encodes. Little to hold, enough to keep those threads busy
+# while a unit is written.
+BATCHES_IN_FLIGHT = 4
+BATCHES_WAITING = 2
+BATCHES_AHEAD = 2  # of audio, decoded before the encoder asks for it
+# Of audio among which windows are sorted into batches. Recordings are held from their first window to their last,
+# and a unit may hold hours of them when states are pooled or averaged.
+BATCHES_SORTED = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one unit that are encoded together.
+
+    frames: computed positions of each. windows: those of recordings that could be decoded, perhaps none.
+    samples: of all windows, of failed recordings too. failures: why recordings could not be decoded, by utterance, each
+    told once. last: whether its unit is complete with it.
+    """
+
+    unit: int
+    frames: int
+    windows: Sequence[Window]
+    samples: int
+    failures: Mapping[int, str]
+    last: bool
+
+
+def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
+    """A unit's windows in batches of equal computed positions: (positions, windows).
+
+    A function of the plan and the token budget alone, so that a resumed run batches as an uninterrupted one.
+    """
+    by_frames: dict[int, list[Window]] = {}
+    samples, members = 0, plan.members(unit)
+    for u in members:
+        for w in plan.windows(u):
+            by_frames.setdefault(plan.spec.context.frames_computed(w.frames), []).append(w)
+        samples += int(plan.samples[u])
+        if samples < BATCHES_SORTED * encoder.tokens * SAMPLES_PER_FRAME and u != members[-1]:
+            continue
+        for frames in sorted(by_frames, reverse=True):
+            windows, size = by_frames[frames], encoder.batch_size(frames)
+            for i in range(0, len(windows), size):
+                yield frames, windows[i : i + size]
+        by_frames, samples = {}, 0
+
+
+class DecodeStage:
+    """The first stage: the batches of `units` with their audio, for each window its samples.
+
+    infos: what probing said of every row of the corpus.
+    """
+
+    def __init__(
+        self, corpus: Corpus, infos: Sequence[AudioInfo | None], plan: Plan, units: Sequence[int], encoder: Encoder
+    ) -> None:
+        self._corpus, self._infos, self._plan, self._units, self._encoder = corpus, infos, plan, units, encoder
+        ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * SAMPLES_PER_FRAME
+        self._ahead = DecodeAhead(corpus, self._order(), encoder.threads, ahead)
+        self.seconds = self._ahead.seconds
+
+    def _order(self) -> Iterator[tuple[int, int, AudioInfo]]:
+        """Recordings in the order in which batches ask for them."""
+        rows = {name: i for i, name in enumerate(self._corpus.table["id"].to_pylist())}
+        corpus_row = [rows[name] for name in self._plan.utterances["id"].to_pylist()]
+        for unit in self._units:
+            windows = (w for _, own in batches(self._plan, unit, self._encoder) for w in own)
+            for u in dict.fromkeys(w.utterance for w in windows):
+                info = self._infos[corpus_row[u]]
+                assert info is not None, "what cannot be probed is in no unit"
+                yield u, corpus_row[u], info
+
+    def __iter__(self) -> Iterator[tuple[Batch, list[Samples]]]:
+        for unit in self._units:
+            yield from self._unit(unit)
+
+    def _unit(self, unit: int) -> Iterator[tuple[Batch, list[Samples]]]:
+        left = {u: len(self._plan.windows(u)) for u in self._plan.members(unit)}
+        asked: set[int] = set()
+        held: dict[int, Samples] = {}  # from a recording's first window to its last
+        todo = list(batches(self._plan, unit, self._encoder))
+        for n, (frames, windows) in enumerate(todo, 1):
+            failures = {}
+            for u in dict.fromkeys(w.utterance for w in windows if w.utterance not in asked):
+                found = self._ahead.get(u)
+                if isinstance(found, str):
+                    failures[u] = self._corpus.without_root(found)
+                else:
+                    held[u] = found
+                asked.add(u)
+            readable = [w for w in windows if w.utterance in held]
+            audio = [held[w.utterance][w.sample : w.sample + w.samples] for w in readable]
+            for w in readable:
+                left[w.utterance] -= 1
+                if not left[w.utterance]:
+                    del held[w.utterance]
+            yield Batch(unit, frames, readable, sum(w.samples for w in windows), failures, n == len(todo)), audio
+
+    def __enter__(self) -> DecodeStage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ahead.close()
+
+
+class EncodeStage:
+    """The second stage: as many batches at once as the encoder takes, each on a thread of its own."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._pool = ThreadPoolExecutor(encoder.concurrency, thread_name_prefix="encode")
+
+    def encoded(self, decoded: DecodeStage) -> Iterator[tuple[Batch, StoredRows]]:
+        """The batches with what is stored of them, in the same order. Raises what the encoder raises."""
+        waiting: deque[tuple[Batch, Future[StoredRows]]] = deque()
+        for batch, audio in decoded:
+            waiting.append((batch, self._pool.submit(self._encode, batch.frames, audio)))
+            if len(waiting) > self._encoder.concurrency + BATCHES_WAITING:
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+
+    def _encode(self, frames: int, audio: list[Samples]) -> StoredRows:
+        return self._encoder.stored_rows(audio, frames) if audio else StoredRows([], [])
+
+    def __enter__(self) -> EncodeStage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(batch: Batch, encoding: Future[StoredRows]) -> tuple[Batch, StoredRows]:
+    """Waits. A function, so that no variable holds the rows while others work with them."""
+    return batch, encoding.result()
+
+
+class CommitStage:
+    """The last stage: one thread places rows and writes units, in order.
+
+    Leaving it lets that thread finish: after an interrupt a unit is committed whole or not at all.
+    """
+
+    def __init__(self, sink: UnitSink) -> None:
+        self._sink = sink
+        self._failures: dict[int, str] = {}  # of the unit
+        self._in_flight: deque[Future[None]] = deque()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="sink")
+
+    def put(self, batch: Batch, rows: StoredRows) -> None:
+        """Have a batch placed, and its unit committed when it is the last. Raises what earlier ones failed with."""
+        # a batch that could not be placed must stop the run before its unit is committed
+        self.settle(keep=0 if batch.last else BATCHES_IN_FLIGHT - 1)
+        self._in_flight.append(self._worker.submit(self._take, batch, rows))
+
+    def settle(self, keep: int = 0) -> None:
+        """Wait until at most `keep` batches are not placed yet. Raises what they failed with."""
+        while len(self._in_flight) > keep:
+            self._in_flight.popleft().result()
+
+    def _take(self, batch: Batch, rows: StoredRows) -> None:
+        if batch.windows:
+            self._sink.put(batch.unit, batch.windows, rows)
+        self._failures.update(batch.failures)
+        if batch.last:
+            self._sink.commit(batch.unit, self._failures)
+            self._failures = {}
+
+    def __enter__(self) -> CommitStage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)

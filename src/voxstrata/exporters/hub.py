@@ -1,0 +1,70 @@
+"""Checkpoints on the hub: what is a hub id, and fetching. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from voxstrata.base.errors import InputError
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no local file or folder can be a hub id."""
+    return bool(_HUB_ID.match(source)) and not source.endswith(".pt")
+
+
+def check_source(source: str, revision: str | None) -> None:
+    """Raises InputError for what cannot be a checkpoint, before anything is loaded."""
+    path = Path(source)
+    if path.is_dir() and revision is not None:
+        raise InputError(f"{path} is a local folder: --revision is for hub ids")
+    if not path.exists() and not is_hub_id(source):
+        raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
+
+
+def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -> Path:
+    """Fetch config and weights of a hub id, or find them in the local cache; returns the snapshot's folder.
+
+    also: names of further files to fetch, where the repository has them.
+
+    Raises InputError when the hub refuses it, or cannot be reached and nothing is cached.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    small = ["config.json", "preprocessor_config.json", *also]
+    try:
+        files = HfApi().list_repo_files(repo, revision=revision)
+        safe = [f for f in files if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))]
+        # fp32-suffixed duplicates, flax and ONNX copies of the same weights stay where they are
+        wanted = [f for f in safe if "fp32" not in f] or safe or [f for f in files if f.startswith("pytorch_model")]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
+    except HFValidationError as e:
+        raise InputError(f"{repo}: no such folder or file, and not a hub id ({first_line(e)})") from e
+    except Exception as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
+        refusals = (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError)
+        if isinstance(e, refusals) and not isinstance(e, LocalEntryNotFoundError):
+            raise InputError(
+                f"{repo}: no such folder here, and the hub refused it ({first_line(e)}); check the id and --revision"
+            ) from e
+        try:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise InputError(
+                f"{repo}: no such folder here, the hub cannot be reached ({type(e).__name__}) and no copy is cached"
+            ) from e
+
+
+def first_line(e: Exception) -> str:
+    """What an error says in its first line, after its kind."""
+    lines = str(e).strip().splitlines()
+    return f"{type(e).__name__}: {lines[0]}" if lines else type(e).__name__

@@ -1,0 +1,120 @@
+"""Writing a model folder: graphs, weights, silence cache and card, validated before the folder appears."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from voxstrata.audio.decode import decode
+from voxstrata.base.errors import AudioError
+from voxstrata.base.folders import new_folder
+from voxstrata.base.progress import Reporter
+from voxstrata.corpus import Corpus
+from voxstrata.encoders import card as layout
+from voxstrata.encoders.card import ModelCard, write_card
+from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.encoders.outputs import output_names, select_outputs
+from voxstrata.exporters.checkpoint import Checkpoint
+from voxstrata.exporters.cpu_graph import cpu_encoder_graph
+from voxstrata.exporters.graph import OPSET
+from voxstrata.exporters.log_mel import log_mel_graph
+from voxstrata.exporters.silence_cache import (
+    CALIBRATION_RECORDINGS,
+    CALIBRATION_SECONDS,
+    calibrated_silence,
+    pure_silence,
+)
+from voxstrata.exporters.spec import ExportSpec
+from voxstrata.exporters.standard_graph import encoder_graph
+from voxstrata.exporters.validation import validate
+from voxstrata.exporters.weights import WeightsFile
+
+
+def write_model(
+    checkpoint: Checkpoint, target: Path, spec: ExportSpec, corpus: Corpus | None, reporter: Reporter
+) -> None:
+    """Write the new folder `target`; corpus: what the silence cache is calibrated on. Errors as of `export`."""
+    outputs = select_outputs(spec.outputs, output_names(checkpoint.shape.layers))
+    if corpus is None:
+        reporter.step("silence cache: pure")
+        silence, account = pure_silence(checkpoint, spec.silence_keys)
+    else:
+        reporter.step(f"silence cache: calibrated on {spec.calibrate}")
+        silence, account = calibrated_silence(checkpoint, _recordings(corpus, reporter), spec.silence_keys)
+    with new_folder(target) as folder:
+        reporter.step("writing the graphs")
+        _write_graphs(folder, checkpoint, spec, outputs)
+        silence.save(folder / layout.SILENCE)
+        checkpoint.config.save_pretrained(folder)
+        checkpoint.extractor.save_pretrained(folder)
+        reporter.step("validating against PyTorch")
+        validation = validate(folder, checkpoint, outputs, spec.dtype, spec.norm_every, reporter)
+        s = checkpoint.shape
+        card = ModelCard(
+            format=layout.MODEL_FORMAT,
+            checkpoint=checkpoint.name,
+            revision=checkpoint.revision,
+            weights_sha256=checkpoint.sha256(),
+            layers=s.layers,
+            d_model=s.d_model,
+            heads=s.heads,
+            n_mels=s.n_mels,
+            dtype=spec.dtype,
+            opset=OPSET,
+            outputs=outputs,
+            final_norm="every" if spec.norm_every else "final",
+            silence=account,
+            validation=validation,
+            tools={p: version(p) for p in ("voxstrata", "torch", "transformers", "onnx")}
+            | {"onnxruntime": onnxruntime.__version__},
+        )
+        _stamp(folder, card)
+        write_card(folder, card)
+
+
+def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequence[str]) -> None:
+    """The encoder's graphs, which share one file of weights, and the log-mel's."""
+    int8, names = spec.dtype == "int8", layout.encoder_graphs(spec.dtype)
+    dtype = "float32" if int8 else spec.dtype
+    with WeightsFile(folder / layout.WEIGHTS, checkpoint.state(), checkpoint.shape, dtype) as weights:
+        chosen: dict[str, Any] = {"outputs": outputs, "norm_every": spec.norm_every}
+        make = {
+            layout.ENCODER: partial(encoder_graph, weights, cached=False, **chosen),
+            layout.CACHED: partial(encoder_graph, weights, cached=True, **chosen),
+            layout.CPU: partial(cpu_encoder_graph, weights, int8=int8, **chosen),
+        }
+        for name in names:
+            (folder / name).write_bytes(make[name]().SerializeToString())
+    for name in names:
+        onnx.checker.check_model(str(folder / name))
+    onnx.save(log_mel_graph(checkpoint.extractor.mel_filters), str(folder / layout.LOG_MEL))
+
+
+def _stamp(folder: Path, card: ModelCard) -> None:
+    """Put the card into the metadata of every graph, so that a graph alone says what it is."""
+    for name in (*layout.encoder_graphs(card.dtype), layout.LOG_MEL):
+        model = onnx.load(str(folder / name), load_external_data=False)
+        onnx.helper.set_model_props(model, {"voxstrata": json.dumps(card.to_dict(), sort_keys=True)})
+        (folder / name).write_bytes(model.SerializeToString())
+
+
+def _recordings(corpus: Corpus, reporter: Reporter) -> list[tuple[str, NDArray[np.float32]]]:
+    """The beginnings of evenly spaced recordings of a corpus, by id; `reporter` is warned of those not decodable."""
+    longest = round(CALIBRATION_SECONDS[1] * SAMPLE_RATE)  # all that is used of a recording
+    ids = corpus.table["id"].to_pylist()
+    found = []
+    for i in np.linspace(0, len(corpus) - 1, min(len(corpus), 2 * CALIBRATION_RECORDINGS)).astype(int):
+        try:
+            found.append((str(ids[i]), decode(corpus.absolute(int(i)))[:longest].copy()))
+        except AudioError as e:
+            reporter.warn(f"not calibrated on {e}")
+    return found

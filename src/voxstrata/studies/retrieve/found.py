@@ -1,0 +1,189 @@
+"""How well translations were found by `similarity`: recall from the lists of the best candidates that it left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voxstrata.base.result import Result
+from voxstrata.base.tables import TextTable, distinct
+from voxstrata.evaluation.bootstrap import LEVEL
+from voxstrata.evaluation.metrics import MEAN, MeanEvaluation, evaluate_ranks
+from voxstrata.retrieval.folder import BACKWARD, FORWARD, FoundSimilarity, read_similarity
+from voxstrata.studies.retrieve.measure import RetrievalOptions
+from voxstrata.studies.retrieve.text import in_percent, with_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BEST_F1 = "f1_of_best"  # a metric: mean over all queries, with a partner or without
+
+FOUND_SCHEMA = pa.schema(
+    [("direction", pa.string()), ("metric", pa.string())]
+    + [(name, pa.float64()) for name in ("value", "low", "high", "chance")]
+    + [(name, pa.int64()) for name in ("queries", "queries_without_partner", "candidates", "candidates_max")]
+)
+
+_Codes = npt.NDArray[np.int64]
+
+_DEFAULT = RetrievalOptions()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FoundRetrieval(Result):
+    """Recall of what `similarity` found. It comes from the lists of the best candidates, not from all scores.
+
+    table: one row per (direction, metric), columns as in FOUND_SCHEMA; a figure that does not exist is null. direction:
+    "forward", "backward" and the mean of both; a set compared with itself has "forward" only. Metrics: recall@k for k
+    up to the length of the lists, mrr@top (a partner that is not on the list adds 0), and f1_of_best. Chance is that of
+    the same metric: of mrr@top, too, ranks beyond the list count 0. low, high: as in `Retrieval`.
+
+    A query is any utterance with another of its group on the other side, its pool all of the other side (of a set
+    compared with itself without the query). Wrong candidates with the score of the first partner rank ahead, as in
+    `retrieve`, but those of them that did not fit on the list cannot be counted.
+    """
+
+    table: pa.Table
+
+    command = "retrieve"
+    files: ClassVar = {"table": "found.parquet"}
+    key = "voxstrata_found"
+    markdown = "found.md"
+
+    @property
+    def title(self) -> str:
+        s = self.settings
+        x, y = ("{} ({})".format(", ".join(s[n]["languages"]) or n, s[n]["utterances"]) if s[n] else "" for n in "xy")
+        return f"{s['output']}: the best {s['top']} of each utterance, {f'{x} and {y}' if y else f'{x} with itself'}"
+
+    def tables(self) -> list[TextTable]:
+        s = self.settings
+        found = [_summary(self.table, s)]
+        if s["misses"]:
+            names = list(next(iter(s["misses"].values())))
+            rows = [[direction, *(shares[name] for name in names)] for direction, shares in s["misses"].items()]
+            found.append(
+                TextTable(f"What comparing {s['candidates']} candidates alone misses", ["direction", *names], rows)
+            )
+        return found
+
+    def figures(self) -> dict[str, Figure]:
+        return {}
+
+
+def evaluate_similarity(folder: str | Path, options: RetrievalOptions = _DEFAULT) -> FoundRetrieval:
+    """How well translations were found by a comparison that `similarity` left in a folder.
+
+    options: of these `ks` and `bootstrap` count; scores and kernel were decided by the comparison.
+    Raises InputError where the folder holds no finished comparison.
+    """
+    found = read_similarity(folder)
+    x, y, names = _codes(found)
+    directions = [(FORWARD, found.x, found.y, x, y)]
+    if not found.itself:
+        directions.append((BACKWARD, found.y, found.x, y, x))
+    partners = {name: _partners(asked, pool, found.itself) for name, _, _, asked, pool in directions}
+    drawn = sorted({names[code] for name, _, _, asked, _ in directions for code in set(asked[partners[name] > 0])})
+    resamples = options.resamples(drawn) if drawn else None
+    rows: list[dict[str, Any]] = []
+    mean = MeanEvaluation()
+    for name, queries, pool, asked, held in directions:
+        top = found.top.filter(pc.equal(found.top["direction"], name))
+        size = len(pool) - found.itself
+        evaluation = evaluate_ranks(
+            _ranks(top, queries["id"], pool["id"], asked, held)[partners[name] > 0],
+            partners[name],
+            size,
+            top=found.plan["top"],
+            ks=options.ks,
+            groups=np.array([names[code] if code >= 0 else "" for code in asked]),
+            resamples=resamples,
+        )
+        if (partners[name] >= size).any():
+            evaluation = evaluation.emptied()
+        mean.add(evaluation)
+        rows += [{"direction": name, **row} for row in evaluation.rows()]
+        best = np.asarray(top["f1"].filter(pc.equal(top["rank"], 1)), np.float64)
+        counts = {"queries": len(best), "queries_without_partner": 0, "candidates": size, "candidates_max": size}
+        rows.append({"direction": name, "metric": BEST_F1, "value": float(best.mean()), **counts})
+    if not found.itself:
+        rows += [{"direction": MEAN, **row} for row in mean.result().rows()]
+    settings = {
+        **{name: found.plan[name] for name in ("output", "kernel", "top", "candidates")},
+        "x": _about(found.x),
+        "y": None if found.itself else _about(found.y),
+        "misses": found.misses,
+        **options.about(drawn),
+    }
+    table = pa.Table.from_pylist(rows, schema=FOUND_SCHEMA)
+    return FoundRetrieval(table.replace_schema_metadata({FoundRetrieval.key: json.dumps(settings, ensure_ascii=False)}))
+
+
+def _about(side: pa.Table) -> dict[str, Any]:
+    languages = sorted(name for name in distinct(side, "language") if name is not None)
+    return {"utterances": len(side), "languages": languages}
+
+
+def _codes(found: FoundSimilarity) -> tuple[_Codes, _Codes, list[str]]:
+    """The group of every utterance of both sides as a number, -1 where it has none; and the groups by number."""
+    groups = [*found.x["group"].to_pylist(), *found.y["group"].to_pylist()]
+    names = sorted({name for name in groups if name is not None})
+    number = {name: i for i, name in enumerate(names)}
+    codes = np.array([-1 if name is None else number[name] for name in groups], np.int64)
+    return codes[: len(found.x)], codes[len(found.x) :], names
+
+
+def _partners(queries: _Codes, pool: _Codes, itself: bool) -> _Codes:
+    """How many of the pool are of each query's group, without itself."""
+    held = np.bincount(pool[pool >= 0], minlength=int(max(queries.max(), pool.max(), 0)) + 1)
+    return np.where(queries >= 0, held[queries] - itself, 0)
+
+
+def _ranks(
+    top: pa.Table, queries: pa.ChunkedArray, pool: pa.ChunkedArray, asked: _Codes, held: _Codes
+) -> npt.NDArray[np.float64]:
+    """Rank of the first partner on each query's list, (queries,) float64; infinite where none is on it."""
+    query = np.asarray(pc.index_in(top["query"], value_set=queries), np.int64)
+    group = held[np.asarray(pc.index_in(top["candidate"], value_set=pool), np.int64)]
+    f1 = np.asarray(top["f1"])
+    partner = (group == asked[query]) & (group >= 0)
+    best = np.full(len(asked), -np.inf, np.float32)
+    np.maximum.at(best, query[partner], f1[partner])
+    ahead = np.bincount(query[~partner & (f1 >= best[query])], minlength=len(asked))
+    return np.where(best > -np.inf, 1.0 + ahead, np.inf)
+
+
+def _summary(table: pa.Table, settings: dict[str, Any]) -> TextTable:
+    """A row for each direction: every metric in percent, with its interval, beside its chance."""
+    figures = {(row["direction"], row["metric"]): row for row in table.to_pylist()}
+    metrics = [name for name in distinct(table, "metric") if name != BEST_F1]
+    header = ["direction", "queries", "without partner", "pool", "F1 of the best"]
+    header += [name for metric in metrics for name in (metric, "chance")]
+    body = []
+    for direction in distinct(table, "direction"):
+        rows = [figures[direction, metric] for metric in metrics]
+        ends = dict.fromkeys([str(rows[0]["candidates"]), str(rows[0]["candidates_max"])])
+        cells = [text for row in rows for text in (with_interval(row), in_percent(row["chance"]))]
+        best = figures.get((direction, BEST_F1), {"value": None})["value"]
+        body.append([direction, rows[0]["queries"], rows[0]["queries_without_partner"], "–".join(ends), best, *cells])
+    top, candidates = settings["top"], settings["candidates"]
+    note = (
+        f"Recall comes from the lists of each query's best {top} by F1, not from all scores: mrr@{top} counts 0 where "
+        "no partner is on the list. In percent (F1 is not), chance beside it."
+    )
+    if pc.count(table["low"]).as_py():
+        note += f" In brackets: {100 * LEVEL:.0f} % bootstrap intervals over groups, pool fixed."
+    note += " Wrong candidates with the score of the first partner rank ahead of it, as far as they are on the list."
+    if candidates:
+        note += (
+            f" Each query was compared with its {candidates} nearest by mean-pooled cosine alone; a partner that is "
+            "not among them counts as not found."
+        )
+    return TextTable("Found among the best candidates", header, body, note)

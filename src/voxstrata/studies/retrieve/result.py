@@ -1,0 +1,67 @@
+"""What retrieval found: one table of figures, shown as tables and pictures, saved and loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import pyarrow as pa
+
+from voxstrata.base.result import Result
+from voxstrata.base.tables import TextTable
+from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall_by_layer
+from voxstrata.studies.retrieve.text import SETTINGS_KEY, summary_tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RETRIEVAL_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("store", "output", "similarity", "score", "source", "target", "metric")]
+    + [(name, pa.float64()) for name in ("value", "low", "high", "chance")]
+    + [(name, pa.float64()) for name in ("below_best", "below_best_low", "below_best_high")]
+    + [(name, pa.int64()) for name in ("queries", "queries_without_partner", "candidates", "candidates_max")]
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Retrieval(Result):
+    """Finding translations, for every output and pair of languages.
+
+    table: one row per (output, similarity, score, source, target, metric), columns as in RETRIEVAL_SCHEMA, outputs by
+    depth; a figure that does not exist is null. Metrics:
+    - recall@k and mrr, for each score: the similarity itself ("raw"), "csls", "ratio_margin";
+    - k_occurrence_skew@10, hubness; its queries are all utterances of the source language;
+    - cka and cka_debiased, with linear_cka as their similarity: linear CKA of the pooled states of the groups that both
+      languages hold, averaged over a group's recordings. The same both ways.
+    Rows with equal source and target are means: "en ↔ es" of the two directions, "mean" the unweighted mean over all
+    directions with queries (null where one of these is null). Directions whose pool holds nothing but translations (one
+    utterance, mostly) have no figures: any answer is right.
+
+    low, high: 95 % percentile intervals over resamples of the groups, which are the same for every row. Queries are
+    resampled, the pool is not. Skew and CKA have no interval: drawing a sentence twice biases both. below_best, in rows
+    of "mean": the best output's value of the same similarity, score and metric minus this one's, and the ends of the
+    interval of that difference, paired by resample.
+    """
+
+    table: pa.Table
+
+    command = "retrieve"
+    files: ClassVar = {"table": "retrieval.parquet"}
+    key = SETTINGS_KEY
+    markdown = "retrieval.md"
+    captions: ClassVar = {"recall_by_layer": "Retrieval by output, with chance", "languages": "Retrieval by direction"}
+    brief = 2
+
+    @property
+    def title(self) -> str:
+        about = self.store
+        return f"{about['model']['checkpoint']}, {about['spec']['context']['mode']}" if about else "Retrieval"
+
+    def tables(self) -> list[TextTable]:
+        return summary_tables(self.table)
+
+    def figures(self) -> dict[str, Figure]:
+        return {
+            "recall_by_layer": plot_recall_by_layer(self.table, self.title),
+            "languages": plot_language_matrix(self.table, self.title),
+        }
