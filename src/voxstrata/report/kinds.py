@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, as_stored, distinct
-from voxstrata.evaluation.metrics import MEAN
 from voxstrata.studies.retrieve.result import Retrieval
 from voxstrata.studies.retrieve.text import retrieval_metrics
 
@@ -55,13 +54,11 @@ def _retrieval(table: pa.Table, _: Path) -> list[TextTable]:
     ]
 
 
-def _align(table: pa.Table, _: Path) -> list[TextTable]:
-    from voxstrata.studies.align.text import align_cells, directions, explanation
+def _align(_: pa.Table, folder: Path) -> list[TextTable]:
+    from voxstrata.studies.align.result import Alignment
 
-    blocks = [TextTable("Mean over directions", *align_cells(table), explanation(table))]
-    blocks += [TextTable(f"{a} → {b}", *align_cells(table, a, b), folded=True) for a, b in directions(table)]
-    means = table.filter(pc.equal(table["source"], MEAN))
-    return [*blocks, as_stored(means, "Means, fractions, as stored", of=len(table))]
+    result = Alignment.load(folder)
+    return [*result.tables(), *result.stored()]
 
 
 def _words(table: pa.Table, _: Path) -> list[TextTable]:
