@@ -22,8 +22,7 @@ from report_results import NASTY, write_bench, write_drift, write_exits, write_w
 from stores import Utterance, make_store
 from test_cli import run
 
-from voxstrata.studies.align.measure import align
-from voxstrata.studies.align.text import plot_align
+from voxstrata.studies.align.measure import AlignOptions, align
 
 pytest.importorskip("panphon")
 pytest.importorskip("matplotlib")
@@ -44,10 +43,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run("retrieve", root / "speech.zarr", "-o", root / "retrieval", "--bootstrap", "30") == 0
     assert run("explain", root / "speech.zarr", "en-3", "es-3", "-o", root / "why") == 0
     planted = plant(root / "phonetics", 0)
-    table = align(planted.store, planted.phonetics, similarity="pooled_cosine", bootstrap=20)
-    (root / "deep" / "aligned").mkdir(parents=True)
-    pq.write_table(table, root / "deep" / "aligned" / "align.parquet")
-    plot_align(table, root / "deep" / "aligned" / "align.png", "planted")
+    options = AlignOptions("pooled_cosine", bootstrap=20)
+    align(planted.store, planted.phonetics, options=options).save(root / "deep" / "aligned")
     write_words(root / "words")
     write_exits(root / "exits")
     write_drift(root / "drift")
@@ -148,7 +145,7 @@ class TestNumbers:
 
     def test_aligns_means_pools_and_chance(self, page: Page, study: Path) -> None:
         rows = stored(study / "deep/aligned/align.parquet")
-        table = tables(page, "align: deep/aligned/align.parquet")["Mean over directions"]
+        table = tables(page, "align: deep/aligned/align.parquet")["Whole pools, mean over directions"]
         whole = {
             r["system"]: r
             for r in rows

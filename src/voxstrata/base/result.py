@@ -38,6 +38,7 @@ class Result(ABC):
     markdown: the file of the text.
     captions: of its figures, by the name of their file without suffix.
     formats: in which figures are saved. brief: how many of its tables, the first ones, are shown in short.
+    dpi: of figures that are saved as pixels.
     """
 
     command: ClassVar[str]
@@ -49,6 +50,7 @@ class Result(ABC):
     captions: ClassVar[Mapping[str, str]] = {}
     formats: ClassVar[Sequence[str]] = ("png",)
     brief: ClassVar[int] = 1
+    dpi: ClassVar[int] = DPI
 
     table: pa.Table
 
@@ -104,7 +106,7 @@ class Result(ABC):
         written.append(folder / self.markdown)
         for name, figure in self.figures().items():
             for suffix in self.formats:
-                figure.savefig(folder / f"{name}.{suffix}", dpi=DPI)
+                figure.savefig(folder / f"{name}.{suffix}", dpi=self.dpi)
                 written.append(folder / f"{name}.{suffix}")
         return written
 

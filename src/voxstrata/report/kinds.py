@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, as_stored, distinct
-from voxstrata.evaluation.metrics import MEAN
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,6 @@ def read(path: Path) -> pa.Table:
         ) from e
 
 
-def _align(table: pa.Table, _: Path) -> list[TextTable]:
-    from voxstrata.studies.align.text import align_cells, directions, explanation
-
-    blocks = [TextTable("Mean over directions", *align_cells(table), explanation(table))]
-    blocks += [TextTable(f"{a} → {b}", *align_cells(table, a, b), folded=True) for a, b in directions(table)]
-    means = table.filter(pc.equal(table["source"], MEAN))
-    return [*blocks, as_stored(means, "Means, fractions, as stored", of=len(table))]
-
-
 def _words(table: pa.Table, _: Path) -> list[TextTable]:
     whole = pc.equal(table["language_a"], "all")
     names = ["output", "similarity", "kind", "auc", "low", "high", "chance", "pairs", "random_pairs", "meanings"]
@@ -64,10 +54,6 @@ def _words(table: pa.Table, _: Path) -> list[TextTable]:
 
 
 KINDS = (
-    Kind(
-        "align", "align.parquet", "voxstrata_align", {"align.png": "Controlled retrieval by output, with chance"},
-        (), _align,
-    ),
     Kind(
         "words", "words.parquet", "voxstrata_words", {"words.png": "AUC by output; chance is 0.5"},
         ("word_pairs.parquet",), _words,
