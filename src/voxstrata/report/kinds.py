@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, as_stored, distinct
 from voxstrata.studies.retrieve.result import Retrieval
-from voxstrata.studies.retrieve.text import retrieval_metrics
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,8 @@ def read(path: Path) -> pa.Table:
 
 
 def _retrieval(table: pa.Table, _: Path) -> list[TextTable]:
-    blocks = Retrieval(table).tables()
-    first = retrieval_metrics(table)[0]
-    names = ["output", "similarity", "source", "target", "value", "low", "high", "chance", "queries"]
-    names += ["candidates", "candidates_max"]
-    raw = pc.and_(pc.equal(table["metric"], first), pc.equal(table["score"], "raw"))
-    return [
-        *blocks,
-        as_stored(table.filter(raw), f"{first} of every direction, fractions, as stored", names, of=len(table)),
-    ]
+    result = Retrieval(table)
+    return [*result.tables(), *result.stored()]
 
 
 def _align(_: pa.Table, folder: Path) -> list[TextTable]:
