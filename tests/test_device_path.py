@@ -201,7 +201,7 @@ def test_a_model_with_every_layer_normalised_keeps_that_on_the_device(
     spec = StoreSpec(outputs, dtype="float32")
     device = CudaEncoder(model, spec, Runtime(CPU, tokens=600), fused_attention=fused)
     plain = CpuEncoder(model, spec).run(audio, 200)
-    for rows, states in zip(device.run_reduced(audio, 200).rows, plain, strict=True):
+    for rows, states in zip(device.stored_rows(audio, 200).rows, plain, strict=True):
         np.testing.assert_allclose(rows[0], states[0, :50], atol=2e-5)
 
 
