@@ -13,10 +13,10 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
-from voxstrata.evaluation.hubness import NEIGHBOURS
+from voxstrata.evaluation.hubness import HUB_NEIGHBOURS
 from voxstrata.evaluation.metrics import MEAN
 
-SKEW = f"k_occurrence_skew@{NEIGHBOURS}"
+SKEW = f"k_occurrence_skew@{HUB_NEIGHBOURS}"
 LINEAR_CKA = "linear_cka"  # in the place of the similarity, for the metrics cka and cka_debiased
 SETTINGS_KEY = "voxstrata_retrieval"  # of the settings, in the table's metadata
 
