@@ -198,8 +198,9 @@ def test_a_model_with_every_layer_normalised_keeps_that_on_the_device(
 ) -> None:
     export(str(tiny_checkpoint), tmp_path / "model", ExportSpec(norm_every=True))
     model, audio, outputs = open_model(tmp_path / "model"), [sound(1.0, 1)], ("layer_00", "layer_02", "final")
-    device = CudaEncoder(model, StoreSpec(outputs, dtype="float32"), Runtime(CPU, tokens=600), fused_attention=fused)
-    plain = CpuEncoder(model, StoreSpec(outputs)).run(audio, 200)
+    spec = StoreSpec(outputs, dtype="float32")
+    device = CudaEncoder(model, spec, Runtime(CPU, tokens=600), fused_attention=fused)
+    plain = CpuEncoder(model, spec).run(audio, 200)
     for rows, states in zip(device.stored_rows(audio, 200).rows, plain, strict=True):
         np.testing.assert_allclose(rows[0], states[0, :50], atol=2e-5)
 

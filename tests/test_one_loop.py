@@ -7,7 +7,12 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "voxstrata"
 # Whoever comes to score pairs block by block stands here.
-THROUGH_THE_LOOP = {"retrieval/all_pairs.py", "retrieval/candidates.py", "studies/retrieve/measure.py"}
+THROUGH_THE_LOOP = {
+    "retrieval/all_pairs.py",
+    "retrieval/candidates.py",
+    "studies/align/states.py",
+    "studies/retrieve/measure.py",
+}
 # `compare` asks a kernel by way of `compare_some`; `seqsim` serves arrays in memory.
 ASKING_A_KERNEL = {"retrieval/kernels/base.py", "retrieval/similarities.py"}
 
