@@ -68,15 +68,23 @@ def make_store(
 
 
 class MadeUpStore:
-    """A store in memory, as retrieval reads one: several outputs of any frames, a row each in `utterances`."""
+    """A store in memory, as retrieval reads one: several outputs of any frames, a row each in `utterances`.
+
+    most_frames: the largest number of frames that was read at once.
+    """
 
     has_frames = True
     files = SimpleNamespace(root="made-up.zarr")
-    about: ClassVar = {"model": {"checkpoint": "made-up"}, "spec": {"context": {"mode": "bucketed"}}}
+    about: ClassVar = {
+        "model": {"checkpoint": "made-up", "silence": {}},
+        "spec": {"context": {"mode": "bucketed"}},
+        "plan": "0" * 64,
+    }
 
     def __init__(self, utterances: pa.Table, frames: Mapping[str, Sequence[np.ndarray]]) -> None:
         self.utterances = utterances.append_column("status", pa.array(["done"] * len(utterances)))
         self.outputs = tuple(frames)
+        self.most_frames = 0
         self._frames = frames
 
     @property
@@ -91,6 +99,7 @@ class MadeUpStore:
     def ragged(self, output: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [self._frames[output][i] for i in indices]
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        self.most_frames = max(self.most_frames, int(offsets[-1]))
         return np.concatenate(parts), offsets
 
     def pooled(self, output: str, indices: np.ndarray) -> np.ndarray:

@@ -12,14 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from matplotlib.figure import Figure
 from planted import GROUPS, SPEAKERS, Planted, plant
 from stores import Utterance, make_store
 from test_cli import run
 
 from voxstrata import InputError, UsageError, read_corpus
-from voxstrata.studies.align.measure import KEY, SCHEMA, align
-from voxstrata.studies.align.text import explanation, plot_align
+from voxstrata.retrieval.kernels.float32 import Float32
+from voxstrata.retrieval.ragged import Ragged
+from voxstrata.retrieval.similarities import seqsim
+from voxstrata.studies.align.inputs import PhoneticsFolder, find_participants
+from voxstrata.studies.align.measure import AlignOptions, align
+from voxstrata.studies.align.result import Alignment
+from voxstrata.studies.align.states import CENTRED, RAW, StateSimilarity, cell_centres
+from voxstrata.studies.align.table import ALIGN_SCHEMA
 from voxstrata.studies.phonetics.measure import measure_phonetics
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
@@ -33,8 +38,8 @@ def over_seeds(corpora: Iterable[Planted]) -> Figures:
     """The means over directions by system, states, control and metric: (SEEDS, 2) values and chance."""
     found: dict[tuple[str, str, str, str], list[tuple[float, float]]] = defaultdict(list)
     for planted in corpora:
-        table = align(planted.store, planted.phonetics, similarity="pooled_cosine", bootstrap=0)
-        for row in table.to_pylist():
+        result = align(planted.store, planted.phonetics, options=AlignOptions("pooled_cosine", bootstrap=0))
+        for row in result.table.to_pylist():
             if row["source"] == "mean":
                 key = (row["system"], row["states"], row["control"], row["metric"])
                 found[key].append((row["value"], row["chance"]))
@@ -154,9 +159,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 def test_whole_pools_reach_what_retrieve_reaches(planted: Planted) -> None:
-    table = align(planted.store, planted.phonetics, outputs=["meaning"], bootstrap=200).to_pylist()
-    options = RetrievalOptions(["raw"], [1], bootstrap=200)
-    plain = retrieve(planted.store, "meaning", similarities="seqsim_f1", options=options).table.to_pylist()
+    options = AlignOptions(bootstrap=200)
+    table = align(planted.store, planted.phonetics, ["meaning"], options=options).table.to_pylist()
+    retrieval = RetrievalOptions(["raw"], [1], bootstrap=200)
+    plain = retrieve(planted.store, "meaning", similarities="seqsim_f1", options=retrieval).table.to_pylist()
     for source, target in (("a", "b"), ("b", "a"), ("mean", "mean")):
         (ours,) = [
             r
@@ -170,8 +176,9 @@ def test_whole_pools_reach_what_retrieve_reaches(planted: Planted) -> None:
 
 
 def test_intervals_of_changes_are_paired_and_hold_their_values(planted: Planted) -> None:
-    table = align(planted.store, planted.phonetics, outputs=["sound"], similarity="pooled_cosine", bootstrap=300)
-    assert table.schema.equals(SCHEMA)
+    result = align(planted.store, planted.phonetics, "sound", options=AlignOptions("pooled_cosine", bootstrap=300))
+    table = result.table
+    assert table.schema.equals(ALIGN_SCHEMA)
     rows = {
         (r["control"], r["metric"]): r
         for r in table.to_pylist()
@@ -186,7 +193,8 @@ def test_intervals_of_changes_are_paired_and_hold_their_values(planted: Planted)
     for row in rows.values():
         assert row["low"] <= row["value"] <= row["high"]
     assert rows["fit", "log_odds_per_sd"]["low"] > 0
-    settings = json.loads(table.schema.metadata[KEY.encode()])
+    settings = json.loads(table.schema.metadata[b"voxstrata_align"])
+    assert settings == result.settings
     assert (settings["by"], settings["unlike_quantile"], settings["closest"]) == ("like-length", 0.5, 9)
     assert settings["cells_are_languages"] is False
 
@@ -200,34 +208,81 @@ def test_of_several_recordings_of_a_sentence_one_takes_part(planted: Planted, tm
     measure_phonetics(
         read_corpus(write_manifest(tmp_path, ids)), tmp_path / "ph", given=dict(zip(ids, words, strict=True))
     )
-    table = align(store, str(tmp_path / "ph"), bootstrap=0)
+    result = align(store, tmp_path / "ph", options=AlignOptions(bootstrap=0))
+    table = result.table
     row = table.to_pylist()[0]
     assert (row["queries"], row["candidates"]) == (2, 2)  # g2 has no partner, a1x is a second recording
-    assert json.loads(table.schema.metadata[KEY.encode()])["left_out"] == {"further recordings of a sentence": 1}
+    assert result.settings["left_out"] == {"further recordings of a sentence": 1}
     unlike = [r for r in table.to_pylist() if r["control"] == "unlike"]
     assert {r["value"] for r in unlike} == {None}  # too few pairs
-    assert "none here, as no direction has 10 such pairs" in explanation(table)
+    assert "empty here, as no direction has 10 such pairs" in repr(result)
 
 
-def test_what_has_no_figure_is_not_in_the_legend(
-    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[list[str]] = []
+def test_what_has_no_figure_is_not_in_the_legend(planted: Planted) -> None:
+    def entries(result: Alignment) -> list[str]:
+        figure = result.figures()["align"]
+        return [text.get_text() for a in figure.axes if a.get_legend() for text in a.get_legend().get_texts()]
 
-    def legends(self: Figure, *_: object, **__: object) -> None:
-        shown.append([text.get_text() for a in self.axes if a.get_legend() for text in a.get_legend().get_texts()])
-
-    monkeypatch.setattr(Figure, "savefig", legends)
-    table = align(planted.store, planted.phonetics, bootstrap=0)
-    plot_align(table, tmp_path / "all.png", "planted")
+    table = align(planted.store, planted.phonetics, options=AlignOptions("pooled_cosine", bootstrap=0)).table
+    shown = entries(Alignment(table))
     of_pairs = pc.is_in(table["control"], pa.array(["unlike", "matched"]))
     for name in ("value", "chance", "candidates", "candidates_max"):
         at = table.schema.get_field_index(name)
         table = table.set_column(at, name, pc.if_else(of_pairs, None, table[name]))
-    plot_align(table, tmp_path / "none.png", "planted")
-    assert any("unlike pairs" in entry for entry in shown[0])
-    assert [entry for entry in shown[1] if "pairs" in entry] == []
-    assert sum("chance" in entry for entry in shown[0]) == sum("chance" in entry for entry in shown[1]) + 1
+    without = entries(Alignment(table))
+    assert any("pairs that sound unlike" in entry for entry in shown)
+    assert [entry for entry in without if "pairs" in entry] == []
+    assert sum("chance" in entry for entry in shown) == sum("chance" in entry for entry in without) + 1
+
+
+def test_what_is_saved_is_what_is_loaded(planted: Planted, tmp_path: Path) -> None:
+    result = align(planted.store, planted.phonetics, "meaning", options=AlignOptions("pooled_cosine", bootstrap=20))
+    written = result.save(tmp_path / "out")
+    assert [path.name for path in written] == ["align.parquet", "align.md", "align.png", "align.pdf"]
+    assert all(path.stat().st_size for path in written)
+    again = Alignment.load(tmp_path / "out")
+    assert again.table.equals(result.table, check_metadata=True)
+    assert again.settings == result.settings
+    assert again.store == planted.store.about
+    assert again.title == "made-up, bucketed: controlled retrieval"
+    assert repr(again) == repr(result)
+    assert again.to_markdown() == written[1].read_text(encoding="utf-8")
+    assert "<table>" in again._repr_html_()
+    with pytest.raises(InputError, match=r"align\.parquet: missing; `voxstrata align` writes it"):
+        Alignment.load(tmp_path)
+
+
+class TestStreaming:
+    """Frames of a language are never together in memory, and blocks change no score."""
+
+    @staticmethod
+    def small_blocks(frames: int) -> Float32:
+        kernel = Float32()
+        kernel.block_frames = frames
+        return kernel
+
+    def test_the_frames_read_at_once_are_bounded_by_the_kernels_blocks(self, planted: Planted) -> None:
+        options = AlignOptions("seqsim_f1", bootstrap=0, kernel=self.small_blocks(200))
+        longest, whole = planted.store.length.max(), planted.store.length.sum() // 2
+        assert longest < 200 < whole / 10
+        planted.store.most_frames = 0
+        align(planted.store, planted.phonetics, ["meaning"], options=options)
+        assert longest <= planted.store.most_frames <= 200
+
+    @pytest.mark.parametrize("states", [RAW, CENTRED])
+    def test_scores_in_blocks_are_those_of_whole_languages(self, planted: Planted, states: str) -> None:
+        (x, y), _ = find_participants(planted.store, PhoneticsFolder(planted.phonetics), None)
+        centres = {side.language: cell_centres(side, "sound") for side in (x, y)}
+        assert set(centres["a"]) == {1, 2, 3, 4}  # four speakers
+        found = StateSimilarity("sound", "seqsim_f1", self.small_blocks(200), centres).matrix(x, y, states)
+        whole = []
+        for side in (x, y):
+            frames = [planted.store.ragged("sound", [i])[0] for i in side.selection.indices]
+            if states == CENTRED:
+                means = np.stack([f.mean(axis=0) for f in frames])
+                frames = [f - means[side.cells == c].mean(axis=0) for f, c in zip(frames, side.cells, strict=True)]
+            whole.append(Ragged.from_list([np.asarray(f, np.float32) for f in frames]))
+        assert found == pytest.approx(seqsim(*whole).f1, abs=2e-6)
 
 
 def write_manifest(folder: Path, ids: list[str]) -> Path:
@@ -240,14 +295,14 @@ def write_manifest(folder: Path, ids: list[str]) -> Path:
 class TestUnusable:
     def test_no_phonetics(self, planted: Planted, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="voxstrata phonetics"):
-            align(planted.store, str(tmp_path))
+            align(planted.store, tmp_path)
 
     def test_phonetics_of_another_corpus(self, planted: Planted, tmp_path: Path) -> None:
         ids = ["x0", "x1", "y0", "y1"]
         given = dict(zip(ids, ["pata", "kiku", "somi", "lena"], strict=True))
         measure_phonetics(read_corpus(write_manifest(tmp_path, ids)), tmp_path / "ph", given=given)
         with pytest.raises(InputError, match="holds IPA of no utterance in a, b"):
-            align(planted.store, str(tmp_path / "ph"))
+            align(planted.store, tmp_path / "ph")
 
     def test_one_sentence_in_common(self, tmp_path: Path) -> None:
         ids = ["a0", "a1", "b0", "b2"]
@@ -258,12 +313,11 @@ class TestUnusable:
         given = dict(zip(ids, ["pata", "kiku", "somi", "lena"], strict=True))
         measure_phonetics(read_corpus(write_manifest(tmp_path, ids)), tmp_path / "ph", given=given)
         with pytest.raises(InputError, match="a pool of one utterance"):
-            align(store, str(tmp_path / "ph"))
+            align(store, tmp_path / "ph")
 
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"outputs": ["layer_77"]}, "layer_77"),
             ({"similarity": "cosine"}, "seqsim_f1, pooled_cosine"),
             ({"by": "ear"}, "like-length"),
             ({"quantile": 50}, "share of 0 to 1"),
@@ -271,9 +325,13 @@ class TestUnusable:
             ({"bootstrap": -1}, "resamples"),
         ],
     )
-    def test_impossible_settings(self, planted: Planted, settings: dict[str, object], message: str) -> None:
+    def test_impossible_settings(self, settings: dict[str, object], message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            align(planted.store, planted.phonetics, **settings)  # type: ignore[arg-type]
+            AlignOptions(**settings)  # type: ignore[arg-type]
+
+    def test_unknown_outputs(self, planted: Planted) -> None:
+        with pytest.raises(UsageError, match="layer_77"):
+            align(planted.store, planted.phonetics, ["layer_77"])
 
 
 def test_a_random_weight_encoder_shows_no_meaning_and_the_command_draws_its_table(
@@ -326,4 +384,4 @@ def test_languages_and_tables_are_checked_against_each_other(planted: Planted, t
         table = pq.read_table(folder / name)
         pq.write_table(table.slice(1) if name == "distances.parquet" else table, tmp_path / "ph" / name)
     with pytest.raises(InputError, match="no distance between 'a00' and 'b00'"):
-        align(planted.store, str(tmp_path / "ph"))
+        align(planted.store, tmp_path / "ph")

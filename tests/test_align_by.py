@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from test_cli import run
 
 from voxstrata import read_corpus
 from voxstrata.store import EmbeddingStore
-from voxstrata.studies.align.measure import KEY, align
-from voxstrata.studies.phonetics.measure import DISTANCES, IPA, measure_phonetics
+from voxstrata.studies.align.measure import AlignOptions, align
+from voxstrata.studies.phonetics.measure import measure_phonetics
 from voxstrata.studies.phonetics.pairs import NEIGHBOURS
 
 pytest.importorskip("panphon")
@@ -54,9 +53,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddingStore, Pat
 
 def loop(store: EmbeddingStore, folder: Path, by: str, source: str, target: str) -> dict[str, tuple[float, int]]:
     """recall@1 and pool size of one direction: whole pools, unlike pairs, closest-sounding; and the phonemes alone."""
-    rows = pq.read_table(folder / DISTANCES).to_pylist()
+    rows = pq.read_table(folder / "distances.parquet").to_pylist()
     table = {(r["source"], r["target"]): r for r in rows} | {(r["target"], r["source"]): r for r in rows}
-    segments = {r["id"]: r["segments"] for r in pq.read_table(folder / IPA).to_pylist()}
+    segments = {r["id"]: r["segments"] for r in pq.read_table(folder / "ipa.parquet").to_pylist()}
     names = {language: [f"{language}{g:02d}" for g in range(GROUPS)] for language in (source, target)}
     column = "word_distance" if by == "word" else "distance"
     distance, whole = (
@@ -98,11 +97,12 @@ def loop(store: EmbeddingStore, folder: Path, by: str, source: str, target: str)
 @pytest.mark.parametrize("by", ["like-length", "sentence", "word"])
 def test_pools_are_those_of_a_plain_loop(by: str, study: tuple[EmbeddingStore, Path]) -> None:
     store, folder = study
-    table = align(store, str(folder), similarity="pooled_cosine", by=by, closest=CLOSEST, bootstrap=0)
-    assert json.loads(table.schema.metadata[KEY.encode()])["by"] == by
+    options = AlignOptions("pooled_cosine", by, closest=CLOSEST, bootstrap=0)
+    result = align(store, folder, options=options)
+    assert result.settings["by"] == by
     rows = {
         (r["system"], r["control"], r["source"]): (r["value"], r["candidates"])
-        for r in table.to_pylist()
+        for r in result.table.to_pylist()
         if (r["states"], r["metric"]) == ("raw", "recall@1")
     }
     for source, target in (("a", "b"), ("b", "a")):

@@ -17,8 +17,8 @@ from voxstrata import InputError
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
 from voxstrata.phonology.ipa import read_ipa
-from voxstrata.studies.align.measure import KEY, align
-from voxstrata.studies.align.text import to_markdown, to_terminal
+from voxstrata.studies.align.measure import AlignOptions, align
+from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.phonetics.measure import measure_phonetics
 
 pytest.importorskip("panphon")
@@ -50,11 +50,11 @@ def test_phonetics_of_other_texts_with_the_same_ids_are_refused(tmp_path: Path) 
     newer = TEXTS | {"es1": "El hotel está cerrado hoy."}
     measure_phonetics(corpus(newer), tmp_path / "ph")
     with pytest.raises(InputError, match=r"of 1 utterances; 'es1' is 'El hotel está cerrado hoy.'.*--ipa"):
-        align(store_of(TEXTS), str(tmp_path / "ph"), bootstrap=0)
-    align(store_of(newer), str(tmp_path / "ph"), bootstrap=0)
+        align(store_of(TEXTS), tmp_path / "ph", options=AlignOptions(bootstrap=0))
+    align(store_of(newer), tmp_path / "ph", options=AlignOptions(bootstrap=0))
     # the way out that the message names: the newer text's IPA, taken as given
     measure_phonetics(corpus(newer), tmp_path / "given", given=read_ipa(tmp_path / "ph" / "ipa.parquet"))
-    align(store_of(TEXTS), str(tmp_path / "given"), bootstrap=0)
+    align(store_of(TEXTS), tmp_path / "given", options=AlignOptions(bootstrap=0))
 
 
 def test_tables_of_two_runs_are_refused(tmp_path: Path) -> None:
@@ -62,14 +62,14 @@ def test_tables_of_two_runs_are_refused(tmp_path: Path) -> None:
     measure_phonetics(corpus(TEXTS | {"en0": "It pours."}), tmp_path / "b")
     shutil.copy(tmp_path / "b" / "distances.parquet", tmp_path / "a")
     with pytest.raises(InputError, match="not of one run"):
-        align(store_of(TEXTS), str(tmp_path / "a"), bootstrap=0)
+        align(store_of(TEXTS), tmp_path / "a", options=AlignOptions(bootstrap=0))
     table = pq.read_table(tmp_path / "b" / "ipa.parquet")
     for name in ("ipa.parquet", "distances.parquet"):
         table = pq.read_table(tmp_path / "b" / name)
-        metadata = {k: v for k, v in table.schema.metadata.items() if k != KEY.encode() and b"phonetics" not in k}
+        metadata = {k: v for k, v in table.schema.metadata.items() if b"phonetics" not in k}
         pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "b" / name)
     with pytest.raises(InputError, match="not of one run"):
-        align(store_of(TEXTS), str(tmp_path / "b"), bootstrap=0)
+        align(store_of(TEXTS), tmp_path / "b", options=AlignOptions(bootstrap=0))
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +78,17 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 @pytest.fixture(scope="module")
-def table(planted: Planted) -> pa.Table:
-    return align(planted.store, planted.phonetics, ["meaning", "speaker"], similarity="pooled_cosine", bootstrap=200)
+def result(planted: Planted) -> Alignment:
+    options = AlignOptions("pooled_cosine", bootstrap=200)
+    return align(planted.store, planted.phonetics, "meaning,speaker", options=options)
 
 
-def test_what_removing_means_changes_is_paired_by_resample(table: pa.Table) -> None:
-    rows = {(r["system"], r["states"], r["metric"], r["source"]): r for r in table.to_pylist() if r["control"] == "all"}
+def test_what_removing_means_changes_is_paired_by_resample(result: Alignment) -> None:
+    rows = {
+        (r["system"], r["states"], r["metric"], r["source"]): r
+        for r in result.table.to_pylist()
+        if r["control"] == "all"
+    }
     for source in ("a", "b", "mean"):
         raw = rows["meaning", "raw", "recall@1", source]
         centred = rows["meaning", "means removed", "recall@1", source]
@@ -95,11 +100,13 @@ def test_what_removing_means_changes_is_paired_by_resample(table: pa.Table) -> N
     assert rows["speaker", "means removed", "recall@1_change", "mean"]["value"] < 0
 
 
-def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(table: pa.Table) -> None:
-    means = [r for r in table.to_pylist() if r["source"] == "mean" and (r["states"] == "raw" or r["control"] == "all")]
+def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(result: Alignment) -> None:
+    means = [
+        r for r in result.table.to_pylist() if r["source"] == "mean" and (r["states"] == "raw" or r["control"] == "all")
+    ]
     assert len(means) == 4 * 11 + 2 * 2  # by system: five controls, two changes, the fits; and with means removed
-    terminal, page = to_terminal(table), to_markdown(table, "planted")
-    page = page[: page.index("## a → b")]
+    terminal, page = repr(result), result.to_markdown()
+    page = page[: page.index("## Whole pools, a → b")]
     for row in means:
         scale, places = (100, 1) if row["metric"].startswith("recall") else (1, 2)
         value, low, high = (f"{round(scale * row[n], places) + 0.0:.{places}f}" for n in ("value", "low", "high"))

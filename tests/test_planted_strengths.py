@@ -13,7 +13,7 @@ from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import SCHEMA
-from voxstrata.studies.align.measure import align
+from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.phonetics.measure import measure_phonetics
 
 pytest.importorskip("panphon")
@@ -37,7 +37,8 @@ def figures(stores: Callable[[int], tuple[MadeUpStore, str]]) -> Figures:
     found: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
     for seed in range(SEEDS):
         store, phonetics = stores(seed)
-        for r in align(store, phonetics, similarity="pooled_cosine", bootstrap=0).to_pylist():
+        result = align(store, phonetics, options=AlignOptions("pooled_cosine", bootstrap=0))
+        for r in result.table.to_pylist():
             if r["source"] == "mean":
                 found[r["system"], r["states"], r["control"], r["metric"]].append(r["value"])
     return {key: np.array(values, np.float64) for key, values in found.items()}

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from voxstrata.studies.align.pools import (
-    ALL,
-    CLOSEST,
-    MATCHED,
-    RANDOM,
+    POOL_ALL,
+    POOL_CLOSEST,
+    POOL_MATCHED,
+    POOL_RANDOM,
+    POOL_UNLIKE,
     SMALLEST_POOL,
-    UNLIKE,
-    Design,
-    ahead,
-    ask,
-    make_design,
+    PoolDesign,
+    beats_translation,
+    design_pools,
+    hits_by_pool,
 )
 
 
@@ -29,15 +29,15 @@ def wrong() -> np.ndarray:
     return found
 
 
-def design(n: int, unlike: list[int], closest: np.ndarray, pairs: np.ndarray, candidates: np.ndarray) -> Design:
-    return Design(np.isin(np.arange(n), unlike), closest, pairs, candidates)
+def design(n: int, unlike: list[int], closest: np.ndarray, pairs: np.ndarray, candidates: np.ndarray) -> PoolDesign:
+    return PoolDesign(np.isin(np.arange(n), unlike), closest, pairs, candidates)
 
 
 def test_matched_pools_are_the_mean_over_all_draws(wrong: np.ndarray) -> None:
     strata = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1])
     unlike = [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
     assert len(unlike) == SMALLEST_POOL
-    found = ask(wrong, design(14, unlike, np.zeros((14, 1), np.int64), strata, strata))[MATCHED]
+    found = hits_by_pool(wrong, design(14, unlike, np.zeros((14, 1), np.int64), strata, strata))[POOL_MATCHED]
     recalls = []
     for first in itertools.combinations(range(7), 5):
         for second in itertools.combinations(range(7, 14), 5):
@@ -50,26 +50,26 @@ def test_matched_pools_are_the_mean_over_all_draws(wrong: np.ndarray) -> None:
 def test_random_pools_are_the_mean_over_all_draws_of_like_duration(wrong: np.ndarray) -> None:
     strata = np.repeat([0, 1, 2], [5, 5, 4])
     closest = np.array([[c for c in range(14) if c != q][q % 4 : q % 4 + 4] for q in range(14)])
-    found = ask(wrong, design(14, [], closest, strata, strata))
+    found = hits_by_pool(wrong, design(14, [], closest, strata, strata))
     for q in range(14):
         counts = np.bincount(strata[closest[q]], minlength=3)
         draws = [
             itertools.combinations([c for c in range(14) if c != q and strata[c] == s], counts[s]) for s in range(3)
         ]
         hits = [not wrong[q, list(itertools.chain(*pool))].any() for pool in itertools.product(*draws)]
-        assert found[RANDOM].hits[q] == pytest.approx(np.mean(hits))
-        assert found[CLOSEST].hits[q] == (not wrong[q, closest[q]].any())
-        assert found[ALL].hits[q] == (not wrong[q].any())
-    assert found[RANDOM].pool == found[CLOSEST].pool == 5
+        assert found[POOL_RANDOM].hits[q] == pytest.approx(np.mean(hits))
+        assert found[POOL_CLOSEST].hits[q] == (not wrong[q, closest[q]].any())
+        assert found[POOL_ALL].hits[q] == (not wrong[q].any())
+    assert found[POOL_RANDOM].pool == found[POOL_CLOSEST].pool == 5
 
 
 def test_unlike_pairs_are_asked_among_themselves_and_too_few_give_nothing(wrong: np.ndarray) -> None:
     strata, closest = np.zeros(14, np.int64), np.zeros((14, 1), np.int64)
     unlike = [1, 2, 3, 5, 6, 7, 8, 10, 11, 13]
-    found = ask(wrong, design(14, unlike, closest, strata, strata))[UNLIKE]
+    found = hits_by_pool(wrong, design(14, unlike, closest, strata, strata))[POOL_UNLIKE]
     assert found.queries.tolist() == unlike
     assert found.hits.tolist() == [not wrong[q, unlike].any() for q in unlike]
-    assert ask(wrong, design(14, unlike[1:], closest, strata, strata))[UNLIKE].pool == 0
+    assert hits_by_pool(wrong, design(14, unlike[1:], closest, strata, strata))[POOL_UNLIKE].pool == 0
 
 
 def test_a_design_takes_the_closest_others_and_the_unlike_pairs() -> None:
@@ -79,11 +79,11 @@ def test_a_design_takes_the_closest_others_and_the_unlike_pairs() -> None:
     distances[7, 3:] = np.nan  # three known distances, its own among them or not
     quantile = np.array([np.nan, *np.linspace(0, 1, 29)])
     logs = rng.standard_normal(30)
-    made = make_design(distances, quantile, logs, logs + 0.1, 0.5, 4)
+    made = design_pools(distances, quantile, logs, logs + 0.1, 0.5, 4)
     assert made.unlike.tolist() == [q >= 0.5 for q in quantile]
     assert made.closest[7].tolist() == [*sorted(range(3), key=lambda c: distances[7, c]), -1]
     right = np.zeros((30, 30), bool)
-    found = ask(right, made)
+    found = hits_by_pool(right, made)
     assert found["closest"].queries.tolist() == found["random"].queries.tolist() == [q for q in range(30) if q != 7]
     assert found["all"].queries.tolist() == list(range(30))
     for q in set(range(30)) - {7}:
@@ -91,9 +91,9 @@ def test_a_design_takes_the_closest_others_and_the_unlike_pairs() -> None:
         assert made.closest[q].tolist() == others[:4]
     assert np.bincount(made.candidate_strata).tolist() == [5] * 6
     assert np.bincount(made.pair_strata).tolist() == [2] * 15
-    assert make_design(distances, quantile, logs, logs, 0.5, 99).closest.shape == (30, 29)
+    assert design_pools(distances, quantile, logs, logs, 0.5, 99).closest.shape == (30, 29)
 
 
 def test_ties_count_as_wrong() -> None:
-    assert ahead(np.ones((3, 3))).sum() == 6
-    assert ahead(np.eye(3)).sum() == 0
+    assert beats_translation(np.ones((3, 3))).sum() == 6
+    assert beats_translation(np.eye(3)).sum() == 0

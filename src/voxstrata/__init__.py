@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from voxstrata.store.spec import StoreSpec
     from voxstrata.studies.align.measure import align
     from voxstrata.studies.drift.measure import measure_drift as drift
-    from voxstrata.studies.retrieve.measure import retrieve
+    from voxstrata.studies.retrieve.found import evaluate_similarity
+    from voxstrata.studies.retrieve.measure import RetrievalOptions, retrieve
 
     __version__: str
 
@@ -45,12 +46,14 @@ _PLACES: dict[str, str | tuple[str, str]] = {
     "Progress": "base.progress",
     "Ragged": "retrieval.ragged",
     "Reporter": "base.progress",
+    "RetrievalOptions": "studies.retrieve.measure",
     "Runtime": "engine.runtime",
     "StoreSpec": "store.spec",
     "UsageError": "base.errors",
     "VoxstrataError": "base.errors",
     "align": "studies.align.measure",
     "drift": ("studies.drift.measure", "measure_drift"),
+    "evaluate_similarity": "studies.retrieve.found",
     "export": "exporters.exporting",
     "extract": "engine.extraction",
     "open_model": "encoders.card",
@@ -71,6 +74,7 @@ __all__ = [
     "Progress",
     "Ragged",
     "Reporter",
+    "RetrievalOptions",
     "Runtime",
     "StoreSpec",
     "UsageError",
@@ -78,6 +82,7 @@ __all__ = [
     "__version__",
     "align",
     "drift",
+    "evaluate_similarity",
     "export",
     "extract",
     "open_model",

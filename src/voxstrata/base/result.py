@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.figures import DPI
+from voxstrata.base.figures import DPI, new_figure
 from voxstrata.base.folders import make_writable
 from voxstrata.base.tables import TextTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_WIDTH = 112  # characters of a line of notes on a terminal
 STORE = "voxstrata"  # in a table's metadata: the description of the store that it was made from
 
 
@@ -29,19 +33,25 @@ class Result(ABC):
 
     command: which command makes it, such as "retrieve".
     files: of its tables, by field; the first is the file by which a folder with a saved result is known.
+    large: fields whose tables stay in their file, since they may not fit into memory: the field is the file's path.
+    beside: other files of such a folder.
     key: under which the tables' metadata hold the settings.
     markdown: the file of the text.
     captions: of its figures, by the name of their file without suffix.
     formats: in which figures are saved. brief: how many of its tables, the first ones, are shown in short.
+    dpi: of figures that are saved as pixels.
     """
 
     command: ClassVar[str]
     files: ClassVar[Mapping[str, str]]
+    large: ClassVar[Collection[str]] = ()
+    beside: ClassVar[Collection[str]] = ()
     key: ClassVar[str]
     markdown: ClassVar[str]
     captions: ClassVar[Mapping[str, str]] = {}
     formats: ClassVar[Sequence[str]] = ("png",)
     brief: ClassVar[int] = 1
+    dpi: ClassVar[int] = DPI
 
     table: pa.Table
 
@@ -53,6 +63,10 @@ class Result(ABC):
     @abstractmethod
     def tables(self) -> list[TextTable]:
         """Everything worth reading, in tables for people; the first is the answer in short."""
+
+    def stored(self) -> list[TextTable]:
+        """What the report shows beside `tables()`: rows as they are stored, with whole values."""
+        return []
 
     @abstractmethod
     def figures(self) -> dict[str, Figure]:
@@ -71,7 +85,7 @@ class Result(ABC):
     def to_markdown(self) -> str:
         """The title and all tables, as GitHub reads them."""
         parts = [f"# {self.title}"]
-        for table in self.tables():
+        for table in shared_notes(self.tables()):
             parts += [f"## {table.title}", table.to_markdown()] + ([table.note] if table.note else [])
         return "\n\n".join(parts) + "\n"
 
@@ -84,13 +98,16 @@ class Result(ABC):
         self.refuse_foreign(folder)
         written = []
         for field, name in self.files.items():
-            pq.write_table(getattr(self, field), folder / name)
+            if field not in self.large:
+                pq.write_table(getattr(self, field), folder / name)
+            elif getattr(self, field).resolve() != (folder / name).resolve():
+                shutil.copyfile(getattr(self, field), folder / name)
             written.append(folder / name)
         (folder / self.markdown).write_text(self.to_markdown(), encoding="utf-8")
         written.append(folder / self.markdown)
         for name, figure in self.figures().items():
             for suffix in self.formats:
-                figure.savefig(folder / f"{name}.{suffix}", dpi=DPI)
+                figure.savefig(folder / f"{name}.{suffix}", dpi=self.dpi)
                 written.append(folder / f"{name}.{suffix}")
         return written
 
@@ -98,32 +115,51 @@ class Result(ABC):
     def load(cls, folder: str | Path) -> Self:
         """What `save` wrote. Raises InputError where the folder holds no such result, or a damaged one."""
         folder = Path(folder)
-        tables = {field: read_parquet(folder / name, cls.command) for field, name in cls.files.items()}
+        tables: dict[str, Any] = {
+            field: folder / name if field in cls.large else read_parquet(folder / name, cls.command)
+            for field, name in cls.files.items()
+        }
         if metadata(tables["table"], cls.key) is None:
             name = folder / next(iter(cls.files.values()))
             raise InputError(f"{name}: without the settings that `voxstrata {cls.command}` stores with its results")
         return cls(**tables)
 
     @classmethod
+    def is_saved_in(cls, folder: str | Path) -> bool:
+        """Whether a folder holds such a result: its first file, with our settings. Raises InputError where damaged."""
+        path = Path(folder) / next(iter(cls.files.values()))
+        return path.exists() and metadata(read_parquet(path, cls.command, []), cls.key) is not None
+
+    @classmethod
     def refuse_foreign(cls, folder: str | Path) -> None:
         """Make the folder, and refuse one that cannot be written or holds something else: before the work, not after.
 
-        Raises InputError.
+        Raises InputError; UsageError where matplotlib is missing and figures would be drawn.
         """
         folder = Path(folder)
+        if cls.captions:
+            new_figure(1, 1)
         make_writable(folder)
-        known = folder / next(iter(cls.files.values()))
-        if any(folder.iterdir()) and not known.exists():
+        if any(folder.iterdir()) and not any((folder / name).exists() for name in (*cls.files.values(), *cls.beside)):
             raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
 
     def __repr__(self) -> str:
         parts = [self.title]
-        for table in self.tables()[: self.brief]:
-            parts += [f"{table.title}\n{table.to_text()}"] + ([table.note] if table.note else [])
+        for table in shared_notes(self.tables()[: self.brief]):
+            notes = "\n".join(fill(line, _WIDTH) for line in table.note.splitlines())
+            parts += [f"{table.title}\n{table.to_text()}"] + ([notes] if notes else [])
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return f"<h2>{self.title}</h2>\n{''.join(table.to_html() for table in self.tables()[: self.brief])}"
+        return (
+            f"<h2>{self.title}</h2>\n{''.join(table.to_html() for table in shared_notes(self.tables()[: self.brief]))}"
+        )
+
+
+def shared_notes(tables: Sequence[TextTable]) -> list[TextTable]:
+    """The same tables; a note that several in a row share stands below the last of them alone."""
+    following = [*(table.note for table in tables[1:]), None]
+    return [replace(t, note="") if t.note == note else t for t, note in zip(tables, following, strict=True)]
 
 
 def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:
@@ -132,10 +168,13 @@ def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:
     return None if found is None else dict(json.loads(found))
 
 
-def read_parquet(path: Path, command: str) -> pa.Table:
-    """A Parquet table that `voxstrata COMMAND` wrote. Raises InputError when it is missing or damaged."""
+def read_parquet(path: Path, command: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet table that `voxstrata COMMAND` wrote, or some of its columns.
+
+    Raises InputError when it is missing or damaged.
+    """
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, columns=columns)
     except FileNotFoundError:
         raise InputError(f"{path}: missing; `voxstrata {command}` writes it") from None
     except (pa.ArrowException, OSError) as e:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import Line, count_progress, json_option, print_json
-from voxstrata.cli.options import bootstrap_option, names
+from voxstrata.cli.console import TerminalReporter, json_option, print_json, print_left_out
+from voxstrata.cli.options import bootstrap_option, outputs_option
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
@@ -16,39 +15,40 @@ from voxstrata.cli.options import bootstrap_option, names
 @click.option("--phonetics", required=True, help="Folder that `voxstrata phonetics` wrote for the store's corpus.")
 @click.option(
     "-o",
-    "--output",
+    "--out",
     "folder",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for align.parquet, align.md, align.png and align.pdf; what an earlier run left there is replaced.",
 )
-@click.option("--outputs", help="Outputs to evaluate, e.g. layer_03,final. [default: all in the store]")
+@outputs_option
 @click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
 @click.option(
     "--similarity",
     type=click.Choice(["seqsim_f1", "pooled_cosine"]),
-    help="By what outputs retrieve. [default: seqsim_f1; pooled_cosine where the store is pooled]",
+    help="The score that ranks the candidates. [default: seqsim_f1; pooled_cosine where the store is pooled]",
 )
 @click.option(
     "--by",
     type=click.Choice(["like-length", "sentence", "word"]),
     default="like-length",
     show_default=True,
-    help="How alike a pair sounds: beside non-translations of like length, beside all, or by the closest words.",
+    help="What a pair's phonetic distance is set beside: that of non-translations of like length, or of all "
+    "non-translations (sentence), or the same by the closest pair of words.",
 )
 @click.option(
     "--quantile",
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Pairs are unlike when at least this share of the non-translations sounds closer.",
+    help="A pair sounds unlike when at least this share of the non-translations sounds closer.",
 )
 @click.option(
     "--closest",
     type=click.IntRange(min=1),
     default=9,
     show_default=True,
-    help="Closest-sounding non-translations beside the translation in a pool.",
+    help="Hard negatives of a pool: the non-translations that sound closest to the query.",
 )
 @bootstrap_option("groups")
 @json_option
@@ -56,7 +56,7 @@ def align(
     store: str,
     phonetics: str,
     folder: Path,
-    outputs: str | None,
+    outputs: str,
     languages: str | None,
     similarity: str | None,
     by: str,
@@ -67,48 +67,31 @@ def align(
 ) -> None:
     """Retrieval where sound, duration, speaker and language cannot help, for every output in STORE.
 
-    recall@1 on all pairs; on pairs that sound no closer than non-translations; among the closest-sounding
-    non-translations; with the means of speaker and language removed; beside retrievers that see phonemes or durations
-    alone; and a logistic fit of the hits on closeness in sound.
+    recall@1 is measured on all pairs; on pairs that sound no closer than non-translations; among hard negatives, the
+    non-translations that sound closest; and with the means of speaker and language removed. Retrievers that see
+    phonemes or durations alone stand beside it. A logistic regression says how much closeness in sound helps.
 
     \b
     Example:
       voxstrata phonetics speech.tsv -o phonetics
       voxstrata align speech.zarr --phonetics phonetics -o aligned
     """
-    import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
-    import pyarrow.parquet as pq
-
-    from voxstrata.base.folders import make_writable
     from voxstrata.store import open_store
+    from voxstrata.studies.align.measure import AlignOptions
     from voxstrata.studies.align.measure import align as run
-    from voxstrata.studies.align.text import plot_align, settings, to_markdown, to_terminal
+    from voxstrata.studies.align.result import Alignment
 
-    make_writable(folder)
     opened = open_store(store)
-    with Line() as line:
-        table = run(
-            opened,
-            phonetics,
-            outputs=names(outputs),
-            languages=names(languages),
-            similarity=similarity or ("seqsim_f1" if opened.has_frames else "pooled_cosine"),
-            by=by,
-            quantile=quantile,
-            closest=closest,
-            bootstrap=bootstrap,
-            progress=count_progress(line, "language pairs × outputs"),
-        )
-    for reason, count in settings(table)["left_out"].items():
+    print_left_out(opened)
+    Alignment.refuse_foreign(folder)
+    options = AlignOptions(similarity, by, quantile, closest, bootstrap)
+    with TerminalReporter() as reporter:
+        result = run(opened, phonetics, outputs, languages, options, reporter)
+    for reason, count in result.settings["left_out"].items():
         click.echo(f"{count} utterances take no part: {reason}", err=True)
-    table = table.replace_schema_metadata({**table.schema.metadata, b"voxstrata": json.dumps(opened.about)})
-    pq.write_table(table, folder / "align.parquet")
-    title = f"{opened.model.checkpoint}, {opened.spec.context.mode}"
-    (folder / "align.md").write_text(to_markdown(table, title), encoding="utf-8")
-    for suffix in ("png", "pdf"):
-        plot_align(table, folder / f"align.{suffix}", title)
+    written = result.save(folder)
     if as_json:
-        print_json({"store": store, "results": str(folder), "settings": settings(table), "rows": table.to_pylist()})
+        rows = result.table.to_pylist()
+        print_json({"store": store, "results": str(folder), "settings": result.settings, "rows": rows})
     else:
-        click.echo(f"{title}\n\n{to_terminal(table)}\n")
-        click.echo(f"{folder}: align.parquet, align.md, align.png, align.pdf")
+        click.echo(f"{result}\n\n{folder}: {', '.join(path.name for path in written)}")

@@ -1,4 +1,4 @@
-"""What controlled retrieval stands on: one utterance per sentence and language, their states and how they sound."""
+"""What controlled retrieval stands on: one utterance per sentence and language, and how they sound."""
 
 from __future__ import annotations
 
@@ -16,37 +16,48 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
-from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.languages import find_sides
-from voxstrata.retrieval.pooled import pooled_cosine
-from voxstrata.retrieval.ragged import Ragged
 from voxstrata.retrieval.selection import Selection
-from voxstrata.retrieval.similarities import seqsim
 from voxstrata.store import EmbeddingStore
 from voxstrata.store.files import Files
-from voxstrata.studies.phonetics.measure import DISTANCES, GIVEN, IPA, KEY
+from voxstrata.studies.phonetics.measure import GIVEN
+from voxstrata.studies.phonetics.result import Phonetics
 
+_IPA, _DISTANCES = (Phonetics.files[name] for name in ("ipa", "distances"))
 SMALLEST_CELL = 10  # utterances of a speaker in a language below which their mean is the language's
-RAW, CENTRED = "raw", "means removed"
 
-Float64 = npt.NDArray[np.float64]
+_Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Spoken:
-    """Utterances of one language that take part, one per group, by group. cells: whose mean is theirs (n,)."""
+class Participants:
+    """The n utterances of one language that take part, one per group, sorted by group.
 
-    side: Selection
-    seconds: Float64
+    seconds: (n,) durations. segments: (n,) phonetic segments. cells: (n,) the number of the cell whose mean may be
+    removed from each: its speaker's, or 0, the whole language's.
+    """
+
+    selection: Selection
+    seconds: _Float64
     segments: npt.NDArray[np.int64]
     cells: npt.NDArray[np.int64]
 
-    def take(self, at: npt.NDArray[np.int64]) -> Spoken:
+    @property
+    def language(self) -> str:
+        """Of all of them."""
+        return self.selection.language
+
+    @property
+    def groups(self) -> npt.NDArray[np.str_]:
+        """What each translates, (n,)."""
+        return self.selection.groups
+
+    def take(self, at: npt.NDArray[np.int64]) -> Participants:
         """Some of them, in that order."""
-        return Spoken(self.side.part(at), self.seconds[at], self.segments[at], self.cells[at])
+        return Participants(self.selection.part(at), self.seconds[at], self.segments[at], self.cells[at])
 
 
-class Sounds:
+class PhoneticsFolder:
     """What `voxstrata phonetics` wrote, read from its folder.
 
     settings: of that run. segments: by id, how many an utterance has. texts: by id, what espeak-ng read; those whose
@@ -55,19 +66,19 @@ class Sounds:
 
     def __init__(self, folder: str) -> None:
         files = Files(folder)
-        if not (files.exists(IPA) and files.exists(DISTANCES)):
+        if not (files.exists(_IPA) and files.exists(_DISTANCES)):
             raise InputError(
-                f"{folder}: no {IPA} or {DISTANCES} in it; `voxstrata phonetics CORPUS -o {folder}` makes them"
+                f"{folder}: no {_IPA} or {_DISTANCES} in it; `voxstrata phonetics CORPUS -o {folder}` makes them"
             )
         self.folder = folder
-        ipa = pq.read_table(io.BytesIO(files.read(IPA)))
-        self._distances = pq.ParquetFile(io.BytesIO(files.read(DISTANCES)))
+        ipa = pq.read_table(io.BytesIO(files.read(_IPA)))
+        self._distances = pq.ParquetFile(io.BytesIO(files.read(_DISTANCES)))
         found, others = (
-            (schema.metadata or {}).get(KEY.encode()) for schema in (ipa.schema, self._distances.schema_arrow)
+            (schema.metadata or {}).get(Phonetics.key.encode()) for schema in (ipa.schema, self._distances.schema_arrow)
         )
         if found is None or found != others:
             raise InputError(
-                f"{folder}: {IPA} and {DISTANCES} are not of one run of `voxstrata phonetics`; run it again"
+                f"{folder}: {_IPA} and {_DISTANCES} are not of one run of `voxstrata phonetics`; run it again"
             )
         self.settings: dict[str, Any] = json.loads(found)
         ids = ipa["id"].to_pylist()
@@ -83,11 +94,11 @@ class Sounds:
             raise InputError(
                 f"{self.folder}: made from other texts than the store's, of {len(other)} utterances; {name!r} is "
                 f"{self.texts[name]!r} there and {texts[name]!r} in the store. Run `voxstrata phonetics` on the corpus "
-                f"as it was extracted; where the newer text is right, `voxstrata phonetics --ipa {self.folder}/{IPA}` "
+                f"as it was extracted; where the newer text is right, `voxstrata phonetics --ipa {self.folder}/{_IPA}` "
                 "into another folder takes its IPA as given"
             )
 
-    def distances(self, x: Selection, y: Selection, column: str) -> Float64:
+    def distances(self, x: Selection, y: Selection, column: str) -> _Float64:
         """Phonetic distances of x (N) to y (M): (N, M) float64, NaN where the table has null."""
         found = np.full((len(x.ids), len(y.ids)), np.nan)
         filled = np.zeros(found.shape, bool)
@@ -130,9 +141,9 @@ class Sounds:
         return True
 
 
-def participants(
-    store: EmbeddingStore, sounds: Sounds, languages: Sequence[str] | None
-) -> tuple[list[Spoken], dict[str, int]]:
+def find_participants(
+    store: EmbeddingStore, phonetics: PhoneticsFolder, languages: str | Sequence[str] | None
+) -> tuple[list[Participants], dict[str, int]]:
     """Utterances of each language that take part, and how many do not, by reason.
 
     Those take part that are done, have language, group and IPA; of several recordings of a sentence in one language the
@@ -142,33 +153,32 @@ def participants(
     table = store.utterances
     seconds = np.asarray(table["seconds"].to_pylist(), np.float64)
     speakers = table["speaker"].to_pylist()
-    sounds.check_texts(dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)))
+    phonetics.check_texts(dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)))
     left_out = {"without IPA": 0, "further recordings of a sentence": 0}
-    spoken = []
+    found = []
     for side in find_sides(store, languages):
-        heard = [i for i, name in enumerate(side.ids) if name in sounds.segments]
-        left_out["without IPA"] += len(side.ids) - len(heard)
+        known = [i for i, name in enumerate(side.ids) if name in phonetics.segments]
+        left_out["without IPA"] += len(side.ids) - len(known)
         first: dict[str, int] = {}
-        for i in sorted(heard, key=lambda i: side.ids[i]):
+        for i in sorted(known, key=lambda i: side.ids[i]):
             first.setdefault(str(side.groups[i]), i)
-        left_out["further recordings of a sentence"] += len(heard) - len(first)
-        at = np.array([first[group] for group in sorted(first)], np.int64)
-        ids = [side.ids[i] for i in at]
-        spoken.append(
-            Spoken(
-                side.part(at),
-                seconds[side.indices[at]],
-                np.array([sounds.segments[name] for name in ids], np.int64),
-                _cells([speakers[i] for i in side.indices[at]]),
+        left_out["further recordings of a sentence"] += len(known) - len(first)
+        selection = side.part(np.array([first[group] for group in sorted(first)], np.int64))
+        found.append(
+            Participants(
+                selection,
+                seconds[selection.indices],
+                np.array([phonetics.segments[name] for name in selection.ids], np.int64),
+                _cells([speakers[i] for i in selection.indices]),
             )
         )
-    without = [s.side.language for s in spoken if not s.side.ids]
+    without = [p.language for p in found if not len(p.selection)]
     if without:
         raise InputError(
-            f"{sounds.folder}: holds IPA of no utterance in {', '.join(without)}; its ids must be the store's: "
+            f"{phonetics.folder}: holds IPA of no utterance in {', '.join(without)}; its ids must be the store's: "
             "run `voxstrata phonetics` on the store's corpus, or leave these languages out"
         )
-    return spoken, {reason: count for reason, count in left_out.items() if count}
+    return found, {reason: count for reason, count in left_out.items() if count}
 
 
 def _cells(speakers: Sequence[str | None]) -> npt.NDArray[np.int64]:
@@ -176,42 +186,3 @@ def _cells(speakers: Sequence[str | None]) -> npt.NDArray[np.int64]:
     names = sorted(name for name, held in Counter(speakers).items() if name is not None and held >= SMALLEST_CELL)
     number = {name: i for i, name in enumerate(names, start=1)}
     return np.array([number.get(name or "", 0) for name in speakers], np.int64)
-
-
-class States:
-    """Similarities of one output between languages, as stored or with means removed."""
-
-    def __init__(self, store: EmbeddingStore, output: str, similarity: str, kernel: Kernel) -> None:
-        self._store, self._output, self._similarity, self._kernel = store, output, similarity, kernel
-
-    def centres(self, spoken: Spoken) -> dict[int, npt.NDArray[np.float32]]:
-        """What is removed from each cell: the mean over its utterances' mean states, (d,) float32.
-
-        Speakers are cells within their language, so removing their mean removes the language's too; cell 0, of
-        utterances whose speaker is unknown or rare, takes the mean of all of the language.
-        """
-        means = self._store.pooled(self._output, spoken.side.indices).astype(np.float64)
-        return {
-            int(cell): (means if cell == 0 else means[spoken.cells == cell]).mean(axis=0).astype(np.float32)
-            for cell in np.unique(spoken.cells)
-        }
-
-    def load(self, spoken: Spoken, centres: Mapping[int, npt.NDArray[np.float32]]) -> dict[str, Ragged]:
-        """Rows of each utterance (pooled: one row), as stored and less the centre of its cell."""
-        if self._similarity == "pooled_cosine":
-            rows: npt.NDArray[np.floating] = self._store.pooled(self._output, spoken.side.indices)
-            offsets = np.arange(len(rows) + 1, dtype=np.int64)
-        else:
-            rows, offsets = self._store.ragged(self._output, spoken.side.indices)
-        away = np.repeat(np.stack([centres[int(cell)] for cell in spoken.cells]), np.diff(offsets), axis=0)
-        names = spoken.side.ids
-        return {RAW: Ragged(rows, offsets, names), CENTRED: Ragged(rows.astype(np.float32) - away, offsets, names)}
-
-    def compare(self, x: Ragged, y: Ragged) -> npt.NDArray[np.float32]:
-        """Similarity of every utterance of x (N) to every one of y (M), (N, M); the same both ways."""
-        try:
-            if self._similarity == "pooled_cosine":
-                return pooled_cosine(x.rows, y.rows, x.names, y.names)
-            return seqsim(x, y, self._kernel).f1
-        except InputError as error:
-            raise InputError(f"output {self._output}: {error}") from error
