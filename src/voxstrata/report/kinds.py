@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, as_stored, distinct
-from voxstrata.studies.retrieve.result import Retrieval
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,6 @@ def read(path: Path) -> pa.Table:
         ) from e
 
 
-def _retrieval(table: pa.Table, _: Path) -> list[TextTable]:
-    result = Retrieval(table)
-    return [*result.tables(), *result.stored()]
-
-
-def _align(_: pa.Table, folder: Path) -> list[TextTable]:
-    from voxstrata.studies.align.result import Alignment
-
-    result = Alignment.load(folder)
-    return [*result.tables(), *result.stored()]
-
-
 def _words(table: pa.Table, _: Path) -> list[TextTable]:
     whole = pc.equal(table["language_a"], "all")
     names = ["output", "similarity", "kind", "auc", "low", "high", "chance", "pairs", "random_pairs", "meanings"]
@@ -67,15 +54,6 @@ def _words(table: pa.Table, _: Path) -> list[TextTable]:
 
 
 KINDS = (
-    Kind(
-        "retrieve", "retrieval.parquet", "voxstrata_retrieval",
-        {"recall_by_layer.png": "Retrieval by output, with chance", "languages.png": "Retrieval by direction"},
-        (), _retrieval,
-    ),
-    Kind(
-        "align", "align.parquet", "voxstrata_align", {"align.png": "Controlled retrieval by output, with chance"},
-        (), _align,
-    ),
     Kind(
         "words", "words.parquet", "voxstrata_words", {"words.png": "AUC by output; chance is 0.5"},
         ("word_pairs.parquet",), _words,
