@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TRANSFORMERS5 := 5.23.0
+# A process for every core. Tests of one file stay together: they share what is slow to make.
+SPREAD := --numprocesses auto --dist loadfile
 
 .PHONY: demo test test-real test-transformers5 lint bench clean
 
@@ -10,13 +12,13 @@ demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table
 	$(BIN)/voxstrata demo -o demo
 
 test: .venv/dev.stamp  ## All tests that need no real weights or speech
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 test-real: .venv/dev.stamp  ## Tests on real weights and real speech, where ../shared/data has them
 	$(BIN)/python -m pytest -m real
 
 test-transformers5: .venv5/dev.stamp  ## The exporters' tests on transformers 5
-	.venv5/bin/python -m pytest tests/test_checkpoint.py tests/test_bad_checkpoint.py \
+	.venv5/bin/python -m pytest $(SPREAD) tests/test_checkpoint.py tests/test_bad_checkpoint.py \
 		tests/test_graph.py tests/test_log_mel.py tests/test_silence.py tests/test_export.py \
 		tests/test_early_exit.py tests/test_transcribe.py
 

@@ -22,7 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.engine import CudaEncoder, Device, Runtime
-from voxstrata.engine.measuring import made_up
+from voxstrata.engine.synthetic import made_up
 from voxstrata.exporters import ExportSpec, export, writing
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
 from voxstrata.exporters.pytorch import hidden_states

@@ -16,7 +16,8 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from voxstrata.audio.decode import decode
 from voxstrata.cli.console import aligned
 from voxstrata.corpus import read_corpus
-from voxstrata.early_exit.checkpoint import EarlyExit, narrowed, shortened
+from voxstrata.early_exit.checkpoint import narrowed, shortened
+from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.checkpoint import load_checkpoint
 from voxstrata.exporters.pytorch import hidden_states

@@ -50,10 +50,10 @@ from voxstrata.audio.decode import decode
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.engine import CudaEncoder, Device, Runtime, extract
 from voxstrata.engine.budget import EncoderSize, Work
-from voxstrata.engine.measuring import MIXES, made_up, write_made_up
 from voxstrata.engine.pipeline import batches
 from voxstrata.engine.planning import default_unit_megabytes
 from voxstrata.engine.runtime import available_threads
+from voxstrata.engine.synthetic import MIXES, made_up, write_made_up
 from voxstrata.store import StoreSpec, open_store
 
 EXTRACTING: Any = sys.modules["voxstrata.engine.extraction"]  # by name: the package's attribute is the function

@@ -29,7 +29,8 @@ from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.engine import Runtime
 from voxstrata.engine.budget import sgemm_rate
-from voxstrata.engine.measuring import MIXES, Throughput, measure
+from voxstrata.engine.measuring import Throughput, measure
+from voxstrata.engine.synthetic import MIXES
 from voxstrata.exporters import export
 
 # d_model, layers, heads, mel bins

@@ -27,7 +27,7 @@ from _seqsim_peers import PEERS
 
 from voxstrata import open_store
 from voxstrata.retrieval import Ragged
-from voxstrata.retrieval.kernels import choose
+from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.selection import select
 
 SHAPES = ((64, 200, 384), (16, 500, 1280))  # utterances per side, frames of each, d
@@ -75,7 +75,7 @@ def our_calls(x: Ragged, y: Ragged, errors: dict[str, float], rng: np.random.Gen
     calls: Calls = {}
     work = 2.0 * len(x.rows) * len(y.rows) * x.rows.shape[1]
     for name in ALLOWED:
-        kernel = choose(name)
+        kernel = choose_kernel(name)
         packed = kernel.pack(x), kernel.pack(y)
         errors[name + suffix] = largest_error(x, y, kernel.compare(*packed), rng)
         calls[name + suffix] = (work, lambda kernel=kernel, packed=packed: kernel.compare(*packed))

@@ -25,8 +25,9 @@ import numpy as np
 from _common import Table, environment, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 
-from voxstrata.retrieval.all_pairs import Progress, similarity
-from voxstrata.retrieval.kernels import choose
+from voxstrata.base.progress import Progress, Reporter
+from voxstrata.retrieval.all_pairs import similarity
+from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.selection import select
 from voxstrata.store import open_store
 
@@ -50,13 +51,14 @@ def child(store: str, folder: str, kernel: str, tile_frames: str, seconds: str) 
     pairs = 0
     tenth = compared = 0.0  # peaks
 
-    def progress(p: Progress) -> None:
-        nonlocal pairs, tenth, compared
-        pairs, compared = p.pairs, peak_mib()
-        if not tenth and p.frame_pairs >= p.frame_pairs_total / 10:
-            tenth = compared
-        if time.perf_counter() - begin > float(seconds):
-            raise Enough
+    class Peaks(Reporter):
+        def progress(self, progress: Progress) -> None:
+            nonlocal pairs, tenth, compared
+            pairs, compared = progress.done, peak_mib()
+            if not tenth and progress.share >= 1 / 10:
+                tenth = compared
+            if time.perf_counter() - begin > float(seconds):
+                raise Enough
 
     whole = True
     try:
@@ -65,9 +67,9 @@ def child(store: str, folder: str, kernel: str, tile_frames: str, seconds: str) 
             None,
             OUTPUT,
             folder,
-            kernel=choose(kernel),
+            kernel=choose_kernel(kernel),
             tile_frames=int(tile_frames) or None,
-            progress=progress,
+            reporter=Peaks(),
         )
     except Enough:
         whole = False
@@ -78,7 +80,7 @@ def child(store: str, folder: str, kernel: str, tile_frames: str, seconds: str) 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--threads", type=int, default=2, help="cores and threads")
-    p.add_argument("--kernel", default=choose().name, help="how pairs are computed")
+    p.add_argument("--kernel", default=choose_kernel().name, help="how pairs are computed")
     p.add_argument("--utterances", type=int, nargs="+", default=[1000, 4000, 20_000], help="of the stand-ins")
     p.add_argument("--seconds", type=float, default=120, help="after which the real shape is stopped")
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from _common import Table, environment, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 
-from voxstrata.retrieval.kernels import choose
+from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.store import open_store
 
 ALLOWED_SHARE = 0.90
@@ -47,7 +47,7 @@ def worst_error(store: Path, folder: Path) -> float:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--threads", type=int, default=2, help="cores and threads")
-    p.add_argument("--kernel", default=choose().name, help="how pairs are computed")
+    p.add_argument("--kernel", default=choose_kernel().name, help="how pairs are computed")
     p.add_argument("--utterances", type=int, default=1000, help="per side")
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
     args = p.parse_args()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from voxstrata.engine.measuring import Record, Throughput
-from voxstrata.studies.drift.measure import DriftReport, DriftRow
+from voxstrata.studies.drift.result import DRIFT_SCHEMA, Drift
 from voxstrata.studies.words.result import WordComparison
 from voxstrata.studies.words.table import WORDS_SCHEMA
 
@@ -37,9 +37,9 @@ def write_words(folder: Path) -> None:
 def write_exits(folder: Path) -> None:
     """Three exits heard 12 sentences; exit 1 is best on the development part, the whole encoder on the test part."""
     pytest.importorskip("jiwer")
-    from voxstrata.early_exit.rates import Rates, choose, rates_table
+    from voxstrata.early_exit.rates import Rates
     from voxstrata.early_exit.scoring import Scoring
-    from voxstrata.early_exit.text import write_results
+    from voxstrata.early_exit.sweeping import early_exits
 
     wrong = {("dev", 0): 7, ("dev", 1): 1, ("dev", 2): 3, ("test", 0): 8, ("test", 1): 5, ("test", 2): 2}
     rows = [
@@ -55,20 +55,23 @@ def write_exits(folder: Path) -> None:
     about = {"checkpoint": "made-up", "revision": None, "weights_sha256": "2" * 64, "layers": 2, "corpus": "c",
              "utterances": 12, "decoding": {"task": "transcribe", "max_new_tokens": 9}, "scoring": scoring.to_dict(),
              "notes": [], "failures": {}, "tools": {}}  # fmt: skip
-    rates = rates_table([("dev", dev), ("test", test)])
-    write_results(folder, "made-up", table, rates, choose(dev, test), about)
+    early_exits(table, dev, test, about).save(folder)
 
 
-def write_drift(path: Path) -> None:
-    rows = tuple(
-        DriftRow(mode, output, 0.9876543210123, 0.9, "en-3", {"seqsim_f1": 0.25}, {"seqsim_f1": -1 / 3})
-        for mode in ("bucketed", "trimmed")
-        for output in ("layer_00", "final")
-    )
-    speed = {"bucketed": 5.94, "trimmed": 6.22}
-    report = DriftReport("made-up", 8, 0, {}, 33.3, {"padded": 9.0, "bucketed": 2.0, "trimmed": 1.5}, speed, rows,
-                         {"final": {"seqsim_f1": 0.5}}, (7, 8), 0.13, None)  # fmt: skip
-    path.write_text(json.dumps(report.to_dict()), encoding="utf-8")
+def write_drift(folder: Path) -> None:
+    figures = {"cosine": 0.9876543210123, "worst": 0.9, "worst_id": "en-3"}
+    recall = {"seqsim_f1_recall": 0.25, "seqsim_f1_change": -1 / 3, "pooled_cosine_recall": 0.5,
+              "pooled_cosine_change": 0.125}  # fmt: skip
+    rows = [
+        {"mode": mode, "output": output, **figures, **recall}
+        for mode in ("bucketed", "trimmed") for output in ("layer_00", "final")
+    ]  # fmt: skip
+    settings = {"checkpoint": "made-up", "weights_sha256": "4" * 64, "clips": 8, "failed": 0, "failures": {},
+                "audio_seconds": 33.3, "seconds": {"padded": 9.0, "bucketed": 2.0, "trimmed": 1.5},
+                "speed": {"bucketed": 5.94, "trimmed": 6.22}, "candidates": [7, 8], "chance": 0.13,
+                "no_retrieval": None}  # fmt: skip
+    table = pa.Table.from_pylist(rows, DRIFT_SCHEMA)
+    Drift(table.replace_schema_metadata({Drift.key: json.dumps(settings)})).save(folder)
 
 
 def write_bench(path: Path) -> None:

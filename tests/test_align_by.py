@@ -14,7 +14,7 @@ from test_cli import run
 from voxstrata import read_corpus
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.align.measure import AlignOptions, align
-from voxstrata.studies.phonetics.measure import DISTANCES, IPA, measure_phonetics
+from voxstrata.studies.phonetics.measure import measure_phonetics
 from voxstrata.studies.phonetics.pairs import NEIGHBOURS
 
 pytest.importorskip("panphon")
@@ -53,9 +53,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddingStore, Pat
 
 def loop(store: EmbeddingStore, folder: Path, by: str, source: str, target: str) -> dict[str, tuple[float, int]]:
     """recall@1 and pool size of one direction: whole pools, unlike pairs, closest-sounding; and the phonemes alone."""
-    rows = pq.read_table(folder / DISTANCES).to_pylist()
+    rows = pq.read_table(folder / "distances.parquet").to_pylist()
     table = {(r["source"], r["target"]): r for r in rows} | {(r["target"], r["source"]): r for r in rows}
-    segments = {r["id"]: r["segments"] for r in pq.read_table(folder / IPA).to_pylist()}
+    segments = {r["id"]: r["segments"] for r in pq.read_table(folder / "ipa.parquet").to_pylist()}
     names = {language: [f"{language}{g:02d}" for g in range(GROUPS)] for language in (source, target)}
     column = "word_distance" if by == "word" else "distance"
     distance, whole = (

@@ -239,7 +239,10 @@ def test_drift_measures_8_bits_against_another_export(
     corpus = read_corpus(make_corpus({"en/a": 29.5}))  # a full window: no silence cache, whose drift would come between
     int8, whole = open_model(int8_model), open_model(tiny_model)
     drifts = {
-        against: {(r.mode, r.output): r.cosine for r in measure_drift(corpus, model, against=reference).rows}
+        against: {
+            (r["mode"], r["output"]): r["cosine"]
+            for r in measure_drift(corpus, model, against=reference).table.to_pylist()
+        }
         for against, model, reference in (("itself", whole, None), ("float32", int8, whole))
     }
     at = ("bucketed", "layer_01")

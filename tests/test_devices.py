@@ -11,6 +11,7 @@ from voxstrata import Context, Device, InputError, open_model
 from voxstrata.base.errors import UsageError
 from voxstrata.encoders.card import CACHED, ENCODER
 from voxstrata.engine import CpuEncoder, CudaEncoder, Runtime
+from voxstrata.engine.runtime import DEFAULT_TOKENS
 from voxstrata.store import StoreSpec
 
 
@@ -60,3 +61,10 @@ def test_a_device_that_cannot_start_is_an_error_not_another_device(
 def test_the_encoder_of_cpus_names_the_one_of_gpus(tiny_model: Path, kind: str) -> None:
     with pytest.raises(UsageError, match=f"for {kind} use CudaEncoder"):
         CpuEncoder(open_model(tiny_model), runtime=Runtime(Device(kind)))
+
+
+def test_a_runtime_takes_all_cores_and_what_suits_its_device_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert (Runtime().thread_count, Runtime().batch_tokens, Runtime().device) == (3, DEFAULT_TOKENS["cpu"], Device())
+    assert Runtime(Device("cuda")).batch_tokens == DEFAULT_TOKENS["cuda"] > DEFAULT_TOKENS["cpu"]
+    assert (Runtime(threads=7, tokens=90).thread_count, Runtime(threads=7, tokens=90).batch_tokens) == (7, 90)

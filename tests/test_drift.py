@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 import soundfile
 from conftest import sound
+from test_cli import run
 
-from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
-from voxstrata.cli import main
+from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus, retrieve
 from voxstrata.corpus import Corpus
 from voxstrata.store import StoreSpec
 from voxstrata.studies.drift.measure import measure_drift, sample
+from voxstrata.studies.drift.result import Drift
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:
-    report = measure_drift(corpus, open_model(tiny_model), clips=None)
-    assert report.clips == 8
-    assert report.candidates == (4, 4)
-    assert report.chance == pytest.approx(1 / 4)
+    drift = measure_drift(corpus, open_model(tiny_model), clips=None)
+    assert drift.settings["clips"] == 8
+    assert drift.settings["candidates"] == [4, 4]
+    assert drift.settings["chance"] == pytest.approx(1 / 4)
+    by_key = {(r["mode"], r["output"]): r for r in drift.table.to_pylist()}
     for mode in ("padded", "trimmed"):
         extract(corpus, tiny_model, tmp_path / f"{mode}.zarr", StoreSpec(dtype="float32", context=Context(mode)))
     a, b = open_store(tmp_path / "padded.zarr"), open_store(tmp_path / "trimmed.zarr")
@@ -45,23 +47,55 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
             x, y = a.frames(i, output).astype(np.float64), b.frames(i, output).astype(np.float64)
             per_utterance[i] = [p @ q / np.sqrt((p @ p) * (q @ q)) for p, q in zip(x, y, strict=True)]
         means = {i: float(np.mean(c)) for i, c in per_utterance.items()}
-        (row,) = [r for r in report.rows if (r.mode, r.output) == ("trimmed", output)]
-        assert row.cosine == pytest.approx(float(np.mean(np.concatenate(list(per_utterance.values())))), abs=1e-6)
-        assert row.worst == pytest.approx(min(means.values()), abs=1e-6)
-        assert means[row.worst_id] == pytest.approx(row.worst, abs=1e-6)
-        for similarity, value in row.recall.items():
-            assert row.change[similarity] == pytest.approx(value - report.recall_padded[output][similarity])
-    closest = {m: min(r.cosine for r in report.rows if r.mode == m) for m in ("bucketed", "trimmed")}
+        row, padded = by_key["trimmed", output], by_key["padded", output]
+        assert row["cosine"] == pytest.approx(float(np.mean(np.concatenate(list(per_utterance.values())))), abs=1e-6)
+        assert row["worst"] == pytest.approx(min(means.values()), abs=1e-6)
+        assert means[row["worst_id"]] == pytest.approx(row["worst"], abs=1e-6)
+        assert (padded["cosine"], padded["worst"], padded["seqsim_f1_change"]) == (None, None, None)
+        for similarity in ("seqsim_f1", "pooled_cosine"):
+            change = row[f"{similarity}_recall"] - padded[f"{similarity}_recall"]
+            assert row[f"{similarity}_change"] == pytest.approx(change)
+    rows = retrieve(b, similarities=["seqsim_f1"], scores=["raw"], ks=[1], bootstrap=0).to_pylist()
+    (mean,) = [r["value"] for r in rows if (r["source"], r["output"], r["metric"]) == ("mean", "final", "recall@1")]
+    assert by_key["trimmed", "final"]["seqsim_f1_recall"] == pytest.approx(mean)
+    closest = {m: min(r["cosine"] for (of, _), r in by_key.items() if of == m) for m in ("bucketed", "trimmed")}
     assert closest["bucketed"] > closest["trimmed"]  # what the cache is for
 
 
 def test_a_corpus_without_translations_says_so_and_still_measures(corpus: Corpus, tiny_model: Path) -> None:
     table = corpus.table.set_column(3, "group", pa.nulls(len(corpus), pa.string()))
-    report = measure_drift(Corpus(corpus.root, table), open_model(tiny_model), outputs="final", clips=None)
-    assert report.candidates is None
-    assert report.no_retrieval
-    assert all(r.recall == {} for r in report.rows)
-    assert all(0 < r.cosine <= 1 + 1e-9 for r in report.rows)
+    drift = measure_drift(Corpus(corpus.root, table), open_model(tiny_model), outputs="final", clips=None)
+    assert drift.settings["candidates"] is None
+    assert f"No retrieval: {drift.settings['no_retrieval']}" in drift.to_markdown()
+    rows = drift.table.to_pylist()
+    assert [r["mode"] for r in rows] == ["padded", "bucketed", "trimmed"]
+    assert all(r["seqsim_f1_recall"] is None for r in rows)
+    assert all(0 < r["cosine"] <= 1 + 1e-9 for r in rows[1:])
+
+
+def test_a_saved_result_comes_back_and_shows_what_was_measured(
+    corpus: Corpus, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    manifest, out = corpus.root / "m.tsv", tmp_path / "out"
+    assert run("drift", manifest, tiny_model, "--outputs", "layer_02,final", "--clips", "0", "-o", out) == 0
+    printed = capsys.readouterr().out
+    drift = Drift.load(out)
+    for row in drift.table.to_pylist()[2:]:
+        shown = re.search(rf"^{row['mode']} +{row['output']} +(\S+) +(\S+) +(\S+) +(\S+) \((\S+)\)", printed, re.M)
+        assert shown is not None
+        cosine, worst, name, recall, change = shown.groups()
+        assert (float(cosine), float(worst)) == pytest.approx((row["cosine"], row["worst"]), abs=6e-5)
+        assert name == row["worst_id"]
+        expected = (100 * row["seqsim_f1_recall"], 100 * row["seqsim_f1_change"])
+        assert (float(recall), float(change)) == pytest.approx(expected, abs=0.06)
+    speed = drift.settings["seconds"]["padded"] / drift.settings["seconds"]["trimmed"]
+    assert f"trimmed {speed:.2f} ×" in printed
+    assert "pool of 4, chance 25.00 %" in printed
+    assert (out / "drift.md").read_text(encoding="utf-8") == drift.to_markdown()
+    assert (out / "drift.png").read_bytes().startswith(b"\x89PNG")
+    assert run("drift", manifest, tiny_model, "-o", corpus.root) == 3
+    assert "holds something else" in capsys.readouterr().err
 
 
 def test_a_sample_takes_whole_groups_whatever_the_order(corpus: Corpus) -> None:
@@ -78,9 +112,9 @@ def test_an_unreadable_recording_is_counted_and_left_out(tiny_model: Path, tmp_p
     (tmp_path / "bad.wav").write_bytes(b"RIFF")
     for i in range(2):
         soundfile.write(tmp_path / f"good{i}.wav", sound(0.5, i), 16_000)
-    report = measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")
-    assert (report.clips, report.failed, report.audio_seconds) == (2, 1, 1.0)
-    assert list(report.failures) == ["bad"]
+    drift = measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")
+    assert [drift.settings[name] for name in ("clips", "failed", "audio_seconds")] == [2, 1, 1.0]
+    assert list(drift.failures) == ["bad"]
     (tmp_path / "good0.wav").unlink()
     (tmp_path / "good1.wav").unlink()
     with pytest.raises(InputError, match=r"bad\.wav"):
@@ -99,15 +133,11 @@ def test_the_command_exits_4_and_names_what_failed(
 ) -> None:
     root = make_corpus({"a": 0.5, "b": 0.7})
 
-    def run() -> int:
-        with pytest.raises(SystemExit) as e:
-            main.main(["drift", str(root), str(tiny_model), "--outputs", "final"], prog_name="voxstrata")
-        return int(e.value.code or 0)
-
-    assert run() == 0
+    command = ("drift", root, tiny_model, "--outputs", "final")
+    assert run(*command) == 0
     assert capsys.readouterr().err == ""
     (root / "bad.wav").write_bytes(b"not audio at all")
-    assert run() == 4
+    assert run(*command) == 4
     out, err = capsys.readouterr()
     assert "2 recordings" in out
     assert re.search(r"failed recordings: 1\n  bad: bad\.wav: not audio", err)

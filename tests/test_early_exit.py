@@ -23,7 +23,8 @@ from transformers import (  # noqa: E402
 )
 
 from voxstrata.base.errors import InputError, UsageError  # noqa: E402
-from voxstrata.early_exit.checkpoint import EarlyExit, load_transcriber, narrowed, write_early_exit  # noqa: E402
+from voxstrata.early_exit.checkpoint import load_transcriber, narrowed, write_early_exit  # noqa: E402
+from voxstrata.early_exit.exits import EarlyExit  # noqa: E402
 from voxstrata.early_exit.fold_norm import fold_away_final_norm  # noqa: E402
 
 EXITS = [EarlyExit(k, norm) for k in range(4) for norm in (True, False)]

@@ -16,12 +16,14 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval import Ragged, seqsim
 from voxstrata.store import EmbeddingStore, StoreSpec
 from voxstrata.studies.explain import measure as explain_module
-from voxstrata.studies.explain.measure import Word, match_frames, maxima_table, read_words, word_at
+from voxstrata.studies.explain.measure import explain, match_frames, read_words, word_at
+from voxstrata.studies.explain.result import Explanation
 
 pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
 from matplotlib.figure import Figure
 
 from voxstrata.studies.explain.figures import _apart
+from voxstrata.studies.explain.matches import Word
 
 D = 8
 
@@ -54,9 +56,13 @@ def test_swapping_the_utterances_swaps_precision_and_recall(store: EmbeddingStor
     assert (there.precision, there.recall) == pytest.approx((back.recall, back.precision), abs=1e-6)
 
 
-def test_what_is_said_twice_is_found_at_its_time_with_its_word(store: EmbeddingStore) -> None:
-    words = {"a": [Word("door", 0.4, 0.6)], "b": [Word("puerta", 1.2, 1.4)]}
-    table = maxima_table(store, "a", "b", match_frames(store, "a", "b"), words).to_pylist()
+def write_timings(folder: Path) -> Path:
+    (folder / "t.tsv").write_text("id\tword\tbegin\tend\na\tdoor\t0.4\t0.6\nb\tpuerta\t1.2\t1.4\n", encoding="utf-8")
+    return folder / "t.tsv"
+
+
+def test_what_is_said_twice_is_found_at_its_time_with_its_word(store: EmbeddingStore, tmp_path: Path) -> None:
+    table = explain(store, "a", "b", words=write_timings(tmp_path)).maxima.to_pylist()
     assert len(table) == 50 + 75
     said = [row for row in table if row["id"] == "a" and row["word"] == "door"]
     assert [row["frame"] for row in said] == list(range(20, 30))
@@ -73,7 +79,7 @@ def test_stored_means_of_frames_have_their_own_seconds(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     utterances = {name: Utterance(rng.standard_normal((6, D)).astype(np.float32)) for name in "ab"}
     store = make_store(tmp_path / "s.zarr", utterances, spec=StoreSpec(("final",), dtype="float32", every=4))
-    table = maxima_table(store, "a", "b", match_frames(store, "a", "b"), {})
+    table = explain(store, "a", "b").maxima
     np.testing.assert_allclose(table["seconds"].to_numpy()[:6], [0.04, 0.12, 0.20, 0.28, 0.36, 0.44])
 
 
@@ -149,15 +155,15 @@ def test_the_command_draws_seconds_and_words_and_writes_what_it_prints(
         save(self, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", spy)
-    (tmp_path / "t.tsv").write_text("id\tword\tbegin\tend\na\tdoor\t0.4\t0.6\nb\tpuerta\t1.2\t1.4\n", encoding="utf-8")
-    args = ("explain", store.files.root, "a", "b", "--output", "final", "--words", tmp_path / "t.tsv")
+    args = ("explain", store.files.root, "a", "b", "--outputs", "final", "--words", write_timings(tmp_path))
     assert run(*args, "-o", tmp_path / "why") == 0
     out, err = capsys.readouterr()
     (match,) = match_frames(store, "a", "b")
     row = pq.read_table(tmp_path / "why" / "explain.parquet")
     assert row["f1"].to_pylist() == [match.f1]
-    assert f"{match.f1:.3f}" in out
-    assert "P: mean over the frames of a" in out
+    assert f"{match.f1:#.4g}" in out
+    assert "precision: mean over the frames of a" in out
+    assert "a = a (en, 1.00 s)\nb = b (en, 1.50 s)\n" in out
     assert err == ""
     assert json.loads(row.schema.metadata[b"voxstrata"])["plan"] == store.about["plan"]
     with np.load(tmp_path / "why" / "explain.npz") as stored:
@@ -172,6 +178,21 @@ def test_the_command_draws_seconds_and_words_and_writes_what_it_prints(
     texts = {text.get_text() for text in drawn[0].findobj(lambda artist: hasattr(artist, "get_text"))}
     assert {"door", "puerta"} <= texts
     assert (tmp_path / "why" / "explain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_saved_result_comes_back_with_its_picture(store: EmbeddingStore, tmp_path: Path) -> None:
+    measured = explain(store, "a", "b", words=write_timings(tmp_path))
+    measured.save(tmp_path / "why")
+    loaded = Explanation.load(tmp_path / "why")
+    assert repr(loaded) == repr(measured)
+    assert loaded.to_markdown() == (tmp_path / "why" / "explain.md").read_text(encoding="utf-8")
+    loaded.save(tmp_path / "again")
+    for name in ("explain.png", "explain.parquet", "maxima.parquet", "explain.npz"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "why" / name).read_bytes(), name
+    (tmp_path / "why" / "explain.npz").unlink()  # it may be large
+    assert Explanation.load(tmp_path / "why").table == measured.table
+    with pytest.raises(InputError, match="holds something else"):
+        measured.save(tmp_path)
 
 
 def test_json_alone_goes_to_standard_output(

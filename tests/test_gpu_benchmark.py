@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 from voxstrata.engine import Device
-from voxstrata.engine.measuring import made_up
+from voxstrata.engine.synthetic import made_up
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.retrieval.kernels import choose, fixed_point, int16
+from voxstrata.retrieval.kernels import choose_kernel, fixed_point, int16
 from voxstrata.retrieval.kernels.base import Kernel, Packed, runs
 from voxstrata.retrieval.kernels.int16 import Int16
 from voxstrata.retrieval.ragged import Ragged
@@ -79,22 +79,22 @@ def two_sides(draw: st.DrawFn) -> tuple[Utterances, Utterances]:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(two_sides())
 def test_every_kernel_equals_a_float64_loop(name: str, bar: float, sides: tuple[Utterances, Utterances]) -> None:
-    assert_equals_loop(choose(name), *sides, bar)
+    assert_equals_loop(choose_kernel(name), *sides, bar)
 
 
 @both
 def test_utterances_from_one_frame_to_longer_than_a_block(name: str, bar: float) -> None:
-    assert_equals_loop(choose(name), noise([1500, 1, 700], 1280, 1), noise([2, 1500, 40], 1280, 2), bar)
+    assert_equals_loop(choose_kernel(name), noise([1500, 1, 700], 1280, 1), noise([2, 1500, 40], 1280, 2), bar)
     lengths = [30, 1, 5000, 16, 17]  # 5000 frames are more than a block of either kernel
-    assert_equals_loop(choose(name), noise(lengths, 24, 3), noise(lengths[::-1], 24, 4), bar)
+    assert_equals_loop(choose_kernel(name), noise(lengths, 24, 3), noise(lengths[::-1], 24, 4), bar)
 
 
 @both
 def test_all_negative_cosines_are_not_lifted_to_zero(name: str, bar: float) -> None:
     x, y = (np.abs(side[0]) + 0.1 for side in (noise([40], 20, 1), noise([30], 20, 2)))
-    for matrix in compare(choose(name), [x], [-y]):
+    for matrix in compare(choose_kernel(name), [x], [-y]):
         assert matrix.item() < -0.1
-    assert_equals_loop(choose(name), [x, x[:1]], [-y, -y[:1]], bar)
+    assert_equals_loop(choose_kernel(name), [x, x[:1]], [-y, -y[:1]], bar)
 
 
 @both
@@ -103,12 +103,12 @@ def test_frames_without_direction_are_refused_by_utterance_and_frame(name: str, 
         xs = noise([5, 4], 6, 0)
         xs[1][2] = value
         with pytest.raises(InputError, match=r"utterance 'b': frame 2 is zero, NaN or infinite"):
-            choose(name).pack(Ragged.from_list(xs, ["a", "b"]))
+            choose_kernel(name).pack(Ragged.from_list(xs, ["a", "b"]))
 
 
 @both
 def test_the_same_call_gives_the_same_bits_also_beside_others(name: str, bar: float) -> None:
-    kernel = choose(name)
+    kernel = choose_kernel(name)
     x, y = (kernel.pack(Ragged.from_list(noise([300, 20, 500, 1, 64], 50, seed))) for seed in (1, 2))
     expected = kernel.compare(x, y)
     with ThreadPoolExecutor(6) as pool:
@@ -118,7 +118,7 @@ def test_the_same_call_gives_the_same_bits_also_beside_others(name: str, bar: fl
 
 @both
 def test_parts_of_a_set_give_what_the_whole_gives(name: str, bar: float) -> None:
-    kernel = choose(name)
+    kernel = choose_kernel(name)
     xs, ys = (noise([300, 20, 500, 1, 64, 33, 90], 50, seed) for seed in (1, 2))
     x, y = (kernel.pack(Ragged.from_list(side)) for side in (xs, ys))
     whole = kernel.compare(x, y)
@@ -143,7 +143,7 @@ def test_fixed_point_gives_the_same_bits_however_it_is_cut(monkeypatch: pytest.M
 @both
 def test_frames_that_repeat_throughout_are_within_the_bar(name: str, bar: float) -> None:
     """Their rounding errors do not average out, whatever the number of frames: 1.25e-5 is their standard deviation."""
-    kernel, rng = choose(name), np.random.default_rng(0)
+    kernel, rng = choose_kernel(name), np.random.default_rng(0)
     xs, ys = ([np.repeat(rng.standard_normal((1, 300)), 200, axis=0) for _ in range(24)] for _ in range(2))
     nearly = [x.copy() for x in xs[:8]]
     for x in nearly:  # sixteen kinds of frame, but nearly all of one
@@ -167,7 +167,7 @@ def test_effective_frames_count_repeated_ones_less() -> None:
 
 @both
 def test_some_pairs_are_as_in_the_whole(name: str, bar: float) -> None:
-    kernel = choose(name)
+    kernel = choose_kernel(name)
     xs, ys = (noise([300, 20, 500, 1, 64, 33, 90, 2500], 50, seed) for seed in (1, 2))
     x, y = (kernel.pack(Ragged.from_list(side)) for side in (xs, ys))
     whole = kernel.compare(x, y)
@@ -196,7 +196,7 @@ def test_nearly_equal_frames_are_within_the_bar() -> None:
 def test_bfloat16_rows_are_taken_as_they_are(name: str, bar: float) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     xs, ys = ([u.astype(ml_dtypes.bfloat16) for u in noise([40, 1, 17], 33, seed)] for seed in (1, 2))
-    assert_equals_loop(choose(name), xs, ys, bar)
+    assert_equals_loop(choose_kernel(name), xs, ys, bar)
 
 
 def test_runs_hold_whole_utterances_within_both_bounds() -> None:
@@ -284,14 +284,14 @@ def test_narrow_registers_give_the_same_bits() -> None:
 
 
 def test_the_kernel_is_chosen_by_name_or_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose("float32").name == "float32"
-    assert choose().name == ("int16" if fixed_point.available() else "float32")
+    assert choose_kernel("float32").name == "float32"
+    assert choose_kernel().name == ("int16" if fixed_point.available() else "float32")
     with pytest.raises(UsageError, match=r"unknown kernel 'float64'; known: int16, float32, triton"):
-        choose("float64")
+        choose_kernel("float64")
     monkeypatch.setattr(fixed_point, "_features", lambda: frozenset({"sse2"}))
-    assert choose().name == "float32"
+    assert choose_kernel().name == "float32"
     with pytest.raises(UsageError, match="int16 needs a CPU with AVX2; take float32"):
-        choose("int16")
+        choose_kernel("int16")
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     with pytest.raises(UsageError, match="NUMBA_DISABLE_JIT turns off; unset it"):
-        choose("float32")
+        choose_kernel("float32")

@@ -1,27 +1,27 @@
-"""Rooms: each has one floor, imports run downward only, and what CONTRIBUTING and the docs say of them is true."""
+"""Rooms: each has one floor, imports run downward only, and what CONTRIBUTING and docs/architecture.md say is true."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "voxstrata"
-# From the ground up. A room imports rooms of lower floors alone; rooms on one floor know nothing of each other.
-FLOORS = [
-    {"base"},
-    {"encoders"},
-    {"audio"},
-    {"corpus"},
-    {"store", "exporters"},
-    {"retrieval", "engine"},
-    {"evaluation", "phonology"},
-    {"studies", "early_exit"},
-    {"report"},
-    {"demo"},
-    {"cli"},
-]
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "voxstrata"
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+
+
+def _floors() -> list[list[str]]:
+    """The rooms as the picture in the docs stacks them, from the ground up."""
+    picture = re.search(r"^```rooms\n(.*?)^```", PAGES[1].read_text(encoding="utf-8"), re.M | re.S)
+    assert picture, "docs/architecture.md shows no rooms"
+    return [line.split() for line in reversed(picture[1].splitlines())]
+
+
+# A room imports rooms of lower floors alone; rooms on one floor know nothing of each other.
+FLOORS = _floors()
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 # A study is a room of its own. Of these one may look into another: what align holds against is what phonetics measured.
 STUDIES = {"retrieve", "align", "phonetics", "words", "explain", "drift"}
@@ -74,3 +74,15 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 
     for name in names:
         visit(name, ())
+
+
+def test_the_table_of_rooms_names_each_once() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", PAGES[1].read_text(encoding="utf-8"), re.M)
+    assert sorted(rows) == sorted(FLOOR)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_the_pages_name_exist(page: Path) -> None:
+    named = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []

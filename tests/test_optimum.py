@@ -22,7 +22,8 @@ from optimum.onnxruntime import ORTModelForCustomTasks, ORTModelForSpeechSeq2Seq
 from optimum.utils import DummyAudioInputGenerator, NormalizedConfig  # noqa: E402
 from transformers import WhisperForConditionalGeneration  # noqa: E402
 
-from voxstrata.early_exit.checkpoint import EarlyExit, write_early_exit  # noqa: E402
+from voxstrata.early_exit.checkpoint import write_early_exit  # noqa: E402
+from voxstrata.early_exit.exits import EarlyExit  # noqa: E402
 from voxstrata.exporters.checkpoint import load_checkpoint  # noqa: E402
 from voxstrata.exporters.pytorch import hidden_states  # noqa: E402
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 from test_cli import run
 
 from voxstrata import InputError, UsageError, read_corpus
-from voxstrata.report.kinds import KINDS
-from voxstrata.studies.phonetics.measure import KEY, measure_phonetics
+from voxstrata.studies.phonetics.measure import measure_phonetics
 from voxstrata.studies.phonetics.pairs import NEIGHBOURS, quantiles
+from voxstrata.studies.phonetics.result import Phonetics
 
 panphon_distance = pytest.importorskip("panphon.distance")
 pytest.importorskip("phonemizer")
@@ -72,7 +73,7 @@ def test_tables_hold_panphons_distances_and_the_ranks_of_a_plain_loop(tmp_path: 
     (banana,) = [row for row in pairs.to_pylist() if row["source"] == "en_banana"]
     assert banana["source_word"] == ipa["en_banana"]["ipa"].split()[1]  # the word that both sentences share
     assert banana["target_word"] == ipa["es_banana"]["ipa"].split()[1]
-    settings = json.loads(pairs.schema.metadata[KEY.encode()])
+    settings = json.loads(pairs.schema.metadata[b"voxstrata_phonetics"])
     assert settings["normalize"] == "longer"
     assert settings["voices"] == {"en": "en-us", "es": "es"}
     assert settings["tools"]["espeak-ng"].startswith("1.")
@@ -109,15 +110,34 @@ def test_quantiles_count_ties_half_and_can_be_among_those_of_like_length() -> No
     assert np.isnan(plain[~same]).all()
 
 
-def test_the_report_shows_what_the_command_prints(tmp_path: Path) -> None:
-    report = measure_phonetics(read_corpus(manifest(tmp_path, sentences())), tmp_path / "out")
-    (kind,) = [kind for kind in KINDS if kind.command == "phonetics"]
-    table = kind.tables(pq.read_table(tmp_path / "out" / kind.file), tmp_path / "out")[0]
-    for row, d in zip(table.rows, report.directions, strict=True):
-        shown = dict(zip(table.header, row, strict=True))
-        assert (shown["direction"], shown["pairs"], shown["pool"]) == (f"{d.source} → {d.target}", 4, "4")
-        figures = (d.distance, d.quantile, d.like_length, d.closest, d.chance, d.word_quantile, d.word_closest)
-        assert list(shown.values())[3:] == pytest.approx(figures)
+def test_a_saved_result_comes_back_and_its_table_holds_the_figures_of_plain_loops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, sentences(en_rain={"text": "..."}, es_hotel={"text": ""}))
+    assert run("phonetics", path, "-o", tmp_path / "out") == 4
+    printed = capsys.readouterr().out
+    result = Phonetics.load(tmp_path / "out")
+    assert sorted(result.left_out) == ["en_rain", "es_hotel"]
+    assert result.settings["left_out"] == 2
+    distances = pq.read_table(result.distances).to_pylist()
+    others = np.mean([row["distance"] for row in distances if not row["translation"]])
+    rows = result.table.to_pylist()
+    for shown in result.tables()[0].rows:
+        mine = [row for row in rows if f"{row['source_language']} → {row['target_language']}" == shown[0]]
+        assert shown[1:3] == [len(mine), "3"]
+        expected = [
+            np.mean([row["distance"] for row in mine]), others, np.median([row["quantile"] for row in mine]),
+            np.median([row["quantile_like_length"] for row in mine]), np.mean([row["rank"] == 1 for row in mine]),
+            1 / 3,
+            np.median([row["word_quantile"] for row in mine]), np.mean([row["word_rank"] == 1 for row in mine]),
+        ]  # fmt: skip
+        assert shown[3:] == pytest.approx(expected)
+        assert re.search(rf"^{shown[0]} +{len(mine)} +3 +{shown[3]:.4f}", printed, re.M)
+    result.save(tmp_path / "copy")
+    for name in ("phonetics.parquet", "ipa.parquet", "distances.parquet", "phonetics.md"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+    assert run("phonetics", path, "-o", tmp_path) == 3
+    assert "holds something else" in capsys.readouterr().err
 
 
 def test_some_missing_texts_cost_those_utterances_alone_and_exit_with_4(

@@ -47,7 +47,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     align(planted.store, planted.phonetics, options=options).save(root / "deep" / "aligned")
     write_words(root / "words")
     write_exits(root / "exits")
-    write_drift(root / "drift.json")
+    write_drift(root / "drift")
     write_bench(root / "bench.json")
     sides = ("--outputs", "final", "--x", "en", "--y", "es")
     assert run("similarity", root / "speech.zarr", *sides, "-o", root / "en-es") == 0
@@ -84,13 +84,13 @@ def stored(path: Path) -> list[dict[str, Any]]:
 class TestNumbers:
     def test_all_results_are_found(self, page: Page, study: Path) -> None:
         assert [name for name in page.sections if name] == [
-            "drift: drift.json", "bench: bench.json", "align: deep/aligned/align.parquet",
+            "bench: bench.json", "align: deep/aligned/align.parquet", "drift: drift/drift.parquet",
             "similarity: en-es/top.parquet", "early-exit sweep: exits/errors.parquet",
             "phonetics: phonetics/phonetics.parquet", "retrieve: retrieval/retrieval.parquet", "extract: speech.zarr",
             "explain: why/explain.parquet", "words: words/words.parquet",
         ]  # fmt: skip
         contents = page.sections[""][0]
-        assert contents.rows[0][0][0] == "drift.json"
+        assert contents.rows[0][0][0] == "bench.json"
         assert len(contents.rows) == 10
 
     def test_tables_as_stored_are_the_parquets(self, page: Page, study: Path) -> None:
@@ -115,7 +115,7 @@ class TestNumbers:
         rows = stored(study / "why/explain.parquet")
         assert_shows(page.sections["explain: why/explain.parquet"][0], rows)
         rows = stored(study / "exits/errors.parquet")
-        choice, test, dev, heard = page.sections["early-exit sweep: exits/errors.parquet"]
+        _, test, dev, choice, heard = page.sections["early-exit sweep: exits/errors.parquet"]
         assert_shows(choice, stored(study / "exits/choices.parquet"))
         assert_shows(test, [r for r in rows if r["part"] == "test"])
         assert_shows(dev, [r for r in rows if r["part"] == "dev"])
@@ -177,18 +177,24 @@ class TestNumbers:
             assert float(cells[name][1] or cells[name][0]) == pytest.approx(value, rel=1e-12)
 
     def test_the_exit_is_chosen_on_dev_and_reported_on_test(self, page: Page) -> None:
-        table = page.sections["early-exit sweep: exits/errors.parquet"][0]
-        for cells in table.rows:  # en, and the mean over the one language
+        summary, _, _, table, _ = page.sections["early-exit sweep: exits/errors.parquet"]
+        for cells, shown in zip(table.rows, summary.rows, strict=True):  # en, and the mean over the one language
             row = {name: cell for name, (cell, _) in zip(table.header, cells, strict=True)}
+            brief = {name: cell for name, (cell, _) in zip(summary.header, shown, strict=True)}
+            assert (brief["chosen k"], brief["on dev"], brief["on test"][:4]) == ("1", "10.0", "50.0")
+            assert brief["difference"].startswith("+30.0 [")
             assert (row["after"], row["dev_rate"], row["rate"]) == ("1", "0.1000", "0.5000")
             assert (row["original"], row["difference"], row["utterances"]) == ("0.2000", "0.3000", "6")
 
     def test_drift_with_pool_and_chance(self, page: Page) -> None:
-        table = page.sections["drift: drift.json"][0]
+        brief, table = page.sections["drift: drift/drift.parquet"]
         row = dict(zip(table.header, table.rows[0], strict=True))
         assert row["cosine"] == ("0.9877", "0.9876543210123")
-        assert float(row["change seqsim_f1"][1] or 0) == -1 / 3
-        assert (row["pool"][0], row["chance"]) == ("7–8", ("0.1300", "0.13"))
+        assert float(row["seqsim_f1_change"][1] or 0) == -1 / 3
+        shown = {name: cell for name, (cell, _) in zip(brief.header, brief.rows[0], strict=True)}
+        assert (shown["cosine"], shown["recall@1 seqsim_f1"]) == ("0.9877", "25.0 (-33.3)")
+        assert "pool of 7–8, chance 13.00 %" in brief.note
+        assert "trimmed 6.22 ×" in brief.note
 
     def test_stores_by_language(self, page: Page) -> None:
         table = page.sections["extract: speech.zarr"][0]
@@ -202,7 +208,7 @@ class TestNumbers:
         assert "0" * 64 in text  # the encoder's
         about = json.loads(pq.read_schema(study / "retrieval/retrieval.parquet").metadata[b"voxstrata"])
         assert about["plan"] in text
-        assert "3 different encoders" in page.sections[""][0].note
+        assert "4 different encoders" in page.sections[""][0].note
 
 
 class TestOneFile:
@@ -217,7 +223,7 @@ class TestOneFile:
     def test_every_picture_is_there_whole(self, page: Page, study: Path) -> None:
         found = [base64.b64decode(source.partition("base64,")[2], validate=True) for source in page.images]
         assert sorted(found) == sorted(p.read_bytes() for p in study.rglob("*.png"))
-        assert len(found) == 5
+        assert len(found) == 6
         assert "words.png: not in the folder" in page.text["words: words/words.parquet"]
 
     def test_phones_get_their_width_and_tables_a_box(self, page: Page) -> None:
@@ -287,8 +293,8 @@ class TestBadInput:
         [
             ("retrieval.parquet", b"PAR1 no", "retrieval.parquet: cannot be read as Parquet"),
             ("recall_by_layer.png", b"\x89PNG\r\n\x1a\n cut", "recall_by_layer.png: not a whole PNG"),
-            ("drift-a.json", b"{", "drift-a.json: not what `voxstrata drift --json` prints"),
-            ("drift-a.json", b'{"rows": []}', "drift-a.json: not what `voxstrata drift --json` prints"),
+            ("drift.parquet", b"{", "drift.parquet: cannot be read as Parquet"),
+            ("bench-a.json", b'{"rows": []}', "bench-a.json: not what `voxstrata bench --json` prints"),
         ],
     )
     def test_damaged_files(
@@ -310,6 +316,17 @@ class TestBadInput:
         )
         assert run("report", tmp_path) == 3
         assert f"error: {tmp_path / 'retrieval.parquet'}: " in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("lost", "named"), [("cosine", "drift.parquet"), ("rows", "explain.parquet")])
+    def test_a_result_of_another_form(
+        self, study: Path, tmp_path: Path, lost: str, named: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (source,) = study.rglob(named)
+        shutil.copytree(source.parent, tmp_path / "r")
+        table = pq.read_table(source)
+        pq.write_table(table.slice(0, 0) if lost == "rows" else table.drop_columns(lost), tmp_path / "r" / named)
+        assert run("report", tmp_path) == 3
+        assert f"error: {tmp_path / 'r' / named}: not as `voxstrata" in capsys.readouterr().err
 
     def test_tables_of_others_are_left_out_and_named(
         self, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ import pytest
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.figures import DPI
-from voxstrata.studies.retrieve import SIMILARITIES
+from voxstrata.studies.retrieve import ALL_SIMILARITIES
 from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall_by_layer
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA
 
@@ -24,7 +24,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 
-def made_table(languages: int, outputs: int, similarities: tuple[str, ...] = SIMILARITIES) -> pa.Table:
+def made_table(languages: int, outputs: int, similarities: tuple[str, ...] = ALL_SIMILARITIES) -> pa.Table:
     """A table as `retrieve` returns it, of the given size, with figures that differ in every direction."""
     rng = np.random.default_rng(0)
     codes = [f"l{i:02d}" for i in range(languages)]
@@ -72,7 +72,7 @@ def test_the_layer_plot_shows_means_pairs_chance_and_pool(languages: int, output
     means = means.filter(pc.equal(means["score"], "raw"))
     np.testing.assert_allclose(lines["pooled_cosine"].get_ydata(), 100 * np.array(means["value"]))
     np.testing.assert_allclose(lines["chance"].get_ydata(), np.full(outputs, 100 / 70))
-    assert len(axes.get_lines()) == len(SIMILARITIES) + 1
+    assert len(axes.get_lines()) == len(ALL_SIMILARITIES) + 1
     bottom, top = axes.get_ylim()
     assert bottom <= 0
     assert top >= 100 * pc.max(means["high"]).as_py()
@@ -81,7 +81,7 @@ def test_the_layer_plot_shows_means_pairs_chance_and_pool(languages: int, output
     assert "recall@1 1.4 %" in subtitle
     assert "95 % bootstrap intervals" in subtitle
     bands = [shape.get_paths()[0].vertices for shape in axes.collections if isinstance(shape, PolyCollection)]
-    assert len(bands) == len(SIMILARITIES)
+    assert len(bands) == len(ALL_SIMILARITIES)
     edges = np.unique(bands[-1][:, 1].round(6))
     ends = np.unique((100 * np.array([*means["low"].to_pylist(), *means["high"].to_pylist()])).round(6))
     np.testing.assert_allclose(edges, ends, atol=1e-5)

@@ -19,7 +19,8 @@ from voxstrata.corpus.table import SCHEMA
 from voxstrata.evaluation import Resamples
 from voxstrata.evaluation.bootstrap import percentile_interval
 from voxstrata.evaluation.logistic import fit_logistic
-from voxstrata.studies.phonetics.measure import Direction, measure_phonetics
+from voxstrata.studies.phonetics.measure import measure_phonetics
+from voxstrata.studies.phonetics.pairs import SoundDirection
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 pytest.importorskip("panphon")
@@ -68,7 +69,7 @@ def test_retrieval_of_shuffled_groups_is_chance_by_every_score_and_metric() -> N
         assert np.mean([value for value, _ in found[False][key]]) > 1.5 * chances[0], key  # and was found unshuffled
 
 
-def translations(seed: int, shuffled: bool, folder: Path, groups: int = 40) -> tuple[Direction, Direction]:
+def translations(seed: int, shuffled: bool, folder: Path, groups: int = 40) -> tuple[SoundDirection, SoundDirection]:
     """Phonetics of sentences whose translations keep 70 % of the segments, or of the same matched at random."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(groups) if shuffled else np.arange(groups)

@@ -22,7 +22,7 @@ from conftest import sound
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import Progress, Reporter
-from voxstrata.encoders import Context, open_model
+from voxstrata.encoders import Context, Device, open_model
 from voxstrata.encoders.card import write_card
 from voxstrata.engine import CpuEncoder, Runtime, extract
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
@@ -70,6 +70,26 @@ class StopAfter(Reporter):
     def progress(self, progress: Progress) -> None:
         if progress.stage == "extracting" and progress.done >= self.units:
             raise Stop
+
+
+# --- what is kept ---
+
+
+def test_a_spec_is_written_as_people_do_and_resolved_for_a_model_and_device(tiny_model: Path) -> None:
+    card = open_model(tiny_model).card
+    assert StoreSpec("final, layer_01") == StoreSpec(["final", "layer_01"])
+    spec = StoreSpec("final, layer_01", context=Context("padded")).for_model(card, Device())
+    assert spec == StoreSpec(OUTPUTS, context=Context("padded"))
+    assert spec.for_model(card, Device()) == spec == StoreSpec.from_dict(spec.to_dict())
+    assert spec.to_dict()["outputs"] == ["layer_01", "final"]
+    assert StoreSpec().for_model(card, Device()).outputs == card.outputs
+    kinds = {kind: StoreSpec().for_model(card, Device(kind)).arithmetic for kind in ("cpu", "cuda", "tensorrt")}
+    assert kinds == {"cpu": "float32", "cuda": "float32", "tensorrt": "float16"}
+    half = replace(card, dtype="float16")
+    assert StoreSpec(dtype="float32").for_model(half, Device()).arithmetic == "float16"
+    for outputs in ("layer_99", "final,final", "", ()):
+        with pytest.raises(UsageError, match="output"):
+            StoreSpec(outputs).for_model(card, Device())
 
 
 # --- reading ---

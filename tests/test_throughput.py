@@ -21,7 +21,8 @@ from voxstrata.encoders import Context, open_model
 from voxstrata.engine import CudaEncoder, Device, Runtime, extract, planning
 from voxstrata.engine import measuring as throughput
 from voxstrata.engine.estimating import estimate
-from voxstrata.engine.measuring import MIXES, Record, bench, measure, recorded
+from voxstrata.engine.measuring import Record, bench, measure, recorded
+from voxstrata.engine.synthetic import MIXES
 from voxstrata.store import StoreSpec
 from voxstrata.store import plan as plans
 

@@ -19,12 +19,13 @@ pytest.importorskip("jiwer")
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import read_corpus
 from voxstrata.early_exit.checking import check_exits
-from voxstrata.early_exit.checkpoint import EarlyExit, load_transcriber
-from voxstrata.early_exit.decoding import Decoding, Transcripts, transcribe, whisper_language
+from voxstrata.early_exit.checkpoint import load_transcriber
+from voxstrata.early_exit.decoding import Decoding, Transcripts, transcribe_recordings, whisper_language
+from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.normalization import normalizer
-from voxstrata.early_exit.rates import Rates, choose
+from voxstrata.early_exit.rates import Rates, choose_exits
+from voxstrata.early_exit.result import side_by_side
 from voxstrata.early_exit.scoring import Scoring, score, script_of, split_groups
-from voxstrata.early_exit.text import side_by_side
 
 Rows = tuple[dict[str, str | None], ...]
 
@@ -110,7 +111,7 @@ def test_the_choice_is_made_on_dev_and_reported_on_test(tiny_transcriber: Path) 
     rows, heard = planted(errors, 20, ("en",))
     parts = split_groups(rows, scoring)
     table = score(heard, parts, scoring, False, tiny_transcriber)
-    chosen = choose(*(Rates(table, part, scoring) for part in ("dev", "test")))[0]
+    chosen = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test")))[0]
     assert chosen.chosen == EarlyExit(0)
     assert chosen.dev_rate == 0
     assert chosen.rate == (0.5, 0.5, 0.5)  # the same in every group, so in every resample
@@ -125,7 +126,7 @@ def test_ties_go_to_the_original_and_all_is_the_mean_over_languages(tiny_transcr
               for k in (0, 1) for n in (True, False)}  # fmt: skip
     rows, heard = planted(errors, 8, ("en", "es"))
     table = score(heard, split_groups(rows, scoring), scoring, False, tiny_transcriber)
-    choices = choose(*(Rates(table, part, scoring) for part in ("dev", "test")))
+    choices = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test")))
     assert [c.chosen for c in choices] == [EarlyExit(1, True)] * 3
     assert [round(c.rate[0], 9) for c in choices] == [0.1, 0.4, 0.25]
     assert [(c.utterances, c.groups) for c in choices] == [(4, 4), (4, 4), (8, 4)]
@@ -203,7 +204,7 @@ def test_a_batch_equals_its_members_and_the_last_exit_is_the_original(speech: Pa
     transcriber, exits = load_transcriber(str(tiny_transcriber)), (EarlyExit(1, False), EarlyExit(3))
     corpus = read_corpus(speech)
     one, many = (
-        transcribe(transcriber, corpus, exits, Decoding(max_new_tokens=12, batch=b)) for b in (1, 4)
+        transcribe_recordings(transcriber, corpus, exits, Decoding(max_new_tokens=12, batch=b)) for b in (1, 4)
     )  # fmt: skip
     assert one == many
     assert {k: v.split(",")[0] for k, v in one.failures.items() if k == "long"} == {"long": "31.0 s"}
@@ -306,8 +307,8 @@ def test_an_unseen_language_is_announced_as_another(speech: Path, tiny_transcrib
     transcriber, at = load_transcriber(str(tiny_transcriber)), (EarlyExit(2),)
     decoding = Decoding(prompts=(("ast", "ja"),), max_new_tokens=8)
     assert (
-        transcribe(transcriber, read_corpus(manifest), at, decoding).texts
-        == transcribe(transcriber, read_corpus(speech), at, Decoding(max_new_tokens=8)).texts
+        transcribe_recordings(transcriber, read_corpus(manifest), at, decoding).texts
+        == transcribe_recordings(transcriber, read_corpus(speech), at, Decoding(max_new_tokens=8)).texts
     )
 
 
@@ -317,10 +318,10 @@ def test_an_english_only_model(tiny_transcriber: Path, speech: Path) -> None:
     config.is_multilingual = False
     del config.lang_to_id, config.task_to_id
     with pytest.raises(UsageError, match=r"transcribes English alone .* not ja"):
-        transcribe(transcriber, read_corpus(speech), (EarlyExit(3),), Decoding())
+        transcribe_recordings(transcriber, read_corpus(speech), (EarlyExit(3),), Decoding())
     corpus = read_corpus(speech)
     english = type(corpus)(corpus.root, corpus.table.take([0, 2]))
-    assert len(transcribe(transcriber, english, (EarlyExit(3),), Decoding(max_new_tokens=4)).rows) == 2
+    assert len(transcribe_recordings(transcriber, english, (EarlyExit(3),), Decoding(max_new_tokens=4)).rows) == 2
     with pytest.raises(UsageError, match="not translating"):
         check_exits(transcriber, english, (EarlyExit(3),), Decoding(task="translate"))
 
@@ -331,4 +332,4 @@ def test_a_folder_without_tokenizer(tiny_transcriber: Path, speech: Path, tmp_pa
     bare = tmp_path / "bare"
     copytree(tiny_transcriber, bare, ignore=ignore_patterns("*token*", "vocab*", "merges*"))
     with pytest.raises(InputError, match="no usable tokenizer"):
-        transcribe(load_transcriber(str(bare)), read_corpus(speech), (EarlyExit(3),), Decoding())
+        transcribe_recordings(load_transcriber(str(bare)), read_corpus(speech), (EarlyExit(3),), Decoding())

@@ -25,8 +25,9 @@ from voxstrata.early_exit import checking as transcribe_check
 from voxstrata.early_exit import decoding as module
 from voxstrata.early_exit import recordings as transcribe_audio
 from voxstrata.early_exit.checking import check_exits
-from voxstrata.early_exit.checkpoint import EarlyExit, load_transcriber
-from voxstrata.early_exit.decoding import Decoding, transcribe
+from voxstrata.early_exit.checkpoint import load_transcriber
+from voxstrata.early_exit.decoding import Decoding, transcribe_recordings
+from voxstrata.early_exit.exits import EarlyExit
 
 EXITS = (EarlyExit(1), EarlyExit(3))
 DECODING = Decoding(max_new_tokens=5, batch=3)
@@ -47,7 +48,7 @@ def test_whatever_a_decoder_raises_costs_one_recording(
     speech: Corpus, tiny_transcriber: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transcriber = load_transcriber(str(tiny_transcriber))
-    undisturbed = transcribe(transcriber, speech, EXITS, DECODING)
+    undisturbed = transcribe_recordings(transcriber, speech, EXITS, DECODING)
     for function, bad in (("decode", "2.wav"), ("probe", "0.wav")):
         right = getattr(transcribe_audio, function)
 
@@ -57,7 +58,7 @@ def test_whatever_a_decoder_raises_costs_one_recording(
             return right(path, *rest)
 
         monkeypatch.setattr(transcribe_audio, function, broken)
-    found = transcribe(transcriber, speech, EXITS, DECODING)
+    found = transcribe_recordings(transcriber, speech, EXITS, DECODING)
     message = ".wav: RuntimeError: a bug of a library's; re-encode it or remove it"
     assert found.failures == {"u0": f"0{message}", "u2": f"2{message}"}
     assert [r["id"] for r in found.rows] == ["u1", "u3", "u4"]
@@ -71,7 +72,7 @@ def test_a_recording_on_which_the_model_fails_costs_neither_its_batch_nor_the_ru
     speech: Corpus, tiny_transcriber: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transcriber = load_transcriber(str(tiny_transcriber))
-    undisturbed = transcribe(transcriber, speech, EXITS, DECODING)
+    undisturbed = transcribe_recordings(transcriber, speech, EXITS, DECODING)
     bad = transcriber.encoder.extractor(
         soundfile.read(speech.root / "3.wav", dtype="float32")[0], sampling_rate=16_000, return_tensors="pt"
     )["input_features"][0]
@@ -83,13 +84,13 @@ def test_a_recording_on_which_the_model_fails_costs_neither_its_batch_nor_the_ru
         return right(model, features, at, *rest)
 
     monkeypatch.setattr(module, "_generate", failing)
-    found = transcribe(transcriber, speech, EXITS, DECODING)
+    found = transcribe_recordings(transcriber, speech, EXITS, DECODING)
     assert found.failures == {"u3": "3.wav: IndexError: index out of range; re-encode it or remove it"}
     for at in EXITS:
         assert found.texts[at] == tuple(text for n, text in enumerate(undisturbed.texts[at]) if n != 3)
     monkeypatch.setattr(module, "_generate", lambda *_: [][0])
     with pytest.raises(InputError, match=r"no recording can be transcribed; the first: u\d: .*IndexError"):
-        transcribe(transcriber, speech, EXITS, DECODING)
+        transcribe_recordings(transcriber, speech, EXITS, DECODING)
 
 
 def test_a_header_that_states_less_than_there_is_is_refused_by_name(tiny_transcriber: Path, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_header_that_states_less_than_there_is_is_refused_by_name(tiny_transcr
         "id\tpath\tlanguage\nwav\ta.wav\ten\nflac\ta.flac\ten\ngood\tgood.wav\ten", encoding="utf-8"
     )
     transcriber = load_transcriber(str(tiny_transcriber))
-    found = transcribe(transcriber, read_corpus(tmp_path / "m.tsv"), EXITS[:1], DECODING)
+    found = transcribe_recordings(transcriber, read_corpus(tmp_path / "m.tsv"), EXITS[:1], DECODING)
     assert [r["id"] for r in found.rows] == ["good"]
     assert all(found.failures[name].split(",")[0] == f"a.{name}: header says 5.00 s" for name in ("wav", "flac"))
 
@@ -189,7 +190,7 @@ def test_a_float16_checkpoint_is_checked_as_it_is_written(
 
     monkeypatch.setattr(transcribe_check, "write_early_exit", spy)
     two = Corpus(speech.root, speech.table.slice(0, 2))
-    transcribe(transcriber, two, EXITS[:1], DECODING)  # decodes in float32, and leaves the weights alone
+    transcribe_recordings(transcriber, two, EXITS[:1], DECODING)  # decodes in float32, and leaves the weights alone
     rows, _ = check_exits(transcriber, two, (EarlyExit(1), EarlyExit(1, False)), DECODING)
     assert written == [{torch.float16}, {torch.float32}]
     assert [(r.equal, r.recordings) for r in rows] == [(2, 2), (2, 2)]

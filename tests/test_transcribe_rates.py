@@ -15,14 +15,18 @@ pytest.importorskip("jiwer")
 from test_transcribe import planted, row
 
 from voxstrata.base.errors import InputError
-from voxstrata.early_exit.checkpoint import EarlyExit
 from voxstrata.early_exit.decoding import Transcripts
+from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.normalization import normalizer
-from voxstrata.early_exit.rates import WHOLE, Rates, both_parts, choose, rates_table
+from voxstrata.early_exit.rates import OVERALL, Rates, both_parts, choose_exits, rates_table
+from voxstrata.early_exit.result import EarlyExits
 from voxstrata.early_exit.scoring import Scoring, score, scripts_of, split_groups
-from voxstrata.early_exit.text import choice_rows, explanation, plot_errors
+from voxstrata.early_exit.sweeping import early_exits
 
 LIGHT = Scoring("light", 0.5, 0, 400)
+SETTINGS = {"checkpoint": "made-up", "scoring": LIGHT.to_dict(), "layers": 2, "notes": ["en: one", "two"],
+            "decoding": {"task": "transcribe", "max_new_tokens": 9}, 
+            "failures": {"u7": "bad.wav: not audio"}}  # fmt: skip
 
 
 def test_a_stray_text_in_another_script_counts_with_its_language(tiny_transcriber: Path) -> None:
@@ -38,7 +42,7 @@ def test_a_stray_text_in_another_script_counts_with_its_language(tiny_transcribe
     assert rates.scopes == [("en", "LATIN"), ("ja", "CJK"), ("ru", "CYRILLIC")]
     assert rates.rate(("en", "LATIN"))[0] == pytest.approx(2 / (9 * 4 + 2))  # not the 100 % of a scope of its own
     assert rates.rate(("ja", "CJK"))[0] == pytest.approx(2 / (9 * 3 + 2))  # characters, of the stray one, too
-    assert rates.rate(WHOLE)[0] == pytest.approx((2 / 38 + 2 / 29 + 0) / 3)
+    assert rates.rate(OVERALL)[0] == pytest.approx((2 / 38 + 2 / 29 + 0) / 3)
     assert {r["unit"] for r in table.to_pylist() if r["language"] == "ja"} == {"character"}
     assert scripts_of(rows) == {"en": ("LATIN", {"CYRILLIC": 1}), "ru": ("CYRILLIC", {}), "ja": ("CJK", {"LATIN": 1})}
 
@@ -63,8 +67,8 @@ def test_all_is_over_languages_of_both_parts(tiny_transcriber: Path) -> None:
     dev, test = both_parts(table, LIGHT)
     assert [s[0] for s in dev.scopes] == ["en", "fr"]
     assert [s[0] for s in test.scopes] == ["en", "es", "fr"]
-    assert dev.rate(WHOLE).tolist() == test.rate(WHOLE).tolist() == pytest.approx([0.2, 0.2])
-    assert [c.language for c in choose(dev, test)] == ["en", "fr", "all"]
+    assert dev.rate(OVERALL).tolist() == test.rate(OVERALL).tolist() == pytest.approx([0.2, 0.2])
+    assert [c.language for c in choose_exits(dev, test)] == ["en", "fr", "all"]
     by_key = {
         (r["part"], r["language"], r["after"]): r for r in rates_table([("dev", dev), ("test", test)]).to_pylist()
     }
@@ -91,7 +95,7 @@ def test_a_language_of_few_groups_has_an_interval_of_its_own_groups(tiny_transcr
     # two draws of two groups that err 0 and 1/2: mean 0, 1/4, 1/2 with chances 1/4, 1/2, 1/4
     assert [np.mean(np.isclose(samples, v)) for v in (0, 0.25, 0.5)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
     assert rates.incomplete / 4000 == pytest.approx((30 / 32) ** 32, abs=0.02)  # neither of ca's groups in 32 draws
-    whole = rates.samples(WHOLE)[:, 0]
+    whole = rates.samples(OVERALL)[:, 0]
     assert not np.isnan(whole).any()
     assert whole.mean() == pytest.approx(0.25, abs=0.01)
     (told,) = {r["incomplete_resamples"] for r in rates_table([("test", rates)]).to_pylist() if r["language"] == "all"}
@@ -105,13 +109,12 @@ def test_a_single_group_has_no_interval(tiny_transcriber: Path, tmp_path: Path) 
         tiny_transcriber,
     )  # fmt: skip
     dev, test = both_parts(table, LIGHT)
-    rates = rates_table([("dev", dev), ("test", test)])
-    assert {(r["low"], r["high"]) for r in rates.to_pylist()} == {(None, None)}
-    choices = choose(dev, test)
+    result = early_exits(table, dev, test, SETTINGS)
+    assert {(r["low"], r["high"]) for r in result.table.to_pylist()} == {(None, None)}
+    choices = choose_exits(dev, test)
     assert choices[0].difference == (0.0, None, None)
-    _, body = choice_rows(choices)
-    assert body[0][-3:] == ["25.0", "25.0", "+0.0"]
-    plot_errors(rates, tmp_path / "p.png", "t")  # draws the points
+    assert result.tables()[0].rows[0][-3:] == ["25.0", "25.0", "+0.0"]
+    assert list(result.figures()) == ["early_exit"]  # draws the points
 
 
 def test_the_normalizer_is_named_and_a_missing_table_of_spellings_changes_its_name(
@@ -127,8 +130,20 @@ def test_the_normalizer_is_named_and_a_missing_table_of_spellings_changes_its_na
             normalizer("whisper", True, tmp_path)
 
 
-def test_notes_stand_below_the_figures() -> None:
-    about = {"scoring": LIGHT.to_dict(), "layers": 2, "decoding": {"task": "transcribe", "max_new_tokens": 9},
-             "notes": ["en: one", "two"]}  # fmt: skip
-    assert explanation(about).splitlines()[1:] == ["- en: one", "- two"]
-    assert "each language weighing the same" in explanation(about)
+def test_a_saved_result_comes_back_with_its_notes_and_failures(tiny_transcriber: Path, tmp_path: Path) -> None:
+    errors: dict[tuple[str, EarlyExit], Callable[[int], int]] = {("en", EarlyExit(k)): lambda g: g % 2 for k in (0, 2)}
+    rows, heard = planted(errors, 8, ("en",))
+    table = score(heard, split_groups(rows, LIGHT), LIGHT, False, tiny_transcriber)
+    measured = early_exits(table, *both_parts(table, LIGHT), SETTINGS)
+    measured.save(tmp_path / "out")
+    found = EarlyExits.load(tmp_path / "out")
+    assert [t.equals(m) for t, m in ((found.table, measured.table), (found.choices, measured.choices))] == [True, True]
+    assert found.transcripts.equals(measured.transcripts)
+    note = found.tables()[0].note
+    assert note.splitlines()[1:] == ["- en: one", "- two"]
+    assert "each language weighing the same" in note
+    text = (tmp_path / "out" / "early_exit.md").read_text(encoding="utf-8")
+    assert text == found.to_markdown() == measured.to_markdown()
+    assert "bad.wav: not audio" in text
+    assert (found.store, found.failures) == (None, {"u7": "bad.wav: not audio"})
+    assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["early_exit.png"]

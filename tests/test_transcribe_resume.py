@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
 from voxstrata.early_exit import decoding as module
-from voxstrata.early_exit import text as transcribe_report
+from voxstrata.early_exit.result import EarlyExits
 from voxstrata.store.files import Files
 
 OPTIONS = ("--blocks", "3", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")
@@ -27,7 +27,7 @@ RESULTS = ("transcripts.parquet", "errors.parquet", "choices.parquet", "transcri
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all else here."""
-    monkeypatch.setattr(transcribe_report, "plot_errors", lambda *_: None)
+    monkeypatch.setattr(EarlyExits, "figures", lambda _: {})
 
 
 @pytest.fixture

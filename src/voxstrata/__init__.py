@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from voxstrata.base.errors import AudioError, InputError, UsageError, VoxstrataError
+    from voxstrata.base.progress import Progress, Reporter
     from voxstrata.corpus.source import read_corpus
     from voxstrata.encoders.card import open_model
     from voxstrata.encoders.context import Context
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
     from voxstrata.engine.extraction import extract
     from voxstrata.engine.runtime import Runtime
     from voxstrata.exporters.exporting import export
+    from voxstrata.exporters.spec import ExportSpec
     from voxstrata.retrieval.all_pairs import similarity
+    from voxstrata.retrieval.ragged import Ragged
     from voxstrata.retrieval.selection import select
     from voxstrata.retrieval.similarities import seqsim
     from voxstrata.store.reader import open_store
     from voxstrata.store.spec import StoreSpec
     from voxstrata.studies.align.measure import align
     from voxstrata.studies.drift.measure import measure_drift as drift
-    from voxstrata.studies.retrieve.measure import retrieve
+    from voxstrata.studies.retrieve.found import evaluate_similarity
+    from voxstrata.studies.retrieve.measure import RetrievalOptions, retrieve
 
     __version__: str
 
@@ -37,13 +41,19 @@ _PLACES: dict[str, str | tuple[str, str]] = {
     "AudioError": "base.errors",
     "Context": "encoders.context",
     "Device": "encoders.device",
+    "ExportSpec": "exporters.spec",
     "InputError": "base.errors",
+    "Progress": "base.progress",
+    "Ragged": "retrieval.ragged",
+    "Reporter": "base.progress",
+    "RetrievalOptions": "studies.retrieve.measure",
     "Runtime": "engine.runtime",
     "StoreSpec": "store.spec",
     "UsageError": "base.errors",
     "VoxstrataError": "base.errors",
     "align": "studies.align.measure",
     "drift": ("studies.drift.measure", "measure_drift"),
+    "evaluate_similarity": "studies.retrieve.found",
     "export": "exporters.exporting",
     "extract": "engine.extraction",
     "open_model": "encoders.card",
@@ -59,7 +69,12 @@ __all__ = [
     "AudioError",
     "Context",
     "Device",
+    "ExportSpec",
     "InputError",
+    "Progress",
+    "Ragged",
+    "Reporter",
+    "RetrievalOptions",
     "Runtime",
     "StoreSpec",
     "UsageError",
@@ -67,6 +82,7 @@ __all__ = [
     "__version__",
     "align",
     "drift",
+    "evaluate_similarity",
     "export",
     "extract",
     "open_model",

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from textwrap import fill
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from voxstrata.cli.console import (
-    PARTIAL,
-    Line,
-    TerminalReporter,
-    aligned,
-    count_progress,
-    json_option,
-    print_failures,
-    print_json,
-    steps,
-)
-
-WIDTH = 112  # of explanations, in characters
-F = TypeVar("F", bound=Callable[..., Any])
+from voxstrata.cli.console import PARTIAL, F, TerminalReporter, json_option, print_failures, print_json
 
 
 @click.group(short_help="Whisper checkpoints whose encoder ends after block k.")
@@ -67,7 +52,7 @@ def _blocks(f: F) -> F:
 
 @early_exit.command()
 @click.argument("checkpoint")
-@click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="New checkpoint folder.")
+@click.option("-o", "--out", "target", required=True, type=click.Path(path_type=Path), help="New checkpoint folder.")
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, show_default=True, help="The encoder's final LayerNorm.")
 @_revision
@@ -82,24 +67,24 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
     Example:
       voxstrata early-exit write openai/whisper-base -k 4 --no-final-norm -o base-4
     """
-    from voxstrata.early_exit.checkpoint import EarlyExit, write_early_exit
+    from voxstrata.early_exit.checkpoint import write_early_exit
+    from voxstrata.early_exit.exits import EarlyExit
 
+    at = EarlyExit(after, final_norm)
     with TerminalReporter() as reporter:
-        card = write_early_exit(checkpoint, target, EarlyExit(after, final_norm), revision=revision, reporter=reporter)
+        card = write_early_exit(checkpoint, target, at, revision=revision, reporter=reporter)
     if as_json:
         print_json({"checkpoint": str(target), "card": card.to_dict()})
         return
     wider = f", {card.added_channels} channels wider and one block longer" if card.added_channels else ""
-    click.echo(f"{target}: {card.checkpoint}, {EarlyExit(after, final_norm)} of {card.layers} blocks{wider}")
+    click.echo(f"{target}: {card.checkpoint}, {at} of {card.layers} blocks{wider}")
     click.echo(f"its encoder differs from the original's layer_{after:02d} by {card.relative_l2:.1e} (relative L2)")
 
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
 @click.argument("checkpoint")
 @click.argument("corpus", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder for the results."
-)
+@click.option("-o", "--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @_blocks
 @_decoding
 @click.option(
@@ -142,10 +127,11 @@ def sweep(
 ) -> int:
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
-    CORPUS needs texts and languages. Writes early_exit.md (figures), transcripts.md (what every k heard, side by
-    side), transcripts.parquet, errors.parquet, choices.parquet, early_exit.png, and transcripts.jsonl, a line for each
-    transcript as it is made: the same command goes on after a stop, and scores anew with other --normalizer, --seed,
-    --dev-share or --bootstrap.
+    CORPUS needs texts and languages. Writes early_exit.md (figures) and early_exit.png, transcripts.md (the transcripts
+    of every k side by side), errors.parquet, choices.parquet and transcripts.parquet.
+
+    Each transcript is also a line of transcripts.jsonl, written as it is made. So the same command goes on after a
+    stop, and scores anew with other --normalizer, --seed, --dev-share or --bootstrap.
 
     \b
     Example:
@@ -156,15 +142,13 @@ def sweep(
     from voxstrata.corpus import read_corpus
     from voxstrata.early_exit.checkpoint import load_transcriber
     from voxstrata.early_exit.decoding import Decoding
-    from voxstrata.early_exit.rates import choices_table
     from voxstrata.early_exit.scoring import Scoring
     from voxstrata.early_exit.sweeping import sweep as run
-    from voxstrata.early_exit.text import choice_rows, explanation
 
     found = read_corpus(corpus, split)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
-    with Line() as line:
-        report = run(
+    with TerminalReporter() as reporter:
+        result = run(
             load_transcriber(checkpoint, revision),
             found,
             folder,
@@ -172,26 +156,22 @@ def sweep(
             decoding=decoding,
             scoring=Scoring(normalizer, dev_share, seed, bootstrap),
             device=device,
-            progress=count_progress(line, "transcripts"),
+            reporter=reporter,
         )
-    failures = report.about["failures"]
     if as_json:
-        tables = {"choices": choices_table(report.choices).to_pylist(), "rates": report.rates.to_pylist()}
-        print_json({**report.about, "results": str(folder), "resumed": report.resumed, **tables})
+        tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
+        print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})
     else:
-        click.echo(aligned(*choice_rows(report.choices)))
-        click.echo("\n" + "\n".join(fill(line, WIDTH) for line in explanation(report.about).splitlines()))
-        if report.resumed:
-            click.echo(f"{report.resumed} transcripts were there already (transcripts.jsonl)")
-        click.echo(
-            f"{folder}: early_exit.md, transcripts.md, transcripts.parquet, errors.parquet, choices.parquet, "
-            "early_exit.png"
-        )
-    print_failures(failures, "in early_exit.md")
-    return PARTIAL if failures else 0
+        click.echo(result)
+        if result.resumed:
+            click.echo(f"{result.resumed} transcripts were there already (transcripts.jsonl)")
+        names = [result.markdown, "transcripts.md", "early_exit.png", *result.files.values()]
+        click.echo(f"\n{folder}: {', '.join(names)}")
+    print_failures(result.failures, "in early_exit.md")
+    return PARTIAL if result.failures else 0
 
 
-@early_exit.command(short_help="Hold written checkpoints against a plain decoding loop.")
+@early_exit.command(short_help="Compare written checkpoints with a plain decoding loop.")
 @click.argument("checkpoint")
 @click.argument("corpus", type=click.Path(path_type=Path))
 @_blocks
@@ -221,33 +201,26 @@ def check(
       voxstrata early-exit check openai/whisper-base speech.tsv
     """
     from voxstrata.corpus import Corpus, read_corpus
-    from voxstrata.early_exit.checking import check_exits
+    from voxstrata.early_exit.checking import check_exits, checks_table
     from voxstrata.early_exit.checkpoint import load_transcriber
-    from voxstrata.early_exit.decoding import Decoding, every_exit
+    from voxstrata.early_exit.decoding import Decoding
+    from voxstrata.early_exit.exits import every_exit
 
     found = read_corpus(corpus)
     found = Corpus(found.root, found.table.slice(0, clips))
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens)
-    with Line() as line:
+    with TerminalReporter() as reporter:
         transcriber = load_transcriber(checkpoint, revision)
         exits = every_exit(transcriber.layers, _numbers(blocks))
-        rows, failures = check_exits(transcriber, found, exits, decoding, say=steps(line))
-    wrong = [r for r in rows if r.margin is not None and r.margin >= 0.01]
+        checks, failures = check_exits(transcriber, found, exits, decoding, reporter=reporter)
+    agree = all(check.agrees for check in checks)
     if as_json:
-        as_rows = [r.to_dict() for r in rows]
-        print_json({"checkpoint": checkpoint, "rows": as_rows, "failures": failures, "agrees": not wrong})
+        rows = [check.to_dict() for check in checks]
+        print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
-        header = ["k", "LayerNorm", "recordings equal", "tokens", "encoder's difference", "margin where they differ"]
-        table = [
-            [
-                str(r.after), "with" if r.final_norm else "without", f"{r.equal}/{r.recordings}", str(r.tokens),
-                f"{r.relative_l2:.1e}", "–" if r.margin is None else f"{r.margin:.1e}",
-            ]
-            for r in rows
-        ]  # fmt: skip
-        click.echo(aligned(header, table))
+        click.echo(checks_table(checks).to_text())
     print_failures(failures, "with --json")
-    return 3 if wrong else PARTIAL if failures else 0
+    return (PARTIAL if failures else 0) if agree else 3
 
 
 def _numbers(text: str | None) -> list[int] | None:

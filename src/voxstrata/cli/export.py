@@ -7,18 +7,14 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import TerminalReporter, json_option, print_json
+from voxstrata.cli.options import outputs_option
 
 
 @click.command(short_help="Turn a Whisper CHECKPOINT into an ONNX model.")
 @click.argument("checkpoint")
 @click.option("-o", "--out", "target", required=True, type=click.Path(path_type=Path), help="New model folder.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option(
-    "--outputs",
-    default="all",
-    show_default=True,
-    help="Encoder outputs that the model gives, e.g. layer_03,final.",
-)
+@outputs_option
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "int8"]),

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
+from voxstrata.cli.console import TerminalReporter, aligned, json_option, print_json
 
 
 @click.command(short_help="One HTML page of all results in DIR and below.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "-o",
-    "--output",
+    "--out",
     "target",
     type=click.Path(path_type=Path),
     help="The page; an earlier one is replaced. [default: DIR/report.html]",
@@ -22,9 +22,9 @@ from voxstrata.cli.console import Line, aligned, json_option, print_json, steps
 def report(folder: Path, target: Path | None, as_json: bool) -> None:
     """One page of all results in DIR and below: figures, tables, settings, fingerprints of data and models.
 
-    Takes what retrieve, similarity, align, phonetics, words, explain and early-exit sweep wrote, what `drift --json`
-    and `bench --json` printed into files named drift*.json and bench*.json, and stores. The page is one HTML file that
-    needs no network. Nothing is measured again.
+    Takes the folders that retrieve, similarity, align, phonetics, words, explain, drift and early-exit sweep wrote,
+    stores, and what `bench --json` printed into files named bench*.json. The page is one HTML file that needs no
+    network. Nothing is measured again.
 
     \b
     Example:
@@ -33,8 +33,8 @@ def report(folder: Path, target: Path | None, as_json: bool) -> None:
     """
     from voxstrata.report.page import write_report
 
-    with Line() as line:
-        written = write_report(folder, target, steps(line))
+    with TerminalReporter() as reporter:
+        written = write_report(folder, target, reporter)
     if as_json:
         print_json(written.to_dict())
         return

@@ -54,11 +54,9 @@ def retrieve(
       voxstrata retrieve speech.zarr -o results --outputs layer_03,layer_06,final
       voxstrata retrieve en-es -o en-es-results
     """
-    import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
-
     from voxstrata.base.errors import UsageError
     from voxstrata.retrieval.folder import is_similarity
-    from voxstrata.retrieval.kernels import choose
+    from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.store import open_store
     from voxstrata.studies import retrieve as study
 
@@ -72,7 +70,7 @@ def retrieve(
         opened = open_store(store)
         print_left_out(opened)
         study.Retrieval.refuse_foreign(folder)
-        options = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose(kernel))
+        options = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))
         with TerminalReporter() as reporter:
             result = study.retrieve(opened, outputs, languages, similarities, options, reporter)
     written = result.save(folder)

@@ -10,7 +10,6 @@ import click
 
 from voxstrata.cli.console import TerminalReporter, clock, json_option, kernel_option, print_json, print_left_out
 from voxstrata.cli.extract import resume_hint
-from voxstrata.cli.options import names
 
 if TYPE_CHECKING:
     from voxstrata.retrieval.all_pairs import SimilarityReport
@@ -90,7 +89,7 @@ def similarity(
     """
     from voxstrata.encoders.outputs import select_outputs
     from voxstrata.retrieval.all_pairs import similarity as run
-    from voxstrata.retrieval.kernels import choose
+    from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.store import open_store
 
     opened = open_store(store)
@@ -114,10 +113,10 @@ def similarity(
                 name,
                 where,
                 top=top,
-                matrix=names(matrix) or (),
+                matrix=matrix or (),
                 candidates=candidates or 0,
                 sample=sample,
-                kernel=choose(kernel),
+                kernel=choose_kernel(kernel),
                 tile_frames=tile_frames,
                 part=_part(part),
                 reporter=reporter,
@@ -142,7 +141,7 @@ def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -
             raise InputError(f"{ids}: cannot be read as a list of ids ({e})") from e
         if not named:
             raise InputError(f"{ids}: holds no id; write one on each line")
-    return select(store, names(languages), named)
+    return select(store, languages, named)
 
 
 def _part(text: str | None) -> tuple[int, int]:

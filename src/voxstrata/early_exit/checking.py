@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,13 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.tables import TextTable
 from voxstrata.corpus import Corpus
-from voxstrata.early_exit.checkpoint import (
-    EarlyExit,
-    Transcriber,
-    check_exit,
-    quiet_transformers,
-    write_early_exit,
-)
+from voxstrata.early_exit.checkpoint import Transcriber, quiet_transformers, write_early_exit
 from voxstrata.early_exit.decoding import Decoding, in_float32, language_tokens, new_tokens
-from voxstrata.early_exit.recordings import find_recordings, read_recording, reason, refuse_nothing
+from voxstrata.early_exit.exits import EarlyExit, check_exit
+from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
 from voxstrata.encoders.card import ENCODER, WEIGHTS
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import output_names
@@ -30,9 +27,11 @@ from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.standard_graph import encoder_graph
 from voxstrata.exporters.weights import WeightsFile
 
+_CLEAR_LEAD = 0.01  # of the best logit over the second: below it, rounding may decide
+
 
 @dataclass(frozen=True)
-class CheckRow:
+class ExitCheck:
     """One exit: how many recordings gave the same tokens both ways, of how many; and tokens compared.
 
     relative_l2: of the written encoder, from its card. margin: where tokens first differ, by how much the loop's best
@@ -48,9 +47,27 @@ class CheckRow:
     relative_l2: float
     margin: float | None
 
+    @property
+    def agrees(self) -> bool:
+        """Whether both ways compute the same, up to ties."""
+        return self.margin is None or self.margin < _CLEAR_LEAD
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return asdict(self)
+
+
+def checks_table(checks: Sequence[ExitCheck]) -> TextTable:
+    """A row per exit."""
+    header = ["k", "LayerNorm", "recordings equal", "tokens", "encoder's difference", "margin where they differ"]
+    rows = [
+        [
+            str(c.after), "with" if c.final_norm else "without", f"{c.equal}/{c.recordings}", str(c.tokens),
+            f"{c.relative_l2:.1e}", "–" if c.margin is None else f"{c.margin:.1e}",
+        ]
+        for c in checks
+    ]  # fmt: skip
+    return TextTable("Written checkpoints against a plain loop", header, rows)
 
 
 def check_exits(
@@ -59,8 +76,8 @@ def check_exits(
     exits: Sequence[EarlyExit],
     decoding: Decoding,
     *,
-    say: Callable[[str], None] = lambda _: None,
-) -> tuple[list[CheckRow], dict[str, str]]:
+    reporter: Reporter = SILENT,
+) -> tuple[list[ExitCheck], dict[str, str]]:
     """Write the checkpoint of every exit and compare it with our graph on every recording of `corpus`.
 
     The checkpoint is written with its weights as stored, as `write_early_exit` does; both ways compute in float32, in
@@ -69,7 +86,7 @@ def check_exits(
     without a cache, and takes the largest logit outside the suppressed tokens. Both stop where the decoder's positions
     end.
 
-    Returns the rows and, by id, why recordings could not be compared: longer than 30 s, unreadable, or such that the
+    Returns the checks and, by id, why recordings could not be compared: longer than 30 s, unreadable, or such that the
     model failed (left out from that exit on). Raises UsageError for exits, languages or a task the model has not,
     InputError when no recording is left.
     """
@@ -79,51 +96,56 @@ def check_exits(
     tokens = language_tokens(transcriber, languages, decoding)
     if tokens and None in languages:
         raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
-    infos, failures = find_recordings(corpus)
-    audio = {}
-    for i, info in infos.items():
-        try:
-            audio[i] = read_recording(corpus, i, info)
-        except AudioError as e:
-            failures[str(corpus.table["id"][i])] = str(e)
-    refuse_nothing(corpus, audio, failures)
-    extractor = transcriber.encoder.extractor
-    log_mel = extractor(list(audio.values()), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+    log_mel, failures = _log_mel(transcriber, corpus)
     decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
     original = in_float32(transcriber.model)
-    rows = []
+    checks = []
     with tempfile.TemporaryDirectory(prefix="voxstrata-early-exit-") as folder:
-        say("building the graph")
+        reporter.step("building the graph")
         session = _session(transcriber.encoder, Path(folder))
         for n, at in enumerate(exits):
-            say(f"{at}")
+            reporter.step(f"{at}")
             card = write_early_exit(transcriber, Path(folder) / str(n), at)
             with quiet_transformers():
                 written = WhisperForConditionalGeneration.from_pretrained(Path(folder) / str(n), dtype=torch.float32)
             written.eval()
-            equal, compared, margins, heard = 0, 0, [], 0
-            for n_clip, i in enumerate(audio):
-                name, token = str(corpus.table["id"][i]), tokens.get(str(languages[i]))
-                if name in failures:
-                    continue
-                one = log_mel[n_clip : n_clip + 1]
+            equal, compared, leads_lost = 0, 0, []
+            for i in list(log_mel):
+                token = tokens.get(str(languages[i]))
                 try:
-                    loop, leads = _plain_loop(original, _states(session, original, one, at), token, decoding)
-                    theirs = _generated(written, one, token, decoding)
+                    states = _states(session, original, log_mel[i], at)
+                    loop, leads = _plain_loop(original, states, token, decoding)
+                    theirs = _generated(written, log_mel[i], token, decoding)
                 except Exception as e:  # as in a sweep, it costs this recording alone
-                    failures[name] = reason(corpus, i, e)
+                    failures[str(corpus.table["id"][i])] = failure_reason(corpus, i, e)
+                    del log_mel[i]
                     continue
-                differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
-                heard += 1
                 equal += loop == theirs
                 compared += len(loop)
                 if loop != theirs:
-                    margins.append(leads[differ[0] if differ else min(len(loop), len(theirs))])
-            refuse_nothing(corpus, range(heard), failures)
-            rows.append(
-                CheckRow(at.after, at.final_norm, heard, equal, compared, card.relative_l2, max(margins, default=None))
-            )
-    return rows, failures
+                    differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
+                    leads_lost.append(leads[differ[0] if differ else min(len(loop), len(theirs))])
+            refuse_if_none(corpus, log_mel, failures)
+            margin = max(leads_lost, default=None)
+            checks.append(ExitCheck(at.after, at.final_norm, len(log_mel), equal, compared, card.relative_l2, margin))
+    return checks, failures
+
+
+def _log_mel(transcriber: Transcriber, corpus: Corpus) -> tuple[dict[int, torch.Tensor], dict[str, str]]:
+    """Spectrograms [1, mels, frames] by row, and by id why others cannot be read. Raises InputError without any."""
+    infos, failures = find_recordings(corpus)
+    found = {}
+    for i, info in infos.items():
+        try:
+            audio = read_recording(corpus, i, info)
+        except AudioError as e:
+            failures[str(corpus.table["id"][i])] = str(e)
+            continue
+        found[i] = transcriber.encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")[
+            "input_features"
+        ]
+    refuse_if_none(corpus, found, failures)
+    return found, failures
 
 
 def _session(encoder: Checkpoint, folder: Path) -> onnxruntime.InferenceSession:

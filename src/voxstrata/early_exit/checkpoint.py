@@ -22,9 +22,10 @@ import transformers
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import InputError
 from voxstrata.base.folders import check_vacant, new_folder
 from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.fold_norm import MEAN_SCALE, fold_away_final_norm
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
@@ -34,21 +35,10 @@ from voxstrata.exporters.pytorch import hidden_states
 _FORMAT = 1
 _CARD = "early_exit.json"
 _TOLERANCE = 1e-3  # relative L2 of the written encoder from the original's layer_k; measured values are far below
-TEXT_FILES = (
+_TEXT_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "normalizer.json", "added_tokens.json", "special_tokens_map.json", "processor_config.json",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EarlyExit:
-    """Where the encoder ends: after block `after` (0: before the first), with or without its final LayerNorm."""
-
-    after: int
-    final_norm: bool = True
-
-    def __str__(self) -> str:
-        return f"k = {self.after}, {'with' if self.final_norm else 'without'} LayerNorm"
 
 
 @dataclass(frozen=True)
@@ -123,7 +113,7 @@ def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
     if path.is_dir() or not is_hub_id(source):
         encoder, folder = load_checkpoint(source, revision), path
     else:
-        folder = download(source, revision, TEXT_FILES)
+        folder = download(source, revision, _TEXT_FILES)
         encoder = Checkpoint(**{**vars(load_checkpoint(str(folder))), "name": source, "revision": folder.name})
     with quiet_transformers():  # missing tensors are reported below, as an error
         try:
@@ -137,12 +127,6 @@ def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
         what = "no decoder" if "model.decoder.embed_tokens.weight" in missing else f"no tensor {missing[0]}"
         raise InputError(f"{source}: the checkpoint holds {what}; early exit needs a whole model, which can transcribe")
     return Transcriber(encoder, model.eval().requires_grad_(False), folder)
-
-
-def check_exit(at: EarlyExit, layers: int) -> None:
-    """Raises UsageError for a block that an encoder of `layers` blocks does not have."""
-    if not 0 <= at.after <= layers:
-        raise UsageError(f"no block {at.after} to end after: the encoder has {layers}, so give 0 to {layers}")
 
 
 @contextmanager
@@ -187,7 +171,7 @@ def write_early_exit(
         with quiet_transformers():
             model.save_pretrained(folder)
         source.encoder.extractor.save_pretrained(folder)
-        for name in TEXT_FILES:
+        for name in _TEXT_FILES:
             if (source.folder / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(source.folder / name, folder / name)
         reporter.step("comparing its encoder with the original's")

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import AudioError, InputError, UsageError
+from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus import Corpus
-from voxstrata.early_exit.checkpoint import EarlyExit, Transcriber, check_exit, ended_early, quiet_transformers
+from voxstrata.early_exit.checkpoint import Transcriber, ended_early, quiet_transformers
+from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.journal import Journal
-from voxstrata.early_exit.recordings import find_recordings, read_recording, reason, refuse_nothing
+from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.phonology.voices import primary_code
 
-TASKS = ("transcribe", "translate")
-PROMPT_TOKENS = 4  # start, language, task, no timestamps
-NAMED = 5  # how many offenders a message lists
+_TASKS = ("transcribe", "translate")
+_PROMPT_TOKENS = 4  # start, language, task, no timestamps
+_NAMED = 5  # how many offenders a message lists
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Transcripts:
-    """What was said and what was heard.
+    """What every exit makes of the recordings.
 
     rows: of the corpus, in its order, without those that failed. texts: for every exit one transcript per row.
     failures: id to reason.
@@ -80,8 +82,8 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
     """
     config = transcriber.model.generation_config
     known: dict[str, int] = getattr(config, "lang_to_id", None) or {}
-    if decoding.task not in TASKS:
-        raise UsageError(f"unknown task {decoding.task!r}; choose one of {', '.join(TASKS)}")
+    if decoding.task not in _TASKS:
+        raise UsageError(f"unknown task {decoding.task!r}; choose one of {', '.join(_TASKS)}")
     prompts = dict(decoding.prompts)
     if not known:
         foreign = sorted({str(p) for p in (prompts.get(str(n), n) for n in languages) if p and not is_english(str(p))})
@@ -120,14 +122,14 @@ def check_texts(corpus: Corpus) -> None:
         values = corpus.table[column].to_pylist()
         without = [i for i, v in zip(corpus.table["id"].to_pylist(), values, strict=True) if not (v or "").strip()]
         if without:
-            more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
+            more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
             raise InputError(
-                f"{corpus.root}: no {column} for {', '.join(map(str, without[:NAMED]))}{more}; give it in the "
+                f"{corpus.root}: no {column} for {', '.join(map(str, without[:_NAMED]))}{more}; give it in the "
                 f"manifest's column {column!r}, or leave these rows out"
             )
 
 
-def transcribe(
+def transcribe_recordings(
     transcriber: Transcriber,
     corpus: Corpus,
     exits: Sequence[EarlyExit],
@@ -135,13 +137,12 @@ def transcribe(
     *,
     device: str = "cpu",
     journal: Journal | None = None,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    reporter: Reporter = SILENT,
 ) -> Transcripts:
     """Transcribe every recording of at most 30 s with every exit; one that is longer, or fails, is a failure.
 
     device: of torch, "cpu" or "cuda". The model runs in its own dtype on a GPU, in float32 on the CPU.
     journal: what was transcribed before, and where transcripts are written as they come.
-    progress: hears of transcripts made, and to be made.
 
     Raises UsageError for exits, languages or a task the model has not, InputError without tokenizer or when no
     recording can be used.
@@ -154,15 +155,11 @@ def transcribe(
         raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
     tokenizer = _tokenizer(transcriber)
     model = in_float32(transcriber.model) if device == "cpu" else transcriber.model.to(torch.device(device))
-    hear = _Hearing(transcriber, tokenizer, model, decoding)
+    recogniser = _Recogniser(transcriber, tokenizer, model, decoding)
     infos, failures = find_recordings(corpus)
     names = {i: str(rows[i]["id"]) for i in infos}
-    texts: dict[EarlyExit, dict[int, str]] = {at: {} for at in exits}
-    for at, i in product(exits, infos if journal else ()):
-        text = journal.find(names[i], infos[i], at) if journal else None
-        if text is not None:
-            texts[at][i] = text
-    before = sum(map(len, texts.values()))
+    texts = {at: _known(journal, names, infos, at) for at in exits}
+    before, total = sum(map(len, texts.values())), len(infos) * len(exits)
     # one language to a batch, and the longest first, so that running out of memory shows at once
     order = sorted(infos, key=lambda i: (str(rows[i]["language"]), -infos[i].samples))
     batches = deque(_batches(order, rows, decoding.batch))
@@ -181,29 +178,38 @@ def transcribe(
             continue
         token = tokens.get(str(rows[batch[0]]["language"]))
         try:
-            features = hear.features(list(audio.values()))
+            features = recogniser.features(list(audio.values()))
             for at in missing:
-                for i, text in zip(audio, hear.texts(features, at, token), strict=True):
+                for i, text in zip(audio, recogniser.texts(features, at, token), strict=True):
                     if i not in texts[at]:
                         texts[at][i] = text
                         if journal:
                             journal.add(names[i], infos[i], at, text)
-                progress(sum(map(len, texts.values())) - before, len(infos) * len(exits) - before)
+                done = sum(map(len, texts.values()))
+                reporter.progress(Progress("transcribing", done - before, total - before, "transcripts"))
         except OSError:  # the journal's, not a recording's
             raise
         except Exception as e:  # one bad recording must cost neither its neighbours nor the run
             if len(audio) == 1:
-                failures.update({names[i]: reason(corpus, i, e) for i in audio})
+                failures.update({names[i]: failure_reason(corpus, i, e) for i in audio})
             batches.extendleft([i] for i in audio if len(audio) > 1)
-    heard = [i for i in sorted(infos) if all(i in of for of in texts.values())]
-    refuse_nothing(corpus, heard, failures)
+    whole = [i for i in sorted(infos) if all(i in of for of in texts.values())]
+    refuse_if_none(corpus, whole, failures)
     return Transcripts(
-        tuple(rows[i] for i in heard), {at: tuple(of[i] for i in heard) for at, of in texts.items()}, failures
+        tuple(rows[i] for i in whole), {at: tuple(of[i] for i in whole) for at, of in texts.items()}, failures
     )
 
 
+def _known(
+    journal: Journal | None, names: Mapping[int, str], infos: Mapping[int, AudioInfo], at: EarlyExit
+) -> dict[int, str]:
+    """What an earlier run transcribed with one exit, by row."""
+    found = ((i, journal.find(names[i], info, at)) for i, info in infos.items()) if journal else ()
+    return {i: text for i, text in found if text is not None}
+
+
 @dataclass(frozen=True)
-class _Hearing:
+class _Recogniser:
     """A model with what stands before and after it."""
 
     transcriber: Transcriber
@@ -218,7 +224,7 @@ class _Hearing:
         return features
 
     def texts(self, features: Any, at: EarlyExit, token: str | None) -> list[str]:
-        """What each of a batch of one language says; its token is None for an English-only model."""
+        """Transcripts of a batch of one language, whose token is None for an English-only model."""
         ids = _generate(self.model, features, at, token, self.decoding)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
@@ -262,13 +268,4 @@ def _generate(model: Any, features: torch.Tensor, at: EarlyExit, token: str | No
 
 def new_tokens(model: Any, decoding: Decoding) -> int:
     """How many tokens a transcript may have: what is asked for, or what the decoder has positions for."""
-    return min(decoding.max_new_tokens, int(model.config.max_target_positions) - PROMPT_TOKENS)
-
-
-def every_exit(layers: int, blocks: Sequence[int] | None = None) -> tuple[EarlyExit, ...]:
-    """Exits after the given blocks (None: after every block, and before the first), each with and without LayerNorm.
-
-    The last block is always among them: the others are compared with it.
-    """
-    chosen = sorted({*(range(layers + 1) if blocks is None else blocks), layers})
-    return tuple(EarlyExit(k, norm) for k in chosen for norm in (True, False))
+    return min(decoding.max_new_tokens, int(model.config.max_target_positions) - _PROMPT_TOKENS)

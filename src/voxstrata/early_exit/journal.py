@@ -14,17 +14,18 @@ import torch
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError
 from voxstrata.corpus import Corpus
-from voxstrata.early_exit.checkpoint import EarlyExit, Transcriber
+from voxstrata.early_exit.checkpoint import Transcriber
+from voxstrata.early_exit.exits import EarlyExit
+from voxstrata.early_exit.result import JOURNAL
 from voxstrata.store.files import Files
 
-JOURNAL = "transcripts.jsonl"
-FORMAT = 1
+_FORMAT = 1
 
 
 class Journal:
     """The texts that are there, by recording and exit, and where new ones are written. See `open_journal`.
 
-    A text counts for a recording of the same id, size and length alone: one that was replaced is heard again.
+    A text counts for a recording of the same id, size and length alone: one that was replaced is transcribed again.
     resumed: how many texts an earlier run left.
     """
 
@@ -53,7 +54,7 @@ def open_journal(folder: Path, settings: Mapping[str, Any]) -> Iterator[Journal]
     Raises InputError when the file is of other settings (naming these), is not ours, or is in use.
     """
     path = folder / JOURNAL
-    header = {"format": FORMAT, **json.loads(json.dumps(settings))}
+    header = {"format": _FORMAT, **json.loads(json.dumps(settings))}
     with Files(folder).lock():
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]

@@ -11,15 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
-from voxstrata.early_exit.checkpoint import EarlyExit
-from voxstrata.early_exit.scoring import DEV, TEST, Scoring
+from voxstrata.early_exit.exits import ALL_LANGUAGES, DEV, TEST, EarlyExit
+from voxstrata.early_exit.scoring import Scoring
 from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
 
-ALL = "all"  # the mean over languages, each of the same weight
 Scope = tuple[str, str]  # language and script
-WHOLE: Scope = (ALL, ALL)
+OVERALL: Scope = (ALL_LANGUAGES, ALL_LANGUAGES)  # the mean over languages
 Interval = tuple[float, float | None, float | None]  # a value, and where its interval begins and ends
-Float64 = NDArray[np.float64]
+_Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Rates:
         drawn = [self._jointly.drawn(held).any(axis=1) for held in groups.values()]
         self.incomplete = int((~np.all(drawn, axis=0)).sum())
 
-    def _counted(self, rows: Sequence[dict[str, Any]], scope: Scope) -> tuple[Float64, list[str]]:
+    def _counted(self, rows: Sequence[dict[str, Any]], scope: Scope) -> tuple[_Float64, list[str]]:
         """(utterances, exits, 4): word errors, words, character errors, characters; and the utterances' groups."""
         mine: dict[str, list[dict[str, Any]]] = {}
         for r in rows:
@@ -84,27 +83,27 @@ class Rates:
 
     def utterances(self, scope: Scope) -> tuple[int, int]:
         """Number of utterances and of groups."""
-        scopes = self.overall if scope == WHOLE else [scope]
+        scopes = self.overall if scope == OVERALL else [scope]
         groups = {g for s in scopes for g in self._counts[s][1]}
         return sum(len(self._counts[s][1]) for s in scopes), len(groups)
 
-    def rate(self, scope: Scope, unit: str | None = None) -> Float64:
+    def rate(self, scope: Scope, unit: str | None = None) -> _Float64:
         """Errors over reference length, (exits,); unit None is the language's own, words or characters."""
-        if scope == WHOLE:
+        if scope == OVERALL:
             return np.asarray(np.mean([self.rate(s, unit) for s in self.overall], axis=0))
         totals = self._counts[scope][0].sum(axis=0)
         a = 0 if (unit or self.units[scope]) == "word" else 2
         return np.asarray(totals[:, a] / totals[:, a + 1])
 
-    def samples(self, scope: Scope) -> Float64:
+    def samples(self, scope: Scope) -> _Float64:
         """`rate` in every resample, (resamples, exits); NaN where there is a single group to draw from."""
         if self.utterances(scope)[1] < 2:
             return np.full((self._scoring.resamples, len(self.exits)), np.nan)
-        if scope == WHOLE:
+        if scope == OVERALL:
             return np.asarray(np.nanmean([self._drawn(s, self._jointly) for s in self.overall], axis=0))
         return self._drawn(scope, Resamples(self._counts[scope][1], self._scoring.resamples, self._scoring.seed))
 
-    def _drawn(self, scope: Scope, resamples: Resamples) -> Float64:
+    def _drawn(self, scope: Scope, resamples: Resamples) -> _Float64:
         counts, groups = self._counts[scope]
         a = 0 if self.units[scope] == "word" else 2
         means = resamples.means(counts[:, :, a : a + 2].reshape(len(counts), -1), groups)
@@ -134,7 +133,7 @@ def rates_table(parts: Sequence[tuple[str, Rates]]) -> pa.Table:
     """
     rows = []
     for part, rates in parts:
-        for scope in [*rates.scopes, WHOLE]:
+        for scope in [*rates.scopes, OVERALL]:
             low, high = _ends(rates.samples(scope))
             wer, cer, rate = rates.rate(scope, "word"), rates.rate(scope, "character"), rates.rate(scope)
             utterances, groups = rates.utterances(scope)
@@ -142,7 +141,7 @@ def rates_table(parts: Sequence[tuple[str, Rates]]) -> pa.Table:
                 {"part": part, "language": scope[0], "script": scope[1], "after": at.after, "final_norm": at.final_norm,
                  "unit": rates.units.get(scope, "both"), "rate": rate[i], "low": low[i], "high": high[i],
                  "wer": wer[i], "cer": cer[i], "utterances": utterances, "groups": groups,
-                 "incomplete_resamples": rates.incomplete if scope == WHOLE else 0}
+                 "incomplete_resamples": rates.incomplete if scope == OVERALL else 0}
                 for i, at in enumerate(rates.exits)
             ]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=RATES_SCHEMA)
@@ -156,14 +155,14 @@ RATES_SCHEMA = pa.schema(
 )
 
 
-def choose(dev: Rates, test: Rates) -> list[Choice]:
+def choose_exits(dev: Rates, test: Rates) -> list[Choice]:
     """For every language of both parts, and for all: the exit chosen on `dev`, as it does on `test`.
 
     Of exits that tie, the deepest is taken, then the one with the LayerNorm: the nearest to the original.
     """
     choices = []
     original = len(test.exits) - 1  # sorted by depth, True after False
-    for scope in [*(s for s in test.scopes if s in dev.scopes), WHOLE]:
+    for scope in [*(s for s in test.scopes if s in dev.scopes), OVERALL]:
         errors = dev.rate(scope)
         best = max(np.flatnonzero(errors == errors.min()))
         values, samples = test.rate(scope), test.samples(scope)
@@ -200,6 +199,6 @@ CHOICES_SCHEMA = pa.schema(
 )
 
 
-def _ends(samples: Float64) -> list[list[float | None]]:
+def _ends(samples: _Float64) -> list[list[float | None]]:
     """Lower and upper ends for every column, None where it holds NaN alone."""
     return [[None if np.isnan(x) else float(x) for x in ends] for ends in percentile_interval(samples)]

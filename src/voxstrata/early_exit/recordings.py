@@ -10,9 +10,7 @@ import numpy.typing as npt
 from voxstrata.audio.decode import AudioInfo, decode, probe
 from voxstrata.base.errors import AudioError, InputError
 from voxstrata.corpus import Corpus
-from voxstrata.encoders.frames import SAMPLE_RATE
-
-WINDOW_SECONDS = 30
+from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SECONDS
 
 
 def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str]]:
@@ -26,18 +24,18 @@ def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str
         try:
             info = probe(corpus.absolute(i))
         except Exception as e:
-            failures[str(name)] = reason(corpus, i, e)
+            failures[str(name)] = failure_reason(corpus, i, e)
             continue
         if info.samples > WINDOW_SECONDS * SAMPLE_RATE:
             failures[str(name)] = f"{info.samples / SAMPLE_RATE:.1f} s, more than Whisper's window of 30 s; cut it"
         else:
             found[i] = info
-    refuse_nothing(corpus, found, failures)
+    refuse_if_none(corpus, found, failures)
     return found, failures
 
 
-def refuse_nothing(corpus: Corpus, found: Collection[int], failures: Mapping[str, str]) -> None:
-    """Raises InputError when no recording is left."""
+def refuse_if_none(corpus: Corpus, found: Collection[int], failures: Mapping[str, str]) -> None:
+    """Raises InputError when no recording was found, with the first failure."""
     if not found:
         first = next((f"; the first: {name}: {why}" for name, why in failures.items()), "")
         raise InputError(f"{corpus.root}: no recording can be transcribed{first}")
@@ -48,10 +46,10 @@ def read_recording(corpus: Corpus, i: int, info: AudioInfo) -> npt.NDArray[np.fl
     try:
         return decode(corpus.absolute(i), info)
     except Exception as e:
-        raise AudioError(reason(corpus, i, e)) from e
+        raise AudioError(failure_reason(corpus, i, e)) from e
 
 
-def reason(corpus: Corpus, i: int, error: Exception) -> str:
+def failure_reason(corpus: Corpus, i: int, error: Exception) -> str:
     """Why a recording failed: our own message, or another's error with what to do."""
     if isinstance(error, AudioError):
         return corpus.without_root(str(error))

@@ -14,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.early_exit.decoding import NAMED, Transcripts, is_english
+from voxstrata.early_exit.decoding import Transcripts, is_english
+from voxstrata.early_exit.exits import DEV, TEST
 from voxstrata.early_exit.normalization import Normalizer, normalizer
 from voxstrata.evaluation.bootstrap import RESAMPLES
 
-DEV, TEST = "dev", "test"
 # Scripts written without spaces between words. Radford et al. 2022 (arXiv 2212.04356, appendix C) name Chinese,
 # Japanese, Thai, Lao and Burmese; Khmer and Tibetan do as they do.
 UNSPACED = frozenset({"CJK", "THAI", "LAO", "MYANMAR", "KHMER", "TIBETAN"})
 NO_SCRIPT = "NONE"
+_NAMED = 5  # how many offenders a message lists
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def references(
         found.append((norm, norm(str(row["text"]))))
     empty = [str(row["id"]) for row, (_, text) in zip(rows, found, strict=True) if not any(c.isalnum() for c in text)]
     if empty:
-        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
         raise InputError(
-            f"the text of {', '.join(empty[:NAMED])}{more} holds no letter or digit once normalised: nothing to score; "
-            "correct it or leave the row out"
+            f"the text of {', '.join(empty[:_NAMED])}{more} holds no letter or digit once normalised: nothing to "
+            "score; correct it or leave the row out"
         )
     return found
 
@@ -123,25 +124,25 @@ def score(transcripts: Transcripts, parts: Sequence[str], scoring: Scoring, engl
     parts: of each row of `transcripts`. script and unit are the language's (`scripts_of`), those of a stray text in
     another script, too. Raises what `references` raises.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    columns: dict[str, list[Any]] = {name: [] for name in TRANSCRIPT_SCHEMA.names}
     expectations = references(transcripts.rows, scoring, english, folder)
     scripts = scripts_of(transcripts.rows)
     for i, (row, part, (norm, expected)) in enumerate(zip(transcripts.rows, parts, expectations, strict=True)):
         script, _ = scripts[str(row["language"])]
         unit = "character" if script in UNSPACED else "word"
         for at, texts in transcripts.texts.items():
-            heard = norm(texts[i])
-            words, characters = jiwer.process_words(expected, heard), _characters(expected, heard, script)
+            transcript = norm(texts[i])
+            words, characters = jiwer.process_words(expected, transcript), _characters(expected, transcript, script)
             values = (
                 row["id"], row["language"], script, group_of(row), part, at.after, at.final_norm, row["text"],
-                texts[i], expected, heard, *_errors(words), *_errors(characters), unit,
+                texts[i], expected, transcript, *_errors(words), *_errors(characters), unit,
             )  # fmt: skip
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=TRANSCRIPT_SCHEMA)
 
 
-SCHEMA = pa.schema(
+TRANSCRIPT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "language", "script", "group", "part")]
     + [("after", pa.int32()), ("final_norm", pa.bool_())]
     + [(n, pa.string()) for n in ("reference", "transcript", "reference_normalized", "transcript_normalized")]
@@ -150,10 +151,10 @@ SCHEMA = pa.schema(
 )
 
 
-def _characters(expected: str, heard: str, script: str) -> Any:
+def _characters(expected: str, transcript: str, script: str) -> Any:
     if script in UNSPACED:  # where a space stands is a matter of taste there
-        expected, heard = expected.replace(" ", ""), heard.replace(" ", "")
-    return jiwer.process_characters(expected, heard)
+        expected, transcript = expected.replace(" ", ""), transcript.replace(" ", "")
+    return jiwer.process_characters(expected, transcript)
 
 
 def _errors(aligned: Any) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,54 +12,41 @@ from typing import Any
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.folders import make_writable
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
-from voxstrata.early_exit.decoding import Decoding, check_texts, every_exit, new_tokens, transcribe
-from voxstrata.early_exit.journal import JOURNAL, corpus_hash, model_hash, open_journal
+from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, transcribe_recordings
+from voxstrata.early_exit.exits import ALL_LANGUAGES, DEV, TEST, every_exit
+from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
-from voxstrata.early_exit.rates import ALL, Choice, Rates, both_parts, choose, rates_table
-from voxstrata.early_exit.scoring import DEV, TEST, Scoring, references, score, scripts_of, split_groups
-from voxstrata.early_exit.text import write_results
-
-
-@dataclass(frozen=True)
-class SweepReport:
-    """A finished sweep. rates: see `rates_table`; transcripts: see `score`; about: settings, data, failures, notes.
-
-    resumed: transcripts that an earlier run had made.
-    """
-
-    choices: list[Choice]
-    rates: pa.Table
-    transcripts: pa.Table
-    about: dict[str, Any]
-    resumed: int
+from voxstrata.early_exit.rates import Rates, both_parts, choices_table, choose_exits, rates_table
+from voxstrata.early_exit.result import JOURNAL, EarlyExits
+from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of, split_groups
 
 
 def sweep(
     transcriber: Transcriber,
     corpus: Corpus,
-    folder: Path,
+    folder: str | Path,
     *,
     blocks: Sequence[int] | None = None,
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     device: str = "cpu",
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> SweepReport:
-    """Transcribe `corpus` with the encoder ended after `blocks` (None: each), score, choose, and write `folder`.
+    reporter: Reporter = SILENT,
+) -> EarlyExits:
+    """Transcribe `corpus` with the encoder ended after `blocks` (None: each), score, and choose an exit.
 
-    Transcripts are written as they come; a run that was stopped goes on when it is asked for again. Checkpoint,
-    corpus, task, announced languages, tokens and device must be the same then; blocks and scoring may be others.
+    The result is saved in `folder`. Transcripts are written there as they come; a run that was stopped goes on when it
+    is asked for again. Checkpoint, corpus, task, announced languages, tokens and device must be the same then; blocks
+    and scoring may be others.
 
     Everything that can be refused without transcribing is refused before. Raises UsageError for blocks, languages, a
     task or settings that do not exist, InputError for missing texts, for a language that one part lacks, and for a
-    folder with the transcripts of a run with other settings.
+    folder with something else, or with the transcripts of a run with other settings.
     """
-    import matplotlib  # noqa: F401  (missing: say so before hours of work, not after)
-
-    make_writable(folder)
+    folder = Path(folder)
+    EarlyExits.refuse_foreign(folder)
     decoding, scoring = decoding or Decoding(), scoring or Scoring()
     decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
     english = decoding.task == "translate"
@@ -67,7 +55,7 @@ def sweep(
     parts = dict(zip(corpus.table["id"].to_pylist(), split_groups(rows, scoring), strict=True))
     used = references(rows, scoring, english, transcriber.folder)
     normalizers = {str(row["language"]): norm.name for row, (norm, _) in zip(rows, used, strict=True)}
-    settings = {
+    decides = {  # the texts
         "model_sha256": model_hash(transcriber),
         "corpus_sha256": corpus_hash(corpus),
         "task": decoding.task,
@@ -77,33 +65,43 @@ def sweep(
     }
     exits = every_exit(transcriber.layers, blocks)
     try:
-        with open_journal(folder, settings) as journal:
-            heard = transcribe(transcriber, corpus, exits, decoding, device=device, journal=journal, progress=progress)
-            table = score(heard, [parts[row["id"]] for row in heard.rows], scoring, english, transcriber.folder)
-            dev, test = both_parts(table, scoring)
-            rates, choices = rates_table([(DEV, dev), (TEST, test)]), choose(dev, test)
-            about = {
+        with open_journal(folder, decides) as journal:
+            found = transcribe_recordings(
+                transcriber, corpus, exits, decoding, device=device, journal=journal, reporter=reporter
+            )
+            scores = score(found, [parts[row["id"]] for row in found.rows], scoring, english, transcriber.folder)
+            dev, test = both_parts(scores, scoring)
+            settings = {
                 "checkpoint": transcriber.name,
                 "revision": transcriber.encoder.revision,
                 "weights_sha256": transcriber.encoder.sha256(),
-                **settings,
+                **decides,
                 "layers": transcriber.layers,
                 "corpus": corpus.root.name,
-                "utterances": len(heard.rows),
+                "utterances": len(found.rows),
                 "decoding": decoding.to_dict(),
                 "scoring": scoring.to_dict(),
                 "normalizers": normalizers,
-                "notes": _notes(heard.rows, normalizers, dev, test, scoring),
-                "failures": dict(sorted(heard.failures.items())),
+                "notes": _notes(found.rows, normalizers, dev, test, scoring),
+                "failures": dict(sorted(found.failures.items())),
                 "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")},
             }
-            write_results(folder, transcriber.name, table, rates, choices, about)
+            result = early_exits(scores, dev, test, settings, journal.resumed)
+            result.save(folder)
     except OSError as e:
         raise InputError(
             f"{folder}: cannot write ({e}); the transcripts in {JOURNAL} are safe: mend it and run the same command to "
             "go on"
         ) from e
-    return SweepReport(choices, rates, table, about, journal.resumed)
+    return result
+
+
+def early_exits(scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], resumed: int = 0) -> EarlyExits:
+    """The result of a table of `score` and the rates of both its parts."""
+    note = {EarlyExits.key: json.dumps(settings, ensure_ascii=False)}
+    tables = rates_table([(DEV, dev), (TEST, test)]), choices_table(choose_exits(dev, test)), scores
+    rates, choices, transcripts = (table.replace_schema_metadata(note) for table in tables)
+    return EarlyExits(rates, choices, transcripts, resumed)
 
 
 def _notes(
@@ -127,13 +125,13 @@ def _notes(
     for ours, other, part in ((dev, test, TEST), (test, dev, DEV)):
         for language, _ in sorted(set(ours.scopes) - set(other.scopes)):
             notes.append(
-                f"{language}: no recording of the {part} part was transcribed, so no k is chosen, and '{ALL}' is "
-                "without it"
+                f"{language}: no recording of the {part} part was transcribed, so no k is chosen, and "
+                f"'{ALL_LANGUAGES}' is without it"
             )
     for part, rates in ((DEV, dev), (TEST, test)):
         if rates.incomplete:
             notes.append(
-                f"'{ALL}', {part} part: {rates.incomplete} of {scoring.resamples} resamples drew nothing of some "
-                "language and are means over the others"
+                f"'{ALL_LANGUAGES}', {part} part: {rates.incomplete} of {scoring.resamples} resamples drew nothing of "
+                "some language and are means over the others"
             )
     return notes

@@ -1,14 +1,14 @@
 """The model folder and its card.
 
 DIR/
-  encoder_model.onnx        log-mel in, hidden states out (optimum's name for an exported encoder)
-  encoder_cached.onnx       the same with the silence cache as inputs
-  encoder_cpu.onnx          the latter as CPUs run it fastest, with operators of ONNX Runtime's own; not float16
-  encoder_model.onnx_data   the weights of all
+  encoder_model.onnx        log-mel in, hidden states out (named as optimum names an exported encoder)
+  encoder_cached.onnx       the same, with the silence cache as inputs
+  encoder_cpu.onnx          the latter as a CPU runs it fastest, with operators of ONNX Runtime's own; not in float16
+  encoder_model.onnx_data   the weights of all graphs
   log_mel.onnx              waveform in, log-mel out
   silence.npz               the silence cache
   config.json, preprocessor_config.json   as Hugging Face writes them
-  card.json                 what this is, where it came from, how it was validated
+  card.json                 what the model is, where it came from, how it was validated
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from voxstrata.base.tables import TextTable
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.silence import Silence
 
-MODEL_FORMAT = 3  # 2: encoder_cpu.onnx; 3: which returns its states as float16, too
+MODEL_FORMAT = 3  # 2 brought encoder_cpu.onnx; 3 its outputs in float16
 CARD, ENCODER, CACHED, CPU, WEIGHTS = (
     "card.json",
     "encoder_model.onnx",
@@ -48,13 +48,14 @@ class ModelCard:
 
     checkpoint: hub id, or the name of the local folder or file.
     weights_sha256: of the encoder's tensors (name, shape, float32 values), the same whatever file held them.
-    dtype: "float32", "float16", or "int8" (linear layers in 8 bits, float32 otherwise; the CPU's graph alone).
+    dtype: "float32", "float16", or "int8". An int8 model has linear layers in 8 bits and the rest in float32; it has
+        only the CPU's graph.
     outputs: names of the graph's outputs, in depth order.
-    final_norm: "final" (only `final` is normalised) or "every" (the final LayerNorm on every output).
-    silence: kind ("pure" or "calibrated"), groups (0: uncondensed), first frame, sha256, and the calibration
-        recordings by name and SHA-256 (of the float32 samples at 16 kHz that were used, at most the first 9 s)
-        or the pad level of the pure cache.
-    validation: for every output the largest relative L2 difference from PyTorch, with the lengths tried.
+    final_norm: "final" (only `final` is normalised) or "every" (the final LayerNorm is applied to every output).
+    silence: kind ("pure" or "calibrated"), groups (0: not condensed), first frame and sha256. A calibrated cache lists
+        its recordings by name and SHA-256, of the float32 samples at 16 kHz that were used (at most the first 9 s).
+        A pure one states its pad level.
+    validation: for every output the largest relative L2 difference from PyTorch, and the lengths that were tried.
     """
 
     format: int
@@ -91,7 +92,7 @@ class ModelCard:
         return TextTable("Largest relative L2 difference from float32 PyTorch", header, rows)
 
     def identity(self, context: Context) -> dict[str, Any]:
-        """What decides the embeddings of a context; stores with different ones are not comparable."""
+        """What decides the embeddings in a context. Stores in which this differs cannot be compared."""
         identity = {"weights_sha256": self.weights_sha256, "dtype": self.dtype, "final_norm": self.final_norm}
         return identity | ({"silence_sha256": self.silence["sha256"]} if context.mode == "bucketed" else {})
 
@@ -115,7 +116,7 @@ class ModelFolder:
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Write card.json with the hashes of the files that stand beside it, and of itself."""
+    """Write card.json, with hashes of the files beside it and of itself."""
     files = {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.name != CARD}
     d = card.to_dict() | {"files": files}
     text = json.dumps(d | {"sha256": _sha256_card(d)}, indent=1, sort_keys=True)
@@ -129,8 +130,8 @@ def _sha256_card(d: dict[str, Any]) -> str:
 def open_model(path: str | Path) -> ModelFolder:
     """Open an exported model folder.
 
-    Raises InputError when it is not one, was written by another format version, or a file in it is
-    missing or differs from what the export wrote.
+    Raises InputError when it is no model folder, has another format version, or when a file in it is missing or
+    differs from what the export wrote.
     """
     folder = Path(path)
     if not folder.is_dir():

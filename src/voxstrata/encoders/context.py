@@ -11,8 +11,8 @@ from voxstrata.encoders.frames import FRAMES_PER_SECOND, WINDOW_FRAMES
 
 Mode = Literal["padded", "bucketed", "trimmed"]
 
-# Encoder frames. Fine where clips are common, coarse where few clips fall; the last edge is the full window,
-# which is the padded reference itself.
+# Encoder frames. Buckets are narrow where clips are common and wide where they are rare. The last edge is the full
+# window, which is the padded reference itself.
 DEFAULT_EDGES = (*range(75, 500, 25), *range(500, 1000, 50), *range(1000, 1501, 100))
 
 
@@ -21,17 +21,17 @@ class Context:
     """How many positions are computed for an utterance and what attention sees after them.
 
     mode:
-        `padded` computes all 1500 positions of the 30 s window, as Whisper was trained; the reference.
-        `bucketed` computes the smallest edge m ≥ frames + tail and takes the keys and values of the
-        positions m … 1499 from the model's silence cache.
+        `padded` computes all 1500 positions of the 30 s window, as in Whisper's training. It is the reference.
+        `bucketed` computes the first m positions, m being the smallest edge ≥ frames + tail. The keys and values of
+        the positions m … 1499 come from the model's silence cache.
         `trimmed` computes the same m positions and attends to nothing else.
     tail:
-        encoder frames (20 ms each) of real padding computed after the speech.
+        encoder frames (20 ms each) of real padding that are computed after the speech.
     edges:
-        encoder frames, ascending, the last one 1500. A fixed set, so that the result for an utterance
-        depends on that utterance alone, and accelerators see few shapes.
+        encoder frames, ascending; the last one is 1500. They are fixed, so that the result for an utterance depends
+        on that utterance alone. An accelerator also sees few shapes.
     pad:
-        what follows the speech: a zero waveform, as Hugging Face's feature extractor pads.
+        what follows the speech: a zero waveform, as in Hugging Face's feature extractor.
     """
 
     mode: Mode = "bucketed"

@@ -1,8 +1,8 @@
-"""Whisper's time units. Everything that counts samples or frames takes its numbers from here."""
+"""Whisper's units of time. All code that counts samples or frames takes its numbers from here."""
 
 from __future__ import annotations
 
-SAMPLE_RATE = 16_000  # samples per second, what every encoder of the family was trained on
+SAMPLE_RATE = 16_000  # samples per second; every encoder of the family was trained on this
 N_FFT = 400  # samples, a 25 ms analysis window
 HOP_LENGTH = 160  # samples per mel frame: 10 ms
 SAMPLES_PER_FRAME = 2 * HOP_LENGTH  # samples per encoder frame: the second convolution has stride 2
@@ -13,9 +13,9 @@ WINDOW_FRAMES = WINDOW_SAMPLES // SAMPLES_PER_FRAME  # 1500 encoder frames
 
 
 def encoder_frames(samples: int) -> int:
-    """Encoder frames that a recording of `samples` samples at 16 kHz fills: ceil(samples / 320).
+    """How many encoder frames a recording of `samples` samples at 16 kHz fills: ceil(samples / 320).
 
-    Recordings over 30 s are cut into windows of 30 s, which hold a whole number of frames,
-    so the same formula counts the frames of all windows together.
+    A recording over 30 s is cut into windows of 30 s. Each holds a whole number of frames, so the formula also counts
+    the frames of all windows together.
     """
     return -(-samples // SAMPLES_PER_FRAME)

@@ -9,28 +9,28 @@ from voxstrata.base.errors import UsageError
 
 
 def output_names(layers: int) -> tuple[str, ...]:
-    """All outputs of an encoder of `layers` blocks, in depth order.
+    """All outputs of an encoder of L = `layers` blocks, in depth order.
 
-    `layer_00` is the input of the first block, `layer_k` the residual stream after block k,
-    `final` the final LayerNorm of `layer_L`.
+    `layer_00` is the input of the first block. `layer_k` is the residual stream after block k. `final` is `layer_L`
+    after the final LayerNorm.
     """
     return (*(f"layer_{k:02d}" for k in range(layers + 1)), "final")
 
 
 def as_float16(output: str) -> str:
-    """What the CPU's graph calls an output that is cast to float16."""
+    """The name in the CPU's graph of an output as float16."""
     return f"{output}/float16"
 
 
 def depth(outputs: Sequence[str], layers: int) -> int:
-    """How many of an encoder's blocks these outputs need."""
+    """How many of an encoder's `layers` blocks these outputs need."""
     return max(layers if name == "final" else int(name.removeprefix("layer_")) for name in outputs)
 
 
 def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tuple[str, ...]:
-    """The wanted outputs in depth order; `"all"` is every available one.
+    """The wanted outputs in depth order. A string is a comma-separated list; "all" is every available one.
 
-    Raises UsageError for a name that is not available, and for an empty or repeated choice.
+    Raises UsageError for a name that is not available, a name given twice, and an empty choice.
     """
     names = [n.strip() for n in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     if names == ["all"]:
@@ -47,7 +47,7 @@ def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tup
 
 
 def depth_order(outputs: Iterable[str]) -> list[str]:
-    """Distinct output names from the encoder's input to its end: layer_00, layer_01, …, then the others."""
+    """Distinct output names by depth: layer_00, layer_01, …, then all others in the order given."""
 
     def depth(name: str) -> float:
         number = re.fullmatch(r"layer_(\d+)", name)

@@ -1,10 +1,12 @@
 """The silence cache: keys and values of the positions after the speech, and their condensed form.
 
-Attention of m computed positions over m + C keys, C cached, equals attention over the whole 30 s window
-when the cache holds what the silent positions would have computed. They vary little between recordings,
-so one cache serves all. Condensing them: keys of one group (k-means per layer and head) become one key
-and one value, their means, with the log of the group's size added to the attention logit, since
-Σ exp(q·kᵢ) ≈ g · exp(q·k̄) for g nearly equal keys.
+In the 30 s window, speech attends to the silence after it. If the cache holds the keys and values that the silent
+positions would have computed, these positions need not be computed, and attention is the same. Silent positions vary
+little between recordings, so one cache serves all.
+
+In the condensed form, the keys of a layer and head are grouped by k-means. A group becomes one key and one value, their
+means. The logarithm of the group's size is added to the attention logit, because Σ exp(q·kᵢ) ≈ g · exp(q·k̄) for g
+nearly equal keys.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +38,9 @@ def check_groups(groups: int) -> None:
 
 @dataclass(frozen=True)
 class SilenceKeys:
-    """What the cached graph takes as inputs, for one number of computed positions.
+    """The cache as the graphs take it, for one number of computed positions.
 
-    key, value: float32 (layers, heads, keys, head_dim); bias: float32 (layers, heads, keys), added to the logits.
+    key, value: float32 (layers, heads, keys, head_dim). bias: float32 (layers, heads, keys), added to the logits.
     """
 
     key: NDArray[np.float32]
@@ -50,7 +53,7 @@ class Silence:
     """Cached keys and values of the positions first … 1499.
 
     key, value: float16 (layers, heads, 1500 - first, head_dim).
-    group: int16 (layers, heads, 1500 - first), the k-means group of each position, or None if uncondensed.
+    group: int16 (layers, heads, 1500 - first), the group of each position; None when the cache is not condensed.
     """
 
     first: int
@@ -63,12 +66,12 @@ class Silence:
         return WINDOW_FRAMES - frames if self.group is None or frames == WINDOW_FRAMES else int(self.group.max()) + 1
 
     def check(self, frames: int) -> None:
-        """Raises InputError when the cache begins after `frames`."""
+        """Raises InputError when the cache begins only after `frames`."""
         if frames < self.first:
             raise InputError(f"the silence cache begins at frame {self.first}, a bucket ends at {frames}")
 
     def for_frames(self, frames: int) -> SilenceKeys:
-        """Keys and values that stand for the positions `frames` … 1499. Raises what `check` raises."""
+        """Keys and values that stand for the positions `frames` … 1499. Raises InputError as `check` does."""
         self.check(frames)
         k = self.key[:, :, frames - self.first :].astype(np.float32)
         v = self.value[:, :, frames - self.first :].astype(np.float32)
@@ -104,11 +107,9 @@ class Silence:
         return h.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write as .npz (plain arrays, no pickles)."""
-        if self.group is None:
-            np.savez(path, first=self.first, key=self.key, value=self.value)
-        else:
-            np.savez(path, first=self.first, key=self.key, value=self.value, group=self.group)
+        """Write an .npz file of plain arrays, without pickles."""
+        group: dict[str, Any] = {} if self.group is None else {"group": self.group}
+        np.savez(path, first=self.first, key=self.key, value=self.value, **group)
 
     @classmethod
     def load(cls, path: Path) -> Silence:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ class ExtractReport:
     utterances, failed: of the whole store; failures: reason by id. audio_seconds: encoded in this run.
     flops: arithmetic of what was encoded in this run (see `voxstrata.engine.budget`).
     seconds: wall seconds of this run, from the first unit to the last. stages: busy seconds of each stage; they
-        overlap, and `decode`, `log_mel` and `encode` add up threads.
+        overlap, and `decode`, `log_mel`, `encode` and `reduce` add up threads.
     resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
-    sgemm_rate, efficiency: float32 matrix products in operations per second on the same threads just before the run,
-        and flops / (seconds × sgemm_rate); None unless asked for.
+    sgemm_rate: float32 matrix products in operations per second on the same threads just before the run; None unless
+        asked for.
     """
 
     store: str
@@ -51,12 +51,16 @@ class ExtractReport:
     stages: dict[str, float]
     overflows: int
     flops: int
-    sgemm_rate: float | None
-    efficiency: float | None
+    sgemm_rate: float | None = None
+
+    @property
+    def efficiency(self) -> float | None:
+        """flops / (seconds × sgemm_rate), the share of what this machine can do; None where that was not measured."""
+        return self.flops / (self.seconds * self.sgemm_rate) if self.sgemm_rate else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return asdict(self)
+        return asdict(self) | {"efficiency": self.efficiency}
 
     def to_text(self) -> str:
         """In a few lines, but for the failures."""
@@ -133,8 +137,8 @@ def extract(
         plan, infos = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
         limit = sgemm_rate(encoder.threads) if efficiency else None
         with files.lock():
-            writer = StoreWriter(store, plan, model.card)
-            return _run(corpus, infos, encoder, writer, allow_overflow, reporter, limit)
+            sink = UnitSink(StoreWriter(store, plan, model.card), allow_overflow)
+            return replace(_run(corpus, infos, encoder, sink, reporter), sgemm_rate=limit)
     except OSError as e:
         raise InputError(
             f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
@@ -143,19 +147,13 @@ def extract(
 
 
 def _run(
-    corpus: Corpus,
-    infos: Sequence[AudioInfo | None],
-    encoder: Encoder,
-    writer: StoreWriter,
-    allow_overflow: bool,
-    reporter: Reporter,
-    sgemm: float | None,
+    corpus: Corpus, infos: Sequence[AudioInfo | None], encoder: Encoder, sink: UnitSink, reporter: Reporter
 ) -> ExtractReport:
     """The units that are not committed yet, through the pipeline."""
-    begin, plan, done = time.perf_counter(), writer.plan, writer.done()
+    begin, writer, plan = time.perf_counter(), sink.writer, sink.plan
+    done = writer.done()
     units = _working_order(plan, done)
     account = _Account(encoder, plan, units, len(writer.failures(done)[0]), reporter)
-    sink = UnitSink(writer, encoder.model.card.d_model, allow_overflow)
     with (
         DecodeStage(corpus, infos, plan, units, encoder) as decoding,
         CommitStage(sink) as committing,
@@ -180,8 +178,6 @@ def _run(
         stages={k: round(v, 3) for k, v in (decoding.seconds | encoder.seconds | sink.seconds).items()},
         overflows=overflows,
         flops=account.flops,
-        sgemm_rate=sgemm,
-        efficiency=account.flops / (seconds * sgemm) if sgemm else None,
     )
 
 

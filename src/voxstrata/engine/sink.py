@@ -19,13 +19,12 @@ from voxstrata.store.writer import StoreWriter
 class UnitSink:
     """Collects the rows of one unit at a time and commits it."""
 
-    def __init__(self, writer: StoreWriter, d_model: int, allow_overflow: bool) -> None:
+    def __init__(self, writer: StoreWriter, allow_overflow: bool) -> None:
         self.plan: Plan = writer.plan
         self.seconds: dict[str, float] = defaultdict(float)  # by stage: place, write
         self._overflows = 0  # of this unit
-        self._writer = writer
+        self.writer = writer
         self._allow_overflow = allow_overflow
-        self._d_model = d_model
         # Made with a unit's first rows: a header that claims hours is found out before there are any.
         self._blocks: dict[str, NDArray[Any]] = {}
         self._memory: dict[str, NDArray[Any]] = {}  # of the blocks, kept from unit to unit: fresh pages take time
@@ -48,7 +47,7 @@ class UnitSink:
     def _zeros(self, output: str, rows: int) -> NDArray[Any]:
         memory = self._memory.get(output)
         if memory is None or len(memory) < rows:
-            self._memory[output] = np.zeros((rows, self._d_model), self.plan.spec.stored_dtype)
+            self._memory[output] = np.zeros((rows, self.writer.card.d_model), self.plan.spec.stored_dtype)
             return self._memory[output]
         memory[:rows] = 0
         return memory[:rows]
@@ -84,7 +83,7 @@ class UnitSink:
     def commit(self, unit: int, failures: dict[int, str]) -> None:
         """Write the unit and make room for the next."""
         begin = time.perf_counter()
-        self._writer.commit(unit, self._blocks, failures, self._overflows)
+        self.writer.commit(unit, self._blocks, failures, self._overflows)
         self._overflows = 0
         self._blocks = {}
         self.seconds["write"] += time.perf_counter() - begin

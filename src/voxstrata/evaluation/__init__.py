@@ -4,9 +4,9 @@ from voxstrata.evaluation.bootstrap import Resamples
 from voxstrata.evaluation.cka import CKA, linear_cka
 from voxstrata.evaluation.hubness import chance_skew, csls, k_occurrence, k_occurrence_skew, ratio_margin
 from voxstrata.evaluation.metrics import (
-    Estimate,
     Evaluation,
     MeanEvaluation,
+    MetricEstimate,
     best_ranks,
     chance_at_k,
     chance_mrr,
@@ -17,9 +17,9 @@ from voxstrata.evaluation.metrics import (
 
 __all__ = [
     "CKA",
-    "Estimate",
     "Evaluation",
     "MeanEvaluation",
+    "MetricEstimate",
     "Resamples",
     "best_ranks",
     "chance_at_k",

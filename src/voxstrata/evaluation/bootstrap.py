@@ -9,7 +9,7 @@ from voxstrata.base.errors import InputError, UsageError
 
 RESAMPLES = 1000
 LEVEL = 0.95  # of the intervals
-BLOCK = 1 << 22  # weights taken as float64 at once: 32 MiB
+WEIGHTS_AT_ONCE = 1 << 22  # weights taken as float64 at once: 32 MiB
 
 
 class Resamples:
@@ -48,7 +48,7 @@ class Resamples:
         sums = np.zeros((len(self.groups), rows.shape[1]))
         np.add.at(sums, place, rows)
         totals = np.empty((len(self), rows.shape[1]))
-        step = max(1, BLOCK // len(self.groups))
+        step = max(1, WEIGHTS_AT_ONCE // len(self.groups))
         for a in range(0, len(self), step):
             totals[a : a + step] = self._weights[a : a + step].astype(np.float64) @ sums
         means = np.full((len(self), values.shape[1]), np.nan)

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError
-from voxstrata.evaluation.metrics import BLOCK, check_k
+from voxstrata.evaluation.metrics import CELLS_AT_ONCE, check_k
 
 Scores = npt.NDArray[np.floating]
 
-NEIGHBOURS = 10  # of CSLS and of k-occurrence, as in the papers
+HUB_NEIGHBOURS = 10  # of CSLS and of k-occurrence, as in the papers
 MARGIN_NEIGHBOURS = 4  # of the ratio margin, as in the paper
 
 
-def csls(scores: Scores, k: int = NEIGHBOURS) -> Scores:
+def csls(scores: Scores, k: int = HUB_NEIGHBOURS) -> Scores:
     """Cross-domain similarity local scaling, 2 s(x, y) - r(x) - r(y): (N, M), same dtype.
 
     r(x) is the mean of the k largest scores in x's row, r(y) of those in y's column; all of them where there are
@@ -46,14 +46,14 @@ def ratio_margin(scores: Scores, k: int = MARGIN_NEIGHBOURS) -> Scores:
     return margin
 
 
-def k_occurrence(scores: Scores, k: int = NEIGHBOURS) -> npt.NDArray[np.int64]:
+def k_occurrence(scores: Scores, k: int = HUB_NEIGHBOURS) -> npt.NDArray[np.int64]:
     """For each candidate, in how many rows of `scores` (N, M) it is among the k largest: (M,) int64.
 
     Candidates that tie with the k-th count too, so the order of the corpus does not matter.
     """
     counts = np.zeros(scores.shape[1], np.int64)
     k = min(check_k(k), scores.shape[1])
-    step = max(1, BLOCK // scores.shape[1])
+    step = max(1, CELLS_AT_ONCE // scores.shape[1])
     for a in range(0, len(scores), step):
         rows = scores[a : a + step]
         kth = np.partition(rows, -k, axis=1)[:, -k, None]
@@ -61,7 +61,7 @@ def k_occurrence(scores: Scores, k: int = NEIGHBOURS) -> npt.NDArray[np.int64]:
     return counts
 
 
-def k_occurrence_skew(scores: Scores, k: int = NEIGHBOURS) -> float:
+def k_occurrence_skew(scores: Scores, k: int = HUB_NEIGHBOURS) -> float:
     """Skewness of `k_occurrence` over the candidates, E[(n - mean)³] / sd³: large where few candidates are hubs.
 
     Radovanović, Nanopoulos and Ivanović 2010 (JMLR 11). NaN where all candidates occur equally often, as they do
@@ -73,7 +73,7 @@ def k_occurrence_skew(scores: Scores, k: int = NEIGHBOURS) -> float:
     return float(np.mean(counts**3)) / spread**3 if spread > 0 else math.nan
 
 
-def chance_skew(queries: int, candidates: int, k: int = NEIGHBOURS) -> float:
+def chance_skew(queries: int, candidates: int, k: int = HUB_NEIGHBOURS) -> float:
     """Skewness of k-occurrence when every query ranks at random: that of the binomial law B(N, k / M).
 
     Exact for one candidate over many random orders; the skew over the M candidates of one order comes close to it
@@ -89,7 +89,7 @@ def _neighbour_means(scores: Scores, k: int) -> Scores:
     """Mean of the k largest scores of each row, (N,) in the dtype of `scores`, summed in float64."""
     k = min(check_k(k), scores.shape[1])
     means = np.empty(len(scores), scores.dtype)
-    step = max(1, BLOCK // scores.shape[1])
+    step = max(1, CELLS_AT_ONCE // scores.shape[1])
     for a in range(0, len(scores), step):
         # A copy in row order: partitioning along a transposed matrix' strided rows is far slower.
         rows = np.array(scores[a : a + step], order="C")

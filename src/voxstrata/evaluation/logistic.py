@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Float64 = npt.NDArray[np.float64]
+from voxstrata.evaluation.metrics import Float64
 
 METHOD = "Firth's penalised likelihood, intercepts refitted (FLIC)"
 _ITERATIONS = 200

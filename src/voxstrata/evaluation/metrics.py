@@ -18,11 +18,11 @@ Float64 = npt.NDArray[np.float64]
 
 KS = (1, 5, 10)
 MEAN = "mean"  # in tables of figures: source and target of the rows that average over all directions
-BLOCK = 1 << 22  # matrix cells taken at once where temporaries are as large as their input
+CELLS_AT_ONCE = 1 << 22  # matrix cells taken at once where temporaries are as large as their input
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MetricEstimate:
     """One figure: its value, the ends of its interval (NaN without resamples), and what chance would reach."""
 
     value: float
@@ -51,10 +51,13 @@ class Evaluation:
     candidates_max: int
 
     @property
-    def estimates(self) -> dict[str, Estimate]:
+    def estimates(self) -> dict[str, MetricEstimate]:
         """The figures by the name of their metric, with 95 % percentile intervals."""
         columns = zip(self.values, *percentile_interval(self.samples), self.chance, strict=True)
-        return {name: Estimate(*(float(x) for x in column)) for name, column in zip(self.metrics, columns, strict=True)}
+        return {
+            name: MetricEstimate(*(float(x) for x in column))
+            for name, column in zip(self.metrics, columns, strict=True)
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each metric, as tables of figures hold it; null for what does not exist."""
@@ -225,7 +228,7 @@ def best_ranks(scores: npt.NDArray[np.floating], positives: BoolMatrix) -> npt.N
     if scores.ndim != 2 or scores.shape != positives.shape:
         raise InputError(f"scores {scores.shape} and positives {positives.shape} must be matrices of one shape")
     ranks = np.zeros(len(scores), np.int64)
-    step = max(1, BLOCK // max(1, scores.shape[1]))
+    step = max(1, CELLS_AT_ONCE // max(1, scores.shape[1]))
     for a in range(0, len(scores), step):
         rows, partner = scores[a : a + step], positives[a : a + step]
         if np.isnan(rows).any():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.evaluation.bootstrap import BLOCK, Resamples, percentile_interval
+from voxstrata.evaluation.bootstrap import WEIGHTS_AT_ONCE, Resamples, percentile_interval
 
 Values = npt.NDArray[np.float64]
 Groups = npt.NDArray[np.str_]
@@ -67,7 +67,7 @@ def _add_resampled(pairs: Scored, reference: Scored, resamples: Resamples, total
     order = np.argsort(reference.values, kind="stable")
     ordered = reference.values[order]
     below, up_to = (np.searchsorted(ordered, pairs.values, side) for side in ("left", "right"))
-    step = max(1, BLOCK // (len(ordered) + 1))
+    step = max(1, WEIGHTS_AT_ONCE // (len(ordered) + 1))
     for a in range(0, len(resamples), step):
         part = slice(a, min(a + step, len(resamples)))
         cumulated = np.zeros((part.stop - part.start, len(ordered) + 1))

@@ -1,6 +1,6 @@
 """Load the encoder of a Whisper checkpoint: a Hugging Face folder, a hub id, or OpenAI's .pt.
 
-Weights come from safetensors, or from torch.load(weights_only=True): nothing that could run code is read.
+Weights are read from safetensors or by torch.load(weights_only=True), neither of which can run code.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ _OPENAI_NAMES = (  # OpenAI's module names → Hugging Face's
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Whisper encoder in float32, ready to export or to compare with.
+    """A Whisper encoder in float32.
 
-    config holds what the checkpoint's config.json says (for OpenAI's .pt, what its `dims` imply).
+    name: hub id, or name of the folder or file. revision: commit, for a hub id. config: what the checkpoint's
+    config.json says, or the `dims` of OpenAI's .pt.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Checkpoint:
         return {k: v.numpy() for k, v in self.encoder.state_dict().items()}
 
     def sha256(self) -> str:
-        """Hash of names, shapes and float32 values: the same encoder has one hash in every container."""
+        """Hash of names, shapes and float32 values. It is the same in whatever kind of file the encoder lies."""
         h = hashlib.sha256()
         for name, value in sorted(self.state().items()):
             h.update(f"{name} {value.shape}\n".encode())
@@ -74,11 +75,11 @@ class Checkpoint:
 def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """Load an encoder.
 
-    `source` is a folder with config.json and weights (the whole model or the encoder alone), an OpenAI .pt
-    file, or a hub id, of which `revision` picks a branch, tag or commit.
+    source: a folder with config.json and weights (of the whole model or the encoder alone), an OpenAI .pt file, or a
+    hub id. revision: branch, tag or commit of a hub id.
 
-    Raises InputError when there is nothing there, it is not Whisper, tensors are missing or misshapen, or a
-    file would run code to load.
+    Raises InputError when nothing is there, when it is not Whisper, when tensors are missing or have the wrong shape,
+    and when a file would run code to load.
     """
     check_source(source, revision)
     path = Path(source)
@@ -91,6 +92,15 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
+    config, tensors = _read_config(folder), _read_weights(folder)
+    prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
+    if prefix is None:
+        raise InputError(f"{folder}: the weights hold no Whisper encoder (no conv1.weight)")
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return _checkpoint(folder, name, revision, config, state, bare=prefix == "")
+
+
+def _read_config(folder: Path) -> WhisperConfig:
     file = folder / "config.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -101,6 +111,13 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
     if not isinstance(raw, dict) or raw.get("model_type") != "whisper":
         kind = raw.get("model_type") if isinstance(raw, dict) else None
         raise InputError(f"{folder}: model_type is {kind!r}, not 'whisper'; only Whisper encoders can be exported")
+    try:
+        return WhisperConfig.from_dict(raw)
+    except Exception as e:
+        raise InputError(f"{file}: not a usable Whisper configuration ({first_line(e)})") from e
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     safe, bins = sorted(folder.glob("model*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
     if not safe and not bins:
@@ -113,15 +130,7 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
             tensors |= load_file(weights)
         except Exception as e:
             raise InputError(f"{weights}: not readable as weights ({first_line(e)}); fetch the file again") from e
-    prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
-    if prefix is None:
-        raise InputError(f"{folder}: the weights hold no Whisper encoder (no conv1.weight)")
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    try:
-        config = WhisperConfig.from_dict(raw)
-    except Exception as e:
-        raise InputError(f"{file}: not a usable Whisper configuration ({first_line(e)})") from e
-    return _checkpoint(folder, name, revision, config, state, whole=prefix == "")
+    return tensors
 
 
 def _from_openai(path: Path) -> Checkpoint:
@@ -157,7 +166,7 @@ def _from_openai(path: Path) -> Checkpoint:
             for pattern, replacement in _OPENAI_NAMES:
                 name = re.sub(pattern, replacement, name)
             state[name] = value
-    return _checkpoint(path, path.name, None, config, state, whole=False)
+    return _checkpoint(path, path.name, None, config, state, bare=False)
 
 
 def _torch_load(path: Path) -> dict[str, Any]:
@@ -186,8 +195,9 @@ def _checkpoint(
     config: WhisperConfig,
     state: dict[str, torch.Tensor],
     *,
-    whole: bool,
+    bare: bool,
 ) -> Checkpoint:
+    """The encoder with its weights. bare: it was saved without the model around it."""
     if config.max_source_positions != WINDOW_FRAMES or config.activation_function != "gelu":
         raise InputError(
             f"{path}: {config.max_source_positions} positions and activation {config.activation_function!r}; "
@@ -199,17 +209,20 @@ def _checkpoint(
     except Exception as e:
         raise InputError(f"{path}: the configuration describes no Whisper encoder ({first_line(e)})") from e
     expected = encoder.state_dict()
-    if whole:  # an encoder saved bare may sit beside other tensors
+    if bare:  # other tensors may lie beside it
         state = {k: v for k, v in state.items() if k in expected}
+    encoder.load_state_dict(_fitting(path, state, expected), assign=True)
+    encoder.eval().requires_grad_(False)
+    return Checkpoint(name, revision, config, encoder, _extractor(path, config.num_mel_bins))
+
+
+def _fitting(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in float32. Raises InputError unless names and shapes are as expected and all values finite."""
     missing = sorted(set(expected) - set(state))
     wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     if missing or wrong:
         first = (missing or wrong)[0]
-        found = (
-            f"is {tuple(state[first].shape)}, not {tuple(expected[first].shape)}"
-            if wrong and not missing
-            else "is missing"
-        )
+        found = "is missing" if missing else f"is {tuple(state[first].shape)}, not {tuple(expected[first].shape)}"
         raise InputError(
             f"{path}: weights do not fit config.json: encoder tensor {first} {found} "
             f"({len(missing) + len(wrong)} in all)"
@@ -221,22 +234,17 @@ def _checkpoint(
     bad = next((k for k, v in state.items() if not torch.isfinite(v).all()), None)
     if bad:
         raise InputError(f"{path}: encoder tensor {bad} holds NaN or infinite values")
-    encoder.load_state_dict(state, assign=True)
-    encoder.eval().requires_grad_(False)
-    extractor = _extractor(path, config.num_mel_bins)
-    if extractor.feature_size != config.num_mel_bins:
-        raise InputError(
-            f"{path}: preprocessor_config.json makes {extractor.feature_size} mel bins, "
-            f"the encoder takes {config.num_mel_bins}"
-        )
-    return Checkpoint(name, revision, config, encoder, extractor)
+    return state
 
 
 def _extractor(path: Path, n_mels: int) -> WhisperFeatureExtractor:
     file = path / "preprocessor_config.json"
-    if not file.is_file():  # an OpenAI .pt or a bare folder: the feature size says everything
+    if not file.is_file():  # beside an OpenAI .pt or in a bare folder; the feature size says everything
         return WhisperFeatureExtractor(feature_size=n_mels)
     try:
-        return WhisperFeatureExtractor.from_pretrained(path)
+        extractor = WhisperFeatureExtractor.from_pretrained(path)
     except Exception as e:
         raise InputError(f"{file}: not a usable feature extractor ({first_line(e)})") from e
+    if extractor.feature_size != n_mels:
+        raise InputError(f"{file}: it makes {extractor.feature_size} mel bins, the encoder takes {n_mels}")
+    return extractor

@@ -29,8 +29,7 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
     """Fetch config and weights of a hub id, or find them in the local cache; returns the snapshot's folder.
 
     also: names of further files to fetch, where the repository has them.
-
-    Raises InputError when the hub refuses it, or cannot be reached and nothing is cached.
+    Raises InputError when the hub refuses the id, and when it cannot be reached and nothing is cached.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -45,7 +44,7 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
     try:
         files = HfApi().list_repo_files(repo, revision=revision)
         safe = [f for f in files if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))]
-        # fp32-suffixed duplicates, flax and ONNX copies of the same weights stay where they are
+        # duplicates of the same weights (named fp32, for flax, as ONNX) are not fetched
         wanted = [f for f in safe if "fp32" not in f] or safe or [f for f in files if f.startswith("pytorch_model")]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
     except HFValidationError as e:

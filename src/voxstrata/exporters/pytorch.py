@@ -1,4 +1,4 @@
-"""Hugging Face's encoder as the reference: every hidden state, at any length, through its own modules."""
+"""Hugging Face's encoder as the reference: every hidden state, at any length, computed by its own modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from voxstrata.encoders.outputs import output_names
 
 @contextmanager
 def _window_of(encoder: WhisperEncoder, frames: int) -> Iterator[None]:
-    """Let the encoder accept `frames` positions instead of 1500: its forward insists on a full window."""
+    """Let the encoder accept `frames` positions for a while. By itself it insists on a full window of 1500."""
     positions, config = encoder.embed_positions, encoder.config
     full = config.max_source_positions
     encoder.embed_positions = torch.nn.Embedding.from_pretrained(positions.weight[:frames])
@@ -26,10 +26,10 @@ def _window_of(encoder: WhisperEncoder, frames: int) -> Iterator[None]:
 
 
 def hidden_states(encoder: WhisperEncoder, log_mel: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run the encoder on log-mel [batch, n_mels, 2·frames]; returns every output [batch, frames, d_model].
+    """Run the encoder on log-mel [batch, n_mels, 2·frames]; returns every output [batch, frames, d_model] by name.
 
-    The states are taken by hooks on the modules, so that `layer_L` (before the final LayerNorm), which
-    `output_hidden_states` does not give, is there too.
+    Hooks on the modules take the states, because `output_hidden_states` does not give `layer_L`, the last state before
+    the final LayerNorm.
     """
     states: list[torch.Tensor] = []
 
@@ -58,7 +58,7 @@ def keys_and_values(encoder: WhisperEncoder, log_mel: torch.Tensor) -> tuple[tor
 def queries_keys_values(
     encoder: WhisperEncoder, log_mel: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same with the queries first, which are scaled: the logits of attention are query · key."""
+    """The same, and the queries before them. These are scaled, so that query · key are the logits of attention."""
     kept: dict[str, list[torch.Tensor]] = {"q_proj": [], "k_proj": [], "v_proj": []}
     heads = encoder.config.encoder_attention_heads
     with torch.inference_mode(), ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Make the silence cache of a checkpoint: pure, or calibrated on recordings; then condense it."""
+"""Make the silence cache of a checkpoint, pure or calibrated on recordings, and condense it."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ import torch
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.encoders.silence import FIRST_CACHED, Silence, check_groups
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.pytorch import queries_keys_values
 
-# Log-mel of silence lies between -1.5 (digital silence) and about 0 (behind very loud speech), 8 decades of
-# power below the loudest cell. One level in the middle does as well as matching each utterance's own:
-# benchmarks/silence.py.
+# Log-mel of silence lies between -1.5 (digital silence) and about 0 (after very loud speech): it is 8 decades of power
+# below the loudest cell. One level in the middle serves as well as each utterance's own (benchmarks/silence.py).
 PURE_LEVEL = -0.75
 CALIBRATION_RECORDINGS = 16
-# Calibration recordings are cut to lengths spread over this range, so that early positions, too, are
-# averaged over several recordings whose speech has ended by then.
+# Calibration recordings are cut to lengths spread over this range. So also for early positions there are several
+# recordings whose speech has ended by then.
 CALIBRATION_SECONDS = (0.5, 9.0)
 QUERIES = 480  # sampled per layer and head, over all recordings
 KMEANS_STEPS = 20
 
+Recordings = Sequence[tuple[str, NDArray[np.float32]]]  # name, and samples at 16 kHz
+
 
 @dataclass(frozen=True)
 class Queries:
-    """What computed positions ask of the keys, sampled evenly from padded runs.
+    """Queries of computed positions, sampled evenly from padded runs.
 
-    query: float32 (layers, heads, queries, head_dim), scaled. log_total: float32 (layers, heads, queries), the
-    logarithm of the softmax's denominator over the run's own 1500 keys.
+    query: float32 (layers, heads, queries, head_dim), with the scale of the logits. log_total: float32 (layers, heads,
+    queries), the logarithm of the softmax's denominator over the 1500 keys of the query's own run.
     """
 
     query: torch.Tensor
@@ -42,9 +44,9 @@ class Queries:
 
     @classmethod
     def sample(cls, query: torch.Tensor, key: torch.Tensor, count: int) -> Queries:
-        """`count` of one run's queries (layers, heads, n, head_dim), with its keys (layers, heads, 1500, head_dim)."""
+        """`count` of a run's queries (layers, heads, n, head_dim). key: the run's (layers, heads, 1500, head_dim)."""
         query = query[:, :, torch.linspace(0, query.shape[2] - 1, count).long()]
-        # layer by layer: all logits of a large model would be gigabytes
+        # layer by layer, because all logits of a large model would be gigabytes
         total = [(q @ k.transpose(-1, -2)).logsumexp(-1) for q, k in zip(query, key, strict=True)]
         return cls(query, torch.stack(total))
 
@@ -59,7 +61,7 @@ class Queries:
         return torch.stack([(q @ k.transpose(-1, -2) - total[..., None]).exp().mean(1) for q, k, total in by_layer])
 
     def metric(self) -> torch.Tensor:
-        """(layers, heads, head_dim, head_dim) M, with |(k - c) M|² the mean square of the logits' difference."""
+        """M (layers, heads, head_dim, head_dim): |(k - c) M|² is the mean square of q·k - q·c over the queries q."""
         moment = self.query.transpose(-1, -2) @ self.query / self.query.shape[2]
         values, vectors = torch.linalg.eigh(moment)
         return vectors * values.clamp(min=0).sqrt()[..., None, :]
@@ -69,8 +71,8 @@ class Queries:
 class PaddedRuns:
     """What a cache is made from.
 
-    key, value: (layers, heads, 1500 - FIRST_CACHED, head_dim). queries: what they are asked. account: the card's, of
-    where they come from.
+    key, value: float32 (layers, heads, 1500 - FIRST_CACHED, head_dim). queries: of the speech before them. account:
+    what the card says of their origin.
     """
 
     key: torch.Tensor
@@ -80,18 +82,18 @@ class PaddedRuns:
 
 
 def pure_silence(checkpoint: Checkpoint, groups: int, level: float = PURE_LEVEL) -> tuple[Silence, dict[str, Any]]:
-    """Keys and values of one run on silence at log-mel `level`, and the card's account of them."""
+    """A cache of one run on silence at log-mel `level`, and what the card says of it."""
     return condense(run_on_silence(checkpoint, level), groups)
 
 
 def calibrated_silence(
-    checkpoint: Checkpoint, recordings: Sequence[tuple[str, NDArray[np.float32]]], groups: int
+    checkpoint: Checkpoint, recordings: Recordings, groups: int, reporter: Reporter = SILENT
 ) -> tuple[Silence, dict[str, Any]]:
-    """Mean keys and values, position by position, over padded runs of recordings, and the card's account of them.
+    """A cache of mean keys and values over padded runs of recordings, and what the card says of it.
 
-    Arguments and errors as of `run_on_recordings`.
+    Arguments and errors are those of `run_on_recordings`.
     """
-    return condense(run_on_recordings(checkpoint, recordings), groups)
+    return condense(run_on_recordings(checkpoint, recordings, reporter), groups)
 
 
 def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedRuns:
@@ -103,12 +105,12 @@ def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedR
     return PaddedRuns(key, value, queries, account)
 
 
-def run_on_recordings(checkpoint: Checkpoint, recordings: Sequence[tuple[str, NDArray[np.float32]]]) -> PaddedRuns:
+def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: Reporter = SILENT) -> PaddedRuns:
     """Mean keys and values, position by position, over padded runs of recordings, and the queries of their speech.
 
-    `recordings`: (name, float32 samples at 16 kHz); at most CALIBRATION_RECORDINGS, evenly spaced, are used.
-    Position p is averaged over the recordings whose cut ended a second (the default tail) or more before p; the
-    positions before are those that would be computed, whose queries are sampled.
+    Of the recordings at most CALIBRATION_RECORDINGS are used, evenly spaced. Each is cut short and padded. Position p
+    is averaged over those that ended a second (the default tail) or more before p. The positions up to there are the
+    ones that an extraction computes, so their queries are sampled.
     Raises InputError when fewer than two recordings last half a second.
     """
     shortest, longest = (round(s * FRAMES_PER_SECOND) for s in CALIBRATION_SECONDS)
@@ -122,7 +124,8 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Sequence[tuple[str, ND
     total: list[torch.Tensor] = []
     count = torch.zeros(WINDOW_FRAMES)
     asked = []
-    for (_, audio), cut in zip(chosen, cuts, strict=True):
+    for done, ((_, audio), cut) in enumerate(zip(chosen, cuts, strict=True)):
+        reporter.progress(Progress("calibrating", done, len(chosen), "recordings"))
         frames = min(int(cut), len(audio) // SAMPLES_PER_FRAME)
         features = checkpoint.extractor(
             audio[: frames * SAMPLES_PER_FRAME], sampling_rate=SAMPLE_RATE, return_tensors="pt"
@@ -146,12 +149,12 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Sequence[tuple[str, ND
 
 
 def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
-    """The cache with `groups` keys per layer and head, or all if 0, and the card's account of it.
+    """A cache with `groups` keys per layer and head, or all if 0, and what the card says of it.
 
-    A key that stands for others errs by the logits' differences, which matter as much as attention is paid. So k-means
-    groups the keys with the attention received as weights and the mean square of the logits' difference, both over the
-    sampled queries, as distance.
-    Raises InputError for more groups than positions, or values beyond float16.
+    A key that stands for others makes an error: the difference of their logits. It matters as much as attention is paid
+    to the key. So k-means groups the keys with the attention they receive as weights, and with the mean square of the
+    difference of logits as distance. Both are taken over the sampled queries.
+    Raises InputError for more groups than positions, and for values beyond float16.
     """
     check_groups(groups)
     key, value = (t.numpy().astype(np.float16) for t in (runs.key, runs.value))
@@ -167,9 +170,10 @@ def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
 
 
 def kmeans(points: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """Lloyd's k-means of points (heads, positions, dim) with weights (heads, positions), each head apart.
+    """Lloyd's k-means of points (heads, positions, dim) with weights (heads, positions), for each head on its own.
 
-    Returns the groups (heads, positions). Starts from evenly spaced positions, so the same keys give the same groups.
+    Returns the group of each point (heads, positions). It starts from evenly spaced positions, so that the same points
+    always give the same groups.
     """
     heads, positions, dim = points.shape
     centres = points[:, torch.linspace(0, positions - 1, groups).long()].clone()

@@ -49,7 +49,7 @@ def write_model(
         silence, account = pure_silence(checkpoint, spec.silence_keys)
     else:
         reporter.step(f"silence cache: calibrated on {spec.calibrate}")
-        silence, account = calibrated_silence(checkpoint, _recordings(corpus, reporter), spec.silence_keys)
+        silence, account = calibrated_silence(checkpoint, _recordings(corpus, reporter), spec.silence_keys, reporter)
     with new_folder(target) as folder:
         reporter.step("writing the graphs")
         _write_graphs(folder, checkpoint, spec, outputs)

@@ -25,7 +25,6 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.phonology.ipa import need
 
 NORMALIZATIONS = ("longer", "mean", "none")
-FloatMatrix = npt.NDArray[np.float32]
 
 
 @cache
@@ -88,7 +87,7 @@ class Phones:
         return cls(features, codes, offsets, tuple(unknown))
 
 
-def feature_distances(x: Phones, y: Phones, normalize: str = "longer") -> FloatMatrix:
+def feature_distances(x: Phones, y: Phones, normalize: str = "longer") -> npt.NDArray[np.float32]:
     """Feature edit distance of every string of x (N) to every one of y (M), (N, M) float32; 0 where both are empty.
 
     normalize: "longer" divides by the number of segments of the longer string (PanPhon's `_div_maxlen`), "mean" by the
@@ -119,7 +118,7 @@ def feature_distances(x: Phones, y: Phones, normalize: str = "longer") -> FloatM
         length: Any = 1.0
     else:
         length = np.maximum(*lengths) if normalize == "longer" else (lengths[0] + lengths[1]) / 2
-    distances: FloatMatrix = (out / (2 * max(width, 1) * np.maximum(length, 0.5))).astype(np.float32)
+    distances: npt.NDArray[np.float32] = (out / (2 * max(width, 1) * np.maximum(length, 0.5))).astype(np.float32)
     return distances
 
 

@@ -21,7 +21,7 @@ from voxstrata.retrieval.folder import PLAN_FILE as PLAN
 from voxstrata.retrieval.folder import ROWS_FILE as ROWS
 from voxstrata.retrieval.folder import TOP_FILE as TOP
 
-SHOWN = 60  # rows of top.parquet
+_SHOWN = 60  # rows of top.parquet
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,6 @@ class JsonKind:
     tables: Callable[[dict[str, Any], Path], list[TextTable]]
     asked: Callable[[dict[str, Any]], dict[str, Any]]
     model: Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def _drift(report: dict[str, Any], _: Path) -> list[TextTable]:
-    names = list(report["rows"][0]["recall"])
-    pool = "–".join(dict.fromkeys(map(str, report["candidates"] or ())))
-    header = ["mode", "output", "cosine", "worst", "worst_id"]
-    header += [f"{what} {name}" for name in names for what in ("recall@1", "change")]
-    header += ["pool", "chance"] if names else []
-    body = []
-    for r in report["rows"]:
-        recalls = [value for name in names for value in (r["recall"][name], r["change"][name])]
-        more = [pool, report["chance"]] if names else []
-        body.append([r["mode"], r["output"], r["cosine"], r["worst"], r["worst_id"], *recalls, *more])
-    note = "cosine: mean over frames, to the padded run; worst: of one utterance. recall@1 and its change: fractions."
-    blocks = [
-        TextTable("What cheaper contexts cost", header, body, note if names else f"{note} {report['no_retrieval']}")
-    ]
-    speeds = [[mode, speed, report["seconds"][mode]] for mode, speed in report["speed"].items()]
-    return [*blocks, TextTable("Speed against padded, one run", ["mode", "×", "seconds"], speeds)]
 
 
 def _bench(record: dict[str, Any], _: Path) -> list[TextTable]:
@@ -116,7 +97,7 @@ def _similarity(plan: dict[str, Any], folder: Path) -> list[TextTable]:
                 [[direction, *(found[name] for name in names)] for direction, found in recall.items()],
             )
         )
-    return [*blocks, as_stored(table.slice(0, SHOWN), "Candidates, as stored", of=len(table))]
+    return [*blocks, as_stored(table.slice(0, _SHOWN), "Candidates, as stored", of=len(table))]
 
 
 def _asked_of_similarity(plan: dict[str, Any]) -> dict[str, Any]:
@@ -133,12 +114,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 JSON_KINDS = (
-    JsonKind(
-        "drift", "drift*.json", "what `voxstrata drift --json` prints",
-        frozenset({"checkpoint", "rows", "speed", "seconds", "candidates", "chance", "no_retrieval"}), None, (), _drift,
-        lambda found: {n: found[n] for n in ("checkpoint", "clips", "failed", "audio_seconds") if n in found},
-        lambda found: {"checkpoint": found["checkpoint"]},
-    ),
     JsonKind(
         "bench", "bench*.json", "what `voxstrata bench --json` prints",
         frozenset({"about", "load", "sgemm_rate", "modes"}), None, (), _bench,

@@ -22,7 +22,7 @@ from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.retrieval.candidates import CandidateSets, measure_recall, nearest_pooled
 from voxstrata.retrieval.compare import Sink, Stages, compare
 from voxstrata.retrieval.folder import Results
-from voxstrata.retrieval.kernels import choose
+from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import FloatMatrix, Kernel
 from voxstrata.retrieval.selection import Selection
 from voxstrata.retrieval.similarities import harmonic
@@ -99,7 +99,7 @@ def similarity(
         holds something else or the result of other settings; frames that are zero, NaN or infinite, naming the
         utterance. Of a single set the last are found in the first tile row.
     """
-    kernel = kernel or choose()
+    kernel = kernel or choose_kernel()
     if not 1 <= part[0] <= part[1]:
         raise UsageError(f"part {part[0]}/{part[1]}: the first number runs from 1 to the second")
     plan = plan_tiles(x, y, output, kernel, **settings)

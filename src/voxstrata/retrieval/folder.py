@@ -262,14 +262,22 @@ def read_similarity(folder: str | Path) -> FoundSimilarity:
         raise InputError(f"{folder}: holds no result of `voxstrata similarity`")
     if not files.exists(TOP_FILE):
         raise InputError(f"{folder}: `voxstrata similarity` has not finished here; run it again, it will resume")
+    plan = _read(files, PLAN_FILE)
+    x = _read(files, ROWS_FILE)
+    y = x if plan["one set with itself"] else _read(files, COLUMNS_FILE)
+    misses = _read(files, MISSES_FILE) if plan["candidates"] else None
+    return FoundSimilarity(plan, x, y, _read(files, TOP_FILE), misses)
+
+
+def _read(files: Files, name: str) -> Any:
+    """A table, or what a JSON file holds."""
     try:
-        plan = dict(json.loads(files.read(PLAN_FILE)))
-        x, top = (pq.read_table(io.BytesIO(files.read(name))) for name in (ROWS_FILE, TOP_FILE))
-        y = x if plan["one set with itself"] else pq.read_table(io.BytesIO(files.read(COLUMNS_FILE)))
-        misses = json.loads(files.read(MISSES_FILE)) if plan["candidates"] else None
-    except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as e:
-        raise InputError(f"{folder}: damaged ({e}); remove the folder and run `voxstrata similarity` again") from e
-    return FoundSimilarity(plan, x, y, top, misses)
+        data = files.read(name)
+        return json.loads(data) if name.endswith(".json") else pq.read_table(io.BytesIO(data))
+    except (ValueError, OSError, pa.ArrowException) as e:
+        raise InputError(
+            f"{files.root}/{name}: cannot be read ({e}); remove the folder and run `voxstrata similarity` again"
+        ) from e
 
 
 def _utterances(side: Selection) -> pa.Table:

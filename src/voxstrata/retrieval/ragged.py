@@ -12,7 +12,7 @@ from voxstrata.base.errors import InputError
 
 FloatArray = npt.NDArray[np.floating]
 
-DTYPES = ("float16", "bfloat16", "float32")
+_DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +123,9 @@ def _squared_lengths(rows: FloatArray) -> tuple[npt.NDArray[np.float64], int | N
 
 
 def check_matrix(matrix: FloatArray, label: str) -> None:
-    if matrix.ndim != 2 or matrix.dtype.name not in DTYPES:
+    if matrix.ndim != 2 or matrix.dtype.name not in _DTYPES:
         raise InputError(
-            f"{label}: expected a {', '.join(DTYPES[:-1])} or {DTYPES[-1]} array of shape (frames, d), "
+            f"{label}: expected a {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]} array of shape (frames, d), "
             f"got {matrix.dtype} of shape {matrix.shape}"
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval.compare import BLOCK_UTTERANCES, Tiles
 from voxstrata.retrieval.kernels.base import Kernel
@@ -77,16 +78,14 @@ def plan_tiles(
     kernel: Kernel,
     *,
     top: int = BEST,
-    matrix: Sequence[str] = (),
+    matrix: str | Sequence[str] = (),
     candidates: int = 0,
     sample: int = SAMPLE,
     tile_frames: int | None = None,
 ) -> TilePlan:
     """Plan a comparison. Raises UsageError and InputError as `similarity` does, before any frame is read."""
     refuse_incomparable(x, y, output)
-    unknown = [name for name in matrix if name not in MATRICES]
-    if unknown:
-        raise UsageError(f"unknown matrix {', '.join(map(repr, unknown))}; there are {', '.join(MATRICES)}")
+    matrix = chosen("matrix", matrix, MATRICES) if matrix else []
     for name, value, least in (("top", top, 1), ("candidates", candidates, 0), ("sample", sample, 1)):
         if value < least:
             raise UsageError(f"{name} is {value}; it must be at least {least}")
@@ -102,7 +101,7 @@ def plan_tiles(
     chunk = min(_chunk(side, frames) for side in (x, y) if side is not None) if matrix else 1
     x_begin, y_begin = (side.blocks(frames, BLOCK_UTTERANCES, chunk) if side is not None else [] for side in (x, y))
     return TilePlan(
-        x, y, output, kernel.name, top, tuple(dict.fromkeys(matrix)), candidates, sample if candidates else 0, chunk,
+        x, y, output, kernel.name, top, tuple(matrix), candidates, sample if candidates else 0, chunk,
         x_begin, y_begin or x_begin,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from voxstrata.retrieval.kernels.base import Kernel
 KERNELS = ("int16", "float32", "triton")
 
 
-def choose(name: str | None = None) -> Kernel:
+def choose_kernel(name: str | None = None) -> Kernel:
     """The kernel of that name; by default int16 where the CPU has AVX2, float32 elsewhere. A GPU is never assumed.
 
     Raises UsageError for an unknown name, and for one that this machine cannot run.

@@ -13,9 +13,9 @@ from voxstrata.retrieval.ragged import Ragged
 
 FloatMatrix = npt.NDArray[np.float32]
 FloatVector = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.intp]
+PairIndices = npt.NDArray[np.intp]
 
-WHOLE = 1 / 4  # share of a tile's pairs from which on the whole tile costs no more than the pairs one by one
+_WHOLE = 1 / 4  # share of a tile's pairs from which on the whole tile costs no more than the pairs one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Kernel(Protocol):
         """
         ...
 
-    def compare_pairs(self, x: Packed, y: Packed, i: Indices, j: Indices) -> tuple[FloatVector, FloatVector]:
+    def compare_pairs(self, x: Packed, y: Packed, i: PairIndices, j: PairIndices) -> tuple[FloatVector, FloatVector]:
         """Precision and recall of the pairs (i[0], j[0]), (i[1], j[1]), …, each (pairs,) float32.
 
         For few pairs of many: no product of other pairs is computed.
@@ -102,7 +102,7 @@ def compare_some(
     kernel: Kernel, x: Packed, y: Packed, wanted: npt.NDArray[np.bool_] | None
 ) -> tuple[FloatMatrix, FloatMatrix]:
     """Precision and recall (N, M) of the wanted pairs (N, M) of packed blocks, all if None; others may be NaN."""
-    if wanted is None or wanted.mean() > WHOLE:
+    if wanted is None or wanted.mean() > _WHOLE:
         return kernel.compare(x, y)
     precision = np.full(wanted.shape, np.nan, np.float32)
     recall = np.full(wanted.shape, np.nan, np.float32)

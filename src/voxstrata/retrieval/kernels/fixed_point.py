@@ -26,7 +26,7 @@ from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, larger, ta
 
 INT16 = 32_767
 LONGEST = 46_339  # of a row in fixed point, with 1 to spare: its square is below 2^31
-CHUNK_BYTES = 256 * 1024  # panels of y that are used again for every strip of x: half of a small level-2 cache
+_CHUNK_BYTES = 256 * 1024  # panels of y that are used again for every strip of x: half of a small level-2 cache
 
 
 def _features() -> frozenset[str]:
@@ -195,7 +195,7 @@ def sums_of_maxima(x: Any, x_bounds: Any, y: Any, y_bounds: Any) -> Any:
     """
     rows, columns, n, m = x_bounds[-1], y_bounds[-1], len(x_bounds) - 1, len(y_bounds) - 1
     lowest = np.iinfo(np.int32).min
-    per_chunk = max(1, CHUNK_BYTES // (4 * y.shape[1] * Y_WIDTH))  # panels
+    per_chunk = max(1, _CHUNK_BYTES // (4 * y.shape[1] * Y_WIDTH))  # panels
     s = np.empty((X_WIDTH, per_chunk * Y_WIDTH), np.int32)
     row_max = np.full((rows, m), lowest, np.int32)
     row_sums, column_sums = np.zeros((n, m), np.int64), np.zeros((n, m), np.int64)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.compiled import thread_count
-from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Indices, Packed, runs
+from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Packed, PairIndices, runs
 from voxstrata.retrieval.kernels.maxima import add_columns, add_rows, take_maxima
 from voxstrata.retrieval.ragged import Ragged
 
@@ -65,7 +65,7 @@ class Float32:
         recall /= y.lengths
         return precision.astype(np.float32), recall.astype(np.float32)
 
-    def compare_pairs(self, x: Packed, y: Packed, i: Indices, j: Indices) -> tuple[FloatVector, FloatVector]:
+    def compare_pairs(self, x: Packed, y: Packed, i: PairIndices, j: PairIndices) -> tuple[FloatVector, FloatVector]:
         precision, recall = np.empty(len(i)), np.empty(len(i))
 
         def share(first: int) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from voxstrata.base.compiled import thread_count
 from voxstrata.base.errors import UsageError
-from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Indices, Packed, runs
+from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Packed, PairIndices, runs
 from voxstrata.retrieval.kernels.fixed_point import (
     X_WIDTH,
     Y_WIDTH,
@@ -77,7 +77,7 @@ class Int16:
                 )
         return precision.astype(np.float32), recall.astype(np.float32)
 
-    def compare_pairs(self, x: Packed, y: Packed, i: Indices, j: Indices) -> tuple[FloatVector, FloatVector]:
+    def compare_pairs(self, x: Packed, y: Packed, i: PairIndices, j: PairIndices) -> tuple[FloatVector, FloatVector]:
         precision, recall = np.empty(len(i), np.float32), np.empty(len(i), np.float32)
         assert x.effective is not None, "not from `pack`"
         assert y.effective is not None, "not from `pack`"
@@ -122,7 +122,7 @@ def _panels(part: Packed, width: int) -> Fixed:
     return scales.astype(np.float64), panels(part.rows, part.offsets, scales, width), part.offsets
 
 
-def _one_by_one(side: Packed, chosen: Indices, width: int, pool: ThreadPoolExecutor) -> dict[int, Fixed]:
+def _one_by_one(side: Packed, chosen: PairIndices, width: int, pool: ThreadPoolExecutor) -> dict[int, Fixed]:
     """Each of the chosen utterances in fixed point."""
     used = np.unique(chosen).tolist()
     return dict(zip(used, pool.map(lambda u: _panels(side.part(u, u + 1), width), used), strict=True))

@@ -20,8 +20,10 @@ from voxstrata.retrieval.languages import find_sides
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore
 from voxstrata.store.files import Files
-from voxstrata.studies.phonetics.measure import DISTANCES, GIVEN, IPA, KEY
+from voxstrata.studies.phonetics.measure import GIVEN
+from voxstrata.studies.phonetics.result import Phonetics
 
+_IPA, _DISTANCES = (Phonetics.files[name] for name in ("ipa", "distances"))
 SMALLEST_CELL = 10  # utterances of a speaker in a language below which their mean is the language's
 
 _Float64 = npt.NDArray[np.float64]
@@ -64,19 +66,19 @@ class PhoneticsFolder:
 
     def __init__(self, folder: str) -> None:
         files = Files(folder)
-        if not (files.exists(IPA) and files.exists(DISTANCES)):
+        if not (files.exists(_IPA) and files.exists(_DISTANCES)):
             raise InputError(
-                f"{folder}: no {IPA} or {DISTANCES} in it; `voxstrata phonetics CORPUS -o {folder}` makes them"
+                f"{folder}: no {_IPA} or {_DISTANCES} in it; `voxstrata phonetics CORPUS -o {folder}` makes them"
             )
         self.folder = folder
-        ipa = pq.read_table(io.BytesIO(files.read(IPA)))
-        self._distances = pq.ParquetFile(io.BytesIO(files.read(DISTANCES)))
+        ipa = pq.read_table(io.BytesIO(files.read(_IPA)))
+        self._distances = pq.ParquetFile(io.BytesIO(files.read(_DISTANCES)))
         found, others = (
-            (schema.metadata or {}).get(KEY.encode()) for schema in (ipa.schema, self._distances.schema_arrow)
+            (schema.metadata or {}).get(Phonetics.key.encode()) for schema in (ipa.schema, self._distances.schema_arrow)
         )
         if found is None or found != others:
             raise InputError(
-                f"{folder}: {IPA} and {DISTANCES} are not of one run of `voxstrata phonetics`; run it again"
+                f"{folder}: {_IPA} and {_DISTANCES} are not of one run of `voxstrata phonetics`; run it again"
             )
         self.settings: dict[str, Any] = json.loads(found)
         ids = ipa["id"].to_pylist()
@@ -92,7 +94,7 @@ class PhoneticsFolder:
             raise InputError(
                 f"{self.folder}: made from other texts than the store's, of {len(other)} utterances; {name!r} is "
                 f"{self.texts[name]!r} there and {texts[name]!r} in the store. Run `voxstrata phonetics` on the corpus "
-                f"as it was extracted; where the newer text is right, `voxstrata phonetics --ipa {self.folder}/{IPA}` "
+                f"as it was extracted; where the newer text is right, `voxstrata phonetics --ipa {self.folder}/{_IPA}` "
                 "into another folder takes its IPA as given"
             )
 

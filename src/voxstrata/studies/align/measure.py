@@ -18,10 +18,10 @@ from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import Evaluation, MeanEvaluation, Resamples
-from voxstrata.evaluation.bootstrap import BLOCK, LEVEL, RESAMPLES
+from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, WEIGHTS_AT_ONCE
 from voxstrata.evaluation.logistic import METHOD, fit_logistic
 from voxstrata.evaluation.metrics import MEAN
-from voxstrata.retrieval.kernels import choose
+from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.align.inputs import SMALLEST_CELL, Participants, PhoneticsFolder, find_participants
@@ -68,7 +68,7 @@ class AlignOptions:
     quantile: a pair is unlike when at least this share of the source's non-translations sounds closer.
     closest: hard negatives of a pool, the closest-sounding non-translations (fewer where fewer are there).
     bootstrap: resamples of the groups for the intervals; 0 for none.
-    kernel: what compares frames; by default the machine's (see `kernels.choose`).
+    kernel: what compares frames; by default the machine's (see `kernels.choose_kernel`).
 
     Raises UsageError for what none of these allows.
     """
@@ -153,7 +153,7 @@ def align(
     options = replace(
         options,
         similarity=options.similarity or (SEQSIM if store.has_frames else POOLED),
-        kernel=options.kernel or choose(),
+        kernel=options.kernel or choose_kernel(),
     )
     if options.similarity == SEQSIM and not store.has_frames:
         raise UsageError(
@@ -355,7 +355,7 @@ def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) ->
         return Evaluation(FIT_METRICS, nothing, nothing, np.empty((0, len(FIT_METRICS))), 0, 0, min(pools), max(pools))
     weightings = [np.ones((1, len(hits)))]
     if resamples:
-        step = max(1, BLOCK // both.size)
+        step = max(1, WEIGHTS_AT_ONCE // both.size)
         parts = (slice(a, a + step) for a in range(0, len(resamples), step))
         weightings += [resamples.drawn(groups, part).astype(np.float64) for part in parts]
     rows = []

@@ -5,9 +5,9 @@ Every mode is extracted as a user would extract it, into a temporary store, and 
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.engine import Device, Runtime, extract
+from voxstrata.engine import Runtime, extract
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
+from voxstrata.studies.drift.result import DRIFT_SCHEMA, PADDED, RETRIEVED_BY, Drift
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
-ALL_MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")
-MODES = ALL_MODES[1:]  # against padded, the reference
-RETRIEVED_BY = ("seqsim_f1", "pooled_cosine")
-
-
-@dataclass(frozen=True)
-class DriftRow:
-    """One output in one mode.
-
-    cosine: mean over all frames of the cosine to the same frame of the padded run. worst: the lowest mean over
-    one utterance, worst_id: whose. recall and change: mean recall@1 over all directions by similarity, as
-    fractions, and its difference to padded; empty where the corpus has no translations.
-    """
-
-    mode: str
-    output: str
-    cosine: float
-    worst: float
-    worst_id: str
-    recall: dict[str, float]
-    change: dict[str, float]
-
-
-@dataclass(frozen=True)
-class DriftReport:
-    """What the modes cost against `padded`.
-
-    clips, audio_seconds: compared. failed: recordings that cannot be read, in any mode; failures: reasons by id.
-    seconds: wall, by mode.
-    speed: wall seconds of `padded` / of the mode. candidates, chance: of the retrieval, None without one.
-    """
-
-    checkpoint: str
-    clips: int
-    failed: int
-    failures: dict[str, str]
-    audio_seconds: float
-    seconds: dict[str, float]
-    speed: dict[str, float]
-    rows: tuple[DriftRow, ...]
-    recall_padded: dict[str, dict[str, float]]
-    candidates: tuple[int, int] | None
-    chance: float | None
-    no_retrieval: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
+MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")  # the first is the reference
 
 
 def measure_drift(
@@ -80,11 +35,10 @@ def measure_drift(
     *,
     clips: int | None = 100,
     outputs: str | Sequence[str] = "all",
-    device: Device | None = None,
-    threads: int | None = None,
+    runtime: Runtime | None = None,
     against: ModelFolder | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> DriftReport:
+    reporter: Reporter = SILENT,
+) -> Drift:
     """Extract `clips` recordings (whole groups of translations, drawn with a fixed seed; None: all) in every mode.
 
     `against`: another export of the same checkpoint, whose `padded` is the reference, to learn what int8 or float16
@@ -99,18 +53,18 @@ def measure_drift(
     if missing:
         raise InputError(f"{reference.path} lacks {', '.join(sorted(missing))}; name the outputs that both have")
     corpus = sample(corpus, clips)
-    stores: dict[Mode, EmbeddingStore] = {}
+    stores: dict[str, EmbeddingStore] = {}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="voxstrata-drift-") as folder:
-        for mode in ALL_MODES:
-            say(f"extracting {len(corpus)} recordings, {mode}")
+        for mode in MODES:
+            reporter.step(f"extracting {len(corpus)} recordings, {mode}")
             path = Path(folder) / f"{mode}.zarr"
             report = extract(
                 corpus,
-                reference if mode == "padded" else model,
+                reference if mode == PADDED else model,
                 path,
                 StoreSpec(outputs, "float32", context=Context(mode)),
-                Runtime(device or Device(), threads),
+                runtime or Runtime(),
             )
             stores[mode], seconds[mode] = open_store(path), report.seconds
             if report.failed == len(corpus):  # not at probing, which the plan would have refused
@@ -118,38 +72,33 @@ def measure_drift(
                 raise InputError(
                     f"{corpus.root}: none of the {len(corpus)} recordings can be decoded; the first: {first}"
                 )
-        recall: dict[str, dict[str, dict[str, float]]] = {m: {} for m in stores}
-        candidates = chance = no_retrieval = None
-        for mode in ALL_MODES:
-            say(f"retrieval, {mode}")
-            try:
-                recall[mode], candidates, chance = _recall(stores[mode])
-            except InputError as e:
-                no_retrieval = str(e)
-                break
+        recall, retrieval = _retrieved(stores, reporter)
         rows = []
         for mode in MODES:
             for output in stores[mode].outputs:
-                here = recall[mode].get(output, {})
-                before = recall["padded"].get(output, {})
-                change = {s: here[s] - before[s] for s in here}
-                rows.append(DriftRow(mode, output, *_cosine(stores["padded"], stores[mode], output), here, change))
-        padded = stores["padded"]
+                row: dict[str, Any] = {"mode": mode, "output": output}
+                if mode != PADDED:
+                    row |= _cosine(stores[PADDED], stores[mode], output)
+                here, before = (recall.get(m, {}).get(output, {}) for m in (mode, PADDED))
+                for similarity, value in here.items():
+                    change = value - before[similarity] if mode != PADDED else None
+                    row |= {f"{similarity}_recall": value, f"{similarity}_change": change}
+                rows.append(row)
+        padded = stores[PADDED]
         audio = float(padded.utterances["seconds"].to_numpy()[padded.status == 1].sum())
-    return DriftReport(
-        checkpoint=model.card.checkpoint,
-        clips=len(corpus) - report.failed,
-        failed=report.failed,
-        failures=report.failures,
-        audio_seconds=audio,
-        seconds=seconds,
-        speed={m: seconds["padded"] / seconds[m] for m in MODES},
-        rows=tuple(rows),
-        recall_padded=recall["padded"],
-        candidates=candidates,
-        chance=chance,
-        no_retrieval=no_retrieval,
-    )
+    settings = {
+        "checkpoint": model.card.checkpoint,
+        "weights_sha256": model.card.weights_sha256,
+        "clips": len(corpus) - report.failed,
+        "failed": report.failed,
+        "failures": report.failures,
+        "audio_seconds": audio,
+        "seconds": seconds,
+        "speed": {mode: seconds[PADDED] / seconds[mode] for mode in MODES[1:]},
+        **retrieval,
+    }
+    table = pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
+    return Drift(table.replace_schema_metadata({Drift.key: json.dumps(settings, ensure_ascii=False)}))
 
 
 def sample(corpus: Corpus, clips: int | None) -> Corpus:
@@ -169,8 +118,8 @@ def sample(corpus: Corpus, clips: int | None) -> Corpus:
     return Corpus(corpus.root, corpus.table.take(pa.array(sorted(chosen))))
 
 
-def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> tuple[float, float, str]:
-    """Mean over frames, lowest utterance mean, and whose it is. Both stores hold the same plan."""
+def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> dict[str, Any]:
+    """The mean over frames, the lowest utterance mean, and whose it is. Both stores hold the same plan."""
     total, frames, worst, worst_id = 0.0, 0, np.inf, ""
     for (indices, a, offsets), (_, b, _) in zip(reference.units(output), other.units(output), strict=True):
         norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -181,14 +130,26 @@ def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> tu
         low = int(np.argmin(means))
         if means[low] < worst:
             worst, worst_id = float(means[low]), reference.ids[int(indices[low])]
-    return total / frames, worst, worst_id
+    return {"cosine": total / frames, "worst": worst, "worst_id": worst_id}
 
 
-def _recall(store: EmbeddingStore) -> tuple[dict[str, dict[str, float]], tuple[int, int], float]:
+def _retrieved(
+    stores: dict[str, EmbeddingStore], reporter: Reporter
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Any]]:
+    """Mean recall@1 by mode, output and similarity, and what it was retrieved from; empty without translations."""
+    recall: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, Any] = {"candidates": None, "chance": None, "no_retrieval": None}
     options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
-    table = retrieve(store, similarities=RETRIEVED_BY, options=options).table
-    mean = table.filter((pc.field("source") == "mean") & (pc.field("metric") == "recall@1")).to_pylist()
-    recall: dict[str, dict[str, float]] = {}
-    for row in mean:
-        recall.setdefault(row["output"], {})[row["similarity"]] = row["value"]
-    return recall, (mean[0]["candidates"], mean[0]["candidates_max"]), mean[0]["chance"]
+    for mode, store in stores.items():
+        reporter.step(f"retrieval, {mode}")
+        try:
+            table = retrieve(store, similarities=RETRIEVED_BY, options=options).table
+        except InputError as e:
+            return {}, {**found, "no_retrieval": str(e)}
+        means = table.filter((pc.field("source") == "mean") & (pc.field("metric") == "recall@1")).to_pylist()
+        recall[mode] = {}
+        for row in means:
+            recall[mode].setdefault(row["output"], {})[row["similarity"]] = row["value"]
+        first = means[0]
+        found |= {"candidates": [first["candidates"], first["candidates_max"]], "chance": first["chance"]}
+    return recall, found

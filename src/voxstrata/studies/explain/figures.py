@@ -4,58 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from voxstrata.base.figures import DPI, new_figure, set_title
-from voxstrata.studies.explain.measure import Match, Word
+from voxstrata.base.figures import new_figure, set_title
+from voxstrata.studies.explain.matches import Match, SpokenUtterance, Word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure, SubFigure
 
-COLUMNS = 4  # panels side by side; more go below
-ROWS_COLOUR, COLUMNS_COLOUR = "#D55E00", "#56B4E9"  # Okabe and Ito
-COLOURMAP = "gray"  # leaves both colours of the maxima visible
-SIDE, BESIDE = 5.2, 1.9  # inches of a panel, and about how much of them is not the matrix
-WORD = 0.105  # inches that a word's label takes along its axis
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two utterances: its id, what is said in it, and its words where their times are known."""
-
-    id: str
-    text: str
-    words: Sequence[Word] = ()
+_PANELS_ACROSS = 4  # panels side by side; more go below
+_ROWS_COLOUR, _COLUMNS_COLOUR = "#D55E00", "#56B4E9"  # Okabe and Ito
+_COLOURMAP = "gray"  # leaves both colours of the maxima visible
+_PANEL, _BESIDE = 5.2, 1.9  # inches of a panel, and about how much of them is not the matrix
+_WORD = 0.105  # inches that a word's label takes along its axis
 
 
-def plot_matches(
-    matches: Sequence[Match], a: Side, b: Side, row_seconds: float, path: str | PathLike[str], title: str
-) -> None:
-    """PNG of the cosines of a's frames (upwards) and b's (to the right), a panel per output.
+def draw_matches(
+    matches: Sequence[Match], a: SpokenUtterance, b: SpokenUtterance, row_seconds: float, title: str
+) -> Figure:
+    """The cosines of a's frames (upwards) and b's (to the right), a panel per output.
 
     Dots mark the best frame of b for every frame of a, crosses the best frame of a for every frame of b; above and to
     the right stand the values of these maxima. Each panel has a grey scale of its own, from its 2nd percentile to
     its maximum: outputs differ in how alike any two frames are. row_seconds: of one frame.
     """
-    across = min(len(matches), COLUMNS)
+    across = min(len(matches), _PANELS_ACROSS)
     down = math.ceil(len(matches) / across)
-    side = max(SIDE, BESIDE + WORD * max(len(a.words), len(b.words)))
+    side = max(_PANEL, _BESIDE + _WORD * max(len(a.words), len(b.words)))
     figure = new_figure(1.0 + side * across, 1.6 + (side + 0.2) * down)
     grid = np.atleast_1d(figure.subfigures(down, across, squeeze=False)).flat
     for panel, match in zip(grid, matches, strict=False):
-        _panel(panel, match, a, b, row_seconds, WORD / (side - BESIDE))
+        _panel(panel, match, a, b, row_seconds, _WORD / (side - _BESIDE))
     dots = "dots: best frame of b for each frame of a; crosses: best frame of a for each frame of b"
     said = [f"{letter}: {side.id}" + (f" “{side.text}”" if side.text else "") for letter, side in (("a", a), ("b", b))]
     set_title(figure, title, *said, dots)
-    figure.savefig(path, format="png", dpi=DPI)
+    return figure
 
 
-def _panel(panel: SubFigure, match: Match, a: Side, b: Side, step: float, word: float) -> None:
+def _panel(panel: SubFigure, match: Match, a: SpokenUtterance, b: SpokenUtterance, step: float, word: float) -> None:
     """One output. step: seconds of a frame. word: share of an axis that a word's label takes."""
     s = match.cosine
     height, width = (n * step for n in s.shape)
@@ -66,7 +55,7 @@ def _panel(panel: SubFigure, match: Match, a: Side, b: Side, step: float, word: 
     low, high = float(np.percentile(s, 2)), float(s.max())
     image = axes.imshow(
         s,
-        cmap=COLOURMAP,
+        cmap=_COLOURMAP,
         vmin=low,
         vmax=high,
         origin="lower",
@@ -77,16 +66,16 @@ def _panel(panel: SubFigure, match: Match, a: Side, b: Side, step: float, word: 
     rows, columns = ((np.arange(n) + 0.5) * step for n in s.shape)
     size = 60 / max(10, math.sqrt(max(s.shape)))
     crosses, dots = rows[s.argmax(axis=0)], columns[s.argmax(axis=1)]
-    axes.scatter(columns, crosses, s=2 * size, color=COLUMNS_COLOUR, marker="x", linewidths=0.8)
-    axes.scatter(dots, rows, s=size, color=ROWS_COLOUR, marker="o", linewidths=0)
+    axes.scatter(columns, crosses, s=2 * size, color=_COLUMNS_COLOUR, marker="x", linewidths=0.8)
+    axes.scatter(dots, rows, s=size, color=_ROWS_COLOUR, marker="o", linewidths=0)
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
     axes.set_xlabel("b: seconds")
     axes.set_ylabel("a: seconds")
-    above.plot(columns, s.max(axis=0), color=COLUMNS_COLOUR, linewidth=1)
+    above.plot(columns, s.max(axis=0), color=_COLUMNS_COLOUR, linewidth=1)
     above.axhline(match.recall, color="black", linestyle=":", linewidth=0.8)
     above.set_ylabel("maximum", fontsize=8)
-    beside.plot(s.max(axis=1), rows, color=ROWS_COLOUR, linewidth=1)
+    beside.plot(s.max(axis=1), rows, color=_ROWS_COLOUR, linewidth=1)
     beside.axvline(match.precision, color="black", linestyle=":", linewidth=0.8)
     beside.set_xlabel("maximum", fontsize=8)
     for margin in (above, beside):

@@ -6,60 +6,23 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.result import STORE
 from voxstrata.corpus.rows import read_rows
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.retrieval.ragged import Ragged
-from voxstrata.retrieval.similarities import harmonic
 from voxstrata.store import EmbeddingStore
+from voxstrata.studies.explain.matches import Match, SpokenUtterance, Word
+from voxstrata.studies.explain.result import SAID, Explanation
 
 CELLS = 1 << 24  # largest frame × frame matrix: 64 MiB of float32, two utterances of 80 s
-
-
-@dataclass(frozen=True)
-class Word:
-    """A spoken word: what was said, and when, in seconds from the utterance's start."""
-
-    text: str
-    begin: float
-    end: float
-
-
-@dataclass(frozen=True, eq=False)
-class Match:
-    """The frames of utterance a (T1) against those of b (T2) in one output.
-
-    cosine: (T1, T2) float32. precision: mean over the frames of a of the largest cosine in the row; recall: mean over
-    the frames of b of the largest in the column; f1: their harmonic mean, SeqSim (see `seqsim`). mean: over the whole
-    matrix, what any frame of a has in common with any of b.
-    """
-
-    output: str
-    cosine: npt.NDArray[np.float32]
-
-    @property
-    def precision(self) -> float:
-        return float(self.cosine.max(axis=1).mean(dtype=np.float64))
-
-    @property
-    def recall(self) -> float:
-        return float(self.cosine.max(axis=0).mean(dtype=np.float64))
-
-    @property
-    def f1(self) -> float:
-        return float(harmonic(np.array([self.precision], np.float32), np.array([self.recall], np.float32))[0])
-
-    @property
-    def mean(self) -> float:
-        return float(self.cosine.mean(dtype=np.float64))
 
 
 def match_frames(store: EmbeddingStore, a: str, b: str, outputs: Sequence[str] | None = None) -> list[Match]:
@@ -122,36 +85,45 @@ def word_at(words: Sequence[Word], seconds: float) -> str | None:
     return next((word.text for word in words if word.begin <= seconds < word.end), None)
 
 
-def summary_table(store: EmbeddingStore, a: str, b: str, matches: Sequence[Match]) -> pa.Table:
-    """One row per output: precision, recall, f1, mean cosine of all frame pairs (float64), frames of either utterance.
+def explain(
+    store: EmbeddingStore, a: str, b: str, outputs: Sequence[str] | None = None, words: str | Path | None = None
+) -> Explanation:
+    """Why utterances a and b of a store match, in each of `outputs` (all of the store when None).
 
-    The schema's metadata hold what was compared (`voxstrata_explain`) and the store's own description (`voxstrata`).
+    words: table of when words are spoken (`read_words`).
+    Raises what `match_frames` and `read_words` raise.
     """
-    rows = [
-        {
-            "output": m.output,
-            "a": a,
-            "b": b,
-            "precision": m.precision,
-            "recall": m.recall,
-            "f1": m.f1,
-            "mean_cosine": m.mean,
-            "frames_a": m.cosine.shape[0],
-            "frames_b": m.cosine.shape[1],
-        }
-        for m in matches
-    ]
-    return pa.Table.from_pylist(rows).replace_schema_metadata(_about(store, a, b))
+    matches = match_frames(store, a, b, outputs)
+    step = _row_seconds(store)
+    lengths = {name: int(store.length[store.index(name)]) * step for name in (a, b)}
+    spoken = read_words(Path(words), lengths) if words else {}
+    utterances = {}
+    for side, name in (("a", a), ("b", b)):
+        row = store.utterances.slice(store.index(name), 1).to_pylist()[0]
+        said = SpokenUtterance(name, row["text"] or "", row["language"], tuple(spoken.get(name, ())))
+        utterances[side] = asdict(said)
+    about = {
+        Explanation.key: {"a": a, "b": b, "row_seconds": step},
+        STORE: store.about,
+        SAID: utterances,
+    }
+    note = {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
+    table = _summary(a, b, matches).replace_schema_metadata(note)
+    maxima = _maxima(a, b, matches, step, spoken).replace_schema_metadata(note)
+    return Explanation(table, maxima, {match.output: match.cosine for match in matches})
 
 
-def maxima_table(
-    store: EmbeddingStore, a: str, b: str, matches: Sequence[Match], words: Mapping[str, Sequence[Word]]
-) -> pa.Table:
-    """One row per output, utterance and frame: when it is, its largest cosine, and when and what it found there.
+def _summary(a: str, b: str, matches: Sequence[Match]) -> pa.Table:
+    rows = []
+    for m in matches:
+        figures = {"precision": m.precision, "recall": m.recall, "f1": m.f1, "mean_cosine": m.mean}
+        frames = {"frames_a": m.cosine.shape[0], "frames_b": m.cosine.shape[1]}
+        rows.append({"output": m.output, "a": a, "b": b, **figures, **frames})
+    return pa.Table.from_pylist(rows)
 
-    Columns: output, id, frame, seconds (its middle), word, cosine, best_id, best_frame, best_seconds, best_word.
-    """
-    step = _seconds(store)
+
+def _maxima(a: str, b: str, matches: Sequence[Match], step: float, words: Mapping[str, Sequence[Word]]) -> pa.Table:
+    """For every output, utterance and frame of `step` seconds the largest cosine, and where it is."""
     tables = []
     for m in matches:
         for axis, (name, other) in enumerate(((a, b), (b, a))):
@@ -172,15 +144,10 @@ def maxima_table(
                 "best_word": pa.array([word_at(found, t) for t in there.tolist()], pa.string()),
             }
             tables.append(pa.table(columns))
-    return pa.concat_tables(tables).replace_schema_metadata(_about(store, a, b))
+    return pa.concat_tables(tables)
 
 
-def _about(store: EmbeddingStore, a: str, b: str) -> dict[str, str]:
-    settings = {"a": a, "b": b, "row_seconds": _seconds(store)}
-    return {"voxstrata_explain": json.dumps(settings), "voxstrata": json.dumps(store.about)}
-
-
-def _seconds(store: EmbeddingStore) -> float:
+def _row_seconds(store: EmbeddingStore) -> float:
     if store.row_seconds is None:
         raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pool")
     return store.row_seconds

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import combinations
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,18 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.base.folders import make_writable
+from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
 from voxstrata.phonology.feature_distance import NORMALIZATIONS, Phones, feature_distances
 from voxstrata.phonology.ipa import choose_voices, need, tools, transcribe
-from voxstrata.studies.phonetics.pairs import (
-    DISTANCE_SCHEMA,
-    NEIGHBOURS,
-    Compared,
-    Direction,
-    Row,
-    distance_table,
-    summarise,
-    translations,
-)
+from voxstrata.studies.phonetics.pairs import DISTANCE_SCHEMA, NEIGHBOURS, Compared, distance_table, translations
+from voxstrata.studies.phonetics.result import FOUND, Phonetics
 
-IPA, DISTANCES, PAIRS = "ipa.parquet", "distances.parquet", "phonetics.parquet"
-KEY = "voxstrata_phonetics"  # of the settings, in the metadata of every table
 GIVEN = "given"  # in the place of the voice, where the user gave the IPA
-_NAMED = 5
+_NAMED = 5  # characters that a note lists
 
-
-@dataclass(frozen=True)
-class PhoneticsReport:
-    """What was measured. left_out: reasons by utterance id. notes: what a reader must know of the IPA."""
-
-    folder: str
-    utterances: int
-    left_out: dict[str, str]
-    notes: list[str]
-    settings: dict[str, Any]
-    directions: list[Direction]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
+_Row = dict[str, Any]  # an utterance of the corpus; its IPA, voice, switches, segments and unknown are added to it
 
 
 def measure_phonetics(
@@ -64,18 +40,20 @@ def measure_phonetics(
     voices: Mapping[str, str] | None = None,
     languages: Sequence[str] | None = None,
     normalize: str = "longer",
-    say: Callable[[str], None] = lambda _: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> PhoneticsReport:
-    """Write ipa.parquet, distances.parquet and phonetics.parquet to `folder`, over what an earlier run left there.
+    reporter: Reporter = SILENT,
+) -> Phonetics:
+    """Measure how alike translations sound; the result is saved in `folder`, in place of an earlier one.
+
+    It needs the folder while it measures: all distances may be more than memory holds.
 
     Utterances with language and group take part, with their IPA in `given` (by id) or else the text read by espeak-ng
     (`voices`: language to voice, where the default is not wanted). Those without either, or without a segment PanPhon
-    knows, are left out and reported. Distance: `feature_distances`, normalised as `normalize` says, and that of the
-    closest pair of words of at least SHORTEST_WORD segments. No recording is opened.
+    knows, are left out; the result names them. Distance: `feature_distances`, normalised as `normalize` says, and that
+    of the closest pair of words of at least SHORTEST_WORD segments. No recording is opened.
 
     Raises UsageError for unknown languages, voices or normalizations, InputError where a language has no voice, where
-    fewer than two languages or no group shared by two remain, and where all of a language sounds the same.
+    fewer than two languages or no group shared by two remain, where all of a language sounds the same, and where the
+    folder cannot be written or holds something else.
     """
     if normalize not in NORMALIZATIONS:
         raise UsageError(f"unknown normalization {normalize!r}; known: {', '.join(NORMALIZATIONS)}")
@@ -95,8 +73,9 @@ def measure_phonetics(
     _refuse_unrelated(rows, names)
     voice_by_language = choose_voices(spoken, voices) if spoken or voices else {}
     for name in names:
-        _transcribe([row for row in rows if row["language"] == name], given, voice_by_language.get(name, GIVEN), say)
-    say("segments")
+        here = [row for row in rows if row["language"] == name]
+        _transcribe(here, given, voice_by_language.get(name, GIVEN), reporter)
+    reporter.step("segments")
     phones = Phones.from_ipa([row["ipa"] for row in rows])
     for row, length, unknown in zip(rows, phones.lengths, phones.unknown, strict=True):
         row["segments"], row["unknown"] = int(length), unknown
@@ -118,18 +97,21 @@ def measure_phonetics(
     sides = {name: [row for row in rows if row["language"] == name] for name in names}
     notes = _notes({name: side for name, side in sides.items() if side})
     folder = Path(folder)
-    make_writable(folder)  # now that the corpus is known to be of use, and before the long part
-    metadata = {KEY: json.dumps(settings, ensure_ascii=False)}
-    pq.write_table(_ipa_table(rows).replace_schema_metadata(metadata), folder / IPA)
-    say("distances")
-    pairs, directions, lone = _measure(sides, normalize, folder / DISTANCES, metadata, progress)
+    Phonetics.refuse_foreign(folder)  # now that the corpus is known to be of use, and before the long part
+    metadata = {Phonetics.key: json.dumps(settings, ensure_ascii=False)}
+    reporter.step("distances")
+    distances = folder / Phonetics.files["distances"]
+    pairs, others, lone = _measure(sides, normalize, distances, metadata, reporter)
     if lone:
         notes.append(f"{', '.join(lone)}: no figure, since the pool holds one sentence and nothing can sound closer")
-    pq.write_table(pairs.replace_schema_metadata(metadata), folder / PAIRS)
-    return PhoneticsReport(str(folder), len(rows), left_out, notes, settings, directions)
+    found = json.dumps({"left_out": left_out, "notes": notes, "others": others}, ensure_ascii=False)
+    table = pairs.replace_schema_metadata({**metadata, FOUND: found})
+    result = Phonetics(table, _ipa_table(rows).replace_schema_metadata(metadata), distances)
+    result.save(folder)
+    return result
 
 
-def _refuse_unrelated(rows: Sequence[Row], names: Sequence[str]) -> None:
+def _refuse_unrelated(rows: Sequence[_Row], names: Sequence[str]) -> None:
     counts = Counter(row["language"] for row in rows)
     found = ", ".join(f"{name}: {counts[name]}" for name in names) or "none"
     if len(counts) < 2:
@@ -148,18 +130,18 @@ def _refuse_unrelated(rows: Sequence[Row], names: Sequence[str]) -> None:
         raise InputError("only one group has text or IPA: there is no non-translation to compare with; add sentences")
 
 
-def _transcribe(rows: list[Row], given: Mapping[str, str], voice: str, say: Callable[[str], None]) -> None:
+def _transcribe(rows: list[_Row], given: Mapping[str, str], voice: str, reporter: Reporter) -> None:
     """Add ipa, voice and switches to rows of one language."""
     spoken = [row for row in rows if row["id"] not in given]
     for row in rows:
         row |= {"ipa": given.get(row["id"]), "voice": GIVEN, "switches": 0}
     if spoken:
-        say(f"IPA of {len(spoken)} texts by the voice {voice}")
+        reporter.step(f"IPA of {len(spoken)} texts by the voice {voice}")
         for row, read in zip(spoken, transcribe([row["text"] for row in spoken], voice), strict=True):
             row |= {"ipa": read.ipa, "voice": voice, "switches": read.switches}
 
 
-def _notes(sides: Mapping[str, list[Row]]) -> list[str]:
+def _notes(sides: Mapping[str, list[_Row]]) -> list[str]:
     """Sentences that sound the same but mean different things, unknown characters, and switched voices, by language."""
     notes = []
     for name, side in sides.items():
@@ -194,33 +176,30 @@ def _notes(sides: Mapping[str, list[Row]]) -> list[str]:
     return notes
 
 
-def _sha256(rows: Sequence[Row]) -> str:
+def _sha256(rows: Sequence[_Row]) -> str:
     """Of who said what, and how it is pronounced: tables of one run share it."""
     columns = ("id", "language", "group", "text", "ipa")
     return hashlib.sha256(json.dumps([[row[name] for name in columns] for row in rows]).encode()).hexdigest()
 
 
-def _ipa_table(rows: Sequence[Row]) -> pa.Table:
+def _ipa_table(rows: Sequence[_Row]) -> pa.Table:
     columns = ("id", "language", "group", "text", "voice", "ipa", "segments", "unknown", "switches")
     return pa.Table.from_pylist([{name: row[name] for name in columns} for row in rows])
 
 
 def _measure(
-    sides: Mapping[str, list[Row]],
-    normalize: str,
-    path: Path,
-    metadata: dict[str, str],
-    progress: Callable[[int, int], None],
-) -> tuple[pa.Table, list[Direction], list[str]]:
-    """Write all distances, a row group per pair of languages; return the translations of both directions.
+    sides: Mapping[str, list[_Row]], normalize: str, path: Path, metadata: dict[str, str], reporter: Reporter
+) -> tuple[pa.Table, list[tuple[str, str, float]], list[str]]:
+    """Write all distances to `path`, a row group per pair of languages.
 
-    Also those directions in which nothing but translations is there.
+    Returns the translations of all directions; by direction (source, target) the mean distance of non-translations;
+    and those directions in which nothing but translations is there.
     """
     phones = {name: Phones.from_ipa([row["ipa"] for row in side]) for name, side in sides.items() if side}
     words = {name: Words.of([row["ipa"] for row in side]) for name, side in sides.items() if side}
     couples = list(combinations(phones, 2))
     rows: list[dict[str, Any]] = []
-    directions: list[Direction] = []
+    others: list[tuple[str, str, float]] = []
     lone: list[str] = []
     with pq.ParquetWriter(path, DISTANCE_SCHEMA.with_metadata(metadata)) as writer:
         for n, (a, b) in enumerate(couples, start=1):
@@ -230,13 +209,14 @@ def _measure(
             same = np.array([row["group"] for row in x])[:, None] == np.array([row["group"] for row in y])[None, :]
             writer.write_table(distance_table(a, b, x, y, same, distance, word.distance))
             if same.any():
+                mean = nan if same.all() else float(distance[~same].mean(dtype=np.float64))
                 there = Compared(a, b, x, y, same, distance, phones[b].lengths, word, words[a].forms, words[b].forms)
                 for direction in (there, there.reversed(phones[a].lengths)):
                     found = translations(direction)
                     if found:
-                        directions.append(summarise(found, distance[~same]))
                         rows += found
+                        others.append((direction.source, direction.target, mean))
                     else:
                         lone.append(f"{direction.source} → {direction.target}")
-            progress(n, len(couples))
-    return pa.Table.from_pylist(rows), directions, lone
+            reporter.progress(Progress("distances", n, len(couples), "language pairs"))
+    return pa.Table.from_pylist(rows), others, lone

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from voxstrata.phonology.closest_words import ClosestWords
+if TYPE_CHECKING:
+    from voxstrata.phonology.closest_words import ClosestWords  # which brings in numba
 
 NEIGHBOURS = 20  # non-translations nearest in length that a pair is also ranked among
 
-BoolMatrix = npt.NDArray[np.bool_]
-Row = dict[str, Any]  # an utterance: id, language, group, text, voice, ipa, segments, unknown, switches
+_BoolMatrix = npt.NDArray[np.bool_]
+_Row = Mapping[str, Any]  # an utterance: id, language, group, text, voice, ipa, segments, unknown, switches
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 DISTANCE_SCHEMA = pa.schema(
@@ -32,7 +33,7 @@ DISTANCE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Direction:
+class SoundDirection:
     """How translations of one direction sound beside non-translations; figures over its pairs of translations.
 
     pairs: of translations. candidates: smallest and largest pool a pair is ranked in, itself and the non-translations.
@@ -65,9 +66,9 @@ class Compared:
 
     source: str
     target: str
-    x: Sequence[Row]
-    y: Sequence[Row]
-    same: BoolMatrix
+    x: Sequence[_Row]
+    y: Sequence[_Row]
+    same: _BoolMatrix
     distance: npt.NDArray[np.float32]
     lengths: npt.NDArray[np.int64]  # segments of y
     words: ClosestWords
@@ -77,23 +78,15 @@ class Compared:
     def reversed(self, lengths: npt.NDArray[np.int64]) -> Compared:
         """The other direction; lengths: segments of x."""
         w = self.words
-        words = ClosestWords(w.distance.T, w.y_words.T, w.x_words.T)
+        words = replace(w, distance=w.distance.T, x_words=w.y_words.T, y_words=w.x_words.T)
         return Compared(
-            self.target,
-            self.source,
-            self.y,
-            self.x,
-            self.same.T,
-            self.distance.T,
-            lengths,
-            words,
-            self.y_forms,
+            self.target, self.source, self.y, self.x, self.same.T, self.distance.T, lengths, words, self.y_forms,
             self.x_forms,
-        )
+        )  # fmt: skip
 
 
 def quantiles(
-    distances: npt.NDArray[np.floating], same: BoolMatrix, lengths: npt.NDArray[np.int64] | None = None
+    distances: npt.NDArray[np.floating], same: _BoolMatrix, lengths: npt.NDArray[np.int64] | None = None
 ) -> npt.NDArray[np.float64]:
     """For each translation (row, column) the share of the row's non-translations that sound closer; NaN elsewhere.
 
@@ -111,7 +104,7 @@ def quantiles(
 
 
 def non_translations(
-    distances: npt.NDArray[np.floating], same: BoolMatrix, i: int, j: int, lengths: npt.NDArray[np.int64] | None
+    distances: npt.NDArray[np.floating], same: _BoolMatrix, i: int, j: int, lengths: npt.NDArray[np.int64] | None
 ) -> npt.NDArray[np.int64]:
     """Columns that pair (i, j) is ranked among: see `quantiles`."""
     others = np.flatnonzero(~same[i] & ~np.isnan(distances[i]))
@@ -159,18 +152,17 @@ def translations(compared: Compared) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], others: npt.ArrayLike = ()) -> Direction:
-    """One direction in figures, from its `translations`, and the mean distance of its non-translations from `others`
-    (NaN without them)."""
+def summarise(rows: Sequence[Mapping[str, Any]], others: float) -> SoundDirection:
+    """One direction in figures: from its `translations`, and the mean distance of its non-translations, `others`."""
     pools = [row["non_translations"] + 1 for row in rows]
     words = [row for row in rows if row["word_rank"] is not None]
-    return Direction(
+    return SoundDirection(
         source=rows[0]["source_language"],
         target=rows[0]["target_language"],
         pairs=len(rows),
         candidates=(min(pools), max(pools)),
         distance=_mean([row["distance"] for row in rows]),
-        others=_mean(others),
+        others=others,
         quantile=_median([row["quantile"] for row in rows]),
         like_length=_median([row["quantile_like_length"] for row in rows]),
         closest=_mean([row["rank"] == 1 for row in rows]),
@@ -184,9 +176,9 @@ def summarise(rows: Sequence[Mapping[str, Any]], others: npt.ArrayLike = ()) -> 
 def distance_table(
     a: str,
     b: str,
-    x: Sequence[Row],
-    y: Sequence[Row],
-    same: BoolMatrix,
+    x: Sequence[_Row],
+    y: Sequence[_Row],
+    same: _BoolMatrix,
     distance: npt.NDArray[np.float32],
     word_distance: npt.NDArray[np.float32],
 ) -> pa.Table:

@@ -1,12 +1,12 @@
 """Spoken-translation retrieval by output, beside pool size and chance."""
 
 from voxstrata.studies.retrieve.found import FoundRetrieval, evaluate_similarity
-from voxstrata.studies.retrieve.measure import SCORES, SIMILARITIES, RetrievalOptions, retrieve
+from voxstrata.studies.retrieve.measure import ALL_SIMILARITIES, SCORES, RetrievalOptions, retrieve
 from voxstrata.studies.retrieve.result import Retrieval
 
 __all__ = [
+    "ALL_SIMILARITIES",
     "SCORES",
-    "SIMILARITIES",
     "FoundRetrieval",
     "Retrieval",
     "RetrievalOptions",

@@ -23,8 +23,8 @@ from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, Resamples, percentile_interval
 from voxstrata.evaluation.cka import group_means, linear_cka
 from voxstrata.evaluation.hubness import (
+    HUB_NEIGHBOURS,
     MARGIN_NEIGHBOURS,
-    NEIGHBOURS,
     Scores,
     chance_skew,
     csls,
@@ -42,7 +42,7 @@ from voxstrata.evaluation.metrics import (
     positives_from_groups,
 )
 from voxstrata.retrieval.compare import Matrices, compare
-from voxstrata.retrieval.kernels import choose
+from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel, runs
 from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
@@ -52,7 +52,7 @@ from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
 from voxstrata.studies.retrieve.text import LINEAR_CKA, SETTINGS_KEY, SKEW
 
-SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
+ALL_SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
 SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
 BOTH = " ↔ "  # between the two languages whose directions a row averages
 
@@ -113,7 +113,7 @@ def retrieve(
     of one group are translations of each other.
 
     outputs, languages, similarities: names in a list or separated by commas; by default all that the store has.
-    similarities: of SIMILARITIES. seqsim_precision is the mean over the query's frames, seqsim_recall over the
+    similarities: of ALL_SIMILARITIES. seqsim_precision is the mean over the query's frames, seqsim_recall over the
     candidate's. Where pooled_cosine is asked for, CKA is measured, too.
 
     Where frames are compared all of them are first read and checked once. Frames are read in blocks of
@@ -129,7 +129,7 @@ def retrieve(
     resamples = options.resamples(groups)
     kernel = None
     if any(_framed(name) for name in similarities):
-        kernel = options.kernel or choose()
+        kernel = options.kernel or choose_kernel()
         _refuse_bad_frames(sides, outputs, kernel.block_frames, reporter)
     pairs = math.comb(len(sides), 2)
     tables: list[pa.Table] = []
@@ -150,7 +150,7 @@ def retrieve(
         tables.insert(2 * n + 1, pa.Table.from_pylist(_mean_rows(means, output), schema=RETRIEVAL_SCHEMA))
     settings = {
         **options.about(groups),
-        "csls_k": NEIGHBOURS,
+        "csls_k": HUB_NEIGHBOURS,
         "ratio_margin_k": MARGIN_NEIGHBOURS,
         "kernel": kernel.name if kernel else None,
         "only_translations": trivial,
@@ -168,7 +168,7 @@ def _framed(similarity: str) -> bool:
 
 def _possible(store: EmbeddingStore, asked: str | Sequence[str] | None) -> list[str]:
     """The similarities asked for; by default those that the store has the states for."""
-    names = chosen("similarity", asked, SIMILARITIES)
+    names = chosen("similarity", asked, ALL_SIMILARITIES)
     framed = [name for name in names if _framed(name)]
     if framed and not store.has_frames:
         if asked is None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable
+from voxstrata.base.tables import TextTable, as_stored
 from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall_by_layer
-from voxstrata.studies.retrieve.text import SETTINGS_KEY, summary_tables
+from voxstrata.studies.retrieve.text import SETTINGS_KEY, retrieval_metrics, summary_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +60,14 @@ class Retrieval(Result):
 
     def tables(self) -> list[TextTable]:
         return summary_tables(self.table)
+
+    def stored(self) -> list[TextTable]:
+        table = self.table
+        first = retrieval_metrics(table)[0]
+        names = ["output", "similarity", "source", "target", "value", "low", "high", "chance", "queries"]
+        raw = pc.and_(pc.equal(table["metric"], first), pc.equal(table["score"], "raw"))
+        title = f"{first} of every direction, fractions, as stored"
+        return [as_stored(table.filter(raw), title, [*names, "candidates", "candidates_max"], of=len(table))]
 
     def figures(self) -> dict[str, Figure]:
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,10 +14,10 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
-from voxstrata.evaluation.hubness import NEIGHBOURS
+from voxstrata.evaluation.hubness import HUB_NEIGHBOURS
 from voxstrata.evaluation.metrics import MEAN
 
-SKEW = f"k_occurrence_skew@{NEIGHBOURS}"
+SKEW = f"k_occurrence_skew@{HUB_NEIGHBOURS}"
 LINEAR_CKA = "linear_cka"  # in the place of the similarity, for the metrics cka and cka_debiased
 SETTINGS_KEY = "voxstrata_retrieval"  # of the settings, in the table's metadata
 
@@ -63,7 +64,8 @@ def summary_tables(table: pa.Table) -> list[TextTable]:
     found = [first, _best(table, means), *others]
     if any(key[1] == LINEAR_CKA for key in means):
         found.append(_cka(table, means))
-    return found
+    note = stands_on(table)
+    return [replace(each, note=note) for each in found]
 
 
 def _means(table: pa.Table) -> _Rows:
@@ -120,7 +122,7 @@ def _best(table: pa.Table, means: _Rows) -> TextTable:
             runner_up = str(ranked[1]["output"]) if len(ranked) > 1 else "–"
             body.append([similarity, score, best, with_interval(ranked[0]), ahead, runner_up, *rest])
     header = ["similarity", "score", "best output", first, "ahead by", "of", *others, "hubness"]
-    return TextTable("Best output", header, body, stands_on(table))
+    return TextTable("Best output", header, body)
 
 
 def _cka(table: pa.Table, means: _Rows) -> TextTable:

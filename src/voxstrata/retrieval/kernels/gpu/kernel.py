@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Indices, Packed, runs
+from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Packed, PairIndices, runs
 from voxstrata.retrieval.ragged import Ragged
 
 SCRATCH_BYTES = 3 << 29  # 1.5 GiB: blocks of `Triton.block_frames` frames a side stay whole
@@ -126,7 +126,7 @@ class Triton:
                 precision[i:j, k:m], recall[i:j, k:m] = both
         return precision, recall
 
-    def compare_pairs(self, x: Packed, y: Packed, i: Indices, j: Indices) -> tuple[FloatVector, FloatVector]:
+    def compare_pairs(self, x: Packed, y: Packed, i: PairIndices, j: PairIndices) -> tuple[FloatVector, FloatVector]:
         """See `Kernel.compare_pairs`: a call of `compare` for every utterance of x among the pairs."""
         precision, recall = np.empty(len(i), np.float32), np.empty(len(i), np.float32)
         for u in np.unique(i):

@@ -1,0 +1,16 @@
+"""Which results the report knows. It learns from the classes alone what their files, tables and pictures are."""
+
+from __future__ import annotations
+
+from voxstrata.base.result import Result
+from voxstrata.early_exit.result import EarlyExits
+from voxstrata.studies.drift.result import Drift
+from voxstrata.studies.explain.result import Explanation
+from voxstrata.studies.phonetics.result import Phonetics
+
+RESULTS: tuple[type[Result], ...] = (Phonetics, Explanation, EarlyExits, Drift)
+
+
+def first_file(kind: type[Result]) -> str:
+    """By which a folder with a saved result is known."""
+    return next(iter(kind.files.values()))

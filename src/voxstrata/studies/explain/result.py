@@ -1,0 +1,116 @@
+"""Why two utterances match, as one result: figures by output, the maxima of every frame, the cosines, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from voxstrata.base.result import Result, metadata
+from voxstrata.base.tables import TextTable
+from voxstrata.studies.explain.figures import draw_matches
+from voxstrata.studies.explain.matches import Match, SpokenUtterance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAID = "voxstrata_explain_utterances"  # in the table's metadata: what is said in a and b
+_COSINES = "explain.npz"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Result):
+    """Why utterance a matches utterance b.
+
+    table: a row per output: precision, recall, f1, mean_cosine of all frame pairs (float64), frames_a, frames_b.
+    maxima: a row per output, utterance and frame: seconds (its middle), word, cosine (its largest), and where that is:
+    best_id, best_frame, best_seconds, best_word. cosines: by output, (frames of a, frames of b) float32; empty where
+    their file was removed from the folder.
+    """
+
+    table: pa.Table
+    maxima: pa.Table
+    cosines: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    command = "explain"
+    files: ClassVar = {"table": "explain.parquet", "maxima": "maxima.parquet"}
+    beside = (_COSINES,)
+    key = "voxstrata_explain"
+    markdown = "explain.md"
+    captions: ClassVar = {"explain": "Frame × frame cosines"}
+
+    @property
+    def _utterances(self) -> list[SpokenUtterance]:
+        held = metadata(self.table, SAID) or {}
+        return [SpokenUtterance.from_dict({"id": self.settings[side], **held.get(side, {})}) for side in ("a", "b")]
+
+    @property
+    def _of(self) -> str:
+        """Of which encoder, in which context."""
+        about: dict[str, Any] = self.store or {}
+        return f"{about['model']['checkpoint']}, {about['spec']['context']['mode']}"
+
+    @property
+    def title(self) -> str:
+        return f"Why {self.settings['a']} and {self.settings['b']} match: {self._of}"
+
+    def tables(self) -> list[TextTable]:
+        names = ["output", "precision", "recall", "f1", "mean_cosine", "frames_a", "frames_b"]
+        rows = self.table.select(names).to_pylist()
+        lines = []
+        for side, spoken in zip("ab", self._utterances, strict=True):
+            seconds = rows[0][f"frames_{side}"] * self.settings["row_seconds"]
+            said = f": {spoken.text}" if spoken.text else ""
+            lines.append(f"{side} = {spoken.id} ({spoken.language or 'language unknown'}, {seconds:.2f} s){said}")
+        lines.append(
+            "precision: mean over the frames of a of the best cosine in b; recall: mean over the frames of b of the "
+            "best in a; f1 = 2PR / (P + R), SeqSim. mean_cosine: of any frame of a with any of b, what speech shares "
+            "whatever is said. One pair has no pool: what one F1 is worth shows among those of other pairs "
+            "(`voxstrata retrieve`)."
+        )
+        cells = [[row[name] for name in names] for row in rows]
+        return [TextTable("How well the frames of two utterances match", names, cells, "\n".join(lines))]
+
+    def figures(self) -> dict[str, Figure]:
+        if not self.cosines:
+            return {}
+        matches = [Match(output, self.cosines[output]) for output in self.table["output"].to_pylist()]
+        a, b = self._utterances
+        return {"explain": draw_matches(matches, a, b, self.settings["row_seconds"], self._of)}
+
+    def save(self, folder: str | Path) -> list[Path]:
+        path = Path(folder) / _COSINES
+        written = super().save(folder)
+        arrays: dict[str, Any] = dict(self.cosines)
+        np.savez(path, **arrays)
+        return [*written, path]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        path = Path(folder) / _COSINES
+        result = super().load(folder)
+        return replace(result, cosines=_InFile(path)) if path.exists() else result
+
+
+class _InFile(Mapping[str, npt.NDArray[np.float32]]):
+    """Arrays of an .npz, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        with np.load(self._path) as held:
+            array: npt.NDArray[np.float32] = held[name]
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        with np.load(self._path) as held:
+            return iter(list(held))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))

@@ -1,0 +1,104 @@
+"""How alike translations sound, as one result: a row per pair of translations, all IPA, all distances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+
+from voxstrata.base.result import Result, metadata
+from voxstrata.base.tables import TextTable, as_stored
+from voxstrata.studies.phonetics.pairs import SoundDirection, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOUND = "voxstrata_phonetics_found"  # in the table's metadata: what else a reader must know
+_CLOSEST = 50  # pairs that the report shows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Phonetics(Result):
+    """How alike translations sound.
+
+    table: a row per pair of translations in one direction (see `translations`). ipa: a row per utterance that takes
+    part. distances: the Parquet file with a row per two utterances of two languages, a row group per pair of languages
+    (DISTANCE_SCHEMA).
+    """
+
+    table: pa.Table
+    ipa: pa.Table
+    distances: Path
+
+    command = "phonetics"
+    files: ClassVar = {"table": "phonetics.parquet", "ipa": "ipa.parquet", "distances": "distances.parquet"}
+    large = ("distances",)
+    key = "voxstrata_phonetics"
+    markdown = "phonetics.md"
+
+    @property
+    def _found(self) -> dict[str, Any]:
+        return metadata(self.table, FOUND) or {"left_out": {}, "notes": [], "others": []}
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why utterances take no part, by id."""
+        return dict(self._found["left_out"])
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader must know of the IPA and the figures, a sentence each."""
+        return list(self._found["notes"])
+
+    @property
+    def directions(self) -> list[SoundDirection]:
+        """Every direction in figures."""
+        others = {(source, target): mean for source, target, mean in self._found["others"]}
+        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in self.table.to_pylist():
+            rows.setdefault((row["source_language"], row["target_language"]), []).append(row)
+        return [summarise(held, others.get(direction, nan)) for direction, held in rows.items()]
+
+    @property
+    def title(self) -> str:
+        voices = ", ".join(f"{language} {voice}" for language, voice in self.settings["voices"].items())
+        read = f"voices: {voices}" if voices else "IPA as given"
+        return f"How alike translations sound: {len(self.ipa)} utterances; {read}"
+
+    def tables(self) -> list[TextTable]:
+        header = ["direction", "pairs", "pool", "distance", "others", "quantile", "like length", "closest", "chance"]
+        rows = []
+        for d in self.directions:
+            pool = "–".join(dict.fromkeys(map(str, d.candidates)))
+            figures = (d.distance, d.others, d.quantile, d.like_length, d.closest, d.chance)
+            known = [None if isnan(x) else x for x in (*figures, d.word_quantile, d.word_closest)]
+            rows.append([f"{d.source} → {d.target}", d.pairs, pool, *known])
+        note = (
+            "distance: mean of translations, others: of non-translations; quantile: median share of a sentence's "
+            "non-translations that sound closer than its translation (0.5: sound says nothing); like length: the same "
+            f"among the {self.settings['neighbours_in_length']} nearest in length to it; closest: share of "
+            "translations that sound closest of their pool, beside chance; word: the same by the closest pair of words."
+        )
+        notes = "".join(f"\nnote: {note}" for note in self.notes)
+        header += ["word quantile", "word closest"]
+        return [TextTable("By direction", header, rows, note + notes)]
+
+    def stored(self) -> list[TextTable]:
+        names = ["source", "target", "distance", "rank", "non_translations", "quantile", "quantile_like_length"]
+        names += ["word_distance", "source_word", "target_word"]
+        near = self.table.sort_by("distance").slice(0, _CLOSEST)
+        title = "The translations that sound most alike, as stored"
+        return [as_stored(near, title, names, of=len(self.table))]
+
+    def figures(self) -> dict[str, Figure]:
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form: settings and the figures of every direction."""
+        directions = [asdict(direction) for direction in self.directions]
+        found = {"utterances": len(self.ipa), "left_out": self.left_out, "notes": self.notes}
+        return {**found, "settings": self.settings, "directions": directions}
