@@ -6,23 +6,16 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import TerminalReporter, json_option, print_json, print_left_out
-from voxstrata.cli.options import bootstrap_option, outputs_option
+from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
+from voxstrata.cli.options import COUNT, bootstrap_option, json_option, languages_option, out_option, outputs_option
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
 @click.argument("store")
 @click.option("--phonetics", required=True, help="Folder that `voxstrata phonetics` wrote for the store's corpus.")
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for align.parquet, align.md, align.png and align.pdf; what an earlier run left there is replaced.",
-)
+@out_option("Folder for align.parquet, align.md, align.png and align.pdf; what an earlier run left there is replaced.")
 @outputs_option
-@click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
+@languages_option
 @click.option(
     "--similarity",
     type=click.Choice(["seqsim_f1", "pooled_cosine"]),
@@ -32,7 +25,6 @@ from voxstrata.cli.options import bootstrap_option, outputs_option
     "--by",
     type=click.Choice(["like-length", "sentence", "word"]),
     default="like-length",
-    show_default=True,
     help="What a pair's phonetic distance is set beside: that of non-translations of like length, or of all "
     "non-translations (sentence), or the same by the closest pair of words.",
 )
@@ -40,14 +32,12 @@ from voxstrata.cli.options import bootstrap_option, outputs_option
     "--quantile",
     type=click.FloatRange(0, 1),
     default=0.5,
-    show_default=True,
     help="A pair sounds unlike when at least this share of the non-translations sounds closer.",
 )
 @click.option(
     "--closest",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=9,
-    show_default=True,
     help="Hard negatives of a pool: the non-translations that sound closest to the query.",
 )
 @bootstrap_option("groups")
@@ -89,9 +79,4 @@ def align(
         result = run(opened, phonetics, outputs, languages, options, reporter)
     for reason, count in result.settings["left_out"].items():
         click.echo(f"{count} utterances take no part: {reason}", err=True)
-    written = result.save(folder)
-    if as_json:
-        rows = result.table.to_pylist()
-        print_json({"store": store, "results": str(folder), "settings": result.settings, "rows": rows})
-    else:
-        click.echo(f"{result}\n\n{folder}: {', '.join(path.name for path in written)}")
+    save_and_print(result, folder, as_json, store=store)

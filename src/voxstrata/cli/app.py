@@ -19,6 +19,9 @@ _COMMANDS = (
 )  # fmt: skip
 
 
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+
+
 class _Lazy(click.Group):
     """Imports a command's module only when it is asked for: `--help` must not wait for torch."""
 
@@ -61,7 +64,7 @@ class _Lazy(click.Group):
         sys.exit(result if isinstance(result, int) else 0)
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_Lazy, context_settings=_SETTINGS)
 @click.version_option(version("voxstrata"), prog_name="voxstrata")
 def main() -> None:
     """Per-layer speech-encoder embeddings at corpus scale, and cross-lingual retrieval on them.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import TerminalReporter, aligned, clock, json_option, print_json, run_options
-from voxstrata.cli.options import outputs_option
+from voxstrata.cli.console import TerminalReporter, aligned, clock, print_json
+from voxstrata.cli.options import PATH, json_option, model_argument, outputs_option, run_options, split_option
+
+if TYPE_CHECKING:
+    from voxstrata.engine import Runtime
 
 
 @click.command(short_help="Measure how fast this machine runs MODEL.")
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @outputs_option
-@click.option("--corpus", type=click.Path(path_type=Path), help="Also say what this corpus would take in each context.")
-@click.option("--split", help="train, dev or test of a FLEURS folder given as --corpus. [default: all]")
+@click.option("--corpus", type=PATH, help="Also say what this corpus would take in each context.")
+@split_option
 @run_options
 @json_option
 def bench(
@@ -22,8 +26,7 @@ def bench(
     outputs: str,
     corpus: Path | None,
     split: str | None,
-    device: str,
-    threads: int | None,
+    runtime: Runtime,
     as_json: bool,
 ) -> None:
     """Measure how fast this machine runs MODEL, in about two minutes, and remember it for `voxstrata plan`.
@@ -39,13 +42,12 @@ def bench(
     """
     from voxstrata.corpus import probe_corpus, read_corpus
     from voxstrata.encoders import Context, open_model
-    from voxstrata.engine import Device, Runtime
     from voxstrata.engine.estimating import Bench, estimate
     from voxstrata.engine.measuring import bench as run
     from voxstrata.engine.measuring import record_path
     from voxstrata.store import StoreSpec
 
-    opened, runtime = open_model(model), Runtime(Device.parse(device), threads)
+    opened = open_model(model)
     read = read_corpus(corpus, split) if corpus else None  # a mistake in it shows before the measurement
     estimates = {}
     with TerminalReporter() as reporter:

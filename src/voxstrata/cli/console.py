@@ -6,8 +6,10 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -16,41 +18,38 @@ from voxstrata.base.tables import aligned as aligned
 from voxstrata.base.tables import clock as clock
 
 if TYPE_CHECKING:
+    from voxstrata.base.result import Result
     from voxstrata.store import EmbeddingStore
 
 PARTIAL = 4  # exit code: done, but some recordings failed
 
 FAILURES_SHOWN = 10  # the rest is in the store
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def json_option(f: F) -> F:
-    """`--json`: the result as one JSON object on standard output, and nothing else there."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(f)
-
-
-def run_options(f: F) -> F:
-    """Where and how wide graphs run."""
-    f = click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads for inference and decoding. [default: all cores]"
-    )(f)
-    return click.option(
-        "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, tensorrt, …; a GPU is never assumed."
-    )(f)
-
-
-def kernel_option(f: F) -> F:
-    """What compares utterances."""
-    return click.option(
-        "--kernel",
-        help="What compares frames: int16, float32, or triton (CUDA, float16). [default: int16 where the CPU has AVX2]",
-    )(f)
-
 
 def print_json(result: Any) -> None:
     """One JSON object, non-ASCII kept."""
     click.echo(json.dumps(result, ensure_ascii=False, indent=1))
+
+
+def save_and_print(result: Result, folder: Path | None, as_json: bool, **about: Any) -> None:
+    """Save a result where there is a folder for it. Print it and what was written, or all as JSON beside `about`."""
+    written = [] if folder is None else result.save(folder)
+    if as_json:
+        found = {"settings": result.settings, "rows": result.table.to_pylist()}
+        print_json({**about, "results": folder and str(folder), **found})
+    else:
+        click.echo(result)
+        if written:
+            click.echo(f"\n{folder}: {', '.join(path.name for path in written)}")
+
+
+@contextmanager
+def resume_hint() -> Iterator[None]:
+    """On an interrupt, say what it cost: nothing that is committed."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt("what is committed is safe, the same command goes on from there") from e
 
 
 def print_failures(failures: Mapping[str, str], rest: str) -> None:
@@ -137,64 +136,3 @@ def _progress_text(p: Progress, first: Progress, seconds: float) -> str:
             text += f"  {(p.rated - (first.rated or 0.0)) / seconds:.0f} {p.rate_unit}"
         text += f"  ETA {clock((1 - p.share) / (p.share - first.share) * seconds)}"
     return text + (f"  failed {p.failed}" if p.failed else "")
-
-
-class Line:
-    """One line on standard error, rewritten in place; silent when that is not a terminal."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self.live = self._stream.isatty()  # whether somebody looks on
-        self._shown = 0.0
-        self._begin = time.monotonic()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since this line began."""
-        return time.monotonic() - self._begin
-
-    def show(self, text: str, *, force: bool = False) -> None:
-        """Show `text`, at most five times a second unless forced."""
-        now = time.monotonic()
-        if self.live and (force or now - self._shown >= 0.2):
-            self._shown = now
-            self._stream.write(f"\r\x1b[2K{text}")
-            self._stream.flush()
-
-    def close(self) -> None:
-        """Clear the line."""
-        if self.live:
-            self._stream.write("\r\x1b[2K")
-            self._stream.flush()
-
-    def __enter__(self) -> Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def steps(line: Line, always: bool = False) -> Callable[[str], None]:
-    """A `say` function: what is being done, each step a line of its own on standard error.
-
-    Silent when that is not a terminal, unless `always`.
-    """
-
-    def say(text: str) -> None:
-        if always or line.live:
-            line.close()
-            click.echo(f"{clock(line.elapsed)}  {text}", err=True)
-
-    return say
-
-
-def count_progress(line: Line, what: str) -> Callable[[int, int], None]:
-    """Show done/total with an ETA."""
-
-    begin = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        left = (time.monotonic() - begin) / max(done, 1) * (total - done)
-        line.show(f"{what} {done}/{total}  ETA {clock(left)}")
-
-    return show

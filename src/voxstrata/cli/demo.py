@@ -7,19 +7,12 @@ from pathlib import Path
 import click
 
 from voxstrata.cli.console import TerminalReporter
+from voxstrata.cli.options import COUNT, PATH, out_option
 
 
 @click.command(short_help="The whole way once, on a small spoken corpus.")
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=Path("demo"),
-    show_default=True,
-    help="Folder to fill.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads. [default: all cores]")
+@out_option("Folder to fill.", type=PATH, required=False, default=Path("demo"))
+@click.option("--threads", type=COUNT, help="Threads. [default: all cores]")
 def demo(folder: Path, threads: int | None) -> None:
     """The whole way once: speak a small parallel corpus, export an encoder, extract, retrieve.
 

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import PARTIAL, TerminalReporter, json_option, print_failures, print_json, run_options
-from voxstrata.cli.options import outputs_option
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, save_and_print
+from voxstrata.cli.options import (
+    PATH,
+    corpus_argument,
+    json_option,
+    model_argument,
+    out_option,
+    outputs_option,
+    run_options,
+    split_option,
+)
+
+if TYPE_CHECKING:
+    from voxstrata.engine import Runtime
 
 
 @click.command()
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.argument("model", type=click.Path(path_type=Path))
+@corpus_argument
+@model_argument
 @click.option(
     "--clips",
     type=click.IntRange(min=0),
     default=100,
-    show_default=True,
     help="About how many recordings, in whole groups of translations; 0 takes all.",
 )
 @outputs_option
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Another export of the same checkpoint to be the reference, as for int8. [default: MODEL itself]",
 )
-@click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for drift.parquet, drift.md and drift.png; an earlier result there is replaced.",
-)
+@split_option
+@out_option("Folder for drift.parquet, drift.md and drift.png; an earlier result there is replaced.", required=False)
 @run_options
 @json_option
 def drift(
@@ -44,8 +50,7 @@ def drift(
     against: Path | None,
     split: str | None,
     folder: Path | None,
-    device: str,
-    threads: int | None,
+    runtime: Runtime,
     as_json: bool,
 ) -> int:
     """Measure what the cheaper contexts cost with MODEL on CORPUS.
@@ -61,7 +66,6 @@ def drift(
     """
     from voxstrata.corpus import read_corpus
     from voxstrata.encoders import open_model
-    from voxstrata.engine import Device, Runtime
     from voxstrata.studies.drift.measure import measure_drift
     from voxstrata.studies.drift.result import Drift
 
@@ -73,16 +77,10 @@ def drift(
             open_model(model),
             clips=clips or None,
             outputs=outputs,
-            runtime=Runtime(Device.parse(device), threads),
+            runtime=runtime,
             against=None if against is None else open_model(against),
             reporter=reporter,
         )
-    written = result.save(folder) if folder is not None else []
-    if as_json:
-        print_json({**result.settings, "rows": result.table.to_pylist(), "results": str(folder) if folder else None})
-    else:
-        click.echo(result)
-        if written:
-            click.echo(f"\n{folder}: {', '.join(path.name for path in written)}")
+    save_and_print(result, folder, as_json)
     print_failures(result.failures, "`--json` lists all")
     return PARTIAL if result.failures else 0

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from voxstrata.cli.console import PARTIAL, F, TerminalReporter, json_option, print_failures, print_json
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
+from voxstrata.cli.options import COUNT, PATH, F, corpus_argument, json_option, out_option, split_option
 
 
 @click.group(short_help="Whisper checkpoints whose encoder ends after block k.")
@@ -41,7 +42,6 @@ def _decoding(f: F) -> F:
         "--task",
         type=click.Choice(["transcribe", "translate"]),
         default="transcribe",
-        show_default=True,
         help="Translating is into English: the corpus's text then is the English one.",
     )(f)
 
@@ -52,9 +52,9 @@ def _blocks(f: F) -> F:
 
 @early_exit.command()
 @click.argument("checkpoint")
-@click.option("-o", "--out", "target", required=True, type=click.Path(path_type=Path), help="New checkpoint folder.")
+@out_option("New checkpoint folder.", "target", type=PATH)
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
-@click.option("--final-norm/--no-final-norm", default=True, show_default=True, help="The encoder's final LayerNorm.")
+@click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
 @_revision
 @json_option
 def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision: str | None, as_json: bool) -> None:
@@ -83,28 +83,23 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
 @click.argument("checkpoint")
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.option("-o", "--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@corpus_argument
+@out_option("Folder for the results.", type=PATH)
 @_blocks
 @_decoding
 @click.option(
     "--normalizer",
     type=click.Choice(["whisper", "light"]),
     default="whisper",
-    show_default=True,
     help="Of texts before scoring; light keeps combining marks, which Indic scripts need.",
 )
-@click.option("--dev-share", default=0.5, show_default=True, help="Share of the groups on which k is chosen.")
-@click.option("--seed", default=0, show_default=True, help="Of the split and the bootstrap.")
-@click.option(
-    "--bootstrap", type=click.IntRange(min=1), default=1000, show_default=True, help="Resamples for 95 % intervals."
-)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=224, show_default=True, help="Per transcript.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Recordings at a time.")
-@click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="PyTorch's device."
-)
+@click.option("--dev-share", default=0.5, help="Share of the groups on which k is chosen.")
+@click.option("--seed", default=0, help="Of the split and the bootstrap.")
+@click.option("--bootstrap", type=COUNT, default=1000, help="Resamples for 95 % intervals.")
+@click.option("--max-new-tokens", type=COUNT, default=224, help="Per transcript.")
+@click.option("--batch", type=COUNT, default=8, help="Recordings at a time.")
+@split_option
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="PyTorch's device.")
 @_revision
 @json_option
 def sweep(
@@ -173,11 +168,11 @@ def sweep(
 
 @early_exit.command(short_help="Compare written checkpoints with a plain decoding loop.")
 @click.argument("checkpoint")
-@click.argument("corpus", type=click.Path(path_type=Path))
+@corpus_argument
 @_blocks
 @_decoding
-@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Recordings to compare on.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=48, show_default=True, help="Per recording.")
+@click.option("--clips", type=COUNT, default=4, help="Recordings to compare on.")
+@click.option("--max-new-tokens", type=COUNT, default=48, help="Per recording.")
 @_revision
 @json_option
 def check(

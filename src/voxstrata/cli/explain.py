@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import json_option, print_json
-from voxstrata.cli.options import names, outputs_option
+from voxstrata.cli.console import save_and_print
+from voxstrata.cli.options import PATH, json_option, names, out_option, outputs_option
 
 
 @click.command(short_help="Why two utterances match, frame by frame.")
@@ -15,17 +15,10 @@ from voxstrata.cli.options import names, outputs_option
 @click.argument("a")
 @click.argument("b")
 @outputs_option
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for picture, tables and cosines; an earlier result there is replaced.",
-)
+@out_option("Folder for picture, tables and cosines; an earlier result there is replaced.")
 @click.option(
     "--words",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Table (.tsv, .csv, .jsonl, .parquet) of when words are spoken: id, word, begin, end in seconds.",
 )
 @json_option
@@ -44,9 +37,4 @@ def explain(store: str, a: str, b: str, outputs: str, folder: Path, words: Path 
 
     chosen = None if outputs == "all" else names(outputs)
     result = run(open_store(store), a, b, chosen, words)
-    written = result.save(folder)
-    if as_json:
-        print_json({"store": store, "results": str(folder), "rows": result.table.to_pylist()})
-    else:
-        click.echo(result)
-        click.echo(f"\n{folder}: {', '.join(path.name for path in written)}")
+    save_and_print(result, folder, as_json, store=store)

@@ -6,26 +6,25 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import TerminalReporter, json_option, print_json
-from voxstrata.cli.options import outputs_option
+from voxstrata.cli.console import TerminalReporter, print_json
+from voxstrata.cli.options import PATH, json_option, out_option, outputs_option
 
 
 @click.command(short_help="Turn a Whisper CHECKPOINT into an ONNX model.")
 @click.argument("checkpoint")
-@click.option("-o", "--out", "target", required=True, type=click.Path(path_type=Path), help="New model folder.")
+@out_option("New model folder.", "target", type=PATH)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @outputs_option
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
-    show_default=True,
     help="Number type of weights, arithmetic and outputs. float16 is for GPUs. int8, for CPUs, is that of the linear "
     "layers' weights alone.",
 )
 @click.option(
     "--calibrate",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Corpus of which 16 recordings calibrate the silence cache. This brings `bucketed` embeddings closer to "
     "`padded` ones. Give recordings that you will not measure on. [default: pure silence]",
 )
@@ -33,7 +32,6 @@ from voxstrata.cli.options import outputs_option
     "--silence-keys",
     type=click.IntRange(min=0),
     default=32,
-    show_default=True,
     help="Cached keys of each attention head; 0 keeps one for every silent position.",
 )
 @click.option("--norm-every-layer", is_flag=True, help="Apply the final LayerNorm to every layer, as for early exit.")

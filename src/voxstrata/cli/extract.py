@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import (
-    PARTIAL,
-    TerminalReporter,
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
+from voxstrata.cli.options import (
+    COUNT,
+    corpus_argument,
     json_option,
-    print_failures,
-    print_json,
+    model_argument,
+    out_option,
+    planning_options,
     run_options,
+    storing_options,
 )
-from voxstrata.cli.options import planning_options, storing_options
 
 if TYPE_CHECKING:
+    from voxstrata.engine import Runtime
     from voxstrata.engine.planning import Long
     from voxstrata.store import StoreSpec
 
 
-@contextmanager
-def resume_hint() -> Iterator[None]:
-    """On an interrupt, say what it cost: nothing that is committed."""
-    try:
-        yield
-    except KeyboardInterrupt as e:
-        raise KeyboardInterrupt("what is committed is safe, the same command goes on from there") from e
-
-
 @click.command()
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--out", "store", required=True, help="Store to make or to resume: a path or s3://…, gs://…")
+@corpus_argument
+@model_argument
+@out_option("Store to make or to resume: a path or s3://…, gs://…", "store", type=str)
 @storing_options
 @planning_options
 @run_options
-@click.option("--tokens", type=click.IntRange(min=1), help="Batch size × computed positions. [default: by device]")
+@click.option("--tokens", type=COUNT, help="Batch size × computed positions. [default: by device]")
 @click.option("--allow-overflow", is_flag=True, help="Store values beyond float16 as infinities.")
 @click.option("--efficiency", is_flag=True, help="Also report the share of this CPU's matrix product rate (sgemm).")
 @json_option
@@ -52,8 +45,7 @@ def extract(
     long: Long,
     split: str | None,
     unit_mb: float | None,
-    device: str,
-    threads: int | None,
+    runtime: Runtime,
     tokens: int | None,
     allow_overflow: bool,
     efficiency: bool,
@@ -70,7 +62,6 @@ def extract(
       voxstrata extract speech.tsv base -o speech.zarr --outputs layer_03,layer_06,final
     """
     from voxstrata.corpus import read_corpus
-    from voxstrata.engine import Device, Runtime
     from voxstrata.engine import extract as run
 
     with resume_hint(), TerminalReporter() as reporter:
@@ -80,7 +71,7 @@ def extract(
             model,
             store,
             spec,
-            Runtime(Device.parse(device), threads, tokens, unit_mb),
+            replace(runtime, tokens=tokens, unit_megabytes=unit_mb),
             reporter,
             long=long,
             allow_overflow=allow_overflow,

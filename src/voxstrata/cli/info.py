@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, json_option, print_json
+from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, print_json
+from voxstrata.cli.options import json_option
 
 
 @click.command()

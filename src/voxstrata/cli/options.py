@@ -1,9 +1,10 @@
-"""Options that several commands share: what is kept of a corpus, in which context it is computed, intervals."""
+"""Options that several commands share. Those that belong together reach the command as one object."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -12,53 +13,54 @@ from voxstrata.store.plan import UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PATH, FOLDER = click.Path(path_type=Path), click.Path(file_okay=False, path_type=Path)
+COUNT = click.IntRange(min=1)
+
+corpus_argument = click.argument("corpus", type=PATH)
+model_argument = click.argument("model", type=PATH)
 outputs_option = click.option(
-    "--outputs",
-    default="all",
-    show_default=True,
-    help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final.",
+    "--outputs", default="all", help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final."
 )
+languages_option = click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
+split_option = click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
+kernel_option = click.option(
+    "--kernel",
+    help="What compares frames: int16, float32, or triton (CUDA, float16). [default: int16 where the CPU has AVX2]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 
 _STORING = (
     outputs_option,
     click.option(
-        "--context",
-        "mode",
-        type=click.Choice(["bucketed", "padded", "trimmed"]),
-        default="bucketed",
-        show_default=True,
+        "--context", "mode", type=click.Choice(["bucketed", "padded", "trimmed"]), default="bucketed",
         help="What the encoder sees beyond the speech; `voxstrata drift` measures the difference.",
     ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float16", "float32"]),
-        default="float16",
-        show_default=True,
-        help="Of the stored frames.",
-    ),
+    click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="Of the stored frames."),
     click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector per utterance instead of frames."),
-    click.option(
-        "--every", type=int, default=1, show_default=True, help="Keep the mean of every N frames; N divides 1500."
-    ),
-)
-
+    click.option("--every", type=int, default=1, help="Keep the mean of every N frames; N divides 1500."),
+)  # fmt: skip
 _PLANNING = (
     click.option(
-        "--long",
-        type=click.Choice(["window", "error"]),
-        default="window",
-        show_default=True,
+        "--long", type=click.Choice(["window", "error"]), default="window",
         help="Recordings over 30 s: cut into 30 s windows, or refuse.",
     ),
-    click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]"),
+    split_option,
     click.option(
-        "--unit-mb",
-        type=click.FloatRange(min=0, min_open=True),
+        "--unit-mb", type=click.FloatRange(min=0, min_open=True),
         help="Megabytes of one unit (shard) over all outputs, and so of the buffer, rounded down to a power of two of "
         "rows and at least 1 MB of each output; a longer recording takes more. "
         f"[default: {UNIT_MEGABYTES}; on a GPU what eight of its large batches fill, up to 4096]",
     ),
+)  # fmt: skip
+_RUNNING = (
+    click.option("--device", default="cpu", help="cpu, cuda, cuda:1, tensorrt, …; a GPU is never assumed."),
+    click.option("--threads", type=COUNT, help="Threads for inference and decoding. [default: all cores]"),
 )
+
+
+def out_option(help: str, name: str = "folder", **settings: Any) -> Callable[[F], F]:
+    """Where results go: `-o/--out`, required unless the settings say otherwise."""
+    return click.option("-o", "--out", name, help=help, **{"required": True, "type": FOLDER, **settings})
 
 
 def storing_options(f: F) -> F:
@@ -79,21 +81,31 @@ def planning_options(f: F) -> F:
     return _with(_PLANNING, f)
 
 
+def run_options(f: F) -> F:
+    """Where and how wide graphs run; the command gets it as `runtime`, a Runtime."""
+
+    @functools.wraps(f)
+    def with_runtime(*args: Any, device: str, threads: int | None, **others: Any) -> Any:
+        from voxstrata.engine import Device, Runtime
+
+        return f(*args, runtime=Runtime(Device.parse(device), threads), **others)
+
+    return _with(_RUNNING, cast(F, with_runtime))
+
+
 def _with(options: tuple[Callable[[F], F], ...], f: F) -> F:
     for option in reversed(options):
         f = option(f)
     return f
 
 
-def bootstrap_option(drawn: str) -> Callable[[F], F]:
+def bootstrap_option(drawn: str, least: int = 0) -> Callable[[F], F]:
     """How many resamples of what is drawn ("groups", "meanings") the intervals are made of."""
+    none = "" if least else "; 0 for none"
     return click.option(
-        "--bootstrap",
-        type=click.IntRange(min=0),
-        default=1000,
-        show_default=True,
-        help=f"Resamples of the {drawn} for the 95 % intervals; 0 for none.",
-    )
+        "--bootstrap", type=click.IntRange(min=least), default=1000,
+        help=f"Resamples of the {drawn} for the 95 % intervals{none}.",
+    )  # fmt: skip
 
 
 def names(text: str | None) -> list[str] | None:

@@ -6,25 +6,18 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, json_option, print_json
-from voxstrata.cli.options import names
+from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json
+from voxstrata.cli.options import PATH, corpus_argument, json_option, languages_option, names, out_option, split_option
 
 
 @click.command()
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for phonetics.parquet, ipa.parquet, distances.parquet, phonetics.md; an earlier result is replaced.",
-)
-@click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
-@click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
+@corpus_argument
+@out_option("Folder for phonetics.parquet, ipa.parquet, distances.parquet, phonetics.md; an earlier one is replaced.")
+@split_option
+@languages_option
 @click.option(
     "--ipa",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Table with the columns id and ipa (.tsv, .csv, .jsonl, .parquet): used instead of espeak-ng for these ids.",
 )
 @click.option(
@@ -38,7 +31,6 @@ from voxstrata.cli.options import names
     "--normalize",
     type=click.Choice(["longer", "mean", "none"]),
     default="longer",
-    show_default=True,
     help="Divide the edit distance by the longer string's segments, by the mean of both, or not.",
 )
 @json_option

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import PARTIAL, TerminalReporter, json_option, print_failures, print_json, run_options
-from voxstrata.cli.options import planning_options, storing_options
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
+from voxstrata.cli.options import (
+    corpus_argument,
+    json_option,
+    model_argument,
+    planning_options,
+    run_options,
+    storing_options,
+)
 
 if TYPE_CHECKING:
+    from voxstrata.engine import Runtime
     from voxstrata.engine.planning import Long
     from voxstrata.store import StoreSpec
 
 
 @click.command(short_help="What extracting CORPUS would take: storage and time.")
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.argument("model", type=click.Path(path_type=Path))
+@corpus_argument
+@model_argument
 @storing_options
 @planning_options
 @run_options
@@ -29,8 +38,7 @@ def plan(
     long: Long,
     split: str | None,
     unit_mb: float | None,
-    device: str,
-    threads: int | None,
+    runtime: Runtime,
     as_json: bool,
 ) -> int:
     """Tell what `voxstrata extract CORPUS MODEL` would take: units, windows, tokens, storage, and time.
@@ -44,18 +52,17 @@ def plan(
     """
     from voxstrata.corpus import read_corpus
     from voxstrata.encoders import open_model
-    from voxstrata.engine import Device, Runtime
     from voxstrata.engine.estimating import estimate
     from voxstrata.engine.measuring import recorded
 
-    opened, runtime = open_model(model), Runtime(Device.parse(device), threads, unit_megabytes=unit_mb)
+    opened, runtime = open_model(model), replace(runtime, unit_megabytes=unit_mb)
     record = recorded(opened, runtime)
     with TerminalReporter() as reporter:
         found = estimate(read_corpus(corpus, split), opened, spec, runtime, record, reporter, long=long)
-    used = runtime.thread_count
+    used, device = runtime.thread_count, runtime.device
     command = f"voxstrata bench {model} --device {device} --threads {used}"
     if as_json:
-        print_json(found.to_dict() | {"device": device, "threads": used, "bench": None if record else command})
+        print_json(found.to_dict() | {"device": str(device), "threads": used, "bench": None if record else command})
     else:
         click.echo(f"{corpus} with {model}:\n\n{found.to_text()}")
         if record:

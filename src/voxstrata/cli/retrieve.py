@@ -6,22 +6,22 @@ from pathlib import Path
 
 import click
 
-from voxstrata.cli.console import TerminalReporter, json_option, kernel_option, print_json, print_left_out
-from voxstrata.cli.options import bootstrap_option
+from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
+from voxstrata.cli.options import (
+    bootstrap_option,
+    json_option,
+    kernel_option,
+    languages_option,
+    out_option,
+    outputs_option,
+)
 
 
 @click.command(short_help="Spoken-translation retrieval, layer by layer.")
 @click.argument("store")
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the results; what an earlier run left there is replaced.",
-)
-@click.option("--outputs", default="all", show_default=True, help="Outputs to evaluate, e.g. layer_03,final.")
-@click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
+@out_option("Folder for the results; what an earlier run left there is replaced.")
+@outputs_option
+@languages_option
 @click.option(
     "--similarity",
     "similarities",
@@ -75,8 +75,4 @@ def retrieve(
         options = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))
         with TerminalReporter() as reporter:
             result = study.retrieve(opened, outputs, languages, similarities, options, reporter)
-    written = result.save(folder)
-    if as_json:
-        print_json({"store": store, "results": str(folder), "rows": result.table.to_pylist()})
-    else:
-        click.echo(f"{result}\n\n{folder}: {', '.join(path.name for path in written)}")
+    save_and_print(result, folder, as_json, store=store)

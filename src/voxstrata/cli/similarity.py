@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import TerminalReporter, clock, json_option, kernel_option, print_json, print_left_out
-from voxstrata.cli.extract import resume_hint
+from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, resume_hint
+from voxstrata.cli.options import COUNT, PATH, json_option, kernel_option, out_option, outputs_option
 
 if TYPE_CHECKING:
     from voxstrata.retrieval.all_pairs import SimilarityReport
@@ -20,19 +20,8 @@ if TYPE_CHECKING:
 @click.command(short_help="SeqSim of all pairs: the best candidates of each.")
 @click.argument("store")
 @click.argument("other", required=False)
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    required=True,
-    help="Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.",
-)
-@click.option(
-    "--outputs",
-    default="all",
-    show_default=True,
-    help="Outputs of the encoder to compare, e.g. layer_06 or layer_03,final.",
-)
+@out_option("Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.", type=str)
+@outputs_option
 @click.option("--x", "x_languages", help="Languages of the first set, e.g. en,es. [default: all]")
 @click.option(
     "--y",
@@ -40,24 +29,23 @@ if TYPE_CHECKING:
     help="Languages of the second set, of OTHER or of STORE. [default: all of OTHER; without OTHER there is no second "
     "set, and the first is compared with itself]",
 )
-@click.option("--x-ids", type=click.Path(path_type=Path), help="File naming the first set's utterances, one id a line.")
-@click.option("--y-ids", type=click.Path(path_type=Path), help="The same for the second set.")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Candidates kept per query.")
+@click.option("--x-ids", type=PATH, help="File naming the first set's utterances, one id a line.")
+@click.option("--y-ids", type=PATH, help="The same for the second set.")
+@click.option("--top", type=COUNT, default=10, help="Candidates kept per query.")
 @click.option("--matrix", help="Keep whole matrices, too: some of f1,precision,recall.")
 @click.option(
     "--candidates",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Compare each query's N nearest by mean-pooled cosine only; what that misses is measured and reported.",
 )
 @click.option(
     "--sample",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=200,
-    show_default=True,
     help="Queries per direction on which --candidates is measured, by exact search.",
 )
 @kernel_option
-@click.option("--tile-frames", type=click.IntRange(min=1), help="Frames per side of a tile; bounds memory.")
+@click.option("--tile-frames", type=COUNT, help="Frames per side of a tile; bounds memory.")
 @click.option("--part", help="I/N: compute every N-th tile row from the I-th on; N runs share the work.")
 @json_option
 def similarity(

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from voxstrata.cli.console import PARTIAL, TerminalReporter, json_option, print_failures, print_json, run_options
-from voxstrata.cli.extract import resume_hint
-from voxstrata.cli.options import bootstrap_option, outputs_option
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, resume_hint, save_and_print
+from voxstrata.cli.options import bootstrap_option, json_option, model_argument, out_option, outputs_option, run_options
+
+if TYPE_CHECKING:
+    from voxstrata.engine import Runtime
 
 
 @click.command(short_help="Sound or meaning, word by word.")
 @click.argument("word_list", metavar="LIST")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the spoken words, their store, and the results.",
-)
+@model_argument
+@out_option("Folder for the spoken words, their store, and the results.")
 @outputs_option
 @click.option(
     "--near",
     type=float,
     default=0.01,
-    show_default=True,
     help="Words of different meaning sound alike up to this quantile of their phonetic distances.",
 )
 @click.option(
     "--far",
     type=float,
     default=0.5,
-    show_default=True,
     help="Words sound unlike from this quantile on; synonyms and random pairs are taken there.",
 )
 @bootstrap_option("meanings")
@@ -48,8 +42,7 @@ def words(
     near: float,
     far: float,
     bootstrap: int,
-    device: str,
-    threads: int | None,
+    runtime: Runtime,
     as_json: bool,
 ) -> int:
     """Sound or meaning, word by word: how close are synonyms, and near-homophones, of two languages in MODEL?
@@ -66,19 +59,13 @@ def words(
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
     from voxstrata.encoders import open_model
-    from voxstrata.engine import Device, Runtime
     from voxstrata.studies.words.measure import WordOptions, measure_words
     from voxstrata.studies.words.word_list import read_word_list
 
-    options, runtime = WordOptions(near, far, bootstrap), Runtime(Device.parse(device), threads)
+    options = WordOptions(near, far, bootstrap)
     with resume_hint(), TerminalReporter() as reporter:
         entries = read_word_list(word_list)
         result = measure_words(entries, open_model(model), folder, outputs, options, runtime, reporter)
-    written = result.save(folder)
-    if as_json:
-        found = {"settings": result.settings, "failed": result.failures, "rows": result.table.to_pylist()}
-        print_json({"results": str(folder), **found})
-    else:
-        click.echo(f"{result}\n\n{folder}: {', '.join([path.name for path in written])}, words.zarr")
+    save_and_print(result, folder, as_json, failed=result.failures)
     print_failures(result.failures, f"in {folder / 'words.zarr'}")
     return PARTIAL if result.failures else 0

@@ -24,6 +24,9 @@ class Device:
             raise UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
         return cls(m[1], int(m[2] or 0))
 
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.index}" if self.index else self.kind
+
     def arithmetic(self, dtype: str) -> Literal["float16", "float32"]:
         """In what a model of that dtype computes here: TensorRT takes float16 for float32, which is another result."""
         return "float16" if dtype == "float16" or self.kind == "tensorrt" else "float32"
