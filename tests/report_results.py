@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from voxstrata.engine.estimating import Bench, Estimate
 from voxstrata.engine.measuring import Record, Throughput
 from voxstrata.studies.drift.result import DRIFT_SCHEMA, Drift
 from voxstrata.studies.words.result import WordComparison
@@ -24,13 +26,13 @@ def write_words(folder: Path) -> None:
             for k in kinds for pair in (("all", "all"), ("de", "en"))]  # fmt: skip
     keys += [(None, c, k, "all", "all") for c in ("phonetic", "duration") for k in kinds]
     rows = [dict(zip(WORDS_SCHEMA.names, (*key, *rng.random(3), 0.5, 20, 300, 9), strict=True)) for key in keys]
-    pair = {"kind": "synonyms", "phonetic_distance": 0.5}
-    pair |= {f"{name}_{side}": name for name in ("form", "language", "ipa", "meaning") for side in "ab"}
+    pair = {f"{name}_{side}": name for name in ("form", "language", "ipa", "meaning") for side in "ab"}
+    pairs = [{"kind": kind, "phonetic_distance": 0.5, **pair} for kind in kinds]
     settings = {"words": 12, "languages": ["de", "en"], "near": 0.01, "near_distance": 0.1, "far": 0.5,
                 "far_distance": 0.4, "bootstrap": 9, "spoken": None, "tools": {"espeak-ng": "1.52"}}  # fmt: skip
     about = {WordComparison.key: json.dumps(settings)}
     table = pa.Table.from_pylist(rows, WORDS_SCHEMA).replace_schema_metadata(about)
-    WordComparison(table, pa.Table.from_pylist([pair])).save(folder)
+    WordComparison(table, pa.Table.from_pylist(pairs)).save(folder)
     (folder / "words.png").unlink()
 
 
@@ -84,9 +86,6 @@ def write_bench(path: Path) -> None:
     }
     about = {"format": 1, "model": {"weights_sha256": "3" * 64, "dtype": "float32", "silence_sha256": "1" * 64},
              "cpu": "made-up", "cores": 2, "device": "cpu", "threads": 2}  # fmt: skip
-    printed = Record(about, 0.25, 5e10, modes).to_dict()
-    for mode, t in modes.items():
-        printed["modes"][mode] |= {"audio_hours_per_hour": t.audio_hours_per_hour}
-    expected = {"recordings": 12, "audio_seconds": 3600.0, "units": 3, "tokens": 7, "bytes": 10**9, "failures": {}}
-    printed["corpus"] = {mode: {**expected, "seconds": 60.5 + n} for n, mode in enumerate(modes)}
-    path.write_text(json.dumps(printed), encoding="utf-8")
+    e = Estimate(12, {}, 3600.0, 3, 12, 7, 10**12, 180_000, ("final",), "padded", 10**9, 10**9, None)
+    corpus = {mode: replace(e, mode=mode, seconds=60.5 + n) for n, mode in enumerate(modes)}
+    path.write_text(json.dumps(Bench(Record(about, 0.25, 5e10, modes), corpus).to_dict()), encoding="utf-8")

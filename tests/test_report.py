@@ -107,7 +107,7 @@ class TestNumbers:
         assert one.header == list(rows[0])
         assert_shows(one, means)
         rows = stored(study / "words/words.parquet")
-        whole, control, pairs = page.sections["words: words/words.parquet"]
+        *_, whole, control, pairs = page.sections["words: words/words.parquet"]
         assert_shows(whole, [r for r in rows if r["language_a"] == "all" and r["output"]])
         assert_shows(control, [r for r in rows if r["output"] is None])
         assert_shows(pairs, [r for r in rows if r["language_a"] != "all"])

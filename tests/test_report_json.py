@@ -51,35 +51,41 @@ def values(cells: list[tuple[str, str | None]]) -> list[str]:
     return [shown if whole is None else whole for shown, whole in cells]
 
 
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
 def test_recall_of_the_best_candidates_is_what_retrieve_finds(page: Page, study: Path) -> None:
     best = page.sections["similarity: en-es/top.parquet"][0]
-    assert best.header[1:4] == ["queries", "pool", "F1 of the best"]
-    store, options = open_store(study / "speech.zarr"), RetrievalOptions(["raw"], [1], 0)
-    rows = retrieve(store, "final", similarities="seqsim_f1", options=options).table.to_pylist()
-    for cells, (source, target) in zip(best.rows, (("en", "es"), ("es", "en")), strict=True):
+    assert best.header[1:7] == ["queries", "without partner", "pool", "F1 of the best", "recall@1", "chance"]
+    options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
+    store = open_store(study / "speech.zarr")
+    rows = retrieve(store, ["final"], similarities=["seqsim_f1"], options=options).table.to_pylist()
+    for cells, direction, (source, target) in zip(
+        best.rows, ("forward", "backward"), (("en", "es"), ("es", "en")), strict=False
+    ):
         (found,) = [r for r in rows if (r["source"], r["target"], r["metric"]) == (source, target, "recall@1")]
-        _, queries, pool, f1, asked, recall, chance = values(cells)
-        assert (queries, pool, asked) == (str(GROUPS), str(GROUPS), str(SHARED))
-        assert float(recall) == pytest.approx(found["value"])
-        assert float(chance) == pytest.approx(found["chance"])
-        assert float(recall) > 1 / GROUPS
+        expected = [direction, str(SHARED), str(GROUPS - SHARED), str(GROUPS)]
+        assert values(cells)[:4] == expected
+        assert values(cells)[5:7] == [percent(found["value"]), percent(found["chance"])]
+        assert found["value"] > 1 / GROUPS
         top = pq.read_table(study / "en-es" / "top.parquet").to_pylist()
         mean = np.mean([r["f1"] for r in top if r["rank"] == 1 and r["query"].startswith(source)])
-        assert float(f1) == pytest.approx(mean)
+        assert float(values(cells)[4]) == pytest.approx(mean)
 
 
 def test_a_set_with_itself_counts_no_utterance_as_its_own_candidate(page: Page, study: Path) -> None:
     best, misses, stored = page.sections["similarity: all/top.parquet"]
     (cells,) = best.rows
-    _, queries, pool, _, asked, recall, chance = values(cells)
-    assert (queries, pool, asked) == (str(2 * GROUPS), str(2 * GROUPS - 1), str(2 * SHARED))
-    assert float(chance) == pytest.approx(1 / (2 * GROUPS - 1))
+    _, queries, without, pool, _, recall, chance, *_ = values(cells)
+    assert (queries, without, pool) == (str(2 * SHARED), str(2 * GROUPS - 2 * SHARED), str(2 * GROUPS - 1))
+    assert chance == percent(1 / (2 * GROUPS - 1))
     top = {
         r["query"]: r["candidate"] for r in pq.read_table(study / "all" / "top.parquet").to_pylist() if r["rank"] == 1
     }
     group_of = {i: int(i[3:]) + (GROUPS - SHARED) * i.startswith("es") for i in top}
     shared = [i for i in top if GROUPS - SHARED <= group_of[i] < GROUPS]
-    assert float(recall) == pytest.approx(np.mean([group_of[i] == group_of[top[i]] for i in shared]))
+    assert recall == percent(float(np.mean([group_of[i] == group_of[top[i]] for i in shared])))
     kept = json.loads((study / "all" / "candidates.json").read_text(encoding="utf-8"))["forward"]
     assert values(misses.rows[0]) == ["forward", *(str(value) for value in kept.values())]
     rows = pq.read_table(study / "all" / "top.parquet").slice(0, len(stored.rows)).to_pylist()
@@ -106,12 +112,13 @@ def test_settings_and_fingerprints_of_a_similarity(page: Page, study: Path) -> N
 def test_an_unfinished_similarity_is_named(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_bench(tmp_path / "bench.json")
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "plan.json").write_bytes((study / "en-es" / "plan.json").read_bytes())
+    for name in ("plan.json", "rows.parquet", "columns.parquet"):
+        (tmp_path / "s" / name).write_bytes((study / "en-es" / name).read_bytes())
     assert run("report", tmp_path) == 0
     assert "left out: s/plan.json: no top.parquet beside it" in capsys.readouterr().err
     (tmp_path / "s" / "top.parquet").write_bytes(b"PAR1")
     assert run("report", tmp_path) == 3
-    assert "top.parquet: cannot be read as Parquet" in capsys.readouterr().err
+    assert "top.parquet: cannot be read" in capsys.readouterr().err
     (tmp_path / "bench.json").write_text('{"modes": {}}', encoding="utf-8")
     (tmp_path / "s" / "top.parquet").unlink()
     assert run("report", tmp_path) == 3

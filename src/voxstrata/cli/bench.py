@@ -42,7 +42,7 @@ def bench(
     """
     from voxstrata.corpus import probe_corpus, read_corpus
     from voxstrata.encoders import Context, open_model
-    from voxstrata.engine.estimating import estimate
+    from voxstrata.engine.estimating import Bench, estimate
     from voxstrata.engine.measuring import bench as run
     from voxstrata.engine.measuring import record_path
     from voxstrata.store import StoreSpec
@@ -58,8 +58,7 @@ def bench(
                 spec = StoreSpec(outputs, context=Context(found.mode))
                 estimates[mode] = estimate(read, opened, spec, runtime, record, probed=probed)
     if as_json:
-        expected = {mode: e.to_dict() for mode, e in estimates.items()}
-        print_json(record.with_rates() | {"record": str(record_path(record.about)), "corpus": expected or None})
+        print_json(Bench(record, estimates).to_dict() | {"record": str(record_path(record.about))})
         return
     click.echo(f"{model} {record.to_text()}")
     if estimates:

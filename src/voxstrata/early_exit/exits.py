@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from voxstrata.base.errors import UsageError
 
 DEV, TEST = "dev", "test"  # the parts, as tables name them
-ALL_LANGUAGES = "all"  # in the place of a language: the mean over languages, each of the same weight
+MEAN_OF_LANGUAGES = "all"  # in the place of a language: the mean over languages, each of the same weight
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
-from voxstrata.early_exit.exits import ALL_LANGUAGES, DEV, TEST, EarlyExit
+from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, EarlyExit
 from voxstrata.early_exit.scoring import Scoring
 from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
 
 Scope = tuple[str, str]  # language and script
-OVERALL: Scope = (ALL_LANGUAGES, ALL_LANGUAGES)  # the mean over languages
+OVERALL: Scope = (MEAN_OF_LANGUAGES, MEAN_OF_LANGUAGES)  # the mean over languages
 Interval = tuple[float, float | None, float | None]  # a value, and where its interval begins and ends
 _Float64 = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from voxstrata.base.figures import STYLES, new_figure, set_title
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored
-from voxstrata.early_exit.exits import ALL_LANGUAGES, DEV, TEST
+from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ class EarlyExits(Result):
             f"({100 * scoring['dev_share']:.0f} % of the groups, seed {scoring['seed']}); everything else is of the "
             "test part. In brackets 95 % bootstrap intervals over groups (of the language; for 'all', of the part, "
             "translations together). 'difference' is the chosen exit minus the whole encoder "
-            f"(k = {self.settings['layers']}), paired. '{ALL_LANGUAGES}' is the mean of the languages' rates, each "
+            f"(k = {self.settings['layers']}), paired. '{MEAN_OF_LANGUAGES}' is the mean of the languages' rates, each "
             f"language weighing the same. Greedy decoding, task {decoding['task']}, at most "
             f"{decoding['max_new_tokens']} tokens."
         )
@@ -182,7 +182,7 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(x, [100 * r["rate"] for r in mine], color=colour, marker=marker, markersize=4, label=label)
     first = rows[0]
     language = first["language"]
-    name = "all, mean over languages" if language == ALL_LANGUAGES else f"{language}, {first['script'].lower()}"
+    name = "all, mean over languages" if language == MEAN_OF_LANGUAGES else f"{language}, {first['script'].lower()}"
     axes.set_title(f"{name} ({first['utterances']} utterances)", fontsize=9)
     unit = {"word": "WER", "character": "CER"}.get(first["unit"], "WER or CER")
     axes.set_ylabel(f"{unit} (%)", fontsize=9)

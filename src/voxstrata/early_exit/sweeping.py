@@ -16,7 +16,7 @@ from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, transcribe_recordings
-from voxstrata.early_exit.exits import ALL_LANGUAGES, DEV, TEST, every_exit
+from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
 from voxstrata.early_exit.rates import Rates, both_parts, choices_table, choose_exits, rates_table
@@ -126,12 +126,12 @@ def _notes(
         for language, _ in sorted(set(ours.scopes) - set(other.scopes)):
             notes.append(
                 f"{language}: no recording of the {part} part was transcribed, so no k is chosen, and "
-                f"'{ALL_LANGUAGES}' is without it"
+                f"'{MEAN_OF_LANGUAGES}' is without it"
             )
     for part, rates in ((DEV, dev), (TEST, test)):
         if rates.incomplete:
             notes.append(
-                f"'{ALL_LANGUAGES}', {part} part: {rates.incomplete} of {scoring.resamples} resamples drew nothing of "
-                "some language and are means over the others"
+                f"'{MEAN_OF_LANGUAGES}', {part} part: {rates.incomplete} of {scoring.resamples} resamples drew nothing "
+                "of some language and are means over the others"
             )
     return notes

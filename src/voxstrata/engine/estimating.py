@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from voxstrata.base.progress import SILENT, Reporter
-from voxstrata.base.tables import aligned, clock
+from voxstrata.base.tables import TextTable, aligned, clock
 from voxstrata.corpus import Corpus
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -66,6 +66,37 @@ class Estimate:
         if self.seconds is None:
             return "not known"
         return f"{clock(self.seconds)} ({self.audio_seconds / self.seconds:.1f} audio-hours per hour)"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `voxstrata bench --json` prints: the record, and what a corpus would take, by context; {} without one."""
+
+    record: Record
+    corpus: dict[str, Estimate]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` restores it."""
+        expected = {mode: estimate.to_dict() for mode, estimate in self.corpus.items()}
+        return {**self.record.with_rates(), "corpus": expected or None}
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> Bench:
+        """Inverse of `to_dict`."""
+        corpus = {mode: Estimate(**{**e, "outputs": tuple(e["outputs"])}) for mode, e in (d["corpus"] or {}).items()}
+        return cls(Record.from_dict(d), corpus)
+
+    def tables(self) -> list[TextTable]:
+        """Rates, and what the corpus would take, as whole values."""
+        found = [self.record.table()]
+        if self.corpus:
+            header = ["context", "recordings", "audio_seconds", "units", "tokens", "bytes", "seconds"]
+            rows = [
+                [mode, e.recordings, e.audio_seconds, e.units, e.tokens, e.bytes, e.seconds]
+                for mode, e in self.corpus.items()
+            ]
+            found.append(TextTable("What the corpus would take", header, rows))
+        return found
 
 
 def estimate(

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from voxstrata.base.progress import SILENT, Reporter
-from voxstrata.base.tables import aligned
+from voxstrata.base.tables import TextTable, aligned
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -90,6 +90,29 @@ class Record:
             d["modes"][mode] |= {"audio_hours_per_hour": t.audio_hours_per_hour, "flops_per_second": t.flops_per_second}
         return d
 
+    @property
+    def model(self) -> dict[str, Any]:
+        """Of which encoder: hashes of weights and silence cache, dtype."""
+        return dict(self.about["model"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Machine, software, device and threads."""
+        return {name: value for name, value in self.about.items() if name != "model"}
+
+    def table(self) -> TextTable:
+        """Whole values of every context."""
+        header = ["context", "audio-hours per hour", "efficiency", "clips", "audio_seconds", "seconds", "stored_bytes"]
+        rows = [
+            [mode, t.audio_hours_per_hour, t.efficiency, t.clips, t.audio_seconds, t.seconds, t.stored_bytes]
+            for mode, t in self.modes.items()
+        ]
+        note = (
+            f"Made-up recordings, {len(next(iter(self.modes.values())).outputs)} outputs. efficiency: arithmetic over "
+            f"that of matrix products in the same time. Load average before: {self.load}."
+        )
+        return TextTable("How fast this machine is", header, rows, note)
+
     def to_text(self) -> str:
         """Machine, rates and stages, in tables."""
         rows = [
@@ -123,8 +146,10 @@ class Record:
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> Record:
-        """Inverse of `to_dict`."""
-        modes = {k: Throughput(**{**v, "outputs": tuple(v["outputs"])}) for k, v in d["modes"].items()}
+        """Inverse of `to_dict`, and of `with_rates`."""
+        names = [f.name for f in fields(Throughput)]
+        kept = {mode: {name: found[name] for name in names} for mode, found in d["modes"].items()}
+        modes = {mode: Throughput(**{**found, "outputs": tuple(found["outputs"])}) for mode, found in kept.items()}
         return cls(d["about"], d["load"], d["sgemm_rate"], modes)
 
 

@@ -10,8 +10,11 @@ from voxstrata.studies.explain.result import Explanation
 from voxstrata.studies.phonetics.result import Phonetics
 from voxstrata.studies.retrieve.found import FoundRetrieval
 from voxstrata.studies.retrieve.result import Retrieval
+from voxstrata.studies.words.result import WordComparison
 
-RESULTS: tuple[type[Result], ...] = (Retrieval, FoundRetrieval, Alignment, Phonetics, Explanation, EarlyExits, Drift)
+RESULTS: tuple[type[Result], ...] = (
+    Retrieval, FoundRetrieval, Alignment, Phonetics, WordComparison, Explanation, EarlyExits, Drift,
+)  # fmt: skip
 
 
 def first_file(kind: type[Result]) -> str:

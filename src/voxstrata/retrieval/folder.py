@@ -243,6 +243,22 @@ class FoundSimilarity:
     top: pa.Table
     misses: dict[str, Any] | None
 
+    files = (TOP_FILE, PLAN_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plan without its tiles, and of the second set only what differs from the first."""
+        return {
+            name: value
+            for name, value in self.plan.items()
+            if not name.endswith("_begin") and not (name.startswith("y ") and value == self.plan.get(f"x {name[2:]}"))
+        }
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the encoder of the first set."""
+        return str(self.plan["x model weights_sha256"])
+
     @property
     def itself(self) -> bool:
         """Whether a set was compared with itself."""

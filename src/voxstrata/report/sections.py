@@ -1,0 +1,172 @@
+"""Sections of a report: of a saved result, a comparison, a measured speed, a store. Nothing is measured again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from voxstrata.base.errors import InputError
+from voxstrata.base.result import Result
+from voxstrata.base.tables import TextTable, as_stored, distinct
+from voxstrata.report.html import definitions, flat, folded, picture
+from voxstrata.report.registry import first_file
+from voxstrata.retrieval.folder import TOP_FILE, FoundSimilarity, read_similarity
+from voxstrata.store import open_store
+from voxstrata.studies.retrieve.found import evaluate_similarity
+from voxstrata.studies.retrieve.measure import RetrievalOptions
+
+BENCH_FILES = "bench*.json"
+_CANDIDATES_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one command left behind.
+
+    command: that wrote it. path: of its first file, below the reported folder. sha256: of its files, by name.
+    checkpoint, weights_sha256: of the encoder; None where no encoder took part or its weights are not recorded.
+    """
+
+    command: str
+    path: str
+    sha256: dict[str, str]
+    checkpoint: str | None
+    weights_sha256: str | None
+    html: str = field(repr=False)  # its section, below the heading
+
+
+def of_result(kind: type[Result], path: Path, folder: Path) -> Run:
+    """The run of a result that is saved in `path`, a folder in or below `folder`."""
+    first = path / first_file(kind)
+    with _as_written_by(kind.command, first):
+        result = kind.load(path)
+        tables, asked, store = [*result.tables(), *result.stored()], result.settings, result.store
+        title = result.title
+    captions = {f"{name}.png": caption for name, caption in kind.captions.items()}
+    inside = f"<p>{escape(title)}</p>\n{_pictures(path, captions)}"
+    model = asked if store is None else store["model"]
+    prints = _prints(path, kind.files.values())
+    return _run(kind.command, first.relative_to(folder), prints, model, tables, asked, inside=inside, store=store)
+
+
+def of_similarity(path: Path, folder: Path) -> Run:
+    """The run of a comparison that `similarity` finished in `path`: recall by its lists, and the lists' beginning."""
+    place = path / TOP_FILE
+    with _as_written_by("similarity", place):
+        found = read_similarity(path)
+        result = evaluate_similarity(path, RetrievalOptions(bootstrap=0))
+        lists = as_stored(found.top.slice(0, _CANDIDATES_SHOWN), "Candidates, as stored", of=len(found.top))
+    model = {"weights_sha256": found.weights_sha256}
+    prints = _prints(path, FoundSimilarity.files)
+    inside = f"<p>{escape(result.title)}</p>\n"
+    tables = [*result.tables(), lists]
+    return _run("similarity", place.relative_to(folder), prints, model, tables, found.settings, inside=inside)
+
+
+def of_bench(path: Path, folder: Path) -> Run:
+    """The run of what `bench --json` printed into a file."""
+    from voxstrata.engine.estimating import Bench  # which brings in ONNX Runtime
+
+    try:
+        bench = Bench.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        tables = bench.tables()
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        raise InputError(
+            f"{path}: not what `voxstrata bench --json` prints ({type(e).__name__}: {e}); run that again, or give the "
+            "file another name"
+        ) from e
+    prints = _prints(path.parent, [path.name])
+    return _run("bench", path.relative_to(folder), prints, bench.record.model, tables, bench.record.settings)
+
+
+def of_store(path: Path, folder: Path) -> Run:
+    """The run of an extraction."""
+    try:
+        store = open_store(path)
+        utterances = store.utterances
+    except (pa.ArrowException, OSError, ValueError, LookupError) as e:
+        raise InputError(f"{path}: the store cannot be read ({e}); extract again, or move it away") from e
+    prints = _prints(path, ["utterances.parquet"])
+    tables, model = [_by_language(utterances)], store.about["model"]
+    return _run("extract", path.relative_to(folder), prints, model, tables, None, store=store.about)
+
+
+def _by_language(utterances: pa.Table) -> TextTable:
+    """Utterances, and seconds of those done."""
+    body = []
+    rows = utterances.select(["language", "status", "seconds"]).to_pylist()
+    for language in sorted(distinct(utterances, "language"), key=str):
+        mine = [r for r in rows if r["language"] == language]
+        states = [sum(r["status"] == status for r in mine) for status in ("done", "failed", "pending")]
+        body.append([language, len(mine), *states, sum(r["seconds"] for r in mine if r["status"] == "done")])
+    header = ["language", "utterances", "done", "failed", "pending", "seconds done"]
+    return TextTable("Utterances", header, body)
+
+
+@contextmanager
+def _as_written_by(command: str, path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file that is not as its command writes it names the file."""
+    try:
+        yield
+    except InputError as e:
+        raise InputError(str(e) if str(path.parent) in str(e) else f"{path}: {e}") from e
+    except (pa.ArrowException, LookupError, TypeError, ValueError) as e:
+        raise InputError(
+            f"{path}: not as `voxstrata {command}` writes it ({type(e).__name__}: {e}); run that again, or take "
+            "the file away"
+        ) from e
+
+
+def _pictures(path: Path, captions: Mapping[str, str]) -> str:
+    inside = "".join(picture(path / name, captions[name]) for name in captions if (path / name).exists())
+    missing = [name for name in captions if not (path / name).exists()]
+    return inside + (f'<p class="note">{", ".join(missing)}: not in the folder</p>\n' if missing else "")
+
+
+def _prints(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of those files that are there."""
+    return {name: _sha256(path / name) for name in names if (path / name).exists()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _run(
+    command: str,
+    place: Path,
+    sha256: dict[str, str],
+    model: Mapping[str, Any],
+    tables: Sequence[TextTable],
+    asked: Mapping[str, Any] | None,
+    *,
+    inside: str = "",
+    store: Mapping[str, Any] | None = None,
+) -> Run:
+    """Below what is `inside`: tables, settings, fingerprints, in this order."""
+    prints = [(f"{name}, SHA-256", digest) for name, digest in sha256.items()]
+    prints += [("checkpoint", str(model["checkpoint"]))] if "checkpoint" in model else []
+    prints += [("revision", str(model["revision"]))] if model.get("revision") else []
+    prints += [("encoder, SHA-256", model["weights_sha256"])] if "weights_sha256" in model else []
+    if store:
+        prints += [
+            ("silence cache, SHA-256", str(store["model"]["silence"].get("sha256"))),
+            ("context", str(store["spec"]["context"]["mode"])),
+            ("extraction's plan (utterances, units, settings)", store["plan"]),
+        ]
+    inside += "".join(table.to_html() for table in tables)
+    if asked:
+        inside += "<h3>Settings</h3>\n" + definitions(flat(asked))
+    inside += "<h3>Fingerprints</h3>\n" + definitions(prints)
+    if store:
+        inside += folded("Model and extraction, all that is stored", definitions(flat(store)))
+    return Run(command, str(place), sha256, model.get("checkpoint"), model.get("weights_sha256"), inside)
