@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from voxstrata.store.spec import StoreSpec
     from voxstrata.studies.align.measure import align
     from voxstrata.studies.drift.measure import measure_drift as drift
+    from voxstrata.studies.explain.measure import explain
+    from voxstrata.studies.phonetics.measure import measure_phonetics as phonetics
     from voxstrata.studies.retrieve.found import evaluate_similarity
     from voxstrata.studies.retrieve.measure import RetrievalOptions, retrieve
 
@@ -54,10 +56,12 @@ _PLACES: dict[str, str | tuple[str, str]] = {
     "align": "studies.align.measure",
     "drift": ("studies.drift.measure", "measure_drift"),
     "evaluate_similarity": "studies.retrieve.found",
+    "explain": "studies.explain.measure",
     "export": "exporters.exporting",
     "extract": "engine.extraction",
     "open_model": "encoders.card",
     "open_store": "store.reader",
+    "phonetics": ("studies.phonetics.measure", "measure_phonetics"),
     "read_corpus": "corpus.source",
     "retrieve": "studies.retrieve.measure",
     "select": "retrieval.selection",
@@ -83,10 +87,12 @@ __all__ = [
     "align",
     "drift",
     "evaluate_similarity",
+    "explain",
     "export",
     "extract",
     "open_model",
     "open_store",
+    "phonetics",
     "read_corpus",
     "retrieve",
     "select",
