@@ -109,26 +109,33 @@ def check_exits(
             with quiet_transformers():
                 written = WhisperForConditionalGeneration.from_pretrained(Path(folder) / str(n), dtype=torch.float32)
             written.eval()
-            equal, compared, leads_lost = 0, 0, []
+            compared: list[tuple[int, float | None]] = []
             for i in list(log_mel):
-                token = tokens.get(str(languages[i]))
                 try:
                     states = _states(session, original, log_mel[i], at)
-                    loop, leads = _plain_loop(original, states, token, decoding)
-                    theirs = _generated(written, log_mel[i], token, decoding)
+                    found = _compare(original, states, written, log_mel[i], tokens.get(str(languages[i])), decoding)
+                    compared.append(found)
                 except Exception as e:  # as in a sweep, it costs this recording alone
                     failures[str(corpus.table["id"][i])] = failure_reason(corpus, i, e)
                     del log_mel[i]
-                    continue
-                equal += loop == theirs
-                compared += len(loop)
-                if loop != theirs:
-                    differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
-                    leads_lost.append(leads[differ[0] if differ else min(len(loop), len(theirs))])
             refuse_if_none(corpus, log_mel, failures)
-            margin = max(leads_lost, default=None)
-            checks.append(ExitCheck(at.after, at.final_norm, len(log_mel), equal, compared, card.relative_l2, margin))
+            leads = [lead for _, lead in compared if lead is not None]
+            equal, count = len(compared) - len(leads), sum(n for n, _ in compared)
+            margin = max(leads, default=None)
+            checks.append(ExitCheck(at.after, at.final_norm, len(compared), equal, count, card.relative_l2, margin))
     return checks, failures
+
+
+def _compare(
+    original: Any, states: torch.Tensor, written: Any, log_mel: torch.Tensor, token: str | None, decoding: Decoding
+) -> tuple[int, float | None]:
+    """How many tokens the loop makes, and by how much its best logit led where `written` first differs (else None)."""
+    loop, leads = _plain_loop(original, states, token, decoding)
+    theirs = _generated(written, log_mel, token, decoding)
+    if loop == theirs:
+        return len(loop), None
+    differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
+    return len(loop), leads[differ[0] if differ else min(len(loop), len(theirs))]
 
 
 def _log_mel(transcriber: Transcriber, corpus: Corpus) -> tuple[dict[int, torch.Tensor], dict[str, str]]:

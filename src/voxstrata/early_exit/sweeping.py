@@ -72,19 +72,14 @@ def sweep(
             scores = score(found, [parts[row["id"]] for row in found.rows], scoring, english, transcriber.folder)
             dev, test = both_parts(scores, scoring)
             settings = {
-                "checkpoint": transcriber.name,
-                "revision": transcriber.encoder.revision,
-                "weights_sha256": transcriber.encoder.sha256(),
+                **_about(transcriber, corpus),
                 **decides,
-                "layers": transcriber.layers,
-                "corpus": corpus.root.name,
                 "utterances": len(found.rows),
                 "decoding": decoding.to_dict(),
                 "scoring": scoring.to_dict(),
                 "normalizers": normalizers,
                 "notes": _notes(found.rows, normalizers, dev, test, scoring),
                 "failures": dict(sorted(found.failures.items())),
-                "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")},
             }
             result = early_exits(scores, dev, test, settings, journal.resumed)
             result.save(folder)
@@ -94,6 +89,18 @@ def sweep(
             "go on"
         ) from e
     return result
+
+
+def _about(transcriber: Transcriber, corpus: Corpus) -> dict[str, Any]:
+    """Which checkpoint, corpus and versions."""
+    return {
+        "checkpoint": transcriber.name,
+        "revision": transcriber.encoder.revision,
+        "weights_sha256": transcriber.encoder.sha256(),
+        "layers": transcriber.layers,
+        "corpus": corpus.root.name,
+        "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")},
+    }
 
 
 def early_exits(scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], resumed: int = 0) -> EarlyExits:
