@@ -7,25 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from voxstrata.engine.measuring import Record, Throughput
 from voxstrata.studies.drift.result import DRIFT_SCHEMA, Drift
-from voxstrata.studies.words.measure import AUC_SCHEMA
+from voxstrata.studies.words.result import WordComparison
+from voxstrata.studies.words.table import WORDS_SCHEMA
 
 NASTY = "<script>alert('x')</script> & “quotes”"
 
 
 def write_words(folder: Path) -> None:
     rng = np.random.default_rng(1)
+    kinds = ("synonyms", "near_homophones")
     keys = [(o, s, k, *pair) for o in ("layer_00", "final") for s in ("seqsim_f1", "pooled_cosine")
-            for k in ("synonyms", "near_homophones") for pair in (("all", "all"), ("de", "en"))]  # fmt: skip
-    keys += [(None, c, "synonyms", "all", "all") for c in ("phonetic", "duration")]
-    rows = [dict(zip(AUC_SCHEMA.names, (*key, *rng.random(3), 0.5, 20, 300, 9), strict=True)) for key in keys]
-    folder.mkdir()
-    note = {"voxstrata_words": json.dumps({"words": 12, "near": 0.01, "tools": {"espeak-ng": "1.52"}})}
-    pq.write_table(pa.Table.from_pylist(rows, AUC_SCHEMA).replace_schema_metadata(note), folder / "words.parquet")
+            for k in kinds for pair in (("all", "all"), ("de", "en"))]  # fmt: skip
+    keys += [(None, c, k, "all", "all") for c in ("phonetic", "duration") for k in kinds]
+    rows = [dict(zip(WORDS_SCHEMA.names, (*key, *rng.random(3), 0.5, 20, 300, 9), strict=True)) for key in keys]
+    pair = {"kind": "synonyms", "phonetic_distance": 0.5}
+    pair |= {f"{name}_{side}": name for name in ("form", "language", "ipa", "meaning") for side in "ab"}
+    settings = {"words": 12, "languages": ["de", "en"], "near": 0.01, "near_distance": 0.1, "far": 0.5,
+                "far_distance": 0.4, "bootstrap": 9, "spoken": None, "tools": {"espeak-ng": "1.52"}}  # fmt: skip
+    about = {WordComparison.key: json.dumps(settings)}
+    table = pa.Table.from_pylist(rows, WORDS_SCHEMA).replace_schema_metadata(about)
+    WordComparison(table, pa.Table.from_pylist([pair])).save(folder)
+    (folder / "words.png").unlink()
 
 
 def write_exits(folder: Path) -> None:

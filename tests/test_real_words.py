@@ -11,7 +11,8 @@ from voxstrata import extract, open_model, open_store, read_corpus
 from voxstrata.exporters import export
 from voxstrata.store import StoreSpec
 from voxstrata.studies.explain.measure import match_frames
-from voxstrata.studies.words.measure import ALL, measure_words
+from voxstrata.studies.words.measure import measure_words
+from voxstrata.studies.words.table import ALL_LANGUAGES
 from voxstrata.studies.words.word_list import EXAMPLE, read_word_list
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
@@ -28,11 +29,11 @@ def test_near_homophones_are_closer_than_random_pairs_in_every_output(base: Path
     pytest.importorskip("panphon")
     pytest.importorskip("phonemizer")
     words = [word for word in read_word_list(EXAMPLE) if word.language in ("en", "de")]
-    report = measure_words(words, open_model(base), tmp_path / "words", outputs=["layer_00", "layer_03", "final"])
+    result = measure_words(words, open_model(base), tmp_path / "words", outputs=["layer_00", "layer_03", "final"])
     rows = {
         (row["output"], row["similarity"]): row
-        for row in report.table.to_pylist()
-        if row["kind"] == "near_homophones" and row["language_a"] == ALL
+        for row in result.table.to_pylist()
+        if row["kind"] == "near_homophones" and row["language_a"] == ALL_LANGUAGES
     }
     for output in ("layer_00", "layer_03", "final"):
         assert rows[output, "seqsim_f1"]["low"] > rows[None, "duration"]["auc"] > 0.5

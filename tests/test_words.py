@@ -18,9 +18,12 @@ from test_cli import run
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.cli.words import words as words_command
+from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.store import EmbeddingStore
-from voxstrata.studies.words.measure import ALL, _scores, compare_words
-from voxstrata.studies.words.pairs import FAR, KINDS, NEAR, RANDOM, PairSets, WordPairs, make_pairs
+from voxstrata.studies.words.measure import WordOptions, _scores, compare_words
+from voxstrata.studies.words.pairs import RANDOM_WORDS, WORD_KINDS, PairSets, WordPairs, make_pairs
+from voxstrata.studies.words.result import WordComparison
+from voxstrata.studies.words.table import ALL_LANGUAGES
 from voxstrata.studies.words.word_list import EXAMPLE, Entry, read_word_list, voices_needed, with_ipa
 
 panphon_distance = pytest.importorskip("panphon.distance")
@@ -61,8 +64,8 @@ def spoken(
     return make_store(path, utterances), owners
 
 
-def whole(report_table: object) -> dict[tuple[str, str], dict[str, float]]:
-    rows = report_table.filter(pc.equal(report_table["language_a"], ALL)).to_pylist()  # type: ignore[attr-defined]
+def whole(table: object) -> dict[tuple[str, str], dict[str, float]]:
+    rows = table.filter(pc.equal(table["language_a"], ALL_LANGUAGES)).to_pylist()  # type: ignore[attr-defined]
     return {(row["similarity"], row["kind"]): row for row in rows}
 
 
@@ -73,14 +76,14 @@ def whole(report_table: object) -> dict[tuple[str, str], dict[str, float]]:
 def test_what_is_planted_is_found_and_nothing_else_over_20_seeds(
     tmp_path: Path, meaning: float, sound: float, synonyms: bool, homophones: bool
 ) -> None:
-    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in WORD_KINDS}
     for seed in range(20):
         words = made_up(seed)
         store, owners = spoken(tmp_path / f"{seed}.zarr", words, seed, meaning, sound)
-        report = compare_words(store, words, owners, make_pairs(words), {}, bootstrap=100)
-        for kind in KINDS:
-            found[kind].append(whole(report.table)["seqsim_f1", kind])
-    for kind, planted in zip(KINDS, (synonyms, homophones), strict=True):
+        result = compare_words(store, words, owners, make_pairs(words), {}, bootstrap=100)
+        for kind in WORD_KINDS:
+            found[kind].append(whole(result.table)["seqsim_f1", kind])
+    for kind, planted in zip(WORD_KINDS, (synonyms, homophones), strict=True):
         mean = np.mean([row["auc"] for row in found[kind]])
         detected = sum(row["low"] > 0.5 for row in found[kind])
         if planted:
@@ -101,8 +104,8 @@ def test_shuffled_meanings_fall_to_chance(tmp_path: Path) -> None:
             replace(word, meaning=words[2 * int(order[i // 2])].meaning) if word.language == "yy" else word
             for i, word in enumerate(words)
         ]
-        report = compare_words(store, shuffled, owners, make_pairs(shuffled), {}, bootstrap=0)
-        values.append(whole(report.table)["seqsim_f1", "synonyms"]["auc"])
+        result = compare_words(store, shuffled, owners, make_pairs(shuffled), {}, bootstrap=0)
+        values.append(whole(result.table)["seqsim_f1", "synonyms"]["auc"])
     assert abs(np.mean(values) - 0.5) < 0.1
 
 
@@ -121,12 +124,34 @@ def test_every_pair_of_three_languages_has_its_own_words_score(tmp_path: Path) -
         for both, them in wanted.items()
     ]
     recordings = [[store.index(name) for name, word in owners.items() if word == i] for i in range(len(words))]
-    found = _scores(store, "final", recordings, pairs)["pooled_cosine"]
+    found = _scores(store, "final", recordings, pairs, Float32())["pooled_cosine"]
     for them, scores in zip(wanted.values(), found, strict=True):
         for (x, y), score in zip(them, scores, strict=True):
             means = [[store.frames(i, "final").mean(axis=0, dtype=float) for i in recordings[w]] for w in (x, y)]
             cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a in means[0] for b in means[1]]
             assert score == pytest.approx(np.mean(cosines), abs=1e-5)
+
+
+def test_frames_are_read_in_blocks_and_give_the_scores_of_whole_languages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = made_up(2)
+    store, owners = spoken(tmp_path / "s.zarr", words, 2, meaning=0.5, sound=0.5, recordings=2)
+    whole_languages = compare_words(store, words, owners, make_pairs(words), {}, bootstrap=0)
+    kernel, read = Float32(), []
+    kernel.block_frames = 60
+    ragged = EmbeddingStore.ragged
+
+    def counted(self: EmbeddingStore, output: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, offsets = ragged(self, output, indices)
+        read.append(len(rows))
+        return rows, offsets
+
+    monkeypatch.setattr(EmbeddingStore, "ragged", counted)
+    blocks = compare_words(store, words, owners, make_pairs(words), {}, bootstrap=0, kernel=kernel)
+    assert 12 <= max(read) <= 60 < store.length.sum() / 10
+    for name in ("final seqsim_f1", "final pooled_cosine"):
+        assert blocks.pairs[name].to_numpy() == pytest.approx(whole_languages.pairs[name].to_numpy(), abs=2e-6)
 
 
 def test_pairs_are_what_they_are_called_by_panphons_distance() -> None:
@@ -140,7 +165,7 @@ def test_pairs_are_what_they_are_called_by_panphons_distance() -> None:
     }
     others = [d for (i, j), d in distance.items() if words[i].meaning != words[j].meaning]
     assert (sets.near, sets.far) == pytest.approx(tuple(np.quantile(others, [0.02, 0.6])), abs=1e-6)
-    made: dict[str, set[tuple[int, int]]] = {kind: set() for kind in (*KINDS, RANDOM)}
+    made: dict[str, set[tuple[int, int]]] = {kind: set() for kind in (*WORD_KINDS, RANDOM_WORDS)}
     for p in sets.pairs:
         made[p.kind] |= set(zip(p.x.tolist(), p.y.tolist(), strict=True))
         for i, j, d in zip(p.x.tolist(), p.y.tolist(), p.distance.tolist(), strict=True):
@@ -150,7 +175,7 @@ def test_pairs_are_what_they_are_called_by_panphons_distance() -> None:
     same = {both for both in distance if words[both[0]].meaning == words[both[1]].meaning}
     assert made["synonyms"] == {both for both in same if distance[both] >= sets.far - tolerance}
     assert made["near_homophones"] == {b for b in set(distance) - same if distance[b] <= sets.near + tolerance}
-    assert made[RANDOM] == {both for both in set(distance) - same if distance[both] >= sets.far - tolerance}
+    assert made[RANDOM_WORDS] == {both for both in set(distance) - same if distance[both] >= sets.far - tolerance}
 
 
 def test_random_pairs_beyond_the_limit_are_drawn_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +183,9 @@ def test_random_pairs_beyond_the_limit_are_drawn_the_same_every_time(monkeypatch
     words = made_up(0)
 
     def drawn(sets: PairSets) -> list[tuple[int, int]]:
-        return [both for p in sets.pairs if p.kind == RANDOM for both in zip(p.x.tolist(), p.y.tolist(), strict=True)]
+        return [
+            both for p in sets.pairs if p.kind == RANDOM_WORDS for both in zip(p.x.tolist(), p.y.tolist(), strict=True)
+        ]
 
     first = drawn(make_pairs(words))
     assert len(set(first)) == 50
@@ -168,13 +195,13 @@ def test_random_pairs_beyond_the_limit_are_drawn_the_same_every_time(monkeypatch
 def test_scores_are_means_over_recordings_and_the_controls_those_of_a_plain_loop(tmp_path: Path) -> None:
     words = made_up(1, meanings=20)
     store, owners = spoken(tmp_path / "s.zarr", words, 1, meaning=0.5, sound=0.5, recordings=2)
-    report = compare_words(store, words, owners, make_pairs(words), {}, bootstrap=0)
+    result = compare_words(store, words, owners, make_pairs(words), {}, bootstrap=0)
     places = {(word.language, word.form, word.meaning): i for i, word in enumerate(words)}
 
     def unit(rows: np.ndarray) -> np.ndarray:
         return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
-    for row in report.pairs.slice(0, 60).to_pylist():
+    for row in result.pairs.slice(0, 60).to_pylist():
         ids = [
             [
                 name
@@ -194,13 +221,13 @@ def test_scores_are_means_over_recordings_and_the_controls_those_of_a_plain_loop
         assert row["final pooled_cosine"] == pytest.approx(np.mean(cosines), abs=1e-5)
         seconds = [0.02 * 2 * len(row[f"form_{s}"]) for s in "ab"]
         assert row["duration"] == pytest.approx(-abs(np.log(seconds[0] / seconds[1])))
-    near = whole(report.table)["phonetic", "near_homophones"]
+    near = whole(result.table)["phonetic", "near_homophones"]
     assert near["auc"] == 1.0  # by their definition
-    table = report.pairs
+    table = result.pairs
     positive = table.filter(pc.equal(table["kind"], "synonyms"))["final seqsim_f1"].to_numpy()
-    reference = table.filter(pc.equal(table["kind"], RANDOM))["final seqsim_f1"].to_numpy()
+    reference = table.filter(pc.equal(table["kind"], RANDOM_WORDS))["final seqsim_f1"].to_numpy()
     expected = np.mean([(p > reference).mean() + 0.5 * (p == reference).mean() for p in positive])
-    assert whole(report.table)["seqsim_f1", "synonyms"]["auc"] == pytest.approx(expected)
+    assert whole(result.table)["seqsim_f1", "synonyms"]["auc"] == pytest.approx(expected)
 
 
 class TestLists:
@@ -274,7 +301,7 @@ class TestLists:
 
 def test_the_command_has_the_defaults_of_the_function() -> None:
     defaults = {p.name: p.default for p in words_command.params}
-    assert (defaults["near"], defaults["far"]) == (NEAR, FAR)
+    assert (defaults["near"], defaults["far"]) == (WordOptions.near, WordOptions.far)
 
 
 class TestNoPairs:
@@ -302,8 +329,8 @@ class TestNoPairs:
         gone = min(synonyms)
         status[store.index(next(name for name, i in owners.items() if i == gone))] = 2
         store.__dict__["status"] = status
-        report = compare_words(store, words, owners, sets, {}, bootstrap=0)
-        forms = set(report.pairs.filter(pc.equal(report.pairs["language_a"], "xx"))["form_a"].to_pylist())
+        result = compare_words(store, words, owners, sets, {}, bootstrap=0)
+        forms = set(result.pairs.filter(pc.equal(result.pairs["language_a"], "xx"))["form_a"].to_pylist())
         assert words[gone].form not in forms
         for i in synonyms:
             status[store.index(next(name for name, n in owners.items() if n == i))] = 2
@@ -325,7 +352,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     args = ("words", short_list(tmp_path), tiny_model, "-o", tmp_path / "w", "--outputs", "layer_00,final")
     assert run(*args, "--bootstrap", "100") == 0
     out, err = capsys.readouterr()
-    assert "AUC against random pairs (chance 0.5)" in out
+    assert "AUC against random pairs, chance 0.5" in out
     assert "60 words (en, de), spoken by espeak-ng (m3)" in out
     assert err == ""
     table = pq.read_table(tmp_path / "w" / "words.parquet")
@@ -337,7 +364,8 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     shown = next(
         r
         for r in table.to_pylist()
-        if (r["output"], r["similarity"], r["kind"], r["language_a"]) == ("final", "seqsim_f1", "synonyms", ALL)
+        if (r["output"], r["similarity"], r["kind"], r["language_a"])
+        == ("final", "seqsim_f1", "synonyms", ALL_LANGUAGES)
     )
     assert f"{shown['auc']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in out
     assert shown["low"] <= 0.5 <= shown["high"]  # random weights know no meaning
@@ -346,6 +374,17 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     pairs = pq.read_table(tmp_path / "w" / "word_pairs.parquet")
     assert {"final seqsim_f1", "layer_00 pooled_cosine", "phonetic_distance"} <= set(pairs.column_names)
     assert len(list((tmp_path / "w" / "de").glob("*.flac"))) == 30
+    result = WordComparison.load(tmp_path / "w")
+    assert result.table.equals(table, check_metadata=True)
+    assert result.pairs.equals(pairs, check_metadata=True)
+    assert (result.settings, result.failures) == (settings, {})
+    assert repr(result) in out
+    assert [path.name for path in result.save(tmp_path / "again")] == [
+        "words.parquet", "word_pairs.parquet", "words.md", "words.png"
+    ]  # fmt: skip
+    again = WordComparison.load(tmp_path / "again")
+    assert again.to_markdown() == (tmp_path / "w" / "words.md").read_text(encoding="utf-8") == result.to_markdown()
+    assert again._repr_html_() == result._repr_html_()
 
     assert run(*args, "--bootstrap", "0", "--json") == 0  # resumes: nothing is encoded again
     again = json.loads(capsys.readouterr().out)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from test_words import made_up, spoken, whole
 
-from voxstrata.studies.words.measure import SIMILARITIES, compare_words
-from voxstrata.studies.words.pairs import KINDS, make_pairs
+from voxstrata.studies.words.measure import compare_words
+from voxstrata.studies.words.pairs import WORD_KINDS, make_pairs
+from voxstrata.studies.words.table import WORD_SIMILARITIES
 
 pytest.importorskip("panphon")
 
@@ -34,8 +35,8 @@ def test_shuffled_words_fall_to_chance_and_the_controls_stay(tmp_path: Path) -> 
             ("meanings", renamed, owners),
             ("recordings", words, {name: other[i] for name, i in owners.items()}),
         ):
-            report = compare_words(store, entries, owner_of, make_pairs(entries), {}, bootstrap=40)
-            for (similarity, kind), row in whole(report.table).items():
+            result = compare_words(store, entries, owner_of, make_pairs(entries), {}, bootstrap=40)
+            for (similarity, kind), row in whole(result.table).items():
                 aucs[what, similarity, kind].append(row["auc"])
                 if (what, similarity) == ("recordings", "seqsim_f1"):
                     held["recordings", kind] += row["low"] <= 0.5 <= row["high"]
@@ -44,8 +45,8 @@ def test_shuffled_words_fall_to_chance_and_the_controls_stay(tmp_path: Path) -> 
         values = aucs[what, similarity, kind]
         return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(SEEDS))
 
-    for similarity in SIMILARITIES:
-        for kind in KINDS:
+    for similarity in WORD_SIMILARITIES:
+        for kind in WORD_KINDS:
             assert mean("as they are", similarity, kind)[0] > 0.65, (similarity, kind)
             value, error = mean("recordings", similarity, kind)
             assert abs(value - 0.5) < 4 * error, (similarity, kind)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.tables import TextTable, as_stored, distinct
+from voxstrata.base.tables import TextTable, distinct
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,10 @@ def read(path: Path) -> pa.Table:
         ) from e
 
 
-def _words(table: pa.Table, _: Path) -> list[TextTable]:
-    whole = pc.equal(table["language_a"], "all")
-    names = ["output", "similarity", "kind", "auc", "low", "high", "chance", "pairs", "random_pairs", "meanings"]
-    # the controls have no output: what they retrieve by stands in its place
-    controls = table.filter(pc.and_(whole, pc.is_null(table["output"])))
-    outputs = table.filter(pc.and_(whole, pc.is_valid(table["output"])))
-    return [
-        as_stored(outputs, "AUC against random pairs, all pairs of languages", names),
-        as_stored(controls, "The same by sound or duration alone", names[1:]),
-        as_stored(table.filter(pc.invert(whole)), "AUC of every two languages, as stored", of=len(table)),
-    ]
+def _words(_: pa.Table, folder: Path) -> list[TextTable]:
+    from voxstrata.studies.words.result import WordComparison
+
+    return WordComparison.load(folder).stored()
 
 
 KINDS = (

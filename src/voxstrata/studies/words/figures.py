@@ -1,39 +1,42 @@
-"""The picture of a word table: AUC by depth. Needs the extra `plot`."""
+"""The picture of a word comparison: AUC by depth. Needs the extra `plot`."""
 
 from __future__ import annotations
 
-from os import PathLike
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voxstrata.base.figures import DPI, STYLES, new_figure, set_title
+from voxstrata.base.figures import STYLES, new_figure, set_title
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
-from voxstrata.studies.words.measure import ALL, CONTROLS, SIMILARITIES
-from voxstrata.studies.words.pairs import KINDS
+from voxstrata.studies.words.pairs import WORD_KINDS
+from voxstrata.studies.words.table import ALL_LANGUAGES, DURATION_ALONE, WORD_SIMILARITIES
 
-TITLES = {
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TITLES = {
     "synonyms": "synonyms\nsame meaning, other sound",
     "near_homophones": "near-homophones\nother meaning, same sound",
 }
 
 
-def plot_words(table: pa.Table, path: str | PathLike[str], title: str, *captions: str) -> None:
-    """PNG of the AUC against random pairs by depth, a panel for either kind, a line per similarity with its interval.
+def plot_words(table: pa.Table, title: Sequence[str]) -> Figure:
+    """AUC against random pairs by depth, a panel for either kind, a line per similarity with its interval.
 
-    Dashed: chance. Dotted: what the words' durations give alone.
+    Dashed: chance. Dotted: what the words' durations give alone. title: its paragraphs.
     """
-    table = table.filter(pc.equal(table["language_a"], ALL))
-    by_output = table.filter(pc.is_valid(table["output"]))
-    outputs = depth_order(by_output["output"].to_pylist())
+    table = table.filter(pc.equal(table["language_a"], ALL_LANGUAGES))
+    outputs = depth_order(table.filter(pc.is_valid(table["output"]))["output"].to_pylist())
     figure = new_figure(max(10.0, 3.0 + 0.56 * len(outputs)), 5.4)
     panels = figure.subplots(1, 2, sharey=True)
     x = np.arange(len(outputs))
-    for axes, kind in zip(panels, KINDS, strict=True):
+    for axes, kind in zip(panels, WORD_KINDS, strict=True):
         rows = {(r["output"], r["similarity"]): r for r in table.to_pylist() if r["kind"] == kind}
-        for (colour, marker), similarity in zip(STYLES, SIMILARITIES, strict=False):
+        for (colour, marker), similarity in zip(STYLES, WORD_SIMILARITIES, strict=False):
             value, low, high = (
                 np.array([rows[output, similarity][column] for output in outputs], np.float64)
                 for column in ("auc", "low", "high")
@@ -42,9 +45,9 @@ def plot_words(table: pa.Table, path: str | PathLike[str], title: str, *captions
             axes.vlines(x, low, high, color=colour, alpha=0.5, linewidth=1)  # a band of one output has no width
             axes.plot(x, value, color=colour, marker=marker, markersize=5, linewidth=2, label=similarity)
         axes.axhline(0.5, color="black", linestyle="--", linewidth=1.2, label="chance")
-        duration = rows[None, CONTROLS[1]]["auc"]
+        duration = rows[None, DURATION_ALONE]["auc"]
         axes.axhline(duration, color="black", linestyle=":", linewidth=1.2, label="duration alone")
-        axes.set_title(TITLES[kind], fontsize=10)
+        axes.set_title(_TITLES[kind], fontsize=10)
         axes.set_xticks(x, outputs, rotation=90)
         axes.set_xlabel("encoder output, by depth")
         axes.set_xlim(-0.5, len(outputs) - 0.5)
@@ -54,5 +57,5 @@ def plot_words(table: pa.Table, path: str | PathLike[str], title: str, *captions
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     bands = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over meanings" if table["low"].null_count == 0 else ""
-    set_title(figure, title, *captions, bands)
-    figure.savefig(path, format="png", dpi=DPI)
+    set_title(figure, *title, bands)
+    return figure

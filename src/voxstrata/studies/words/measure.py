@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,118 +16,99 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import make_writable
 from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.result import STORE
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.engine import Device, Runtime, extract
+from voxstrata.engine import Runtime, extract
 from voxstrata.evaluation.bootstrap import RESAMPLES, Resamples
 from voxstrata.evaluation.roc import AUC, Scored, auc
 from voxstrata.phonology.ipa import tools
+from voxstrata.retrieval.compare import Matrices, compare
+from voxstrata.retrieval.kernels.base import Kernel, runs
+from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.pooled import mean_pool, pooled_cosine
-from voxstrata.retrieval.ragged import Ragged
-from voxstrata.retrieval.similarities import seqsim
+from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
-from voxstrata.studies.words.pairs import FAR, KINDS, NEAR, NORMALIZE, RANDOM, PairSets, WordPairs, make_pairs
+from voxstrata.studies.words.pairs import (
+    FAR,
+    NEAR,
+    NORMALIZE,
+    RANDOM_WORDS,
+    WORD_KINDS,
+    PairSets,
+    WordPairs,
+    make_pairs,
+)
+from voxstrata.studies.words.result import FAILURES, WordComparison
+from voxstrata.studies.words.table import ALL_LANGUAGES, DURATION_ALONE, PHONETIC_ALONE, WORD_SIMILARITIES, WORDS_SCHEMA
 from voxstrata.studies.words.word_list import SPEAKER, Entry, voices_needed, with_ipa, word_corpus
 
-SIMILARITIES = ("seqsim_f1", "pooled_cosine")
-CONTROLS = ("phonetic", "duration")  # closeness in sound alone, in length alone: of no output
-ALL = "all"  # language_a and language_b of the rows over all pairs of languages
-KEY = "voxstrata_words"
-
-AUC_SCHEMA = pa.schema(
-    [
-        ("output", pa.string()),
-        ("similarity", pa.string()),
-        ("kind", pa.string()),
-        ("language_a", pa.string()),
-        ("language_b", pa.string()),
-        ("auc", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("chance", pa.float64()),
-        ("pairs", pa.int64()),
-        ("random_pairs", pa.int64()),
-        ("meanings", pa.int64()),
-    ]
-)
-
-Matrix = npt.NDArray[np.float64]
+_Float64 = npt.NDArray[np.float64]
+_Int64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class WordReport:
-    """What was measured.
+@dataclass(frozen=True)
+class WordOptions:
+    """near, far: quantiles of the phonetic distance up to which words sound alike, from which on unlike (`make_pairs`).
 
-    table: AUC_SCHEMA, see `measure_words`. pairs: every pair that was compared, with its scores. failures: recordings
-    that could not be read, reasons by id. settings: what decides the result. Both tables hold the settings
-    (`voxstrata_words`) and the store's description (`voxstrata`) in their schema's metadata.
+    bootstrap: resamples of the meanings for the intervals; 0 for none.
     """
 
-    table: pa.Table
-    pairs: pa.Table
-    settings: dict[str, Any]
-    failures: dict[str, str]
+    near: float = NEAR
+    far: float = FAR
+    bootstrap: int = RESAMPLES
+
+    def __post_init__(self) -> None:
+        if self.bootstrap < 0:
+            raise UsageError(f"bootstrap is {self.bootstrap}; give a number of resamples, or 0 for no intervals")
 
 
 def measure_words(
     entries: Sequence[Entry],
     model: ModelFolder,
-    folder: Path,
-    *,
+    folder: str | Path,
     outputs: str | Sequence[str] = "all",
-    near: float = NEAR,
-    far: float = FAR,
-    bootstrap: int = RESAMPLES,
-    device: Device | None = None,
-    threads: int | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    speaking: Callable[[int, int], None] = lambda done, total: None,
-    extracting: Reporter = SILENT,
-) -> WordReport:
+    options: WordOptions | None = None,
+    runtime: Runtime | None = None,
+    reporter: Reporter = SILENT,
+) -> WordComparison:
     """Speak the words (those of `read_word_list`) where they have no recordings, encode and compare them.
 
-    Writes the spoken words and words.zarr, the store, to `folder`; a run that was cut short resumes there.
-
-    Returns, for every output, similarity and kind of pair (see `make_pairs`), one row over all pairs of languages and
-    one for each: the AUC of how much closer than random pairs of the same two languages the pairs are, with a bootstrap
-    interval over meanings (`auc`). The rows without output are controls, in the same form: what closeness in phonetic
-    distance (`phonetic`), or in the logarithm of the duration (`duration`), would give alone.
+    Writes the spoken words and words.zarr, the store, to `folder`; a run that was cut short resumes there. The result
+    is for the caller to save, there or elsewhere.
 
     Raises UsageError and InputError, before anything is spoken, for outputs the model lacks, a language without a
     voice, a list that gives no pairs; after the encoding, when too few recordings could be read.
     """
-    if bootstrap < 0:
-        raise UsageError(f"bootstrap is {bootstrap}; give a number of resamples, or 0 for no intervals")
+    options, folder = options or WordOptions(), Path(folder)
     select_outputs(outputs, model.card.outputs)
     voices = voices_needed(entries)
-    say(f"IPA of {len(entries)} words")
+    reporter.step(f"IPA of {len(entries)} words")
     entries = with_ipa(entries, voices)
-    sets = make_pairs(entries, near, far)
+    sets = make_pairs(entries, options.near, options.far)
     spoken = sum(not word.paths for word in entries)
     if spoken:
-        say(f"speaking {spoken} words by espeak-ng")
+        reporter.step(f"speaking {spoken} words by espeak-ng")
     make_writable(folder)
-    corpus, owners = word_corpus(entries, folder, voices, speaking)
-    say(f"extracting {len(corpus)} recordings")
-    found = extract(
-        corpus, model, folder / "words.zarr", StoreSpec(outputs), Runtime(device or Device(), threads), extracting
-    )
-    say("comparing")
+    corpus, owners = word_corpus(entries, folder, voices, reporter)
+    reporter.step(f"extracting {len(corpus)} recordings")
+    found = extract(corpus, model, folder / "words.zarr", StoreSpec(outputs), runtime, reporter)
+    reporter.step("comparing")
     store = open_store(folder / "words.zarr")
     settings = {
         "words": len(entries),
         "languages": list(dict.fromkeys(word.language for word in entries)),
-        "near": near,
+        "near": options.near,
         "near_distance": sets.near,
-        "far": far,
+        "far": options.far,
         "far_distance": sets.far,
         "distance": f"panphon feature_edit_distance, equal weights, normalize {NORMALIZE}",
-        "bootstrap": bootstrap,
+        "bootstrap": options.bootstrap,
         "spoken": {**asdict(SPEAKER), "voices": voices} if spoken else None,
         "tools": tools() if voices else {},
     }
     owner_of = dict(zip(corpus.table["id"].to_pylist(), owners, strict=True))
-    return compare_words(store, entries, owner_of, sets, settings, bootstrap, found.failures)
+    return compare_words(store, entries, owner_of, sets, settings, options.bootstrap, found.failures)
 
 
 def compare_words(
@@ -138,16 +119,19 @@ def compare_words(
     settings: dict[str, Any],
     bootstrap: int = RESAMPLES,
     failures: Mapping[str, str] | None = None,
-) -> WordReport:
-    """The tables of `measure_words`, from a store of the words' recordings.
+    kernel: Kernel | None = None,
+) -> WordComparison:
+    """The result of `measure_words`, from a store of the words' recordings.
 
     owner_of: the word (place in `entries`) of each utterance id. A word's similarity to another is the mean over
-    their recordings; words without a readable recording drop out of all pairs.
+    their recordings; words without a readable recording drop out of all pairs. kernel: what compares frames; by default
+    float32, as words are short and few. Frames are read in blocks of what it takes at once.
     """
+    kernel = kernel or Float32()
     recordings = _recordings(store, owner_of, len(entries))
     readable = np.array([len(held) > 0 for held in recordings])
     pairs = [p.where(readable[p.x] & readable[p.y]) for p in sets.pairs]
-    for kind in (*KINDS, RANDOM):
+    for kind in (*WORD_KINDS, RANDOM_WORDS):
         if not any(len(p) for p in pairs if p.kind == kind):
             raise InputError(
                 f"no {kind.replace('_', '-')} pairs are left: {int((~readable).sum())} of {len(entries)} words have no "
@@ -157,23 +141,23 @@ def compare_words(
     resamples = Resamples(meanings[readable], bootstrap) if bootstrap else None
     groups = [np.stack([meanings[p.x], meanings[p.y]], axis=1) for p in pairs]
     rows: list[dict[str, Any]] = []
-    columns: dict[str, Matrix] = {}
+    columns: dict[str, _Float64] = {}
     seconds = _log_seconds(store, recordings)
     controls = {
-        "phonetic": [-p.distance.astype(np.float64) for p in pairs],
-        "duration": [-np.abs(seconds[p.x] - seconds[p.y]) for p in pairs],
+        PHONETIC_ALONE: [-p.distance.astype(np.float64) for p in pairs],
+        DURATION_ALONE: [-np.abs(seconds[p.x] - seconds[p.y]) for p in pairs],
     }
     for control, scores in controls.items():
         rows += _rows(None, control, pairs, groups, scores, resamples)
-    columns["duration"] = np.concatenate(controls["duration"])
+    columns[DURATION_ALONE] = np.concatenate(controls[DURATION_ALONE])
     for output in store.outputs:
-        for similarity, scores in _scores(store, output, recordings, pairs).items():
+        for similarity, scores in _scores(store, output, recordings, pairs, kernel).items():
             rows += _rows(output, similarity, pairs, groups, scores, resamples)
             columns[f"{output} {similarity}"] = np.concatenate(scores)
-    about = {KEY: json.dumps(settings, ensure_ascii=False), "voxstrata": json.dumps(store.about)}
-    table = pa.Table.from_pylist(rows, schema=AUC_SCHEMA).replace_schema_metadata(about)
+    about = {WordComparison.key: json.dumps(settings, ensure_ascii=False), STORE: json.dumps(store.about)}
     listed = _pair_table(entries, pairs, columns).replace_schema_metadata(about)
-    return WordReport(table, listed, settings, dict(failures or {}))
+    about[FAILURES] = json.dumps(dict(failures or {}), ensure_ascii=False)
+    return WordComparison(pa.Table.from_pylist(rows, schema=WORDS_SCHEMA).replace_schema_metadata(about), listed)
 
 
 def _recordings(store: EmbeddingStore, owner_of: Mapping[str, int], words: int) -> list[list[int]]:
@@ -185,45 +169,69 @@ def _recordings(store: EmbeddingStore, owner_of: Mapping[str, int], words: int) 
     return held
 
 
-def _log_seconds(store: EmbeddingStore, recordings: Sequence[Sequence[int]]) -> Matrix:
+def _log_seconds(store: EmbeddingStore, recordings: Sequence[Sequence[int]]) -> _Float64:
     """Mean over a word's recordings of the logarithm of their seconds, NaN without any; (words,)."""
     seconds = store.utterances["seconds"].to_numpy()
     return np.array([np.log(seconds[list(held)]).mean() if held else math.nan for held in recordings])
 
 
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Words of one language and their recordings, word by word.
+
+    words: (n,) places in the word list, ascending. recordings: of all of them. starts: (n,) each word's first one.
+    """
+
+    words: _Int64
+    recordings: Selection
+    starts: _Int64
+
+    @classmethod
+    def of(cls, store: EmbeddingStore, words: _Int64, recordings: Sequence[Sequence[int]]) -> _Side:
+        index = np.array([i for word in words for i in recordings[word]], np.int64)
+        starts = np.concatenate([[0], np.cumsum([len(recordings[word]) for word in words])[:-1]])
+        return cls(words, Selection(store, index), starts.astype(np.int64))
+
+    def pooled(self, output: str, frames: int) -> npt.NDArray[np.float32]:
+        """Mean state of each recording, (recordings, d); at most so many frames are read at once."""
+        blocks = runs(self.recordings.lengths, frames)
+        return np.concatenate([mean_pool(self.recordings.ragged(output, i, j)) for i, j in blocks])
+
+
 def _scores(
-    store: EmbeddingStore, output: str, recordings: Sequence[Sequence[int]], pairs: Sequence[WordPairs]
-) -> dict[str, list[Matrix]]:
-    """Similarity of every pair, for each of SIMILARITIES."""
-    sides: dict[str, tuple[npt.NDArray[np.int64], Ragged, npt.NDArray[np.int64]]] = {}
+    store: EmbeddingStore,
+    output: str,
+    recordings: Sequence[Sequence[int]],
+    pairs: Sequence[WordPairs],
+    kernel: Kernel,
+) -> dict[str, list[_Float64]]:
+    """Similarity of every pair, for each of WORD_SIMILARITIES."""
+    sides: dict[str, _Side] = {}
+    pooled: dict[str, npt.NDArray[np.float32]] = {}
     for language in dict.fromkeys(language for p in pairs for language in p.languages):
         members = [of for p in pairs for of, its in zip((p.x, p.y), p.languages, strict=True) if its == language]
-        words = np.unique(np.concatenate(members))
-        index = [i for word in words for i in recordings[word]]
-        rows, offsets = store.ragged(output, index)
-        starts = np.concatenate([[0], np.cumsum([len(recordings[word]) for word in words])[:-1]])
-        sides[language] = words, Ragged(rows, offsets, [store.ids[i] for i in index]), starts.astype(np.int64)
-    scores: dict[str, list[Matrix]] = {name: [] for name in SIMILARITIES}
-    matrices: dict[tuple[str, str], dict[str, Matrix]] = {}
-    for p in pairs:
-        (xs, x, x_starts), (ys, y, y_starts) = (sides[language] for language in p.languages)
-        if p.languages not in matrices:
-            found = {"seqsim_f1": seqsim(x, y).f1, "pooled_cosine": pooled_cosine(mean_pool(x), mean_pool(y))}
-            matrices = {p.languages: {name: _word_means(m, x_starts, y_starts) for name, m in found.items()}}
-        at = np.searchsorted(xs, p.x), np.searchsorted(ys, p.y)
-        for name, matrix in matrices[p.languages].items():
-            scores[name].append(matrix[at])
+        sides[language] = _Side.of(store, np.unique(np.concatenate(members)), recordings)
+        pooled[language] = sides[language].pooled(output, kernel.block_frames)
+    scores: dict[str, list[_Float64]] = {name: [np.empty(0)] * len(pairs) for name in WORD_SIMILARITIES}
+    for languages in dict.fromkeys(p.languages for p in pairs):
+        x, y = (sides[language] for language in languages)
+        sink = Matrices(len(x.recordings), len(y.recordings))
+        compare(x.recordings.frames(output), y.recordings.frames(output), kernel, sink)
+        cosine = pooled_cosine(pooled[languages[0]], pooled[languages[1]])
+        for name, matrix in zip(WORD_SIMILARITIES, (sink.seqsim().f1, cosine), strict=True):
+            means = _word_means(matrix, x.starts, y.starts)
+            for n, p in enumerate(pairs):
+                if p.languages == languages:
+                    scores[name][n] = means[np.searchsorted(x.words, p.x), np.searchsorted(y.words, p.y)]
     return scores
 
 
-def _word_means(
-    matrix: npt.NDArray[np.float32], x_starts: npt.NDArray[np.int64], y_starts: npt.NDArray[np.int64]
-) -> Matrix:
+def _word_means(matrix: npt.NDArray[np.float32], x_starts: _Int64, y_starts: _Int64) -> _Float64:
     """Means over the recordings of two words: (recordings, recordings) to (words, words) float64."""
     sums = np.add.reduceat(np.add.reduceat(matrix.astype(np.float64), x_starts, axis=0), y_starts, axis=1)
     x_counts = np.diff(x_starts, append=matrix.shape[0])
     y_counts = np.diff(y_starts, append=matrix.shape[1])
-    means: Matrix = sums / (x_counts[:, None] * y_counts)
+    means: _Float64 = sums / (x_counts[:, None] * y_counts)
     return means
 
 
@@ -232,16 +240,16 @@ def _rows(
     similarity: str,
     pairs: Sequence[WordPairs],
     groups: Sequence[npt.NDArray[np.str_]],
-    scores: Sequence[Matrix],
+    scores: Sequence[_Float64],
     resamples: Resamples | None,
 ) -> list[dict[str, Any]]:
     """Rows of one (output, similarity): both kinds, over all languages and for every two."""
     scored = {(p.kind, p.languages): Scored(v, g) for p, g, v in zip(pairs, groups, scores, strict=True)}
     languages = list(dict.fromkeys(p.languages for p in pairs))
     rows = []
-    for kind in KINDS:
-        for a, b, both in [(ALL, ALL, languages), *((*two, [two]) for two in languages)]:
-            strata = [(scored[kind, two], scored[RANDOM, two]) for two in both]
+    for kind in WORD_KINDS:
+        for a, b, both in [(ALL_LANGUAGES, ALL_LANGUAGES, languages), *((*two, [two]) for two in languages)]:
+            strata = [(scored[kind, two], scored[RANDOM_WORDS, two]) for two in both]
             used = [(s, r) for s, r in strata if len(s.values) and len(r.values)]
             found = auc(strata, resamples) if used else AUC(math.nan, math.nan, math.nan)
             rows.append(
@@ -263,7 +271,7 @@ def _rows(
     return rows
 
 
-def _pair_table(entries: Sequence[Entry], pairs: Sequence[WordPairs], columns: Mapping[str, Matrix]) -> pa.Table:
+def _pair_table(entries: Sequence[Entry], pairs: Sequence[WordPairs], columns: Mapping[str, _Float64]) -> pa.Table:
     """A row per pair: kind, both words, phonetic distance, and scores ("layer_06 seqsim_f1")."""
     names: dict[str, Any] = {"kind": [p.kind for p in pairs for _ in range(len(p))]}
     for side in ("a", "b"):

@@ -13,12 +13,12 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.phonology.feature_distance import Phones, feature_distances
 from voxstrata.studies.words.word_list import Entry
 
-SYNONYMS, NEAR_HOMOPHONES, RANDOM = "synonyms", "near_homophones", "random"
-KINDS = (SYNONYMS, NEAR_HOMOPHONES)  # each against random pairs
+SYNONYMS, NEAR_HOMOPHONES, RANDOM_WORDS = "synonyms", "near_homophones", "random"
+WORD_KINDS = (SYNONYMS, NEAR_HOMOPHONES)  # each against random pairs
 NEAR, FAR = 0.01, 0.5  # quantiles of the distance between words of different meaning
 RANDOM_PAIRS = 5000  # at most, of any two languages: drawn with a fixed seed
 NORMALIZE = "longer"  # see `feature_distances`
-Indices = npt.NDArray[np.int64]
+_Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +26,13 @@ class WordPairs:
     """Pairs of words of two languages, by place in the word list.
 
     x, y: (n,) int64. distance: (n,) float32, phonetic. languages: of x and of y. kind: one of SYNONYMS,
-    NEAR_HOMOPHONES, RANDOM.
+    NEAR_HOMOPHONES, RANDOM_WORDS.
     """
 
     kind: str
     languages: tuple[str, str]
-    x: Indices
-    y: Indices
+    x: _Indices
+    y: _Indices
     distance: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class PairSets:
 
     def counts(self) -> dict[str, int]:
         """Number of pairs by kind."""
-        return {kind: sum(len(p) for p in self.pairs if p.kind == kind) for kind in (*KINDS, RANDOM)}
+        return {kind: sum(len(p) for p in self.pairs if p.kind == kind) for kind in (*WORD_KINDS, RANDOM_WORDS)}
 
 
 def make_pairs(entries: Sequence[Entry], near: float = NEAR, far: float = FAR, seed: int = 0) -> PairSets:
@@ -74,7 +74,7 @@ def make_pairs(entries: Sequence[Entry], near: float = NEAR, far: float = FAR, s
     if not 0 < near < far < 1:
         raise UsageError(f"near {near:g} and far {far:g}: give quantiles with 0 < near < far < 1")
     meanings = np.array([word.meaning for word in entries])
-    places: dict[str, Indices] = {
+    places: dict[str, _Indices] = {
         language: np.flatnonzero([word.language == language for word in entries])
         for language in dict.fromkeys(word.language for word in entries)
     }
@@ -97,11 +97,11 @@ def make_pairs(entries: Sequence[Entry], near: float = NEAR, far: float = FAR, s
         chosen = {
             SYNONYMS: means_same & (distance >= at_far),
             NEAR_HOMOPHONES: ~means_same & (distance <= at_near),
-            RANDOM: ~means_same & (distance >= at_far),
+            RANDOM_WORDS: ~means_same & (distance >= at_far),
         }
         for kind, mask in chosen.items():
             i, j = np.nonzero(mask)
-            if kind == RANDOM and len(i) > RANDOM_PAIRS:
+            if kind == RANDOM_WORDS and len(i) > RANDOM_PAIRS:
                 drawn = np.sort(rng.choice(len(i), RANDOM_PAIRS, replace=False))
                 i, j = i[drawn], j[drawn]
             sets.append(WordPairs(kind, (a, b), places[a][i], places[b][j], distance[i, j]))

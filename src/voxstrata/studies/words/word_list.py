@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import soundfile
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.rows import read_rows
 from voxstrata.corpus.table import Row, build
@@ -21,7 +22,7 @@ from voxstrata.phonology.ipa import clean, transcribe
 from voxstrata.phonology.ipa import voices as espeak_voices
 from voxstrata.phonology.voices import VOICES, voice_of
 
-COLUMNS = ("form", "language", "meaning", "ipa", "path")
+_COLUMNS = ("form", "language", "meaning", "ipa", "path")
 EXAMPLE = "example"  # the list that ships: `example_words.tsv`, written for this project and under its licence
 SPEAKER = VOICES[0]  # the same espeak-ng variant, speed and pitch in every language
 
@@ -60,8 +61,8 @@ def read_word_list(source: str | Path) -> list[Entry]:
     table = Path(source)
     words: dict[tuple[str, str, str], Entry] = {}
     places: dict[tuple[str, str, str, Path | None], str] = {}
-    for place, row in read_rows(table, COLUMNS, required=COLUMNS[:3]):
-        form, language, meaning = (_filled(table, place, row, name) for name in COLUMNS[:3])
+    for place, row in read_rows(table, _COLUMNS, required=_COLUMNS[:3]):
+        form, language, meaning = (_filled(table, place, row, name) for name in _COLUMNS[:3])
         ipa = clean(row.get("ipa") or "") or None
         path = _recording(table, place, row.get("path"))
         first = places.setdefault((form, language, meaning, path), place)
@@ -156,7 +157,7 @@ def with_ipa(entries: Sequence[Entry], voices: dict[str, str]) -> list[Entry]:
 
 
 def word_corpus(
-    entries: Sequence[Entry], folder: Path, voices: dict[str, str], progress: Callable[[int, int], None]
+    entries: Sequence[Entry], folder: Path, voices: dict[str, str], reporter: Reporter
 ) -> tuple[Corpus, list[int]]:
     """The recordings as a corpus, group = meaning, and the word (its place in `entries`) of each.
 
@@ -173,7 +174,7 @@ def word_corpus(
         samples, rate = speak(word.form, f"{voices[word.language]}+{SPEAKER.variant}", SPEAKER.rate, SPEAKER.pitch)
         soundfile.write(path, samples, rate, subtype="PCM_16")
         paths.append((i, Path(os.path.abspath(path))))
-        progress(i + 1, len(entries))
+        reporter.progress(Progress("speaking", i + 1, len(entries), "words"))
     root = Path(os.path.commonpath([path.parent for _, path in paths]))
     rows: list[Row] = []
     for n, (i, path) in enumerate(paths):
