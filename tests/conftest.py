@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from voxstrata.base.progress import Progress, Reporter
+
 if TYPE_CHECKING:
     from planted import Planted
 
@@ -28,6 +30,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is absent: real weights and speech are not part of the project")
     return SHARED
+
+
+class Heard(Reporter):
+    """Keeps what it is told of progress."""
+
+    def __init__(self) -> None:
+        self.heard: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.heard.append(progress)
 
 
 def sound(seconds: float, seed: int, rate: int = 16_000) -> np.ndarray:

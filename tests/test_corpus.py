@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from conftest import Heard
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import COLUMNS, Corpus, probe_corpus, read_corpus
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -334,16 +334,6 @@ def test_common_voice_is_not_taken_for_fleurs(tmp_path: Path) -> None:
     touch(tmp_path, "en/clips/a.mp3")
     write(tmp_path / "en" / "dev.tsv", "client_id\tpath\tsentence\tup\tdown\tage\tgender\tlocale\n")
     assert column(read_corpus(tmp_path), "path") == ["en/clips/a.mp3"]
-
-
-class Heard(Reporter):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.heard: list[Progress] = []
-
-    def progress(self, progress: Progress) -> None:
-        self.heard.append(progress)
 
 
 def test_one_bad_file_never_stops_the_probing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

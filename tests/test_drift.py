@@ -13,11 +13,12 @@ import soundfile
 from conftest import sound
 from test_cli import run
 
-from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus, retrieve
+from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
 from voxstrata.corpus import Corpus
 from voxstrata.store import StoreSpec
 from voxstrata.studies.drift.measure import measure_drift, sample
 from voxstrata.studies.drift.result import Drift
+from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
         for similarity in ("seqsim_f1", "pooled_cosine"):
             change = row[f"{similarity}_recall"] - padded[f"{similarity}_recall"]
             assert row[f"{similarity}_change"] == pytest.approx(change)
-    rows = retrieve(b, similarities=["seqsim_f1"], scores=["raw"], ks=[1], bootstrap=0).to_pylist()
+    options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
+    rows = retrieve(b, similarities=["seqsim_f1"], options=options).table.to_pylist()
     (mean,) = [r["value"] for r in rows if (r["source"], r["output"], r["metric"]) == ("mean", "final", "recall@1")]
     assert by_key["trimmed", "final"]["seqsim_f1_recall"] == pytest.approx(mean)
     closest = {m: min(r["cosine"] for (of, _), r in by_key.items() if of == m) for m in ("bucketed", "trimmed")}

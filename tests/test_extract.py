@@ -18,7 +18,7 @@ import pytest
 import soundfile
 import soxr
 import zarr
-from conftest import sound
+from conftest import Heard, sound
 from numpy.typing import NDArray
 
 pytest.importorskip("torch")
@@ -248,6 +248,29 @@ def test_rows_of_recordings_that_fail_are_zeros_in_every_unit(
         rows = root[f"frames/{output}"][:]
         empty = [not rows[a : a + n].any() for a, n in zip(start, length, strict=True)]
         assert empty == (status == 2).tolist()
+
+
+def test_progress_counts_units_audio_and_failures_to_the_end_and_resumed_from_what_is_left(
+    make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    root = make_corpus({"en/a": 3.0, "en/b": 1.0, "de/c": 2.0})
+    soundfile.write(root / "en" / "b.wav", np.full(16_000, np.nan, np.float32), 16_000, "FLOAT")
+    told = Heard()
+    report = extract(root, tiny_model, tmp_path / "s.zarr", reporter=told)
+    assert [p.stage for p in told.heard[:3]] == ["reading headers"] * 3
+    extracting = told.heard[3:]
+    assert {(p.stage, p.total, p.unit, p.work_total, p.rate_unit) for p in extracting} == {
+        ("extracting", 2, "units", 6.0, "audio-h/h")
+    }
+    shares = [p.share for p in extracting]
+    assert shares == sorted(shares)
+    assert all(p.rated == p.work for p in extracting)
+    assert (extracting[-1].done, extracting[-1].work, extracting[-1].failed) == (2, 6.0, 1)
+    assert report.audio_seconds == 5.0  # what failed is passed, and not encoded
+    (tmp_path / "s.zarr" / "units" / "000000.json").unlink()  # German, which is first
+    again = Heard()
+    extract(root, tiny_model, tmp_path / "s.zarr", reporter=again)
+    assert (again.heard[-1].done, again.heard[-1].total, again.heard[-1].work) == (1, 1, 2.0)
 
 
 @pytest.mark.parametrize("change", [{"tokens": 1500}, {"tokens": 20_000}, {"threads": 1}, {"threads": 3}])

@@ -1,8 +1,9 @@
 """What libsndfile hides about a file's length, read from the container's own bytes.
 
-libsndfile never returns more than the header promises and cuts a promise that exceeds the file down to it,
-so a header that lies looks honest. The functions here look for themselves. They cover the RIFF family
-(wav, RF64), AIFF, AU, W64, SPHERE, CAF, Ogg, FLAC and mp3; other containers are taken at libsndfile's word.
+A header may state a wrong length. libsndfile does not tell: it returns no more samples than the header states, and if
+the file is shorter, it reports the shorter length as the stated one. So the functions here read the header themselves.
+They know the RIFF family (wav, RF64), AIFF, AU, W64, SPHERE, CAF, Ogg, FLAC and mp3. For other containers libsndfile is
+believed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# Some writers count header bytes into the data size, pad the file to a disk block or append a bare tag.
+# Some writers count header bytes as data, pad the file to a disk block, or append a tag that is no chunk.
 CHUNK_SLACK_BYTES = 4096
-# sox and ffmpeg write 0x7FFFF000 … 0xFFFFFFFF into a wav they cannot seek back in: "until the file ends".
-STREAMED_BYTES = 0x7FFF_0000
-OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page: header, segment table, 255 segments
+# Where sox and ffmpeg cannot go back to fill in the size of a wav, they leave 0x7FFFF000 … 0xFFFFFFFF in it. It means
+# "until the file ends".
+_STREAMED_BYTES = 0x7FFF_0000
+_OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page: header, segment table, 255 segments
 # Kilobits per second of MPEG layer III by the header's index 1 … 14 (ISO 11172-3 and 13818-3, section 2.4.2.3).
 _MPEG1_KBITS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _MPEG2_KBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -38,10 +40,10 @@ _CHUNKED = {  # form and type: byte order of the sizes, name of the chunk that h
 
 @dataclass(frozen=True)
 class SampleChunk:
-    """Where a chunked file (wav, AIFF) keeps its samples, all numbers in bytes.
+    """Where a file made of chunks (wav, AIFF) keeps its samples. All numbers are bytes.
 
-    `start` is the first byte of the samples, `declared` what the chunk claims to hold, `held` what lies
-    between `start` and the end of the chunk or the file, `unclaimed` what follows and is no chunk itself.
+    start: the first byte of the samples. declared: what the header says that the chunk holds. held: what lies between
+    `start` and the end of the chunk or of the file. unclaimed: what follows and is no chunk itself.
     """
 
     start: int
@@ -53,17 +55,17 @@ class SampleChunk:
     def streamed(self) -> bool:
         """The writer could not fill in the size; the samples go on to the end of the file."""
         return (self.declared == 0 and self.unclaimed > 0) or (
-            self.declared >= STREAMED_BYTES and self.held < self.declared
+            self.declared >= _STREAMED_BYTES and self.held < self.declared
         )
 
     @property
     def present(self) -> int:
-        """Bytes of samples that the file holds if the size in the header is not believed."""
+        """Bytes of samples in the file, whatever the header says."""
         return self.held + self.unclaimed
 
     @property
     def lies(self) -> bool:
-        """Whether the declared size differs from what is there by more than careless writers explain."""
+        """Whether the declared size is wrong by more than what careless writers leave."""
         slack = min(CHUNK_SLACK_BYTES, self.declared // 20)
         return not self.streamed and (self.declared - self.held > slack or self.unclaimed > slack)
 
@@ -110,7 +112,7 @@ def with_sample_size(data: bytes, chunk: SampleChunk) -> bytes:
 
 
 def stated_file_size(file: BinaryIO) -> int | None:
-    """Bytes a whole AU, W64 or SPHERE file has by its header; None for any other file and where it is left open."""
+    """Size in bytes of an AU, W64 or SPHERE file by its header; None for other files, and where it is not stated."""
     file.seek(0)
     head = file.read(1024)
     if head[:4] in (b".snd", b"dns.") and len(head) >= 24:
@@ -141,9 +143,9 @@ def caf_is_cut(file: BinaryIO, size: int) -> bool:
 
 
 def ogg_streams(data: bytes) -> int:
-    """Logical streams that follow one another in the Ogg file `data`; libsndfile reads the first alone.
+    """How many logical streams follow one another in the Ogg file `data`. libsndfile reads only the first.
 
-    Streams that play together, as of a video, all begin before the first page that begins none.
+    Streams that play together, such as those of a video, count as one: they all begin before any other page.
     """
     streams, at, began = 0, 0, False
     while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
@@ -158,10 +160,10 @@ def ogg_streams(data: bytes) -> int:
 def ogg_is_cut(file: BinaryIO, size: int) -> bool:
     """Whether an Ogg file of `size` bytes ends inside a page.
 
-    A missing end-of-stream flag alone is not taken as damage: recorders of live streams leave it out. So a
-    file cut exactly between two pages passes for a whole one; no header states its length.
+    A missing end-of-stream flag alone is no damage, because recorders of live streams leave it out. No header states
+    the length, so a file that is cut exactly between two pages is taken for a whole one.
     """
-    file.seek(max(0, size - OGG_PAGE_BYTES))
+    file.seek(max(0, size - _OGG_PAGE_BYTES))
     tail = file.read()
     at = tail.rfind(b"OggS")
     if at < 0 or at + 27 > len(tail):
@@ -172,7 +174,7 @@ def ogg_is_cut(file: BinaryIO, size: int) -> bool:
 
 
 def _after_id3(data: bytes) -> int:
-    """Offset of the first byte after an ID3v2 tag, 0 if there is none (size: four bytes of 7 bits)."""
+    """Offset of the first byte after an ID3v2 tag, whose size is four bytes of 7 bits; 0 if there is no tag."""
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     a, b, c, d = data[6:10]
@@ -180,9 +182,9 @@ def _after_id3(data: bytes) -> int:
 
 
 def flac_without_length(data: bytes) -> bytes:
-    """The FLAC file `data` with "unknown" (0) for the 36-bit sample count of its STREAMINFO block.
+    """The FLAC file `data` with 0, "unknown", as the number of samples (36 bits of its STREAMINFO block).
 
-    libsndfile then decodes to the end of the stream instead of stopping where the header says.
+    libsndfile then decodes to the end of the stream, instead of to where the header says that it ends.
     """
     at = _after_id3(data)
     if data[at : at + 4] != b"fLaC" or len(data) < at + 26:
@@ -205,11 +207,11 @@ def mp3_stated_frames(file: BinaryIO) -> int | None:
 
 
 def mp3_frames(data: bytes) -> tuple[int, int]:
-    """Layer III frames in the mp3 file `data`, that of the Xing header among them, and samples per frame.
+    """Layer III frames in the mp3 file `data`, with that of the Xing header, and samples per frame.
 
-    Each header gives the length of its frame, so one leads to the next. What lies between (tags, junk) is
-    passed over: there a header counts only if another follows at the end of its frame. Frames of another
-    MPEG version or rate than the first, and of free format, are not counted.
+    Each header gives the length of its frame, so one leads to the next. Tags and junk between frames are skipped; after
+    them a header counts only if another follows at the end of its frame. Not counted are frames whose MPEG version or
+    rate differs from the first one's, and frames of free format.
     """
     count, end, samples = 0, -1, 0
     kind: tuple[int, int] | None = None
@@ -232,7 +234,7 @@ class _Mp3Frame(NamedTuple):
 
 
 def _mp3_frame(data: bytes, at: int) -> _Mp3Frame | None:
-    """What the header at offset `at` of `data` says, None if none is there (ISO 11172-3, section 2.4.1.3)."""
+    """What the header at offset `at` of `data` says; None if there is none (ISO 11172-3, section 2.4.1.3)."""
     if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:  # 11 bits of sync; layer III
         return None
     version, kbits, rate = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
@@ -246,11 +248,11 @@ def _mp3_frame(data: bytes, at: int) -> _Mp3Frame | None:
 
 
 class EndlessFile(io.BytesIO):
-    """Bytes that claim to be a hundred times as long as they are.
+    """Bytes that pretend to be a hundred times as long as they are.
 
-    For an mp3 without a frame count libsndfile guesses the length from the file size and the first frames'
-    bit rate, and stops decoding there. An exaggerated size moves that stop past the real end. Reading at the
-    real end finds the end; reading beyond it, where an ID3v1 tag is looked for, finds zeros.
+    For an mp3 without a frame count libsndfile guesses the length, from the file's size and the bit rate of the first
+    frames, and stops decoding there. With the pretended size it decodes to the real end. A read at the real end finds
+    the end. A read beyond it, where libsndfile looks for an ID3v1 tag, finds zeros.
     """
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:

@@ -1,7 +1,7 @@
 """Any recording as 16 kHz mono float32, and its length from the header alone.
 
-wav, flac, ogg (vorbis, opus), mp3 and whatever else libsndfile reads go through soundfile; everything it
-cannot open (m4a, mp4, webm, aac, wma …) goes to PyAV, an extra.
+soundfile reads wav, flac, ogg (vorbis, opus), mp3 and what else libsndfile knows. PyAV, an extra, reads the rest (m4a,
+mp4, webm, aac, wma …).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from voxstrata.audio.readers import (
 from voxstrata.base.errors import AudioError
 from voxstrata.encoders.frames import SAMPLE_RATE
 
-# 24-bit converters of laboratories sample at up to 768 kHz; under 1 kHz no speech is left.
-MIN_SOURCE_RATE, MAX_SOURCE_RATE = 1_000, 768_000
-# Integers scaled as they are reach 2**31; from about 1e17 on the log-mel overflows.
-MAX_SAMPLE = 1e10
+# Laboratories sample at up to 768 kHz. Under 1 kHz there is no speech.
+_MIN_SOURCE_RATE, _MAX_SOURCE_RATE = 1_000, 768_000
+# 32-bit integers that were not scaled reach 2**31. From about 1e17 on the log-mel overflows.
+_MAX_SAMPLE = 1e10
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a recording's header says, and the number of samples that `decode` will return for it."""
+    """What a recording's header says, and how many samples `decode` will return for it."""
 
     samples: int  # at 16 kHz
     source_rate: int  # samples per second
@@ -52,13 +52,13 @@ def resampled_length(frames: int, rate: int) -> int:
 def probe(path: str | Path) -> AudioInfo:
     """Read a recording's length, rate and channel count from its header.
 
-    `samples` is ceil(source_frames * 16000 / source_rate), and `decode` returns exactly that many. Where the
-    header states no length (flac or wav written to a pipe, mp3 without a Xing header, raw aac, webm from a
-    browser) the file is decoded once, block by block, to count its frames.
+    `samples` is ceil(source_frames * 16000 / source_rate), and `decode` returns exactly that many. Some headers state
+    no length (flac or wav written to a pipe, mp3 without a Xing header, raw aac, webm from a browser). Such a file is
+    decoded once, block by block, to count its frames.
 
-    Raises AudioError if the file is missing, unreadable, empty, not audio, without samples, of a rate outside
-    1 … 768 kHz, a wav, AIFF, AU, W64 or SPHERE file of another size than its header says, a CAF file that is
-    cut, or an Ogg file cut inside a page. Other headers that lie are found out by `decode`.
+    Raises AudioError if the file is missing, unreadable, empty, not audio, without samples or of a rate outside 1 … 768
+    kHz; if a wav, AIFF, AU, W64 or SPHERE file has another size than its header says; if a CAF file is cut, or an Ogg
+    file inside a page. `decode` finds the other headers that are wrong.
     """
     path = Path(path)
     size = file_size(path)
@@ -82,14 +82,14 @@ def probe(path: str | Path) -> AudioInfo:
 def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
     """Decode a recording to 16 kHz mono.
 
-    Channels are averaged, then resampled by soxr at quality "HQ"; 16 kHz mono passes through bit-exact.
-    Integer formats are scaled to [-1, 1); float files are kept as they are, beyond [-1, 1] too. Of several
+    Channels are averaged and the result is resampled by soxr at quality "HQ"; 16 kHz mono is returned bit by bit.
+    Integer formats are scaled to [-1, 1). Float files are not scaled, even where they go beyond [-1, 1]. Of several
     audio streams in a container the first is taken. The same file always gives the same samples.
 
     Parameters
     ----------
     expected
-        what `probe` said of this file, which it is held to; probed again when None
+        what `probe` said of this file, with which it is compared; if None, it is probed again
 
     Returns
     -------
@@ -98,9 +98,9 @@ def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
     Raises
     ------
     AudioError
-        for all that `probe` refuses, damaged data, several Ogg streams one after another, samples that are NaN,
-        infinite or beyond MAX_SAMPLE, and a decoded length other than the header's. Lossy formats may differ
-        by LOSSY_TOLERANCE_FRAMES and are then cut or zero-filled.
+        for all that `probe` refuses; for damaged data, several Ogg streams one after another, and samples that are
+        NaN, infinite or beyond ±1e10; and when the decoded length is not the header's. For lossy formats it may differ
+        by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
     """
     path = Path(path)
     if expected is None:
@@ -133,7 +133,7 @@ def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
         )
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
-    # soxr rounds the length where the rule takes the ceiling: one sample at most, besides the tolerance.
+    # soxr rounds the length, our rule takes the ceiling: at most one sample, besides the tolerance
     if len(mono) < expected.samples:
         mono = np.pad(mono, (0, expected.samples - len(mono)))
     return np.ascontiguousarray(mono[: expected.samples], dtype=np.float32)
@@ -146,18 +146,18 @@ def _refuse_absurd_samples(path: Path, mono: Samples, rate: int) -> None:
             "write the file again or remove it"
         )
     loudest = int(np.abs(mono).argmax()) if len(mono) else 0
-    if len(mono) and abs(mono[loudest]) > MAX_SAMPLE:
+    if len(mono) and abs(mono[loudest]) > _MAX_SAMPLE:
         raise AudioError(
-            f"{path}: the sample at {loudest / rate:.2f} s is {mono[loudest]:.3g}, beyond ±{MAX_SAMPLE:.0e}: damaged; "
+            f"{path}: the sample at {loudest / rate:.2f} s is {mono[loudest]:.3g}, beyond ±{_MAX_SAMPLE:.0e}: damaged; "
             "write the file again or remove it"
         )
 
 
 def _info(path: Path, frames: int, rate: int, channels: int, size: int) -> AudioInfo:
-    if not MIN_SOURCE_RATE <= rate <= MAX_SOURCE_RATE:
+    if not _MIN_SOURCE_RATE <= rate <= _MAX_SOURCE_RATE:
         raise AudioError(
             f"{path}: header gives a sample rate of {rate} Hz, "
-            f"outside {MIN_SOURCE_RATE} … {MAX_SOURCE_RATE}; correct the header or remove the file"
+            f"outside {_MIN_SOURCE_RATE} … {_MAX_SOURCE_RATE}; correct the header or remove the file"
         )
     if frames <= 0:
         raise AudioError(f"{path}: holds no samples; record it again or remove it")

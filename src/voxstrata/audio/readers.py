@@ -16,13 +16,13 @@ import soundfile
 from voxstrata.audio import containers
 from voxstrata.base.errors import AudioError
 
-# In source frames. AAC starts with up to 2112 frames of priming and fills its last block of 1024, mp3 adds
-# up to 1105 + 2304, opus 312 of pre-skip and one packet; containers count these in or leave them out.
+# In source frames. Lossy encoders add silence: AAC up to 2112 frames before the sound and the rest of a block of 1024,
+# mp3 up to 1105 + 2304, opus 312 and one packet. Some containers count it as sound and some do not.
 LOSSY_TOLERANCE_FRAMES = 4096
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX
-# Containers with a written duration. For the rest (raw aac, amr, ac3 …) FFmpeg guesses it from the bit rate.
+# Containers that state a duration. For the others (raw aac, amr, ac3 …) FFmpeg guesses it from the bit rate.
 _TIMED_CONTAINERS = {"mov", "matroska", "asf"}
-_BLOCK_FRAMES = 1 << 14  # small, so that a header cannot make us allocate, and damage is located within a second
+_BLOCK_FRAMES = 1 << 14  # small, so that no header makes us allocate much, and damage is located within a second
 
 Samples = npt.NDArray[np.float32]
 
@@ -51,8 +51,8 @@ def file_size(path: Path) -> int:
 class SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
     """A sound file read from front to back.
 
-    soundfile seeks after each read to where it should be already; in FLAC that costs time, and fails at the
-    end of a stream of unknown length. It does not seek in files that are not seekable.
+    soundfile seeks after each read to where it is already. In FLAC that takes time, and it fails at the end of a stream
+    of unknown length. Soundfile does not seek in a file that says it cannot.
     """
 
     length_is_guessed = False
@@ -63,7 +63,7 @@ class SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
 
 
 def open_soundfile(path: Path, size: int) -> SequentialFile | None:
-    """Open `path` with soundfile, past what libsndfile hides; None if soundfile cannot read the format."""
+    """Open `path` with soundfile, after checking what libsndfile hides; None if soundfile cannot read the format."""
     try:
         file = SequentialFile(os.fspath(path))
     except (soundfile.SoundFileError, TypeError):  # TypeError: the suffix .raw, which has no header
@@ -103,9 +103,9 @@ def open_soundfile(path: Path, size: int) -> SequentialFile | None:
 
 
 def past_the_stated_end(path: Path, file: SequentialFile) -> SequentialFile:
-    """`file`, which libsndfile ends where its header says, held to what lies beyond that end.
+    """Make sure that nothing after the end that the header states is lost, since libsndfile stops there.
 
-    A flac file is opened again without its stated length, others are refused where they go on.
+    A flac file is opened again without its stated length. Other files that go on are refused with an AudioError.
     """
     if file.format not in ("FLAC", "OGG", "MP3"):
         return file
@@ -138,7 +138,7 @@ def past_the_stated_end(path: Path, file: SequentialFile) -> SequentialFile:
 def soundfile_blocks(path: Path, file: SequentialFile, stated: float | None) -> Iterator[Samples]:
     """Blocks of shape (frames, channels), float32, to the end of the file.
 
-    What follows exactly `file.stated_frames` and cannot be decoded is no damage: a tag or stray bytes.
+    What cannot be decoded is no damage if it comes right after `file.stated_frames`: it is a tag or stray bytes.
     """
     done = 0
     while True:
@@ -176,7 +176,7 @@ def _import_av(path: Path) -> ModuleType:
 
 
 def av_header(path: Path) -> tuple[int | None, int, int]:
-    """Frames at the source's rate (None where the container does not say), rate and channels."""
+    """Frames at the source's rate (None where the container does not state them), rate, and channels."""
     av = _import_av(path)
     try:
         with av.open(os.fspath(path), metadata_errors="ignore") as container:
@@ -196,7 +196,7 @@ def av_header(path: Path) -> tuple[int | None, int, int]:
 
 
 def av_blocks(path: Path, stated: float | None) -> Generator[tuple[Samples, int], None, None]:
-    """Blocks of shape (frames, channels), float32, each with its rate, of the first audio stream."""
+    """Blocks of the first audio stream, float32 of shape (frames, channels), each with its rate."""
     av = _import_av(path)
     done, rate, converter = 0, 1, None
     try:

@@ -6,7 +6,6 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -85,7 +84,7 @@ class Result(ABC):
     def to_markdown(self) -> str:
         """The title and all tables, as GitHub reads them."""
         parts = [f"# {self.title}"]
-        for table in shared_notes(self.tables()):
+        for table in self.tables():
             parts += [f"## {table.title}", table.to_markdown()] + ([table.note] if table.note else [])
         return "\n\n".join(parts) + "\n"
 
@@ -145,21 +144,13 @@ class Result(ABC):
 
     def __repr__(self) -> str:
         parts = [self.title]
-        for table in shared_notes(self.tables()[: self.brief]):
+        for table in self.tables()[: self.brief]:
             notes = "\n".join(fill(line, _WIDTH) for line in table.note.splitlines())
             parts += [f"{table.title}\n{table.to_text()}"] + ([notes] if notes else [])
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return (
-            f"<h2>{self.title}</h2>\n{''.join(table.to_html() for table in shared_notes(self.tables()[: self.brief]))}"
-        )
-
-
-def shared_notes(tables: Sequence[TextTable]) -> list[TextTable]:
-    """The same tables; a note that several in a row share stands below the last of them alone."""
-    following = [*(table.note for table in tables[1:]), None]
-    return [replace(t, note="") if t.note == note else t for t, note in zip(tables, following, strict=True)]
+        return f"<h2>{self.title}</h2>\n{''.join(table.to_html() for table in self.tables()[: self.brief])}"
 
 
 def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:

@@ -29,6 +29,8 @@ def demo(folder: Path, threads: int | None) -> None:
     Example:
       voxstrata demo -o demo
     """
+    import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
+
     from voxstrata.demo.run import MADE, run_demo
 
     with TerminalReporter(always=True) as reporter:

@@ -67,6 +67,8 @@ def retrieve(
         study.FoundRetrieval.refuse_foreign(folder)
         result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap))
     else:
+        import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
+
         opened = open_store(store)
         print_left_out(opened)
         study.Retrieval.refuse_foreign(folder)

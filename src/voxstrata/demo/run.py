@@ -48,7 +48,6 @@ def run_demo(folder: str | Path, *, threads: int | None = None, reporter: Report
     for made in ("corpus", "random-weight-encoder", "model", "demo.zarr", "results"):
         if (folder / made).exists():
             shutil.rmtree(folder / made)
-    Retrieval.refuse_foreign(folder / "results")  # before the work: whether pictures can be drawn
     reporter.step(f"speaking 40 sentences in {len(LANGUAGES)} languages, two voices each")
     manifest = write_demo_corpus(folder / "corpus", languages=LANGUAGES)
     reporter.step("looking for an encoder")

@@ -97,7 +97,7 @@ class ModelCard:
         return identity | ({"silence_sha256": self.silence["sha256"]} if context.mode == "bucketed" else {})
 
 
-def sha256_file(path: Path) -> str:
+def _sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
@@ -117,7 +117,7 @@ class ModelFolder:
 
 def write_card(folder: Path, card: ModelCard) -> None:
     """Write card.json, with hashes of the files beside it and of itself."""
-    files = {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.name != CARD}
+    files = {p.name: _sha256_file(p) for p in sorted(folder.iterdir()) if p.name != CARD}
     d = card.to_dict() | {"files": files}
     text = json.dumps(d | {"sha256": _sha256_card(d)}, indent=1, sort_keys=True)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
@@ -159,6 +159,6 @@ def open_model(path: str | Path) -> ModelFolder:
         file = folder / name
         if not file.is_file():
             raise InputError(f"{file}: missing from the model folder; export the model again")
-        if sha256_file(file) != expected:
+        if _sha256_file(file) != expected:
             raise InputError(f"{file}: damaged or changed since the export (SHA-256 differs); export it again")
     return ModelFolder(folder, card)

@@ -25,8 +25,8 @@ CALIBRATION_RECORDINGS = 16
 # Calibration recordings are cut to lengths spread over this range. So also for early positions there are several
 # recordings whose speech has ended by then.
 CALIBRATION_SECONDS = (0.5, 9.0)
-QUERIES = 480  # sampled per layer and head, over all recordings
-KMEANS_STEPS = 20
+_QUERIES = 480  # sampled per layer and head, over all recordings
+_KMEANS_STEPS = 20
 
 Recordings = Sequence[tuple[str, NDArray[np.float32]]]  # name, and samples at 16 kHz
 
@@ -101,7 +101,7 @@ def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedR
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
     query, key, value = queries_keys_values(checkpoint.encoder, log_mel)
     account = {"kind": "pure", "pad_level": level}
-    key, value, queries = key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], Queries.sample(query, key, QUERIES)
+    key, value, queries = key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], Queries.sample(query, key, _QUERIES)
     return PaddedRuns(key, value, queries, account)
 
 
@@ -133,7 +133,7 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
         begin = frames + FRAMES_PER_SECOND
         count[begin:] += 1
         query, *kv = queries_keys_values(checkpoint.encoder, features)
-        asked.append(Queries.sample(query[:, :, :begin], kv[0], -(-QUERIES // len(chosen))))
+        asked.append(Queries.sample(query[:, :, :begin], kv[0], -(-_QUERIES // len(chosen))))
         total = total or [torch.zeros_like(t) for t in kv]
         for t, new in zip(total, kv, strict=True):
             t[:, :, begin:] += new[:, :, begin:]
@@ -178,7 +178,7 @@ def kmeans(points: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Ten
     heads, positions, dim = points.shape
     centres = points[:, torch.linspace(0, positions - 1, groups).long()].clone()
     weight = weight / weight.mean(-1, keepdim=True)
-    for _ in range(KMEANS_STEPS):
+    for _ in range(_KMEANS_STEPS):
         nearest = torch.cdist(points, centres).argmin(-1)
         size = torch.zeros(heads, groups).scatter_add_(1, nearest, weight)
         index = nearest[..., None].expand(-1, -1, dim)

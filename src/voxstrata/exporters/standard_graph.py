@@ -42,24 +42,21 @@ def encoder_graph(
     A graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
     [batch, time / 2, d_model] in the weights' dtype.
     """
-    count = weights.shape.layers if blocks is None else blocks
-    b = _StandardBuilder(weights, cached, attends=count > 0)
-    b.encoder([f"residual_{k:02d}" for k in range(count + 1)], outputs, norm_every)
+    blocks = weights.shape.layers if blocks is None else blocks
+    b = _StandardBuilder(weights, cached, blocks)
+    b.encoder([f"residual_{k:02d}" for k in range(blocks + 1)], outputs, norm_every)
     # optimum's runtime works out the size of an output axis from its name
     returned = [b.tensor(n, weights.dtype, ["batch", "time // 2", b.shape.d_model]) for n in outputs]
     return b.model("whisper_encoder", b.declared_inputs(cached), returned)
 
 
 class _StandardBuilder(EncoderBuilder):
-    """Attention as products and a softmax; what a group of cached keys needs is added to the logits.
+    """Attention as products and a softmax; what a group of cached keys needs is added to the logits."""
 
-    attends: whether there is any block.
-    """
-
-    def __init__(self, weights: Weights, cached: bool, attends: bool) -> None:
+    def __init__(self, weights: Weights, cached: bool, blocks: int) -> None:
         super().__init__(weights)
         self.cached = cached
-        if attends:
+        if blocks:
             self.ints("split_heads", 0, -1, self.shape.heads, self.shape.head_dim)
             self.ints("join_heads", 0, -1, self.shape.d_model)
 

@@ -19,11 +19,11 @@ from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.pytorch import hidden_states, keys_and_values
 
 LENGTHS = (0.1, 1.0, 7.0, 19.6, 30.0)  # seconds
-CACHED_LENGTHS = (0.5, 7.0, 19.6, 29.0)  # seconds, followed by one of padding; the last has no cached keys
-# Relative L2 to float32 PyTorch. Float16 keeps 11 bits, and its errors add up over the layers.
-# What 8 bits cost depends on the checkpoint: measure it with `voxstrata drift`; this only finds graphs that are broken.
+_CACHED_LENGTHS = (0.5, 7.0, 19.6, 29.0)  # seconds, followed by one of padding; the last has no cached keys
+# Relative L2 to float32 PyTorch. Float16 keeps 11 bits, and its errors add up over the layers. What 8 bits cost depends
+# on the checkpoint, and `voxstrata drift` measures it. Here only broken graphs are to be found.
 TOLERANCE = {"float32": 2e-4, "float16": 1e-2, "int8": 0.5}
-LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans about 2
+_LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans about 2
 
 
 def validate(
@@ -36,12 +36,12 @@ def validate(
 ) -> dict[str, Any]:
     """Compare graphs and PyTorch on made-up voiced sounds of LENGTHS seconds.
 
-    Returns the card's account: per output the largest relative L2 difference over all lengths, of the graphs without
-    cached keys (the CPU's given none) and of those with, and the largest absolute difference of the log-mel.
+    Returns what the card says of it. That is for every output the largest relative L2 difference over all lengths, once
+    without cached keys and once with them, and the largest absolute difference of the log-mel.
     Raises InputError naming the output and the length when a difference exceeds TOLERANCE.
     """
     v = _Validation(folder, checkpoint, outputs, dtype, norm_every)
-    runs = [(v.without_cache, seconds) for seconds in LENGTHS] + [(v.with_cache, seconds) for seconds in CACHED_LENGTHS]
+    runs = [(v.without_cache, s) for s in LENGTHS] + [(v.with_cache, s) for s in _CACHED_LENGTHS]
     with torch.inference_mode():
         for done, (run, seconds) in enumerate(runs):
             reporter.progress(Progress("validating", done, len(runs), "lengths"))
@@ -49,7 +49,7 @@ def validate(
     return {
         "measure": "largest relative L2 difference from float32 PyTorch",
         "lengths_seconds": list(LENGTHS),
-        "cached_lengths_seconds": list(CACHED_LENGTHS),
+        "cached_lengths_seconds": list(_CACHED_LENGTHS),
         "outputs": v.worst,
         "outputs_cached": v.worst_cached,
         "log_mel_max_abs": v.worst_mel,
@@ -84,10 +84,10 @@ class _Validation:
             self._compare(self._run(name, log_mel, cache), want, self.worst, f"at {seconds} s ({name})")
 
     def with_cache(self, seconds: float) -> None:
-        """Every graph that takes cached keys, given those of a padded run: it must give that run's states.
+        """Every graph that takes cached keys. Given those of a padded run, it must give that run's states.
 
-        Whatever else is in the batch. The convolution at the cut sees a zero instead of the next mel frame: one is put
-        there.
+        This must hold whatever else is in the batch. The convolution at the cut sees a zero instead of the next mel
+        frame, so the padded run is given a zero there, too.
         """
         encoder, frames = self.checkpoint.encoder, round((seconds + 1) * FRAMES_PER_SECOND)
         features = torch.cat([_features(self.checkpoint, _voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
@@ -134,10 +134,10 @@ class _Validation:
             row[: len(v)] = v
         (got,) = self.log_mel.run(None, {"audio": audio})
         difference = float(np.abs(got - features.numpy()).max())
-        if not difference <= LOG_MEL_TOLERANCE:
+        if not difference <= _LOG_MEL_TOLERANCE:
             raise InputError(
                 f"validation failed: log-mel differs from WhisperFeatureExtractor by {difference:.1e} "
-                f"at {seconds} s, allowed is {LOG_MEL_TOLERANCE:.0e}; no model was written"
+                f"at {seconds} s, allowed is {_LOG_MEL_TOLERANCE:.0e}; no model was written"
             )
         self.worst_mel = max(self.worst_mel, difference)
 

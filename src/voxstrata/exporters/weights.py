@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,18 +37,6 @@ class EncoderShape:
     @property
     def head_dim(self) -> int:
         return self.d_model // self.heads
-
-
-class Weights(Protocol):
-    """What a graph needs to know of its weights: the encoder's sizes, their dtype, and each one's place in the file."""
-
-    @property
-    def shape(self) -> EncoderShape: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    def __contains__(self, name: object) -> bool: ...
-    def tensor(self, name: str) -> onnx.TensorProto:
-        """The initializer that says where in the file the values lie."""
 
 
 class WeightsFile:
@@ -82,7 +70,7 @@ class WeightsFile:
         return value * self.shape.head_dim**-0.5 if ".q_proj." in name else value
 
     def tensor(self, name: str) -> onnx.TensorProto:
-        """See `Weights`."""
+        """The initializer `name`, which says where in the file the values lie."""
         return self._tensors[name] if name in self._tensors else self.put(name, self.value(name).astype(self.dtype))
 
     def put(self, name: str, value: NDArray[Any]) -> onnx.TensorProto:
@@ -115,5 +103,8 @@ class StoredWeights:
         return name in self._tensors
 
     def tensor(self, name: str) -> onnx.TensorProto:
-        """See `Weights`."""
+        """As of `WeightsFile`."""
         return self._tensors[name]
+
+
+Weights = WeightsFile | StoredWeights

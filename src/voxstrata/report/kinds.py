@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable, distinct
-from voxstrata.studies.retrieve.result import Retrieval
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,6 @@ def read(path: Path) -> pa.Table:
         ) from e
 
 
-def _retrieval(table: pa.Table, _: Path) -> list[TextTable]:
-    result = Retrieval(table)
-    return [*result.tables(), *result.stored()]
-
-
-def _align(_: pa.Table, folder: Path) -> list[TextTable]:
-    from voxstrata.studies.align.result import Alignment
-
-    result = Alignment.load(folder)
-    return [*result.tables(), *result.stored()]
-
-
 def _words(_: pa.Table, folder: Path) -> list[TextTable]:
     from voxstrata.studies.words.result import WordComparison
 
@@ -59,15 +46,6 @@ def _words(_: pa.Table, folder: Path) -> list[TextTable]:
 
 
 KINDS = (
-    Kind(
-        "retrieve", "retrieval.parquet", "voxstrata_retrieval",
-        {"recall_by_layer.png": "Retrieval by output, with chance", "languages.png": "Retrieval by direction"},
-        (), _retrieval,
-    ),
-    Kind(
-        "align", "align.parquet", "voxstrata_align", {"align.png": "Controlled retrieval by output, with chance"},
-        (), _align,
-    ),
     Kind(
         "words", "words.parquet", "voxstrata_words", {"words.png": "AUC by output; chance is 0.5"},
         ("word_pairs.parquet",), _words,

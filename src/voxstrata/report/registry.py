@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from voxstrata.base.result import Result
 from voxstrata.early_exit.result import EarlyExits
+from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.drift.result import Drift
 from voxstrata.studies.explain.result import Explanation
 from voxstrata.studies.phonetics.result import Phonetics
+from voxstrata.studies.retrieve.found import FoundRetrieval
+from voxstrata.studies.retrieve.result import Retrieval
 
-RESULTS: tuple[type[Result], ...] = (Phonetics, Explanation, EarlyExits, Drift)
+RESULTS: tuple[type[Result], ...] = (Retrieval, FoundRetrieval, Alignment, Phonetics, Explanation, EarlyExits, Drift)
 
 
 def first_file(kind: type[Result]) -> str:

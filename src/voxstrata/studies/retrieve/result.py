@@ -62,12 +62,12 @@ class Retrieval(Result):
         return summary_tables(self.table)
 
     def stored(self) -> list[TextTable]:
-        table = self.table
-        first = retrieval_metrics(table)[0]
+        first = retrieval_metrics(self.table)[0]
         names = ["output", "similarity", "source", "target", "value", "low", "high", "chance", "queries"]
-        raw = pc.and_(pc.equal(table["metric"], first), pc.equal(table["score"], "raw"))
+        names += ["candidates", "candidates_max"]
+        raw = pc.and_(pc.equal(self.table["metric"], first), pc.equal(self.table["score"], "raw"))
         title = f"{first} of every direction, fractions, as stored"
-        return [as_stored(table.filter(raw), title, [*names, "candidates", "candidates_max"], of=len(table))]
+        return [as_stored(self.table.filter(raw), title, names, of=len(self.table))]
 
     def figures(self) -> dict[str, Figure]:
         return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -64,8 +63,7 @@ def summary_tables(table: pa.Table) -> list[TextTable]:
     found = [first, _best(table, means), *others]
     if any(key[1] == LINEAR_CKA for key in means):
         found.append(_cka(table, means))
-    note = stands_on(table)
-    return [replace(each, note=note) for each in found]
+    return found
 
 
 def _means(table: pa.Table) -> _Rows:
@@ -100,7 +98,8 @@ def _by_output(table: pa.Table, means: _Rows, similarity: str) -> TextTable:
             *(in_percent(r["chance"]) for r in rest),
             _number(hub, "chance"),
         ]
-    return TextTable(similarity, ["output", first, "below the best", *others, "hubness"], [*body, chance])
+    header = ["output", first, "below the best", *others, "hubness"]
+    return TextTable(similarity, header, [*body, chance], f"Percent, mean over {conditions(table)}.")
 
 
 def _best(table: pa.Table, means: _Rows) -> TextTable:
@@ -122,7 +121,7 @@ def _best(table: pa.Table, means: _Rows) -> TextTable:
             runner_up = str(ranked[1]["output"]) if len(ranked) > 1 else "–"
             body.append([similarity, score, best, with_interval(ranked[0]), ahead, runner_up, *rest])
     header = ["similarity", "score", "best output", first, "ahead by", "of", *others, "hubness"]
-    return TextTable("Best output", header, body)
+    return TextTable("Best output", header, body, stands_on(table))
 
 
 def _cka(table: pa.Table, means: _Rows) -> TextTable:
