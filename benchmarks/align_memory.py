@@ -68,7 +68,7 @@ def main() -> int:
     p.add_argument("--threads", type=int, default=2, help="cores and threads")
     p.add_argument("--utterances", type=int, default=2000, help="of each language")
     p.add_argument("--length", type=int, default=30, help="frames of an utterance, about")
-    p.add_argument("--d", type=int, default=1280, help="values of a frame")
+    p.add_argument("--d", type=int, default=768, help="values of a frame")
     p.add_argument("--frames", type=int, default=8192, help="of a tile, on either side")
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
     args = p.parse_args()

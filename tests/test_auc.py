@@ -74,7 +74,7 @@ def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     strata = [(scored(rng, 9, 8, 0.3), scored(rng, 40, 8))]
     resamples = Resamples([f"g{i}" for i in range(8)], 50)
     whole = auc(strata, resamples)
-    monkeypatch.setattr("voxstrata.evaluation.roc.BLOCK", 100)
+    monkeypatch.setattr("voxstrata.evaluation.roc.WEIGHTS_AT_ONCE", 100)
     assert auc(strata, resamples) == whole
 
 
