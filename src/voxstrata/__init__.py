@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.similarities import seqsim
     from voxstrata.store.reader import open_store
     from voxstrata.store.spec import StoreSpec
-    from voxstrata.studies.align.measure import align
+    from voxstrata.studies.align.measure import AlignOptions, align
     from voxstrata.studies.drift.measure import measure_drift as drift
     from voxstrata.studies.retrieve.found import evaluate_similarity
     from voxstrata.studies.retrieve.measure import RetrievalOptions, retrieve
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 # Where each public name is defined; under another name there where a pair is given.
 _PLACES: dict[str, str | tuple[str, str]] = {
+    "AlignOptions": "studies.align.measure",
     "AudioError": "base.errors",
     "Context": "encoders.context",
     "Device": "encoders.device",
@@ -66,6 +67,7 @@ _PLACES: dict[str, str | tuple[str, str]] = {
 }
 
 __all__ = [
+    "AlignOptions",
     "AudioError",
     "Context",
     "Device",
