@@ -58,13 +58,16 @@ def write_report(folder: str | Path, target: str | Path | None = None, reporter:
                 reporter.step(f"store {path}")
                 runs.append(of_store(path, folder))
             continue
-        reporter.step(str(path))
-        here = [kind for kind in RESULTS if first_file(kind) in files]
-        runs += [of_result(kind, path, folder) for kind in here if kind.is_saved_in(path)]
-        left_out |= {_below(path / first_file(kind), folder): _FOREIGN for kind in here if not kind.is_saved_in(path)}
+        for kind in (kind for kind in RESULTS if first_file(kind) in files):
+            if kind.is_saved_in(path):
+                reporter.step(f"{kind.command} {path}")
+                runs.append(of_result(kind, path, folder))
+            else:
+                left_out[_below(path / first_file(kind), folder)] = _FOREIGN
         runs += [of_bench(path / name, folder) for name in sorted(fnmatch.filter(files, BENCH_FILES))]
         if is_similarity(path):
             if TOP_FILE in files:
+                reporter.step(f"similarity {path}")
                 runs.append(of_similarity(path, folder))
             else:
                 left_out[_below(path / PLAN_FILE, folder)] = _UNFINISHED

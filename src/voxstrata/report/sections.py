@@ -64,7 +64,7 @@ def of_similarity(path: Path, folder: Path) -> Run:
         found = read_similarity(path)
         result = evaluate_similarity(path, RetrievalOptions(bootstrap=0))
         lists = as_stored(found.top.slice(0, _CANDIDATES_SHOWN), "Candidates, as stored", of=len(found.top))
-    model = {"weights_sha256": found.weights_sha256}
+        model = {"weights_sha256": found.weights_sha256}
     prints = _prints(path, FoundSimilarity.files)
     inside = f"<p>{escape(result.title)}</p>\n"
     tables = [*result.tables(), lists]

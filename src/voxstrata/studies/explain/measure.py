@@ -97,16 +97,11 @@ def explain(
     step = _row_seconds(store)
     lengths = {name: int(store.length[store.index(name)]) * step for name in (a, b)}
     spoken = read_words(Path(words), lengths) if words else {}
-    utterances = {}
+    said = {}
     for side, name in (("a", a), ("b", b)):
         row = store.utterances.slice(store.index(name), 1).to_pylist()[0]
-        said = SpokenUtterance(name, row["text"] or "", row["language"], tuple(spoken.get(name, ())))
-        utterances[side] = asdict(said)
-    about = {
-        Explanation.key: {"a": a, "b": b, "row_seconds": step},
-        STORE: store.about,
-        SAID: utterances,
-    }
+        said[side] = asdict(SpokenUtterance(name, row["text"] or "", row["language"], tuple(spoken.get(name, ()))))
+    about = {Explanation.key: {"a": a, "b": b, "row_seconds": step}, STORE: store.about, SAID: said}
     note = {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
     table = _summary(a, b, matches).replace_schema_metadata(note)
     maxima = _maxima(a, b, matches, step, spoken).replace_schema_metadata(note)

@@ -58,30 +58,9 @@ def measure_phonetics(
     if normalize not in NORMALIZATIONS:
         raise UsageError(f"unknown normalization {normalize!r}; known: {', '.join(NORMALIZATIONS)}")
     need("panphon")
-    given = given or {}
-    rows = [row for row in corpus.table.to_pylist() if row["language"] is not None and row["group"] is not None]
-    known = sorted({row["language"] for row in rows})
-    names = chosen("language", languages, known) if rows or languages else []
-    rows = [row for row in rows if row["language"] in names]
-    if given and not any(row["id"] in given for row in rows):
-        raise InputError(f"none of the IPA given is for an utterance of {corpus.root}; ids must be the corpus's")
-    left_out = {row["id"]: "no text and no IPA" for row in rows if not row["text"] and row["id"] not in given}
-    rows = [row for row in rows if row["id"] not in left_out]
-    spoken = sorted({row["language"] for row in rows if row["id"] not in given})
-    if left_out and not rows:
-        raise InputError(f"{corpus.root}: no utterance has text; fill the manifest's text column, or give IPA (--ipa)")
-    _refuse_unrelated(rows, names)
-    voice_by_language = choose_voices(spoken, voices) if spoken or voices else {}
-    for name in names:
-        here = [row for row in rows if row["language"] == name]
-        _transcribe(here, given, voice_by_language.get(name, GIVEN), reporter)
-    reporter.step("segments")
-    phones = Phones.from_ipa([row["ipa"] for row in rows])
-    for row, length, unknown in zip(rows, phones.lengths, phones.unknown, strict=True):
-        row["segments"], row["unknown"] = int(length), unknown
-        if not length:
-            left_out[row["id"]] = f"no segment that PanPhon knows in the IPA {row['ipa']!r} of {row['text']!r}"
-    rows = [row for row in rows if row["segments"]]
+    rows, names, left_out = _utterances(corpus, languages, given or {})
+    voice_by_language = _transcribe_all(rows, names, given or {}, voices, reporter)
+    rows = _with_segments(rows, left_out, reporter)
     _refuse_unrelated(rows, names)
     settings = {
         "distance": "panphon feature_edit_distance, equal weights",
@@ -111,6 +90,24 @@ def measure_phonetics(
     return result
 
 
+def _utterances(
+    corpus: Corpus, languages: Sequence[str] | None, given: Mapping[str, str]
+) -> tuple[list[_Row], list[str], dict[str, str]]:
+    """Utterances that can take part, their languages, and by id why others cannot. Raises what the study raises."""
+    rows = [row for row in corpus.table.to_pylist() if row["language"] is not None and row["group"] is not None]
+    known = sorted({row["language"] for row in rows})
+    names = chosen("language", languages, known) if rows or languages else []
+    rows = [row for row in rows if row["language"] in names]
+    if given and not any(row["id"] in given for row in rows):
+        raise InputError(f"none of the IPA given is for an utterance of {corpus.root}; ids must be the corpus's")
+    left_out = {row["id"]: "no text and no IPA" for row in rows if not row["text"] and row["id"] not in given}
+    rows = [row for row in rows if row["id"] not in left_out]
+    if left_out and not rows:
+        raise InputError(f"{corpus.root}: no utterance has text; fill the manifest's text column, or give IPA (--ipa)")
+    _refuse_unrelated(rows, names)
+    return rows, names, left_out
+
+
 def _refuse_unrelated(rows: Sequence[_Row], names: Sequence[str]) -> None:
     counts = Counter(row["language"] for row in rows)
     found = ", ".join(f"{name}: {counts[name]}" for name in names) or "none"
@@ -130,15 +127,37 @@ def _refuse_unrelated(rows: Sequence[_Row], names: Sequence[str]) -> None:
         raise InputError("only one group has text or IPA: there is no non-translation to compare with; add sentences")
 
 
-def _transcribe(rows: list[_Row], given: Mapping[str, str], voice: str, reporter: Reporter) -> None:
-    """Add ipa, voice and switches to rows of one language."""
-    spoken = [row for row in rows if row["id"] not in given]
+def _transcribe_all(
+    rows: list[_Row],
+    names: Sequence[str],
+    given: Mapping[str, str],
+    voices: Mapping[str, str] | None,
+    reporter: Reporter,
+) -> dict[str, str]:
+    """Add ipa, voice and switches to all rows; returns the voice of every language of which texts were read."""
+    spoken = sorted({row["language"] for row in rows if row["id"] not in given})
+    voice_by_language = choose_voices(spoken, voices) if spoken or voices else {}
     for row in rows:
         row |= {"ipa": given.get(row["id"]), "voice": GIVEN, "switches": 0}
-    if spoken:
-        reporter.step(f"IPA of {len(spoken)} texts by the voice {voice}")
-        for row, read in zip(spoken, transcribe([row["text"] for row in spoken], voice), strict=True):
-            row |= {"ipa": read.ipa, "voice": voice, "switches": read.switches}
+    for name in names:
+        texts = [row for row in rows if row["language"] == name and row["id"] not in given]
+        if texts:
+            voice = voice_by_language[name]
+            reporter.step(f"IPA of {len(texts)} texts by the voice {voice}")
+            for row, found in zip(texts, transcribe([row["text"] for row in texts], voice), strict=True):
+                row |= {"ipa": found.ipa, "voice": voice, "switches": found.switches}
+    return voice_by_language
+
+
+def _with_segments(rows: list[_Row], left_out: dict[str, str], reporter: Reporter) -> list[_Row]:
+    """Add segments and unknown characters; rows without a segment go to `left_out`, the others are returned."""
+    reporter.step("segments")
+    phones = Phones.from_ipa([row["ipa"] for row in rows])
+    for row, length, unknown in zip(rows, phones.lengths, phones.unknown, strict=True):
+        row["segments"], row["unknown"] = int(length), unknown
+        if not length:
+            left_out[row["id"]] = f"no segment that PanPhon knows in the IPA {row['ipa']!r} of {row['text']!r}"
+    return [row for row in rows if row["segments"]]
 
 
 def _notes(sides: Mapping[str, list[_Row]]) -> list[str]:
