@@ -82,6 +82,12 @@ def exported(args: argparse.Namespace, folder: Path) -> tuple[Checkpoint, ModelF
     return load_checkpoint(args.model), model
 
 
+def peak_mib() -> float:
+    """The most physical memory this process has held."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
 def say(text: str) -> None:
     """Progress, on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import Table, environment, pin, say, write_report
+from _common import Table, environment, peak_mib, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 
 from voxstrata.base.progress import Progress, Reporter
@@ -37,12 +37,6 @@ ALLOWED_MIB, ALLOWED_RISE = 2048, 1.10
 
 class Enough(Exception):
     """Stops a run."""
-
-
-def peak_mib() -> float:
-    """The most physical memory this process has held."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def child(store: str, folder: str, kernel: str, tile_frames: str, seconds: str) -> None:

@@ -12,6 +12,7 @@ THROUGH_THE_LOOP = {
     "retrieval/candidates.py",
     "studies/align/states.py",
     "studies/retrieve/measure.py",
+    "studies/words/measure.py",
 }
 # `compare` asks a kernel by way of `compare_some`; `seqsim` serves arrays in memory.
 ASKING_A_KERNEL = {"retrieval/kernels/base.py", "retrieval/similarities.py"}

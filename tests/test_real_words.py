@@ -12,7 +12,7 @@ from voxstrata.exporters import export
 from voxstrata.store import StoreSpec
 from voxstrata.studies.explain.measure import match_frames
 from voxstrata.studies.words.measure import measure_words
-from voxstrata.studies.words.table import ALL_LANGUAGES
+from voxstrata.studies.words.table import EVERY_LANGUAGE
 from voxstrata.studies.words.word_list import EXAMPLE, read_word_list
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
@@ -33,7 +33,7 @@ def test_near_homophones_are_closer_than_random_pairs_in_every_output(base: Path
     rows = {
         (row["output"], row["similarity"]): row
         for row in result.table.to_pylist()
-        if row["kind"] == "near_homophones" and row["language_a"] == ALL_LANGUAGES
+        if row["kind"] == "near_homophones" and row["language_a"] == EVERY_LANGUAGE
     }
     for output in ("layer_00", "layer_03", "final"):
         assert rows[output, "seqsim_f1"]["low"] > rows[None, "duration"]["auc"] > 0.5

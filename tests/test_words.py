@@ -23,7 +23,7 @@ from voxstrata.store import EmbeddingStore
 from voxstrata.studies.words.measure import WordOptions, _scores, compare_words
 from voxstrata.studies.words.pairs import RANDOM_WORDS, WORD_KINDS, PairSets, WordPairs, make_pairs
 from voxstrata.studies.words.result import WordComparison
-from voxstrata.studies.words.table import ALL_LANGUAGES
+from voxstrata.studies.words.table import EVERY_LANGUAGE
 from voxstrata.studies.words.word_list import EXAMPLE, Entry, read_word_list, voices_needed, with_ipa
 
 panphon_distance = pytest.importorskip("panphon.distance")
@@ -65,7 +65,7 @@ def spoken(
 
 
 def whole(table: object) -> dict[tuple[str, str], dict[str, float]]:
-    rows = table.filter(pc.equal(table["language_a"], ALL_LANGUAGES)).to_pylist()  # type: ignore[attr-defined]
+    rows = table.filter(pc.equal(table["language_a"], EVERY_LANGUAGE)).to_pylist()  # type: ignore[attr-defined]
     return {(row["similarity"], row["kind"]): row for row in rows}
 
 
@@ -365,7 +365,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
         r
         for r in table.to_pylist()
         if (r["output"], r["similarity"], r["kind"], r["language_a"])
-        == ("final", "seqsim_f1", "synonyms", ALL_LANGUAGES)
+        == ("final", "seqsim_f1", "synonyms", EVERY_LANGUAGE)
     )
     assert f"{shown['auc']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in out
     assert shown["low"] <= 0.5 <= shown["high"]  # random weights know no meaning

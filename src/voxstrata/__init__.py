@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.similarities import seqsim
     from voxstrata.store.reader import open_store
     from voxstrata.store.spec import StoreSpec
-    from voxstrata.studies.align.measure import align
+    from voxstrata.studies.align.measure import AlignOptions, align
     from voxstrata.studies.drift.measure import measure_drift as drift
     from voxstrata.studies.explain.measure import explain
     from voxstrata.studies.phonetics.measure import measure_phonetics as phonetics
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 # Where each public name is defined; under another name there where a pair is given.
 _PLACES: dict[str, str | tuple[str, str]] = {
+    "AlignOptions": "studies.align.measure",
     "AudioError": "base.errors",
     "Context": "encoders.context",
     "Device": "encoders.device",
@@ -70,6 +71,7 @@ _PLACES: dict[str, str | tuple[str, str]] = {
 }
 
 __all__ = [
+    "AlignOptions",
     "AudioError",
     "Context",
     "Device",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from voxstrata.evaluation.metrics import Float64
 
-METHOD = "Firth's penalised likelihood, intercepts refitted (FLIC)"
+LOGISTIC_METHOD = "Firth's penalised likelihood, intercepts refitted (FLIC)"
 _ITERATIONS = 200
 _STEP = 5.0  # largest change of a coefficient in one step
 _TOLERANCE = 1e-6
@@ -47,77 +47,78 @@ def fit_logistic(
     """
     order = np.argsort(strata, kind="stable")
     _, starts, strata = np.unique(strata[order], return_index=True, return_inverse=True)
-    y, predictors, weights = hits[order].astype(np.float64), predictors[order], weights[:, order]
-    total = _sums(weights, starts)
-    share = np.divide(_sums(weights * y, starts), total, out=np.zeros_like(total), where=total > 0)
+    data = _Data(hits[order].astype(np.float64), predictors[order], strata, starts, weights[:, order])
+    total = data.sums(data.weights)
+    share = np.divide(data.sums(data.weights * data.y), total, out=np.zeros_like(total), where=total > 0)
     mixed = (share > 0) & (share < 1)
-    used = weights * mixed[:, strata]
+    data = replace(data, weights=data.weights * mixed[:, strata])
     log_odds = np.where(mixed, np.log(np.where(mixed, share, 0.5) / np.where(mixed, 1 - share, 0.5)), 0)
-    known = _varies(predictors, strata, starts, used)
-    slopes = _firth(y, predictors, strata, starts, used, known, log_odds)
-    intercepts = _refitted(y, slopes @ predictors.T, strata, starts, used, mixed, log_odds)
-    p = _sigmoid(intercepts[:, strata] + slopes @ predictors.T)
+    known = _varies(data)
+    slopes = _firth(data, known, log_odds)
+    intercepts = _refitted(data, slopes @ data.z.T, mixed, log_odds)
+    p = _sigmoid(intercepts[:, strata] + slopes @ data.z.T)
     held = total > 0
     at_zero = (np.where(mixed, _sigmoid(intercepts), share) * held).sum(axis=1) / held.sum(axis=1)
-    beyond = _tjur(p, y, used) - _tjur(share[:, strata], y, used)
+    beyond = _tjur(p, data) - _tjur(share[:, strata], data)
     return LogisticFits(np.where(known[:, None], slopes, np.nan), at_zero, np.where(known, beyond, np.nan))
 
 
-def _sums(values: Float64, starts: npt.NDArray[np.int64]) -> Float64:
-    """Sums over strata, (R, n, …) to (R, S, …); rows of a stratum stand together, the first of each at `starts`."""
-    return np.asarray(np.add.reduceat(values, starts, axis=1))
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """What is fitted: y (n,) hits, z (n, k) predictors, strata (n,), weights (R, n).
 
-
-def _centred(
-    z: Float64, strata: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], weights: Float64
-) -> tuple[Float64, Float64, Float64]:
-    """Predictors less their weighted means within strata (R, n, k), these means (R, S, k), and sums of weights (R, S).
-
-    A stratum without weight has mean 0.
+    Rows of a stratum stand together, the first of each at `starts` (S,).
     """
-    total, sums = _sums(weights, starts), _sums(weights[:, :, None] * z, starts)
-    means = sums / np.where(total > 0, total, 1)[:, :, None]
-    return z - means[:, strata], means, total
+
+    y: Float64
+    z: Float64
+    strata: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    weights: Float64
+
+    def sums(self, values: Float64) -> Float64:
+        """Sums over strata, (R, n, …) to (R, S, …)."""
+        return np.asarray(np.add.reduceat(values, self.starts, axis=1))
+
+    def centred(self, weights: Float64) -> tuple[Float64, Float64, Float64]:
+        """Predictors less their weighted means within strata (R, n, k), these means (R, S, k), sums of weights (R, S).
+
+        A stratum without weight has mean 0.
+        """
+        total, sums = self.sums(weights), self.sums(weights[:, :, None] * self.z)
+        means = sums / np.where(total > 0, total, 1)[:, :, None]
+        return self.z - means[:, self.strata], means, total
 
 
-def _varies(
-    z: Float64, strata: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], used: Float64
-) -> npt.NDArray[np.bool_]:
+def _varies(data: _Data) -> npt.NDArray[np.bool_]:
     """(R,) whether every predictor varies within strata, and none is decided by the others."""
-    u, _, _ = _centred(z, strata, starts, used)
-    moments = np.einsum("rn,rnk,rnl->rkl", used, u, u)
+    u, _, _ = data.centred(data.weights)
+    moments = np.einsum("rn,rnk,rnl->rkl", data.weights, u, u)
     spread = np.sqrt(np.einsum("rkk->rk", moments))
-    found = (spread > _COLLINEAR * np.sqrt(used @ (z * z))).all(axis=1)
+    found = (spread > _COLLINEAR * np.sqrt(data.weights @ (data.z * data.z))).all(axis=1)
     scale = np.where(found[:, None], spread, 1)
     correlations = moments / scale[:, :, None] / scale[:, None, :]
     return np.asarray(found & (np.linalg.det(correlations) > _COLLINEAR))
 
 
-def _firth(
-    y: Float64,
-    z: Float64,
-    strata: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
-    used: Float64,
-    known: npt.NDArray[np.bool_],
-    intercepts: Float64,
-) -> Float64:
+def _firth(data: _Data, known: npt.NDArray[np.bool_], intercepts: Float64) -> Float64:
     """Slopes (R, k) by Fisher scoring with Firth's modified score, 0 where not known.
 
     intercepts: (R, S), where scoring begins. A step that lowers the penalised likelihood is halved.
     """
-    intercepts, slopes = intercepts.copy(), np.zeros((len(used), z.shape[1]))
+    y, strata = data.y, data.strata
+    intercepts, slopes = intercepts.copy(), np.zeros((len(data.weights), data.z.shape[1]))
     to_intercepts, to_slopes = np.zeros_like(intercepts), np.zeros_like(slopes)  # the next steps
-    reached = np.full(len(used), -np.inf)  # penalised log-likelihoods
+    reached = np.full(len(slopes), -np.inf)  # penalised log-likelihoods
     rows = np.flatnonzero(known)  # those that still move
     for _ in range(_ITERATIONS):
-        a, b, w = intercepts[rows] + to_intercepts[rows], slopes[rows] + to_slopes[rows], used[rows]
-        eta = a[:, strata] + b @ z.T
+        a, b, w = intercepts[rows] + to_intercepts[rows], slopes[rows] + to_slopes[rows], data.weights[rows]
+        eta = a[:, strata] + b @ data.z.T
         p = _sigmoid(eta)
         variance = w * p * (1 - p)
         # The information is diagonal but for the slopes' rows and columns; with predictors centred by stratum, the
         # slopes' part stands alone.
-        u, means, total = _centred(z, strata, starts, variance)
+        u, means, total = data.centred(variance)
         total = np.where(total > 0, total, 1)
         information = np.einsum("rn,rnk,rnl->rkl", variance, u, u)
         value = (w * (y * eta - np.logaddexp(0, eta))).sum(axis=1) + np.log(total).sum(axis=1) / 2
@@ -127,7 +128,7 @@ def _firth(
         hat = variance[better] * (1 / total[better][:, strata] + ((u[better] @ inverse) * u[better]).sum(axis=2))
         residual = w[better] * (y - p[better]) + hat * (0.5 - p[better])
         d_slopes = np.einsum("rkl,rnl,rn->rk", inverse, u[better], residual)
-        d_intercepts = _sums(residual, starts) / total[better] - (means[better] @ d_slopes[:, :, None])[:, :, 0]
+        d_intercepts = data.sums(residual) / total[better] - (means[better] @ d_slopes[:, :, None])[:, :, 0]
         moved, back = rows[better], rows[~better]
         intercepts[moved], slopes[moved], reached[moved] = a[better], b[better], value[better]
         to_intercepts[moved], to_slopes[moved] = np.clip(d_intercepts, -_STEP, _STEP), np.clip(d_slopes, -_STEP, _STEP)
@@ -140,24 +141,18 @@ def _firth(
     return slopes
 
 
-def _refitted(
-    y: Float64,
-    offsets: Float64,
-    strata: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
-    used: Float64,
-    mixed: npt.NDArray[np.bool_],
-    log_odds: Float64,
-) -> Float64:
+def _refitted(data: _Data, offsets: Float64, mixed: npt.NDArray[np.bool_], log_odds: Float64) -> Float64:
     """Intercepts (R, S) of greatest likelihood beside given offsets (R, n): Newton's method, bisection where it strays.
 
-    log_odds: (R, S) of each stratum's share of hits; the intercept is that less one of the offsets at most.
+    mixed: (R, S) strata with hits and misses. log_odds: (R, S) of each stratum's share of hits; the intercept is that
+    less one of the offsets at most.
     """
+    used, strata = data.weights, data.strata
     reach = np.abs(offsets).max(axis=1, keepdims=True)
     low, high, intercepts = log_odds - reach, log_odds + reach, log_odds
     for _ in range(_ITERATIONS):
         p = _sigmoid(intercepts[:, strata] + offsets)
-        score, slope = _sums(used * (y - p), starts), _sums(used * p * (1 - p), starts)
+        score, slope = data.sums(used * (data.y - p)), data.sums(used * p * (1 - p))
         low, high = np.where(score > 0, intercepts, low), np.where(score < 0, intercepts, high)
         step = np.where(mixed & (slope > 0), score / np.where(slope > 0, slope, 1), 0)
         newton = intercepts + step
@@ -167,7 +162,9 @@ def _refitted(
     return intercepts
 
 
-def _tjur(p: Float64, y: Float64, weights: Float64) -> Float64:
+def _tjur(p: Float64, data: _Data) -> Float64:
+    """(R,) mean of p (R, n) over hits less that over misses."""
+    y, weights = data.y, data.weights
     hit, miss = weights @ y, weights @ (1 - y)
     known = (hit > 0) & (miss > 0)
     means = ((p * weights) @ y) / np.where(known, hit, 1) - ((p * weights) @ (1 - y)) / np.where(known, miss, 1)

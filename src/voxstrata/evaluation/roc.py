@@ -10,16 +10,16 @@ import numpy.typing as npt
 
 from voxstrata.evaluation.bootstrap import WEIGHTS_AT_ONCE, Resamples, percentile_interval
 
-Values = npt.NDArray[np.float64]
-Groups = npt.NDArray[np.str_]
+_Values = npt.NDArray[np.float64]
+_Groups = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
     """Scores of pairs. values: (n,) float64, higher is closer. groups: (n, 2), of what either member counts as."""
 
-    values: Values
-    groups: Groups
+    values: _Values
+    groups: _Groups
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def auc(strata: Sequence[tuple[Scored, Scored]], resamples: Resamples | None) ->
     return AUC(float(won.mean()), float(low), float(high))
 
 
-def _share_beaten(values: Values, reference: Values) -> Values:
+def _share_beaten(values: _Values, reference: _Values) -> _Values:
     ordered = np.sort(reference)
     below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
     return (below + up_to) / (2 * len(ordered))
 
 
-def _add_resampled(pairs: Scored, reference: Scored, resamples: Resamples, total: Values, weight: Values) -> None:
+def _add_resampled(pairs: Scored, reference: Scored, resamples: Resamples, total: _Values, weight: _Values) -> None:
     """Add a stratum's sum of weighted shares, and of weights, in every resample."""
     order = np.argsort(reference.values, kind="stable")
     ordered = reference.values[order]
@@ -79,7 +79,7 @@ def _add_resampled(pairs: Scored, reference: Scored, resamples: Resamples, total
         weight[part] += weights.sum(axis=1)
 
 
-def _weights(groups: Groups, resamples: Resamples, part: slice) -> Values:
+def _weights(groups: _Groups, resamples: Resamples, part: slice) -> _Values:
     """How much each pair counts, (resamples of the part, n) float64."""
     first, second = (resamples.drawn(groups[:, side], part).astype(np.float64) for side in (0, 1))
     return np.where(groups[:, 0] == groups[:, 1], first, first * second)

@@ -83,9 +83,9 @@ def _draw_whole(axes: Any, lines: _Lines) -> None:
 def _draw_controlled(axes: Any, lines: _Lines) -> None:
     for control, name, colour, marker, style in (
         (POOL_MATCHED, "matched pairs", _BLUE, "o", "--"),
-        (POOL_UNLIKE, "pairs that sound unlike", _BLUE, "o", "-"),
+        (POOL_UNLIKE, "unlike-sounding pairs", _BLUE, "o", "-"),
         (POOL_RANDOM, "random negatives", _RED, "s", "--"),
-        (POOL_CLOSEST, "hard negatives by sound", _RED, "s", "-"),
+        (POOL_CLOSEST, "hard negatives", _RED, "s", "-"),
     ):
         lines.add(axes, (RAW, control, RECALL), f"{name}{lines.pool(control)}", colour, marker, style)
     for control, colour in ((POOL_UNLIKE, _BLUE), (POOL_CLOSEST, _RED)):

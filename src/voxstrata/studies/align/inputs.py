@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
+from voxstrata.evaluation.metrics import Float64
 from voxstrata.retrieval.languages import find_sides
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore
@@ -25,8 +26,6 @@ from voxstrata.studies.phonetics.result import Phonetics
 
 _IPA, _DISTANCES = (Phonetics.files[name] for name in ("ipa", "distances"))
 SMALLEST_CELL = 10  # utterances of a speaker in a language below which their mean is the language's
-
-_Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class Participants:
     """
 
     selection: Selection
-    seconds: _Float64
+    seconds: Float64
     segments: npt.NDArray[np.int64]
     cells: npt.NDArray[np.int64]
 
@@ -98,7 +97,7 @@ class PhoneticsFolder:
                 "into another folder takes its IPA as given"
             )
 
-    def distances(self, x: Selection, y: Selection, column: str) -> _Float64:
+    def distances(self, x: Selection, y: Selection, column: str) -> Float64:
         """Phonetic distances of x (N) to y (M): (N, M) float64, NaN where the table has null."""
         found = np.full((len(x.ids), len(y.ids)), np.nan)
         filled = np.zeros(found.shape, bool)

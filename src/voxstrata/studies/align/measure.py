@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from voxstrata.base.result import STORE
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import Evaluation, MeanEvaluation, Resamples
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, WEIGHTS_AT_ONCE
-from voxstrata.evaluation.logistic import METHOD, fit_logistic
-from voxstrata.evaluation.metrics import MEAN
+from voxstrata.evaluation.logistic import LOGISTIC_METHOD, fit_logistic
+from voxstrata.evaluation.metrics import MEAN, Float64
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.store import EmbeddingStore
@@ -53,8 +53,6 @@ from voxstrata.studies.align.table import (
 from voxstrata.studies.phonetics.pairs import NEIGHBOURS, non_translations, quantiles
 
 CLOSENESS = ("like-length", "sentence", "word")
-
-_Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ class DirectionInputs:
     target: str
     groups: npt.NDArray[np.str_]
     pools: PoolDesign
-    closeness: _Float64
-    baselines: dict[str, _Float64]
+    closeness: Float64
+    baselines: dict[str, Float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +148,11 @@ def align(
     """
     options = options or AlignOptions()
     outputs = depth_order(select_outputs(outputs, store.outputs))
-    options = replace(
-        options,
-        similarity=options.similarity or (SEQSIM if store.has_frames else POOLED),
-        kernel=options.kernel or choose_kernel(),
+    similarity, kernel = (
+        options.similarity or (SEQSIM if store.has_frames else POOLED),
+        options.kernel or choose_kernel(),
     )
-    if options.similarity == SEQSIM and not store.has_frames:
+    if similarity == SEQSIM and not store.has_frames:
         raise UsageError(
             "seqsim_f1 compares frames, and this store holds pooled states only; "
             "ask for pooled_cosine, or extract again with frames"
@@ -170,28 +167,21 @@ def align(
         )
     groups = sorted({str(group) for pair in pairs for group in pair.x.groups})
     resamples = Resamples(groups, options.bootstrap) if options.bootstrap else None
+    done, total = count(1), len(outputs) * len(pairs)
+
+    def compared() -> None:
+        reporter.progress(Progress("comparing", next(done), total, "language pairs × outputs"))
+
     rows: list[dict[str, object]] = []
-    for n, output in enumerate(outputs):
+    for output in outputs:
         centres = {p.language: cell_centres(p, output) for p in participants}
-        assert options.similarity is not None
-        assert options.kernel is not None
-        similarity = StateSimilarity(output, options.similarity, options.kernel, centres)
-        found: dict[str, list[DirectionFigures]] = {RAW: [], CENTRED: []}
-        for m, pair in enumerate(pairs, start=1):
-            for states, directions in found.items():
-                scores = similarity.matrix(pair.x, pair.y, states)
-                directions += [_measure(scores, pair.there, resamples), _measure(scores.T, pair.back, resamples)]
-            reporter.progress(
-                Progress("comparing", n * len(pairs) + m, len(outputs) * len(pairs), "language pairs × outputs")
-            )
-        for raw, centred in zip(found[RAW], found[CENTRED], strict=True):
-            centred.figures[POOL_ALL] = _with_change(centred.figures[POOL_ALL], raw.figures[POOL_ALL])
-        for states, directions in found.items():
-            rows += _rows(output, states, directions, resamples)
+        rows += _output_rows(StateSimilarity(output, similarity, kernel, centres), pairs, resamples, compared)
     inputs = [direction for pair in pairs for direction in (pair.there, pair.back)]
     for name in (PHONEMES, DURATIONS):
         rows += _rows(name, RAW, [_measure(d.baselines[name], d, resamples) for d in inputs], resamples)
     settings = {
+        "similarity": similarity,
+        "kernel": kernel.name if similarity == SEQSIM else None,
         **_settings(options),
         "cells_are_languages": all(len(set(p.cells.tolist())) == 1 for p in participants),
         "bootstrap_groups": len(groups),
@@ -203,22 +193,16 @@ def align(
 
 
 def _settings(options: AlignOptions) -> dict[str, object]:
-    assert options.kernel is not None
+    strata = {"durations": DURATION_STRATA, "mismatches": MISMATCH_STRATA, "candidates": CANDIDATES_OF_A_STRATUM}
     return {
-        "similarity": options.similarity,
-        "kernel": options.kernel.name if options.similarity == SEQSIM else None,
         "by": options.by,
         "unlike_quantile": options.quantile,
         "closest": options.closest,
-        "strata": {
-            "durations": DURATION_STRATA,
-            "mismatches": MISMATCH_STRATA,
-            "candidates": CANDIDATES_OF_A_STRATUM,
-        },
+        "strata": strata,
         "smallest_pool": SMALLEST_POOL,
         "neighbours_in_length": NEIGHBOURS,
         "smallest_cell": SMALLEST_CELL,
-        "fit": METHOD,
+        "fit": LOGISTIC_METHOD,
         "bootstrap_resamples": options.bootstrap,
         "bootstrap_level": LEVEL,
     }
@@ -251,10 +235,10 @@ def _language_pairs(
 def _direction(
     source: Participants,
     target: Participants,
-    source_logs: _Float64,
-    target_logs: _Float64,
-    distances: _Float64,
-    baselines: dict[str, _Float64],
+    source_logs: Float64,
+    target_logs: Float64,
+    distances: Float64,
+    baselines: dict[str, Float64],
     options: AlignOptions,
 ) -> DirectionInputs:
     """distances: (N, N), by which pairs are unlike and non-translations closest. logs: (N,), see `design_pools`."""
@@ -265,7 +249,7 @@ def _direction(
     return DirectionInputs(source.language, target.language, source.groups, pools, closeness, baselines)
 
 
-def _closeness(distances: _Float64, lengths: npt.NDArray[np.int64] | None) -> _Float64:
+def _closeness(distances: Float64, lengths: npt.NDArray[np.int64] | None) -> Float64:
     """(N,): (mean distance of the non-translations - the translation's) / their standard deviation; NaN for 0 / 0."""
     found = np.full(len(distances), np.nan)
     same = np.eye(len(distances), dtype=bool)
@@ -315,6 +299,24 @@ def _with_change(found: Evaluation, reference: Evaluation) -> Evaluation:
         chance=np.append(found.chance, math.nan),
         samples=np.concatenate([found.samples, found.samples - reference.samples], axis=1),
     )
+
+
+def _output_rows(
+    similarity: StateSimilarity,
+    pairs: Sequence[LanguagePair],
+    resamples: Resamples | None,
+    compared: Callable[[], None],
+) -> list[dict[str, object]]:
+    """Rows of one output, as stored and with means removed. compared: called after each pair of languages."""
+    found: dict[str, list[DirectionFigures]] = {RAW: [], CENTRED: []}
+    for pair in pairs:
+        for states, directions in found.items():
+            scores = similarity.matrix(pair.x, pair.y, states)
+            directions += [_measure(scores, pair.there, resamples), _measure(scores.T, pair.back, resamples)]
+        compared()
+    for raw, centred in zip(found[RAW], found[CENTRED], strict=True):
+        centred.figures[POOL_ALL] = _with_change(centred.figures[POOL_ALL], raw.figures[POOL_ALL])
+    return [row for kind, them in found.items() for row in _rows(similarity.output, kind, them, resamples)]
 
 
 def _rows(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_BoolMatrix = npt.NDArray[np.bool_]
-_Float64 = npt.NDArray[np.float64]
+from voxstrata.evaluation.metrics import BoolMatrix, Float64
+
 _Int64 = npt.NDArray[np.int64]
 
 DURATION_STRATA, MISMATCH_STRATA = 5, 3  # of pairs: by duration, and in these by how unlike the two durations are
@@ -46,8 +46,8 @@ class PoolHits:
     queries: (queries,) int64, which ones. pool: candidates of each.
     """
 
-    hits: _Float64
-    weights: _Float64
+    hits: Float64
+    weights: Float64
     queries: _Int64
     pool: int
 
@@ -57,9 +57,9 @@ _NO_POOL = PoolHits(np.empty(0), np.empty(0), np.empty(0, np.int64), 0)
 
 def design_pools(
     distances: npt.NDArray[np.floating],
-    shares_closer: _Float64,
-    query_logs: _Float64,
-    candidate_logs: _Float64,
+    shares_closer: Float64,
+    query_logs: Float64,
+    candidate_logs: Float64,
     quantile: float,
     closest: int,
 ) -> PoolDesign:
@@ -89,21 +89,21 @@ def design_pools(
     )
 
 
-def _strata(values: _Float64, count: int) -> _Int64:
+def _strata(values: Float64, count: int) -> _Int64:
     """`count` strata of equal size, from low to high."""
     rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     strata: _Int64 = rank * count // max(1, len(rank))
     return strata
 
 
-def beats_translation(scores: npt.NDArray[np.floating]) -> _BoolMatrix:
+def beats_translation(scores: npt.NDArray[np.floating]) -> BoolMatrix:
     """Candidates at least as good as the translation: (N, N) bool, false on the diagonal; ties count as wrong."""
-    wrong: _BoolMatrix = scores >= np.diag(scores)[:, None]
+    wrong: BoolMatrix = scores >= np.diag(scores)[:, None]
     np.fill_diagonal(wrong, False)
     return wrong
 
 
-def hits_by_pool(wrong: _BoolMatrix, design: PoolDesign) -> dict[str, PoolHits]:
+def hits_by_pool(wrong: BoolMatrix, design: PoolDesign) -> dict[str, PoolHits]:
     """Hits at rank 1 in every kind of pool. wrong: (N, N), see `beats_translation`.
 
     all: the whole pool.
@@ -138,17 +138,17 @@ def _members(strata: _Int64) -> _Int64:
     return np.eye(int(strata.max()) + 1, dtype=np.int64)[strata]
 
 
-def _counted(wrong: _BoolMatrix, strata: _Int64) -> _Int64:
+def _counted(wrong: BoolMatrix, strata: _Int64) -> _Int64:
     """How many are wrong in each stratum, (queries, strata); by BLAS, exact up to 2^24 candidates."""
     counts: _Int64 = np.rint(wrong.astype(np.float32) @ strata.astype(np.float32)).astype(np.int64)
     return counts
 
 
-def _hits(wrong: _BoolMatrix) -> _Float64:
+def _hits(wrong: BoolMatrix) -> Float64:
     return np.asarray(~np.any(wrong, axis=1), np.float64)
 
 
-def _matched(wrong: _BoolMatrix, design: PoolDesign) -> PoolHits:
+def _matched(wrong: BoolMatrix, design: PoolDesign) -> PoolHits:
     strata = _members(design.pair_strata)
     held, taken = strata.sum(axis=0), strata[design.unlike].sum(axis=0)
     queries = np.flatnonzero(taken[design.pair_strata] > 0)
@@ -159,7 +159,7 @@ def _matched(wrong: _BoolMatrix, design: PoolDesign) -> PoolHits:
     return PoolHits(hits, weights, queries, int(taken.sum()))
 
 
-def _no_wrong(wrong: _Int64, there: _Int64, taken: _Int64) -> _Float64:
+def _no_wrong(wrong: _Int64, there: _Int64, taken: _Int64) -> Float64:
     """Chance that draws without replacement, `taken` of the `there` candidates of each stratum, hold no `wrong` one.
 
     All (queries, strata), or shapes that broadcast to it; returns (queries,).
@@ -171,5 +171,5 @@ def _no_wrong(wrong: _Int64, there: _Int64, taken: _Int64) -> _Float64:
     room = np.where(possible, right - taken, 0)
     # C(right, taken) / C(there, taken)
     log = log_factorial[right] - log_factorial[room] + log_factorial[there - taken] - log_factorial[there]
-    chance: _Float64 = np.where(possible, np.exp(log), 0.0).prod(axis=-1)
+    chance: Float64 = np.where(possible, np.exp(log), 0.0).prod(axis=-1)
     return chance

@@ -126,8 +126,8 @@ class Alignment(Result):
     def _note_on_whole_pools(self) -> str:
         """What the columns mean under these settings, in lines that fit a terminal."""
         s = self.settings
-        few = f"their language (speakers are unknown, or have fewer than {s['smallest_cell']} utterances)"
-        cells = few if s["cells_are_languages"] else "their speaker in their language"
+        few = f"its language (speakers are unknown, or have fewer than {s['smallest_cell']} utterances)"
+        cells = few if s["cells_are_languages"] else "its speaker in its language"
         number = f"the mean over {len(directions(self.table))} directions"
         intervals = f"In brackets: 95 % bootstrap intervals over {s['bootstrap_groups']} groups."
         return "\n".join(

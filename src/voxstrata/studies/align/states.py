@@ -63,7 +63,7 @@ class StateSimilarity:
     """Similarities of one output between languages. centres: by language, see `cell_centres`."""
 
     def __init__(self, output: str, similarity: str, kernel: Kernel, centres: dict[str, _Centres]) -> None:
-        self._output, self._similarity, self._kernel, self._centres = output, similarity, kernel, centres
+        self.output, self._similarity, self._kernel, self._centres = output, similarity, kernel, centres
 
     def matrix(self, x: Participants, y: Participants, states: str) -> NDArray[np.float32]:
         """Similarity of every utterance of x (N) to every one of y (M), (N, M); the same both ways.
@@ -75,17 +75,17 @@ class StateSimilarity:
             try:
                 return pooled_cosine(a, b, x.selection.ids, y.selection.ids)
             except InputError as error:
-                raise InputError(f"output {self._output}: {error}") from error
+                raise InputError(f"output {self.output}: {error}") from error
         sink = Matrices(len(x.selection), len(y.selection))
         compare(self._frames(x, states), self._frames(y, states), self._kernel, sink)
         return sink.seqsim().f1
 
     def _frames(self, side: Participants, states: str) -> Utterances:
-        frames = side.selection.frames(self._output)
+        frames = side.selection.frames(self.output)
         return frames if states == RAW else CentredFrames(frames, self._centre_of_each(side))
 
     def _pooled(self, side: Participants, states: str) -> NDArray[np.float32]:
-        rows = side.selection.store.pooled(self._output, side.selection.indices)
+        rows = side.selection.store.pooled(self.output, side.selection.indices)
         return rows if states == RAW else rows - self._centre_of_each(side)
 
     def _centre_of_each(self, side: Participants) -> NDArray[np.float32]:

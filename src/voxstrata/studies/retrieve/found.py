@@ -56,6 +56,7 @@ class FoundRetrieval(Result):
     files: ClassVar = {"table": "found.parquet"}
     key = "voxstrata_found"
     markdown = "found.md"
+    brief = 2
 
     @property
     def title(self) -> str:

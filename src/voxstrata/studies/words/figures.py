@@ -13,7 +13,7 @@ from voxstrata.base.figures import STYLES, new_figure, set_title
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.studies.words.pairs import WORD_KINDS
-from voxstrata.studies.words.table import ALL_LANGUAGES, DURATION_ALONE, WORD_SIMILARITIES
+from voxstrata.studies.words.table import DURATION_ALONE, EVERY_LANGUAGE, WORD_SIMILARITIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def plot_words(table: pa.Table, title: Sequence[str]) -> Figure:
 
     Dashed: chance. Dotted: what the words' durations give alone. title: its paragraphs.
     """
-    table = table.filter(pc.equal(table["language_a"], ALL_LANGUAGES))
+    table = table.filter(pc.equal(table["language_a"], EVERY_LANGUAGE))
     outputs = depth_order(table.filter(pc.is_valid(table["output"]))["output"].to_pylist())
     figure = new_figure(max(10.0, 3.0 + 0.56 * len(outputs)), 5.4)
     panels = figure.subplots(1, 2, sharey=True)

@@ -21,6 +21,7 @@ from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine import Runtime, extract
 from voxstrata.evaluation.bootstrap import RESAMPLES, Resamples
+from voxstrata.evaluation.metrics import Float64
 from voxstrata.evaluation.roc import AUC, Scored, auc
 from voxstrata.phonology.ipa import tools
 from voxstrata.retrieval.compare import Matrices, compare
@@ -40,10 +41,15 @@ from voxstrata.studies.words.pairs import (
     make_pairs,
 )
 from voxstrata.studies.words.result import FAILURES, WordComparison
-from voxstrata.studies.words.table import ALL_LANGUAGES, DURATION_ALONE, PHONETIC_ALONE, WORD_SIMILARITIES, WORDS_SCHEMA
+from voxstrata.studies.words.table import (
+    DURATION_ALONE,
+    EVERY_LANGUAGE,
+    PHONETIC_ALONE,
+    WORD_SIMILARITIES,
+    WORDS_SCHEMA,
+)
 from voxstrata.studies.words.word_list import SPEAKER, Entry, voices_needed, with_ipa, word_corpus
 
-_Float64 = npt.NDArray[np.float64]
 _Int64 = npt.NDArray[np.int64]
 
 
@@ -141,7 +147,7 @@ def compare_words(
     resamples = Resamples(meanings[readable], bootstrap) if bootstrap else None
     groups = [np.stack([meanings[p.x], meanings[p.y]], axis=1) for p in pairs]
     rows: list[dict[str, Any]] = []
-    columns: dict[str, _Float64] = {}
+    columns: dict[str, Float64] = {}
     seconds = _log_seconds(store, recordings)
     controls = {
         PHONETIC_ALONE: [-p.distance.astype(np.float64) for p in pairs],
@@ -169,7 +175,7 @@ def _recordings(store: EmbeddingStore, owner_of: Mapping[str, int], words: int) 
     return held
 
 
-def _log_seconds(store: EmbeddingStore, recordings: Sequence[Sequence[int]]) -> _Float64:
+def _log_seconds(store: EmbeddingStore, recordings: Sequence[Sequence[int]]) -> Float64:
     """Mean over a word's recordings of the logarithm of their seconds, NaN without any; (words,)."""
     seconds = store.utterances["seconds"].to_numpy()
     return np.array([np.log(seconds[list(held)]).mean() if held else math.nan for held in recordings])
@@ -204,7 +210,7 @@ def _scores(
     recordings: Sequence[Sequence[int]],
     pairs: Sequence[WordPairs],
     kernel: Kernel,
-) -> dict[str, list[_Float64]]:
+) -> dict[str, list[Float64]]:
     """Similarity of every pair, for each of WORD_SIMILARITIES."""
     sides: dict[str, _Side] = {}
     pooled: dict[str, npt.NDArray[np.float32]] = {}
@@ -212,7 +218,7 @@ def _scores(
         members = [of for p in pairs for of, its in zip((p.x, p.y), p.languages, strict=True) if its == language]
         sides[language] = _Side.of(store, np.unique(np.concatenate(members)), recordings)
         pooled[language] = sides[language].pooled(output, kernel.block_frames)
-    scores: dict[str, list[_Float64]] = {name: [np.empty(0)] * len(pairs) for name in WORD_SIMILARITIES}
+    scores: dict[str, list[Float64]] = {name: [np.empty(0)] * len(pairs) for name in WORD_SIMILARITIES}
     for languages in dict.fromkeys(p.languages for p in pairs):
         x, y = (sides[language] for language in languages)
         sink = Matrices(len(x.recordings), len(y.recordings))
@@ -226,12 +232,12 @@ def _scores(
     return scores
 
 
-def _word_means(matrix: npt.NDArray[np.float32], x_starts: _Int64, y_starts: _Int64) -> _Float64:
+def _word_means(matrix: npt.NDArray[np.float32], x_starts: _Int64, y_starts: _Int64) -> Float64:
     """Means over the recordings of two words: (recordings, recordings) to (words, words) float64."""
     sums = np.add.reduceat(np.add.reduceat(matrix.astype(np.float64), x_starts, axis=0), y_starts, axis=1)
     x_counts = np.diff(x_starts, append=matrix.shape[0])
     y_counts = np.diff(y_starts, append=matrix.shape[1])
-    means: _Float64 = sums / (x_counts[:, None] * y_counts)
+    means: Float64 = sums / (x_counts[:, None] * y_counts)
     return means
 
 
@@ -240,7 +246,7 @@ def _rows(
     similarity: str,
     pairs: Sequence[WordPairs],
     groups: Sequence[npt.NDArray[np.str_]],
-    scores: Sequence[_Float64],
+    scores: Sequence[Float64],
     resamples: Resamples | None,
 ) -> list[dict[str, Any]]:
     """Rows of one (output, similarity): both kinds, over all languages and for every two."""
@@ -248,7 +254,7 @@ def _rows(
     languages = list(dict.fromkeys(p.languages for p in pairs))
     rows = []
     for kind in WORD_KINDS:
-        for a, b, both in [(ALL_LANGUAGES, ALL_LANGUAGES, languages), *((*two, [two]) for two in languages)]:
+        for a, b, both in [(EVERY_LANGUAGE, EVERY_LANGUAGE, languages), *((*two, [two]) for two in languages)]:
             strata = [(scored[kind, two], scored[RANDOM_WORDS, two]) for two in both]
             used = [(s, r) for s, r in strata if len(s.values) and len(r.values)]
             found = auc(strata, resamples) if used else AUC(math.nan, math.nan, math.nan)
@@ -271,7 +277,7 @@ def _rows(
     return rows
 
 
-def _pair_table(entries: Sequence[Entry], pairs: Sequence[WordPairs], columns: Mapping[str, _Float64]) -> pa.Table:
+def _pair_table(entries: Sequence[Entry], pairs: Sequence[WordPairs], columns: Mapping[str, Float64]) -> pa.Table:
     """A row per pair: kind, both words, phonetic distance, and scores ("layer_06 seqsim_f1")."""
     names: dict[str, Any] = {"kind": [p.kind for p in pairs for _ in range(len(p))]}
     for side in ("a", "b"):

@@ -14,7 +14,7 @@ from voxstrata.base.tables import TextTable, as_stored
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.studies.words.figures import plot_words
 from voxstrata.studies.words.pairs import NEAR_HOMOPHONES, SYNONYMS, WORD_KINDS
-from voxstrata.studies.words.table import ALL_LANGUAGES, WORD_CONTROLS, WORD_SIMILARITIES
+from voxstrata.studies.words.table import EVERY_LANGUAGE, WORD_CONTROLS, WORD_SIMILARITIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ class WordComparison(Result):
         ]
 
     def stored(self) -> list[TextTable]:
-        whole, has_output = pc.equal(self.table["language_a"], ALL_LANGUAGES), pc.is_valid(self.table["output"])
+        whole, has_output = pc.equal(self.table["language_a"], EVERY_LANGUAGE), pc.is_valid(self.table["output"])
         names = ["output", "similarity", "kind", "auc", "low", "high", "chance", "pairs", "random_pairs", "meanings"]
         outputs = self.table.filter(pc.and_(whole, has_output))
         # The controls have no output: what they go by stands in the place of the similarity.
@@ -94,7 +94,7 @@ class WordComparison(Result):
         return {"words": plot_words(self.table, title)}
 
     def _over_all_languages(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.table.filter(pc.equal(self.table["language_a"], ALL_LANGUAGES)).to_pylist()
+        rows: list[dict[str, Any]] = self.table.filter(pc.equal(self.table["language_a"], EVERY_LANGUAGE)).to_pylist()
         return rows
 
     def _basis(self) -> str:

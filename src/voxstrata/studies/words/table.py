@@ -7,7 +7,7 @@ import pyarrow as pa
 WORD_SIMILARITIES = ("seqsim_f1", "pooled_cosine")
 PHONETIC_ALONE, DURATION_ALONE = "phonetic", "duration"
 WORD_CONTROLS = (PHONETIC_ALONE, DURATION_ALONE)  # in the place of the similarity, of no output
-ALL_LANGUAGES = "all"  # language_a and language_b of the rows over all pairs of languages
+EVERY_LANGUAGE = "all"  # language_a and language_b of the rows over all pairs of languages
 
 WORDS_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("output", "similarity", "kind", "language_a", "language_b")]
