@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from voxstrata.base.errors import InputError, VoxstrataError
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
+from voxstrata.engine.encoder import PROVIDERS, Encoder
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import StoredRows, gathering, row_count
 from voxstrata.engine.runtime import Runtime
-from voxstrata.engine.sessions import PROVIDERS, Sessions
 from voxstrata.exporters.cuda_graph import cuda_encoder_graph, cuda_log_mel
 from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store.spec import StoreSpec
@@ -43,7 +43,7 @@ CALLERS = 2  # threads that call at once: one batch is computed while the other'
 ENGINE_CACHE = "tensorrt"  # folder of built TensorRT engines inside the model folder
 
 
-class CudaEncoder(Sessions):
+class CudaEncoder(Encoder):
     """Runs batches of windows through log-mel, encoder and the reductions of `spec` on one device.
 
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed.
@@ -52,7 +52,7 @@ class CudaEncoder(Sessions):
     host_memory: "pinned", or "pageable" on a CPU and once the driver has refused to lock memory, which is slower but
     gives the same.
 
-    Raises what `Sessions` raises, and InputError when the package onnx is missing.
+    Raises what `Encoder` raises, and InputError when the package onnx is missing.
     """
 
     def __init__(
@@ -135,25 +135,20 @@ class CudaEncoder(Sessions):
     def _encode(self, buffers: _Buffers, frames: int, rows: int) -> None:
         """From log-mel to states, both on the device."""
         begin = time.perf_counter()
-        name, card = self._graph(frames), self.model.card
-        shape = [rows, card.n_mels, 2 * frames]
+        name, card, options = self._graph(frames), self.model.card, ort.RunOptions()
         first = (frames, rows) not in buffers.bindings
         if first:
-            binding = self._session(name).io_binding()
+            binding = buffers.bindings[frames, rows] = self._session(name).io_binding()
+            shape, of_states = [rows, card.n_mels, 2 * frames], [rows, frames, card.d_model]
             binding.bind_input("log_mel", *self._where, np.float32, shape, buffers.log_mel.data_ptr())
-            if name == CACHED:
-                for part, value in self._silence_on_device(frames).items():
-                    binding.bind_ortvalue_input(part, value)
+            for part, value in self._silence_on_device(frames).items() if name == CACHED else ():
+                binding.bind_ortvalue_input(part, value)
             for output, states in buffers.states.items():
-                binding.bind_output(
-                    output, *self._where, self._computed, [rows, frames, card.d_model], states.data_ptr()
-                )
-            buffers.bindings[frames, rows] = binding
-        options = ort.RunOptions()
+                binding.bind_output(output, *self._where, self._computed, of_states, states.data_ptr())
         if self._cuda_graphs:
             shapes = self.context.shapes()
-            recorded = buffers.caller * len(shapes) + shapes.index(frames) + 1
-            options.add_run_config_entry("gpu_graph_id", str(recorded))
+            recorded = str(buffers.caller * len(shapes) + shapes.index(frames) + 1)
+            options.add_run_config_entry("gpu_graph_id", recorded)
         with self._recording if first else nullcontext():
             self._session(name).run_with_iobinding(buffers.bindings[frames, rows], options)
         self._count("encode", begin)
@@ -177,21 +172,21 @@ class CudaEncoder(Sessions):
         """From states on the device to stored rows on the host."""
         begin = time.perf_counter()
         d, batch = self.model.card.d_model, self.windows_computed(len(valid), frames)
-        index, weights = gathering(valid, frames, self.spec)
-        binding = self._session(REDUCTIONS).io_binding()
-        binding.bind_ortvalue_input("index", self._on_device(index))
-        if weights is not None:
-            binding.bind_ortvalue_input("weights", self._on_device(weights))
+        binding, gathered = self._session(REDUCTIONS).io_binding(), gathering(valid, frames, self.spec)
+        for name, value in zip(("index", "weights"), gathered, strict=True):
+            if value is not None:
+                binding.bind_ortvalue_input(name, self._on_device(value))
+        count = len(gathered[0])
         for output, states in buffers.states.items():
             binding.bind_input(output, *self._where, self._computed, [batch, frames, d], states.data_ptr())
             rows = buffers.rows[output]
-            binding.bind_output(f"stored/{output}", "cpu", 0, self.spec.stored_dtype, [len(index), d], rows.ctypes.data)
+            binding.bind_output(f"stored/{output}", "cpu", 0, self.spec.stored_dtype, [count, d], rows.ctypes.data)
             binding.bind_output(f"finite/{output}")
         self._session(REDUCTIONS).run_with_iobinding(binding)
         finite = [float(v.numpy()) == 0 for v in binding.get_outputs()[1::2]]
         ends = np.cumsum([row_count(n, self.spec) for n in valid])[:-1]
         # copied, because the next batch arrives in the same memory before these rows are placed
-        stored = [v[: len(index) * d].reshape(-1, d).copy() for v in buffers.rows.values()]
+        stored = [v[: count * d].reshape(-1, d).copy() for v in buffers.rows.values()]
         if self.spec.pool:  # from means to sums
             stored = [rows * np.array(valid, np.float64)[:, None] for rows in stored]
         self._count("copy_out", begin)
@@ -226,11 +221,10 @@ class CudaEncoder(Sessions):
     def _tensorrt_options(self, graph: str) -> dict[str, Any]:
         """Engines cached beside the model, float16, and one explicit profile of one shape for each bucket."""
         card = self.model.card
-        shapes = self.context.shapes() if graph == CACHED or self.context.mode != "bucketed" else (WINDOW_FRAMES,)
-        if graph == CACHED:
-            shapes = tuple(s for s in shapes if s < WINDOW_FRAMES)
         parts = []
-        for frames in shapes:
+        for frames in self.context.shapes():
+            if self._graph(frames) != graph:
+                continue
             parts.append(f"log_mel:{self.batch_size(frames)}x{card.n_mels}x{2 * frames}")
             if graph == CACHED:
                 kv = f"{card.layers}x{card.heads}x{self._silence.keys(frames)}"
@@ -243,9 +237,7 @@ class CudaEncoder(Sessions):
             "trt_engine_cache_path": str(self.model.path / ENGINE_CACHE),
             "trt_fp16_enable": True,
             "trt_cuda_graph_enable": self._cuda_graphs,
-            "trt_profile_min_shapes": profiles,
-            "trt_profile_opt_shapes": profiles,
-            "trt_profile_max_shapes": profiles,
+            **{f"trt_profile_{end}_shapes": profiles for end in ("min", "opt", "max")},
         }
 
 

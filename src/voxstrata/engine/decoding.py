@@ -6,6 +6,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,20 @@ from voxstrata.corpus import Corpus
 Samples = NDArray[np.float32]
 
 
-class DecodeAhead:
+class Stage:
+    """Has threads of its own. Leaving it as a context finishes what these are at, and drops what waits."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class DecodeAhead(Stage):
     """Decodes recordings in the order they will be asked for.
 
     `order` gives (key, row of the corpus, what probing said). `get(key)` must be called in that order.
@@ -26,19 +40,14 @@ class DecodeAhead:
 
     def __init__(self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo]], workers: int, ahead: int) -> None:
         self.seconds: dict[str, float] = defaultdict(float)  # decode: over all threads; wait: the encoder's for audio
-        self._corpus = corpus
-        self._order = iter(order)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        super().__init__(workers, "decode")
+        self._corpus, self._order = corpus, iter(order)
         self._pending: deque[tuple[int, int, Future[tuple[Samples | str, float]]]] = deque()
-        self._limit = ahead
-        self._ahead = 0
+        self._limit, self._ahead = ahead, 0
         self._fill()
 
     def _fill(self) -> None:
-        while self._ahead < self._limit or not self._pending:
-            following = next(self._order, None)
-            if following is None:
-                return
+        while (self._ahead < self._limit or not self._pending) and (following := next(self._order, None)):
             key, row, info = following
             self._pending.append((key, info.samples, self._pool.submit(self._decode, row, info)))
             self._ahead += info.samples
@@ -65,7 +74,3 @@ class DecodeAhead:
         self._ahead -= samples
         self._fill()
         return result
-
-    def close(self) -> None:
-        """Stop; what is being decoded is finished and dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -16,7 +16,9 @@ from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SAMPLES
 from voxstrata.engine.budget import EncoderSize, sgemm_rate
-from voxstrata.engine.encoder import Encoder, make_encoder
+from voxstrata.engine.cpu_encoder import CpuEncoder
+from voxstrata.engine.cuda_encoder import CudaEncoder
+from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.pipeline import Batch, CommitStage, DecodeStage, EncodeStage
 from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
@@ -36,8 +38,7 @@ class ExtractReport:
     seconds: wall seconds of this run, from the first unit to the last. stages: busy seconds of each stage; they
         overlap, and `decode`, `log_mel`, `encode` and `reduce` add up threads.
     resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
-    sgemm_rate: float32 matrix products in operations per second on the same threads just before the run; None unless
-        asked for.
+    sgemm_rate: float32 matrix products in operations per second on the same threads just before; None unless asked for.
     """
 
     store: str
@@ -99,25 +100,15 @@ def extract(
 ) -> ExtractReport:
     """Extract the embeddings of a corpus into a store; resumes the store when it exists.
 
-    Parameters
-    ----------
-    spec
-        what is kept and in which context it is computed; by default every frame of all outputs as float16, `bucketed`
-    runtime
-        what the run may use of the machine; by default all cores, no GPU
-    long
-        "window" cuts recordings over 30 s into windows, "error" refuses the corpus naming them
-    allow_overflow
-        stores values beyond float16 as infinities; by default they end the run
-    efficiency
-        also measures this machine's rate of matrix products, for the report; on the CPU, about a second
+    spec: what is kept, and in which context; by default every frame of all outputs as float16, `bucketed`.
+    runtime: what the run may use of the machine; by default all cores, no GPU.
+    long: "window" cuts recordings over 30 s into windows, "error" refuses the corpus naming them.
+    allow_overflow: stores values beyond float16 as infinities; by default they end the run.
+    efficiency: also measures this machine's rate of matrix products, for the report; on the CPU, about a second.
 
-    Raises
-    ------
-    UsageError, InputError
-        before any encoding: unknown outputs, efficiency asked of a GPU, unusable model or corpus, a store that
-        something else made.
-        During it: no space, float16 overflow. What is committed stays; the same call resumes.
+    Raises UsageError and InputError before any encoding: unknown outputs, efficiency asked of a GPU, unusable model or
+    corpus, a store that something else made. During it InputError: no space, float16 overflow. What is committed
+    stays; the same call resumes.
     """
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     model = model if isinstance(model, ModelFolder) else open_model(model)
@@ -126,8 +117,7 @@ def extract(
         raise UsageError("efficiency is measured against the CPU's sgemm rate; leave it out on a GPU")
     spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
     try:
-        # What can be known is known before minutes of reading headers: a store that is another's or in use, a device
-        # that does not start.
+        # What can be known is known before minutes of reading headers: a store in use or another's, a dead device.
         files = Files(store)
         refuse_foreign(files)
         if files.exists(PLAN):
@@ -146,6 +136,11 @@ def extract(
         ) from e
 
 
+def make_encoder(model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> Encoder:
+    """What encodes on that device. Raises what `Encoder` raises."""
+    return (CpuEncoder if runtime.device.kind == "cpu" else CudaEncoder)(model, spec, runtime)
+
+
 def _run(
     corpus: Corpus, infos: Sequence[AudioInfo | None], encoder: Encoder, sink: UnitSink, reporter: Reporter
 ) -> ExtractReport:
@@ -153,7 +148,7 @@ def _run(
     begin, writer, plan = time.perf_counter(), sink.writer, sink.plan
     done = writer.done()
     units = _working_order(plan, done)
-    account = _Account(encoder, plan, units, len(writer.failures(done)[0]), reporter)
+    tally = _Tally(encoder, plan, units, len(writer.failures(done)[0]), reporter)
     with (
         DecodeStage(corpus, infos, plan, units, encoder) as decoding,
         CommitStage(sink) as committing,
@@ -162,7 +157,7 @@ def _run(
         for batch, rows in encoding.encoded(decoding):
             committing.put(batch, rows)
             del rows  # the committing thread's: not to be held here while the next ones are waited for
-            account.add(batch)
+            tally.add(batch)
         committing.settle()
     failures, overflows = writer.finish()
     seconds, ids = time.perf_counter() - begin, plan.utterances["id"].to_pylist()
@@ -173,11 +168,11 @@ def _run(
         failures={str(ids[i]): reason for i, reason in sorted(failures.items())},
         units=plan.units,
         resumed_units=len(done),
-        audio_seconds=account.encoded / SAMPLE_RATE,
+        audio_seconds=tally.encoded / SAMPLE_RATE,
         seconds=seconds,
         stages={k: round(v, 3) for k, v in (decoding.seconds | encoder.seconds | sink.seconds).items()},
         overflows=overflows,
-        flops=account.flops,
+        flops=tally.flops,
     )
 
 
@@ -188,12 +183,12 @@ def _working_order(plan: Plan, done: set[int]) -> list[int]:
     """
 
     def longest_window(unit: int) -> int:
-        return min(int(plan.samples[plan.unit_begin[unit] : plan.unit_begin[unit + 1]].max()), WINDOW_SAMPLES)
+        return min(int(plan.samples[plan.members(unit)].max()), WINDOW_SAMPLES)
 
     return sorted(set(range(plan.units)) - done, key=lambda unit: (-longest_window(unit), unit))
 
 
-class _Account:
+class _Tally:
     """Counts the batches that a run has encoded, and tells the reporter.
 
     encoded: samples. flops: arithmetic they took. Recordings that fail are work that is done, but not encoded.
@@ -202,10 +197,8 @@ class _Account:
     def __init__(self, encoder: Encoder, plan: Plan, units: Sequence[int], failed: int, reporter: Reporter) -> None:
         self.encoded = self.flops = 0
         self._size, self._context = EncoderSize.of(encoder.model, plan.spec.outputs), plan.spec.context
-        self._units, self._units_total, self._failed = 0, len(units), failed
-        self._samples = 0
-        self._samples_total = sum(int(plan.samples[plan.unit_begin[u] : plan.unit_begin[u + 1]].sum()) for u in units)
-        self._reporter = reporter
+        self._units, self._units_total, self._failed, self._reporter = 0, len(units), failed, reporter
+        self._samples, self._samples_total = 0, sum(int(plan.samples[plan.members(u)].sum()) for u in units)
 
     def add(self, batch: Batch) -> None:
         self.encoded += sum(w.samples for w in batch.windows)
@@ -213,17 +206,6 @@ class _Account:
         self._units += batch.last
         self._samples += batch.samples
         self._failed += len(batch.failures)
-        audio = self._samples / SAMPLE_RATE
-        self._reporter.progress(
-            Progress(
-                "extracting",
-                self._units,
-                self._units_total,
-                "units",
-                work=audio,
-                work_total=self._samples_total / SAMPLE_RATE,
-                rated=audio,
-                rate_unit="audio-h/h",
-                failed=self._failed,
-            )
-        )
+        audio, total = self._samples / SAMPLE_RATE, self._samples_total / SAMPLE_RATE
+        units, failed = (self._units, self._units_total, "units"), self._failed
+        self._reporter.progress(Progress("extracting", *units, audio, total, audio, "audio-h/h", failed))

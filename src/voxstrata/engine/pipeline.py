@@ -1,21 +1,21 @@
 """The way of the audio through a run: decode → encode → commit.
 
-Each stage is an object with threads of its own. Batches pass from one to the next in the order of the plan, and every
-stage holds a bounded number of them, so that memory does not grow with the corpus. Used as contexts: leaving one
-finishes what its threads are at and drops what waits.
+Batches pass from one stage to the next in the order of the plan, and every stage holds a bounded number of them, so
+that memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.engine.decoding import DecodeAhead, Samples
+from voxstrata.engine.decoding import DecodeAhead, Samples, Stage
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.reductions import StoredRows
 from voxstrata.engine.sink import UnitSink
@@ -68,7 +68,7 @@ def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list
         by_frames, samples = {}, 0
 
 
-class DecodeStage:
+class DecodeStage(DecodeAhead):
     """The first stage: the batches of `units` with their audio, for each window its samples.
 
     infos: what probing said of every row of the corpus.
@@ -79,10 +79,9 @@ class DecodeStage:
     ) -> None:
         self._corpus, self._infos, self._plan, self._units, self._encoder = corpus, infos, plan, units, encoder
         ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * SAMPLES_PER_FRAME
-        self._ahead = DecodeAhead(corpus, self._order(), encoder.threads, ahead)
-        self.seconds = self._ahead.seconds
+        super().__init__(corpus, self._recordings(), encoder.threads, ahead)
 
-    def _order(self) -> Iterator[tuple[int, int, AudioInfo]]:
+    def _recordings(self) -> Iterator[tuple[int, int, AudioInfo]]:
         """Recordings in the order in which batches ask for them."""
         rows = {name: i for i, name in enumerate(self._corpus.table["id"].to_pylist())}
         corpus_row = [rows[name] for name in self._plan.utterances["id"].to_pylist()]
@@ -94,8 +93,7 @@ class DecodeStage:
                 yield u, corpus_row[u], info
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Samples]]]:
-        for unit in self._units:
-            yield from self._unit(unit)
+        return itertools.chain.from_iterable(map(self._unit, self._units))
 
     def _unit(self, unit: int) -> Iterator[tuple[Batch, list[Samples]]]:
         left = {u: len(self._plan.windows(u)) for u in self._plan.members(unit)}
@@ -105,7 +103,7 @@ class DecodeStage:
         for n, (frames, windows) in enumerate(todo, 1):
             failures = {}
             for u in dict.fromkeys(w.utterance for w in windows if w.utterance not in asked):
-                found = self._ahead.get(u)
+                found = self.get(u)
                 if isinstance(found, str):
                     failures[u] = self._corpus.without_root(found)
                 else:
@@ -119,19 +117,13 @@ class DecodeStage:
                     del held[w.utterance]
             yield Batch(unit, frames, readable, sum(w.samples for w in windows), failures, n == len(todo)), audio
 
-    def __enter__(self) -> DecodeStage:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._ahead.close()
-
-
-class EncodeStage:
+class EncodeStage(Stage):
     """The second stage: as many batches at once as the encoder takes, each on a thread of its own."""
 
     def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder.concurrency, "encode")
         self._encoder = encoder
-        self._pool = ThreadPoolExecutor(encoder.concurrency, thread_name_prefix="encode")
 
     def encoded(self, decoded: DecodeStage) -> Iterator[tuple[Batch, StoredRows]]:
         """The batches with what is stored of them, in the same order. Raises what the encoder raises."""
@@ -146,35 +138,29 @@ class EncodeStage:
     def _encode(self, frames: int, audio: list[Samples]) -> StoredRows:
         return self._encoder.stored_rows(audio, frames) if audio else StoredRows([], [])
 
-    def __enter__(self) -> EncodeStage:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
 
 def _finished(batch: Batch, encoding: Future[StoredRows]) -> tuple[Batch, StoredRows]:
     """Waits. A function, so that no variable holds the rows while others work with them."""
     return batch, encoding.result()
 
 
-class CommitStage:
+class CommitStage(Stage):
     """The last stage: one thread places rows and writes units, in order.
 
     Leaving it lets that thread finish: after an interrupt a unit is committed whole or not at all.
     """
 
     def __init__(self, sink: UnitSink) -> None:
+        super().__init__(1, "sink")
         self._sink = sink
         self._failures: dict[int, str] = {}  # of the unit
         self._in_flight: deque[Future[None]] = deque()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="sink")
 
     def put(self, batch: Batch, rows: StoredRows) -> None:
         """Have a batch placed, and its unit committed when it is the last. Raises what earlier ones failed with."""
         # a batch that could not be placed must stop the run before its unit is committed
         self.settle(keep=0 if batch.last else BATCHES_IN_FLIGHT - 1)
-        self._in_flight.append(self._worker.submit(self._take, batch, rows))
+        self._in_flight.append(self._pool.submit(self._take, batch, rows))
 
     def settle(self, keep: int = 0) -> None:
         """Wait until at most `keep` batches are not placed yet. Raises what they failed with."""
@@ -188,9 +174,3 @@ class CommitStage:
         if batch.last:
             self._sink.commit(batch.unit, self._failures)
             self._failures = {}
-
-    def __enter__(self) -> CommitStage:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._worker.shutdown(wait=True, cancel_futures=True)
