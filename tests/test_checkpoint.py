@@ -76,7 +76,7 @@ def graph_bytes(checkpoint: Checkpoint, folder: Path) -> tuple[bytes, bytes]:
     folder.mkdir()
     with WeightsFile(folder / "weights", checkpoint.state(), checkpoint.shape, "float32") as weights:
         graph = encoder_graph(weights, outputs=output_names(checkpoint.shape.layers), cached=True, norm_every=False)
-    return graph.SerializeToString(), (folder / "weights").read_bytes()
+    return graph, (folder / "weights").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def build(
             graph = cpu_encoder_graph(weights, outputs=outputs, norm_every=norm_every)
         else:
             graph = encoder_graph(weights, outputs=outputs, cached=name == CACHED, norm_every=norm_every)
-    (folder / "graph.onnx").write_bytes(graph.SerializeToString())
+    (folder / "graph.onnx").write_bytes(graph)
     return session(folder / "graph.onnx")
 
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from voxstrata.encoders.device import Device
     from voxstrata.engine.extraction import extract
     from voxstrata.engine.runtime import Runtime
-    from voxstrata.exporters.exporting import export
-    from voxstrata.exporters.spec import ExportSpec
+    from voxstrata.exporters.exporting import ExportSpec, export
     from voxstrata.retrieval.all_pairs import similarity
     from voxstrata.retrieval.ragged import Ragged
     from voxstrata.retrieval.selection import select
@@ -44,7 +43,7 @@ _PLACES: dict[str, str | tuple[str, str]] = {
     "AudioError": "base.errors",
     "Context": "encoders.context",
     "Device": "encoders.device",
-    "ExportSpec": "exporters.spec",
+    "ExportSpec": "exporters.exporting",
     "InputError": "base.errors",
     "Progress": "base.progress",
     "Ragged": "retrieval.ragged",

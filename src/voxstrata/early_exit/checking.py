@@ -160,7 +160,7 @@ def _session(encoder: Checkpoint, folder: Path) -> onnxruntime.InferenceSession:
     outputs = output_names(encoder.shape.layers)
     with WeightsFile(folder / WEIGHTS, encoder.state(), encoder.shape, "float32") as weights:
         graph = encoder_graph(weights, outputs=outputs, cached=False, norm_every=False)
-    (folder / ENCODER).write_bytes(graph.SerializeToString())
+    (folder / ENCODER).write_bytes(graph)
     return onnxruntime.InferenceSession(folder / ENCODER, providers=["CPUExecutionProvider"])
 
 

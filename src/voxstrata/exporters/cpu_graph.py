@@ -15,7 +15,6 @@ What differs, and why (benchmarks/graphs.py times the whole of it beside the sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +24,11 @@ from voxstrata.exporters.blocks import EncoderBuilder, residual_names
 from voxstrata.exporters.graph import MICROSOFT
 from voxstrata.exporters.weights import WeightsFile
 
-if TYPE_CHECKING:
-    import onnx
-
 _ALIASED = 1024  # float32 numbers: 4 KiB, after which addresses fall into the same places of a first-level cache
 _CACHE_LINE = 16  # float32 numbers
 
 
-def cpu_encoder_graph(
-    weights: WeightsFile, *, outputs: Sequence[str], norm_every: bool, int8: bool = False
-) -> onnx.ModelProto:
+def cpu_encoder_graph(weights: WeightsFile, *, outputs: Sequence[str], norm_every: bool, int8: bool = False) -> bytes:
     """Build the encoder with cached keys, for a CPU; inputs and outputs are float32. Arguments as of `encoder_graph`.
 
     `int8`: the blocks' linear layers have weights of 8 bits, one scale per column, and quantise what they multiply

@@ -29,7 +29,7 @@ def cuda_log_mel(model: ModelFolder) -> bytes:
     onnx = onnx_package()
     constants = onnx.load(model.path / LOG_MEL).graph.initializer
     (filters,) = (onnx.numpy_helper.to_array(c) for c in constants if c.name == "mel_filters")
-    return bytes(log_mel_graph(filters.T, columns=True).SerializeToString())
+    return log_mel_graph(filters.T, columns=True)
 
 
 def cuda_encoder_graph(model: ModelFolder, outputs: Sequence[str], *, cached: bool, fused: bool) -> bytes:
@@ -42,12 +42,11 @@ def cuda_encoder_graph(model: ModelFolder, outputs: Sequence[str], *, cached: bo
     weights, norm_every = StoredWeights(model), model.card.final_norm == "every"
     blocks = depth(outputs, model.card.layers)
     if not fused:
-        plain = encoder_graph(weights, outputs=outputs, cached=cached, norm_every=norm_every, blocks=blocks)
-        return bytes(plain.SerializeToString())
+        return encoder_graph(weights, outputs=outputs, cached=cached, norm_every=norm_every, blocks=blocks)
     b = _FusedBuilder(weights, cached)
     b.encoder(residual_names(model.card.layers, outputs, norm_every)[: blocks + 1], outputs, norm_every)
     returned = [b.tensor(name, weights.dtype, ["batch", None, b.shape.d_model]) for name in outputs]
-    return bytes(b.model("whisper_encoder_cuda", b.declared_inputs(cached), returned).SerializeToString())
+    return b.model("whisper_encoder_cuda", b.declared_inputs(cached), returned)
 
 
 class _FusedBuilder(EncoderBuilder):

@@ -28,9 +28,7 @@ def onnx_package() -> Any:
     try:
         import onnx
     except ImportError:
-        raise InputError(
-            "running on a GPU needs the package onnx, to build its graphs; pip install 'voxstrata[gpu]'"
-        ) from None
+        raise InputError("a GPU's graphs are built with the package onnx; pip install 'voxstrata[gpu]'") from None
     return onnx
 
 
@@ -70,18 +68,14 @@ class GraphBuilder:
         """The declaration of an input or output."""
         return self.onnx.helper.make_tensor_value_info(name, self.type_of(dtype), dims)
 
-    def model(
-        self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
-    ) -> onnx.ModelProto:
-        """The finished graph."""
+    def model(self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> bytes:
+        """The finished graph, serialized."""
         helper = self.onnx.helper
+        graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.initializers.values()))
         versions = {"": OPSET} | {n.domain: 1 for n in self.nodes if n.domain}
-        return helper.make_model(
-            helper.make_graph(self.nodes, name, inputs, outputs, list(self.initializers.values())),
-            producer_name="voxstrata",
-            opset_imports=[helper.make_opsetid(domain, version) for domain, version in versions.items()],
-            ir_version=_IR_VERSION,
-        )
+        opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+        about = {"producer_name": "voxstrata", "opset_imports": opsets, "ir_version": _IR_VERSION}
+        return bytes(helper.make_model(graph, **about).SerializeToString())
 
     def type_of(self, dtype: DTypeLike) -> int:
         """ONNX's number for a numpy dtype."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,9 @@ from numpy.typing import NDArray
 from voxstrata.encoders.frames import HOP_LENGTH, N_FFT
 from voxstrata.exporters.graph import GraphBuilder
 
-if TYPE_CHECKING:
-    import onnx
 
-
-def log_mel_graph(mel_filters: NDArray[Any], *, columns: bool = False) -> onnx.ModelProto:
-    """Build the graph.
+def log_mel_graph(mel_filters: NDArray[Any], *, columns: bool = False) -> bytes:
+    """Build the graph, serialized.
 
     mel_filters: (201, n_mels), as `WhisperFeatureExtractor.mel_filters`.
     columns: the graph has an input of that name more, int64 [1]: how many of the first mel frames it returns.

@@ -46,4 +46,4 @@ def reduction_graph(
         x = b.node("Mul", [b.cast(x, f"{name}/as_stored", np.float32), "nought"], f"{name}/nought")
         b.node("ReduceSum", [x], f"finite/{name}", keepdims=0)
         returned += [b.tensor(f"stored/{name}", stored, ["rows", d_model]), b.tensor(f"finite/{name}", np.float32, [])]
-    return bytes(b.model("voxstrata_reductions", inputs, returned).SerializeToString())
+    return b.model("voxstrata_reductions", inputs, returned)

@@ -81,21 +81,6 @@ class PaddedRuns:
     account: dict[str, Any]
 
 
-def pure_silence(checkpoint: Checkpoint, groups: int, level: float = PURE_LEVEL) -> tuple[Silence, dict[str, Any]]:
-    """A cache of one run on silence at log-mel `level`, and what the card says of it."""
-    return condense(run_on_silence(checkpoint, level), groups)
-
-
-def calibrated_silence(
-    checkpoint: Checkpoint, recordings: Recordings, groups: int, reporter: Reporter = SILENT
-) -> tuple[Silence, dict[str, Any]]:
-    """A cache of mean keys and values over padded runs of recordings, and what the card says of it.
-
-    Arguments and errors are those of `run_on_recordings`.
-    """
-    return condense(run_on_recordings(checkpoint, recordings, reporter), groups)
-
-
 def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedRuns:
     """One run on silence at log-mel `level`."""
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)

@@ -7,39 +7,25 @@ dynamic, attention takes cached keys, and nothing depends on how a version of tr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voxstrata.exporters.blocks import EncoderBuilder
 from voxstrata.exporters.weights import Weights
 
-if TYPE_CHECKING:
-    import onnx
-
 
 def encoder_graph(
     weights: Weights, *, outputs: Sequence[str], cached: bool, norm_every: bool, blocks: int | None = None
-) -> onnx.ModelProto:
-    """Build the encoder.
+) -> bytes:
+    """Build the encoder, serialized. The graph computes in the dtype of the weights.
 
-    Parameters
-    ----------
-    weights
-        The graph computes in their dtype.
-    outputs
-        Which of `output_names(layers)` the graph returns.
-    cached
-        Whether attention also sees cached keys, given as inputs `silence_key` and `silence_value`
-        [layers, heads, keys, head_dim] and `silence_bias` [layers, heads, keys] (float32).
-    norm_every
-        Apply the final LayerNorm to every `layer_k` that is returned.
-    blocks
-        How many blocks the graph holds, as many as the outputs need or more; by default all.
+    outputs: which of `output_names(layers)` the graph returns.
+    cached: whether attention also sees cached keys, given as inputs `silence_key` and `silence_value` [layers, heads,
+    keys, head_dim] and `silence_bias` [layers, heads, keys] (float32).
+    norm_every: the final LayerNorm is applied to every `layer_k` that is returned.
+    blocks: how many blocks the graph holds, as many as the outputs need or more; by default all.
 
-    Returns
-    -------
-    A graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
+    The graph goes from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
     [batch, time / 2, d_model] in the weights' dtype.
     """
     blocks = weights.shape.layers if blocks is None else blocks
