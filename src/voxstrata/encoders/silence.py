@@ -47,6 +47,10 @@ class SilenceKeys:
     value: NDArray[np.float32]
     bias: NDArray[np.float32]
 
+    def feeds(self) -> dict[str, NDArray[np.float32]]:
+        """By the names of the graphs' inputs."""
+        return {"silence_key": self.key, "silence_value": self.value, "silence_bias": self.bias}
+
 
 @dataclass(frozen=True)
 class Silence:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL, ModelFolder
-from voxstrata.encoders.frames import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
+from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.encoders.outputs import as_float16, depth
 from voxstrata.encoders.silence import SilenceKeys
 from voxstrata.engine.encoder import Encoder
@@ -73,8 +73,7 @@ class CpuEncoder(Encoder):
         name = self._graph(frames)
         feeds: dict[str, NDArray[Any]] = {"log_mel": log_mel}
         if name != ENCODER:
-            k = self._silence_keys(frames)
-            feeds |= {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
+            feeds |= self._silence_keys(frames).feeds()
         names = list(self.outputs)
         if name == CPU:
             feeds["positions"] = self._positions(frames, keep)
@@ -98,9 +97,7 @@ class CpuEncoder(Encoder):
         # One by one: onnxruntime computes most of a logarithm with vector code and what is left over with scalar
         # code, they round differently, and where they meet would depend on the batch.
         parts = [self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0] for row in batch]
-        log_mel = np.concatenate(parts)
-        columns: NDArray[np.float32] = log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH]
-        columns = np.ascontiguousarray(columns)
+        columns = np.ascontiguousarray(np.concatenate(parts)[:, :, : 2 * frames])
         self._count("log_mel", begin)
         return columns
 

@@ -163,8 +163,7 @@ class CudaEncoder(Encoder):
 
     def _silence_on_device(self, frames: int) -> dict[str, Any]:
         if frames not in self._uploaded:  # only the computing thread asks
-            k = self._silence.for_frames(frames)
-            parts = {"silence_key": k.key, "silence_value": k.value, "silence_bias": k.bias}
+            parts = self._silence.for_frames(frames).feeds()
             self._uploaded[frames] = {name: self._on_device(a) for name, a in parts.items()}
         return self._uploaded[frames]
 

@@ -115,24 +115,18 @@ class Record:
 
     def to_text(self) -> str:
         """Machine, rates and stages, in tables."""
-        rows = [
-            [
-                mode,
-                f"{t.audio_hours_per_hour:.1f}",
-                f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}",
-                "" if t.efficiency is None else f"{t.efficiency:.0%}",
-                str(t.clips),
-                f"{t.seconds:.1f}",
-            ]
-            for mode, t in self.modes.items()
-        ]
+        rows = []
+        for mode, t in self.modes.items():
+            gigabytes = f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}"
+            share = "" if t.efficiency is None else f"{t.efficiency:.0%}"
+            rows.append([mode, f"{t.audio_hours_per_hour:.1f}", gigabytes, share, str(t.clips), f"{t.seconds:.1f}"])
         header = ["context", "audio-hours per hour", "GB per audio-hour", "efficiency", "clips", "seconds"]
         stages = {stage: None for t in self.modes.values() for stage in t.stages}
         busy = [[mode, *(f"{t.stages.get(s, 0.0) / t.seconds:.1%}" for s in stages)] for mode, t in self.modes.items()]
         limit = f", sgemm {self.sgemm_rate / 1e9:.0f} GFLOP/s" if self.sgemm_rate else ""
+        about = self.about
         lines = [
-            f"on {self.about['cpu']}, {self.about['device']}, "
-            f"{self.about['threads']} of {self.about['cores']} cores{limit}",
+            f"on {about['cpu']}, {about['device']}, {about['threads']} of {about['cores']} cores{limit}",
             f"{len(next(iter(self.modes.values())).outputs)} outputs as float16, made-up sound of mean 12 s",
             "",
             aligned(header, rows),

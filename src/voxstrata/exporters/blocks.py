@@ -130,6 +130,12 @@ class EncoderBuilder(GraphBuilder):
         joined = self.ints(f"silence_{part}/joined", 0, 0, self.shape.heads * width)
         return self.node("Reshape", [t, joined], f"silence_{part}/flat")
 
+    def of_block(self, cached: str, part: str, block: int) -> str:
+        """Of cached keys or values of all blocks those of one, for every member of the batch."""
+        index = self.ints(f"layer_index_{block}", block)
+        one = self.node("Gather", [cached, index], f"silence_{part}/{block}", axis=0)
+        return self.node("Expand", [one, "batch/expand"], f"silence_{part}/{block}/batch")
+
     def declared_inputs(self, cached: bool) -> list[onnx.ValueInfoProto]:
         """`log_mel`, and the silence cache."""
         s = self.shape

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxstrata.base.errors import InputError
+from voxstrata.audio.decode import decode
+from voxstrata.base.errors import AudioError, InputError
 from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.encoders.silence import FIRST_CACHED, Silence, check_groups
 from voxstrata.exporters.checkpoint import Checkpoint
@@ -50,11 +52,6 @@ class Queries:
         total = [(q @ k.transpose(-1, -2)).logsumexp(-1) for q, k in zip(query, key, strict=True)]
         return cls(query, torch.stack(total))
 
-    @classmethod
-    def join(cls, parts: Sequence[Queries]) -> Queries:
-        """The queries of several runs."""
-        return cls(torch.cat([p.query for p in parts], 2), torch.cat([p.log_total for p in parts], 2))
-
     def attention(self, key: torch.Tensor) -> torch.Tensor:
         """Mean softmax weight of each key (layers, heads, n, head_dim) over the queries: (layers, heads, n)."""
         by_layer = zip(self.query, key, self.log_total, strict=True)  # as in `sample`
@@ -85,9 +82,21 @@ def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedR
     """One run on silence at log-mel `level`."""
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
     query, key, value = queries_keys_values(checkpoint.encoder, log_mel)
-    account = {"kind": "pure", "pad_level": level}
-    key, value, queries = key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], Queries.sample(query, key, _QUERIES)
-    return PaddedRuns(key, value, queries, account)
+    queries, account = Queries.sample(query, key, _QUERIES), {"kind": "pure", "pad_level": level}
+    return PaddedRuns(key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], queries, account)
+
+
+def calibration_recordings(corpus: Corpus, reporter: Reporter) -> Recordings:
+    """The beginnings of evenly spaced recordings of a corpus, by id; `reporter` is warned of those not decodable."""
+    longest = round(CALIBRATION_SECONDS[1] * SAMPLE_RATE)  # all that is used of a recording
+    ids = corpus.table["id"].to_pylist()
+    found = []
+    for i in np.linspace(0, len(corpus) - 1, min(len(corpus), 2 * CALIBRATION_RECORDINGS)).astype(int):
+        try:
+            found.append((str(ids[i]), decode(corpus.absolute(int(i)))[:longest].copy()))
+        except AudioError as e:
+            reporter.warn(f"not calibrated on {e}")
+    return found
 
 
 def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: Reporter = SILENT) -> PaddedRuns:
@@ -112,9 +121,7 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
     for done, ((_, audio), cut) in enumerate(zip(chosen, cuts, strict=True)):
         reporter.progress(Progress("calibrating", done, len(chosen), "recordings"))
         frames = min(int(cut), len(audio) // SAMPLES_PER_FRAME)
-        features = checkpoint.extractor(
-            audio[: frames * SAMPLES_PER_FRAME], sampling_rate=SAMPLE_RATE, return_tensors="pt"
-        )["input_features"]
+        features = checkpoint.features(audio[: frames * SAMPLES_PER_FRAME])
         begin = frames + FRAMES_PER_SECOND
         count[begin:] += 1
         query, *kv = queries_keys_values(checkpoint.encoder, features)
@@ -122,15 +129,13 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
         total = total or [torch.zeros_like(t) for t in kv]
         for t, new in zip(total, kv, strict=True):
             t[:, :, begin:] += new[:, :, begin:]
+    queries = Queries(torch.cat([q.query for q in asked], 2), torch.cat([q.log_total for q in asked], 2))
     key, value = (t[:, :, FIRST_CACHED:] / count[FIRST_CACHED:, None] for t in total)
-    account = {
-        "kind": "calibrated",
-        "recordings": [
-            {"name": name, "sha256": hashlib.sha256(np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()}
-            for name, audio in chosen
-        ],
-    }
-    return PaddedRuns(key, value, Queries.join(asked), account)
+    origin = [
+        {"name": name, "sha256": hashlib.sha256(np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()}
+        for name, audio in chosen
+    ]
+    return PaddedRuns(key, value, queries, {"kind": "calibrated", "recordings": origin})
 
 
 def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:

@@ -15,6 +15,7 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.encoders.card import CACHED, CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
+from voxstrata.encoders.silence import SilenceKeys
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.pytorch import hidden_states, keys_and_values
 
@@ -65,15 +66,13 @@ class _Validation:
         self.checkpoint, self.outputs, self.dtype, self.norm_every = checkpoint, outputs, dtype, norm_every
         self.log_mel = _session(folder / LOG_MEL)
         self.graphs = {name: _session(folder / name) for name in ENCODER_GRAPHS[dtype]}
-        self.worst = dict.fromkeys(outputs, 0.0)
-        self.worst_cached = dict.fromkeys(outputs, 0.0)
-        self.worst_mel = 0.0
+        self.worst, self.worst_cached, self.worst_mel = dict.fromkeys(outputs, 0.0), dict.fromkeys(outputs, 0.0), 0.0
 
     def without_cache(self, seconds: float) -> None:
         """Log-mel, and every graph with no cached key."""
         # two voices of different loudness, one long and one short, so that neighbours could leak
         voices = [_voice(seconds, 120.0, 0.3), _voice(seconds / 3, 210.0, 0.01)]
-        features = torch.cat([_features(self.checkpoint, v) for v in voices])
+        features = torch.cat([self.checkpoint.features(v) for v in voices])
         self._compare_log_mel(voices, features, seconds)
         frames, s = round(seconds * FRAMES_PER_SECOND), self.checkpoint.shape
         log_mel = features[:, :, : 2 * frames]
@@ -90,7 +89,7 @@ class _Validation:
         frame, so the padded run is given a zero there, too.
         """
         encoder, frames = self.checkpoint.encoder, round((seconds + 1) * FRAMES_PER_SECOND)
-        features = torch.cat([_features(self.checkpoint, _voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
+        features = torch.cat([self.checkpoint.features(_voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
         features[:, :, 2 * frames : 2 * frames + 1] = 0
         key, value = (t[:, :, frames:].numpy() for t in keys_and_values(encoder, features[:1]))
         want = hidden_states(encoder, features[:1])
@@ -104,9 +103,7 @@ class _Validation:
     ) -> list[NDArray[Any]]:
         feeds = {"log_mel": log_mel.numpy()}
         if cache is not None:
-            key, value = cache
-            bias = np.zeros(key.shape[:3], np.float32)
-            feeds |= {"silence_key": key, "silence_value": value, "silence_bias": bias}
+            feeds |= SilenceKeys(*cache, np.zeros(cache[0].shape[:3], np.float32)).feeds()
         if name == CPU:
             feeds["positions"] = np.full(self.checkpoint.shape.layers, log_mel.shape[2] // 2)
         states: list[NDArray[Any]] = self.graphs[name].run(self.outputs, feeds)
@@ -157,9 +154,3 @@ def _voice(seconds: float, pitch: float, amplitude: float) -> NDArray[np.float32
     burst = 0.6 + 0.4 * np.sin(2 * np.pi * 3.1 * t)
     wave: NDArray[np.float64] = amplitude * (0.3 * burst * tone + 0.01 * noise)
     return wave.astype(np.float32)
-
-
-def _features(checkpoint: Checkpoint, audio: NDArray[np.float32]) -> torch.Tensor:
-    features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
-    assert isinstance(features, torch.Tensor)
-    return features

@@ -10,32 +10,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 
-from voxstrata.audio.decode import decode
-from voxstrata.base.errors import AudioError
 from voxstrata.base.folders import new_folder
 from voxstrata.base.progress import Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.encoders import card as layout
 from voxstrata.encoders.card import ModelCard, write_card
-from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import output_names, select_outputs
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.cpu_graph import cpu_encoder_graph
 from voxstrata.exporters.exporting import ExportSpec
 from voxstrata.exporters.graph import OPSET
 from voxstrata.exporters.log_mel import log_mel_graph
-from voxstrata.exporters.silence_cache import (
-    CALIBRATION_RECORDINGS,
-    CALIBRATION_SECONDS,
-    condense,
-    run_on_recordings,
-    run_on_silence,
-)
+from voxstrata.exporters.silence_cache import calibration_recordings, condense, run_on_recordings, run_on_silence
 from voxstrata.exporters.standard_graph import encoder_graph
 from voxstrata.exporters.validation import validate
 from voxstrata.exporters.weights import WeightsFile
@@ -51,7 +40,7 @@ def write_model(
         runs = run_on_silence(checkpoint)
     else:
         reporter.step(f"silence cache: calibrated on {spec.calibrate}")
-        runs = run_on_recordings(checkpoint, _recordings(corpus, reporter), reporter)
+        runs = run_on_recordings(checkpoint, calibration_recordings(corpus, reporter), reporter)
     silence, account = condense(runs, spec.silence_keys)
     with new_folder(target) as folder:
         reporter.step("writing the graphs")
@@ -104,16 +93,3 @@ def _stamp(folder: Path, card: ModelCard) -> None:
         model = onnx.load(str(folder / name), load_external_data=False)
         onnx.helper.set_model_props(model, {"voxstrata": json.dumps(card.to_dict(), sort_keys=True)})
         (folder / name).write_bytes(model.SerializeToString())
-
-
-def _recordings(corpus: Corpus, reporter: Reporter) -> list[tuple[str, NDArray[np.float32]]]:
-    """The beginnings of evenly spaced recordings of a corpus, by id; `reporter` is warned of those not decodable."""
-    longest = round(CALIBRATION_SECONDS[1] * SAMPLE_RATE)  # all that is used of a recording
-    ids = corpus.table["id"].to_pylist()
-    found = []
-    for i in np.linspace(0, len(corpus) - 1, min(len(corpus), 2 * CALIBRATION_RECORDINGS)).astype(int):
-        try:
-            found.append((str(ids[i]), decode(corpus.absolute(int(i)))[:longest].copy()))
-        except AudioError as e:
-            reporter.warn(f"not calibrated on {e}")
-    return found
