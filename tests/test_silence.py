@@ -14,7 +14,7 @@ from voxstrata.base.errors import InputError  # noqa: E402
 from voxstrata.encoders import Silence  # noqa: E402
 from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from voxstrata.exporters.pytorch import keys_and_values, queries_keys_values  # noqa: E402
+from voxstrata.exporters.pytorch import queries_keys_values  # noqa: E402
 from voxstrata.exporters.silence_cache import Queries, condense, kmeans, run_on_recordings, run_on_silence  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,7 +63,7 @@ def test_uncondensed_the_positions_are_kept_one_by_one(checkpoint: Checkpoint) -
     log_mel = torch.full((1, 80, 3000), -0.75)
     for frames in (75, 800, 1499):
         got = silence.for_frames(frames)
-        key, value = keys_and_values(checkpoint.encoder, log_mel)
+        key, value = queries_keys_values(checkpoint.encoder, log_mel)[1:]
         np.testing.assert_allclose(got.key, key[:, :, frames:].numpy(), atol=2e-3)  # kept as float16
         np.testing.assert_allclose(got.value, value[:, :, frames:].numpy(), atol=2e-3)
         assert not got.bias.any()
@@ -148,7 +148,7 @@ def test_a_calibrated_cache_is_the_mean_over_padded_runs_behind_the_speech(check
     total = [np.zeros((3, 4, 1500, 8)), np.zeros((3, 4, 1500, 8))]
     count = np.zeros(1500)
     for (_, audio), cut in zip(recordings, cuts, strict=True):
-        kv = keys_and_values(checkpoint.encoder, features(checkpoint, audio[: cut * 320]))
+        kv = queries_keys_values(checkpoint.encoder, features(checkpoint, audio[: cut * 320]))[1:]
         for t, new in zip(total, kv, strict=True):
             t[:, :, cut + 50 :] += new.numpy()[:, :, cut + 50 :]
         count[cut + 50 :] += 1
@@ -161,7 +161,7 @@ def test_a_calibrated_cache_is_the_mean_over_padded_runs_behind_the_speech(check
 def test_a_calibrated_cache_is_nearer_to_padding_than_a_pure_one(checkpoint: Checkpoint) -> None:
     """On a recording it was not made from."""
     others = [(f"r{i}", sound(2.0 + i, i)) for i in range(6)]
-    want = keys_and_values(checkpoint.encoder, features(checkpoint, sound(3.0, 99)))[0][:, :, 300:].numpy()
+    want = queries_keys_values(checkpoint.encoder, features(checkpoint, sound(3.0, 99)))[1][:, :, 300:].numpy()
     distance = {}
     for kind, silence in (
         ("pure", condense(run_on_silence(checkpoint), 0)[0]),

@@ -128,11 +128,10 @@ class CpuEncoder(Encoder):
 
     def _compute(self, name: str, outputs: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         try:
-            computed: list[NDArray[Any]] = self._session(name).run(outputs, feeds)
+            return list(self._session(name).run(outputs, feeds))
         except Exception as e:  # onnxruntime's own exceptions share no base class
             shapes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
             raise InputError(
                 f"{self.model.path / name}: onnxruntime failed on {shapes} ({e}); if memory ran out, choose a "
                 "smaller token budget"
             ) from e
-        return computed

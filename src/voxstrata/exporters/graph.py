@@ -79,5 +79,4 @@ class GraphBuilder:
 
     def type_of(self, dtype: DTypeLike) -> int:
         """ONNX's number for a numpy dtype."""
-        found: int = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        return found
+        return int(self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

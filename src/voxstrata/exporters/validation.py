@@ -17,7 +17,7 @@ from voxstrata.encoders.card import CACHED, CPU, ENCODER, ENCODER_GRAPHS, LOG_ME
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from voxstrata.encoders.silence import SilenceKeys
 from voxstrata.exporters.checkpoint import Checkpoint
-from voxstrata.exporters.pytorch import hidden_states, keys_and_values
+from voxstrata.exporters.pytorch import hidden_states, queries_keys_values
 
 LENGTHS = (0.1, 1.0, 7.0, 19.6, 30.0)  # seconds
 _CACHED_LENGTHS = (0.5, 7.0, 19.6, 29.0)  # seconds, followed by one of padding; the last has no cached keys
@@ -91,7 +91,7 @@ class _Validation:
         encoder, frames = self.checkpoint.encoder, round((seconds + 1) * FRAMES_PER_SECOND)
         features = torch.cat([self.checkpoint.features(_voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
         features[:, :, 2 * frames : 2 * frames + 1] = 0
-        key, value = (t[:, :, frames:].numpy() for t in keys_and_values(encoder, features[:1]))
+        key, value = (t[:, :, frames:].numpy() for t in queries_keys_values(encoder, features[:1])[1:])
         want = hidden_states(encoder, features[:1])
         at = f"at {seconds} s with {WINDOW_FRAMES - frames} cached keys"
         for name in self.graphs.keys() - {ENCODER}:
@@ -106,8 +106,7 @@ class _Validation:
             feeds |= SilenceKeys(*cache, np.zeros(cache[0].shape[:3], np.float32)).feeds()
         if name == CPU:
             feeds["positions"] = np.full(self.checkpoint.shape.layers, log_mel.shape[2] // 2)
-        states: list[NDArray[Any]] = self.graphs[name].run(self.outputs, feeds)
-        return states
+        return list(self.graphs[name].run(self.outputs, feeds))
 
     def _compare(
         self, got: Sequence[NDArray[Any]], want: dict[str, torch.Tensor], worst: dict[str, float], at: str
@@ -152,5 +151,4 @@ def _voice(seconds: float, pitch: float, amplitude: float) -> NDArray[np.float32
     tone = sum(np.sin(k * phase) / k for k in range(1, 12))
     noise = np.random.default_rng(int(pitch)).standard_normal(len(t))
     burst = 0.6 + 0.4 * np.sin(2 * np.pi * 3.1 * t)
-    wave: NDArray[np.float64] = amplitude * (0.3 * burst * tone + 0.01 * noise)
-    return wave.astype(np.float32)
+    return np.asarray(amplitude * (0.3 * burst * tone + 0.01 * noise), np.float32)
