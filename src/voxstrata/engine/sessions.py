@@ -17,11 +17,7 @@ from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.spec import StoreSpec
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 @functools.cache

@@ -189,13 +189,7 @@ def _tensors(loaded: dict[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def _checkpoint(
-    path: Path,
-    name: str,
-    revision: str | None,
-    config: WhisperConfig,
-    state: dict[str, torch.Tensor],
-    *,
-    bare: bool,
+    path: Path, name: str, revision: str | None, config: WhisperConfig, state: dict[str, torch.Tensor], *, bare: bool
 ) -> Checkpoint:
     """The encoder with its weights. bare: it was saved without the model around it."""
     if config.max_source_positions != WINDOW_FRAMES or config.activation_function != "gelu":
