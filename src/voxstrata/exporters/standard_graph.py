@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from voxstrata.exporters.blocks import EncoderBuilder
 from voxstrata.exporters.weights import Weights
 
@@ -23,23 +21,13 @@ def encoder_graph(
 ) -> onnx.ModelProto:
     """Build the encoder.
 
-    Parameters
-    ----------
-    weights
-        The graph computes in their dtype.
-    outputs
-        Which of `output_names(layers)` the graph returns.
-    cached
-        Whether attention also sees cached keys, given as inputs `silence_key` and `silence_value`
+    weights: the graph computes in their dtype. outputs: which of `output_names(layers)` it returns.
+    cached: whether attention also sees cached keys, given as inputs `silence_key` and `silence_value`
         [layers, heads, keys, head_dim] and `silence_bias` [layers, heads, keys] (float32).
-    norm_every
-        Apply the final LayerNorm to every `layer_k` that is returned.
-    blocks
-        How many blocks the graph holds, as many as the outputs need or more; by default all.
+    norm_every: the final LayerNorm is applied to every `layer_k` that is returned.
+    blocks: how many the graph holds, as many as the outputs need or more; by default all.
 
-    Returns
-    -------
-    A graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
+    Returns a graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
     [batch, time / 2, d_model] in the weights' dtype.
     """
     blocks = weights.shape.layers if blocks is None else blocks
@@ -65,11 +53,9 @@ class _StandardBuilder(EncoderBuilder):
         if not self.cached:
             return
         dtype = self.weights.dtype
-        for part in ("key", "value", "bias"):
-            if dtype == np.float32:
-                self.node("Identity", [f"silence_{part}"], f"silence_{part}/cast")
-            else:
-                self.computed(f"silence_{part}")
+        for name in ("silence_key", "silence_value", "silence_bias"):
+            if self.computed(name) == name:
+                self.node("Identity", [name], f"{name}/cast")
         self.batch_shape(x, "ones3", 3)
         self.ints("heads_one", 1, self.shape.heads, 1)
         zeros = self.onnx.helper.make_tensor("value", self.type_of(dtype), [1], [0.0])

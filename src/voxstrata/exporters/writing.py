@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +31,9 @@ from voxstrata.exporters.log_mel import log_mel_graph
 from voxstrata.exporters.silence_cache import (
     CALIBRATION_RECORDINGS,
     CALIBRATION_SECONDS,
-    calibrated_silence,
-    pure_silence,
+    condense,
+    run_on_recordings,
+    run_on_silence,
 )
 from voxstrata.exporters.spec import ExportSpec
 from voxstrata.exporters.standard_graph import encoder_graph
@@ -46,10 +48,11 @@ def write_model(
     outputs = select_outputs(spec.outputs, output_names(checkpoint.shape.layers))
     if corpus is None:
         reporter.step("silence cache: pure")
-        silence, account = pure_silence(checkpoint, spec.silence_keys)
+        runs = run_on_silence(checkpoint)
     else:
         reporter.step(f"silence cache: calibrated on {spec.calibrate}")
-        silence, account = calibrated_silence(checkpoint, _recordings(corpus, reporter), spec.silence_keys, reporter)
+        runs = run_on_recordings(checkpoint, _recordings(corpus, reporter), reporter)
+    silence, account = condense(runs, spec.silence_keys)
     with new_folder(target) as folder:
         reporter.step("writing the graphs")
         _write_graphs(folder, checkpoint, spec, outputs)
@@ -58,16 +61,12 @@ def write_model(
         checkpoint.extractor.save_pretrained(folder)
         reporter.step("validating against PyTorch")
         validation = validate(folder, checkpoint, outputs, spec.dtype, spec.norm_every, reporter)
-        s = checkpoint.shape
         card = ModelCard(
             format=layout.MODEL_FORMAT,
             checkpoint=checkpoint.name,
             revision=checkpoint.revision,
             weights_sha256=checkpoint.sha256(),
-            layers=s.layers,
-            d_model=s.d_model,
-            heads=s.heads,
-            n_mels=s.n_mels,
+            **asdict(checkpoint.shape),
             dtype=spec.dtype,
             opset=OPSET,
             outputs=outputs,
