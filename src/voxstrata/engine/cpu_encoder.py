@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.encoders.card import CPU, ENCODER, LOG_MEL, ModelFolder, encoder_graphs
+from voxstrata.encoders.card import CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.encoders.outputs import as_float16, depth
 from voxstrata.encoders.silence import SilenceKeys
@@ -45,7 +45,7 @@ class CpuEncoder(Encoder):
 
     def _graph(self, frames: int) -> str:
         """The CPU's own, which serves every context; float16 models have none."""
-        return CPU if CPU in encoder_graphs(self.model.card.dtype) else super()._graph(frames)
+        return CPU if CPU in ENCODER_GRAPHS[self.model.card.dtype] else super()._graph(frames)
 
     def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
         """Encode a batch of windows; see `Encoder`. What a window gives does not depend on the others."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import Progress, Reporter
-from voxstrata.encoders.card import CACHED, CPU, ENCODER, LOG_MEL, encoder_graphs
+from voxstrata.encoders.card import CACHED, CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.pytorch import hidden_states, queries_keys_values
@@ -59,7 +59,7 @@ class _Validation:
     ) -> None:
         self.checkpoint, self.outputs, self.dtype, self.norm_every = checkpoint, outputs, dtype, norm_every
         self.log_mel = _session(folder / LOG_MEL)
-        self.graphs = {name: _session(folder / name) for name in encoder_graphs(dtype)}
+        self.graphs = {name: _session(folder / name) for name in ENCODER_GRAPHS[dtype]}
         self.worst = dict.fromkeys(outputs, 0.0)
         self.worst_cached = dict.fromkeys(outputs, 0.0)
         self.worst_mel = 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -82,17 +81,16 @@ def write_model(
 
 def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequence[str]) -> None:
     """The encoder's graphs, which share one file of weights, and the log-mel's."""
-    int8, names = spec.dtype == "int8", layout.encoder_graphs(spec.dtype)
+    int8, names = spec.dtype == "int8", layout.ENCODER_GRAPHS[spec.dtype]
     dtype = "float32" if int8 else spec.dtype
     with WeightsFile(folder / layout.WEIGHTS, checkpoint.state(), checkpoint.shape, dtype) as weights:
         chosen: dict[str, Any] = {"outputs": outputs, "norm_every": spec.norm_every}
-        make = {
-            layout.ENCODER: partial(encoder_graph, weights, cached=False, **chosen),
-            layout.CACHED: partial(encoder_graph, weights, cached=True, **chosen),
-            layout.CPU: partial(cpu_encoder_graph, weights, int8=int8, **chosen),
-        }
         for name in names:
-            (folder / name).write_bytes(make[name]().SerializeToString())
+            if name == layout.CPU:
+                graph = cpu_encoder_graph(weights, int8=int8, **chosen)
+            else:
+                graph = encoder_graph(weights, cached=name == layout.CACHED, **chosen)
+            (folder / name).write_bytes(graph.SerializeToString())
     for name in names:
         onnx.checker.check_model(str(folder / name))
     onnx.save(log_mel_graph(checkpoint.extractor.mel_filters), str(folder / layout.LOG_MEL))
@@ -100,7 +98,7 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, output
 
 def _stamp(folder: Path, card: ModelCard) -> None:
     """Put the card into the metadata of every graph, so that a graph alone says what it is."""
-    for name in (*layout.encoder_graphs(card.dtype), layout.LOG_MEL):
+    for name in (*layout.ENCODER_GRAPHS[card.dtype], layout.LOG_MEL):
         model = onnx.load(str(folder / name), load_external_data=False)
         onnx.helper.set_model_props(model, {"voxstrata": json.dumps(card.to_dict(), sort_keys=True)})
         (folder / name).write_bytes(model.SerializeToString())
