@@ -225,11 +225,8 @@ class CudaEncoder(Encoder):
     def _tensorrt_options(self, graph: str) -> dict[str, Any]:
         """Engines cached beside the model, float16, and one explicit profile of one shape for each bucket."""
         card = self.model.card
-        shapes = self.context.shapes() if graph == CACHED or self.context.mode != "bucketed" else (WINDOW_FRAMES,)
-        if graph == CACHED:
-            shapes = tuple(s for s in shapes if s < WINDOW_FRAMES)
         parts = []
-        for frames in shapes:
+        for frames in (m for m in self.context.shapes() if self._graph(m) == graph):
             parts.append(f"log_mel:{self.batch_size(frames)}x{card.n_mels}x{2 * frames}")
             if graph == CACHED:
                 kv = f"{card.layers}x{card.heads}x{self._silence.keys(frames)}"

@@ -27,6 +27,7 @@ from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.extraction import ExtractReport, extract
 from voxstrata.engine.runtime import Runtime, available_threads
 from voxstrata.engine.synthetic import MIXES, LengthMix, write_made_up
+from voxstrata.store.files import Files
 from voxstrata.store.spec import StoreSpec
 
 SECONDS = 90.0  # about how long all measurements together may take
@@ -217,10 +218,7 @@ def bench(
         modes[mode] = measure(model, mode, MIXES["fleurs"], outputs, runtime, seconds=each, limit=limit, again=False)
     record = Record(about(model, runtime), load, limit, modes)
     path = record_path(record.about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record.to_dict(), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    Files(path.parent).write(path.name, (json.dumps(record.to_dict(), indent=1) + "\n").encode())
     return record
 
 

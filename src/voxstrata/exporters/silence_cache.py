@@ -121,10 +121,9 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
         for t, new in zip(total, kv, strict=True):
             t[:, :, begin:] += new[:, :, begin:]
     key, value = (t[:, :, FIRST_CACHED:] / count[FIRST_CACHED:, None] for t in total)
-    hashes = [
-        (name, hashlib.sha256(np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()) for name, audio in chosen
-    ]
-    account = {"kind": "calibrated", "recordings": [{"name": name, "sha256": sha256} for name, sha256 in hashes]}
+    used = [(name, np.ascontiguousarray(audio, "<f4").tobytes()) for name, audio in chosen]
+    listed = [{"name": name, "sha256": hashlib.sha256(samples).hexdigest()} for name, samples in used]
+    account = {"kind": "calibrated", "recordings": listed}
     return PaddedRuns(key, value, Queries.join(asked), account)
 
 

@@ -69,8 +69,8 @@ class _StandardBuilder(EncoderBuilder):
         q, value = (self.node("Transpose", [t], f"{t}/bhtd", perm=[0, 2, 1, 3]) for t in (q, value))
         if self.cached:
             key = self.node("Transpose", [key], f"{key}/bhtd", perm=[0, 2, 1, 3])
-            key = self.node("Concat", [key, self._silence("key", block)], f"{m}/keys", axis=2)
-            value = self.node("Concat", [value, self._silence("value", block)], f"{m}/values", axis=2)
+            key = self.with_cached(key, "silence_key/cast", "key", block, axis=2)
+            value = self.with_cached(value, "silence_value/cast", "value", block, axis=2)
             key = self.node("Transpose", [key], f"{m}/keys/t", perm=[0, 1, 3, 2])
         else:
             key = self.node("Transpose", [key], f"{key}/bhdt", perm=[0, 2, 3, 1])
@@ -81,12 +81,6 @@ class _StandardBuilder(EncoderBuilder):
         weighted = self.node("MatMul", [attention, value], f"{m}/heads")
         joined = self.node("Transpose", [weighted], f"{m}/heads/bthd", perm=[0, 2, 1, 3])
         return x, self.node("Reshape", [joined, "join_heads"], f"{m}/joined")
-
-    def _silence(self, part: str, block: int) -> str:
-        """One block's cached keys or values for every member of the batch: [batch, heads, keys, head_dim]."""
-        index = self.ints(f"layer_index_{block}", block)
-        one = self.node("Gather", [f"silence_{part}/cast", index], f"silence_{part}/{block}", axis=0)
-        return self.node("Expand", [one, "batch/expand"], f"silence_{part}/{block}/batch")
 
     def _silence_bias(self, block: int) -> str:
         """One block's logit bias, zero for computed keys: [1, heads, 1, frames + keys]."""
