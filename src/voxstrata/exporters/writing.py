@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,13 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, output
     dtype = "float32" if int8 else spec.dtype
     with WeightsFile(folder / layout.WEIGHTS, checkpoint.state(), checkpoint.shape, dtype) as weights:
         chosen: dict[str, Any] = {"outputs": outputs, "norm_every": spec.norm_every}
+        make = {
+            layout.ENCODER: partial(encoder_graph, weights, cached=False, **chosen),
+            layout.CACHED: partial(encoder_graph, weights, cached=True, **chosen),
+            layout.CPU: partial(cpu_encoder_graph, weights, int8=int8, **chosen),
+        }
         for name in names:
-            if name == layout.CPU:
-                graph = cpu_encoder_graph(weights, int8=int8, **chosen)
-            else:
-                graph = encoder_graph(weights, cached=name == layout.CACHED, **chosen)
-            (folder / name).write_bytes(graph.SerializeToString())
+            (folder / name).write_bytes(make[name]().SerializeToString())
     for name in names:
         onnx.checker.check_model(str(folder / name))
     onnx.save(log_mel_graph(checkpoint.extractor.mel_filters), str(folder / layout.LOG_MEL))
