@@ -63,7 +63,7 @@ def test_uncondensed_the_positions_are_kept_one_by_one(checkpoint: Checkpoint) -
     log_mel = torch.full((1, 80, 3000), -0.75)
     for frames in (75, 800, 1499):
         got = silence.for_frames(frames)
-        key, value = queries_keys_values(checkpoint.encoder, log_mel)[1:]
+        _, key, value = queries_keys_values(checkpoint.encoder, log_mel)
         np.testing.assert_allclose(got.key, key[:, :, frames:].numpy(), atol=2e-3)  # kept as float16
         np.testing.assert_allclose(got.value, value[:, :, frames:].numpy(), atol=2e-3)
         assert not got.bias.any()
@@ -148,7 +148,7 @@ def test_a_calibrated_cache_is_the_mean_over_padded_runs_behind_the_speech(check
     total = [np.zeros((3, 4, 1500, 8)), np.zeros((3, 4, 1500, 8))]
     count = np.zeros(1500)
     for (_, audio), cut in zip(recordings, cuts, strict=True):
-        kv = queries_keys_values(checkpoint.encoder, features(checkpoint, audio[: cut * 320]))[1:]
+        _, *kv = queries_keys_values(checkpoint.encoder, features(checkpoint, audio[: cut * 320]))
         for t, new in zip(total, kv, strict=True):
             t[:, :, cut + 50 :] += new.numpy()[:, :, cut + 50 :]
         count[cut + 50 :] += 1

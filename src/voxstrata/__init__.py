@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from voxstrata.encoders.device import Device
     from voxstrata.engine.extraction import extract
     from voxstrata.engine.runtime import Runtime
-    from voxstrata.exporters.exporting import ExportSpec, export
+    from voxstrata.exporters.exporting import export
+    from voxstrata.exporters.spec import ExportSpec
     from voxstrata.retrieval.all_pairs import similarity
     from voxstrata.retrieval.ragged import Ragged
     from voxstrata.retrieval.selection import select
@@ -43,7 +44,7 @@ _PLACES: dict[str, str | tuple[str, str]] = {
     "AudioError": "base.errors",
     "Context": "encoders.context",
     "Device": "encoders.device",
-    "ExportSpec": "exporters.exporting",
+    "ExportSpec": "exporters.spec",
     "InputError": "base.errors",
     "Progress": "base.progress",
     "Ragged": "retrieval.ragged",

@@ -25,9 +25,9 @@ from voxstrata.encoders.context import Context
 from voxstrata.encoders.silence import Silence
 
 MODEL_FORMAT = 3  # 2 brought encoder_cpu.onnx; 3 its outputs in float16
+CARD, LOG_MEL, SILENCE, WEIGHTS = "card.json", "log_mel.onnx", "silence.npz", "encoder_model.onnx_data"
 ENCODER, CACHED, CPU = "encoder_model.onnx", "encoder_cached.onnx", "encoder_cpu.onnx"
-CARD, WEIGHTS, LOG_MEL, SILENCE = "card.json", "encoder_model.onnx_data", "log_mel.onnx", "silence.npz"
-# The encoder's graphs in a model of each dtype.
+# the encoder's graphs in a model of each dtype
 ENCODER_GRAPHS = {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}
 DTYPES = tuple(ENCODER_GRAPHS)
 
@@ -88,6 +88,7 @@ class ModelCard:
 
 
 def _sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL, ModelFolder
-from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
+from voxstrata.encoders.frames import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.encoders.outputs import as_float16, depth
 from voxstrata.encoders.silence import SilenceKeys
 from voxstrata.engine.encoder import Encoder
@@ -96,8 +96,8 @@ class CpuEncoder(Encoder):
             row[: len(samples)] = samples
         # One by one: onnxruntime computes most of a logarithm with vector code and what is left over with scalar
         # code, they round differently, and where they meet would depend on the batch.
-        parts = [self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0] for row in batch]
-        columns = np.ascontiguousarray(np.concatenate(parts)[:, :, : 2 * frames])
+        log_mel = np.concatenate([self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0] for row in batch])
+        columns = np.ascontiguousarray(log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH], np.float32)
         self._count("log_mel", begin)
         return columns
 

@@ -135,20 +135,24 @@ class CudaEncoder(Encoder):
     def _encode(self, buffers: _Buffers, frames: int, rows: int) -> None:
         """From log-mel to states, both on the device."""
         begin = time.perf_counter()
-        name, card, options = self._graph(frames), self.model.card, ort.RunOptions()
+        name, card = self._graph(frames), self.model.card
+        shape = [rows, card.n_mels, 2 * frames]
         first = (frames, rows) not in buffers.bindings
         if first:
-            binding = buffers.bindings[frames, rows] = self._session(name).io_binding()
-            shape, of_states = [rows, card.n_mels, 2 * frames], [rows, frames, card.d_model]
+            binding = self._session(name).io_binding()
             binding.bind_input("log_mel", *self._where, np.float32, shape, buffers.log_mel.data_ptr())
-            for part, value in self._silence_on_device(frames).items() if name == CACHED else ():
-                binding.bind_ortvalue_input(part, value)
+            if name == CACHED:
+                for part, value in self._silence_on_device(frames).items():
+                    binding.bind_ortvalue_input(part, value)
+            wanted = [rows, frames, card.d_model]
             for output, states in buffers.states.items():
-                binding.bind_output(output, *self._where, self._computed, of_states, states.data_ptr())
+                binding.bind_output(output, *self._where, self._computed, wanted, states.data_ptr())
+            buffers.bindings[frames, rows] = binding
+        options = ort.RunOptions()
         if self._cuda_graphs:
             shapes = self.context.shapes()
-            recorded = str(buffers.caller * len(shapes) + shapes.index(frames) + 1)
-            options.add_run_config_entry("gpu_graph_id", recorded)
+            recorded = buffers.caller * len(shapes) + shapes.index(frames) + 1
+            options.add_run_config_entry("gpu_graph_id", str(recorded))
         with self._recording if first else nullcontext():
             self._session(name).run_with_iobinding(buffers.bindings[frames, rows], options)
         self._count("encode", begin)
@@ -171,21 +175,21 @@ class CudaEncoder(Encoder):
         """From states on the device to stored rows on the host."""
         begin = time.perf_counter()
         d, batch = self.model.card.d_model, self.windows_computed(len(valid), frames)
-        binding, gathered = self._session(REDUCTIONS).io_binding(), gathering(valid, frames, self.spec)
-        for name, value in zip(("index", "weights"), gathered, strict=True):
-            if value is not None:
-                binding.bind_ortvalue_input(name, self._on_device(value))
-        count = len(gathered[0])
+        index, weights = gathering(valid, frames, self.spec)
+        binding = self._session(REDUCTIONS).io_binding()
+        binding.bind_ortvalue_input("index", self._on_device(index))
+        if weights is not None:
+            binding.bind_ortvalue_input("weights", self._on_device(weights))
         for output, states in buffers.states.items():
             binding.bind_input(output, *self._where, self._computed, [batch, frames, d], states.data_ptr())
             rows = buffers.rows[output]
-            binding.bind_output(f"stored/{output}", "cpu", 0, self.spec.stored_dtype, [count, d], rows.ctypes.data)
+            binding.bind_output(f"stored/{output}", "cpu", 0, self.spec.stored_dtype, [len(index), d], rows.ctypes.data)
             binding.bind_output(f"finite/{output}")
         self._session(REDUCTIONS).run_with_iobinding(binding)
         finite = [float(v.numpy()) == 0 for v in binding.get_outputs()[1::2]]
         ends = np.cumsum([row_count(n, self.spec) for n in valid])[:-1]
         # copied, because the next batch arrives in the same memory before these rows are placed
-        stored = [v[: count * d].reshape(-1, d).copy() for v in buffers.rows.values()]
+        stored = [v[: len(index) * d].reshape(-1, d).copy() for v in buffers.rows.values()]
         if self.spec.pool:  # from means to sums
             stored = [rows * np.array(valid, np.float64)[:, None] for rows in stored]
         self._count("copy_out", begin)
@@ -221,22 +225,19 @@ class CudaEncoder(Encoder):
         """Engines cached beside the model, float16, and one explicit profile of one shape for each bucket."""
         card = self.model.card
         parts = []
-        for frames in self.context.shapes():
-            if self._graph(frames) != graph:
-                continue
+        for frames in (m for m in self.context.shapes() if self._graph(m) == graph):
             parts.append(f"log_mel:{self.batch_size(frames)}x{card.n_mels}x{2 * frames}")
             if graph == CACHED:
                 kv = f"{card.layers}x{card.heads}x{self._silence.keys(frames)}"
                 dim = card.d_model // card.heads
                 parts += [f"silence_key:{kv}x{dim}", f"silence_value:{kv}x{dim}", f"silence_bias:{kv}"]
-        profiles = ",".join(parts)
-        return {
+        profiles = [f"trt_profile_{which}_shapes" for which in ("min", "opt", "max")]
+        return dict.fromkeys(profiles, ",".join(parts)) | {
             "device_id": self.device.index,
             "trt_engine_cache_enable": True,
             "trt_engine_cache_path": str(self.model.path / ENGINE_CACHE),
             "trt_fp16_enable": True,
             "trt_cuda_graph_enable": self._cuda_graphs,
-            **{f"trt_profile_{end}_shapes": profiles for end in ("min", "opt", "max")},
         }
 
 

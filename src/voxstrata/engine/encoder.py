@@ -1,10 +1,11 @@
-"""What an encoder is to the engine: samples go in, the rows that are stored come out; and its ONNX Runtime sessions."""
+"""What an encoder is to the engine: samples go in, and the rows that are stored come out."""
 
 from __future__ import annotations
 
 import functools
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,12 +46,12 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-class Encoder:
-    """A model on one device, and what is kept of its states.
+class Encoder(ABC):
+    """An exported model in sessions on one device, and what is kept of its states.
 
-    spec: what is kept, resolved for this model and device. threads: for decoding. tokens: batch size × computed
-    positions. concurrency: how many threads should call `stored_rows` at once. seconds: busy ones by stage, over all
-    threads.
+    spec: what is kept, resolved for this model and device. seconds: busy ones by stage, over all threads.
+    concurrency: how many threads should call `stored_rows` at once.
+    threads: for decoding. tokens: batch size × computed positions.
 
     Raises InputError when a graph is damaged or the device's provider cannot be loaded, UsageError for unknown outputs
     and for an int8 model on a GPU.
@@ -61,10 +62,13 @@ class Encoder:
         self.spec = spec.for_model(model.card, runtime.device)
         self.outputs, self.context = self.spec.outputs, self.spec.context
         self.device = runtime.device
-        self.threads, self.tokens = runtime.thread_count, runtime.batch_tokens
+        self.threads = runtime.thread_count
+        self.tokens = runtime.batch_tokens
         self.concurrency = self.threads
         if model.card.dtype == "int8" and self.device.kind != "cpu":
-            raise UsageError(f"{model.path}: an int8 model runs on CPUs; export it as float16, or use --device cpu")
+            raise UsageError(
+                f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
+            )
         self.seconds: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -75,12 +79,12 @@ class Encoder:
         self._session(LOG_MEL)
         self._session(self._graph(self.context.edges[0]))
 
+    @abstractmethod
     def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
         """Encode a batch of windows of at most 30 s at 16 kHz, computing `frames` positions of each.
 
         May be called from several threads at once. Raises InputError when memory runs out or a graph fails otherwise.
         """
-        raise NotImplementedError
 
     def _graph(self, frames: int) -> str:
         """The graph that computes `frames` positions, of those every model but an int8 one has."""
@@ -114,10 +118,11 @@ class Encoder:
         options = session_options(1 if self.device.kind == "cpu" else self.threads)
         # where the weights of a graph lie that is given as bytes
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.model.path))
-        providers, path = self._providers(name), self.model.path / name
+        providers = self._providers(name)
         wanted = providers[0][0]
         if wanted not in ort.get_available_providers():
             raise InputError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu")
+        path = self.model.path / name
         try:
             # without fallback: onnxruntime would go on with the CPU when the device fails, and say so on stdout
             session = ort.InferenceSession(self._source(name), options, providers=providers, enable_fallback=0)

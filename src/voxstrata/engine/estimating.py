@@ -88,12 +88,10 @@ class Bench:
 
     def tables(self) -> list[TextTable]:
         """Rates, and what the corpus would take, as whole values."""
-        found = [self.record.table()]
-        if self.corpus:
-            header = ["context", "recordings", "audio_seconds", "units", "tokens", "bytes", "seconds"]
-            rows = [[mode, *(getattr(e, name) for name in header[1:])] for mode, e in self.corpus.items()]
-            found.append(TextTable("What the corpus would take", header, rows))
-        return found
+        columns = ["recordings", "audio_seconds", "units", "tokens", "bytes", "seconds"]
+        rows = [[mode, *(getattr(e, name) for name in columns)] for mode, e in self.corpus.items()]
+        expected = TextTable("What the corpus would take", ["context", *columns], rows)
+        return [self.record.table(), expected] if rows else [self.record.table()]
 
 
 def estimate(
@@ -118,9 +116,8 @@ def estimate(
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = work.flops / record.modes[spec.context.mode].flops_per_second if record else None
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize
-    per_output = sum(
-        shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows) for unit in range(plan.units)
-    )
+    used = map(plan.rows_used, range(plan.units))
+    per_output = sum(shard_bytes(rows, row_bytes, plan.chunk_rows, plan.unit_rows) for rows in used)
     ids, reasons = (plan.utterances[c].to_pylist() for c in ("id", "failure"))
     return Estimate(
         recordings=len(ids),

@@ -38,7 +38,8 @@ class ExtractReport:
     seconds: wall seconds of this run, from the first unit to the last. stages: busy seconds of each stage; they
         overlap, and `decode`, `log_mel`, `encode` and `reduce` add up threads.
     resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
-    sgemm_rate: float32 matrix products in operations per second on the same threads just before; None unless asked for.
+    sgemm_rate: float32 matrix products in operations per second on the same threads just before the run; None unless
+        asked for.
     """
 
     store: str
@@ -100,14 +101,14 @@ def extract(
 ) -> ExtractReport:
     """Extract the embeddings of a corpus into a store; resumes the store when it exists.
 
-    spec: what is kept, and in which context; by default every frame of all outputs as float16, `bucketed`.
+    spec: what is kept, in which context it is computed; by default every frame of all outputs as float16, `bucketed`.
     runtime: what the run may use of the machine; by default all cores, no GPU.
     long: "window" cuts recordings over 30 s into windows, "error" refuses the corpus naming them.
-    allow_overflow: stores values beyond float16 as infinities; by default they end the run.
-    efficiency: also measures this machine's rate of matrix products, for the report; on the CPU, about a second.
+    allow_overflow: values beyond float16 are stored as infinities; by default they end the run.
+    efficiency: this machine's rate of matrix products is measured, too, for the report: about a second on the CPU.
 
-    Raises UsageError and InputError before any encoding: unknown outputs, efficiency asked of a GPU, unusable model or
-    corpus, a store that something else made. During it InputError: no space, float16 overflow. What is committed
+    Raises UsageError or InputError before any encoding for unknown outputs, efficiency asked of a GPU, an unusable
+    model or corpus, and a store that something else made. During it: no space, float16 overflow. What is committed
     stays; the same call resumes.
     """
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
@@ -117,7 +118,8 @@ def extract(
         raise UsageError("efficiency is measured against the CPU's sgemm rate; leave it out on a GPU")
     spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
     try:
-        # What can be known is known before minutes of reading headers: a store in use or another's, a dead device.
+        # What can be known is known before minutes of reading headers: a store that is another's or in use, a device
+        # that does not start.
         files = Files(store)
         refuse_foreign(files)
         if files.exists(PLAN):
@@ -207,5 +209,6 @@ class _Tally:
         self._samples += batch.samples
         self._failed += len(batch.failures)
         audio, total = self._samples / SAMPLE_RATE, self._samples_total / SAMPLE_RATE
-        units, failed = (self._units, self._units_total, "units"), self._failed
-        self._reporter.progress(Progress("extracting", *units, audio, total, audio, "audio-h/h", failed))
+        work: dict[str, Any] = {"work": audio, "work_total": total, "rated": audio, "rate_unit": "audio-h/h"}
+        units = (self._units, self._units_total, "units")
+        self._reporter.progress(Progress("extracting", *units, **work, failed=self._failed))

@@ -13,9 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.readers import Samples
 from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.engine.decoding import DecodeAhead, Samples, Stage
+from voxstrata.engine.decoding import DecodeAhead, Stage
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.reductions import StoredRows
 from voxstrata.engine.sink import UnitSink

@@ -3,6 +3,7 @@
 What a GPU runs is built here, too. Nothing of this room imports torch but what an export needs.
 """
 
-from voxstrata.exporters.exporting import ExportSpec, export
+from voxstrata.exporters.exporting import export
+from voxstrata.exporters.spec import ExportSpec
 
 __all__ = ["ExportSpec", "export"]

@@ -64,10 +64,10 @@ class Checkpoint:
         return {k: v.numpy() for k, v in self.encoder.state_dict().items()}
 
     def features(self, audio: NDArray[np.float32]) -> torch.Tensor:
-        """Log-mel [1, n_mels, 3000] of samples at 16 kHz, by the checkpoint's extractor."""
-        features = self.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
-        assert isinstance(features, torch.Tensor)
-        return features
+        """Log-mel [1, n_mels, 3000] of samples at 16 kHz, padded to 30 s."""
+        found = self.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+        assert isinstance(found, torch.Tensor)
+        return found
 
     def sha256(self) -> str:
         """Hash of names, shapes and float32 values. It is the same in whatever kind of file the encoder lies."""

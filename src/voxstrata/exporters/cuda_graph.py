@@ -72,9 +72,8 @@ class _FusedBuilder(EncoderBuilder):
         q, key, value = (self.linear(normed, f"{m}.self_attn.{p}_proj") for p in "qkv")
         if self.cached:
             q, key, value = (self._widened(t, fill) for t, fill in ((q, 1), (key, 0), (value, 0)))
-            key = self.node("Concat", [key, self.of_block(self._silence["key"], "key", block)], f"{m}/keys", axis=1)
-            cached = self.of_block(self._silence["value"], "value", block)
-            value = self.node("Concat", [value, cached], f"{m}/values", axis=1)
+            key = self.with_cached(key, self._silence["key"], "key", block, axis=1)
+            value = self.with_cached(value, self._silence["value"], "value", block, axis=1)
         about = {"domain": MICROSOFT, "num_heads": s.heads, "scale": 1.0}
         joined = self.node("MultiHeadAttention", [q, key, value], f"{m}/heads", **about)
         if self.cached:  # of every head the dimensions that are its own

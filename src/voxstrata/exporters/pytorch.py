@@ -54,7 +54,7 @@ def queries_keys_values(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of every layer for one full window [1, n_mels, 3000]: each (layers, heads, 1500, head_dim).
 
-    The queries are scaled, so that query · key are the logits of attention.
+    Queries are scaled, so that query · key are the logits of attention.
     """
     kept: dict[str, list[torch.Tensor]] = {"q_proj": [], "k_proj": [], "v_proj": []}
     heads = encoder.config.encoder_attention_heads

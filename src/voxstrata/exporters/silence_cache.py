@@ -82,8 +82,9 @@ def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedR
     """One run on silence at log-mel `level`."""
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
     query, key, value = queries_keys_values(checkpoint.encoder, log_mel)
-    queries, account = Queries.sample(query, key, _QUERIES), {"kind": "pure", "pad_level": level}
-    return PaddedRuns(key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], queries, account)
+    account = {"kind": "pure", "pad_level": level}
+    key, value, queries = key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], Queries.sample(query, key, _QUERIES)
+    return PaddedRuns(key, value, queries, account)
 
 
 def calibration_recordings(corpus: Corpus, reporter: Reporter) -> Recordings:
@@ -131,11 +132,10 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
             t[:, :, begin:] += new[:, :, begin:]
     queries = Queries(torch.cat([q.query for q in asked], 2), torch.cat([q.log_total for q in asked], 2))
     key, value = (t[:, :, FIRST_CACHED:] / count[FIRST_CACHED:, None] for t in total)
-    origin = [
-        {"name": name, "sha256": hashlib.sha256(np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()}
-        for name, audio in chosen
-    ]
-    return PaddedRuns(key, value, queries, {"kind": "calibrated", "recordings": origin})
+    used = [(name, np.ascontiguousarray(audio, "<f4").tobytes()) for name, audio in chosen]
+    listed = [{"name": name, "sha256": hashlib.sha256(samples).hexdigest()} for name, samples in used]
+    account = {"kind": "calibrated", "recordings": listed}
+    return PaddedRuns(key, value, queries, account)
 
 
 def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:

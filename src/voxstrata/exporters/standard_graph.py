@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from voxstrata.exporters.blocks import EncoderBuilder
 from voxstrata.exporters.weights import Weights
 
@@ -17,15 +15,15 @@ from voxstrata.exporters.weights import Weights
 def encoder_graph(
     weights: Weights, *, outputs: Sequence[str], cached: bool, norm_every: bool, blocks: int | None = None
 ) -> bytes:
-    """Build the encoder, serialized. The graph computes in the dtype of the weights.
+    """Build the encoder.
 
-    outputs: which of `output_names(layers)` the graph returns.
-    cached: whether attention also sees cached keys, given as inputs `silence_key` and `silence_value` [layers, heads,
-    keys, head_dim] and `silence_bias` [layers, heads, keys] (float32).
+    weights: the graph computes in their dtype. outputs: which of `output_names(layers)` it returns.
+    cached: whether attention also sees cached keys, given as inputs `silence_key` and `silence_value`
+        [layers, heads, keys, head_dim] and `silence_bias` [layers, heads, keys] (float32).
     norm_every: the final LayerNorm is applied to every `layer_k` that is returned.
-    blocks: how many blocks the graph holds, as many as the outputs need or more; by default all.
+    blocks: how many the graph holds, as many as the outputs need or more; by default all.
 
-    The graph goes from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
+    Returns a serialized graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
     [batch, time / 2, d_model] in the weights' dtype.
     """
     blocks = weights.shape.layers if blocks is None else blocks
@@ -51,11 +49,9 @@ class _StandardBuilder(EncoderBuilder):
         if not self.cached:
             return
         dtype = self.weights.dtype
-        for part in ("key", "value", "bias"):
-            if dtype == np.float32:
-                self.node("Identity", [f"silence_{part}"], f"silence_{part}/cast")
-            else:
-                self.computed(f"silence_{part}")
+        for name in ("silence_key", "silence_value", "silence_bias"):
+            if self.computed(name) == name:
+                self.node("Identity", [name], f"{name}/cast")
         self.batch_shape(x, "ones3", 3)
         self.ints("heads_one", 1, self.shape.heads, 1)
         zeros = self.onnx.helper.make_tensor("value", self.type_of(dtype), [1], [0.0])
@@ -69,9 +65,8 @@ class _StandardBuilder(EncoderBuilder):
         q, value = (self.node("Transpose", [t], f"{t}/bhtd", perm=[0, 2, 1, 3]) for t in (q, value))
         if self.cached:
             key = self.node("Transpose", [key], f"{key}/bhtd", perm=[0, 2, 1, 3])
-            key = self.node("Concat", [key, self.of_block("silence_key/cast", "key", block)], f"{m}/keys", axis=2)
-            cached = self.of_block("silence_value/cast", "value", block)
-            value = self.node("Concat", [value, cached], f"{m}/values", axis=2)
+            key = self.with_cached(key, "silence_key/cast", "key", block, axis=2)
+            value = self.with_cached(value, "silence_value/cast", "value", block, axis=2)
             key = self.node("Transpose", [key], f"{m}/keys/t", perm=[0, 1, 3, 2])
         else:
             key = self.node("Transpose", [key], f"{key}/bhdt", perm=[0, 2, 3, 1])

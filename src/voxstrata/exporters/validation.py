@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.base.progress import Progress, Reporter
 from voxstrata.encoders.card import CACHED, CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from voxstrata.encoders.silence import SilenceKeys
@@ -28,12 +28,7 @@ _LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans abo
 
 
 def validate(
-    folder: Path,
-    checkpoint: Checkpoint,
-    outputs: Sequence[str],
-    dtype: str,
-    norm_every: bool,
-    reporter: Reporter = SILENT,
+    folder: Path, checkpoint: Checkpoint, outputs: Sequence[str], dtype: str, norm_every: bool, reporter: Reporter
 ) -> dict[str, Any]:
     """Compare graphs and PyTorch on made-up voiced sounds of LENGTHS seconds.
 

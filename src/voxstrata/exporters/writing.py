@@ -21,10 +21,10 @@ from voxstrata.encoders.card import ModelCard, write_card
 from voxstrata.encoders.outputs import output_names, select_outputs
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.cpu_graph import cpu_encoder_graph
-from voxstrata.exporters.exporting import ExportSpec
 from voxstrata.exporters.graph import OPSET
 from voxstrata.exporters.log_mel import log_mel_graph
 from voxstrata.exporters.silence_cache import calibration_recordings, condense, run_on_recordings, run_on_silence
+from voxstrata.exporters.spec import ExportSpec
 from voxstrata.exporters.standard_graph import encoder_graph
 from voxstrata.exporters.validation import validate
 from voxstrata.exporters.weights import WeightsFile
@@ -50,7 +50,6 @@ def write_model(
         checkpoint.extractor.save_pretrained(folder)
         reporter.step("validating against PyTorch")
         validation = validate(folder, checkpoint, outputs, spec.dtype, spec.norm_every, reporter)
-        tools = {p: version(p) for p in ("voxstrata", "torch", "transformers", "onnx")}
         card = ModelCard(
             format=layout.MODEL_FORMAT,
             checkpoint=checkpoint.name,
@@ -63,7 +62,8 @@ def write_model(
             final_norm="every" if spec.norm_every else "final",
             silence=account,
             validation=validation,
-            tools=tools | {"onnxruntime": onnxruntime.__version__},
+            tools={p: version(p) for p in ("voxstrata", "torch", "transformers", "onnx")}
+            | {"onnxruntime": onnxruntime.__version__},
         )
         _stamp(folder, card)
         write_card(folder, card)
