@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
     with TerminalReporter() as reporter:
         card = write_early_exit(checkpoint, target, at, revision=revision, reporter=reporter)
     if as_json:
-        print_json({"checkpoint": str(target), "card": card.to_dict()})
+        print_json({"checkpoint": str(target), "card": asdict(card)})
         return
     wider = f", {card.added_channels} channels wider and one block longer" if card.added_channels else ""
     click.echo(f"{target}: {card.checkpoint}, {at} of {card.layers} blocks{wider}")
@@ -210,7 +211,7 @@ def check(
         checks, failures = check_exits(transcriber, found, exits, decoding, reporter=reporter)
     agree = all(check.agrees for check in checks)
     if as_json:
-        rows = [check.to_dict() for check in checks]
+        rows = [asdict(check) for check in checks]
         print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
         click.echo(checks_table(checks).to_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from voxstrata.base.errors import AudioError, InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable
 from voxstrata.corpus import Corpus
-from voxstrata.early_exit.checkpoint import Transcriber, quiet_transformers, write_early_exit
-from voxstrata.early_exit.decoding import Decoding, in_float32, language_tokens, new_tokens
+from voxstrata.early_exit.checkpoint import Transcriber, quiet_transformers, spectrograms, write_early_exit
+from voxstrata.early_exit.decoding import Decoding, generate_tokens, in_float32, language_tokens, new_tokens
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
 from voxstrata.encoders.card import ENCODER, WEIGHTS
-from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import output_names
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.standard_graph import encoder_graph
@@ -51,10 +50,6 @@ class ExitCheck:
     def agrees(self) -> bool:
         """Whether both ways compute the same, up to ties."""
         return self.margin is None or self.margin < _CLEAR_LEAD
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
 
 
 def checks_table(checks: Sequence[ExitCheck]) -> TextTable:
@@ -148,9 +143,7 @@ def _log_mel(transcriber: Transcriber, corpus: Corpus) -> tuple[dict[int, torch.
         except AudioError as e:
             failures[str(corpus.table["id"][i])] = str(e)
             continue
-        found[i] = transcriber.encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")[
-            "input_features"
-        ]
+        found[i] = spectrograms(transcriber.encoder, audio)
     refuse_if_none(corpus, found, failures)
     return found, failures
 
@@ -209,12 +202,8 @@ def _plain_loop(
 
 def _generated(model: Any, log_mel: torch.Tensor, token: str | None, decoding: Decoding) -> list[int]:
     """Tokens of `generate`, without prefix and end of text."""
-    prompt = {"language": token, "task": decoding.task} if token else {}
-    with quiet_transformers(), torch.inference_mode():
-        ids: list[int] = model.generate(
-            log_mel, num_beams=1, do_sample=False, return_timestamps=False, max_new_tokens=decoding.max_new_tokens,
-            **prompt,
-        )[0].tolist()  # fmt: skip
+    whole = EarlyExit(model.config.encoder_layers)
+    ids: list[int] = generate_tokens(model, log_mel, whole, token, decoding)[0].tolist()
     prefix = _prefix(model, token, decoding)
     if ids[: len(prefix)] == prefix:  # versions of transformers differ in whether they return it
         ids = ids[len(prefix) :]
