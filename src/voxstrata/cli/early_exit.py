@@ -26,8 +26,8 @@ def early_exit() -> None:
     """
 
 
-def _revision(f: F) -> F:
-    return click.option("--revision", help="Branch, tag or commit of a hub id.")(f)
+_revision = click.option("--revision", help="Branch, tag or commit of a hub id.")
+_blocks = click.option("--blocks", help="Blocks to end after, e.g. 3,4,6. [default: every one, and 0]")
 
 
 def _decoding(f: F) -> F:
@@ -45,10 +45,6 @@ def _decoding(f: F) -> F:
         default="transcribe",
         help="Translating is into English: the corpus's text then is the English one.",
     )(f)
-
-
-def _blocks(f: F) -> F:
-    return click.option("--blocks", help="Blocks to end after, e.g. 3,4,6. [default: every one, and 0]")(f)
 
 
 @early_exit.command()
@@ -143,17 +139,10 @@ def sweep(
 
     found = read_corpus(corpus, split)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
+    scoring = Scoring(normalizer, dev_share, seed, bootstrap)
+    how: dict[str, Any] = {"blocks": _numbers(blocks), "decoding": decoding, "scoring": scoring, "device": device}
     with TerminalReporter() as reporter:
-        result = run(
-            load_transcriber(checkpoint, revision),
-            found,
-            folder,
-            blocks=_numbers(blocks),
-            decoding=decoding,
-            scoring=Scoring(normalizer, dev_share, seed, bootstrap),
-            device=device,
-            reporter=reporter,
-        )
+        result = run(load_transcriber(checkpoint, revision), found, folder, **how, reporter=reporter)
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
         print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})

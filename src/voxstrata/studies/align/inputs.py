@@ -108,19 +108,15 @@ class PhoneticsFolder:
             table = self._distances.read_row_group(group, columns)
             for a, b, matrix, done in ((x, y, found, filled), (y, x, found.T, filled.T)):
                 part = table.filter(
-                    pc.and_(
-                        pc.equal(table["source_language"], a.language), pc.equal(table["target_language"], b.language)
-                    )
+                    (pc.field("source_language") == a.language) & (pc.field("target_language") == b.language)
                 )
-                if len(part):
-                    i, j = (
-                        pc.index_in(part[name].cast(pa.string()), pa.array(ids)).to_numpy(zero_copy_only=False)
-                        for name, ids in (("source", a.ids), ("target", b.ids))
-                    )
-                    known = ~(np.isnan(i.astype(np.float64)) | np.isnan(j.astype(np.float64)))
-                    at = i[known].astype(np.int64), j[known].astype(np.int64)
-                    matrix[at] = part[column].to_numpy(zero_copy_only=False)[known]
-                    done[at] = True
+                i, j = (
+                    pc.fill_null(pc.index_in(part[name].cast(pa.string()), pa.array(ids)), -1).to_numpy()
+                    for name, ids in (("source", a.ids), ("target", b.ids))
+                )
+                known = (i >= 0) & (j >= 0)
+                matrix[i[known], j[known]] = part[column].to_numpy()[known]
+                done[i[known], j[known]] = True
         if not filled.all():
             i, j = (int(k[0]) for k in np.nonzero(~filled))
             raise InputError(
@@ -131,13 +127,10 @@ class PhoneticsFolder:
 
     def _may_hold(self, group: int, x: Selection, y: Selection) -> bool:
         """Whether a row group's statistics allow for distances of x to y."""
-        held = self._distances.metadata.row_group(group)
-        names = self._distances.schema_arrow.names
-        for column, side in (("source_language", x), ("target_language", y)):
-            found = held.column(names.index(column)).statistics
-            if found is not None and found.has_min_max and not found.min <= side.language <= found.max:
-                return False
-        return True
+        held, names = self._distances.metadata.row_group(group), self._distances.schema_arrow.names
+        sides = {"source_language": x.language, "target_language": y.language}
+        found = [(held.column(names.index(name)).statistics, language) for name, language in sides.items()]
+        return all(not (s and s.has_min_max) or s.min <= language <= s.max for s, language in found)
 
 
 def find_participants(
@@ -163,14 +156,9 @@ def find_participants(
             first.setdefault(str(side.groups[i]), i)
         left_out["further recordings of a sentence"] += len(known) - len(first)
         selection = side.part(np.array([first[group] for group in sorted(first)], np.int64))
-        found.append(
-            Participants(
-                selection,
-                seconds[selection.indices],
-                np.array([phonetics.segments[name] for name in selection.ids], np.int64),
-                _cells([speakers[i] for i in selection.indices]),
-            )
-        )
+        segments = np.array([phonetics.segments[name] for name in selection.ids], np.int64)
+        cells = _cells([speakers[i] for i in selection.indices])
+        found.append(Participants(selection, seconds[selection.indices], segments, cells))
     without = [p.language for p in found if not len(p.selection)]
     if without:
         raise InputError(

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
+from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import Evaluation, MeanEvaluation, Resamples
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, WEIGHTS_AT_ONCE
@@ -79,10 +81,9 @@ class AlignOptions:
     kernel: Kernel | None = None
 
     def __post_init__(self) -> None:
-        known_values = (("similarity", self.similarity, (SEQSIM, POOLED)), ("closeness", self.by, CLOSENESS))
-        for what, value, known in known_values:
-            if value not in known and value is not None:
-                raise UsageError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+        for what, value, of in (("similarity", self.similarity, (SEQSIM, POOLED)), ("closeness", self.by, CLOSENESS)):
+            if value is not None:
+                chosen(what, [value], of)
         if not 0 <= self.quantile <= 1:
             raise UsageError(f"quantile is {self.quantile}; give a share of 0 to 1")
         if self.closest < 1:
@@ -148,10 +149,8 @@ def align(
     """
     options = options or AlignOptions()
     outputs = depth_order(select_outputs(outputs, store.outputs))
-    similarity, kernel = (
-        options.similarity or (SEQSIM if store.has_frames else POOLED),
-        options.kernel or choose_kernel(),
-    )
+    similarity = options.similarity or (SEQSIM if store.has_frames else POOLED)
+    kernel = options.kernel or choose_kernel()
     if similarity == SEQSIM and not store.has_frames:
         raise UsageError(
             "seqsim_f1 compares frames, and this store holds pooled states only; "
@@ -179,33 +178,18 @@ def align(
     inputs = [direction for pair in pairs for direction in (pair.there, pair.back)]
     for name in (PHONEMES, DURATIONS):
         rows += _rows(name, RAW, [_measure(d.baselines[name], d, resamples) for d in inputs], resamples)
-    settings = {
-        "similarity": similarity,
-        "kernel": kernel.name if similarity == SEQSIM else None,
-        **_settings(options),
-        "cells_are_languages": all(len(set(p.cells.tolist())) == 1 for p in participants),
-        "bootstrap_groups": len(groups),
-        "left_out": left_out,
-        "phonetics": folder.settings,
-    }
+    settings = {"similarity": similarity, "kernel": kernel.name if similarity == SEQSIM else None, **_settings(options)}
+    settings["cells_are_languages"] = all(len(set(p.cells.tolist())) == 1 for p in participants)
+    settings |= {"bootstrap_groups": len(groups), "left_out": left_out, "phonetics": folder.settings}
     about = {Alignment.key: json.dumps(settings, ensure_ascii=False), STORE: json.dumps(store.about)}
     return Alignment(pa.Table.from_pylist(rows, schema=ALIGN_SCHEMA).replace_schema_metadata(about))
 
 
 def _settings(options: AlignOptions) -> dict[str, object]:
     strata = {"durations": DURATION_STRATA, "mismatches": MISMATCH_STRATA, "candidates": CANDIDATES_OF_A_STRATUM}
-    return {
-        "by": options.by,
-        "unlike_quantile": options.quantile,
-        "closest": options.closest,
-        "strata": strata,
-        "smallest_pool": SMALLEST_POOL,
-        "neighbours_in_length": NEIGHBOURS,
-        "smallest_cell": SMALLEST_CELL,
-        "fit": LOGISTIC_METHOD,
-        "bootstrap_resamples": options.bootstrap,
-        "bootstrap_level": LEVEL,
-    }
+    settings = {"by": options.by, "unlike_quantile": options.quantile, "closest": options.closest, "strata": strata}
+    settings |= {"smallest_pool": SMALLEST_POOL, "neighbours_in_length": NEIGHBOURS, "smallest_cell": SMALLEST_CELL}
+    return {**settings, "fit": LOGISTIC_METHOD, "bootstrap_resamples": options.bootstrap, "bootstrap_level": LEVEL}
 
 
 def _language_pairs(
@@ -224,12 +208,8 @@ def _language_pairs(
         x_logs, y_logs = np.log(x.seconds) - logs[p.language], np.log(y.seconds) - logs[q.language]
         baselines = {PHONEMES: -phonemes, DURATIONS: -np.abs(x_logs[:, None] - y_logs)}
         transposed = {name: scores.T for name, scores in baselines.items()}
-        yield LanguagePair(
-            x,
-            y,
-            _direction(x, y, x_logs, y_logs, distances, baselines, options),
-            _direction(y, x, y_logs, x_logs, distances.T, transposed, options),
-        )
+        there = _direction(x, y, x_logs, y_logs, distances, baselines, options)
+        yield LanguagePair(x, y, there, _direction(y, x, y_logs, x_logs, distances.T, transposed, options))
 
 
 def _direction(
@@ -279,10 +259,8 @@ def _recall(found: PoolHits, groups: npt.NDArray[np.str_], resamples: Resamples 
     """Weighted mean of the hits, with resamples of the groups; nothing where the pool holds fewer than two."""
     samples = np.empty((0, 1))
     if found.pool < 2:
-        count = 0 if resamples is None else len(resamples)
-        return Evaluation(
-            (RECALL,), np.array([math.nan]), np.array([math.nan]), np.full((count, 1), math.nan), 0, 0, 0, 0
-        )
+        nothing, count = np.array([math.nan]), len(resamples) if resamples else 0
+        return Evaluation((RECALL,), nothing, nothing, np.full((count, 1), math.nan), 0, 0, 0, 0)
     if resamples is not None:
         sums = resamples.means(np.stack([found.hits * found.weights, found.weights], axis=1), groups[found.queries])
         samples = sums[:, :1] / sums[:, 1:]
@@ -302,21 +280,18 @@ def _with_change(found: Evaluation, reference: Evaluation) -> Evaluation:
 
 
 def _output_rows(
-    similarity: StateSimilarity,
-    pairs: Sequence[LanguagePair],
-    resamples: Resamples | None,
-    compared: Callable[[], None],
+    states: StateSimilarity, pairs: Sequence[LanguagePair], resamples: Resamples | None, compared: Callable[[], None]
 ) -> list[dict[str, object]]:
     """Rows of one output, as stored and with means removed. compared: called after each pair of languages."""
     found: dict[str, list[DirectionFigures]] = {RAW: [], CENTRED: []}
     for pair in pairs:
-        for states, directions in found.items():
-            scores = similarity.matrix(pair.x, pair.y, states)
+        for kind, directions in found.items():
+            scores = states.matrix(pair.x, pair.y, kind)
             directions += [_measure(scores, pair.there, resamples), _measure(scores.T, pair.back, resamples)]
         compared()
     for raw, centred in zip(found[RAW], found[CENTRED], strict=True):
         centred.figures[POOL_ALL] = _with_change(centred.figures[POOL_ALL], raw.figures[POOL_ALL])
-    return [row for kind, them in found.items() for row in _rows(similarity.output, kind, them, resamples)]
+    return [row for kind, them in found.items() for row in _rows(states.output, kind, them, resamples)]
 
 
 def _rows(
@@ -372,7 +347,7 @@ def _estimates(names: tuple[str, str, str, str, str], found: Evaluation) -> list
     rows: list[dict[str, object]] = []
     for metric, e in found.estimates.items():
         row: dict[str, object] = dict(zip(ALIGN_SCHEMA.names, (*names, metric), strict=False))
-        row |= {name: None if math.isnan(v) else v for name, v in vars(e).items()}
+        row |= {name: known(v) for name, v in vars(e).items()}
         row |= {"queries": found.queries, "candidates": found.candidates, "candidates_max": found.candidates_max}
         rows.append(row)
     return rows

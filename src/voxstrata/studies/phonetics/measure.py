@@ -62,17 +62,11 @@ def measure_phonetics(
     voice_by_language = _transcribe_all(rows, names, given or {}, voices, reporter)
     rows = _with_segments(rows, left_out, reporter)
     _refuse_unrelated(rows, names)
-    settings = {
-        "distance": "panphon feature_edit_distance, equal weights",
-        "normalize": normalize,
-        "shortest_word_segments": SHORTEST_WORD,
-        "neighbours_in_length": NEIGHBOURS,
-        "voices": voice_by_language,
-        "ipa_given": sum(row["voice"] == GIVEN for row in rows),
-        "left_out": len(left_out),
-        "utterances_sha256": _sha256(rows),
-        "tools": {"panphon": version("panphon"), **(tools() if voice_by_language else {})},
-    }
+    settings: dict[str, Any] = {"distance": "panphon feature_edit_distance, equal weights", "normalize": normalize}
+    settings |= {"shortest_word_segments": SHORTEST_WORD, "neighbours_in_length": NEIGHBOURS}
+    settings |= {"voices": voice_by_language, "ipa_given": sum(row["voice"] == GIVEN for row in rows)}
+    settings |= {"left_out": len(left_out), "utterances_sha256": _sha256(rows)}
+    settings["tools"] = {"panphon": version("panphon"), **(tools() if voice_by_language else {})}
     sides = {name: [row for row in rows if row["language"] == name] for name in names}
     notes = _notes({name: side for name, side in sides.items() if side})
     folder = Path(folder)
@@ -226,7 +220,7 @@ def _measure(
             distance = feature_distances(phones[a], phones[b], normalize)
             word = closest_words(words[a], words[b], normalize)
             same = np.array([row["group"] for row in x])[:, None] == np.array([row["group"] for row in y])[None, :]
-            writer.write_table(distance_table(a, b, x, y, same, distance, word.distance))
+            writer.write_table(distance_table((a, b), x, y, same, distance, word.distance))
             if same.any():
                 mean = nan if same.all() else float(distance[~same].mean(dtype=np.float64))
                 there = Compared(a, b, x, y, same, distance, phones[b].lengths, word, words[a].forms, words[b].forms)
