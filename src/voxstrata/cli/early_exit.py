@@ -196,7 +196,7 @@ def check(
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens)
     with TerminalReporter() as reporter:
         transcriber = load_transcriber(checkpoint, revision)
-        exits = every_exit(transcriber.layers, _numbers(blocks))
+        exits = every_exit(transcriber.encoder.shape.layers, _numbers(blocks))
         checks, failures = check_exits(transcriber, found, exits, decoding, reporter=reporter)
     agree = all(check.agrees for check in checks)
     if as_json:

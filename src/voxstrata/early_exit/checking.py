@@ -55,13 +55,10 @@ class ExitCheck:
 def checks_table(checks: Sequence[ExitCheck]) -> TextTable:
     """A row per exit."""
     header = ["k", "LayerNorm", "recordings equal", "tokens", "encoder's difference", "margin where they differ"]
-    rows = [
-        [
-            str(c.after), "with" if c.final_norm else "without", f"{c.equal}/{c.recordings}", str(c.tokens),
-            f"{c.relative_l2:.1e}", "–" if c.margin is None else f"{c.margin:.1e}",
-        ]
-        for c in checks
-    ]  # fmt: skip
+    rows = []
+    for c in checks:
+        norm, margin = "with" if c.final_norm else "without", "–" if c.margin is None else f"{c.margin:.1e}"
+        rows.append([c.after, norm, f"{c.equal}/{c.recordings}", c.tokens, f"{c.relative_l2:.1e}", margin])
     return TextTable("Written checkpoints against a plain loop", header, rows)
 
 
@@ -86,7 +83,7 @@ def check_exits(
     InputError when no recording is left.
     """
     for at in exits:
-        check_exit(at, transcriber.layers)
+        check_exit(at, transcriber.encoder.shape.layers)
     languages = corpus.table["language"].to_pylist()
     tokens = language_tokens(transcriber, languages, decoding)
     if tokens and None in languages:

@@ -71,14 +71,6 @@ class Transcriber:
     model: WhisperForConditionalGeneration
     folder: Path
 
-    @property
-    def layers(self) -> int:
-        return self.encoder.shape.layers
-
-    @property
-    def name(self) -> str:
-        return self.encoder.name
-
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
@@ -166,7 +158,8 @@ def write_early_exit(
     if isinstance(source, str):
         reporter.step(f"loading {source}")
         source = load_transcriber(source, revision)
-    check_exit(at, source.layers)
+    layers = source.encoder.shape.layers
+    check_exit(at, layers)
     with new_folder(target) as folder:
         reporter.step(f"writing {at}")
         model = shortened(source.model, at)
@@ -180,10 +173,10 @@ def write_early_exit(
         difference = _relative_l2(folder, source.encoder, at)
         if not difference <= _TOLERANCE:
             raise InputError(
-                f"{source.name}, {at}: the written encoder differs from the original's layer_{at.after:02d} by "
+                f"{source.encoder.name}, {at}: the written encoder differs from the original's layer_{at.after:02d} by "
                 f"{difference:.1e} (relative L2), more than {_TOLERANCE:.0e}; nothing was written"
             )
-        origin = _FORMAT, source.name, source.encoder.revision, source.encoder.sha256(), source.layers
+        origin = _FORMAT, source.encoder.name, source.encoder.revision, source.encoder.sha256(), layers
         added = model.config.d_model - source.model.config.d_model
         tools = {p: version(p) for p in ("voxstrata", "torch", "transformers")}
         card = EarlyExitCard(*origin, **asdict(at), added_channels=added, relative_l2=difference, tools=tools)

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from voxstrata.base.choices import chosen
 from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
@@ -80,26 +81,26 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
     Raises UsageError for an unknown task, and for a task or a language that the model does not know.
     """
     config, prompts = transcriber.model.generation_config, dict(decoding.prompts)
+    name = transcriber.encoder.name
     known: dict[str, int] = getattr(config, "lang_to_id", None) or {}
-    if decoding.task not in _TASKS:
-        raise UsageError(f"unknown task {decoding.task!r}; choose one of {', '.join(_TASKS)}")
-    asked = {name: prompts.get(name, name) for name in sorted({str(n) for n in languages if n is not None})}
+    chosen("task", [decoding.task], _TASKS)
+    asked = {lang: prompts.get(lang, lang) for lang in sorted({str(n) for n in languages if n is not None})}
     if not known:
-        foreign = sorted({name for name in asked.values() if name and not is_english(name)})
+        foreign = sorted({said for said in asked.values() if said and not is_english(said)})
         if foreign or decoding.task != "transcribe":
             raise UsageError(
-                f"{transcriber.name} transcribes English alone (its generation settings name no languages), not "
+                f"{name} transcribes English alone (its generation settings name no languages), not "
                 f"{', '.join(foreign) or 'translating'}; take a multilingual checkpoint, or English recordings"
             )
         return {}
     if decoding.task not in (getattr(config, "task_to_id", None) or {}):
-        raise UsageError(f"{transcriber.name} knows no task {decoding.task!r}")
-    tokens = {language: whisper_language(name, known) for language, name in asked.items()}
+        raise UsageError(f"{name} knows no task {decoding.task!r}")
+    tokens = {language: whisper_language(said, known) for language, said in asked.items()}
     unknown = [asked[language] for language, token in tokens.items() if token is None]
     if unknown:
         nearest = "--language " + (f"{unknown[0]}=es" if unknown[0] not in prompts.values() else "…")
         raise UsageError(
-            f"{transcriber.name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows "
+            f"{name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows "
             f"({nearest}): {', '.join(t.strip('<|>') for t in sorted(known))}"
         )
     return {language: token for language, token in tokens.items() if token}
@@ -141,7 +142,7 @@ def transcribe_recordings(
     recording can be used.
     """
     for at in exits:
-        check_exit(at, transcriber.layers)
+        check_exit(at, transcriber.encoder.shape.layers)
     rows = corpus.table.to_pylist()
     tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
     if device.startswith("cuda") and not torch.cuda.is_available():

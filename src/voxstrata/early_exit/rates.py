@@ -48,17 +48,15 @@ class Rates:
 
     def _counted(self, rows: Sequence[dict[str, Any]], scope: Scope) -> tuple[_Float64, list[str]]:
         """(utterances, exits, 4): word errors, words, character errors, characters; and the utterances' groups."""
-        mine: dict[str, list[dict[str, Any]]] = {}
-        for r in rows:
-            if (r["language"], r["script"]) == scope:
-                mine.setdefault(r["id"], []).append(r)
-        place = {at: i for i, at in enumerate(self.exits)}
-        counts = np.zeros((len(mine), len(self.exits), 4))
+        mine = [r for r in rows if (r["language"], r["script"]) == scope]
+        groups = {r["id"]: r["group"] for r in mine}
+        place = {name: i for i, name in enumerate(groups)}
+        column = {at: i for i, at in enumerate(self.exits)}
+        counts = np.zeros((len(groups), len(self.exits), 4))
         names = ("word_errors", "words", "character_errors", "characters")
-        for n, utterance in enumerate(mine.values()):
-            for r in utterance:
-                counts[n, place[EarlyExit(r["after"], r["final_norm"])]] = [r[name] for name in names]
-        return counts, [u[0]["group"] for u in mine.values()]
+        for r in mine:
+            counts[place[r["id"]], column[EarlyExit(r["after"], r["final_norm"])]] = [r[name] for name in names]
+        return counts, list(groups.values())
 
     def utterances(self, scope: Scope) -> tuple[int, int]:
         """Number of utterances and of groups."""

@@ -59,7 +59,7 @@ def sweep(
     decides: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
     decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
     decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
-    exits = every_exit(transcriber.layers, blocks)
+    exits = every_exit(transcriber.encoder.shape.layers, blocks)
     try:
         with open_journal(folder, decides) as journal:
             found = transcribe_recordings(
@@ -83,8 +83,9 @@ def sweep(
 
 def _about(transcriber: Transcriber, corpus: Corpus) -> dict[str, Any]:
     """Which checkpoint, corpus and versions."""
-    about: dict[str, Any] = {"checkpoint": transcriber.name, "revision": transcriber.encoder.revision}
-    about |= {"weights_sha256": transcriber.encoder.sha256(), "layers": transcriber.layers, "corpus": corpus.root.name}
+    encoder = transcriber.encoder
+    about: dict[str, Any] = {"checkpoint": encoder.name, "revision": encoder.revision}
+    about |= {"weights_sha256": encoder.sha256(), "layers": encoder.shape.layers, "corpus": corpus.root.name}
     return {**about, "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")}}
 
 

@@ -17,8 +17,9 @@ from voxstrata.studies.align.states import CENTRED, RAW
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_What = tuple[str, str, str]  # states, control, metric
 _WIDTH, _HEIGHT = 7.2, 3.6  # inches: a two-column page of a paper
-_BLUE, _RED, _GREEN, _PURPLE = (colour for colour, _ in STYLES)
+_BLUE, _RED, _GREEN, _PURPLE = STYLES
 
 
 def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> Figure:
@@ -32,8 +33,8 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
     _draw_whole(whole, lines)
     _draw_controlled(controlled, lines)
     bars = " (bars)" if settings["bootstrap_resamples"] else ""
-    lines.add(slope, (RAW, names.FIT, names.SLOPE), f"closeness alone{bars}", _BLUE, "o", scale=1, bars=True)
-    lines.add(slope, (RAW, names.FIT, names.GIVEN_DURATION), "given duration", _RED, "s", "--", scale=1)
+    lines.add(slope, (RAW, names.FIT, names.SLOPE), f"closeness alone{bars}", _BLUE, slope=True)
+    lines.add(slope, (RAW, names.FIT, names.GIVEN_DURATION), "given duration", _RED, "--", slope=True)
     slope.axhline(0, color="black", linewidth=0.8)
     enough, number = names.directions_with_unlike_pairs(table), len(names.directions(table))
     fewer = f" (blue: {enough} directions)" if 0 < enough < number else ""
@@ -60,23 +61,23 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
 
 
 def _draw_whole(axes: Any, lines: _Lines) -> None:
-    lines.add(axes, (RAW, POOL_ALL, names.RECALL), "as stored", _BLUE, "o")
-    lines.add(axes, (CENTRED, POOL_ALL, names.RECALL), "means removed", _RED, "s", "--")
-    for name, colour, dashes in ((names.PHONEMES, _GREEN, (4, 2)), (names.DURATIONS, _PURPLE, (1, 1))):
+    lines.add(axes, (RAW, POOL_ALL, names.RECALL), "as stored", _BLUE)
+    lines.add(axes, (CENTRED, POOL_ALL, names.RECALL), "means removed", _RED, "--")
+    for name, (colour, _), dashes in ((names.PHONEMES, _GREEN, (4, 2)), (names.DURATIONS, _PURPLE, (1, 1))):
         value = lines.found[name, RAW, POOL_ALL, names.RECALL]["value"]
         axes.axhline(100 * value, color=colour, dashes=dashes, linewidth=1.2, label=f"{name} alone")
     lines.add_chance(axes, POOL_ALL, "black", "chance")
 
 
 def _draw_controlled(axes: Any, lines: _Lines) -> None:
-    for control, name, colour, marker, style in (
-        (POOL_MATCHED, "matched pairs", _BLUE, "o", "--"),
-        (POOL_UNLIKE, "unlike-sounding pairs", _BLUE, "o", "-"),
-        (POOL_RANDOM, "random negatives", _RED, "s", "--"),
-        (POOL_CLOSEST, "hard negatives", _RED, "s", "-"),
+    for control, name, look, style in (
+        (POOL_MATCHED, "matched pairs", _BLUE, "--"),
+        (POOL_UNLIKE, "unlike-sounding pairs", _BLUE, "-"),
+        (POOL_RANDOM, "random negatives", _RED, "--"),
+        (POOL_CLOSEST, "hard negatives", _RED, "-"),
     ):
-        lines.add(axes, (RAW, control, names.RECALL), f"{name}{lines.pool(control)}", colour, marker, style)
-    for control, colour in ((POOL_UNLIKE, _BLUE), (POOL_CLOSEST, _RED)):
+        lines.add(axes, (RAW, control, names.RECALL), f"{name}{lines.pool(control)}", look, style)
+    for control, (colour, _) in ((POOL_UNLIKE, _BLUE), (POOL_CLOSEST, _RED)):
         lines.add_chance(axes, control, colour, f"chance{lines.pool(control)}")
 
 
@@ -88,28 +89,21 @@ class _Lines:
     outputs: Sequence[str]
 
     def add(
-        self,
-        axes: Any,
-        what: tuple[str, str, str],
-        label: str,
-        colour: str,
-        marker: str,
-        style: str = "-",
-        scale: float = 100,
-        bars: bool = False,
+        self, axes: Any, what: _What, label: str, style: tuple[str, str], dash: str = "-", slope: bool = False
     ) -> None:
-        """what: states, control, metric."""
+        """slope: no share to be shown in percent, and its interval in bars."""
+        (colour, marker), scale = style, 1 if slope else 100
         rows = [self.found.get((output, *what), {}) for output in self.outputs]
         value, low, high = (scale * np.array([r.get(c) for r in rows], np.float64) for c in ("value", "low", "high"))
         if np.isnan(value).all():  # no direction has enough pairs: no entry in the legend either
             return
         x = np.arange(len(rows))
-        face = "white" if style == "--" else colour
+        face = "white" if dash == "--" else colour
         look = {"color": colour, "marker": marker, "markersize": 3.5, "markerfacecolor": face, "linewidth": 1.2}
-        axes.plot(x, value, style, label=label, **look)
-        if bars:
+        axes.plot(x, value, dash, label=label, **look)
+        if slope and dash == "-":
             axes.vlines(x, low, high, color=colour, linewidth=1)
-        elif style == "-":
+        elif dash == "-":
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
     def add_chance(self, axes: Any, control: str, colour: str, label: str) -> None:

@@ -32,12 +32,12 @@ SMALLEST_CELL = 10  # utterances of a speaker in a language below which their me
 class Participants:
     """The n utterances of one language that take part, one per group, sorted by group.
 
-    seconds: (n,) durations. segments: (n,) phonetic segments. cells: (n,) the number of the cell whose mean may be
-    removed from each: its speaker's, or 0, the whole language's.
+    logs: (n,) logarithm of the duration, less its mean over all of the language's. segments: (n,) phonetic segments.
+    cells: (n,) the number of the cell whose mean may be removed from each: its speaker's, or 0, the whole language's.
     """
 
     selection: Selection
-    seconds: Float64
+    logs: Float64
     segments: npt.NDArray[np.int64]
     cells: npt.NDArray[np.int64]
 
@@ -53,7 +53,7 @@ class Participants:
 
     def take(self, at: npt.NDArray[np.int64]) -> Participants:
         """Some of them, in that order."""
-        return Participants(self.selection.part(at), self.seconds[at], self.segments[at], self.cells[at])
+        return Participants(self.selection.part(at), self.logs[at], self.segments[at], self.cells[at])
 
 
 class PhoneticsFolder:
@@ -158,7 +158,8 @@ def find_participants(
         selection = side.part(np.array([first[group] for group in sorted(first)], np.int64))
         segments = np.array([phonetics.segments[name] for name in selection.ids], np.int64)
         cells = _cells([speakers[i] for i in selection.indices])
-        found.append(Participants(selection, seconds[selection.indices], segments, cells))
+        logs = np.log(seconds[selection.indices])
+        found.append(Participants(selection, logs - logs.sum() / max(1, len(logs)), segments, cells))
     without = [p.language for p in found if not len(p.selection)]
     if without:
         raise InputError(

@@ -26,6 +26,7 @@ from voxstrata.evaluation.metrics import MEAN, Float64
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.store import EmbeddingStore
+from voxstrata.studies.align import table as names
 from voxstrata.studies.align.inputs import SMALLEST_CELL, Participants, PhoneticsFolder, find_participants
 from voxstrata.studies.align.pools import (
     CANDIDATES_OF_A_STRATUM,
@@ -42,16 +43,6 @@ from voxstrata.studies.align.pools import (
 )
 from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.align.states import CENTRED, POOLED, RAW, SEQSIM, StateSimilarity, cell_centres
-from voxstrata.studies.align.table import (
-    ALIGN_SCHEMA,
-    CHANGE,
-    DURATIONS,
-    FIT,
-    FIT_METRICS,
-    PHONEMES,
-    RECALL,
-    REFERENCE_POOL,
-)
 from voxstrata.studies.phonetics.pairs import NEIGHBOURS, non_translations, quantiles
 
 CLOSENESS = ("like-length", "sentence", "word")
@@ -176,13 +167,13 @@ def align(
         centres = {p.language: cell_centres(p, output) for p in participants}
         rows += _output_rows(StateSimilarity(output, similarity, kernel, centres), pairs, resamples, compared)
     inputs = [direction for pair in pairs for direction in (pair.there, pair.back)]
-    for name in (PHONEMES, DURATIONS):
+    for name in (names.PHONEMES, names.DURATIONS):
         rows += _rows(name, RAW, [_measure(d.baselines[name], d, resamples) for d in inputs], resamples)
     settings = {"similarity": similarity, "kernel": kernel.name if similarity == SEQSIM else None, **_settings(options)}
     settings["cells_are_languages"] = all(len(set(p.cells.tolist())) == 1 for p in participants)
     settings |= {"bootstrap_groups": len(groups), "left_out": left_out, "phonetics": folder.settings}
     about = {Alignment.key: json.dumps(settings, ensure_ascii=False), STORE: json.dumps(store.about)}
-    return Alignment(pa.Table.from_pylist(rows, schema=ALIGN_SCHEMA).replace_schema_metadata(about))
+    return Alignment(pa.Table.from_pylist(rows, schema=names.ALIGN_SCHEMA).replace_schema_metadata(about))
 
 
 def _settings(options: AlignOptions) -> dict[str, object]:
@@ -196,8 +187,6 @@ def _language_pairs(
     participants: Sequence[Participants], folder: PhoneticsFolder, options: AlignOptions
 ) -> Iterator[LanguagePair]:
     """Every two languages that share at least two sentences."""
-    # Centred over all of the language that takes part, so no direction's labels are used.
-    logs = {p.language: float(np.log(p.seconds).mean()) for p in participants}
     for p, q in combinations(participants, 2):
         _, i, j = np.intersect1d(p.groups, q.groups, assume_unique=True, return_indices=True)
         if len(i) < 2:
@@ -205,27 +194,19 @@ def _language_pairs(
         x, y = p.take(i), q.take(j)
         distances = folder.distances(x.selection, y.selection, "word_distance" if options.by == "word" else "distance")
         phonemes = distances if options.by != "word" else folder.distances(x.selection, y.selection, "distance")
-        x_logs, y_logs = np.log(x.seconds) - logs[p.language], np.log(y.seconds) - logs[q.language]
-        baselines = {PHONEMES: -phonemes, DURATIONS: -np.abs(x_logs[:, None] - y_logs)}
-        transposed = {name: scores.T for name, scores in baselines.items()}
-        there = _direction(x, y, x_logs, y_logs, distances, baselines, options)
-        yield LanguagePair(x, y, there, _direction(y, x, y_logs, x_logs, distances.T, transposed, options))
+        there = _direction(x, y, distances, phonemes, options)
+        yield LanguagePair(x, y, there, _direction(y, x, distances.T, phonemes.T, options))
 
 
 def _direction(
-    source: Participants,
-    target: Participants,
-    source_logs: Float64,
-    target_logs: Float64,
-    distances: Float64,
-    baselines: dict[str, Float64],
-    options: AlignOptions,
+    source: Participants, target: Participants, distances: Float64, phonemes: Float64, options: AlignOptions
 ) -> DirectionInputs:
-    """distances: (N, N), by which pairs are unlike and non-translations closest. logs: (N,), see `design_pools`."""
+    """distances: (N, N), by which pairs are unlike and non-translations closest. phonemes: (N, N), of sentences."""
     lengths = target.segments if options.by == "like-length" else None
     shares = np.diag(quantiles(distances, np.eye(len(distances), dtype=bool), lengths))
-    pools = design_pools(distances, shares, source_logs, target_logs, options.quantile, options.closest)
+    pools = design_pools(distances, shares, source.logs, target.logs, options.quantile, options.closest)
     closeness = _closeness(distances, lengths)
+    baselines = {names.PHONEMES: -phonemes, names.DURATIONS: -np.abs(source.logs[:, None] - target.logs)}
     return DirectionInputs(source.language, target.language, source.groups, pools, closeness, baselines)
 
 
@@ -245,12 +226,10 @@ def _measure(
 ) -> DirectionFigures:
     """One system in one direction; scores (N, N) of queries and candidates."""
     if np.isnan(scores).any():
-        raise InputError(
-            f"{inputs.source} to {inputs.target}: scores hold NaN; find the utterance without finite states"
-        )
+        raise InputError(f"{inputs.source} to {inputs.target}: scores hold NaN; an utterance is without finite states")
     found = hits_by_pool(beats_translation(scores), inputs.pools)
     figures = {pool: _recall(found[pool], inputs.groups, resamples) for pool in POOLS}
-    for pool, reference in REFERENCE_POOL.items():
+    for pool, reference in names.REFERENCE_POOL.items():
         figures[pool] = _with_change(figures[pool], figures[reference])
     return DirectionFigures(inputs, figures, found[POOL_ALL].hits == 1)
 
@@ -260,19 +239,19 @@ def _recall(found: PoolHits, groups: npt.NDArray[np.str_], resamples: Resamples 
     samples = np.empty((0, 1))
     if found.pool < 2:
         nothing, count = np.array([math.nan]), len(resamples) if resamples else 0
-        return Evaluation((RECALL,), nothing, nothing, np.full((count, 1), math.nan), 0, 0, 0, 0)
+        return Evaluation((names.RECALL,), nothing, nothing, np.full((count, 1), math.nan), 0, 0, 0, 0)
     if resamples is not None:
         sums = resamples.means(np.stack([found.hits * found.weights, found.weights], axis=1), groups[found.queries])
         samples = sums[:, :1] / sums[:, 1:]
     value = np.array([np.average(found.hits, weights=found.weights)])
     n = len(found.queries)
-    return Evaluation((RECALL,), value, np.array([1 / found.pool]), samples, n, 0, found.pool, found.pool)
+    return Evaluation((names.RECALL,), value, np.array([1 / found.pool]), samples, n, 0, found.pool, found.pool)
 
 
 def _with_change(found: Evaluation, reference: Evaluation) -> Evaluation:
     return replace(
         found,
-        metrics=(RECALL, CHANGE),
+        metrics=(names.RECALL, names.CHANGE),
         values=np.concatenate([found.values, found.values - reference.values]),
         chance=np.append(found.chance, math.nan),
         samples=np.concatenate([found.samples, found.samples - reference.samples], axis=1),
@@ -306,7 +285,7 @@ def _rows(
             mean.add(found)
             rows += _estimates((system, states, pool, d.inputs.source, d.inputs.target), found)
         rows += _estimates((system, states, pool, MEAN, MEAN), mean.result())
-    return rows + _estimates((system, states, FIT, MEAN, MEAN), _fit(directions, resamples))
+    return rows + _estimates((system, states, names.FIT, MEAN, MEAN), _fit(directions, resamples))
 
 
 def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) -> Evaluation:
@@ -320,16 +299,17 @@ def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) ->
     """
     hits = np.concatenate([d.hits for d in directions])
     sound = np.concatenate([d.inputs.closeness for d in directions])
-    duration = np.concatenate([np.diag(d.inputs.baselines[DURATIONS]) for d in directions])
+    duration = np.concatenate([np.diag(d.inputs.baselines[names.DURATIONS]) for d in directions])
     groups = np.concatenate([d.inputs.groups for d in directions])
     strata = np.repeat(np.arange(len(directions)), [len(d.hits) for d in directions])
     known = ~np.isnan(sound)
     hits, groups, strata = hits[known], groups[known], strata[known]
     alone, both = sound[known, None], np.stack([sound, duration], axis=1)[known]
-    nothing = np.full(len(FIT_METRICS), math.nan)
+    nothing = np.full(len(names.FIT_METRICS), math.nan)
     pools = [len(d.hits) for d in directions]
     if not len(hits):
-        return Evaluation(FIT_METRICS, nothing, nothing, np.empty((0, len(FIT_METRICS))), 0, 0, min(pools), max(pools))
+        no_samples = np.empty((0, len(nothing)))
+        return Evaluation(names.FIT_METRICS, nothing, nothing, no_samples, 0, 0, min(pools), max(pools))
     weightings = [np.ones((1, len(hits)))]
     if resamples:
         step = max(1, WEIGHTS_AT_ONCE // both.size)
@@ -340,13 +320,13 @@ def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) ->
         one, two = (fit_logistic(hits, predictors, strata, weights) for predictors in (alone, both))
         rows.append(np.stack([one.slopes[:, 0], two.slopes[:, 0], one.at_zero, one.discrimination], axis=1))
     values = np.concatenate(rows)
-    return Evaluation(FIT_METRICS, values[0], nothing, values[1:], len(hits), 0, min(pools), max(pools))
+    return Evaluation(names.FIT_METRICS, values[0], nothing, values[1:], len(hits), 0, min(pools), max(pools))
 
 
-def _estimates(names: tuple[str, str, str, str, str], found: Evaluation) -> list[dict[str, object]]:
+def _estimates(key: tuple[str, str, str, str, str], found: Evaluation) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for metric, e in found.estimates.items():
-        row: dict[str, object] = dict(zip(ALIGN_SCHEMA.names, (*names, metric), strict=False))
+        row: dict[str, object] = dict(zip(names.ALIGN_SCHEMA.names, (*key, metric), strict=False))
         row |= {name: known(v) for name, v in vars(e).items()}
         row |= {"queries": found.queries, "candidates": found.candidates, "candidates_max": found.candidates_max}
         rows.append(row)

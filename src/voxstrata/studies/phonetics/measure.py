@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.choices import chosen
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
@@ -55,8 +55,7 @@ def measure_phonetics(
     fewer than two languages or no group shared by two remain, where all of a language sounds the same, and where the
     folder cannot be written or holds something else.
     """
-    if normalize not in NORMALIZATIONS:
-        raise UsageError(f"unknown normalization {normalize!r}; known: {', '.join(NORMALIZATIONS)}")
+    chosen("normalization", [normalize], NORMALIZATIONS)
     need("panphon")
     rows, names, left_out = _utterances(corpus, languages, given or {})
     voice_by_language = _transcribe_all(rows, names, given or {}, voices, reporter)

@@ -125,17 +125,16 @@ def translations(compared: Compared) -> list[dict[str, Any]]:
         if not others.any():
             continue
         x_word, y_word = words.x_words[i, j], words.y_words[i, j]
-        closer_words = int(np.count_nonzero(words.distance[i, others] <= words.distance[i, j]))
         row: dict[str, Any] = {"source_language": compared.source, "target_language": compared.target}
         row |= {"source": compared.x[i]["id"], "target": compared.y[j]["id"], "group": compared.x[i]["group"]}
         row |= {"non_translations": int(np.count_nonzero(others)), "distance": float(distance[i, j])}
         row["rank"] = 1 + int(np.count_nonzero(distance[i, others] <= distance[i, j]))
         row |= {"quantile": known(by_sentence[i, j]), "quantile_like_length": known(by_length[i, j])}
-        row["word_distance"] = known(words.distance[i, j])
-        row["word_rank"] = 1 + closer_words if x_word >= 0 else None
-        row["word_quantile"] = known(by_word[i, j])
-        row["source_word"] = compared.x_forms[x_word] if x_word >= 0 else None
-        row["target_word"] = compared.y_forms[y_word] if y_word >= 0 else None
+        row |= {"word_distance": known(words.distance[i, j]), "word_rank": None, "word_quantile": known(by_word[i, j])}
+        row |= {"source_word": None, "target_word": None}
+        if x_word >= 0:
+            row["word_rank"] = 1 + int(np.count_nonzero(words.distance[i, others] <= words.distance[i, j]))
+            row |= {"source_word": compared.x_forms[x_word], "target_word": compared.y_forms[y_word]}
         rows.append(row)
     return rows
 
@@ -144,21 +143,14 @@ def summarise(rows: Sequence[Mapping[str, Any]], others: float) -> SoundDirectio
     """One direction in figures: from its `translations`, and the mean distance of its non-translations, `others`."""
     pools = [row["non_translations"] + 1 for row in rows]
     words = [row for row in rows if row["word_rank"] is not None]
-    return SoundDirection(
-        source=rows[0]["source_language"],
-        target=rows[0]["target_language"],
-        pairs=len(rows),
-        candidates=(min(pools), max(pools)),
-        distance=_mean([row["distance"] for row in rows]),
-        others=others,
-        quantile=_median([row["quantile"] for row in rows]),
-        like_length=_median([row["quantile_like_length"] for row in rows]),
-        closest=_mean([row["rank"] == 1 for row in rows]),
-        chance=_mean([1 / pool for pool in pools]),
-        word_pairs=len(words),
-        word_quantile=_median([row["word_quantile"] for row in words]),
-        word_closest=_mean([row["word_rank"] == 1 for row in words]),
-    )
+    figures: dict[str, Any] = {"pairs": len(rows), "candidates": (min(pools), max(pools)), "others": others}
+    figures |= {"distance": _mean([row["distance"] for row in rows]), "chance": _mean([1 / pool for pool in pools])}
+    figures |= {"closest": _mean([row["rank"] == 1 for row in rows]), "word_pairs": len(words)}
+    figures["word_closest"] = _mean([row["word_rank"] == 1 for row in words])
+    for name, column in (("quantile", "quantile"), ("like_length", "quantile_like_length")):
+        figures[name] = _median([row[column] for row in rows])
+    figures["word_quantile"] = _median([row["word_quantile"] for row in words])
+    return SoundDirection(rows[0]["source_language"], rows[0]["target_language"], **figures)
 
 
 def distance_table(
