@@ -77,6 +77,11 @@ class Result(ABC):
         return metadata(self.table, self.key) or {}
 
     @property
+    def failures(self) -> Mapping[str, str]:
+        """Why recordings could not be read, by id."""
+        return dict(self.settings.get("failures", {}))
+
+    @property
     def store(self) -> dict[str, Any] | None:
         """The description of the store that it was made from; None where there was none."""
         return metadata(self.table, STORE)

@@ -92,7 +92,7 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
 )
 @click.option("--dev-share", default=0.5, help="Share of the groups on which k is chosen.")
 @click.option("--seed", default=0, help="Of the split and the bootstrap.")
-@click.option("--bootstrap", type=COUNT, default=1000, help="Resamples for 95 % intervals.")
+@click.option("--bootstrap", "resamples", type=COUNT, default=1000, help="Resamples for 95 % intervals.")
 @click.option("--max-new-tokens", type=COUNT, default=224, help="Per transcript.")
 @click.option("--batch", type=COUNT, default=8, help="Recordings at a time.")
 @split_option
@@ -106,16 +106,13 @@ def sweep(
     blocks: str | None,
     languages: tuple[str, ...],
     task: str,
-    normalizer: str,
-    dev_share: float,
-    seed: int,
-    bootstrap: int,
     max_new_tokens: int,
     batch: int,
     split: str | None,
     device: str,
     revision: str | None,
     as_json: bool,
+    **scoring: Any,
 ) -> int:
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
@@ -139,10 +136,9 @@ def sweep(
 
     found = read_corpus(corpus, split)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
-    scoring = Scoring(normalizer, dev_share, seed, bootstrap)
-    how: dict[str, Any] = {"blocks": _numbers(blocks), "decoding": decoding, "scoring": scoring, "device": device}
+    how: dict[str, Any] = {"blocks": _numbers(blocks), "scoring": Scoring(**scoring), "device": device}
     with TerminalReporter() as reporter:
-        result = run(load_transcriber(checkpoint, revision), found, folder, **how, reporter=reporter)
+        result = run(load_transcriber(checkpoint, revision), found, folder, decoding=decoding, **how, reporter=reporter)
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
         print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})

@@ -63,12 +63,7 @@ def checks_table(checks: Sequence[ExitCheck]) -> TextTable:
 
 
 def check_exits(
-    transcriber: Transcriber,
-    corpus: Corpus,
-    exits: Sequence[EarlyExit],
-    decoding: Decoding,
-    *,
-    reporter: Reporter = SILENT,
+    source: Transcriber, corpus: Corpus, exits: Sequence[EarlyExit], decoding: Decoding, *, reporter: Reporter = SILENT
 ) -> tuple[list[ExitCheck], dict[str, str]]:
     """Write the checkpoint of every exit and compare it with our graph on every recording of `corpus`.
 
@@ -83,21 +78,21 @@ def check_exits(
     InputError when no recording is left.
     """
     for at in exits:
-        check_exit(at, transcriber.encoder.shape.layers)
+        check_exit(at, source.encoder.shape.layers)
     languages = corpus.table["language"].to_pylist()
-    tokens = language_tokens(transcriber, languages, decoding)
+    tokens = language_tokens(source, languages, decoding)
     if tokens and None in languages:
         raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
-    log_mel, failures = _log_mel(transcriber, corpus)
-    decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
-    original = in_float32(transcriber.model)
+    log_mel, failures = _log_mel(source, corpus)
+    decoding = replace(decoding, max_new_tokens=new_tokens(source.model, decoding))
+    original = in_float32(source.model)
     checks = []
     with tempfile.TemporaryDirectory(prefix="voxstrata-early-exit-") as folder:
         reporter.step("building the graph")
-        session = _session(transcriber.encoder, Path(folder))
+        session = _session(source.encoder, Path(folder))
         for n, at in enumerate(exits):
             reporter.step(f"{at}")
-            card = write_early_exit(transcriber, Path(folder) / str(n), at)
+            card = write_early_exit(source, Path(folder) / str(n), at)
             with quiet_transformers():
                 written = WhisperForConditionalGeneration.from_pretrained(Path(folder) / str(n), dtype=torch.float32)
             written.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any
 
@@ -41,10 +41,6 @@ class Decoding:
     prompts: tuple[tuple[str, str], ...] = ()
     max_new_tokens: int = 224
     batch: int = 8
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self) | {"prompts": dict(self.prompts)}
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,6 @@ class EarlyExits(Result):
     def title(self) -> str:
         return f"Early exits of {self.settings['checkpoint']}"
 
-    @property
-    def failures(self) -> Mapping[str, str]:
-        """Why recordings were not transcribed, by id."""
-        return dict(self.settings["failures"])
-
     def tables(self) -> list[TextTable]:
         header = ["language", "script", "unit", "utterances (groups)", "chosen k", "on dev", "on test"]
         header += ["whole encoder", "difference"]

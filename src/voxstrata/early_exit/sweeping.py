@@ -68,7 +68,8 @@ def sweep(
             scores = score(found, [parts[row["id"]] for row in found.rows], scoring, english, transcriber.folder)
             dev, test = both_parts(scores, scoring)
             settings = {**_about(transcriber, corpus), **decides, "utterances": len(found.rows)}
-            settings |= {"decoding": decoding.to_dict(), "scoring": asdict(scoring), "normalizers": normalizers}
+            settings["decoding"] = asdict(decoding) | {"prompts": decides["prompts"]}
+            settings |= {"scoring": asdict(scoring), "normalizers": normalizers}
             settings["notes"] = _notes(found.rows, normalizers, dev, test, scoring)
             settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, journal.resumed)

@@ -66,24 +66,18 @@ class PhoneticsFolder:
     def __init__(self, folder: str) -> None:
         files = Files(folder)
         if not (files.exists(_IPA) and files.exists(_DISTANCES)):
-            raise InputError(
-                f"{folder}: no {_IPA} or {_DISTANCES} in it; `voxstrata phonetics CORPUS -o {folder}` makes them"
-            )
+            raise InputError(f"{folder}: no {_IPA} or {_DISTANCES} in it; `voxstrata phonetics CORPUS` makes them")
         self.folder = folder
         ipa = pq.read_table(io.BytesIO(files.read(_IPA)))
         self._distances = pq.ParquetFile(io.BytesIO(files.read(_DISTANCES)))
-        found, others = (
-            (schema.metadata or {}).get(Phonetics.key.encode()) for schema in (ipa.schema, self._distances.schema_arrow)
-        )
+        schemas = (ipa.schema, self._distances.schema_arrow)
+        found, others = ((schema.metadata or {}).get(Phonetics.key.encode()) for schema in schemas)
         if found is None or found != others:
-            raise InputError(
-                f"{folder}: {_IPA} and {_DISTANCES} are not of one run of `voxstrata phonetics`; run it again"
-            )
+            raise InputError(f"{folder}: {_IPA} and {_DISTANCES} are not of one run; run `voxstrata phonetics` again")
         self.settings: dict[str, Any] = json.loads(found)
-        ids = ipa["id"].to_pylist()
-        self.segments = dict(zip(ids, ipa["segments"].to_pylist(), strict=True))
-        read = zip(ids, ipa["voice"].to_pylist(), ipa["text"].to_pylist(), strict=True)
-        self.texts = {name: text for name, voice, text in read if voice != GIVEN}
+        rows = ipa.select(["id", "segments", "voice", "text"]).to_pylist()
+        self.segments = {row["id"]: row["segments"] for row in rows}
+        self.texts = {row["id"]: row["text"] for row in rows if row["voice"] != GIVEN}
 
     def check_texts(self, texts: Mapping[str, str | None]) -> None:
         """Raise InputError where espeak-ng read something else than what the store says was spoken; texts: by id."""
@@ -107,9 +101,8 @@ class PhoneticsFolder:
                 continue
             table = self._distances.read_row_group(group, columns)
             for a, b, matrix, done in ((x, y, found, filled), (y, x, found.T, filled.T)):
-                part = table.filter(
-                    (pc.field("source_language") == a.language) & (pc.field("target_language") == b.language)
-                )
+                two = (pc.field("source_language") == a.language) & (pc.field("target_language") == b.language)
+                part = table.filter(two)
                 i, j = (
                     pc.fill_null(pc.index_in(part[name].cast(pa.string()), pa.array(ids)), -1).to_numpy()
                     for name, ids in (("source", a.ids), ("target", b.ids))

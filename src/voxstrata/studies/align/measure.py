@@ -100,14 +100,8 @@ class DirectionInputs:
     baselines: dict[str, Float64]
 
 
-@dataclass(frozen=True, eq=False)
-class LanguagePair:
-    """Two languages with the sentences both hold, in the same order, and the directions from x to y and back."""
-
-    x: Participants
-    y: Participants
-    there: DirectionInputs
-    back: DirectionInputs
+# Two languages with the sentences both hold, in the same order, and the directions from the first and back.
+_LanguagePair = tuple[Participants, Participants, DirectionInputs, DirectionInputs]
 
 
 @dataclass
@@ -155,7 +149,7 @@ def align(
             "no two languages share two sentences with IPA: a pool of one utterance cannot be searched; "
             "add sentences, or give translations the same group"
         )
-    groups = sorted({str(group) for pair in pairs for group in pair.x.groups})
+    groups = sorted({str(group) for x, *_ in pairs for group in x.groups})
     resamples = Resamples(groups, options.bootstrap) if options.bootstrap else None
     done, total = count(1), len(outputs) * len(pairs)
 
@@ -166,7 +160,7 @@ def align(
     for output in outputs:
         centres = {p.language: cell_centres(p, output) for p in participants}
         rows += _output_rows(StateSimilarity(output, similarity, kernel, centres), pairs, resamples, compared)
-    inputs = [direction for pair in pairs for direction in (pair.there, pair.back)]
+    inputs = [direction for _, _, *both in pairs for direction in both]
     for name in (names.PHONEMES, names.DURATIONS):
         rows += _rows(name, RAW, [_measure(d.baselines[name], d, resamples) for d in inputs], resamples)
     settings = {"similarity": similarity, "kernel": kernel.name if similarity == SEQSIM else None, **_settings(options)}
@@ -185,7 +179,7 @@ def _settings(options: AlignOptions) -> dict[str, object]:
 
 def _language_pairs(
     participants: Sequence[Participants], folder: PhoneticsFolder, options: AlignOptions
-) -> Iterator[LanguagePair]:
+) -> Iterator[_LanguagePair]:
     """Every two languages that share at least two sentences."""
     for p, q in combinations(participants, 2):
         _, i, j = np.intersect1d(p.groups, q.groups, assume_unique=True, return_indices=True)
@@ -195,7 +189,7 @@ def _language_pairs(
         distances = folder.distances(x.selection, y.selection, "word_distance" if options.by == "word" else "distance")
         phonemes = distances if options.by != "word" else folder.distances(x.selection, y.selection, "distance")
         there = _direction(x, y, distances, phonemes, options)
-        yield LanguagePair(x, y, there, _direction(y, x, distances.T, phonemes.T, options))
+        yield x, y, there, _direction(y, x, distances.T, phonemes.T, options)
 
 
 def _direction(
@@ -259,14 +253,14 @@ def _with_change(found: Evaluation, reference: Evaluation) -> Evaluation:
 
 
 def _output_rows(
-    states: StateSimilarity, pairs: Sequence[LanguagePair], resamples: Resamples | None, compared: Callable[[], None]
+    states: StateSimilarity, pairs: Sequence[_LanguagePair], resamples: Resamples | None, compared: Callable[[], None]
 ) -> list[dict[str, object]]:
     """Rows of one output, as stored and with means removed. compared: called after each pair of languages."""
     found: dict[str, list[DirectionFigures]] = {RAW: [], CENTRED: []}
-    for pair in pairs:
+    for x, y, there, back in pairs:
         for kind, directions in found.items():
-            scores = states.matrix(pair.x, pair.y, kind)
-            directions += [_measure(scores, pair.there, resamples), _measure(scores.T, pair.back, resamples)]
+            scores = states.matrix(x, y, kind)
+            directions += [_measure(scores, there, resamples), _measure(scores.T, back, resamples)]
         compared()
     for raw, centred in zip(found[RAW], found[CENTRED], strict=True):
         centred.figures[POOL_ALL] = _with_change(centred.figures[POOL_ALL], raw.figures[POOL_ALL])

@@ -105,7 +105,7 @@ class Alignment(Result):
         return tables
 
     def _note_on_whole_pools(self) -> str:
-        """What the columns mean under these settings, in lines that fit a terminal."""
+        """What the columns mean under these settings."""
         s = self.settings
         few = f"its language (speakers are unknown, or have fewer than {s['smallest_cell']} utterances)"
         cells = few if s["cells_are_languages"] else "its speaker in its language"
@@ -117,12 +117,12 @@ class Alignment(Result):
                 *([intervals] if s["bootstrap_resamples"] else []),
                 "- all: the pool holds one recording of every sentence.",
                 f"- means removed: the same, where each frame is less the mean of {cells}.",
-                "- The next four come from a logistic regression. It predicts the hits in the column 'all' from",
-                "  closeness: how much closer the pair sounds than non-translations do, in standard deviations.",
+                "- The next four come from a logistic regression. It predicts the hits in the column 'all' from "
+                "closeness: how much closer the pair sounds than non-translations do, in standard deviations.",
                 "- if unlike: predicted recall where translations sound no closer than non-translations.",
                 "- log-odds/SD: the slope. given duration: the slope when it also knows how alike both durations are.",
-                "- discrimination: Tjur's coefficient, minus that of a regression that knows the direction alone;",
-                "  0 means that closeness predicts nothing.",
+                "- discrimination: Tjur's coefficient, minus that of a regression that knows the direction alone; "
+                "0 means that closeness predicts nothing.",
                 f"- The rows {names.PHONEMES} and {names.DURATIONS} are retrievers that see nothing else.",
             ]
         )
@@ -132,14 +132,12 @@ class Alignment(Result):
         return "\n".join(
             [
                 "- unlike: queries and candidates are only those pairs that sound unlike. A pair sounds unlike when at "
-                "least",
-                f"  {100 * s['unlike_quantile']:g} % of the source's non-translations sound closer to it "
+                f"least {100 * s['unlike_quantile']:g} % of the source's non-translations sound closer to it "
                 f"(by {s['by']}).",
                 "- matched: pools of as many pairs of like duration, drawn from all pairs. The mean over all draws.",
                 f"- Both columns are {self._directions_of_unlike()}.",
                 f"- closest: the pool is the translation and {s['closest']} hard negatives, the non-translations that "
-                "sound",
-                "  closest to the query. random: as many non-translations of like duration, drawn at random.",
+                "sound closest to the query. random: as many non-translations of like duration, drawn at random.",
             ]
         )
 

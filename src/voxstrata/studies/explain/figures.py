@@ -60,10 +60,7 @@ def _panel(panel: SubFigure, match: Match, a: SpokenUtterance, b: SpokenUtteranc
     crosses, dots = rows[s.argmax(axis=0)], columns[s.argmax(axis=1)]
     axes.scatter(columns, crosses, s=2 * size, color=_COLUMNS_COLOUR, marker="x", linewidths=0.8)
     axes.scatter(dots, rows, s=size, color=_ROWS_COLOUR, marker="o", linewidths=0)
-    axes.set_xlim(0, width)
-    axes.set_ylim(0, height)
-    axes.set_xlabel("b: seconds")
-    axes.set_ylabel("a: seconds")
+    axes.set(xlim=(0, width), ylim=(0, height), xlabel="b: seconds", ylabel="a: seconds")
     above.plot(columns, s.max(axis=0), color=_COLUMNS_COLOUR, linewidth=1)
     above.axhline(match.recall, color="black", linestyle=":", linewidth=0.8)
     above.set_ylabel("maximum", fontsize=8)

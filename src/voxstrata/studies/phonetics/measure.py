@@ -113,27 +113,21 @@ def _refuse_unrelated(rows: Sequence[_Row], names: Sequence[str]) -> None:
     for row in rows:
         groups.setdefault(row["group"], set()).add(row["language"])
     if not any(len(held) > 1 for held in groups.values()):
-        raise InputError(
-            f"no group occurs in two languages (found {found}); translations of one sentence need the same group"
-        )
+        raise InputError(f"no group occurs in two languages (found {found}); translations need the same group")
     if len(groups) < 2:
         raise InputError("only one group has text or IPA: there is no non-translation to compare with; add sentences")
 
 
 def _transcribe_all(
-    rows: list[_Row],
-    names: Sequence[str],
-    given: Mapping[str, str],
-    voices: Mapping[str, str] | None,
-    reporter: Reporter,
+    rows: list[_Row], names: Sequence[str], ipa: Mapping[str, str], voices: Mapping[str, str] | None, reporter: Reporter
 ) -> dict[str, str]:
     """Add ipa, voice and switches to all rows; returns the voice of every language of which texts were read."""
-    spoken = sorted({row["language"] for row in rows if row["id"] not in given})
+    spoken = sorted({row["language"] for row in rows if row["id"] not in ipa})
     voice_by_language = choose_voices(spoken, voices) if spoken or voices else {}
     for row in rows:
-        row |= {"ipa": given.get(row["id"]), "voice": GIVEN, "switches": 0}
+        row |= {"ipa": ipa.get(row["id"]), "voice": GIVEN, "switches": 0}
     for name in names:
-        texts = [row for row in rows if row["language"] == name and row["id"] not in given]
+        texts = [row for row in rows if row["language"] == name and row["id"] not in ipa]
         if texts:
             voice = voice_by_language[name]
             reporter.step(f"IPA of {len(texts)} texts by the voice {voice}")

@@ -31,16 +31,7 @@ from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.pooled import mean_pool, pooled_cosine
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
-from voxstrata.studies.words.pairs import (
-    FAR,
-    NEAR,
-    NORMALIZE,
-    RANDOM_WORDS,
-    WORD_KINDS,
-    PairSets,
-    WordPairs,
-    make_pairs,
-)
+from voxstrata.studies.words.pairs import DIVISOR, FAR, NEAR, RANDOM_WORDS, WORD_KINDS, PairSets, WordPairs, make_pairs
 from voxstrata.studies.words.result import FAILURES, WordComparison
 from voxstrata.studies.words.table import DURATION_ALONE, EVERY_LANGUAGE, WORD_CONTROLS, WORD_SIMILARITIES, WORDS_SCHEMA
 from voxstrata.studies.words.word_list import SPEAKER, Entry, voices_needed, with_ipa, word_corpus
@@ -98,7 +89,7 @@ def measure_words(
     store = open_store(folder / "words.zarr")
     settings = {"words": len(entries), "languages": list(dict.fromkeys(word.language for word in entries))}
     settings |= {"near": options.near, "near_distance": sets.near, "far": options.far, "far_distance": sets.far}
-    settings["distance"] = f"panphon feature_edit_distance, equal weights, normalize {NORMALIZE}"
+    settings["distance"] = f"panphon feature_edit_distance, equal weights, normalize {DIVISOR}"
     settings["bootstrap"] = options.bootstrap
     settings["spoken"] = {**asdict(SPEAKER), "voices": voices} if spoken else None
     settings["tools"] = tools() if voices else {}
