@@ -62,8 +62,7 @@ class Encoder(ABC):
         self.spec = spec.for_model(model.card, runtime.device)
         self.outputs, self.context = self.spec.outputs, self.spec.context
         self.device = runtime.device
-        self.threads = runtime.thread_count
-        self.tokens = runtime.batch_tokens
+        self.threads, self.tokens = runtime.thread_count, runtime.batch_tokens
         self.concurrency = self.threads
         if model.card.dtype == "int8" and self.device.kind != "cpu":
             raise UsageError(

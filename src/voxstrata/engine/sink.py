@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
 from voxstrata.engine.reductions import StoredRows, all_finite
-from voxstrata.store.plan import Plan, Window
+from voxstrata.store.plan import Window
 from voxstrata.store.writer import StoreWriter
 
 
@@ -20,10 +20,9 @@ class UnitSink:
     """Collects the rows of one unit at a time and commits it."""
 
     def __init__(self, writer: StoreWriter, allow_overflow: bool) -> None:
-        self.plan: Plan = writer.plan
+        self.writer, self.plan = writer, writer.plan
         self.seconds: dict[str, float] = defaultdict(float)  # by stage: place, write
         self._overflows = 0  # of this unit
-        self.writer = writer
         self._allow_overflow = allow_overflow
         # Made with a unit's first rows: a header that claims hours is found out before there are any.
         self._blocks: dict[str, NDArray[Any]] = {}
@@ -84,6 +83,5 @@ class UnitSink:
         """Write the unit and make room for the next."""
         begin = time.perf_counter()
         self.writer.commit(unit, self._blocks, failures, self._overflows)
-        self._overflows = 0
-        self._blocks = {}
+        self._overflows, self._blocks = 0, {}
         self.seconds["write"] += time.perf_counter() - begin
