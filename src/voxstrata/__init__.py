@@ -13,94 +13,67 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from voxstrata.base.errors import AudioError, InputError, UsageError, VoxstrataError
-    from voxstrata.base.progress import Progress, Reporter
-    from voxstrata.corpus.source import read_corpus
-    from voxstrata.encoders.card import open_model
-    from voxstrata.encoders.context import Context
-    from voxstrata.encoders.device import Device
-    from voxstrata.engine.extraction import extract
-    from voxstrata.engine.runtime import Runtime
-    from voxstrata.exporters.exporting import export
-    from voxstrata.exporters.spec import ExportSpec
-    from voxstrata.retrieval.all_pairs import similarity
-    from voxstrata.retrieval.ragged import Ragged
-    from voxstrata.retrieval.selection import select
-    from voxstrata.retrieval.similarities import seqsim
-    from voxstrata.store.reader import open_store
-    from voxstrata.store.spec import StoreSpec
-    from voxstrata.studies.align.measure import AlignOptions, align
-    from voxstrata.studies.drift.measure import measure_drift as drift
-    from voxstrata.studies.explain.measure import explain
-    from voxstrata.studies.phonetics.measure import measure_phonetics as phonetics
-    from voxstrata.studies.retrieve.found import evaluate_similarity
-    from voxstrata.studies.retrieve.measure import RetrievalOptions, retrieve
+    from voxstrata.base.errors import AudioError as AudioError
+    from voxstrata.base.errors import InputError as InputError
+    from voxstrata.base.errors import UsageError as UsageError
+    from voxstrata.base.errors import VoxstrataError as VoxstrataError
+    from voxstrata.base.progress import Progress as Progress
+    from voxstrata.base.progress import Reporter as Reporter
+    from voxstrata.corpus.source import read_corpus as read_corpus
+    from voxstrata.encoders.card import open_model as open_model
+    from voxstrata.encoders.context import Context as Context
+    from voxstrata.encoders.device import Device as Device
+    from voxstrata.engine.extraction import extract as extract
+    from voxstrata.engine.runtime import Runtime as Runtime
+    from voxstrata.exporters.exporting import export as export
+    from voxstrata.exporters.spec import ExportSpec as ExportSpec
+    from voxstrata.retrieval.all_pairs import similarity as similarity
+    from voxstrata.retrieval.ragged import Ragged as Ragged
+    from voxstrata.retrieval.selection import select as select
+    from voxstrata.retrieval.similarities import seqsim as seqsim
+    from voxstrata.store.reader import open_store as open_store
+    from voxstrata.store.spec import StoreSpec as StoreSpec
+    from voxstrata.studies.align.measure import AlignOptions as AlignOptions
+    from voxstrata.studies.align.measure import align as align
+    from voxstrata.studies.drift.measure import measure_drift
+    from voxstrata.studies.explain.measure import explain as explain
+    from voxstrata.studies.phonetics.measure import measure_phonetics
+    from voxstrata.studies.retrieve.found import evaluate_similarity as evaluate_similarity
+    from voxstrata.studies.retrieve.measure import RetrievalOptions as RetrievalOptions
+    from voxstrata.studies.retrieve.measure import retrieve as retrieve
 
     __version__: str
+    drift, phonetics = measure_drift, measure_phonetics
 
-# Where each public name is defined; under another name there where a pair is given.
-_PLACES: dict[str, str | tuple[str, str]] = {
-    "AlignOptions": "studies.align.measure",
-    "AudioError": "base.errors",
-    "Context": "encoders.context",
-    "Device": "encoders.device",
-    "ExportSpec": "exporters.spec",
-    "InputError": "base.errors",
-    "Progress": "base.progress",
-    "Ragged": "retrieval.ragged",
-    "Reporter": "base.progress",
-    "RetrievalOptions": "studies.retrieve.measure",
-    "Runtime": "engine.runtime",
-    "StoreSpec": "store.spec",
-    "UsageError": "base.errors",
-    "VoxstrataError": "base.errors",
-    "align": "studies.align.measure",
-    "drift": ("studies.drift.measure", "measure_drift"),
-    "evaluate_similarity": "studies.retrieve.found",
-    "explain": "studies.explain.measure",
-    "export": "exporters.exporting",
-    "extract": "engine.extraction",
-    "open_model": "encoders.card",
-    "open_store": "store.reader",
-    "phonetics": ("studies.phonetics.measure", "measure_phonetics"),
-    "read_corpus": "corpus.source",
-    "retrieve": "studies.retrieve.measure",
-    "select": "retrieval.selection",
-    "seqsim": "retrieval.similarities",
-    "similarity": "retrieval.all_pairs",
+# The public names, by the module that defines them.
+_NAMES = {
+    "base.errors": "AudioError InputError UsageError VoxstrataError",
+    "base.progress": "Progress Reporter",
+    "corpus.source": "read_corpus",
+    "encoders.card": "open_model",
+    "encoders.context": "Context",
+    "encoders.device": "Device",
+    "engine.extraction": "extract",
+    "engine.runtime": "Runtime",
+    "exporters.exporting": "export",
+    "exporters.spec": "ExportSpec",
+    "retrieval.all_pairs": "similarity",
+    "retrieval.ragged": "Ragged",
+    "retrieval.selection": "select",
+    "retrieval.similarities": "seqsim",
+    "store.reader": "open_store",
+    "store.spec": "StoreSpec",
+    "studies.align.measure": "AlignOptions align",
+    "studies.drift.measure": "drift",
+    "studies.explain.measure": "explain",
+    "studies.phonetics.measure": "phonetics",
+    "studies.retrieve.found": "evaluate_similarity",
+    "studies.retrieve.measure": "RetrievalOptions retrieve",
 }
+_PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
+_ALIASES = {"drift": "measure_drift", "phonetics": "measure_phonetics"}  # public under a shorter name
 
-__all__ = [
-    "AlignOptions",
-    "AudioError",
-    "Context",
-    "Device",
-    "ExportSpec",
-    "InputError",
-    "Progress",
-    "Ragged",
-    "Reporter",
-    "RetrievalOptions",
-    "Runtime",
-    "StoreSpec",
-    "UsageError",
-    "VoxstrataError",
-    "__version__",
-    "align",
-    "drift",
-    "evaluate_similarity",
-    "explain",
-    "export",
-    "extract",
-    "open_model",
-    "open_store",
-    "phonetics",
-    "read_corpus",
-    "retrieve",
-    "select",
-    "seqsim",
-    "similarity",
-]
+__all__ = ["__version__", *_PLACES]
 
 
 def __getattr__(name: str) -> Any:
@@ -109,9 +82,7 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("voxstrata")
     elif name in _PLACES:
-        place = _PLACES[name]
-        module, attribute = place if isinstance(place, tuple) else (place, name)
-        value = getattr(import_module(f"voxstrata.{module}"), attribute)
+        value = getattr(import_module(f"voxstrata.{_PLACES[name]}"), _ALIASES.get(name, name))
     else:
         raise AttributeError(f"module 'voxstrata' has no attribute {name!r}")
     globals()[name] = value

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
 from voxstrata.cli.options import COUNT, bootstrap_option, json_option, languages_option, out_option, outputs_option
 
@@ -66,17 +67,14 @@ def align(
       voxstrata phonetics speech.tsv -o phonetics
       voxstrata align speech.zarr --phonetics phonetics -o aligned
     """
-    from voxstrata.store import open_store
-    from voxstrata.studies.align.measure import AlignOptions
-    from voxstrata.studies.align.measure import align as run
     from voxstrata.studies.align.result import Alignment
 
-    opened = open_store(store)
+    opened = vs.open_store(store)
     print_left_out(opened)
     Alignment.refuse_foreign(folder)
-    options = AlignOptions(similarity, by, quantile, closest, bootstrap)
+    options = vs.AlignOptions(similarity, by, quantile, closest, bootstrap)
     with TerminalReporter() as reporter:
-        result = run(opened, phonetics, outputs, languages, options, reporter)
+        result = vs.align(opened, phonetics, outputs, languages, options, reporter)
     for reason, count in result.settings["left_out"].items():
         click.echo(f"{count} utterances take no part: {reason}", err=True)
     save_and_print(result, folder, as_json, store=store)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import TerminalReporter, aligned, clock, print_json
 from voxstrata.cli.options import PATH, json_option, model_argument, outputs_option, run_options, split_option
-
-if TYPE_CHECKING:
-    from voxstrata.engine import Runtime
 
 
 @click.command(short_help="Measure how fast this machine runs MODEL.")
@@ -26,7 +23,7 @@ def bench(
     outputs: str,
     corpus: Path | None,
     split: str | None,
-    runtime: Runtime,
+    runtime: vs.Runtime,
     as_json: bool,
 ) -> None:
     """Measure how fast this machine runs MODEL, in about two minutes, and remember it for `voxstrata plan`.
@@ -40,22 +37,20 @@ def bench(
     Example:
       voxstrata bench base --corpus speech.tsv --threads 2
     """
-    from voxstrata.corpus import probe_corpus, read_corpus
-    from voxstrata.encoders import Context, open_model
+    from voxstrata.corpus import probe_corpus
     from voxstrata.engine.estimating import Bench, estimate
     from voxstrata.engine.measuring import bench as run
     from voxstrata.engine.measuring import record_path
-    from voxstrata.store import StoreSpec
 
-    opened = open_model(model)
-    read = read_corpus(corpus, split) if corpus else None  # a mistake in it shows before the measurement
+    opened = vs.open_model(model)
+    read = vs.read_corpus(corpus, split) if corpus else None  # a mistake in it shows before the measurement
     estimates = {}
     with TerminalReporter() as reporter:
         record = run(opened, outputs, runtime, reporter)
         if read:
             probed = probe_corpus(read, reporter=reporter)
             for mode, found in record.modes.items():
-                spec = StoreSpec(outputs, context=Context(found.mode))
+                spec = vs.StoreSpec(outputs, context=vs.Context(found.mode))
                 estimates[mode] = estimate(read, opened, spec, runtime, record, probed=probed)
     if as_json:
         print_json(Bench(record, estimates).to_dict() | {"record": str(record_path(record.about))})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, save_and_print
 from voxstrata.cli.options import (
     PATH,
@@ -18,9 +18,6 @@ from voxstrata.cli.options import (
     run_options,
     split_option,
 )
-
-if TYPE_CHECKING:
-    from voxstrata.engine import Runtime
 
 
 @click.command()
@@ -50,7 +47,7 @@ def drift(
     against: Path | None,
     split: str | None,
     folder: Path | None,
-    runtime: Runtime,
+    runtime: vs.Runtime,
     as_json: bool,
 ) -> int:
     """Measure what the cheaper contexts cost with MODEL on CORPUS.
@@ -64,21 +61,18 @@ def drift(
       voxstrata drift speech.tsv base --clips 200 -o drift
       voxstrata drift speech.tsv base-int8 --against base
     """
-    from voxstrata.corpus import read_corpus
-    from voxstrata.encoders import open_model
-    from voxstrata.studies.drift.measure import measure_drift
     from voxstrata.studies.drift.result import Drift
 
     if folder is not None:
         Drift.refuse_foreign(folder)
     with TerminalReporter() as reporter:
-        result = measure_drift(
-            read_corpus(corpus, split),
-            open_model(model),
+        result = vs.drift(
+            vs.read_corpus(corpus, split),
+            vs.open_model(model),
             clips=clips or None,
             outputs=outputs,
             runtime=runtime,
-            against=None if against is None else open_model(against),
+            against=None if against is None else vs.open_model(against),
             reporter=reporter,
         )
     save_and_print(result, folder, as_json)

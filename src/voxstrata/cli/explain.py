@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import save_and_print
 from voxstrata.cli.options import PATH, json_option, names, out_option, outputs_option
 
@@ -32,9 +33,6 @@ def explain(store: str, a: str, b: str, outputs: str, folder: Path, words: Path 
     Example:
       voxstrata explain speech.zarr en-7 es-7 --outputs layer_06,final -o why
     """
-    from voxstrata.store import open_store
-    from voxstrata.studies.explain.measure import explain as run
-
     chosen = None if outputs == "all" else names(outputs)
-    result = run(open_store(store), a, b, chosen, words)
+    result = vs.explain(vs.open_store(store), a, b, chosen, words)
     save_and_print(result, folder, as_json, store=store)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import TerminalReporter, print_json
 from voxstrata.cli.options import PATH, json_option, out_option, outputs_option
 
@@ -56,12 +57,9 @@ def export(
     Example:
       voxstrata export openai/whisper-base -o base --calibrate some_speech/
     """
-    from voxstrata.exporters import ExportSpec
-    from voxstrata.exporters import export as run
-
-    spec = ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys)
+    spec = vs.ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys)
     with TerminalReporter() as reporter:
-        card = run(checkpoint, target, spec, revision=revision, reporter=reporter).card
+        card = vs.export(checkpoint, target, spec, revision=revision, reporter=reporter).card
     if as_json:
         print_json({"model": str(target), "card": card.to_dict()})
         return

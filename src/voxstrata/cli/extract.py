@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.options import (
     COUNT,
@@ -21,9 +22,7 @@ from voxstrata.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from voxstrata.engine import Runtime
     from voxstrata.engine.planning import Long
-    from voxstrata.store import StoreSpec
 
 
 @click.command()
@@ -41,11 +40,11 @@ def extract(
     corpus: Path,
     model: Path,
     store: str,
-    spec: StoreSpec,
+    spec: vs.StoreSpec,
     long: Long,
     split: str | None,
     unit_mb: float | None,
-    runtime: Runtime,
+    runtime: vs.Runtime,
     tokens: int | None,
     allow_overflow: bool,
     efficiency: bool,
@@ -61,13 +60,10 @@ def extract(
     Example:
       voxstrata extract speech.tsv base -o speech.zarr --outputs layer_03,layer_06,final
     """
-    from voxstrata.corpus import read_corpus
-    from voxstrata.engine import extract as run
-
     with resume_hint(), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
-        report = run(
-            read_corpus(corpus, split),
+        report = vs.extract(
+            vs.read_corpus(corpus, split),
             model,
             store,
             spec,

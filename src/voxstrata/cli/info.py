@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, print_json
 from voxstrata.cli.options import json_option
 
@@ -22,15 +23,12 @@ def info(path: str, as_json: bool) -> None:
     Example:
       voxstrata info speech.zarr
     """
-    from voxstrata.base.errors import InputError
-    from voxstrata.encoders import open_model
     from voxstrata.encoders.card import CARD
-    from voxstrata.store import open_store
 
     if "://" not in path and not Path(path).exists():
-        raise InputError(f"{path}: no such model folder or store")
+        raise vs.InputError(f"{path}: no such model folder or store")
     is_model = "://" not in path and (Path(path) / CARD).exists()
-    about = open_model(path).card.to_dict() | {"kind": "model"} if is_model else _store(open_store(path))
+    about = vs.open_model(path).card.to_dict() | {"kind": "model"} if is_model else _store(vs.open_store(path))
     if as_json:
         print_json(about)
     else:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+import voxstrata as vs
 from voxstrata.store.plan import UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,10 +69,7 @@ def storing_options(f: F) -> F:
 
     @functools.wraps(f)
     def with_spec(*args: Any, outputs: str, mode: Any, dtype: Any, pool: Any, every: int, **others: Any) -> Any:
-        from voxstrata.encoders import Context
-        from voxstrata.store import StoreSpec
-
-        return f(*args, spec=StoreSpec(outputs, dtype, pool, every, Context(mode)), **others)
+        return f(*args, spec=vs.StoreSpec(outputs, dtype, pool, every, vs.Context(mode)), **others)
 
     return _with(_STORING, cast(F, with_spec))
 
@@ -86,9 +84,7 @@ def run_options(f: F) -> F:
 
     @functools.wraps(f)
     def with_runtime(*args: Any, device: str, threads: int | None, **others: Any) -> Any:
-        from voxstrata.engine import Device, Runtime
-
-        return f(*args, runtime=Runtime(Device.parse(device), threads), **others)
+        return f(*args, runtime=vs.Runtime(vs.Device.parse(device), threads), **others)
 
     return _with(_RUNNING, cast(F, with_runtime))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json
 from voxstrata.cli.options import PATH, corpus_argument, json_option, languages_option, names, out_option, split_option
 
@@ -54,18 +55,15 @@ def phonetics(
     Example:
       voxstrata phonetics speech.tsv -o phonetics
     """
-    from voxstrata.base.errors import UsageError
-    from voxstrata.corpus import read_corpus
     from voxstrata.phonology.ipa import read_ipa
-    from voxstrata.studies.phonetics.measure import measure_phonetics
 
     pairs = [voice.partition("=") for voice in voices]
     wrong = ["".join(parts) for parts in pairs if not (parts[0] and parts[2])]
     if wrong:
-        raise UsageError(f"--voice {wrong[0]}: give LANGUAGE=VOICE, such as en=en-gb")
+        raise vs.UsageError(f"--voice {wrong[0]}: give LANGUAGE=VOICE, such as en=en-gb")
     with TerminalReporter() as reporter:
-        result = measure_phonetics(
-            read_corpus(corpus, split),
+        result = vs.phonetics(
+            vs.read_corpus(corpus, split),
             folder,
             given=read_ipa(ipa) if ipa else None,
             voices={language: voice for language, _, voice in pairs},

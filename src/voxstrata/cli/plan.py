@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
 from voxstrata.cli.options import (
     corpus_argument,
@@ -19,9 +20,7 @@ from voxstrata.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from voxstrata.engine import Runtime
     from voxstrata.engine.planning import Long
-    from voxstrata.store import StoreSpec
 
 
 @click.command(short_help="What extracting CORPUS would take: storage and time.")
@@ -34,11 +33,11 @@ if TYPE_CHECKING:
 def plan(
     corpus: Path,
     model: Path,
-    spec: StoreSpec,
+    spec: vs.StoreSpec,
     long: Long,
     split: str | None,
     unit_mb: float | None,
-    runtime: Runtime,
+    runtime: vs.Runtime,
     as_json: bool,
 ) -> int:
     """Tell what `voxstrata extract CORPUS MODEL` would take: units, windows, tokens, storage, and time.
@@ -50,15 +49,13 @@ def plan(
     Example:
       voxstrata plan speech.tsv base --outputs layer_03,layer_06,final
     """
-    from voxstrata.corpus import read_corpus
-    from voxstrata.encoders import open_model
     from voxstrata.engine.estimating import estimate
     from voxstrata.engine.measuring import recorded
 
-    opened, runtime = open_model(model), replace(runtime, unit_megabytes=unit_mb)
+    opened, runtime = vs.open_model(model), replace(runtime, unit_megabytes=unit_mb)
     record = recorded(opened, runtime)
     with TerminalReporter() as reporter:
-        found = estimate(read_corpus(corpus, split), opened, spec, runtime, record, reporter, long=long)
+        found = estimate(vs.read_corpus(corpus, split), opened, spec, runtime, record, reporter, long=long)
     used, device = runtime.thread_count, runtime.device
     command = f"voxstrata bench {model} --device {device} --threads {used}"
     if as_json:

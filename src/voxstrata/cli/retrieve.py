@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
 from voxstrata.cli.options import (
     bootstrap_option,
@@ -54,22 +55,22 @@ def retrieve(
       voxstrata retrieve speech.zarr -o results --outputs layer_03,layer_06,final
       voxstrata retrieve en-es -o en-es-results
     """
-    from voxstrata.base.errors import UsageError
     from voxstrata.retrieval.folder import is_similarity
     from voxstrata.retrieval.kernels import choose_kernel
-    from voxstrata.store import open_store
     from voxstrata.studies import retrieve as study
 
     result: study.Retrieval | study.FoundRetrieval
     if is_similarity(store):
         if outputs != "all" or languages or similarities or kernel:
-            raise UsageError(f"{store}: output, languages and scores were chosen when `voxstrata similarity` made it")
+            raise vs.UsageError(
+                f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it"
+            )
         study.FoundRetrieval.refuse_foreign(folder)
         result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap))
     else:
         import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
-        opened = open_store(store)
+        opened = vs.open_store(store)
         print_left_out(opened)
         study.Retrieval.refuse_foreign(folder)
         options = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))

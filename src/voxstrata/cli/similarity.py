@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, resume_hint
 from voxstrata.cli.options import COUNT, PATH, json_option, kernel_option, out_option, outputs_option
 
@@ -71,15 +72,13 @@ def similarity(
       voxstrata similarity speech.zarr --outputs layer_06 --x en --y es -o en-es
     """
     from voxstrata.encoders.outputs import select_outputs
-    from voxstrata.retrieval.all_pairs import similarity as run
     from voxstrata.retrieval.kernels import choose_kernel
-    from voxstrata.store import open_store
 
-    opened = open_store(store)
+    opened = vs.open_store(store)
     x = _selection(opened, x_languages, x_ids)
     y = None
     if other is not None or y_languages is not None or y_ids is not None:
-        y = _selection(opened if other is None else open_store(other), y_languages, y_ids)
+        y = _selection(opened if other is None else vs.open_store(other), y_languages, y_ids)
         if other is not None:
             print_left_out(y.store)
     print_left_out(opened)
@@ -91,7 +90,9 @@ def similarity(
     with TerminalReporter() as reporter, resume_hint():
         for name, where in folders.items():
             reporter.step(f"comparing {name}")
-            reports[name] = run(x, y, name, where, kernel=choose_kernel(kernel), **limits, **how, reporter=reporter)
+            reports[name] = vs.similarity(
+                x, y, name, where, kernel=choose_kernel(kernel), **limits, **how, reporter=reporter
+            )
     if as_json:
         found = {name: report.to_dict() for name, report in reports.items()}
         print_json(found.get(outputs, found))
@@ -101,27 +102,22 @@ def similarity(
 
 
 def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -> Selection:
-    from voxstrata.base.errors import InputError
-    from voxstrata.retrieval.selection import select
-
     named = None
     if ids is not None:
         try:
             named = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as e:
-            raise InputError(f"{ids}: cannot be read as a list of ids ({e})") from e
+            raise vs.InputError(f"{ids}: cannot be read as a list of ids ({e})") from e
         if not named:
-            raise InputError(f"{ids}: holds no id; write one on each line")
-    return select(store, languages, named)
+            raise vs.InputError(f"{ids}: holds no id; write one on each line")
+    return vs.select(store, languages, named)
 
 
 def _part(text: str | None) -> tuple[int, int]:
-    from voxstrata.base.errors import UsageError
-
     if text is None:
         return 1, 1
     if not re.fullmatch(r"\d+/\d+", text):
-        raise UsageError(f"--part {text}: write it as I/N, like 2/8")
+        raise vs.UsageError(f"--part {text}: write it as I/N, like 2/8")
     i, n = text.split("/")
     return int(i), int(n)
 

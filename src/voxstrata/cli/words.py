@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+import voxstrata as vs
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, resume_hint, save_and_print
 from voxstrata.cli.options import bootstrap_option, json_option, model_argument, out_option, outputs_option, run_options
-
-if TYPE_CHECKING:
-    from voxstrata.engine import Runtime
 
 
 @click.command(short_help="Sound or meaning, word by word.")
@@ -42,7 +39,7 @@ def words(
     near: float,
     far: float,
     bootstrap: int,
-    runtime: Runtime,
+    runtime: vs.Runtime,
     as_json: bool,
 ) -> int:
     """Sound or meaning, word by word: how close are synonyms, and near-homophones, of two languages in MODEL?
@@ -58,14 +55,13 @@ def words(
     """
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
-    from voxstrata.encoders import open_model
     from voxstrata.studies.words.measure import WordOptions, measure_words
     from voxstrata.studies.words.word_list import read_word_list
 
     options = WordOptions(near, far, bootstrap)
     with resume_hint(), TerminalReporter() as reporter:
         entries = read_word_list(word_list)
-        result = measure_words(entries, open_model(model), folder, outputs, options, runtime, reporter)
+        result = measure_words(entries, vs.open_model(model), folder, outputs, options, runtime, reporter)
     save_and_print(result, folder, as_json, failed=result.failures)
     print_failures(result.failures, f"in {folder / 'words.zarr'}")
     return PARTIAL if result.failures else 0
