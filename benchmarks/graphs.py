@@ -39,8 +39,8 @@ from voxstrata.encoders import Context, ModelFolder, open_model
 from voxstrata.encoders.card import CACHED, CPU, WEIGHTS
 from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.engine.budget import EncoderSize, sgemm_rate
+from voxstrata.engine.encoder import session_options
 from voxstrata.engine.runtime import DEFAULT_TOKENS
-from voxstrata.engine.sessions import session_options
 
 SHAPES = ((100, 15, 4), (300, 5, 4), (WINDOW_FRAMES, 1, 4))  # positions, windows of a batch on all threads, batches
 TOKENS = (125, 250, 500, 1000, 2000)  # budgets of a batch: windows × positions

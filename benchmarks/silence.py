@@ -38,7 +38,7 @@ from voxstrata.encoders.frames import FRAMES_PER_SECOND, WINDOW_FRAMES
 from voxstrata.engine import CpuEncoder, Runtime
 from voxstrata.exporters import ExportSpec
 from voxstrata.exporters.checkpoint import Checkpoint
-from voxstrata.exporters.silence_cache import PURE_LEVEL, pure_silence, run_on_recordings, run_on_silence
+from voxstrata.exporters.silence_cache import PURE_LEVEL, condense, run_on_recordings, run_on_silence
 from voxstrata.store import StoreSpec
 
 LEVELS = (-1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.0)  # log-mel of silence, from digital to behind loud speech
@@ -137,7 +137,7 @@ def nearest_level(
     for level in LEVELS:
         own = [c for c in clips if min(LEVELS, key=lambda at: abs(at - c.level)) == level]
         if own:
-            cached = WithCache(model.path, model.card, pure_silence(checkpoint, 0, level)[0])
+            cached = WithCache(model.path, model.card, condense(run_on_silence(checkpoint, level), 0)[0])
             found += measure(CpuEncoder(cached, StoreSpec(outputs), Runtime(threads=threads)), own)
     return Summary.of(found)
 

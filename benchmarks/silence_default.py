@@ -23,7 +23,7 @@ from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context
 from voxstrata.engine import CpuEncoder, Runtime
 from voxstrata.exporters import ExportSpec
-from voxstrata.exporters.silence_cache import condense, pure_silence, run_on_recordings
+from voxstrata.exporters.silence_cache import condense, run_on_recordings, run_on_silence
 from voxstrata.store import StoreSpec
 
 
@@ -48,7 +48,7 @@ def main() -> int:
         runs = run_on_recordings(checkpoint, calibration(model, args.calibrate))
         caches = {
             f"calibrated, {keys}": model.silence(),
-            f"pure, {keys}": pure_silence(checkpoint, keys)[0],
+            f"pure, {keys}": condense(run_on_silence(checkpoint), keys)[0],
             "calibrated, all": condense(runs, 0)[0],
         }
         encoders = {

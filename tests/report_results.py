@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ def write_exits(folder: Path) -> None:
     table = pa.Table.from_pylist(rows)
     dev, test = (Rates(table, part, scoring) for part in ("dev", "test"))
     about = {"checkpoint": "made-up", "revision": None, "weights_sha256": "2" * 64, "layers": 2, "corpus": "c",
-             "utterances": 12, "decoding": {"task": "transcribe", "max_new_tokens": 9}, "scoring": scoring.to_dict(),
+             "utterances": 12, "decoding": {"task": "transcribe", "max_new_tokens": 9}, "scoring": asdict(scoring),
              "notes": [], "failures": {}, "tools": {}}  # fmt: skip
     early_exits(table, dev, test, about).save(folder)
 

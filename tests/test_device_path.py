@@ -26,9 +26,9 @@ from voxstrata.encoders import Context, Silence, open_model
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, WEIGHTS
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.engine import CpuEncoder, CudaEncoder, Device, Encoder, ExtractReport, Runtime, extract
+from voxstrata.engine.encoder import PROVIDERS
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import gathering, reduce_states
-from voxstrata.engine.sessions import PROVIDERS
 from voxstrata.exporters import ExportSpec, export
 from voxstrata.exporters.cuda_graph import cuda_encoder_graph, cuda_log_mel
 from voxstrata.exporters.reductions import reduction_graph

@@ -19,7 +19,7 @@ from voxstrata.encoders.outputs import as_float16  # noqa: E402
 from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.cpu_graph import cpu_encoder_graph  # noqa: E402
-from voxstrata.exporters.pytorch import hidden_states, keys_and_values  # noqa: E402
+from voxstrata.exporters.pytorch import hidden_states, queries_keys_values  # noqa: E402
 from voxstrata.exporters.standard_graph import encoder_graph  # noqa: E402
 from voxstrata.exporters.weights import WeightsFile  # noqa: E402
 
@@ -268,7 +268,7 @@ def test_the_graphs_carry_their_origin(tiny_model: Path, checkpoint: Checkpoint)
 
 
 def cached_feeds(checkpoint: Checkpoint, x: Array, frames: int) -> dict[str, Array]:
-    key, value = (t[:, :, frames:].numpy() for t in keys_and_values(checkpoint.encoder, torch.from_numpy(x)))
+    key, value = (t[:, :, frames:].numpy() for t in queries_keys_values(checkpoint.encoder, torch.from_numpy(x))[1:])
     return {
         "log_mel": x[:, :, : 2 * frames],
         "silence_key": key,

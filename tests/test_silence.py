@@ -14,8 +14,8 @@ from voxstrata.base.errors import InputError  # noqa: E402
 from voxstrata.encoders import Silence  # noqa: E402
 from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from voxstrata.exporters.pytorch import keys_and_values, queries_keys_values  # noqa: E402
-from voxstrata.exporters.silence_cache import Queries, calibrated_silence, kmeans, pure_silence  # noqa: E402
+from voxstrata.exporters.pytorch import queries_keys_values  # noqa: E402
+from voxstrata.exporters.silence_cache import Queries, condense, kmeans, run_on_recordings, run_on_silence  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,7 +36,7 @@ def features(checkpoint: Checkpoint, audio: Array) -> torch.Tensor:
 def test_a_condensed_key_is_the_mean_of_its_group_and_its_logit_the_log_of_its_size(
     checkpoint: Checkpoint, frames: int
 ) -> None:
-    silence, _ = pure_silence(checkpoint, 24)
+    silence, _ = condense(run_on_silence(checkpoint), 24)
     assert silence.group is not None
     got = silence.for_frames(frames)
     assert got.key.shape == got.value.shape == (3, 4, 24, 8)
@@ -57,13 +57,13 @@ def test_a_condensed_key_is_the_mean_of_its_group_and_its_logit_the_log_of_its_s
 
 
 def test_uncondensed_the_positions_are_kept_one_by_one(checkpoint: Checkpoint) -> None:
-    silence, account = pure_silence(checkpoint, 0)
+    silence, account = condense(run_on_silence(checkpoint), 0)
     assert silence.group is None
     assert account["groups"] == 0
     log_mel = torch.full((1, 80, 3000), -0.75)
     for frames in (75, 800, 1499):
         got = silence.for_frames(frames)
-        key, value = keys_and_values(checkpoint.encoder, log_mel)
+        _, key, value = queries_keys_values(checkpoint.encoder, log_mel)
         np.testing.assert_allclose(got.key, key[:, :, frames:].numpy(), atol=2e-3)  # kept as float16
         np.testing.assert_allclose(got.value, value[:, :, frames:].numpy(), atol=2e-3)
         assert not got.bias.any()
@@ -112,7 +112,7 @@ def test_k_means_ends_where_every_point_is_nearest_to_the_weighted_mean_of_its_g
 
 def test_groups_keep_the_logits_better_than_neighbours_do(checkpoint: Checkpoint) -> None:
     """On the speech of a recording that the cache was not made from, weighted by the attention it pays."""
-    silence, _ = calibrated_silence(checkpoint, [(f"r{i}", sound(2.0 + i, i)) for i in range(6)], 24)
+    silence, _ = condense(run_on_recordings(checkpoint, [(f"r{i}", sound(2.0 + i, i)) for i in range(6)]), 24)
     assert silence.group is not None
     query, key, _ = queries_keys_values(checkpoint.encoder, features(checkpoint, sound(3.0, 99)))
     runs = np.arange(1200) * 24 // 1200
@@ -135,20 +135,20 @@ def test_groups_keep_the_logits_better_than_neighbours_do(checkpoint: Checkpoint
 
 
 def test_frames_before_the_cache_are_refused(checkpoint: Checkpoint) -> None:
-    silence, _ = pure_silence(checkpoint, 4)
+    silence, _ = condense(run_on_silence(checkpoint), 4)
     with pytest.raises(InputError, match="begins at frame 75, a bucket ends at 50"):
         silence.for_frames(50)
 
 
 def test_a_calibrated_cache_is_the_mean_over_padded_runs_behind_the_speech(checkpoint: Checkpoint) -> None:
     recordings = [(f"r{i}", sound(s, i)) for i, s in enumerate((2.0, 10.0, 0.5, 6.0))]
-    got, account = calibrated_silence(checkpoint, recordings, 0)
+    got, account = condense(run_on_recordings(checkpoint, recordings), 0)
     # cuts of 25 … 450 frames in equal steps, none longer than its recording; a second later counting begins
     cuts = [25, min(166, 500), min(308, 25), min(450, 300)]
     total = [np.zeros((3, 4, 1500, 8)), np.zeros((3, 4, 1500, 8))]
     count = np.zeros(1500)
     for (_, audio), cut in zip(recordings, cuts, strict=True):
-        kv = keys_and_values(checkpoint.encoder, features(checkpoint, audio[: cut * 320]))
+        _, *kv = queries_keys_values(checkpoint.encoder, features(checkpoint, audio[: cut * 320]))
         for t, new in zip(total, kv, strict=True):
             t[:, :, cut + 50 :] += new.numpy()[:, :, cut + 50 :]
         count[cut + 50 :] += 1
@@ -161,11 +161,11 @@ def test_a_calibrated_cache_is_the_mean_over_padded_runs_behind_the_speech(check
 def test_a_calibrated_cache_is_nearer_to_padding_than_a_pure_one(checkpoint: Checkpoint) -> None:
     """On a recording it was not made from."""
     others = [(f"r{i}", sound(2.0 + i, i)) for i in range(6)]
-    want = keys_and_values(checkpoint.encoder, features(checkpoint, sound(3.0, 99)))[0][:, :, 300:].numpy()
+    want = queries_keys_values(checkpoint.encoder, features(checkpoint, sound(3.0, 99)))[1][:, :, 300:].numpy()
     distance = {}
     for kind, silence in (
-        ("pure", pure_silence(checkpoint, 0)[0]),
-        ("calibrated", calibrated_silence(checkpoint, others, 0)[0]),
+        ("pure", condense(run_on_silence(checkpoint), 0)[0]),
+        ("calibrated", condense(run_on_recordings(checkpoint, others), 0)[0]),
     ):
         distance[kind] = float(np.linalg.norm(silence.for_frames(300).key - want))
     assert distance["calibrated"] < distance["pure"]
@@ -173,7 +173,7 @@ def test_a_calibrated_cache_is_nearer_to_padding_than_a_pure_one(checkpoint: Che
 
 def test_a_cache_survives_its_file_and_a_damaged_one_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for groups in (0, 8):
-        silence, _ = pure_silence(checkpoint, groups)
+        silence, _ = condense(run_on_silence(checkpoint), groups)
         path = tmp_path / f"{groups}.npz"
         silence.save(path)
         assert Silence.load(path).sha256() == silence.sha256()
@@ -186,7 +186,7 @@ def test_a_cache_survives_its_file_and_a_damaged_one_is_refused(checkpoint: Chec
 
 @pytest.mark.parametrize("groups", [0, 24])
 def test_a_full_window_has_no_cached_keys(checkpoint: Checkpoint, groups: int) -> None:
-    silence, _ = pure_silence(checkpoint, groups)
+    silence, _ = condense(run_on_silence(checkpoint), groups)
     got = silence.for_frames(1500)
     assert got.key.shape == got.value.shape == (3, 4, 0, 8)
     assert got.bias.shape == (3, 4, 0)

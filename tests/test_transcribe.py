@@ -111,13 +111,14 @@ def test_the_choice_is_made_on_dev_and_reported_on_test(tiny_transcriber: Path) 
     rows, heard = planted(errors, 20, ("en",))
     parts = split_groups(rows, scoring)
     table = score(heard, parts, scoring, False, tiny_transcriber)
-    chosen = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test")))[0]
-    assert chosen.chosen == EarlyExit(0)
-    assert chosen.dev_rate == 0
-    assert chosen.rate == (0.5, 0.5, 0.5)  # the same in every group, so in every resample
-    assert chosen.original == (0.2, 0.2, 0.2)
-    assert chosen.difference == pytest.approx((0.3, 0.3, 0.3))
-    assert (chosen.utterances, chosen.groups) == (10, 10)
+    chosen = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test"))).to_pylist()[0]
+    figures = {n: [chosen[f"{n}{end}"] for end in ("", "_low", "_high")] for n in ("rate", "original", "difference")}
+    assert EarlyExit(chosen["after"], chosen["final_norm"]) == EarlyExit(0)
+    assert chosen["dev_rate"] == 0
+    assert figures["rate"] == [0.5, 0.5, 0.5]  # the same in every group, so in every resample
+    assert figures["original"] == [0.2, 0.2, 0.2]
+    assert figures["difference"] == pytest.approx([0.3, 0.3, 0.3])
+    assert (chosen["utterances"], chosen["groups"]) == (10, 10)
 
 
 def test_ties_go_to_the_original_and_all_is_the_mean_over_languages(tiny_transcriber: Path) -> None:
@@ -126,10 +127,10 @@ def test_ties_go_to_the_original_and_all_is_the_mean_over_languages(tiny_transcr
               for k in (0, 1) for n in (True, False)}  # fmt: skip
     rows, heard = planted(errors, 8, ("en", "es"))
     table = score(heard, split_groups(rows, scoring), scoring, False, tiny_transcriber)
-    choices = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test")))
-    assert [c.chosen for c in choices] == [EarlyExit(1, True)] * 3
-    assert [round(c.rate[0], 9) for c in choices] == [0.1, 0.4, 0.25]
-    assert [(c.utterances, c.groups) for c in choices] == [(4, 4), (4, 4), (8, 4)]
+    choices = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test"))).to_pylist()
+    assert [EarlyExit(c["after"], c["final_norm"]) for c in choices] == [EarlyExit(1, True)] * 3
+    assert [round(c["rate"], 9) for c in choices] == [0.1, 0.4, 0.25]
+    assert [(c["utterances"], c["groups"]) for c in choices] == [(4, 4), (4, 4), (8, 4)]
 
 
 def test_intervals_resample_whole_groups(tiny_transcriber: Path) -> None:
@@ -279,7 +280,7 @@ def test_bad_input_is_refused_before_transcribing(
 ) -> None:  # fmt: skip
     from voxstrata.early_exit import decoding as module
 
-    monkeypatch.setattr(module, "_generate", lambda *_: pytest.fail("transcribed"))
+    monkeypatch.setattr(module, "generate_tokens", lambda *_: pytest.fail("transcribed"))
     good = [line for line in speech.read_text(encoding="utf-8").splitlines() if "never" not in line]
 
     def refused(code: int, message: str, *options: str, change: Callable[[str], str] = lambda s: s) -> None:

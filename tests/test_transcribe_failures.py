@@ -76,19 +76,19 @@ def test_a_recording_on_which_the_model_fails_costs_neither_its_batch_nor_the_ru
     bad = transcriber.encoder.extractor(
         soundfile.read(speech.root / "3.wav", dtype="float32")[0], sampling_rate=16_000, return_tensors="pt"
     )["input_features"][0]
-    right = module._generate
+    right = module.generate_tokens
 
     def failing(model: Any, features: Any, at: EarlyExit, *rest: Any) -> Any:
         if at == EXITS[1] and any(torch.equal(one, bad) for one in features):
             raise IndexError("index out of range")
         return right(model, features, at, *rest)
 
-    monkeypatch.setattr(module, "_generate", failing)
+    monkeypatch.setattr(module, "generate_tokens", failing)
     found = transcribe_recordings(transcriber, speech, EXITS, DECODING)
     assert found.failures == {"u3": "3.wav: IndexError: index out of range; re-encode it or remove it"}
     for at in EXITS:
         assert found.texts[at] == tuple(text for n, text in enumerate(undisturbed.texts[at]) if n != 3)
-    monkeypatch.setattr(module, "_generate", lambda *_: [][0])
+    monkeypatch.setattr(module, "generate_tokens", lambda *_: [][0])
     with pytest.raises(InputError, match=r"no recording can be transcribed; the first: u\d: .*IndexError"):
         transcribe_recordings(transcriber, speech, EXITS, DECODING)
 

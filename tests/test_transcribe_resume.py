@@ -47,13 +47,13 @@ def speech(tmp_path: Path) -> Path:
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that were decoded."""
     sizes: list[int] = []
-    right = module._generate
+    right = module.generate_tokens
 
     def spy(model: Any, features: Any, *rest: Any) -> Any:
         sizes.append(len(features))
         return right(model, features, *rest)
 
-    monkeypatch.setattr(module, "_generate", spy)
+    monkeypatch.setattr(module, "generate_tokens", spy)
     return sizes
 
 
@@ -68,7 +68,7 @@ def test_a_stopped_sweep_goes_on_and_leaves_the_same_results(
     journal = (whole / "transcripts.jsonl").read_bytes()
     assert len(journal.splitlines()) == 1 + 8 * 2
 
-    spied = module._generate
+    spied = module.generate_tokens
 
     def stop(*given: Any) -> Any:
         if len(heard) == 5:
@@ -76,7 +76,7 @@ def test_a_stopped_sweep_goes_on_and_leaves_the_same_results(
         return spied(*given)
 
     heard.clear()
-    monkeypatch.setattr(module, "_generate", stop)
+    monkeypatch.setattr(module, "generate_tokens", stop)
     assert run(*arguments, "-o", cut) == 130
     assert not (cut / "early_exit.md").exists()
     left = (cut / "transcripts.jsonl").read_bytes()
@@ -84,7 +84,7 @@ def test_a_stopped_sweep_goes_on_and_leaves_the_same_results(
     (cut / "transcripts.jsonl").write_bytes(left[:-9])  # as a kill in the middle of a line leaves it
 
     heard.clear()
-    monkeypatch.setattr(module, "_generate", spied)
+    monkeypatch.setattr(module, "generate_tokens", spied)
     capsys.readouterr()
     assert run(*arguments, "-o", cut) == 4
     assert "9 transcripts were there already" in capsys.readouterr().out

@@ -102,7 +102,9 @@ class TestEarlyExit:
 
         from voxstrata.early_exit import decoding as transcribe
 
-        monkeypatch.setattr(transcribe, "_generate", lambda model, features, *_: torch.full((len(features), 1), 256))
+        monkeypatch.setattr(
+            transcribe, "generate_tokens", lambda model, features, *_: torch.full((len(features), 1), 256)
+        )
         manifest = corpus()
         assert run(*self.sweep(tiny_transcriber, manifest, "--blocks", "1", "--bootstrap", "20", "--json")) == 0
         said = json.loads(capsys.readouterr().out)

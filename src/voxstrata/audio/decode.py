@@ -13,17 +13,8 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from voxstrata.audio.readers import (
-    LOSSY_TOLERANCE_FRAMES,
-    UNKNOWN_FRAMES,
-    Samples,
-    av_blocks,
-    av_header,
-    file_size,
-    open_soundfile,
-    past_the_stated_end,
-    soundfile_blocks,
-)
+from voxstrata.audio import readers
+from voxstrata.audio.readers import LOSSY_TOLERANCE_FRAMES, UNKNOWN_FRAMES, Samples, file_size, open_soundfile
 from voxstrata.base.errors import AudioError
 from voxstrata.encoders.frames import SAMPLE_RATE
 
@@ -64,18 +55,18 @@ def probe(path: str | Path) -> AudioInfo:
     size = file_size(path)
     file = open_soundfile(path, size)
     if file is None:
-        stated, rate, channels = av_header(path)
+        stated, rate, channels = readers.av_header(path)
         if stated is not None:
             return _info(path, stated, rate, channels, size)
         frames = 0
-        with closing(av_blocks(path, None)) as blocks:
+        with closing(readers.av_blocks(path, None)) as blocks:
             for block, rate in blocks:  # noqa: B007  the decoder's rate; that of HE-AAC is twice the header's
                 frames += len(block)
         return _info(path, frames, rate, channels, size)
     with file:
         frames = file.frames
         if file.length_is_guessed or frames == UNKNOWN_FRAMES:
-            frames = sum(len(block) for block in soundfile_blocks(path, file, None))
+            frames = sum(len(block) for block in readers.soundfile_blocks(path, file, None))
         return _info(path, frames, file.samplerate, file.channels, size)
 
 
@@ -86,25 +77,14 @@ def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
     Integer formats are scaled to [-1, 1). Float files are not scaled, even where they go beyond [-1, 1]. Of several
     audio streams in a container the first is taken. The same file always gives the same samples.
 
-    Parameters
-    ----------
-    expected
-        what `probe` said of this file, with which it is compared; if None, it is probed again
+    expected: what `probe` said of this file, with which it is compared; if None, it is probed again.
 
-    Returns
-    -------
-    float32 array of shape (expected.samples,)
-
-    Raises
-    ------
-    AudioError
-        for all that `probe` refuses; for damaged data, several Ogg streams one after another, and samples that are
-        NaN, infinite or beyond ±1e10; and when the decoded length is not the header's. For lossy formats it may differ
-        by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
+    Returns float32 (expected.samples,). Raises AudioError for all that `probe` refuses; for damaged data, several Ogg
+    streams one after another, and samples that are NaN, infinite or beyond ±1e10; and when the decoded length is not
+    the header's. For lossy formats it may differ by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
     """
     path = Path(path)
-    if expected is None:
-        expected = probe(path)
+    expected = expected or probe(path)
     stated = expected.source_frames / expected.source_rate
     size = file_size(path)
     if size != expected.size_bytes:
@@ -115,15 +95,15 @@ def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
     parts, rate, tolerance = [], expected.source_rate, LOSSY_TOLERANCE_FRAMES
     file = open_soundfile(path, size)
     if file is None:
-        with closing(av_blocks(path, stated)) as blocks:
+        with closing(readers.av_blocks(path, stated)) as blocks:
             for block, rate in blocks:  # noqa: B007
                 parts.append(_mono(block))
     else:
         rate = file.samplerate
         if file.format not in ("OGG", "MP3"):
             tolerance = 0
-        with past_the_stated_end(path, file) as file:
-            parts += [_mono(block) for block in soundfile_blocks(path, file, stated)]
+        with readers.past_the_stated_end(path, file) as file:
+            parts += [_mono(block) for block in readers.soundfile_blocks(path, file, stated)]
     mono = np.concatenate(parts) if parts else np.empty(0, np.float32)
     _refuse_absurd_samples(path, mono, rate)
     if len(mono) == 0 or abs(len(mono) / rate - stated) * rate > tolerance + 0.5:
@@ -134,17 +114,13 @@ def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     # soxr rounds the length, our rule takes the ceiling: at most one sample, besides the tolerance
-    if len(mono) < expected.samples:
-        mono = np.pad(mono, (0, expected.samples - len(mono)))
+    mono = np.pad(mono, (0, max(0, expected.samples - len(mono))))
     return np.ascontiguousarray(mono[: expected.samples], dtype=np.float32)
 
 
 def _refuse_absurd_samples(path: Path, mono: Samples, rate: int) -> None:
-    if not np.isfinite(mono).all():
-        raise AudioError(
-            f"{path}: {np.count_nonzero(~np.isfinite(mono))} of {len(mono)} samples are NaN or infinite; "
-            "write the file again or remove it"
-        )
+    if bad := np.count_nonzero(~np.isfinite(mono)):
+        raise AudioError(f"{path}: {bad} of {len(mono)} samples are NaN or infinite; write the file again or remove it")
     loudest = int(np.abs(mono).argmax()) if len(mono) else 0
     if len(mono) and abs(mono[loudest]) > _MAX_SAMPLE:
         raise AudioError(

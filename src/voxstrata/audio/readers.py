@@ -188,9 +188,8 @@ def av_header(path: Path) -> tuple[int | None, int, int]:
                 return None, rate, channels
             if stream.duration is not None:
                 return round(stream.duration * stream.time_base * rate), rate, channels
-            if container.duration is not None:
-                return round(container.duration / av.time_base * rate), rate, channels
-            return None, rate, channels
+            whole = container.duration
+            return None if whole is None else round(whole / av.time_base * rate), rate, channels
     except av.FFmpegError:
         raise _not_audio(path) from None
 

@@ -77,6 +77,11 @@ class Result(ABC):
         return metadata(self.table, self.key) or {}
 
     @property
+    def failures(self) -> Mapping[str, str]:
+        """Why recordings could not be read, by id."""
+        return dict(self.settings.get("failures", {}))
+
+    @property
     def store(self) -> dict[str, Any] | None:
         """The description of the store that it was made from; None where there was none."""
         return metadata(self.table, STORE)
@@ -119,14 +124,19 @@ class Result(ABC):
             for field, name in cls.files.items()
         }
         if metadata(tables["table"], cls.key) is None:
-            name = folder / next(iter(cls.files.values()))
-            raise InputError(f"{name}: without the settings that `voxstrata {cls.command}` stores with its results")
+            path = folder / cls.first_file()
+            raise InputError(f"{path}: without the settings that `voxstrata {cls.command}` stores with its results")
         return cls(**tables)
+
+    @classmethod
+    def first_file(cls) -> str:
+        """By which a folder with such a result is known."""
+        return next(iter(cls.files.values()))
 
     @classmethod
     def is_saved_in(cls, folder: str | Path) -> bool:
         """Whether a folder holds such a result: its first file, with our settings. Raises InputError where damaged."""
-        path = Path(folder) / next(iter(cls.files.values()))
+        path = Path(folder) / cls.first_file()
         return path.exists() and metadata(read_parquet(path, cls.command, []), cls.key) is not None
 
     @classmethod

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import zip_longest
@@ -89,6 +90,28 @@ def _cell(value: object) -> str:
     return shown
 
 
+def first_few(names: Sequence[object], shown: int = 5) -> str:
+    """What a message names of many: "a, b and 3 more"."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + more
+
+
+def known(value: float) -> float | None:
+    """A figure as tables store it: null for NaN."""
+    return None if math.isnan(value) else float(value)
+
+
+def with_interval(row: Mapping[str, Any], names: Sequence[str], spec: str, scale: float = 1, apart: str = " ") -> str:
+    """A row's value, low and high end, in the columns of these names, as "0.5 [0.4, 0.6]"; without interval the value.
+
+    spec: of a number, as `format` takes it. apart: what stands before the bracket.
+    """
+    if row[names[0]] is None:
+        return cell_text(None)
+    value, *ends = ("" if row[name] is None else format(scale * row[name], spec) for name in names)
+    return f"{value}{apart}[{', '.join(ends)}]" if all(ends) else value
+
+
 def clock(seconds: float) -> str:
     """h:mm:ss."""
     s = round(seconds)
@@ -116,8 +139,11 @@ def distinct(table: pa.Table, column: str) -> list[str]:
     return names
 
 
-def as_stored(table: pa.Table, title: str, columns: list[str] | None = None, *, of: int | None = None) -> TextTable:
+def as_stored(
+    table: pa.Table, title: str, columns: list[str] | None = None, *, of: int | None = None, note: str = ""
+) -> TextTable:
     """Rows of an Arrow table under its own names; folded where these are some `of` so many rows."""
     names = columns or table.column_names
     rows = [[row[name] for name in names] for row in table.select(names).to_pylist()]
-    return TextTable(title if of is None else f"{title} ({len(rows)} of {of} rows)", names, rows, folded=of is not None)
+    title = title if of is None else f"{title} ({len(rows)} of {of} rows)"
+    return TextTable(title, names, rows, note, folded=of is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def early_exit() -> None:
     """
 
 
-def _revision(f: F) -> F:
-    return click.option("--revision", help="Branch, tag or commit of a hub id.")(f)
+_revision = click.option("--revision", help="Branch, tag or commit of a hub id.")
+_blocks = click.option("--blocks", help="Blocks to end after, e.g. 3,4,6. [default: every one, and 0]")
 
 
 def _decoding(f: F) -> F:
@@ -44,10 +45,6 @@ def _decoding(f: F) -> F:
         default="transcribe",
         help="Translating is into English: the corpus's text then is the English one.",
     )(f)
-
-
-def _blocks(f: F) -> F:
-    return click.option("--blocks", help="Blocks to end after, e.g. 3,4,6. [default: every one, and 0]")(f)
 
 
 @early_exit.command()
@@ -74,7 +71,7 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
     with TerminalReporter() as reporter:
         card = write_early_exit(checkpoint, target, at, revision=revision, reporter=reporter)
     if as_json:
-        print_json({"checkpoint": str(target), "card": card.to_dict()})
+        print_json({"checkpoint": str(target), "card": asdict(card)})
         return
     wider = f", {card.added_channels} channels wider and one block longer" if card.added_channels else ""
     click.echo(f"{target}: {card.checkpoint}, {at} of {card.layers} blocks{wider}")
@@ -95,7 +92,7 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
 )
 @click.option("--dev-share", default=0.5, help="Share of the groups on which k is chosen.")
 @click.option("--seed", default=0, help="Of the split and the bootstrap.")
-@click.option("--bootstrap", type=COUNT, default=1000, help="Resamples for 95 % intervals.")
+@click.option("--bootstrap", "resamples", type=COUNT, default=1000, help="Resamples for 95 % intervals.")
 @click.option("--max-new-tokens", type=COUNT, default=224, help="Per transcript.")
 @click.option("--batch", type=COUNT, default=8, help="Recordings at a time.")
 @split_option
@@ -109,16 +106,13 @@ def sweep(
     blocks: str | None,
     languages: tuple[str, ...],
     task: str,
-    normalizer: str,
-    dev_share: float,
-    seed: int,
-    bootstrap: int,
     max_new_tokens: int,
     batch: int,
     split: str | None,
     device: str,
     revision: str | None,
     as_json: bool,
+    **scoring: Any,
 ) -> int:
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
@@ -142,17 +136,9 @@ def sweep(
 
     found = read_corpus(corpus, split)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
+    how: dict[str, Any] = {"blocks": _numbers(blocks), "scoring": Scoring(**scoring), "device": device}
     with TerminalReporter() as reporter:
-        result = run(
-            load_transcriber(checkpoint, revision),
-            found,
-            folder,
-            blocks=_numbers(blocks),
-            decoding=decoding,
-            scoring=Scoring(normalizer, dev_share, seed, bootstrap),
-            device=device,
-            reporter=reporter,
-        )
+        result = run(load_transcriber(checkpoint, revision), found, folder, decoding=decoding, **how, reporter=reporter)
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
         print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})
@@ -206,11 +192,11 @@ def check(
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens)
     with TerminalReporter() as reporter:
         transcriber = load_transcriber(checkpoint, revision)
-        exits = every_exit(transcriber.layers, _numbers(blocks))
+        exits = every_exit(transcriber.encoder.shape.layers, _numbers(blocks))
         checks, failures = check_exits(transcriber, found, exits, decoding, reporter=reporter)
     agree = all(check.agrees for check in checks)
     if as_json:
-        rows = [check.to_dict() for check in checks]
+        rows = [asdict(check) for check in checks]
         print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
         click.echo(checks_table(checks).to_text())

@@ -29,17 +29,12 @@ def info(path: str, as_json: bool) -> None:
 
     if "://" not in path and not Path(path).exists():
         raise InputError(f"{path}: no such model folder or store")
-    about = (
-        open_model(path).card.to_dict() | {"kind": "model"}
-        if "://" not in path and (Path(path) / CARD).exists()
-        else _store(open_store(path))
-    )
+    is_model = "://" not in path and (Path(path) / CARD).exists()
+    about = open_model(path).card.to_dict() | {"kind": "model"} if is_model else _store(open_store(path))
     if as_json:
         print_json(about)
-    elif about["kind"] == "model":
-        _print_model(path, about)
     else:
-        _print_store(path, about)
+        (_print_model if is_model else _print_store)(path, about)
 
 
 def _store(store: Any) -> dict[str, Any]:
@@ -69,13 +64,11 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
     measured = card["validation"]
     worst = max(*measured["outputs"].values(), *measured["outputs_cached"].values())
     source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
+    size = f"{card['layers']} layers, d = {card['d_model']}, {card['heads']} heads, {card['n_mels']} mel bins"
     rows = [
         ("checkpoint", card["checkpoint"] + (f" @ {card['revision']}" if card["revision"] else "")),
         ("encoder SHA-256", card["weights_sha256"]),
-        (
-            "encoder",
-            f"{card['layers']} layers, d = {card['d_model']}, {card['heads']} heads, {card['n_mels']} mel bins",
-        ),
+        ("encoder", size),
         ("dtype, opset", f"{card['dtype']}, {card['opset']}"),
         ("outputs", ", ".join(card["outputs"])),
         ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
@@ -83,14 +76,18 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
         ("worst difference", f"{worst:.1e} relative L2 from PyTorch"),
         ("made with", ", ".join(f"{k} {v}" for k, v in card["tools"].items())),
     ]
-    click.echo(f"{path}: exported encoder\n" + "\n".join(f"  {k:<17}{v}" for k, v in rows))
+    _print_rows(f"{path}: exported encoder", rows)
+
+
+def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    click.echo("\n".join([title, *(f"  {name:<17}{value}" for name, value in rows)]))
 
 
 def _print_store(path: str, about: dict[str, Any]) -> None:
     spec, model, context = about["spec"], about["model"], about["spec"]["context"]
-    stored = "one mean vector per utterance, float32" if spec["pool"] else f"frames, {spec['dtype']}"
+    stored = "one mean vector per utterance, float32"
     if not spec["pool"]:
-        stored += f", one row per {about['samples_per_row'] / 16:g} ms"
+        stored = f"frames, {spec['dtype']}, one row per {about['samples_per_row'] / 16:g} ms"
     detail = "" if context["mode"] == "padded" else f", tail {context['tail'] * 0.02:g} s"
     silence = f", {model['silence']['kind']} silence" if context["mode"] == "bucketed" else ""
     rows = [
@@ -102,12 +99,10 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         ("utterances", ", ".join(f"{n} {s}" for s, n in about["status"].items())),
         ("complete", "yes" if about["complete"] else "no: run the same extraction again, it resumes"),
     ]
-    click.echo(f"{path}: store of embeddings\n" + "\n".join(f"  {k:<17}{v}" for k, v in rows) + "\n")
-    table = [
-        [name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])]
-        for name, e in sorted(about["languages"].items())
-    ]
-    click.echo(aligned(["language", "utterances", "done", "audio done"], table))
+    _print_rows(f"{path}: store of embeddings", rows)
+    by_language = sorted(about["languages"].items())
+    table = [[name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])] for name, e in by_language]
+    click.echo("\n" + aligned(["language", "utterances", "done", "audio done"], table))
     for name, reason in list(about["failures"].items())[:FAILURES_SHOWN]:
         click.echo(f"failed: {name}: {reason}")
     if len(about["failures"]) > FAILURES_SHOWN:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,10 +39,7 @@ if TYPE_CHECKING:
     help="Compare each query's N nearest by mean-pooled cosine only; what that misses is measured and reported.",
 )
 @click.option(
-    "--sample",
-    type=COUNT,
-    default=200,
-    help="Queries per direction on which --candidates is measured, by exact search.",
+    "--sample", type=COUNT, default=200, help="Queries per direction to measure --candidates on, by exact search."
 )
 @kernel_option
 @click.option("--tile-frames", type=COUNT, help="Frames per side of a tile; bounds memory.")
@@ -57,14 +54,12 @@ def similarity(
     y_languages: str | None,
     x_ids: Path | None,
     y_ids: Path | None,
-    top: int,
     matrix: str | None,
     candidates: int | None,
-    sample: int,
     kernel: str | None,
-    tile_frames: int | None,
     part: str | None,
     as_json: bool,
+    **limits: Any,
 ) -> None:
     """SeqSim of all pairs of two sets of utterances, or of one set with itself.
 
@@ -91,24 +86,12 @@ def similarity(
     folders = {name: f"{folder.rstrip('/')}/{name}" for name in select_outputs(outputs, opened.outputs)}
     if outputs in folders:  # one alone, by its name
         folders = {outputs: folder}
+    how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0, "part": _part(part)}
     reports = {}
     with TerminalReporter() as reporter, resume_hint():
         for name, where in folders.items():
             reporter.step(f"comparing {name}")
-            reports[name] = run(
-                x,
-                y,
-                name,
-                where,
-                top=top,
-                matrix=matrix or (),
-                candidates=candidates or 0,
-                sample=sample,
-                kernel=choose_kernel(kernel),
-                tile_frames=tile_frames,
-                part=_part(part),
-                reporter=reporter,
-            )
+            reports[name] = run(x, y, name, where, kernel=choose_kernel(kernel), **limits, **how, reporter=reporter)
     if as_json:
         found = {name: report.to_dict() for name, report in reports.items()}
         print_json(found.get(outputs, found))
@@ -160,7 +143,5 @@ def _print(report: SimilarityReport) -> None:
             f"candidates, {direction}: hold the exact best for {100 * found['exact_top1_among_candidates']:.1f} % of "
             f"{found['sampled']} sampled queries{translation}"
         )
-    if report.merged:
-        click.echo(f"{report.folder}/top.parquet: the best candidates of every query")
-    else:
-        click.echo("top.parquet is written by the run that finds all tile rows done")
+    finished = f"{report.folder}/top.parquet: the best candidates of every query"
+    click.echo(finished if report.merged else "top.parquet is written by the run that finds all tile rows done")

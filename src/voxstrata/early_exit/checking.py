@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from voxstrata.base.errors import AudioError, InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable
 from voxstrata.corpus import Corpus
-from voxstrata.early_exit.checkpoint import Transcriber, quiet_transformers, write_early_exit
-from voxstrata.early_exit.decoding import Decoding, in_float32, language_tokens, new_tokens
+from voxstrata.early_exit.checkpoint import Transcriber, quiet_transformers, spectrograms, write_early_exit
+from voxstrata.early_exit.decoding import Decoding, generate_tokens, in_float32, language_tokens, new_tokens
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
 from voxstrata.encoders.card import ENCODER, WEIGHTS
-from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import output_names
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.standard_graph import encoder_graph
@@ -52,31 +51,19 @@ class ExitCheck:
         """Whether both ways compute the same, up to ties."""
         return self.margin is None or self.margin < _CLEAR_LEAD
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
-
 
 def checks_table(checks: Sequence[ExitCheck]) -> TextTable:
     """A row per exit."""
     header = ["k", "LayerNorm", "recordings equal", "tokens", "encoder's difference", "margin where they differ"]
-    rows = [
-        [
-            str(c.after), "with" if c.final_norm else "without", f"{c.equal}/{c.recordings}", str(c.tokens),
-            f"{c.relative_l2:.1e}", "–" if c.margin is None else f"{c.margin:.1e}",
-        ]
-        for c in checks
-    ]  # fmt: skip
+    rows = []
+    for c in checks:
+        norm, margin = "with" if c.final_norm else "without", "–" if c.margin is None else f"{c.margin:.1e}"
+        rows.append([c.after, norm, f"{c.equal}/{c.recordings}", c.tokens, f"{c.relative_l2:.1e}", margin])
     return TextTable("Written checkpoints against a plain loop", header, rows)
 
 
 def check_exits(
-    transcriber: Transcriber,
-    corpus: Corpus,
-    exits: Sequence[EarlyExit],
-    decoding: Decoding,
-    *,
-    reporter: Reporter = SILENT,
+    source: Transcriber, corpus: Corpus, exits: Sequence[EarlyExit], decoding: Decoding, *, reporter: Reporter = SILENT
 ) -> tuple[list[ExitCheck], dict[str, str]]:
     """Write the checkpoint of every exit and compare it with our graph on every recording of `corpus`.
 
@@ -91,21 +78,21 @@ def check_exits(
     InputError when no recording is left.
     """
     for at in exits:
-        check_exit(at, transcriber.layers)
+        check_exit(at, source.encoder.shape.layers)
     languages = corpus.table["language"].to_pylist()
-    tokens = language_tokens(transcriber, languages, decoding)
+    tokens = language_tokens(source, languages, decoding)
     if tokens and None in languages:
         raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
-    log_mel, failures = _log_mel(transcriber, corpus)
-    decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
-    original = in_float32(transcriber.model)
+    log_mel, failures = _log_mel(source, corpus)
+    decoding = replace(decoding, max_new_tokens=new_tokens(source.model, decoding))
+    original = in_float32(source.model)
     checks = []
     with tempfile.TemporaryDirectory(prefix="voxstrata-early-exit-") as folder:
         reporter.step("building the graph")
-        session = _session(transcriber.encoder, Path(folder))
+        session = _session(source.encoder, Path(folder))
         for n, at in enumerate(exits):
             reporter.step(f"{at}")
-            card = write_early_exit(transcriber, Path(folder) / str(n), at)
+            card = write_early_exit(source, Path(folder) / str(n), at)
             with quiet_transformers():
                 written = WhisperForConditionalGeneration.from_pretrained(Path(folder) / str(n), dtype=torch.float32)
             written.eval()
@@ -148,9 +135,7 @@ def _log_mel(transcriber: Transcriber, corpus: Corpus) -> tuple[dict[int, torch.
         except AudioError as e:
             failures[str(corpus.table["id"][i])] = str(e)
             continue
-        found[i] = transcriber.encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")[
-            "input_features"
-        ]
+        found[i] = spectrograms(transcriber.encoder, audio)
     refuse_if_none(corpus, found, failures)
     return found, failures
 
@@ -209,12 +194,8 @@ def _plain_loop(
 
 def _generated(model: Any, log_mel: torch.Tensor, token: str | None, decoding: Decoding) -> list[int]:
     """Tokens of `generate`, without prefix and end of text."""
-    prompt = {"language": token, "task": decoding.task} if token else {}
-    with quiet_transformers(), torch.inference_mode():
-        ids: list[int] = model.generate(
-            log_mel, num_beams=1, do_sample=False, return_timestamps=False, max_new_tokens=decoding.max_new_tokens,
-            **prompt,
-        )[0].tolist()  # fmt: skip
+    whole = EarlyExit(model.config.encoder_layers)
+    ids: list[int] = generate_tokens(model, log_mel, whole, token, decoding)[0].tolist()
     prefix = _prefix(model, token, decoding)
     if ids[: len(prefix)] == prefix:  # versions of transformers differ in whether they return it
         ids = ids[len(prefix) :]

@@ -62,10 +62,6 @@ class EarlyExitCard:
     relative_l2: float
     tools: dict[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Transcriber:
@@ -74,14 +70,6 @@ class Transcriber:
     encoder: Checkpoint
     model: WhisperForConditionalGeneration
     folder: Path
-
-    @property
-    def layers(self) -> int:
-        return self.encoder.shape.layers
-
-    @property
-    def name(self) -> str:
-        return self.encoder.name
 
 
 @contextmanager
@@ -129,6 +117,12 @@ def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
     return Transcriber(encoder, model.eval().requires_grad_(False), folder)
 
 
+def spectrograms(encoder: Checkpoint, audio: Any) -> torch.Tensor:
+    """Spectrograms [clips, mels, frames] float32 of the samples of one clip, or of each in a list."""
+    features: torch.Tensor = encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+    return features
+
+
 @contextmanager
 def ended_early(model: WhisperForConditionalGeneration, at: EarlyExit) -> Iterator[None]:
     """Let the encoder of `model` end early for a while, exactly: the LayerNorm, where dropped, is the identity."""
@@ -164,7 +158,8 @@ def write_early_exit(
     if isinstance(source, str):
         reporter.step(f"loading {source}")
         source = load_transcriber(source, revision)
-    check_exit(at, source.layers)
+    layers = source.encoder.shape.layers
+    check_exit(at, layers)
     with new_folder(target) as folder:
         reporter.step(f"writing {at}")
         model = shortened(source.model, at)
@@ -178,22 +173,14 @@ def write_early_exit(
         difference = _relative_l2(folder, source.encoder, at)
         if not difference <= _TOLERANCE:
             raise InputError(
-                f"{source.name}, {at}: the written encoder differs from the original's layer_{at.after:02d} by "
+                f"{source.encoder.name}, {at}: the written encoder differs from the original's layer_{at.after:02d} by "
                 f"{difference:.1e} (relative L2), more than {_TOLERANCE:.0e}; nothing was written"
             )
-        card = EarlyExitCard(
-            format=_FORMAT,
-            checkpoint=source.name,
-            revision=source.encoder.revision,
-            weights_sha256=source.encoder.sha256(),
-            layers=source.layers,
-            after=at.after,
-            final_norm=at.final_norm,
-            added_channels=model.config.d_model - source.model.config.d_model,
-            relative_l2=difference,
-            tools={p: version(p) for p in ("voxstrata", "torch", "transformers")},
-        )
-        (folder / _CARD).write_text(json.dumps(card.to_dict(), indent=1) + "\n", encoding="utf-8")
+        origin = _FORMAT, source.encoder.name, source.encoder.revision, source.encoder.sha256(), layers
+        added = model.config.d_model - source.model.config.d_model
+        tools = {p: version(p) for p in ("voxstrata", "torch", "transformers")}
+        card = EarlyExitCard(*origin, **asdict(at), added_channels=added, relative_l2=difference, tools=tools)
+        (folder / _CARD).write_text(json.dumps(asdict(card), indent=1) + "\n", encoding="utf-8")
     return card
 
 
@@ -202,16 +189,12 @@ def shortened(model: WhisperForConditionalGeneration, at: EarlyExit) -> WhisperF
     config = copy.deepcopy(model.config)
     config.encoder_layers = config.num_hidden_layers = at.after
     config.name_or_path = ""  # a path of this machine helps nobody
-    kept = tuple(f"model.encoder.layers.{n}." for n in range(at.after))
-    state = {
-        k: v.clone()
-        for k, v in model.state_dict().items()
-        if k.startswith(kept) or not k.startswith("model.encoder.layers.")
-    }
+    blocks, kept = "model.encoder.layers.", tuple(f"model.encoder.layers.{n}." for n in range(at.after))
+    held = model.state_dict().items()
+    state = {k: v.clone() for k, v in held if k.startswith(kept) or not k.startswith(blocks)}
     if not at.final_norm:
         state, config = fold_away_final_norm(state, config)
-    dtype = state["model.encoder.conv1.weight"].dtype
-    config.dtype = dtype
+    config.dtype = state["model.encoder.conv1.weight"].dtype
     with torch.device("meta"):
         short = WhisperForConditionalGeneration(config)
     short.load_state_dict(state, assign=True)
@@ -226,11 +209,11 @@ def _relative_l2(folder: Path, original: Checkpoint, at: EarlyExit) -> float:
     seconds = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
     voice = sum(np.sin(2 * np.pi * 140 * k * seconds) / k for k in range(1, 20)) * np.sin(2 * np.pi * seconds) ** 2
     audio = (0.1 * voice + 0.003 * rng.standard_normal(len(seconds))).astype(np.float32)
-    log_mel = original.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
-    want = hidden_states(original.encoder, log_mel)[f"layer_{at.after:02d}"]
+    features = spectrograms(original, audio)
+    want = hidden_states(original.encoder, features)[f"layer_{at.after:02d}"]
     written: WhisperEncoder = load_checkpoint(str(folder)).encoder
     with torch.inference_mode():
-        got = written(log_mel).last_hidden_state
+        got = written(features).last_hidden_state
         if at.final_norm:
             want = original.encoder.layer_norm(want)
         else:

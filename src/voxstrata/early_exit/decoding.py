@@ -5,27 +5,27 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import groupby, product
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from voxstrata.audio.decode import AudioInfo
+from voxstrata.base.choices import chosen
 from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.base.tables import first_few
 from voxstrata.corpus import Corpus
-from voxstrata.early_exit.checkpoint import Transcriber, ended_early, quiet_transformers
+from voxstrata.early_exit.checkpoint import Transcriber, ended_early, quiet_transformers, spectrograms
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.journal import Journal
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
-from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.phonology.voices import primary_code
 
 _TASKS = ("transcribe", "translate")
 _PROMPT_TOKENS = 4  # start, language, task, no timestamps
-_NAMED = 5  # how many offenders a message lists
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,6 @@ class Decoding:
     prompts: tuple[tuple[str, str], ...] = ()
     max_new_tokens: int = 224
     batch: int = 8
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self) | {"prompts": dict(self.prompts)}
 
 
 @dataclass(frozen=True)
@@ -80,35 +76,30 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
 
     Raises UsageError for an unknown task, and for a task or a language that the model does not know.
     """
-    config = transcriber.model.generation_config
+    config, prompts = transcriber.model.generation_config, dict(decoding.prompts)
+    name = transcriber.encoder.name
     known: dict[str, int] = getattr(config, "lang_to_id", None) or {}
-    if decoding.task not in _TASKS:
-        raise UsageError(f"unknown task {decoding.task!r}; choose one of {', '.join(_TASKS)}")
-    prompts = dict(decoding.prompts)
+    chosen("task", [decoding.task], _TASKS)
+    asked = {lang: prompts.get(lang, lang) for lang in sorted({str(n) for n in languages if n is not None})}
     if not known:
-        foreign = sorted({str(p) for p in (prompts.get(str(n), n) for n in languages) if p and not is_english(str(p))})
+        foreign = sorted({said for said in asked.values() if said and not is_english(said)})
         if foreign or decoding.task != "transcribe":
             raise UsageError(
-                f"{transcriber.name} transcribes English alone (its generation settings name no languages), not "
+                f"{name} transcribes English alone (its generation settings name no languages), not "
                 f"{', '.join(foreign) or 'translating'}; take a multilingual checkpoint, or English recordings"
             )
         return {}
     if decoding.task not in (getattr(config, "task_to_id", None) or {}):
-        raise UsageError(f"{transcriber.name} knows no task {decoding.task!r}")
-    tokens, unknown = {}, []
-    for language in sorted({str(n) for n in languages if n is not None}):
-        token = whisper_language(prompts.get(language, language), known)
-        if token is None:
-            unknown.append(prompts.get(language, language))
-        else:
-            tokens[language] = token
+        raise UsageError(f"{name} knows no task {decoding.task!r}")
+    tokens = {language: whisper_language(said, known) for language, said in asked.items()}
+    unknown = [asked[language] for language, token in tokens.items() if token is None]
     if unknown:
         nearest = "--language " + (f"{unknown[0]}=es" if unknown[0] not in prompts.values() else "…")
         raise UsageError(
-            f"{transcriber.name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows "
+            f"{name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows "
             f"({nearest}): {', '.join(t.strip('<|>') for t in sorted(known))}"
         )
-    return tokens
+    return {language: token for language, token in tokens.items() if token}
 
 
 def is_english(name: str) -> bool:
@@ -122,10 +113,9 @@ def check_texts(corpus: Corpus) -> None:
         values = corpus.table[column].to_pylist()
         without = [i for i, v in zip(corpus.table["id"].to_pylist(), values, strict=True) if not (v or "").strip()]
         if without:
-            more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
             raise InputError(
-                f"{corpus.root}: no {column} for {', '.join(map(str, without[:_NAMED]))}{more}; give it in the "
-                f"manifest's column {column!r}, or leave these rows out"
+                f"{corpus.root}: no {column} for {first_few(without)}; give it in the manifest's column {column!r}, or "
+                "leave these rows out"
             )
 
 
@@ -148,17 +138,19 @@ def transcribe_recordings(
     recording can be used.
     """
     for at in exits:
-        check_exit(at, transcriber.layers)
+        check_exit(at, transcriber.encoder.shape.layers)
     rows = corpus.table.to_pylist()
     tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
     tokenizer = _tokenizer(transcriber)
     model = in_float32(transcriber.model) if device == "cpu" else transcriber.model.to(torch.device(device))
-    recogniser = _Recogniser(transcriber, tokenizer, model, decoding)
     infos, failures = find_recordings(corpus)
     names = {i: str(rows[i]["id"]) for i in infos}
-    texts = {at: _known(journal, names, infos, at) for at in exits}
+    texts: dict[EarlyExit, dict[int, str]] = {at: {} for at in exits}
+    for at, i in product(exits, infos):
+        if journal and (text := journal.find(names[i], infos[i], at)) is not None:
+            texts[at][i] = text
     before, total = sum(map(len, texts.values())), len(infos) * len(exits)
     # one language to a batch, and the longest first, so that running out of memory shows at once
     order = sorted(infos, key=lambda i: (str(rows[i]["language"]), -infos[i].samples))
@@ -178,13 +170,14 @@ def transcribe_recordings(
             continue
         token = tokens.get(str(rows[batch[0]]["language"]))
         try:
-            features = recogniser.features(list(audio.values()))
+            features = spectrograms(transcriber.encoder, list(audio.values())).to(model.device, model.dtype)
             for at in missing:
-                for i, text in zip(audio, recogniser.texts(features, at, token), strict=True):
+                ids = generate_tokens(model, features, at, token, decoding)
+                for i, text in zip(audio, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                     if i not in texts[at]:
-                        texts[at][i] = text
+                        texts[at][i] = text.strip()
                         if journal:
-                            journal.add(names[i], infos[i], at, text)
+                            journal.add(names[i], infos[i], at, texts[at][i])
                 done = sum(map(len, texts.values()))
                 reporter.progress(Progress("transcribing", done - before, total - before, "transcripts"))
         except OSError:  # the journal's, not a recording's
@@ -198,35 +191,6 @@ def transcribe_recordings(
     return Transcripts(
         tuple(rows[i] for i in whole), {at: tuple(of[i] for i in whole) for at, of in texts.items()}, failures
     )
-
-
-def _known(
-    journal: Journal | None, names: Mapping[int, str], infos: Mapping[int, AudioInfo], at: EarlyExit
-) -> dict[int, str]:
-    """What an earlier run transcribed with one exit, by row."""
-    found = ((i, journal.find(names[i], info, at)) for i, info in infos.items()) if journal else ()
-    return {i: text for i, text in found if text is not None}
-
-
-@dataclass(frozen=True)
-class _Recogniser:
-    """A model with what stands before and after it."""
-
-    transcriber: Transcriber
-    tokenizer: Any
-    model: Any
-    decoding: Decoding
-
-    def features(self, audio: Sequence[Any]) -> torch.Tensor:
-        """log-Mel spectrograms of a batch, where the model is."""
-        log_mel = self.transcriber.encoder.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        features: torch.Tensor = log_mel["input_features"].to(self.model.device, self.model.dtype)
-        return features
-
-    def texts(self, features: Any, at: EarlyExit, token: str | None) -> list[str]:
-        """Transcripts of a batch of one language, whose token is None for an English-only model."""
-        ids = _generate(self.model, features, at, token, self.decoding)
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def in_float32(model: Any) -> Any:
@@ -245,25 +209,17 @@ def _tokenizer(transcriber: Transcriber) -> Any:
 
 
 def _batches(order: Sequence[int], rows: Sequence[dict[str, Any]], size: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    for i in order:
-        last = batches[-1] if batches else None
-        if last is not None and len(last) < size and rows[last[0]]["language"] == rows[i]["language"]:
-            last.append(i)
-        else:
-            batches.append([i])
-    return batches
+    """Up to `size` neighbours of one language together."""
+    runs = [list(run) for _, run in groupby(order, lambda i: rows[i]["language"])]
+    return [run[a : a + size] for run in runs for a in range(0, len(run), size)]
 
 
-def _generate(model: Any, features: torch.Tensor, at: EarlyExit, token: str | None, decoding: Decoding) -> torch.Tensor:
-    """Token ids of a batch of one language, whose token is None for an English-only model."""
+def generate_tokens(model: Any, features: torch.Tensor, at: EarlyExit, token: str | None, decoding: Decoding) -> Any:
+    """Ids (batch, tokens) of a batch of one language, whose token is None for an English-only model."""
     prompt = {"language": token, "task": decoding.task} if token else {}
-    length = new_tokens(model, decoding)
+    how = {"num_beams": 1, "do_sample": False, "return_timestamps": False}
     with ended_early(model, at), quiet_transformers(), torch.inference_mode():
-        ids: torch.Tensor = model.generate(
-            features, num_beams=1, do_sample=False, return_timestamps=False, max_new_tokens=length, **prompt
-        )
-    return ids
+        return model.generate(features, max_new_tokens=new_tokens(model, decoding), **how, **prompt)
 
 
 def new_tokens(model: Any, decoding: Decoding) -> int:

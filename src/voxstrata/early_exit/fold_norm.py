@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import torch
 from transformers import WhisperConfig
@@ -43,10 +44,13 @@ def fold_away_final_norm(state: State, config: WhisperConfig) -> tuple[State, Wh
     added = -(-MIN_ADDED // step) * step
     wide = copy.deepcopy(config)
     wide.d_model = d + added
-    wide.encoder_layers = config.encoder_layers + 1
-    wide.num_hidden_layers = wide.encoder_layers
+    wide.encoder_layers = wide.num_hidden_layers = config.encoder_layers + 1
     f = _Fold({k: v.to(torch.float64) for k, v in state.items()}, config, added)
     return {k: v.to(torch.float32).contiguous() for k, v in f.run().items()}, wide
+
+
+_zeros, _ones = (partial(make, dtype=torch.float64) for make in (torch.zeros, torch.ones))
+_pad = torch.nn.functional.pad
 
 
 class _Fold:
@@ -60,7 +64,7 @@ class _Fold:
         self.constants = CONSTANT * torch.tensor(signs, dtype=torch.float64)  # (z,)
         # standard deviation over D channels where the constants stand
         self.deviation = CONSTANT * math.sqrt(2 * pairs / (self.d + added))
-        self.carrier = torch.zeros(added, dtype=torch.float64)  # what a mean of 1 becomes in the added channels
+        self.carrier = _zeros(added)  # what a mean of 1 becomes in the added channels
         self.carrier[:2] = torch.tensor([MEAN_SCALE, -MEAN_SCALE])
 
     def run(self) -> State:
@@ -70,11 +74,10 @@ class _Fold:
 
     def _encoder(self) -> None:
         e, d, z, layers = "model.encoder", self.d, self.z, self.config.encoder_layers
-        pad = torch.nn.functional.pad
-        self.new[f"{e}.conv1.weight"] = pad(self.old[f"{e}.conv1.weight"], (0, 0, 0, 0, 0, z))
-        self.new[f"{e}.conv2.weight"] = pad(self.old[f"{e}.conv2.weight"], (0, 0, 0, z, 0, z))
+        self.new[f"{e}.conv1.weight"] = _pad(self.old[f"{e}.conv1.weight"], (0, 0, 0, 0, 0, z))
+        self.new[f"{e}.conv2.weight"] = _pad(self.old[f"{e}.conv2.weight"], (0, 0, 0, z, 0, z))
         for conv in ("conv1", "conv2"):
-            self.new[f"{e}.{conv}.bias"] = pad(self.old[f"{e}.{conv}.bias"], (0, z))
+            self.new[f"{e}.{conv}.bias"] = _pad(self.old[f"{e}.{conv}.bias"], (0, z))
         positions = self.old[f"{e}.embed_positions.weight"]
         self.new[f"{e}.embed_positions.weight"] = torch.cat([positions, self.constants.expand(len(positions), z)], 1)
         self._centring_block(f"{e}.layers.0", keep_constants=layers == 0)
@@ -88,11 +91,11 @@ class _Fold:
             if n == layers - 1:
                 self.new[f"{new}.fc2.bias"][d:] += self.constants
         self.new[f"{e}.layer_norm.weight"] = self._linear_norm()
-        self.new[f"{e}.layer_norm.bias"] = torch.zeros(d + z, dtype=torch.float64)
+        self.new[f"{e}.layer_norm.bias"] = _zeros(d + z)
 
     def _linear_norm(self) -> torch.Tensor:
         """Weight of a LayerNorm over constants: it lets d channels and the two carriers pass, minus the mean."""
-        weight = torch.zeros(self.d + self.z, dtype=torch.float64)
+        weight = _zeros(self.d + self.z)
         weight[: self.d + 2] = self.deviation
         return weight
 
@@ -100,24 +103,22 @@ class _Fold:
         """x ← x - mean(x), carriers ← ±δ·mean(x), and the constants of the positions away unless the exit is here."""
         d, wide, ffn = self.d, self.d + self.z, self.config.encoder_ffn_dim
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            self.new[f"{new}.self_attn.{part}.weight"] = torch.zeros(wide, wide, dtype=torch.float64)
+            self.new[f"{new}.self_attn.{part}.weight"] = _zeros(wide, wide)
             if part != "k_proj":
-                self.new[f"{new}.self_attn.{part}.bias"] = torch.zeros(wide, dtype=torch.float64)
-        self.new[f"{new}.self_attn_layer_norm.weight"] = torch.ones(wide, dtype=torch.float64)
-        self.new[f"{new}.self_attn_layer_norm.bias"] = torch.zeros(wide, dtype=torch.float64)
-        self.new[f"{new}.final_layer_norm.weight"] = self._linear_norm()
-        self.new[f"{new}.final_layer_norm.bias"] = torch.zeros(wide, dtype=torch.float64)
-        mean = torch.zeros(wide, dtype=torch.float64)
+                self.new[f"{new}.self_attn.{part}.bias"] = _zeros(wide)
+        for norm, weight in (("self_attn_layer_norm", _ones(wide)), ("final_layer_norm", self._linear_norm())):
+            self.new |= {f"{new}.{norm}.weight": weight, f"{new}.{norm}.bias": _zeros(wide)}
+        mean = _zeros(wide)
         mean[:d], mean[d] = 1 / d, -1.0  # the carrier is still 0 - mean over D, so this is the mean over d
-        away = torch.cat([-torch.ones(d, dtype=torch.float64), self.carrier])
-        fc1, fc2 = (torch.zeros(s, dtype=torch.float64) for s in ((ffn, wide), (wide, ffn)))
+        away = torch.cat([-_ones(d), self.carrier])
+        fc1, fc2 = (_zeros(s) for s in ((ffn, wide), (wide, ffn)))
         fc1[0], fc1[1] = mean, -mean
         fc2[:, 0], fc2[:, 1] = away, -away
-        bias = torch.zeros(wide, dtype=torch.float64)
+        bias = _zeros(wide)
         if not keep_constants:
             bias[d:] = -self.constants
         self.new |= {f"{new}.fc1.weight": fc1, f"{new}.fc2.weight": fc2}
-        self.new |= {f"{new}.fc1.bias": torch.zeros(ffn, dtype=torch.float64), f"{new}.fc2.bias": bias}
+        self.new |= {f"{new}.fc1.bias": _zeros(ffn), f"{new}.fc2.bias": bias}
 
     def _decoder(self) -> None:
         m = "model.decoder"
@@ -139,12 +140,12 @@ class _Fold:
     def _norm(self, old: str, new: str) -> None:
         """Channels of ours come out as 0."""
         scale = math.sqrt(self.d / (self.d + self.z))
-        self.new[f"{new}.weight"] = torch.nn.functional.pad(self.old[f"{old}.weight"] * scale, (0, self.z))
-        self.new[f"{new}.bias"] = torch.nn.functional.pad(self.old[f"{old}.bias"], (0, self.z))
+        self.new[f"{new}.weight"] = _pad(self.old[f"{old}.weight"] * scale, (0, self.z))
+        self.new[f"{new}.bias"] = _pad(self.old[f"{old}.bias"], (0, self.z))
 
     def _columns(self, weight: torch.Tensor, sees_encoder: bool = False) -> torch.Tensor:
         """Weight (rows, D) for inputs that are 0 in the added channels, or for the encoder's output."""
-        wide = torch.nn.functional.pad(weight, (0, self.z))
+        wide = _pad(weight, (0, self.z))
         if sees_encoder:
             # carriers ±δ·mean - r, channels x - mean - r, where r is the rounding error of the LayerNorm's own mean
             total = weight.sum(1)
@@ -165,7 +166,7 @@ class _Fold:
 
         def head_rows(t: torch.Tensor) -> torch.Tensor:  # (heads · size, …) → (heads · (size + more), …)
             t = t.reshape(heads, size, -1)
-            return torch.nn.functional.pad(t, (0, 0, 0, more)).reshape(heads * (size + more), -1)
+            return _pad(t, (0, 0, 0, more)).reshape(heads * (size + more), -1)
 
         for part in ("q_proj", "k_proj", "v_proj"):
             # the architecture divides logits by √(size + more)
@@ -182,5 +183,5 @@ class _Fold:
     def _mlp(self, old: str, new: str, centred: bool) -> None:
         self.new[f"{new}.fc1.weight"] = self._columns(self.old[f"{old}.fc1.weight"])
         self.new[f"{new}.fc1.bias"] = self.old[f"{old}.fc1.bias"]
-        self.new[f"{new}.fc2.weight"] = self._rows(self.old[f"{old}.fc2.weight"], centred)
-        self.new[f"{new}.fc2.bias"] = self._rows(self.old[f"{old}.fc2.bias"], centred)
+        for part in ("weight", "bias"):
+            self.new[f"{new}.fc2.{part}"] = self._rows(self.old[f"{old}.fc2.{part}"], centred)

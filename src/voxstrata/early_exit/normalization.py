@@ -11,9 +11,9 @@ from pathlib import Path
 
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.choices import chosen
+from voxstrata.base.errors import InputError
 
-NORMALIZERS = ("whisper", "light")
 SPELLINGS = "normalizer.json"
 LIGHT, BASIC, ENGLISH = "light", "whisper basic", "whisper english"
 ENGLISH_UNMAPPED = "whisper english without spellings"
@@ -37,8 +37,7 @@ def normalizer(kind: str, english: bool, folder: Path) -> Normalizer:
     normalizer. Without that file nothing is mapped, which the name says.
     Raises UsageError for an unknown kind, InputError for a normalizer.json that is no such table.
     """
-    if kind not in NORMALIZERS:
-        raise UsageError(f"unknown normalizer {kind!r}; choose one of {', '.join(NORMALIZERS)}")
+    chosen("normalizer", [kind], ("whisper", "light"))
     if kind == "light":
         return Normalizer(LIGHT, _light)
     if not english:

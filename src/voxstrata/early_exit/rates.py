@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,35 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.tables import known
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, EarlyExit
 from voxstrata.early_exit.scoring import Scoring
 from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
 
 Scope = tuple[str, str]  # language and script
 OVERALL: Scope = (MEAN_OF_LANGUAGES, MEAN_OF_LANGUAGES)  # the mean over languages
-Interval = tuple[float, float | None, float | None]  # a value, and where its interval begins and ends
 _Float64 = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One language, or all: the exit with the fewest errors on the development part, on the test part.
-
-    rate, original, difference: error rates of the exit and of the whole encoder (k = L with LayerNorm) as fractions,
-    and the first minus the second, each with (low, high), the 95 % percentile bootstrap over the test part's groups,
-    None where there is a single group.
-    """
-
-    language: str
-    script: str
-    unit: str
-    chosen: EarlyExit
-    dev_rate: float
-    rate: Interval
-    original: Interval
-    difference: Interval
-    utterances: int
-    groups: int
 
 
 class Rates:
@@ -69,17 +48,15 @@ class Rates:
 
     def _counted(self, rows: Sequence[dict[str, Any]], scope: Scope) -> tuple[_Float64, list[str]]:
         """(utterances, exits, 4): word errors, words, character errors, characters; and the utterances' groups."""
-        mine: dict[str, list[dict[str, Any]]] = {}
-        for r in rows:
-            if (r["language"], r["script"]) == scope:
-                mine.setdefault(r["id"], []).append(r)
-        place = {at: i for i, at in enumerate(self.exits)}
-        counts = np.zeros((len(mine), len(self.exits), 4))
+        mine = [r for r in rows if (r["language"], r["script"]) == scope]
+        groups = {r["id"]: r["group"] for r in mine}
+        place = {name: i for i, name in enumerate(groups)}
+        column = {at: i for i, at in enumerate(self.exits)}
+        counts = np.zeros((len(groups), len(self.exits), 4))
         names = ("word_errors", "words", "character_errors", "characters")
-        for n, utterance in enumerate(mine.values()):
-            for r in utterance:
-                counts[n, place[EarlyExit(r["after"], r["final_norm"])]] = [r[name] for name in names]
-        return counts, [u[0]["group"] for u in mine.values()]
+        for r in mine:
+            counts[place[r["id"]], column[EarlyExit(r["after"], r["final_norm"])]] = [r[name] for name in names]
+        return counts, list(groups.values())
 
     def utterances(self, scope: Scope) -> tuple[int, int]:
         """Number of utterances and of groups."""
@@ -134,11 +111,11 @@ def rates_table(parts: Sequence[tuple[str, Rates]]) -> pa.Table:
     rows = []
     for part, rates in parts:
         for scope in [*rates.scopes, OVERALL]:
-            low, high = _ends(rates.samples(scope))
+            low, high = ([known(end) for end in ends] for ends in percentile_interval(rates.samples(scope)))
             wer, cer, rate = rates.rate(scope, "word"), rates.rate(scope, "character"), rates.rate(scope)
             utterances, groups = rates.utterances(scope)
             rows += [
-                {"part": part, "language": scope[0], "script": scope[1], "after": at.after, "final_norm": at.final_norm,
+                {"part": part, "language": scope[0], "script": scope[1], **asdict(at),
                  "unit": rates.units.get(scope, "both"), "rate": rate[i], "low": low[i], "high": high[i],
                  "wer": wer[i], "cer": cer[i], "utterances": utterances, "groups": groups,
                  "incomplete_resamples": rates.incomplete if scope == OVERALL else 0}
@@ -155,50 +132,34 @@ RATES_SCHEMA = pa.schema(
 )
 
 
-def choose_exits(dev: Rates, test: Rates) -> list[Choice]:
-    """For every language of both parts, and for all: the exit chosen on `dev`, as it does on `test`.
+def choose_exits(dev: Rates, test: Rates) -> pa.Table:
+    """For every language of both parts, and for all: the exit with the fewest errors on `dev`, what it does on `test`.
 
     Of exits that tie, the deepest is taken, then the one with the LayerNorm: the nearest to the original.
+    Columns as in CHOICES_SCHEMA. rate, original, difference: error rates of the exit and of the whole encoder (k = L
+    with LayerNorm) as fractions, and the first minus the second. Their low and high ends are the 95 % percentile
+    bootstrap over the test part's groups, null where there is a single group.
     """
-    choices = []
-    original = len(test.exits) - 1  # sorted by depth, True after False
+    rows = []
     for scope in [*(s for s in test.scopes if s in dev.scopes), OVERALL]:
         errors = dev.rate(scope)
-        best = max(np.flatnonzero(errors == errors.min()))
-        values, samples = test.rate(scope), test.samples(scope)
-        columns = np.stack([samples[:, best], samples[:, original], samples[:, best] - samples[:, original]], axis=1)
-        points = (values[best], values[original], values[best] - values[original])
-        low, high = _ends(columns)
-        rate, whole, difference = ((float(p), low[i], high[i]) for i, p in enumerate(points))
-        choices.append(
-            Choice(
-                *scope, test.units.get(scope, "both"), test.exits[best], float(errors[best]), rate, whole, difference,
-                *test.utterances(scope),
-            )
-        )  # fmt: skip
-    return choices
-
-
-def choices_table(choices: Sequence[Choice]) -> pa.Table:
-    """One row per `Choice`: columns as in CHOICES_SCHEMA; low and high ends are null where there is a single group."""
-    rows = []
-    for c in choices:
-        row: dict[str, Any] = {"language": c.language, "script": c.script, "unit": c.unit}
-        row |= {"after": c.chosen.after, "final_norm": c.chosen.final_norm, "dev_rate": c.dev_rate}
-        for name, interval in (("rate", c.rate), ("original", c.original), ("difference", c.difference)):
-            row |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
-        rows.append(row | {"utterances": c.utterances, "groups": c.groups})
+        best = int(np.flatnonzero(errors == errors.min())[-1])  # exits are sorted by depth, True after False
+        row: dict[str, Any] = {"language": scope[0], "script": scope[1], "unit": test.units.get(scope, "both")}
+        row |= {**asdict(test.exits[best]), "dev_rate": errors[best]}
+        values = np.vstack([test.rate(scope), test.samples(scope)])[:, [best, -1]]  # the last exit is the whole encoder
+        values = np.column_stack([values, values[:, 0] - values[:, 1]])
+        low, high = percentile_interval(values[1:])
+        for i, name in enumerate(_FIGURES):
+            row |= {name: values[0, i], f"{name}_low": known(low[i]), f"{name}_high": known(high[i])}
+        row["utterances"], row["groups"] = test.utterances(scope)
+        rows.append(row)
     return pa.Table.from_pylist(rows, schema=CHOICES_SCHEMA)
 
 
+_FIGURES = ("rate", "original", "difference")
 CHOICES_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("language", "script", "unit")]
     + [("after", pa.int64()), ("final_norm", pa.bool_()), ("dev_rate", pa.float64())]
-    + [(f"{n}{e}", pa.float64()) for n in ("rate", "original", "difference") for e in ("", "_low", "_high")]
+    + [(f"{n}{e}", pa.float64()) for n in _FIGURES for e in ("", "_low", "_high")]
     + [(n, pa.int64()) for n in ("utterances", "groups")]
 )
-
-
-def _ends(samples: _Float64) -> list[list[float | None]]:
-    """Lower and upper ends for every column, None where it holds NaN alone."""
-    return [[None if np.isnan(x) else float(x) for x in ends] for ends in percentile_interval(samples)]

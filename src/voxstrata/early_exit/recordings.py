@@ -23,13 +23,11 @@ def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str
     for i, name in enumerate(corpus.table["id"].to_pylist()):
         try:
             info = probe(corpus.absolute(i))
+            if info.samples > WINDOW_SECONDS * SAMPLE_RATE:
+                raise AudioError(f"{info.samples / SAMPLE_RATE:.1f} s, more than Whisper's window of 30 s; cut it")
+            found[i] = info
         except Exception as e:
             failures[str(name)] = failure_reason(corpus, i, e)
-            continue
-        if info.samples > WINDOW_SECONDS * SAMPLE_RATE:
-            failures[str(name)] = f"{info.samples / SAMPLE_RATE:.1f} s, more than Whisper's window of 30 s; cut it"
-        else:
-            found[i] = info
     refuse_if_none(corpus, found, failures)
     return found, failures
 

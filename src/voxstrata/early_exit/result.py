@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.figures import STYLES, new_figure, set_title
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, as_stored
+from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST
 
 if TYPE_CHECKING:
@@ -53,16 +53,10 @@ class EarlyExits(Result):
     @property
     def store(self) -> None:
         """None: a sweep starts from recordings."""
-        return None
 
     @property
     def title(self) -> str:
         return f"Early exits of {self.settings['checkpoint']}"
-
-    @property
-    def failures(self) -> Mapping[str, str]:
-        """Why recordings were not transcribed, by id."""
-        return dict(self.settings["failures"])
 
     def tables(self) -> list[TextTable]:
         header = ["language", "script", "unit", "utterances (groups)", "chosen k", "on dev", "on test"]
@@ -71,7 +65,8 @@ class EarlyExits(Result):
         for r in self.choices.to_pylist():
             counted = f"{r['utterances']} ({r['groups']})"
             choice = [exit_name(r["after"], r["final_norm"]), f"{100 * r['dev_rate']:.1f}"]
-            figures = [_interval(r, "rate"), _interval(r, "original"), _interval(r, "difference", "+")]
+            signs = {"rate": ".1f", "original": ".1f", "difference": "+.1f"}
+            figures = [with_interval(r, [n, f"{n}_low", f"{n}_high"], spec, 100) for n, spec in signs.items()]
             rows.append([r["language"], r["script"].lower(), r["unit"], counted, *choice, *figures])
         found = [TextTable("The exits chosen", header, rows, self._explanation())]
         names = ["language", "script", "after", "final_norm", "unit", "rate", "low", "high", "wer", "cer"]
@@ -85,12 +80,11 @@ class EarlyExits(Result):
 
     def stored(self) -> list[TextTable]:
         note = "Rates as fractions. after: k. original: the whole encoder. difference: rate less original, paired."
-        choices = as_stored(self.choices, "The exits chosen, as stored")
         names = ["id", "language", "part", "after", "final_norm", "unit", "word_errors", "words"]
         names += ["character_errors", "characters", "reference", "transcript"]
         heard = self.transcripts.slice(0, _TRANSCRIPTS_SHOWN)
         return [
-            TextTable(choices.title, choices.header, choices.rows, note),
+            as_stored(self.choices, "The exits chosen, as stored", note=note),
             as_stored(heard, "Transcripts, as stored", names, of=len(self.transcripts)),
         ]
 
@@ -136,15 +130,6 @@ class EarlyExits(Result):
 def exit_name(after: int, final_norm: bool) -> str:
     """Short: "4" with the LayerNorm, "4 no LN" without."""
     return f"{after}" if final_norm else f"{after} no LN"
-
-
-def _interval(row: Mapping[str, Any], name: str, sign: str = "") -> str:
-    """A rate in percent, with its interval where it has one."""
-    point, low, high = (
-        None if row[column] is None else f"{100 * row[column]:{sign}.1f}"
-        for column in (name, f"{name}_low", f"{name}_high")
-    )
-    return f"{point}" if low is None else f"{point} [{low}, {high}]"
 
 
 def side_by_side(transcripts: pa.Table, title: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.tables import first_few
 from voxstrata.early_exit.decoding import Transcripts, is_english
 from voxstrata.early_exit.exits import DEV, TEST
 from voxstrata.early_exit.normalization import Normalizer, normalizer
@@ -23,7 +24,6 @@ from voxstrata.evaluation.bootstrap import RESAMPLES
 # Japanese, Thai, Lao and Burmese; Khmer and Tibetan do as they do.
 UNSPACED = frozenset({"CJK", "THAI", "LAO", "MYANMAR", "KHMER", "TIBETAN"})
 NO_SCRIPT = "NONE"
-_NAMED = 5  # how many offenders a message lists
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,6 @@ class Scoring:
     dev_share: float = 0.5
     seed: int = 0
     resamples: int = RESAMPLES
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
 
 
 def script_of(text: str) -> str:
@@ -110,10 +106,9 @@ def references(
         found.append((norm, norm(str(row["text"]))))
     empty = [str(row["id"]) for row, (_, text) in zip(rows, found, strict=True) if not any(c.isalnum() for c in text)]
     if empty:
-        more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
         raise InputError(
-            f"the text of {', '.join(empty[:_NAMED])}{more} holds no letter or digit once normalised: nothing to "
-            "score; correct it or leave the row out"
+            f"the text of {first_few(empty)} holds no letter or digit once normalised: nothing to score; correct it or "
+            "leave the row out"
         )
     return found
 
@@ -124,7 +119,7 @@ def score(transcripts: Transcripts, parts: Sequence[str], scoring: Scoring, engl
     parts: of each row of `transcripts`. script and unit are the language's (`scripts_of`), those of a stray text in
     another script, too. Raises what `references` raises.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in TRANSCRIPT_SCHEMA.names}
+    rows = []
     expectations = references(transcripts.rows, scoring, english, folder)
     scripts = scripts_of(transcripts.rows)
     for i, (row, part, (norm, expected)) in enumerate(zip(transcripts.rows, parts, expectations, strict=True)):
@@ -133,12 +128,11 @@ def score(transcripts: Transcripts, parts: Sequence[str], scoring: Scoring, engl
         for at, texts in transcripts.texts.items():
             transcript = norm(texts[i])
             words, characters = jiwer.process_words(expected, transcript), _characters(expected, transcript, script)
-            values = (
+            rows.append((
                 row["id"], row["language"], script, group_of(row), part, at.after, at.final_norm, row["text"],
                 texts[i], expected, transcript, *_errors(words), *_errors(characters), unit,
-            )  # fmt: skip
-            for column, value in zip(columns.values(), values, strict=True):
-                column.append(value)
+            ))  # fmt: skip
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * len(TRANSCRIPT_SCHEMA)
     return pa.table(columns, schema=TRANSCRIPT_SCHEMA)
 
 

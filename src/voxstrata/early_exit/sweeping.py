@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, tra
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
-from voxstrata.early_exit.rates import Rates, both_parts, choices_table, choose_exits, rates_table
+from voxstrata.early_exit.rates import Rates, both_parts, choose_exits, rates_table
 from voxstrata.early_exit.result import JOURNAL, EarlyExits
 from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of, split_groups
 
@@ -55,15 +55,11 @@ def sweep(
     parts = dict(zip(corpus.table["id"].to_pylist(), split_groups(rows, scoring), strict=True))
     used = references(rows, scoring, english, transcriber.folder)
     normalizers = {str(row["language"]): norm.name for row, (norm, _) in zip(rows, used, strict=True)}
-    decides = {  # the texts
-        "model_sha256": model_hash(transcriber),
-        "corpus_sha256": corpus_hash(corpus),
-        "task": decoding.task,
-        "prompts": dict(decoding.prompts),
-        "max_new_tokens": decoding.max_new_tokens,
-        "device": device,
-    }
-    exits = every_exit(transcriber.layers, blocks)
+    # What decides the texts.
+    decides: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
+    decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
+    decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
+    exits = every_exit(transcriber.encoder.shape.layers, blocks)
     try:
         with open_journal(folder, decides) as journal:
             found = transcribe_recordings(
@@ -71,16 +67,11 @@ def sweep(
             )
             scores = score(found, [parts[row["id"]] for row in found.rows], scoring, english, transcriber.folder)
             dev, test = both_parts(scores, scoring)
-            settings = {
-                **_about(transcriber, corpus),
-                **decides,
-                "utterances": len(found.rows),
-                "decoding": decoding.to_dict(),
-                "scoring": scoring.to_dict(),
-                "normalizers": normalizers,
-                "notes": _notes(found.rows, normalizers, dev, test, scoring),
-                "failures": dict(sorted(found.failures.items())),
-            }
+            settings = {**_about(transcriber, corpus), **decides, "utterances": len(found.rows)}
+            settings["decoding"] = asdict(decoding) | {"prompts": decides["prompts"]}
+            settings |= {"scoring": asdict(scoring), "normalizers": normalizers}
+            settings["notes"] = _notes(found.rows, normalizers, dev, test, scoring)
+            settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, journal.resumed)
             result.save(folder)
     except OSError as e:
@@ -93,20 +84,16 @@ def sweep(
 
 def _about(transcriber: Transcriber, corpus: Corpus) -> dict[str, Any]:
     """Which checkpoint, corpus and versions."""
-    return {
-        "checkpoint": transcriber.name,
-        "revision": transcriber.encoder.revision,
-        "weights_sha256": transcriber.encoder.sha256(),
-        "layers": transcriber.layers,
-        "corpus": corpus.root.name,
-        "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")},
-    }
+    encoder = transcriber.encoder
+    about: dict[str, Any] = {"checkpoint": encoder.name, "revision": encoder.revision}
+    about |= {"weights_sha256": encoder.sha256(), "layers": encoder.shape.layers, "corpus": corpus.root.name}
+    return {**about, "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")}}
 
 
 def early_exits(scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], resumed: int = 0) -> EarlyExits:
     """The result of a table of `score` and the rates of both its parts."""
     note = {EarlyExits.key: json.dumps(settings, ensure_ascii=False)}
-    tables = rates_table([(DEV, dev), (TEST, test)]), choices_table(choose_exits(dev, test)), scores
+    tables = rates_table([(DEV, dev), (TEST, test)]), choose_exits(dev, test), scores
     rates, choices, transcripts = (table.replace_schema_metadata(note) for table in tables)
     return EarlyExits(rates, choices, transcripts, resumed)
 

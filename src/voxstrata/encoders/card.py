@@ -25,21 +25,11 @@ from voxstrata.encoders.context import Context
 from voxstrata.encoders.silence import Silence
 
 MODEL_FORMAT = 3  # 2 brought encoder_cpu.onnx; 3 its outputs in float16
-CARD, ENCODER, CACHED, CPU, WEIGHTS = (
-    "card.json",
-    "encoder_model.onnx",
-    "encoder_cached.onnx",
-    "encoder_cpu.onnx",
-    "encoder_model.onnx_data",
-)
-LOG_MEL, SILENCE = "log_mel.onnx", "silence.npz"
-_GRAPHS = {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}
-DTYPES = tuple(_GRAPHS)
-
-
-def encoder_graphs(dtype: str) -> tuple[str, ...]:
-    """The encoder's graphs in a model of that dtype, one of DTYPES."""
-    return _GRAPHS[dtype]
+CARD, LOG_MEL, SILENCE, WEIGHTS = "card.json", "log_mel.onnx", "silence.npz", "encoder_model.onnx_data"
+ENCODER, CACHED, CPU = "encoder_model.onnx", "encoder_cached.onnx", "encoder_cpu.onnx"
+# the encoder's graphs in a model of each dtype
+ENCODER_GRAPHS = {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}
+DTYPES = tuple(ENCODER_GRAPHS)
 
 
 @dataclass(frozen=True)

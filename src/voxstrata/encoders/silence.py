@@ -73,13 +73,12 @@ class Silence:
     def for_frames(self, frames: int) -> SilenceKeys:
         """Keys and values that stand for the positions `frames` … 1499. Raises InputError as `check` does."""
         self.check(frames)
-        k = self.key[:, :, frames - self.first :].astype(np.float32)
-        v = self.value[:, :, frames - self.first :].astype(np.float32)
+        k, v = (a[:, :, frames - self.first :].astype(np.float32) for a in (self.key, self.value))
         if self.group is None or frames == WINDOW_FRAMES:  # nothing to condense, or no key at all
             return SilenceKeys(k, v, np.zeros(k.shape[:3], np.float32))
         group = self.group[:, :, frames - self.first :]
         layers, heads, _, dim = k.shape
-        groups = int(self.group.max()) + 1
+        groups = self.keys(frames)
         # one segment sum over all (layer, head, group) triples at once
         flat = (np.arange(layers * heads).reshape(layers, heads, 1) * groups + group).ravel()
         order = np.argsort(flat, kind="stable")
@@ -90,8 +89,7 @@ class Silence:
 
         def mean(a: NDArray[np.float32]) -> NDArray[np.float32]:
             out = np.zeros((layers * heads * groups, dim), np.float32)
-            total = np.add.reduceat(a.reshape(-1, dim)[order], begin, axis=0)
-            out[full] = total / size[full, None]
+            out[full] = np.add.reduceat(a.reshape(-1, dim)[order], begin, axis=0) / size[full, None]
             return out.reshape(*shape, dim)
 
         bias = np.full(layers * heads * groups, EMPTY_GROUP_LOGIT, np.float32)

@@ -98,9 +98,8 @@ class Work:
     def of(cls, plan: Plan, size: EncoderSize) -> Work:
         """Of all windows of a plan."""
         context = plan.spec.context
-        windows = Counter(
-            (context.frames_computed(w.frames), w.frames) for u in range(len(plan.utterances)) for w in plan.windows(u)
-        )
+        kept = (w.frames for u in range(len(plan.utterances)) for w in plan.windows(u))
+        windows = Counter((context.frames_computed(n), n) for n in kept)
         return cls(
             windows.total(),
             sum(n * m for (m, _), n in windows.items()),

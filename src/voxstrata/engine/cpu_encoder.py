@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.encoders.card import CPU, ENCODER, LOG_MEL, ModelFolder, encoder_graphs
+from voxstrata.encoders.card import CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.encoders.outputs import as_float16, depth
 from voxstrata.encoders.silence import SilenceKeys
+from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.reductions import StoredRows, reduce_states
 from voxstrata.engine.runtime import Runtime
-from voxstrata.engine.sessions import Sessions
 from voxstrata.store.spec import StoreSpec
 
 
-class CpuEncoder(Sessions):
+class CpuEncoder(Encoder):
     """Runs batches of windows through an exported model on a CPU.
 
     A batch is computed on one thread, the caller's, and nothing is split: `concurrency` threads that run a
@@ -30,7 +30,7 @@ class CpuEncoder(Sessions):
     Beside `stored_rows` there are the states themselves, for whoever measures them: `run`, in two steps `log_mel` and
     `encode`.
 
-    Raises what `Sessions` raises, and UsageError for a GPU.
+    Raises what `Encoder` raises, and UsageError for a GPU.
     """
 
     def __init__(self, model: ModelFolder, spec: StoreSpec | None = None, runtime: Runtime | None = None) -> None:
@@ -45,7 +45,7 @@ class CpuEncoder(Sessions):
 
     def _graph(self, frames: int) -> str:
         """The CPU's own, which serves every context; float16 models have none."""
-        return CPU if CPU in encoder_graphs(self.model.card.dtype) else super()._graph(frames)
+        return CPU if CPU in ENCODER_GRAPHS[self.model.card.dtype] else super()._graph(frames)
 
     def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
         """Encode a batch of windows; see `Encoder`. What a window gives does not depend on the others."""
@@ -97,10 +97,8 @@ class CpuEncoder(Sessions):
             row[: len(samples)] = samples
         # One by one: onnxruntime computes most of a logarithm with vector code and what is left over with scalar
         # code, they round differently, and where they meet would depend on the batch.
-        parts = [self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0] for row in batch]
-        log_mel = np.concatenate(parts)
-        columns: NDArray[np.float32] = log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH]
-        columns = np.ascontiguousarray(columns)
+        log_mel = np.concatenate([self._compute(LOG_MEL, ["log_mel"], {"audio": row[None]})[0] for row in batch])
+        columns = np.ascontiguousarray(log_mel[:, :, : frames * SAMPLES_PER_FRAME // HOP_LENGTH], np.float32)
         self._count("log_mel", begin)
         return columns
 

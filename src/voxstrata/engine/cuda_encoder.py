@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from voxstrata.base.errors import InputError, VoxstrataError
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
+from voxstrata.engine.encoder import PROVIDERS, Encoder
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import StoredRows, gathering, row_count
 from voxstrata.engine.runtime import Runtime
-from voxstrata.engine.sessions import PROVIDERS, Sessions
 from voxstrata.exporters.cuda_graph import cuda_encoder_graph, cuda_log_mel
 from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store.spec import StoreSpec
@@ -43,7 +43,7 @@ CALLERS = 2  # threads that call at once: one batch is computed while the other'
 ENGINE_CACHE = "tensorrt"  # folder of built TensorRT engines inside the model folder
 
 
-class CudaEncoder(Sessions):
+class CudaEncoder(Encoder):
     """Runs batches of windows through log-mel, encoder and the reductions of `spec` on one device.
 
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed.
@@ -52,7 +52,7 @@ class CudaEncoder(Sessions):
     host_memory: "pinned", or "pageable" on a CPU and once the driver has refused to lock memory, which is slower but
     gives the same.
 
-    Raises what `Sessions` raises, and InputError when the package onnx is missing.
+    Raises what `Encoder` raises, and InputError when the package onnx is missing.
     """
 
     def __init__(
@@ -144,10 +144,9 @@ class CudaEncoder(Sessions):
             if name == CACHED:
                 for part, value in self._silence_on_device(frames).items():
                     binding.bind_ortvalue_input(part, value)
+            wanted = [rows, frames, card.d_model]
             for output, states in buffers.states.items():
-                binding.bind_output(
-                    output, *self._where, self._computed, [rows, frames, card.d_model], states.data_ptr()
-                )
+                binding.bind_output(output, *self._where, self._computed, wanted, states.data_ptr())
             buffers.bindings[frames, rows] = binding
         options = ort.RunOptions()
         if self._cuda_graphs:
@@ -226,26 +225,20 @@ class CudaEncoder(Sessions):
     def _tensorrt_options(self, graph: str) -> dict[str, Any]:
         """Engines cached beside the model, float16, and one explicit profile of one shape for each bucket."""
         card = self.model.card
-        shapes = self.context.shapes() if graph == CACHED or self.context.mode != "bucketed" else (WINDOW_FRAMES,)
-        if graph == CACHED:
-            shapes = tuple(s for s in shapes if s < WINDOW_FRAMES)
         parts = []
-        for frames in shapes:
+        for frames in (m for m in self.context.shapes() if self._graph(m) == graph):
             parts.append(f"log_mel:{self.batch_size(frames)}x{card.n_mels}x{2 * frames}")
             if graph == CACHED:
                 kv = f"{card.layers}x{card.heads}x{self._silence.keys(frames)}"
                 dim = card.d_model // card.heads
                 parts += [f"silence_key:{kv}x{dim}", f"silence_value:{kv}x{dim}", f"silence_bias:{kv}"]
-        profiles = ",".join(parts)
-        return {
+        profiles = [f"trt_profile_{which}_shapes" for which in ("min", "opt", "max")]
+        return dict.fromkeys(profiles, ",".join(parts)) | {
             "device_id": self.device.index,
             "trt_engine_cache_enable": True,
             "trt_engine_cache_path": str(self.model.path / ENGINE_CACHE),
             "trt_fp16_enable": True,
             "trt_cuda_graph_enable": self._cuda_graphs,
-            "trt_profile_min_shapes": profiles,
-            "trt_profile_opt_shapes": profiles,
-            "trt_profile_max_shapes": profiles,
         }
 
 

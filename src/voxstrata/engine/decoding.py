@@ -7,14 +7,10 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-from numpy.typing import NDArray
-
 from voxstrata.audio.decode import AudioInfo, decode
+from voxstrata.audio.readers import Samples
 from voxstrata.base.errors import AudioError
 from voxstrata.corpus import Corpus
-
-Samples = NDArray[np.float32]
 
 
 class DecodeAhead:
@@ -36,8 +32,7 @@ class DecodeAhead:
 
     def _fill(self) -> None:
         while self._ahead < self._limit or not self._pending:
-            following = next(self._order, None)
-            if following is None:
+            if (following := next(self._order, None)) is None:
                 return
             key, row, info = following
             self._pending.append((key, info.samples, self._pool.submit(self._decode, row, info)))

@@ -2,48 +2,137 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
-from voxstrata.encoders.card import ModelFolder
-from voxstrata.engine.cpu_encoder import CpuEncoder
-from voxstrata.engine.cuda_encoder import CudaEncoder
+from voxstrata.base.errors import InputError, UsageError, VoxstrataError
+from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
+from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.engine.reductions import StoredRows
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.spec import StoreSpec
 
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
-class Encoder(Protocol):
-    """A model on one device, and what is kept of its states.
 
-    spec: what is kept, resolved for this model and device.
-    threads: for decoding. tokens: batch size × computed positions.
+@functools.cache
+def _share_arena() -> None:
+    """One arena of the CPU for all sessions, which grows by what is asked for.
+
+    onnxruntime's own doubles whenever it grows, once per session; with none, every batch waits for fresh pages.
+    """
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))  # kSameAsRequested
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Of all sessions, whatever the device: so many threads within an operator, memory from the shared arena."""
+    _share_arena()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False  # one plan, and one block, for every shape that was met
+    return options
+
+
+class Encoder(ABC):
+    """An exported model in sessions on one device, and what is kept of its states.
+
+    spec: what is kept, resolved for this model and device. seconds: busy ones by stage, over all threads.
     concurrency: how many threads should call `stored_rows` at once.
-    seconds: busy ones by stage, over all threads.
+    threads: for decoding. tokens: batch size × computed positions.
+
+    Raises InputError when a graph is damaged or the device's provider cannot be loaded, UsageError for unknown outputs
+    and for an int8 model on a GPU.
     """
 
-    model: ModelFolder
-    spec: StoreSpec
-    threads: int
-    tokens: int
-    concurrency: int
-    seconds: dict[str, float]
+    def __init__(self, model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> None:
+        self.model = model
+        self.spec = spec.for_model(model.card, runtime.device)
+        self.outputs, self.context = self.spec.outputs, self.spec.context
+        self.device = runtime.device
+        self.threads = runtime.thread_count
+        self.tokens = runtime.batch_tokens
+        self.concurrency = self.threads
+        if model.card.dtype == "int8" and self.device.kind != "cpu":
+            raise UsageError(
+                f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
+            )
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        if self.context.mode == "bucketed":
+            self._silence = model.silence()
+            self._silence.check(self.context.edges[0])
+        # What most windows need is loaded now, so that a broken file or driver shows before the work.
+        self._session(LOG_MEL)
+        self._session(self._graph(self.context.edges[0]))
 
-    def batch_size(self, frames: int) -> int:
-        """How many windows of `frames` computed positions go into one batch."""
-
+    @abstractmethod
     def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
         """Encode a batch of windows of at most 30 s at 16 kHz, computing `frames` positions of each.
 
         May be called from several threads at once. Raises InputError when memory runs out or a graph fails otherwise.
         """
 
+    def _graph(self, frames: int) -> str:
+        """The graph that computes `frames` positions, of those every model but an int8 one has."""
+        # a full window has no cached keys, and there is a graph without empty inputs for it
+        return CACHED if self.context.mode == "bucketed" and frames < WINDOW_FRAMES else ENCODER
 
-def make_encoder(model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> Encoder:
-    """What encodes on that device. Raises what `Sessions` raises."""
-    if runtime.device.kind == "cpu":
-        return CpuEncoder(model, spec, runtime)
-    return CudaEncoder(model, spec, runtime)
+    def batch_size(self, frames: int) -> int:
+        """How many windows of `frames` computed positions go into one batch."""
+        # one scale for all that an int8 product multiplies must be the window's own
+        return 1 if self.model.card.dtype == "int8" else max(1, self.tokens // frames)
+
+    def _count(self, stage: str, begin: float) -> None:
+        with self._lock:
+            self.seconds[stage] += time.perf_counter() - begin
+
+    def _session(self, name: str) -> ort.InferenceSession:
+        with self._lock:
+            if name not in self._sessions:
+                self._sessions[name] = self._make_session(name)
+            return self._sessions[name]
+
+    def _source(self, name: str) -> Path | bytes:
+        """Where a graph comes from."""
+        return self.model.path / name
+
+    def _providers(self, name: str) -> list[Any]:
+        """Execution providers for a graph, the one that is wanted first."""
+        return [(PROVIDERS["cpu"], {})]
+
+    def _make_session(self, name: str) -> ort.InferenceSession:
+        options = session_options(1 if self.device.kind == "cpu" else self.threads)
+        # where the weights of a graph lie that is given as bytes
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.model.path))
+        providers = self._providers(name)
+        wanted = providers[0][0]
+        if wanted not in ort.get_available_providers():
+            raise InputError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu")
+        path = self.model.path / name
+        try:
+            # without fallback: onnxruntime would go on with the CPU when the device fails, and say so on stdout
+            session = ort.InferenceSession(self._source(name), options, providers=providers, enable_fallback=0)
+        except VoxstrataError:
+            raise
+        except Exception as e:  # onnxruntime's own exceptions share no base class
+            raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
+        if wanted not in session.get_providers():
+            raise InputError(
+                f"{wanted} could not be started: its libraries or the driver are missing (onnxruntime's "
+                "lines above name them); use --device cpu"
+            )
+        return session

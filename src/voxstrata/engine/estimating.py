@@ -88,15 +88,10 @@ class Bench:
 
     def tables(self) -> list[TextTable]:
         """Rates, and what the corpus would take, as whole values."""
-        found = [self.record.table()]
-        if self.corpus:
-            header = ["context", "recordings", "audio_seconds", "units", "tokens", "bytes", "seconds"]
-            rows = [
-                [mode, e.recordings, e.audio_seconds, e.units, e.tokens, e.bytes, e.seconds]
-                for mode, e in self.corpus.items()
-            ]
-            found.append(TextTable("What the corpus would take", header, rows))
-        return found
+        columns = ["recordings", "audio_seconds", "units", "tokens", "bytes", "seconds"]
+        rows = [[mode, *(getattr(e, name) for name in columns)] for mode, e in self.corpus.items()]
+        expected = TextTable("What the corpus would take", ["context", *columns], rows)
+        return [self.record.table(), expected] if rows else [self.record.table()]
 
 
 def estimate(
@@ -119,13 +114,10 @@ def estimate(
     plan, _ = plan_corpus(corpus, model, spec, runtime, reporter, long=long, probed=probed)
     spec = plan.spec
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
-    seconds = None
-    if record:
-        seconds = work.flops / record.modes[spec.context.mode].flops_per_second
+    seconds = work.flops / record.modes[spec.context.mode].flops_per_second if record else None
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize
-    per_output = sum(
-        shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows) for unit in range(plan.units)
-    )
+    used = map(plan.rows_used, range(plan.units))
+    per_output = sum(shard_bytes(rows, row_bytes, plan.chunk_rows, plan.unit_rows) for rows in used)
     ids, reasons = (plan.utterances[c].to_pylist() for c in ("id", "failure"))
     return Estimate(
         recordings=len(ids),

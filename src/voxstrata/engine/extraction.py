@@ -16,7 +16,9 @@ from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SAMPLES
 from voxstrata.engine.budget import EncoderSize, sgemm_rate
-from voxstrata.engine.encoder import Encoder, make_encoder
+from voxstrata.engine.cpu_encoder import CpuEncoder
+from voxstrata.engine.cuda_encoder import CudaEncoder
+from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.pipeline import Batch, CommitStage, DecodeStage, EncodeStage
 from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
@@ -99,25 +101,15 @@ def extract(
 ) -> ExtractReport:
     """Extract the embeddings of a corpus into a store; resumes the store when it exists.
 
-    Parameters
-    ----------
-    spec
-        what is kept and in which context it is computed; by default every frame of all outputs as float16, `bucketed`
-    runtime
-        what the run may use of the machine; by default all cores, no GPU
-    long
-        "window" cuts recordings over 30 s into windows, "error" refuses the corpus naming them
-    allow_overflow
-        stores values beyond float16 as infinities; by default they end the run
-    efficiency
-        also measures this machine's rate of matrix products, for the report; on the CPU, about a second
+    spec: what is kept, in which context it is computed; by default every frame of all outputs as float16, `bucketed`.
+    runtime: what the run may use of the machine; by default all cores, no GPU.
+    long: "window" cuts recordings over 30 s into windows, "error" refuses the corpus naming them.
+    allow_overflow: values beyond float16 are stored as infinities; by default they end the run.
+    efficiency: this machine's rate of matrix products is measured, too, for the report: about a second on the CPU.
 
-    Raises
-    ------
-    UsageError, InputError
-        before any encoding: unknown outputs, efficiency asked of a GPU, unusable model or corpus, a store that
-        something else made.
-        During it: no space, float16 overflow. What is committed stays; the same call resumes.
+    Raises UsageError or InputError before any encoding for unknown outputs, efficiency asked of a GPU, an unusable
+    model or corpus, and a store that something else made. During it: no space, float16 overflow. What is committed
+    stays; the same call resumes.
     """
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     model = model if isinstance(model, ModelFolder) else open_model(model)
@@ -144,6 +136,11 @@ def extract(
             f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
             "command to go on"
         ) from e
+
+
+def make_encoder(model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> Encoder:
+    """What encodes on that device. Raises what `Encoder` raises."""
+    return (CpuEncoder if runtime.device.kind == "cpu" else CudaEncoder)(model, spec, runtime)
 
 
 def _run(
@@ -213,17 +210,7 @@ class _Account:
         self._units += batch.last
         self._samples += batch.samples
         self._failed += len(batch.failures)
-        audio = self._samples / SAMPLE_RATE
-        self._reporter.progress(
-            Progress(
-                "extracting",
-                self._units,
-                self._units_total,
-                "units",
-                work=audio,
-                work_total=self._samples_total / SAMPLE_RATE,
-                rated=audio,
-                rate_unit="audio-h/h",
-                failed=self._failed,
-            )
-        )
+        audio, total = self._samples / SAMPLE_RATE, self._samples_total / SAMPLE_RATE
+        work: dict[str, Any] = {"work": audio, "work_total": total, "rated": audio, "rate_unit": "audio-h/h"}
+        units = (self._units, self._units_total, "units")
+        self._reporter.progress(Progress("extracting", *units, **work, failed=self._failed))

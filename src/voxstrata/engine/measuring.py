@@ -27,6 +27,7 @@ from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.extraction import ExtractReport, extract
 from voxstrata.engine.runtime import Runtime, available_threads
 from voxstrata.engine.synthetic import MIXES, LengthMix, write_made_up
+from voxstrata.store.files import Files
 from voxstrata.store.spec import StoreSpec
 
 SECONDS = 90.0  # about how long all measurements together may take
@@ -102,30 +103,21 @@ class Record:
 
     def table(self) -> TextTable:
         """Whole values of every context."""
-        header = ["context", "audio-hours per hour", "efficiency", "clips", "audio_seconds", "seconds", "stored_bytes"]
-        rows = [
-            [mode, t.audio_hours_per_hour, t.efficiency, t.clips, t.audio_seconds, t.seconds, t.stored_bytes]
-            for mode, t in self.modes.items()
-        ]
+        columns = ["efficiency", "clips", "audio_seconds", "seconds", "stored_bytes"]
+        rows = [[mode, t.audio_hours_per_hour, *(getattr(t, c) for c in columns)] for mode, t in self.modes.items()]
         note = (
             f"Made-up recordings, {len(next(iter(self.modes.values())).outputs)} outputs. efficiency: arithmetic over "
             f"that of matrix products in the same time. Load average before: {self.load}."
         )
-        return TextTable("How fast this machine is", header, rows, note)
+        return TextTable("How fast this machine is", ["context", "audio-hours per hour", *columns], rows, note)
 
     def to_text(self) -> str:
         """Machine, rates and stages, in tables."""
-        rows = [
-            [
-                mode,
-                f"{t.audio_hours_per_hour:.1f}",
-                f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}",
-                "" if t.efficiency is None else f"{t.efficiency:.0%}",
-                str(t.clips),
-                f"{t.seconds:.1f}",
-            ]
-            for mode, t in self.modes.items()
-        ]
+        rows = []
+        for mode, t in self.modes.items():
+            rates = [f"{t.audio_hours_per_hour:.1f}", f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}"]
+            efficiency = "" if t.efficiency is None else f"{t.efficiency:.0%}"
+            rows.append([mode, *rates, efficiency, str(t.clips), f"{t.seconds:.1f}"])
         header = ["context", "audio-hours per hour", "GB per audio-hour", "efficiency", "clips", "seconds"]
         stages = {stage: None for t in self.modes.values() for stage in t.stages}
         busy = [[mode, *(f"{t.stages.get(s, 0.0) / t.seconds:.1%}" for s in stages)] for mode, t in self.modes.items()]
@@ -147,9 +139,10 @@ class Record:
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> Record:
         """Inverse of `to_dict`, and of `with_rates`."""
-        names = [f.name for f in fields(Throughput)]
-        kept = {mode: {name: found[name] for name in names} for mode, found in d["modes"].items()}
-        modes = {mode: Throughput(**{**found, "outputs": tuple(found["outputs"])}) for mode, found in kept.items()}
+        modes = {}
+        for mode, found in d["modes"].items():
+            kept = {f.name: found[f.name] for f in fields(Throughput)}
+            modes[mode] = Throughput(**{**kept, "outputs": tuple(found["outputs"])})
         return cls(d["about"], d["load"], d["sgemm_rate"], modes)
 
 
@@ -225,10 +218,7 @@ def bench(
         modes[mode] = measure(model, mode, MIXES["fleurs"], outputs, runtime, seconds=each, limit=limit, again=False)
     record = Record(about(model, runtime), load, limit, modes)
     path = record_path(record.about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record.to_dict(), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    Files(path.parent).write(path.name, (json.dumps(record.to_dict(), indent=1) + "\n").encode())
     return record
 
 

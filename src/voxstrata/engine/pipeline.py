@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.readers import Samples
 from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.engine.decoding import DecodeAhead, Samples
+from voxstrata.engine.decoding import DecodeAhead
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.reductions import StoredRows
 from voxstrata.engine.sink import UnitSink
@@ -68,7 +70,7 @@ def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list
         by_frames, samples = {}, 0
 
 
-class DecodeStage:
+class DecodeStage(AbstractContextManager["DecodeStage"]):
     """The first stage: the batches of `units` with their audio, for each window its samples.
 
     infos: what probing said of every row of the corpus.
@@ -119,14 +121,11 @@ class DecodeStage:
                     del held[w.utterance]
             yield Batch(unit, frames, readable, sum(w.samples for w in windows), failures, n == len(todo)), audio
 
-    def __enter__(self) -> DecodeStage:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._ahead.close()
 
 
-class EncodeStage:
+class EncodeStage(AbstractContextManager["EncodeStage"]):
     """The second stage: as many batches at once as the encoder takes, each on a thread of its own."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -146,9 +145,6 @@ class EncodeStage:
     def _encode(self, frames: int, audio: list[Samples]) -> StoredRows:
         return self._encoder.stored_rows(audio, frames) if audio else StoredRows([], [])
 
-    def __enter__(self) -> EncodeStage:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -158,7 +154,7 @@ def _finished(batch: Batch, encoding: Future[StoredRows]) -> tuple[Batch, Stored
     return batch, encoding.result()
 
 
-class CommitStage:
+class CommitStage(AbstractContextManager["CommitStage"]):
     """The last stage: one thread places rows and writes units, in order.
 
     Leaving it lets that thread finish: after an interrupt a unit is committed whole or not at all.
@@ -188,9 +184,6 @@ class CommitStage:
         if batch.last:
             self._sink.commit(batch.unit, self._failures)
             self._failures = {}
-
-    def __enter__(self) -> CommitStage:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)

@@ -44,8 +44,7 @@ def plan_corpus(
     infos, unreadable = probed or probe_corpus(corpus, reporter=reporter)
     if long == "error":
         _refuse_long(corpus, infos)
-    megabytes = runtime.unit_megabytes
-    if megabytes is None:
+    if (megabytes := runtime.unit_megabytes) is None:
         megabytes = default_unit_megabytes(spec, model.card.d_model, runtime.device)
     return make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=megabytes), infos
 
@@ -60,11 +59,10 @@ def default_unit_megabytes(spec: StoreSpec, d_model: int, device: Device) -> flo
 
 
 def _refuse_long(corpus: Corpus, infos: Sequence[AudioInfo | None]) -> None:
-    long = [i for i, info in enumerate(infos) if info and info.samples > WINDOW_SAMPLES]
+    long = [(i, info.samples) for i, info in enumerate(infos) if info and info.samples > WINDOW_SAMPLES]
     if long:
-        first = infos[long[0]]
-        assert first is not None
+        row, samples = long[0]
         raise InputError(
-            f"{corpus.absolute(long[0])}: {first.samples / SAMPLE_RATE:.1f} s, over the 30 s window "
+            f"{corpus.absolute(row)}: {samples / SAMPLE_RATE:.1f} s, over the 30 s window "
             f"({len(long)} recordings are); use --long window, or cut them"
         )

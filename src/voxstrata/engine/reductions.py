@@ -1,8 +1,7 @@
 """What is stored of encoder states: valid frames, means of `every` neighbours, or what gives each mean.
 
-`reduce_states` does it on the host. On an accelerator a small ONNX graph does it, so that nothing else leaves the
-device: it takes the states of a batch as they are, padded windows and silence included, and gives the stored rows, one
-window's after the other's. To it all three are one thing: row r is the mean of some frames, and `gathering` says which.
+`reduce_states` does it on the host, the graph of `exporters.reductions` on an accelerator. To that graph all three are
+one thing: row r is the mean of some frames, and `gathering` says which.
 """
 
 from __future__ import annotations

@@ -130,6 +130,12 @@ class EncoderBuilder(GraphBuilder):
         joined = self.ints(f"silence_{part}/joined", 0, 0, self.shape.heads * width)
         return self.node("Reshape", [t, joined], f"silence_{part}/flat")
 
+    def with_cached(self, t: str, cached: str, part: str, block: int, axis: int) -> str:
+        """Computed keys or values `t`, and after them the cached ones of a block, for every member of the batch."""
+        one = self.node("Gather", [cached, self.ints(f"layer_index_{block}", block)], f"silence_{part}/{block}", axis=0)
+        one = self.node("Expand", [one, "batch/expand"], f"silence_{part}/{block}/batch")
+        return self.node("Concat", [t, one], f"layers.{block}/{part}s", axis=axis)
+
     def declared_inputs(self, cached: bool) -> list[onnx.ValueInfoProto]:
         """`log_mel`, and the silence cache."""
         s = self.shape

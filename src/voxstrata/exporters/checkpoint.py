@@ -21,7 +21,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.base.errors import InputError
-from voxstrata.encoders.frames import WINDOW_FRAMES
+from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_FRAMES
 from voxstrata.exporters.hub import check_source, download, first_line
 from voxstrata.exporters.weights import EncoderShape
 
@@ -62,6 +62,12 @@ class Checkpoint:
     def state(self) -> dict[str, NDArray[np.float32]]:
         """The encoder's tensors by Hugging Face name."""
         return {k: v.numpy() for k, v in self.encoder.state_dict().items()}
+
+    def features(self, audio: NDArray[np.float32]) -> torch.Tensor:
+        """Log-mel [1, n_mels, 3000] of samples at 16 kHz, padded to 30 s."""
+        found = self.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
+        assert isinstance(found, torch.Tensor)
+        return found
 
     def sha256(self) -> str:
         """Hash of names, shapes and float32 values. It is the same in whatever kind of file the encoder lies."""
@@ -108,8 +114,8 @@ def _read_config(folder: Path) -> WhisperConfig:
         raise InputError(f"{folder}: no config.json; a checkpoint folder has one beside its weights") from None
     except (OSError, ValueError) as e:
         raise InputError(f"{file}: not readable as JSON ({e})") from e
-    if not isinstance(raw, dict) or raw.get("model_type") != "whisper":
-        kind = raw.get("model_type") if isinstance(raw, dict) else None
+    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    if kind != "whisper":
         raise InputError(f"{folder}: model_type is {kind!r}, not 'whisper'; only Whisper encoders can be exported")
     try:
         return WhisperConfig.from_dict(raw)
@@ -159,13 +165,9 @@ def _from_openai(path: Path) -> Checkpoint:
         raise InputError(f"{path}: 'dims' lacks {e}") from e
     except Exception as e:  # transformers 5 checks types
         raise InputError(f"{path}: 'dims' do not describe a Whisper model ({first_line(e)})") from e
-    state = {}
-    for key, value in _tensors(tensors).items():
-        if key.startswith("encoder."):
-            name = key.removeprefix("encoder.")
-            for pattern, replacement in _OPENAI_NAMES:
-                name = re.sub(pattern, replacement, name)
-            state[name] = value
+    state = {k.removeprefix("encoder."): v for k, v in _tensors(tensors).items() if k.startswith("encoder.")}
+    for pattern, replacement in _OPENAI_NAMES:
+        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
     return _checkpoint(path, path.name, None, config, state, bare=False)
 
 
@@ -189,13 +191,7 @@ def _tensors(loaded: dict[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def _checkpoint(
-    path: Path,
-    name: str,
-    revision: str | None,
-    config: WhisperConfig,
-    state: dict[str, torch.Tensor],
-    *,
-    bare: bool,
+    path: Path, name: str, revision: str | None, config: WhisperConfig, state: dict[str, torch.Tensor], *, bare: bool
 ) -> Checkpoint:
     """The encoder with its weights. bare: it was saved without the model around it."""
     if config.max_source_positions != WINDOW_FRAMES or config.activation_function != "gelu":

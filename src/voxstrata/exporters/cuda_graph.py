@@ -73,8 +73,8 @@ class _FusedBuilder(EncoderBuilder):
         q, key, value = (self.linear(normed, f"{m}.self_attn.{p}_proj") for p in "qkv")
         if self.cached:
             q, key, value = (self._widened(t, fill) for t, fill in ((q, 1), (key, 0), (value, 0)))
-            key = self.node("Concat", [key, self._of_block("key", block)], f"{m}/keys", axis=1)
-            value = self.node("Concat", [value, self._of_block("value", block)], f"{m}/values", axis=1)
+            key = self.with_cached(key, self._silence["key"], "key", block, axis=1)
+            value = self.with_cached(value, self._silence["value"], "value", block, axis=1)
         about = {"domain": MICROSOFT, "num_heads": s.heads, "scale": 1.0}
         joined = self.node("MultiHeadAttention", [q, key, value], f"{m}/heads", **about)
         if self.cached:  # of every head the dimensions that are its own
@@ -96,9 +96,3 @@ class _FusedBuilder(EncoderBuilder):
         pads = self.ints(f"pads_{self.wide - width}", *[0] * 7, self.wide - width)
         value = self.constant(f"fill_{fill}", np.array(fill, self.weights.dtype))
         return self.node("Pad", [x, pads, value], f"{x}/wide")
-
-    def _of_block(self, part: str, block: int) -> str:
-        """One block's cached keys or values for every member of the batch: [batch, keys, heads · wide]."""
-        index = self.ints(f"layer_index_{block}", block)
-        one = self.node("Gather", [self._silence[part], index], f"silence_{part}/{block}", axis=0)
-        return self.node("Expand", [one, "batch/expand"], f"silence_{part}/{block}/batch")

@@ -31,14 +31,7 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
     also: names of further files to fetch, where the repository has them.
     Raises InputError when the hub refuses the id, and when it cannot be reached and nothing is cached.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     small = ["config.json", "preprocessor_config.json", *also]
     try:
@@ -47,17 +40,17 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
         # duplicates of the same weights (named fp32, for flax, as ONNX) are not fetched
         wanted = [f for f in safe if "fp32" not in f] or safe or [f for f in files if f.startswith("pytorch_model")]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
-    except HFValidationError as e:
+    except errors.HFValidationError as e:
         raise InputError(f"{repo}: no such folder or file, and not a hub id ({first_line(e)})") from e
     except Exception as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
-        refusals = (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError)
-        if isinstance(e, refusals) and not isinstance(e, LocalEntryNotFoundError):
+        refusals = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)
+        if isinstance(e, refusals) and not isinstance(e, errors.LocalEntryNotFoundError):
             raise InputError(
                 f"{repo}: no such folder here, and the hub refused it ({first_line(e)}); check the id and --revision"
             ) from e
         try:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        except LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             raise InputError(
                 f"{repo}: no such folder here, the hub cannot be reached ({type(e).__name__}) and no copy is cached"
             ) from e

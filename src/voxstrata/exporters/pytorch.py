@@ -49,16 +49,13 @@ def hidden_states(encoder: WhisperEncoder, log_mel: torch.Tensor) -> dict[str, t
     return dict(zip(output_names(len(encoder.layers)), [*states, final], strict=True))
 
 
-def keys_and_values(encoder: WhisperEncoder, log_mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of every layer for one full window [1, n_mels, 3000]: each (layers, heads, 1500, head_dim)."""
-    _, key, value = queries_keys_values(encoder, log_mel)
-    return key, value
-
-
 def queries_keys_values(
     encoder: WhisperEncoder, log_mel: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same, and the queries before them. These are scaled, so that query · key are the logits of attention."""
+    """Of every layer for one full window [1, n_mels, 3000]: each (layers, heads, 1500, head_dim).
+
+    Queries are scaled, so that query · key are the logits of attention.
+    """
     kept: dict[str, list[torch.Tensor]] = {"q_proj": [], "k_proj": [], "v_proj": []}
     heads = encoder.config.encoder_attention_heads
     with torch.inference_mode(), ExitStack() as stack:

@@ -1,8 +1,7 @@
 """What is stored of encoder states as a small ONNX graph, so that nothing else leaves an accelerator.
 
-The graph takes the states of a batch as they are, padded windows and silence included. It gives the rows that are
-stored, one window's after the other's, in the stored type. A stored row is one frame, or the mean of several; an input
-says of which.
+It takes the states of a batch as they are, padded windows and silence included, and gives the rows that are stored, one
+window's after the other's. A stored row is one frame, or the mean of several; an input says of which.
 """
 
 from __future__ import annotations

@@ -81,21 +81,6 @@ class PaddedRuns:
     account: dict[str, Any]
 
 
-def pure_silence(checkpoint: Checkpoint, groups: int, level: float = PURE_LEVEL) -> tuple[Silence, dict[str, Any]]:
-    """A cache of one run on silence at log-mel `level`, and what the card says of it."""
-    return condense(run_on_silence(checkpoint, level), groups)
-
-
-def calibrated_silence(
-    checkpoint: Checkpoint, recordings: Recordings, groups: int, reporter: Reporter = SILENT
-) -> tuple[Silence, dict[str, Any]]:
-    """A cache of mean keys and values over padded runs of recordings, and what the card says of it.
-
-    Arguments and errors are those of `run_on_recordings`.
-    """
-    return condense(run_on_recordings(checkpoint, recordings, reporter), groups)
-
-
 def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedRuns:
     """One run on silence at log-mel `level`."""
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
@@ -127,9 +112,7 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
     for done, ((_, audio), cut) in enumerate(zip(chosen, cuts, strict=True)):
         reporter.progress(Progress("calibrating", done, len(chosen), "recordings"))
         frames = min(int(cut), len(audio) // SAMPLES_PER_FRAME)
-        features = checkpoint.extractor(
-            audio[: frames * SAMPLES_PER_FRAME], sampling_rate=SAMPLE_RATE, return_tensors="pt"
-        )["input_features"]
+        features = checkpoint.features(audio[: frames * SAMPLES_PER_FRAME])
         begin = frames + FRAMES_PER_SECOND
         count[begin:] += 1
         query, *kv = queries_keys_values(checkpoint.encoder, features)
@@ -138,13 +121,9 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
         for t, new in zip(total, kv, strict=True):
             t[:, :, begin:] += new[:, :, begin:]
     key, value = (t[:, :, FIRST_CACHED:] / count[FIRST_CACHED:, None] for t in total)
-    account = {
-        "kind": "calibrated",
-        "recordings": [
-            {"name": name, "sha256": hashlib.sha256(np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()}
-            for name, audio in chosen
-        ],
-    }
+    used = [(name, np.ascontiguousarray(audio, "<f4").tobytes()) for name, audio in chosen]
+    listed = [{"name": name, "sha256": hashlib.sha256(samples).hexdigest()} for name, samples in used]
+    account = {"kind": "calibrated", "recordings": listed}
     return PaddedRuns(key, value, Queries.join(asked), account)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from voxstrata.exporters.blocks import EncoderBuilder
 from voxstrata.exporters.weights import Weights
 
@@ -23,23 +21,13 @@ def encoder_graph(
 ) -> onnx.ModelProto:
     """Build the encoder.
 
-    Parameters
-    ----------
-    weights
-        The graph computes in their dtype.
-    outputs
-        Which of `output_names(layers)` the graph returns.
-    cached
-        Whether attention also sees cached keys, given as inputs `silence_key` and `silence_value`
+    weights: the graph computes in their dtype. outputs: which of `output_names(layers)` it returns.
+    cached: whether attention also sees cached keys, given as inputs `silence_key` and `silence_value`
         [layers, heads, keys, head_dim] and `silence_bias` [layers, heads, keys] (float32).
-    norm_every
-        Apply the final LayerNorm to every `layer_k` that is returned.
-    blocks
-        How many blocks the graph holds, as many as the outputs need or more; by default all.
+    norm_every: the final LayerNorm is applied to every `layer_k` that is returned.
+    blocks: how many the graph holds, as many as the outputs need or more; by default all.
 
-    Returns
-    -------
-    A graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
+    Returns a graph from `log_mel` float32 [batch, n_mels, time], time even and ≤ 3000, to each output
     [batch, time / 2, d_model] in the weights' dtype.
     """
     blocks = weights.shape.layers if blocks is None else blocks
@@ -65,11 +53,9 @@ class _StandardBuilder(EncoderBuilder):
         if not self.cached:
             return
         dtype = self.weights.dtype
-        for part in ("key", "value", "bias"):
-            if dtype == np.float32:
-                self.node("Identity", [f"silence_{part}"], f"silence_{part}/cast")
-            else:
-                self.computed(f"silence_{part}")
+        for name in ("silence_key", "silence_value", "silence_bias"):
+            if self.computed(name) == name:
+                self.node("Identity", [name], f"{name}/cast")
         self.batch_shape(x, "ones3", 3)
         self.ints("heads_one", 1, self.shape.heads, 1)
         zeros = self.onnx.helper.make_tensor("value", self.type_of(dtype), [1], [0.0])
@@ -83,8 +69,8 @@ class _StandardBuilder(EncoderBuilder):
         q, value = (self.node("Transpose", [t], f"{t}/bhtd", perm=[0, 2, 1, 3]) for t in (q, value))
         if self.cached:
             key = self.node("Transpose", [key], f"{key}/bhtd", perm=[0, 2, 1, 3])
-            key = self.node("Concat", [key, self._silence("key", block)], f"{m}/keys", axis=2)
-            value = self.node("Concat", [value, self._silence("value", block)], f"{m}/values", axis=2)
+            key = self.with_cached(key, "silence_key/cast", "key", block, axis=2)
+            value = self.with_cached(value, "silence_value/cast", "value", block, axis=2)
             key = self.node("Transpose", [key], f"{m}/keys/t", perm=[0, 1, 3, 2])
         else:
             key = self.node("Transpose", [key], f"{key}/bhdt", perm=[0, 2, 3, 1])
@@ -95,12 +81,6 @@ class _StandardBuilder(EncoderBuilder):
         weighted = self.node("MatMul", [attention, value], f"{m}/heads")
         joined = self.node("Transpose", [weighted], f"{m}/heads/bthd", perm=[0, 2, 1, 3])
         return x, self.node("Reshape", [joined, "join_heads"], f"{m}/joined")
-
-    def _silence(self, part: str, block: int) -> str:
-        """One block's cached keys or values for every member of the batch: [batch, heads, keys, head_dim]."""
-        index = self.ints(f"layer_index_{block}", block)
-        one = self.node("Gather", [f"silence_{part}/cast", index], f"silence_{part}/{block}", axis=0)
-        return self.node("Expand", [one, "batch/expand"], f"silence_{part}/{block}/batch")
 
     def _silence_bias(self, block: int) -> str:
         """One block's logit bias, zero for computed keys: [1, heads, 1, frames + keys]."""

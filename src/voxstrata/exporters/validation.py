@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.progress import SILENT, Progress, Reporter
-from voxstrata.encoders.card import CACHED, CPU, ENCODER, LOG_MEL, encoder_graphs
+from voxstrata.base.progress import Progress, Reporter
+from voxstrata.encoders.card import CACHED, CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from voxstrata.exporters.checkpoint import Checkpoint
-from voxstrata.exporters.pytorch import hidden_states, keys_and_values
+from voxstrata.exporters.pytorch import hidden_states, queries_keys_values
 
 LENGTHS = (0.1, 1.0, 7.0, 19.6, 30.0)  # seconds
 _CACHED_LENGTHS = (0.5, 7.0, 19.6, 29.0)  # seconds, followed by one of padding; the last has no cached keys
@@ -27,12 +27,7 @@ _LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans abo
 
 
 def validate(
-    folder: Path,
-    checkpoint: Checkpoint,
-    outputs: Sequence[str],
-    dtype: str,
-    norm_every: bool,
-    reporter: Reporter = SILENT,
+    folder: Path, checkpoint: Checkpoint, outputs: Sequence[str], dtype: str, norm_every: bool, reporter: Reporter
 ) -> dict[str, Any]:
     """Compare graphs and PyTorch on made-up voiced sounds of LENGTHS seconds.
 
@@ -64,7 +59,7 @@ class _Validation:
     ) -> None:
         self.checkpoint, self.outputs, self.dtype, self.norm_every = checkpoint, outputs, dtype, norm_every
         self.log_mel = _session(folder / LOG_MEL)
-        self.graphs = {name: _session(folder / name) for name in encoder_graphs(dtype)}
+        self.graphs = {name: _session(folder / name) for name in ENCODER_GRAPHS[dtype]}
         self.worst = dict.fromkeys(outputs, 0.0)
         self.worst_cached = dict.fromkeys(outputs, 0.0)
         self.worst_mel = 0.0
@@ -73,7 +68,7 @@ class _Validation:
         """Log-mel, and every graph with no cached key."""
         # two voices of different loudness, one long and one short, so that neighbours could leak
         voices = [_voice(seconds, 120.0, 0.3), _voice(seconds / 3, 210.0, 0.01)]
-        features = torch.cat([_features(self.checkpoint, v) for v in voices])
+        features = torch.cat([self.checkpoint.features(v) for v in voices])
         self._compare_log_mel(voices, features, seconds)
         frames, s = round(seconds * FRAMES_PER_SECOND), self.checkpoint.shape
         log_mel = features[:, :, : 2 * frames]
@@ -90,9 +85,9 @@ class _Validation:
         frame, so the padded run is given a zero there, too.
         """
         encoder, frames = self.checkpoint.encoder, round((seconds + 1) * FRAMES_PER_SECOND)
-        features = torch.cat([_features(self.checkpoint, _voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
+        features = torch.cat([self.checkpoint.features(_voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
         features[:, :, 2 * frames : 2 * frames + 1] = 0
-        key, value = (t[:, :, frames:].numpy() for t in keys_and_values(encoder, features[:1]))
+        key, value = (t[:, :, frames:].numpy() for t in queries_keys_values(encoder, features[:1])[1:])
         want = hidden_states(encoder, features[:1])
         at = f"at {seconds} s with {WINDOW_FRAMES - frames} cached keys"
         for name in self.graphs.keys() - {ENCODER}:
@@ -157,9 +152,3 @@ def _voice(seconds: float, pitch: float, amplitude: float) -> NDArray[np.float32
     burst = 0.6 + 0.4 * np.sin(2 * np.pi * 3.1 * t)
     wave: NDArray[np.float64] = amplitude * (0.3 * burst * tone + 0.01 * noise)
     return wave.astype(np.float32)
-
-
-def _features(checkpoint: Checkpoint, audio: NDArray[np.float32]) -> torch.Tensor:
-    features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
-    assert isinstance(features, torch.Tensor)
-    return features

@@ -8,6 +8,7 @@ logits is part of the query projection, which spares a multiplication in every r
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ class EncoderShape:
         return self.d_model // self.heads
 
 
-class WeightsFile:
+class WeightsFile(AbstractContextManager["WeightsFile"]):
     """Writes the weights of a checkpoint into a new file, each when a graph first asks for it. Used as a context.
 
     state: Hugging Face's state dict of the encoder, as arrays. dtype: of the file.
@@ -52,9 +53,6 @@ class WeightsFile:
         self._state = state
         self._tensors: dict[str, onnx.TensorProto] = {}
         self._file = path.open("wb")
-
-    def __enter__(self) -> WeightsFile:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

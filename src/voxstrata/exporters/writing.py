@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +31,9 @@ from voxstrata.exporters.log_mel import log_mel_graph
 from voxstrata.exporters.silence_cache import (
     CALIBRATION_RECORDINGS,
     CALIBRATION_SECONDS,
-    calibrated_silence,
-    pure_silence,
+    condense,
+    run_on_recordings,
+    run_on_silence,
 )
 from voxstrata.exporters.spec import ExportSpec
 from voxstrata.exporters.standard_graph import encoder_graph
@@ -46,10 +48,11 @@ def write_model(
     outputs = select_outputs(spec.outputs, output_names(checkpoint.shape.layers))
     if corpus is None:
         reporter.step("silence cache: pure")
-        silence, account = pure_silence(checkpoint, spec.silence_keys)
+        runs = run_on_silence(checkpoint)
     else:
         reporter.step(f"silence cache: calibrated on {spec.calibrate}")
-        silence, account = calibrated_silence(checkpoint, _recordings(corpus, reporter), spec.silence_keys, reporter)
+        runs = run_on_recordings(checkpoint, _recordings(corpus, reporter), reporter)
+    silence, account = condense(runs, spec.silence_keys)
     with new_folder(target) as folder:
         reporter.step("writing the graphs")
         _write_graphs(folder, checkpoint, spec, outputs)
@@ -58,16 +61,12 @@ def write_model(
         checkpoint.extractor.save_pretrained(folder)
         reporter.step("validating against PyTorch")
         validation = validate(folder, checkpoint, outputs, spec.dtype, spec.norm_every, reporter)
-        s = checkpoint.shape
         card = ModelCard(
             format=layout.MODEL_FORMAT,
             checkpoint=checkpoint.name,
             revision=checkpoint.revision,
             weights_sha256=checkpoint.sha256(),
-            layers=s.layers,
-            d_model=s.d_model,
-            heads=s.heads,
-            n_mels=s.n_mels,
+            **asdict(checkpoint.shape),
             dtype=spec.dtype,
             opset=OPSET,
             outputs=outputs,
@@ -83,7 +82,7 @@ def write_model(
 
 def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, outputs: Sequence[str]) -> None:
     """The encoder's graphs, which share one file of weights, and the log-mel's."""
-    int8, names = spec.dtype == "int8", layout.encoder_graphs(spec.dtype)
+    int8, names = spec.dtype == "int8", layout.ENCODER_GRAPHS[spec.dtype]
     dtype = "float32" if int8 else spec.dtype
     with WeightsFile(folder / layout.WEIGHTS, checkpoint.state(), checkpoint.shape, dtype) as weights:
         chosen: dict[str, Any] = {"outputs": outputs, "norm_every": spec.norm_every}
@@ -101,7 +100,7 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, output
 
 def _stamp(folder: Path, card: ModelCard) -> None:
     """Put the card into the metadata of every graph, so that a graph alone says what it is."""
-    for name in (*layout.encoder_graphs(card.dtype), layout.LOG_MEL):
+    for name in (*layout.ENCODER_GRAPHS[card.dtype], layout.LOG_MEL):
         model = onnx.load(str(folder / name), load_external_data=False)
         onnx.helper.set_model_props(model, {"voxstrata": json.dumps(card.to_dict(), sort_keys=True)})
         (folder / name).write_bytes(model.SerializeToString())

@@ -15,7 +15,7 @@ from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import TextTable
 from voxstrata.report.html import GENERATOR, definitions, page
-from voxstrata.report.registry import RESULTS, first_file
+from voxstrata.report.registry import RESULTS
 from voxstrata.report.sections import BENCH_FILES, Run, of_bench, of_result, of_similarity, of_store
 from voxstrata.retrieval.folder import PLAN_FILE, TOP_FILE, is_similarity
 from voxstrata.store.files import ROOT, Files, root_attributes
@@ -58,21 +58,21 @@ def write_report(folder: str | Path, target: str | Path | None = None, reporter:
                 reporter.step(f"store {path}")
                 runs.append(of_store(path, folder))
             continue
-        for kind in (kind for kind in RESULTS if first_file(kind) in files):
+        for kind in (kind for kind in RESULTS if kind.first_file() in files):
             if kind.is_saved_in(path):
                 reporter.step(f"{kind.command} {path}")
                 runs.append(of_result(kind, path, folder))
             else:
-                left_out[_below(path / first_file(kind), folder)] = _FOREIGN
+                left_out[str((path / kind.first_file()).relative_to(folder))] = _FOREIGN
         runs += [of_bench(path / name, folder) for name in sorted(fnmatch.filter(files, BENCH_FILES))]
         if is_similarity(path):
             if TOP_FILE in files:
                 reporter.step(f"similarity {path}")
                 runs.append(of_similarity(path, folder))
             else:
-                left_out[_below(path / PLAN_FILE, folder)] = _UNFINISHED
+                left_out[str((path / PLAN_FILE).relative_to(folder))] = _UNFINISHED
     if not runs:
-        looked_for = ", ".join([*map(first_file, RESULTS), TOP_FILE, BENCH_FILES])
+        looked_for = ", ".join([*(kind.first_file() for kind in RESULTS), TOP_FILE, BENCH_FILES])
         raise InputError(
             f"{folder}: holds no result that voxstrata wrote ({looked_for}) and no store; give the folder that "
             "`voxstrata retrieve` or another command wrote, or one above it"
@@ -100,10 +100,6 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         yield path, files
 
 
-def _below(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder))
-
-
 def _refuse_foreign(target: Path) -> None:
     if target.is_dir():
         raise InputError(f"{target}: is a folder; name the page, such as {target / PAGE}")
@@ -116,15 +112,13 @@ def _page(folder: Path, runs: Sequence[Run], left_out: dict[str, str]) -> str:
     contents = [[run.path, run.command, run.checkpoint, run.weights_sha256] for run in runs]
     encoders = {run.weights_sha256 for run in runs} - {None}
     note = f"These results are of {len(encoders)} different encoders." if len(encoders) > 1 else ""
-    inside = "<h1>" + escape(title) + "</h1>\n"
-    inside += TextTable(
-        "What is here", ["result", "voxstrata", "checkpoint", "encoder, SHA-256"], contents, note
-    ).to_html()
+    header = ["result", "voxstrata", "checkpoint", "encoder, SHA-256"]
+    inside = f"<h1>{escape(title)}</h1>\n{TextTable('What is here', header, contents, note).to_html()}"
     inside += "<p>Floats are shown to four digits; the page holds them whole, as stored.</p>\n"
     if left_out:
         inside += "<h3>Left out</h3>\n" + definitions(left_out.items())
-    inside += "<ul>\n" + "".join(f'<li><a href="#run-{n}">{escape(r.path)}</a></li>\n' for n, r in enumerate(runs))
-    inside += "</ul>\n"
+    links = "".join(f'<li><a href="#run-{n}">{escape(r.path)}</a></li>\n' for n, r in enumerate(runs))
+    inside += f"<ul>\n{links}</ul>\n"
     for n, run in enumerate(runs):
         heading = f"<h2>{escape(run.command)}: {escape(run.path)}</h2>\n"
         inside += f'<section id="run-{n}">\n{heading}{run.html}</section>\n'

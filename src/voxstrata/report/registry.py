@@ -15,8 +15,3 @@ from voxstrata.studies.words.result import WordComparison
 RESULTS: tuple[type[Result], ...] = (
     Retrieval, FoundRetrieval, Alignment, Phonetics, WordComparison, Explanation, EarlyExits, Drift,
 )  # fmt: skip
-
-
-def first_file(kind: type[Result]) -> str:
-    """By which a folder with a saved result is known."""
-    return next(iter(kind.files.values()))

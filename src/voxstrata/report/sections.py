@@ -17,7 +17,6 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 from voxstrata.report.html import definitions, flat, folded, picture
-from voxstrata.report.registry import first_file
 from voxstrata.retrieval.folder import TOP_FILE, FoundSimilarity, read_similarity
 from voxstrata.store import open_store
 from voxstrata.studies.retrieve.found import evaluate_similarity
@@ -45,13 +44,12 @@ class Run:
 
 def of_result(kind: type[Result], path: Path, folder: Path) -> Run:
     """The run of a result that is saved in `path`, a folder in or below `folder`."""
-    first = path / first_file(kind)
+    first = path / kind.first_file()
     with _as_written_by(kind.command, first):
         result = kind.load(path)
         tables, asked, store = [*result.tables(), *result.stored()], result.settings, result.store
-        title = result.title
-    captions = {f"{name}.png": caption for name, caption in kind.captions.items()}
-    inside = f"<p>{escape(title)}</p>\n{_pictures(path, captions)}"
+        inside = f"<p>{escape(result.title)}</p>\n"
+    inside += _pictures(path, {f"{name}.png": caption for name, caption in kind.captions.items()})
     model = asked if store is None else store["model"]
     prints = _prints(path, kind.files.values())
     return _run(kind.command, first.relative_to(folder), prints, model, tables, asked, inside=inside, store=store)
@@ -126,19 +124,19 @@ def _as_written_by(command: str, path: Path) -> Iterator[None]:
 
 
 def _pictures(path: Path, captions: Mapping[str, str]) -> str:
-    inside = "".join(picture(path / name, captions[name]) for name in captions if (path / name).exists())
     missing = [name for name in captions if not (path / name).exists()]
+    inside = "".join(picture(path / name, caption) for name, caption in captions.items() if name not in missing)
     return inside + (f'<p class="note">{", ".join(missing)}: not in the folder</p>\n' if missing else "")
 
 
 def _prints(path: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of those files that are there."""
-    return {name: _sha256(path / name) for name in names if (path / name).exists()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    prints = {}
+    for file in (path / name for name in names):
+        if file.exists():
+            with file.open("rb") as f:
+                prints[file.name] = hashlib.file_digest(f, "sha256").hexdigest()
+    return prints
 
 
 def _run(
@@ -158,11 +156,9 @@ def _run(
     prints += [("revision", str(model["revision"]))] if model.get("revision") else []
     prints += [("encoder, SHA-256", model["weights_sha256"])] if "weights_sha256" in model else []
     if store:
-        prints += [
-            ("silence cache, SHA-256", str(store["model"]["silence"].get("sha256"))),
-            ("context", str(store["spec"]["context"]["mode"])),
-            ("extraction's plan (utterances, units, settings)", store["plan"]),
-        ]
+        prints += [("silence cache, SHA-256", str(store["model"]["silence"].get("sha256")))]
+        prints += [("context", str(store["spec"]["context"]["mode"]))]
+        prints += [("extraction's plan (utterances, units, settings)", store["plan"])]
     inside += "".join(table.to_html() for table in tables)
     if asked:
         inside += "<h3>Settings</h3>\n" + definitions(flat(asked))

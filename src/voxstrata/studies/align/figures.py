@@ -10,44 +10,33 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, new_figure
+from voxstrata.studies.align import table as names
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
 from voxstrata.studies.align.states import CENTRED, RAW
-from voxstrata.studies.align.table import (
-    DURATIONS,
-    FIT,
-    GIVEN_DURATION,
-    PHONEMES,
-    RECALL,
-    SLOPE,
-    FigureKey,
-    directions,
-    directions_with_unlike_pairs,
-    figures_of,
-    systems,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_What = tuple[str, str, str]  # states, control, metric
 _WIDTH, _HEIGHT = 7.2, 3.6  # inches: a two-column page of a paper
-_BLUE, _RED, _GREEN, _PURPLE = (colour for colour, _ in STYLES)
+_BLUE, _RED, _GREEN, _PURPLE = STYLES
 
 
 def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> Figure:
     """Means over directions: whole pools beside what sound and duration alone reach; controlled pools beside their
     references; slopes of the fits. Bands and bars are the table's intervals.
     """
-    outputs = [name for name in systems(table) if name not in (PHONEMES, DURATIONS)]
-    lines = _Lines(figures_of(table), outputs)
+    outputs = [name for name in names.systems(table) if name not in (names.PHONEMES, names.DURATIONS)]
+    lines = _Lines(names.figures_of(table), outputs)
     figure = new_figure(max(_WIDTH, 0.55 * len(outputs)), _HEIGHT)
     whole, controlled, slope = figure.subplots(1, 3)
     _draw_whole(whole, lines)
     _draw_controlled(controlled, lines)
     bars = " (bars)" if settings["bootstrap_resamples"] else ""
-    lines.add(slope, (RAW, FIT, SLOPE), f"closeness alone{bars}", _BLUE, "o", scale=1, bars=True)
-    lines.add(slope, (RAW, FIT, GIVEN_DURATION), "given duration", _RED, "s", "--", scale=1)
+    lines.add(slope, (RAW, names.FIT, names.SLOPE), f"closeness alone{bars}", _BLUE, slope=True)
+    lines.add(slope, (RAW, names.FIT, names.GIVEN_DURATION), "given duration", _RED, "--", slope=True)
     slope.axhline(0, color="black", linewidth=0.8)
-    enough, number = directions_with_unlike_pairs(table), len(directions(table))
+    enough, number = names.directions_with_unlike_pairs(table), len(names.directions(table))
     fewer = f" (blue: {enough} directions)" if 0 < enough < number else ""
     for axes, label, letter in (
         (whole, "recall@1 (%)", f"a  whole pools{lines.pool(POOL_ALL)}"),
@@ -72,23 +61,23 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
 
 
 def _draw_whole(axes: Any, lines: _Lines) -> None:
-    lines.add(axes, (RAW, POOL_ALL, RECALL), "as stored", _BLUE, "o")
-    lines.add(axes, (CENTRED, POOL_ALL, RECALL), "means removed", _RED, "s", "--")
-    for name, colour, dashes in ((PHONEMES, _GREEN, (4, 2)), (DURATIONS, _PURPLE, (1, 1))):
-        value = lines.found[name, RAW, POOL_ALL, RECALL]["value"]
+    lines.add(axes, (RAW, POOL_ALL, names.RECALL), "as stored", _BLUE)
+    lines.add(axes, (CENTRED, POOL_ALL, names.RECALL), "means removed", _RED, "--")
+    for name, (colour, _), dashes in ((names.PHONEMES, _GREEN, (4, 2)), (names.DURATIONS, _PURPLE, (1, 1))):
+        value = lines.found[name, RAW, POOL_ALL, names.RECALL]["value"]
         axes.axhline(100 * value, color=colour, dashes=dashes, linewidth=1.2, label=f"{name} alone")
     lines.add_chance(axes, POOL_ALL, "black", "chance")
 
 
 def _draw_controlled(axes: Any, lines: _Lines) -> None:
-    for control, name, colour, marker, style in (
-        (POOL_MATCHED, "matched pairs", _BLUE, "o", "--"),
-        (POOL_UNLIKE, "unlike-sounding pairs", _BLUE, "o", "-"),
-        (POOL_RANDOM, "random negatives", _RED, "s", "--"),
-        (POOL_CLOSEST, "hard negatives", _RED, "s", "-"),
+    for control, name, look, style in (
+        (POOL_MATCHED, "matched pairs", _BLUE, "--"),
+        (POOL_UNLIKE, "unlike-sounding pairs", _BLUE, "-"),
+        (POOL_RANDOM, "random negatives", _RED, "--"),
+        (POOL_CLOSEST, "hard negatives", _RED, "-"),
     ):
-        lines.add(axes, (RAW, control, RECALL), f"{name}{lines.pool(control)}", colour, marker, style)
-    for control, colour in ((POOL_UNLIKE, _BLUE), (POOL_CLOSEST, _RED)):
+        lines.add(axes, (RAW, control, names.RECALL), f"{name}{lines.pool(control)}", look, style)
+    for control, (colour, _) in ((POOL_UNLIKE, _BLUE), (POOL_CLOSEST, _RED)):
         lines.add_chance(axes, control, colour, f"chance{lines.pool(control)}")
 
 
@@ -96,36 +85,29 @@ def _draw_controlled(axes: Any, lines: _Lines) -> None:
 class _Lines:
     """Draws figures by output. found: of the mean over directions."""
 
-    found: dict[FigureKey, dict[str, Any]]
+    found: dict[names.FigureKey, dict[str, Any]]
     outputs: Sequence[str]
 
     def add(
-        self,
-        axes: Any,
-        what: tuple[str, str, str],
-        label: str,
-        colour: str,
-        marker: str,
-        style: str = "-",
-        scale: float = 100,
-        bars: bool = False,
+        self, axes: Any, what: _What, label: str, style: tuple[str, str], dash: str = "-", slope: bool = False
     ) -> None:
-        """what: states, control, metric."""
+        """slope: no share to be shown in percent, and its interval in bars."""
+        (colour, marker), scale = style, 1 if slope else 100
         rows = [self.found.get((output, *what), {}) for output in self.outputs]
         value, low, high = (scale * np.array([r.get(c) for r in rows], np.float64) for c in ("value", "low", "high"))
         if np.isnan(value).all():  # no direction has enough pairs: no entry in the legend either
             return
         x = np.arange(len(rows))
-        face = "white" if style == "--" else colour
+        face = "white" if dash == "--" else colour
         look = {"color": colour, "marker": marker, "markersize": 3.5, "markerfacecolor": face, "linewidth": 1.2}
-        axes.plot(x, value, style, label=label, **look)
-        if bars:
+        axes.plot(x, value, dash, label=label, **look)
+        if slope and dash == "-":
             axes.vlines(x, low, high, color=colour, linewidth=1)
-        elif style == "-":
+        elif dash == "-":
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
     def add_chance(self, axes: Any, control: str, colour: str, label: str) -> None:
-        rows = [self.found[output, RAW, control, RECALL] for output in self.outputs]
+        rows = [self.found[output, RAW, control, names.RECALL] for output in self.outputs]
         chance = 100 * np.array([row["chance"] for row in rows], np.float64)
         if np.isnan(chance).all():
             return
@@ -134,6 +116,5 @@ class _Lines:
 
     def pool(self, control: str) -> str:
         """Its size in brackets, or smallest to largest; nothing where no direction has one."""
-        row = self.found[self.outputs[0], RAW, control, RECALL]
-        sizes = dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max"))
-        return f" ({'–'.join(sizes)})" if row["candidates"] else ""
+        row = self.found[self.outputs[0], RAW, control, names.RECALL]
+        return f" ({names.pool_sizes(row)})" if row["candidates"] else ""

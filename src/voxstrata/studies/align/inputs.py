@@ -32,12 +32,12 @@ SMALLEST_CELL = 10  # utterances of a speaker in a language below which their me
 class Participants:
     """The n utterances of one language that take part, one per group, sorted by group.
 
-    seconds: (n,) durations. segments: (n,) phonetic segments. cells: (n,) the number of the cell whose mean may be
-    removed from each: its speaker's, or 0, the whole language's.
+    logs: (n,) logarithm of the duration, less its mean over all of the language's. segments: (n,) phonetic segments.
+    cells: (n,) the number of the cell whose mean may be removed from each: its speaker's, or 0, the whole language's.
     """
 
     selection: Selection
-    seconds: Float64
+    logs: Float64
     segments: npt.NDArray[np.int64]
     cells: npt.NDArray[np.int64]
 
@@ -53,7 +53,7 @@ class Participants:
 
     def take(self, at: npt.NDArray[np.int64]) -> Participants:
         """Some of them, in that order."""
-        return Participants(self.selection.part(at), self.seconds[at], self.segments[at], self.cells[at])
+        return Participants(self.selection.part(at), self.logs[at], self.segments[at], self.cells[at])
 
 
 class PhoneticsFolder:
@@ -66,24 +66,18 @@ class PhoneticsFolder:
     def __init__(self, folder: str) -> None:
         files = Files(folder)
         if not (files.exists(_IPA) and files.exists(_DISTANCES)):
-            raise InputError(
-                f"{folder}: no {_IPA} or {_DISTANCES} in it; `voxstrata phonetics CORPUS -o {folder}` makes them"
-            )
+            raise InputError(f"{folder}: no {_IPA} or {_DISTANCES} in it; `voxstrata phonetics CORPUS` makes them")
         self.folder = folder
         ipa = pq.read_table(io.BytesIO(files.read(_IPA)))
         self._distances = pq.ParquetFile(io.BytesIO(files.read(_DISTANCES)))
-        found, others = (
-            (schema.metadata or {}).get(Phonetics.key.encode()) for schema in (ipa.schema, self._distances.schema_arrow)
-        )
+        schemas = (ipa.schema, self._distances.schema_arrow)
+        found, others = ((schema.metadata or {}).get(Phonetics.key.encode()) for schema in schemas)
         if found is None or found != others:
-            raise InputError(
-                f"{folder}: {_IPA} and {_DISTANCES} are not of one run of `voxstrata phonetics`; run it again"
-            )
+            raise InputError(f"{folder}: {_IPA} and {_DISTANCES} are not of one run; run `voxstrata phonetics` again")
         self.settings: dict[str, Any] = json.loads(found)
-        ids = ipa["id"].to_pylist()
-        self.segments = dict(zip(ids, ipa["segments"].to_pylist(), strict=True))
-        read = zip(ids, ipa["voice"].to_pylist(), ipa["text"].to_pylist(), strict=True)
-        self.texts = {name: text for name, voice, text in read if voice != GIVEN}
+        rows = ipa.select(["id", "segments", "voice", "text"]).to_pylist()
+        self.segments = {row["id"]: row["segments"] for row in rows}
+        self.texts = {row["id"]: row["text"] for row in rows if row["voice"] != GIVEN}
 
     def check_texts(self, texts: Mapping[str, str | None]) -> None:
         """Raise InputError where espeak-ng read something else than what the store says was spoken; texts: by id."""
@@ -107,20 +101,15 @@ class PhoneticsFolder:
                 continue
             table = self._distances.read_row_group(group, columns)
             for a, b, matrix, done in ((x, y, found, filled), (y, x, found.T, filled.T)):
-                part = table.filter(
-                    pc.and_(
-                        pc.equal(table["source_language"], a.language), pc.equal(table["target_language"], b.language)
-                    )
+                two = (pc.field("source_language") == a.language) & (pc.field("target_language") == b.language)
+                part = table.filter(two)
+                i, j = (
+                    pc.fill_null(pc.index_in(part[name].cast(pa.string()), pa.array(ids)), -1).to_numpy()
+                    for name, ids in (("source", a.ids), ("target", b.ids))
                 )
-                if len(part):
-                    i, j = (
-                        pc.index_in(part[name].cast(pa.string()), pa.array(ids)).to_numpy(zero_copy_only=False)
-                        for name, ids in (("source", a.ids), ("target", b.ids))
-                    )
-                    known = ~(np.isnan(i.astype(np.float64)) | np.isnan(j.astype(np.float64)))
-                    at = i[known].astype(np.int64), j[known].astype(np.int64)
-                    matrix[at] = part[column].to_numpy(zero_copy_only=False)[known]
-                    done[at] = True
+                known = (i >= 0) & (j >= 0)
+                matrix[i[known], j[known]] = part[column].to_numpy()[known]
+                done[i[known], j[known]] = True
         if not filled.all():
             i, j = (int(k[0]) for k in np.nonzero(~filled))
             raise InputError(
@@ -131,13 +120,10 @@ class PhoneticsFolder:
 
     def _may_hold(self, group: int, x: Selection, y: Selection) -> bool:
         """Whether a row group's statistics allow for distances of x to y."""
-        held = self._distances.metadata.row_group(group)
-        names = self._distances.schema_arrow.names
-        for column, side in (("source_language", x), ("target_language", y)):
-            found = held.column(names.index(column)).statistics
-            if found is not None and found.has_min_max and not found.min <= side.language <= found.max:
-                return False
-        return True
+        held, names = self._distances.metadata.row_group(group), self._distances.schema_arrow.names
+        sides = {"source_language": x.language, "target_language": y.language}
+        found = [(held.column(names.index(name)).statistics, language) for name, language in sides.items()]
+        return all(not (s and s.has_min_max) or s.min <= language <= s.max for s, language in found)
 
 
 def find_participants(
@@ -163,14 +149,10 @@ def find_participants(
             first.setdefault(str(side.groups[i]), i)
         left_out["further recordings of a sentence"] += len(known) - len(first)
         selection = side.part(np.array([first[group] for group in sorted(first)], np.int64))
-        found.append(
-            Participants(
-                selection,
-                seconds[selection.indices],
-                np.array([phonetics.segments[name] for name in selection.ids], np.int64),
-                _cells([speakers[i] for i in selection.indices]),
-            )
-        )
+        segments = np.array([phonetics.segments[name] for name in selection.ids], np.int64)
+        cells = _cells([speakers[i] for i in selection.indices])
+        logs = np.log(seconds[selection.indices])
+        found.append(Participants(selection, logs - logs.sum() / max(1, len(logs)), segments, cells))
     without = [p.language for p in found if not len(p.selection)]
     if without:
         raise InputError(

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
+from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import Evaluation, MeanEvaluation, Resamples
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, WEIGHTS_AT_ONCE
@@ -24,6 +26,7 @@ from voxstrata.evaluation.metrics import MEAN, Float64
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.store import EmbeddingStore
+from voxstrata.studies.align import table as names
 from voxstrata.studies.align.inputs import SMALLEST_CELL, Participants, PhoneticsFolder, find_participants
 from voxstrata.studies.align.pools import (
     CANDIDATES_OF_A_STRATUM,
@@ -40,16 +43,6 @@ from voxstrata.studies.align.pools import (
 )
 from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.align.states import CENTRED, POOLED, RAW, SEQSIM, StateSimilarity, cell_centres
-from voxstrata.studies.align.table import (
-    ALIGN_SCHEMA,
-    CHANGE,
-    DURATIONS,
-    FIT,
-    FIT_METRICS,
-    PHONEMES,
-    RECALL,
-    REFERENCE_POOL,
-)
 from voxstrata.studies.phonetics.pairs import NEIGHBOURS, non_translations, quantiles
 
 CLOSENESS = ("like-length", "sentence", "word")
@@ -79,10 +72,9 @@ class AlignOptions:
     kernel: Kernel | None = None
 
     def __post_init__(self) -> None:
-        known_values = (("similarity", self.similarity, (SEQSIM, POOLED)), ("closeness", self.by, CLOSENESS))
-        for what, value, known in known_values:
-            if value not in known and value is not None:
-                raise UsageError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+        for what, value, of in (("similarity", self.similarity, (SEQSIM, POOLED)), ("closeness", self.by, CLOSENESS)):
+            if value is not None:
+                chosen(what, [value], of)
         if not 0 <= self.quantile <= 1:
             raise UsageError(f"quantile is {self.quantile}; give a share of 0 to 1")
         if self.closest < 1:
@@ -108,14 +100,8 @@ class DirectionInputs:
     baselines: dict[str, Float64]
 
 
-@dataclass(frozen=True, eq=False)
-class LanguagePair:
-    """Two languages with the sentences both hold, in the same order, and the directions from x to y and back."""
-
-    x: Participants
-    y: Participants
-    there: DirectionInputs
-    back: DirectionInputs
+# Two languages with the sentences both hold, in the same order, and the directions from the first and back.
+_LanguagePair = tuple[Participants, Participants, DirectionInputs, DirectionInputs]
 
 
 @dataclass
@@ -148,10 +134,8 @@ def align(
     """
     options = options or AlignOptions()
     outputs = depth_order(select_outputs(outputs, store.outputs))
-    similarity, kernel = (
-        options.similarity or (SEQSIM if store.has_frames else POOLED),
-        options.kernel or choose_kernel(),
-    )
+    similarity = options.similarity or (SEQSIM if store.has_frames else POOLED)
+    kernel = options.kernel or choose_kernel()
     if similarity == SEQSIM and not store.has_frames:
         raise UsageError(
             "seqsim_f1 compares frames, and this store holds pooled states only; "
@@ -165,7 +149,7 @@ def align(
             "no two languages share two sentences with IPA: a pool of one utterance cannot be searched; "
             "add sentences, or give translations the same group"
         )
-    groups = sorted({str(group) for pair in pairs for group in pair.x.groups})
+    groups = sorted({str(group) for x, *_ in pairs for group in x.groups})
     resamples = Resamples(groups, options.bootstrap) if options.bootstrap else None
     done, total = count(1), len(outputs) * len(pairs)
 
@@ -176,44 +160,27 @@ def align(
     for output in outputs:
         centres = {p.language: cell_centres(p, output) for p in participants}
         rows += _output_rows(StateSimilarity(output, similarity, kernel, centres), pairs, resamples, compared)
-    inputs = [direction for pair in pairs for direction in (pair.there, pair.back)]
-    for name in (PHONEMES, DURATIONS):
+    inputs = [direction for _, _, *both in pairs for direction in both]
+    for name in (names.PHONEMES, names.DURATIONS):
         rows += _rows(name, RAW, [_measure(d.baselines[name], d, resamples) for d in inputs], resamples)
-    settings = {
-        "similarity": similarity,
-        "kernel": kernel.name if similarity == SEQSIM else None,
-        **_settings(options),
-        "cells_are_languages": all(len(set(p.cells.tolist())) == 1 for p in participants),
-        "bootstrap_groups": len(groups),
-        "left_out": left_out,
-        "phonetics": folder.settings,
-    }
+    settings = {"similarity": similarity, "kernel": kernel.name if similarity == SEQSIM else None, **_settings(options)}
+    settings["cells_are_languages"] = all(len(set(p.cells.tolist())) == 1 for p in participants)
+    settings |= {"bootstrap_groups": len(groups), "left_out": left_out, "phonetics": folder.settings}
     about = {Alignment.key: json.dumps(settings, ensure_ascii=False), STORE: json.dumps(store.about)}
-    return Alignment(pa.Table.from_pylist(rows, schema=ALIGN_SCHEMA).replace_schema_metadata(about))
+    return Alignment(pa.Table.from_pylist(rows, schema=names.ALIGN_SCHEMA).replace_schema_metadata(about))
 
 
 def _settings(options: AlignOptions) -> dict[str, object]:
     strata = {"durations": DURATION_STRATA, "mismatches": MISMATCH_STRATA, "candidates": CANDIDATES_OF_A_STRATUM}
-    return {
-        "by": options.by,
-        "unlike_quantile": options.quantile,
-        "closest": options.closest,
-        "strata": strata,
-        "smallest_pool": SMALLEST_POOL,
-        "neighbours_in_length": NEIGHBOURS,
-        "smallest_cell": SMALLEST_CELL,
-        "fit": LOGISTIC_METHOD,
-        "bootstrap_resamples": options.bootstrap,
-        "bootstrap_level": LEVEL,
-    }
+    settings = {"by": options.by, "unlike_quantile": options.quantile, "closest": options.closest, "strata": strata}
+    settings |= {"smallest_pool": SMALLEST_POOL, "neighbours_in_length": NEIGHBOURS, "smallest_cell": SMALLEST_CELL}
+    return {**settings, "fit": LOGISTIC_METHOD, "bootstrap_resamples": options.bootstrap, "bootstrap_level": LEVEL}
 
 
 def _language_pairs(
     participants: Sequence[Participants], folder: PhoneticsFolder, options: AlignOptions
-) -> Iterator[LanguagePair]:
+) -> Iterator[_LanguagePair]:
     """Every two languages that share at least two sentences."""
-    # Centred over all of the language that takes part, so no direction's labels are used.
-    logs = {p.language: float(np.log(p.seconds).mean()) for p in participants}
     for p, q in combinations(participants, 2):
         _, i, j = np.intersect1d(p.groups, q.groups, assume_unique=True, return_indices=True)
         if len(i) < 2:
@@ -221,31 +188,19 @@ def _language_pairs(
         x, y = p.take(i), q.take(j)
         distances = folder.distances(x.selection, y.selection, "word_distance" if options.by == "word" else "distance")
         phonemes = distances if options.by != "word" else folder.distances(x.selection, y.selection, "distance")
-        x_logs, y_logs = np.log(x.seconds) - logs[p.language], np.log(y.seconds) - logs[q.language]
-        baselines = {PHONEMES: -phonemes, DURATIONS: -np.abs(x_logs[:, None] - y_logs)}
-        transposed = {name: scores.T for name, scores in baselines.items()}
-        yield LanguagePair(
-            x,
-            y,
-            _direction(x, y, x_logs, y_logs, distances, baselines, options),
-            _direction(y, x, y_logs, x_logs, distances.T, transposed, options),
-        )
+        there = _direction(x, y, distances, phonemes, options)
+        yield x, y, there, _direction(y, x, distances.T, phonemes.T, options)
 
 
 def _direction(
-    source: Participants,
-    target: Participants,
-    source_logs: Float64,
-    target_logs: Float64,
-    distances: Float64,
-    baselines: dict[str, Float64],
-    options: AlignOptions,
+    source: Participants, target: Participants, distances: Float64, phonemes: Float64, options: AlignOptions
 ) -> DirectionInputs:
-    """distances: (N, N), by which pairs are unlike and non-translations closest. logs: (N,), see `design_pools`."""
+    """distances: (N, N), by which pairs are unlike and non-translations closest. phonemes: (N, N), of sentences."""
     lengths = target.segments if options.by == "like-length" else None
     shares = np.diag(quantiles(distances, np.eye(len(distances), dtype=bool), lengths))
-    pools = design_pools(distances, shares, source_logs, target_logs, options.quantile, options.closest)
+    pools = design_pools(distances, shares, source.logs, target.logs, options.quantile, options.closest)
     closeness = _closeness(distances, lengths)
+    baselines = {names.PHONEMES: -phonemes, names.DURATIONS: -np.abs(source.logs[:, None] - target.logs)}
     return DirectionInputs(source.language, target.language, source.groups, pools, closeness, baselines)
 
 
@@ -265,12 +220,10 @@ def _measure(
 ) -> DirectionFigures:
     """One system in one direction; scores (N, N) of queries and candidates."""
     if np.isnan(scores).any():
-        raise InputError(
-            f"{inputs.source} to {inputs.target}: scores hold NaN; find the utterance without finite states"
-        )
+        raise InputError(f"{inputs.source} to {inputs.target}: scores hold NaN; an utterance is without finite states")
     found = hits_by_pool(beats_translation(scores), inputs.pools)
     figures = {pool: _recall(found[pool], inputs.groups, resamples) for pool in POOLS}
-    for pool, reference in REFERENCE_POOL.items():
+    for pool, reference in names.REFERENCE_POOL.items():
         figures[pool] = _with_change(figures[pool], figures[reference])
     return DirectionFigures(inputs, figures, found[POOL_ALL].hits == 1)
 
@@ -279,22 +232,20 @@ def _recall(found: PoolHits, groups: npt.NDArray[np.str_], resamples: Resamples 
     """Weighted mean of the hits, with resamples of the groups; nothing where the pool holds fewer than two."""
     samples = np.empty((0, 1))
     if found.pool < 2:
-        count = 0 if resamples is None else len(resamples)
-        return Evaluation(
-            (RECALL,), np.array([math.nan]), np.array([math.nan]), np.full((count, 1), math.nan), 0, 0, 0, 0
-        )
+        nothing, count = np.array([math.nan]), len(resamples) if resamples else 0
+        return Evaluation((names.RECALL,), nothing, nothing, np.full((count, 1), math.nan), 0, 0, 0, 0)
     if resamples is not None:
         sums = resamples.means(np.stack([found.hits * found.weights, found.weights], axis=1), groups[found.queries])
         samples = sums[:, :1] / sums[:, 1:]
     value = np.array([np.average(found.hits, weights=found.weights)])
     n = len(found.queries)
-    return Evaluation((RECALL,), value, np.array([1 / found.pool]), samples, n, 0, found.pool, found.pool)
+    return Evaluation((names.RECALL,), value, np.array([1 / found.pool]), samples, n, 0, found.pool, found.pool)
 
 
 def _with_change(found: Evaluation, reference: Evaluation) -> Evaluation:
     return replace(
         found,
-        metrics=(RECALL, CHANGE),
+        metrics=(names.RECALL, names.CHANGE),
         values=np.concatenate([found.values, found.values - reference.values]),
         chance=np.append(found.chance, math.nan),
         samples=np.concatenate([found.samples, found.samples - reference.samples], axis=1),
@@ -302,21 +253,18 @@ def _with_change(found: Evaluation, reference: Evaluation) -> Evaluation:
 
 
 def _output_rows(
-    similarity: StateSimilarity,
-    pairs: Sequence[LanguagePair],
-    resamples: Resamples | None,
-    compared: Callable[[], None],
+    states: StateSimilarity, pairs: Sequence[_LanguagePair], resamples: Resamples | None, compared: Callable[[], None]
 ) -> list[dict[str, object]]:
     """Rows of one output, as stored and with means removed. compared: called after each pair of languages."""
     found: dict[str, list[DirectionFigures]] = {RAW: [], CENTRED: []}
-    for pair in pairs:
-        for states, directions in found.items():
-            scores = similarity.matrix(pair.x, pair.y, states)
-            directions += [_measure(scores, pair.there, resamples), _measure(scores.T, pair.back, resamples)]
+    for x, y, there, back in pairs:
+        for kind, directions in found.items():
+            scores = states.matrix(x, y, kind)
+            directions += [_measure(scores, there, resamples), _measure(scores.T, back, resamples)]
         compared()
     for raw, centred in zip(found[RAW], found[CENTRED], strict=True):
         centred.figures[POOL_ALL] = _with_change(centred.figures[POOL_ALL], raw.figures[POOL_ALL])
-    return [row for kind, them in found.items() for row in _rows(similarity.output, kind, them, resamples)]
+    return [row for kind, them in found.items() for row in _rows(states.output, kind, them, resamples)]
 
 
 def _rows(
@@ -331,7 +279,7 @@ def _rows(
             mean.add(found)
             rows += _estimates((system, states, pool, d.inputs.source, d.inputs.target), found)
         rows += _estimates((system, states, pool, MEAN, MEAN), mean.result())
-    return rows + _estimates((system, states, FIT, MEAN, MEAN), _fit(directions, resamples))
+    return rows + _estimates((system, states, names.FIT, MEAN, MEAN), _fit(directions, resamples))
 
 
 def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) -> Evaluation:
@@ -345,16 +293,17 @@ def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) ->
     """
     hits = np.concatenate([d.hits for d in directions])
     sound = np.concatenate([d.inputs.closeness for d in directions])
-    duration = np.concatenate([np.diag(d.inputs.baselines[DURATIONS]) for d in directions])
+    duration = np.concatenate([np.diag(d.inputs.baselines[names.DURATIONS]) for d in directions])
     groups = np.concatenate([d.inputs.groups for d in directions])
     strata = np.repeat(np.arange(len(directions)), [len(d.hits) for d in directions])
     known = ~np.isnan(sound)
     hits, groups, strata = hits[known], groups[known], strata[known]
     alone, both = sound[known, None], np.stack([sound, duration], axis=1)[known]
-    nothing = np.full(len(FIT_METRICS), math.nan)
+    nothing = np.full(len(names.FIT_METRICS), math.nan)
     pools = [len(d.hits) for d in directions]
     if not len(hits):
-        return Evaluation(FIT_METRICS, nothing, nothing, np.empty((0, len(FIT_METRICS))), 0, 0, min(pools), max(pools))
+        no_samples = np.empty((0, len(nothing)))
+        return Evaluation(names.FIT_METRICS, nothing, nothing, no_samples, 0, 0, min(pools), max(pools))
     weightings = [np.ones((1, len(hits)))]
     if resamples:
         step = max(1, WEIGHTS_AT_ONCE // both.size)
@@ -365,14 +314,14 @@ def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) ->
         one, two = (fit_logistic(hits, predictors, strata, weights) for predictors in (alone, both))
         rows.append(np.stack([one.slopes[:, 0], two.slopes[:, 0], one.at_zero, one.discrimination], axis=1))
     values = np.concatenate(rows)
-    return Evaluation(FIT_METRICS, values[0], nothing, values[1:], len(hits), 0, min(pools), max(pools))
+    return Evaluation(names.FIT_METRICS, values[0], nothing, values[1:], len(hits), 0, min(pools), max(pools))
 
 
-def _estimates(names: tuple[str, str, str, str, str], found: Evaluation) -> list[dict[str, object]]:
+def _estimates(key: tuple[str, str, str, str, str], found: Evaluation) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for metric, e in found.estimates.items():
-        row: dict[str, object] = dict(zip(ALIGN_SCHEMA.names, (*names, metric), strict=False))
-        row |= {name: None if math.isnan(v) else v for name, v in vars(e).items()}
+        row: dict[str, object] = dict(zip(names.ALIGN_SCHEMA.names, (*key, metric), strict=False))
+        row |= {name: known(v) for name, v in vars(e).items()}
         row |= {"queries": found.queries, "candidates": found.candidates, "candidates_max": found.candidates_max}
         rows.append(row)
     return rows

@@ -9,47 +9,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, as_stored
+from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.evaluation.metrics import MEAN
+from voxstrata.studies.align import table as names
 from voxstrata.studies.align.figures import plot_alignment
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
 from voxstrata.studies.align.states import CENTRED, RAW
-from voxstrata.studies.align.table import (
-    AT_ZERO,
-    CHANGE,
-    DISCRIMINATION,
-    DURATIONS,
-    FIT,
-    GIVEN_DURATION,
-    PHONEMES,
-    RECALL,
-    SLOPE,
-    directions,
-    directions_with_unlike_pairs,
-    figures_of,
-    systems,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Columns of the two tables: header, states, control, metric, whether percent.
+# Columns of the two tables: header, the figure (states, control, metric), whether percent.
 _WHOLE = (
-    ("all", RAW, POOL_ALL, RECALL, True),
-    ("means removed", CENTRED, POOL_ALL, RECALL, True),
-    ("removed − all", CENTRED, POOL_ALL, CHANGE, True),
-    ("if unlike", RAW, FIT, AT_ZERO, True),
-    ("log-odds/SD", RAW, FIT, SLOPE, False),
-    ("given duration", RAW, FIT, GIVEN_DURATION, False),
-    ("discrimination", RAW, FIT, DISCRIMINATION, False),
+    ("all", (RAW, POOL_ALL, names.RECALL), True),
+    ("means removed", (CENTRED, POOL_ALL, names.RECALL), True),
+    ("removed − all", (CENTRED, POOL_ALL, names.CHANGE), True),
+    ("if unlike", (RAW, names.FIT, names.AT_ZERO), True),
+    ("log-odds/SD", (RAW, names.FIT, names.SLOPE), False),
+    ("given duration", (RAW, names.FIT, names.GIVEN_DURATION), False),
+    ("discrimination", (RAW, names.FIT, names.DISCRIMINATION), False),
 )
 _CONTROLLED = (
-    ("matched", RAW, POOL_MATCHED, RECALL, True),
-    ("unlike", RAW, POOL_UNLIKE, RECALL, True),
-    ("unlike − matched", RAW, POOL_UNLIKE, CHANGE, True),
-    ("random", RAW, POOL_RANDOM, RECALL, True),
-    ("closest", RAW, POOL_CLOSEST, RECALL, True),
-    ("closest − random", RAW, POOL_CLOSEST, CHANGE, True),
+    ("matched", (RAW, POOL_MATCHED, names.RECALL), True),
+    ("unlike", (RAW, POOL_UNLIKE, names.RECALL), True),
+    ("unlike − matched", (RAW, POOL_UNLIKE, names.CHANGE), True),
+    ("random", (RAW, POOL_RANDOM, names.RECALL), True),
+    ("closest", (RAW, POOL_CLOSEST, names.RECALL), True),
+    ("closest − random", (RAW, POOL_CLOSEST, names.CHANGE), True),
 )
 
 
@@ -87,12 +73,9 @@ class Alignment(Result):
         return f"{whose}controlled retrieval"
 
     def tables(self) -> list[TextTable]:
-        first, second = self._of(MEAN, MEAN)
-        both = [TextTable(f"Whole pools, {first.title}", first.header, first.rows, self._note_on_whole_pools())]
-        both += [TextTable(f"Controlled pools, {second.title}", second.header, second.rows, self._note_on_controls())]
-        for source, target in directions(self.table):
-            for kind, t in zip(("Whole", "Controlled"), self._of(source, target), strict=True):
-                both.append(TextTable(f"{kind} pools, {t.title}", t.header, t.rows, folded=True))
+        both = self._of(MEAN, MEAN, (self._note_on_whole_pools(), self._note_on_controls()))
+        for direction in names.directions(self.table):
+            both += self._of(*direction, folded=True)
         return both
 
     def stored(self) -> list[TextTable]:
@@ -102,33 +85,31 @@ class Alignment(Result):
     def figures(self) -> dict[str, Figure]:
         return {"align": plot_alignment(self.table, self.title, self.settings)}
 
-    def _of(self, source: str, target: str) -> list[TextTable]:
+    def _of(self, source: str, target: str, notes: tuple[str, str] = ("", ""), folded: bool = False) -> list[TextTable]:
         """Both tables of one direction, or of the mean: a row per system, then pool sizes and chance.
 
         Intervals stand in brackets on a line of their own, below their figure.
         """
         title = "mean over directions" if source == MEAN else f"{source} → {target}"
-        found, names = figures_of(self.table, source, target), systems(self.table)
+        found, systems = names.figures_of(self.table, source, target), names.systems(self.table)
         tables = []
-        for columns in (_WHOLE, _CONTROLLED):
-            body = [
-                [name, *(_cell(found.get((name, a, b, c)), 100 if percent else 1) for _, a, b, c, percent in columns)]
-                for name in names
-            ]
+        for kind, columns, note in zip(("Whole", "Controlled"), (_WHOLE, _CONTROLLED), notes, strict=True):
+            body = [[name, *(_cell(found.get((name, *at)), percent) for _, at, percent in columns)] for name in systems]
             pools, chances = ["pool"], ["chance"]
-            for _, states, control, metric, _ in columns:
-                row = found.get((names[0], states, control, metric)) if metric == RECALL else None
-                pools.append("" if row is None else "–".join(dict.fromkeys(_pool_sizes(row))))
-                chances.append("" if row is None or row["chance"] is None else _number(row["chance"], 100))
-            tables.append(TextTable(title, ["system", *(name for name, *_ in columns)], [*body, pools, chances]))
+            for _, at, _ in columns:
+                row = found.get((systems[0], *at)) if names.RECALL in at else None
+                pools.append(names.pool_sizes(row) if row else "")
+                chances.append("" if row is None or row["chance"] is None else f"{100 * row['chance']:.1f}")
+            header, rows = ["system", *(name for name, *_ in columns)], [*body, pools, chances]
+            tables.append(TextTable(f"{kind} pools, {title}", header, rows, note, folded))
         return tables
 
     def _note_on_whole_pools(self) -> str:
-        """What the columns mean under these settings, in lines that fit a terminal."""
+        """What the columns mean under these settings."""
         s = self.settings
         few = f"its language (speakers are unknown, or have fewer than {s['smallest_cell']} utterances)"
         cells = few if s["cells_are_languages"] else "its speaker in its language"
-        number = f"the mean over {len(directions(self.table))} directions"
+        number = f"the mean over {len(names.directions(self.table))} directions"
         intervals = f"In brackets: 95 % bootstrap intervals over {s['bootstrap_groups']} groups."
         return "\n".join(
             [
@@ -136,13 +117,13 @@ class Alignment(Result):
                 *([intervals] if s["bootstrap_resamples"] else []),
                 "- all: the pool holds one recording of every sentence.",
                 f"- means removed: the same, where each frame is less the mean of {cells}.",
-                "- The next four come from a logistic regression. It predicts the hits in the column 'all' from",
-                "  closeness: how much closer the pair sounds than non-translations do, in standard deviations.",
+                "- The next four come from a logistic regression. It predicts the hits in the column 'all' from "
+                "closeness: how much closer the pair sounds than non-translations do, in standard deviations.",
                 "- if unlike: predicted recall where translations sound no closer than non-translations.",
                 "- log-odds/SD: the slope. given duration: the slope when it also knows how alike both durations are.",
-                "- discrimination: Tjur's coefficient, minus that of a regression that knows the direction alone;",
-                "  0 means that closeness predicts nothing.",
-                f"- The rows {PHONEMES} and {DURATIONS} are retrievers that see nothing else.",
+                "- discrimination: Tjur's coefficient, minus that of a regression that knows the direction alone; "
+                "0 means that closeness predicts nothing.",
+                f"- The rows {names.PHONEMES} and {names.DURATIONS} are retrievers that see nothing else.",
             ]
         )
 
@@ -151,40 +132,24 @@ class Alignment(Result):
         return "\n".join(
             [
                 "- unlike: queries and candidates are only those pairs that sound unlike. A pair sounds unlike when at "
-                "least",
-                f"  {100 * s['unlike_quantile']:g} % of the source's non-translations sound closer to it "
+                f"least {100 * s['unlike_quantile']:g} % of the source's non-translations sound closer to it "
                 f"(by {s['by']}).",
                 "- matched: pools of as many pairs of like duration, drawn from all pairs. The mean over all draws.",
                 f"- Both columns are {self._directions_of_unlike()}.",
                 f"- closest: the pool is the translation and {s['closest']} hard negatives, the non-translations that "
-                "sound",
-                "  closest to the query. random: as many non-translations of like duration, drawn at random.",
+                "sound closest to the query. random: as many non-translations of like duration, drawn at random.",
             ]
         )
 
     def _directions_of_unlike(self) -> str:
         """What the mean over unlike pairs is over."""
         least = self.settings["smallest_pool"]
-        if not (enough := directions_with_unlike_pairs(self.table)):
+        if not (enough := names.directions_with_unlike_pairs(self.table)):
             return f"empty here, as no direction has {least} such pairs"
         return f"means over the {enough} directions with {least} such pairs or more"
 
 
-def _pool_sizes(row: dict[str, Any]) -> list[str]:
-    """Smallest and largest pool."""
-    return [str(row["candidates"]), str(row["candidates_max"])]
-
-
-def _cell(row: dict[str, Any] | None, scale: float) -> str:
-    if row is None:
-        return ""
-    if row["value"] is None:
-        return "–"
-    if row["low"] is None:
-        return _number(row["value"], scale)
-    return f"{_number(row['value'], scale)}\n[{_number(row['low'], scale)}, {_number(row['high'], scale)}]"
-
-
-def _number(value: float, scale: float) -> str:
-    places = 1 if scale == 100 else 2
-    return f"{round(scale * value, places) + 0.0:.{places}f}"  # + 0.0: no minus before a zero
+def _cell(row: dict[str, Any] | None, percent: bool) -> str:
+    """A figure, and its interval on the line below; z: no minus before a zero."""
+    names = ("value", "low", "high")
+    return "" if row is None else with_interval(row, names, "z.1f" if percent else "z.2f", 100 if percent else 1, "\n")

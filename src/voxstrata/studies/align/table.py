@@ -48,12 +48,13 @@ def figures_of(table: pa.Table, source: str = MEAN, target: str = MEAN) -> dict[
     }
 
 
+def pool_sizes(row: dict[str, Any]) -> str:
+    """Smallest to largest."""
+    return "–".join(dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max")))
+
+
 def directions_with_unlike_pairs(table: pa.Table) -> int:
     """How many directions have enough unlike pairs for a figure."""
-    first = systems(table)[0]
-    return sum(
-        (row["system"], row["states"], row["control"], row["metric"]) == (first, RAW, POOL_UNLIKE, RECALL)
-        and row["source"] != MEAN
-        and row["value"] is not None
-        for row in table.to_pylist()
-    )
+    wanted = (systems(table)[0], RAW, POOL_UNLIKE, RECALL)
+    found = (figures_of(table, *direction).get(wanted, {}) for direction in directions(table))
+    return sum(row.get("value") is not None for row in found)

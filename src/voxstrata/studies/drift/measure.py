@@ -59,13 +59,8 @@ def measure_drift(
         for mode in MODES:
             reporter.step(f"extracting {len(corpus)} recordings, {mode}")
             path = Path(folder) / f"{mode}.zarr"
-            report = extract(
-                corpus,
-                reference if mode == PADDED else model,
-                path,
-                StoreSpec(outputs, "float32", context=Context(mode)),
-                runtime or Runtime(),
-            )
+            encoder, spec = reference if mode == PADDED else model, StoreSpec(outputs, "float32", context=Context(mode))
+            report = extract(corpus, encoder, path, spec, runtime or Runtime())
             stores[mode], seconds[mode] = open_store(path), report.seconds
             if report.failed == len(corpus):  # not at probing, which the plan would have refused
                 first = next(iter(report.failures.values()))
@@ -86,17 +81,10 @@ def measure_drift(
                 rows.append(row)
         padded = stores[PADDED]
         audio = float(padded.utterances["seconds"].to_numpy()[padded.status == 1].sum())
-    settings = {
-        "checkpoint": model.card.checkpoint,
-        "weights_sha256": model.card.weights_sha256,
-        "clips": len(corpus) - report.failed,
-        "failed": report.failed,
-        "failures": report.failures,
-        "audio_seconds": audio,
-        "seconds": seconds,
-        "speed": {mode: seconds[PADDED] / seconds[mode] for mode in MODES[1:]},
-        **retrieval,
-    }
+    settings: dict[str, Any] = {"checkpoint": model.card.checkpoint, "weights_sha256": model.card.weights_sha256}
+    settings |= {"clips": len(corpus) - report.failed, "failed": report.failed, "failures": report.failures}
+    settings |= {"audio_seconds": audio, "seconds": seconds}
+    settings |= {"speed": {mode: seconds[PADDED] / seconds[mode] for mode in MODES[1:]}, **retrieval}
     table = pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
     return Drift(table.replace_schema_metadata({Drift.key: json.dumps(settings, ensure_ascii=False)}))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,11 +51,6 @@ class Drift(Result):
         s = self.settings
         failed = f"; {s['failed']} more cannot be read" if s["failed"] else ""
         return f"Drift of {s['checkpoint']}: {s['clips']} recordings, {s['audio_seconds'] / 60:.1f} minutes{failed}"
-
-    @property
-    def failures(self) -> Mapping[str, str]:
-        """Why recordings cannot be read, by id."""
-        return dict(self.settings["failures"])
 
     def _similarities(self) -> tuple[str, ...]:
         return RETRIEVED_BY if self.settings["candidates"] else ()

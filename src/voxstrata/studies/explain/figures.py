@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,25 +53,14 @@ def _panel(panel: SubFigure, match: Match, a: SpokenUtterance, b: SpokenUtteranc
     above = panel.add_subplot(grid[0, 0], sharex=axes)
     beside = panel.add_subplot(grid[1, 1], sharey=axes)
     low, high = float(np.percentile(s, 2)), float(s.max())
-    image = axes.imshow(
-        s,
-        cmap=_COLOURMAP,
-        vmin=low,
-        vmax=high,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        extent=(0, width, 0, height),
-    )
+    look: dict[str, Any] = {"cmap": _COLOURMAP, "vmin": low, "vmax": high, "aspect": "auto", "interpolation": "nearest"}
+    image = axes.imshow(s, origin="lower", extent=(0, width, 0, height), **look)
     rows, columns = ((np.arange(n) + 0.5) * step for n in s.shape)
     size = 60 / max(10, math.sqrt(max(s.shape)))
     crosses, dots = rows[s.argmax(axis=0)], columns[s.argmax(axis=1)]
     axes.scatter(columns, crosses, s=2 * size, color=_COLUMNS_COLOUR, marker="x", linewidths=0.8)
     axes.scatter(dots, rows, s=size, color=_ROWS_COLOUR, marker="o", linewidths=0)
-    axes.set_xlim(0, width)
-    axes.set_ylim(0, height)
-    axes.set_xlabel("b: seconds")
-    axes.set_ylabel("a: seconds")
+    axes.set(xlim=(0, width), ylim=(0, height), xlabel="b: seconds", ylabel="a: seconds")
     above.plot(columns, s.max(axis=0), color=_COLUMNS_COLOUR, linewidth=1)
     above.axhline(match.recall, color="black", linestyle=":", linewidth=0.8)
     above.set_ylabel("maximum", fontsize=8)
@@ -99,17 +88,15 @@ def _words(axes: Axes, upwards: Sequence[Word], across: Sequence[Word], share: f
                 draw(seconds, color="white", linewidth=0.4, alpha=0.5)
     strips = []
     if across:  # an axis of their own, beyond the seconds
-        strip = axes.secondary_xaxis(-0.06)
+        strips.append(strip := axes.secondary_xaxis(-0.06))
         strip.set_xticks(_apart(across, share * width, width), [w.text for w in across], rotation=90, fontsize=7)
         strip.set_xlabel("b: seconds, words")
         axes.set_xlabel("")
-        strips.append(strip)
     if upwards:
-        strip = axes.secondary_yaxis(-0.06)
+        strips.append(strip := axes.secondary_yaxis(-0.06))
         strip.set_yticks(_apart(upwards, share * height, height), [w.text for w in upwards], fontsize=7)
         strip.set_ylabel("a: seconds, words")
         axes.set_ylabel("")
-        strips.append(strip)
     for strip in strips:
         strip.tick_params(length=0)
         strip.spines[:].set_visible(False)

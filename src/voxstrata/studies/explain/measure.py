@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from voxstrata.base.choices import chosen
@@ -94,7 +95,8 @@ def explain(
     Raises what `match_frames` and `read_words` raise.
     """
     matches = match_frames(store, a, b, outputs)
-    step = _row_seconds(store)
+    if (step := store.row_seconds) is None:
+        raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pool")
     lengths = {name: int(store.length[store.index(name)]) * step for name in (a, b)}
     spoken = read_words(Path(words), lengths) if words else {}
     said = {}
@@ -125,24 +127,13 @@ def _maxima(a: str, b: str, matches: Sequence[Match], step: float, words: Mappin
             best = m.cosine.argmax(axis=1 - axis)
             frames = np.arange(len(best))
             here, there = (frames + 0.5) * step, (best + 0.5) * step
-            spoken, found = words.get(name, ()), words.get(other, ())
-            columns = {
-                "output": pa.array([m.output] * len(best)),
-                "id": pa.array([name] * len(best)),
-                "frame": frames,
-                "seconds": here,
-                "word": pa.array([word_at(spoken, t) for t in here.tolist()], pa.string()),
-                "cosine": m.cosine.max(axis=1 - axis),
-                "best_id": pa.array([other] * len(best)),
-                "best_frame": best,
-                "best_seconds": there,
-                "best_word": pa.array([word_at(found, t) for t in there.tolist()], pa.string()),
-            }
+            columns = {"output": pa.array([m.output] * len(best)), "id": pa.array([name] * len(best)), "frame": frames}
+            columns |= {"seconds": here, "word": _words_at(words.get(name, ()), here)}
+            columns |= {"cosine": m.cosine.max(axis=1 - axis), "best_id": pa.array([other] * len(best))}
+            columns |= {"best_frame": best, "best_seconds": there, "best_word": _words_at(words.get(other, ()), there)}
             tables.append(pa.table(columns))
     return pa.concat_tables(tables)
 
 
-def _row_seconds(store: EmbeddingStore) -> float:
-    if store.row_seconds is None:
-        raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pool")
-    return store.row_seconds
+def _words_at(words: Sequence[Word], seconds: npt.NDArray[np.floating]) -> pa.Array:
+    return pa.array([word_at(words, t) for t in seconds.tolist()], pa.string())

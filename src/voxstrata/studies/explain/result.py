@@ -84,8 +84,7 @@ class Explanation(Result):
         return {"explain": draw_matches(matches, a, b, self.settings["row_seconds"], self._of)}
 
     def save(self, folder: str | Path) -> list[Path]:
-        path = Path(folder) / _COSINES
-        written = super().save(folder)
+        written, path = super().save(folder), Path(folder) / _COSINES
         arrays: dict[str, Any] = dict(self.cosines)
         np.savez(path, **arrays)
         return [*written, path]
@@ -113,4 +112,4 @@ class _InFile(Mapping[str, npt.NDArray[np.float32]]):
             return iter(list(held))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(list(iter(self)))  # list(self) would ask for the length

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.choices import chosen
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
@@ -55,24 +55,17 @@ def measure_phonetics(
     fewer than two languages or no group shared by two remain, where all of a language sounds the same, and where the
     folder cannot be written or holds something else.
     """
-    if normalize not in NORMALIZATIONS:
-        raise UsageError(f"unknown normalization {normalize!r}; known: {', '.join(NORMALIZATIONS)}")
+    chosen("normalization", [normalize], NORMALIZATIONS)
     need("panphon")
     rows, names, left_out = _utterances(corpus, languages, given or {})
     voice_by_language = _transcribe_all(rows, names, given or {}, voices, reporter)
     rows = _with_segments(rows, left_out, reporter)
     _refuse_unrelated(rows, names)
-    settings = {
-        "distance": "panphon feature_edit_distance, equal weights",
-        "normalize": normalize,
-        "shortest_word_segments": SHORTEST_WORD,
-        "neighbours_in_length": NEIGHBOURS,
-        "voices": voice_by_language,
-        "ipa_given": sum(row["voice"] == GIVEN for row in rows),
-        "left_out": len(left_out),
-        "utterances_sha256": _sha256(rows),
-        "tools": {"panphon": version("panphon"), **(tools() if voice_by_language else {})},
-    }
+    settings: dict[str, Any] = {"distance": "panphon feature_edit_distance, equal weights", "normalize": normalize}
+    settings |= {"shortest_word_segments": SHORTEST_WORD, "neighbours_in_length": NEIGHBOURS}
+    settings |= {"voices": voice_by_language, "ipa_given": sum(row["voice"] == GIVEN for row in rows)}
+    settings |= {"left_out": len(left_out), "utterances_sha256": _sha256(rows)}
+    settings["tools"] = {"panphon": version("panphon"), **(tools() if voice_by_language else {})}
     sides = {name: [row for row in rows if row["language"] == name] for name in names}
     notes = _notes({name: side for name, side in sides.items() if side})
     folder = Path(folder)
@@ -120,27 +113,21 @@ def _refuse_unrelated(rows: Sequence[_Row], names: Sequence[str]) -> None:
     for row in rows:
         groups.setdefault(row["group"], set()).add(row["language"])
     if not any(len(held) > 1 for held in groups.values()):
-        raise InputError(
-            f"no group occurs in two languages (found {found}); translations of one sentence need the same group"
-        )
+        raise InputError(f"no group occurs in two languages (found {found}); translations need the same group")
     if len(groups) < 2:
         raise InputError("only one group has text or IPA: there is no non-translation to compare with; add sentences")
 
 
 def _transcribe_all(
-    rows: list[_Row],
-    names: Sequence[str],
-    given: Mapping[str, str],
-    voices: Mapping[str, str] | None,
-    reporter: Reporter,
+    rows: list[_Row], names: Sequence[str], ipa: Mapping[str, str], voices: Mapping[str, str] | None, reporter: Reporter
 ) -> dict[str, str]:
     """Add ipa, voice and switches to all rows; returns the voice of every language of which texts were read."""
-    spoken = sorted({row["language"] for row in rows if row["id"] not in given})
+    spoken = sorted({row["language"] for row in rows if row["id"] not in ipa})
     voice_by_language = choose_voices(spoken, voices) if spoken or voices else {}
     for row in rows:
-        row |= {"ipa": given.get(row["id"]), "voice": GIVEN, "switches": 0}
+        row |= {"ipa": ipa.get(row["id"]), "voice": GIVEN, "switches": 0}
     for name in names:
-        texts = [row for row in rows if row["language"] == name and row["id"] not in given]
+        texts = [row for row in rows if row["language"] == name and row["id"] not in ipa]
         if texts:
             voice = voice_by_language[name]
             reporter.step(f"IPA of {len(texts)} texts by the voice {voice}")
@@ -226,7 +213,7 @@ def _measure(
             distance = feature_distances(phones[a], phones[b], normalize)
             word = closest_words(words[a], words[b], normalize)
             same = np.array([row["group"] for row in x])[:, None] == np.array([row["group"] for row in y])[None, :]
-            writer.write_table(distance_table(a, b, x, y, same, distance, word.distance))
+            writer.write_table(distance_table((a, b), x, y, same, distance, word.distance))
             if same.any():
                 mean = nan if same.all() else float(distance[~same].mean(dtype=np.float64))
                 there = Compared(a, b, x, y, same, distance, phones[b].lengths, word, words[a].forms, words[b].forms)

@@ -10,25 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from voxstrata.base.tables import known
+
 if TYPE_CHECKING:
     from voxstrata.phonology.closest_words import ClosestWords  # which brings in numba
 
 NEIGHBOURS = 20  # non-translations nearest in length that a pair is also ranked among
 
 _BoolMatrix = npt.NDArray[np.bool_]
+_Float32 = npt.NDArray[np.float32]
 _Row = Mapping[str, Any]  # an utterance: id, language, group, text, voice, ipa, segments, unknown, switches
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 DISTANCE_SCHEMA = pa.schema(
-    [
-        ("source_language", _NAMES),
-        ("target_language", _NAMES),
-        ("source", _NAMES),
-        ("target", _NAMES),
-        ("translation", pa.bool_()),
-        ("distance", pa.float32()),
-        ("word_distance", pa.float32()),
-    ]
+    [(name, _NAMES) for name in ("source_language", "target_language", "source", "target")]
+    + [("translation", pa.bool_()), ("distance", pa.float32()), ("word_distance", pa.float32())]
 )
 
 
@@ -129,26 +125,17 @@ def translations(compared: Compared) -> list[dict[str, Any]]:
         if not others.any():
             continue
         x_word, y_word = words.x_words[i, j], words.y_words[i, j]
-        closer_words = int(np.count_nonzero(words.distance[i, others] <= words.distance[i, j]))
-        rows.append(
-            {
-                "source_language": compared.source,
-                "target_language": compared.target,
-                "source": compared.x[i]["id"],
-                "target": compared.y[j]["id"],
-                "group": compared.x[i]["group"],
-                "non_translations": int(np.count_nonzero(others)),
-                "distance": float(distance[i, j]),
-                "rank": 1 + int(np.count_nonzero(distance[i, others] <= distance[i, j])),
-                "quantile": _known(by_sentence[i, j]),
-                "quantile_like_length": _known(by_length[i, j]),
-                "word_distance": _known(words.distance[i, j]),
-                "word_rank": 1 + closer_words if x_word >= 0 else None,
-                "word_quantile": _known(by_word[i, j]),
-                "source_word": compared.x_forms[x_word] if x_word >= 0 else None,
-                "target_word": compared.y_forms[y_word] if y_word >= 0 else None,
-            }
-        )
+        row: dict[str, Any] = {"source_language": compared.source, "target_language": compared.target}
+        row |= {"source": compared.x[i]["id"], "target": compared.y[j]["id"], "group": compared.x[i]["group"]}
+        row |= {"non_translations": int(np.count_nonzero(others)), "distance": float(distance[i, j])}
+        row["rank"] = 1 + int(np.count_nonzero(distance[i, others] <= distance[i, j]))
+        row |= {"quantile": known(by_sentence[i, j]), "quantile_like_length": known(by_length[i, j])}
+        row |= {"word_distance": known(words.distance[i, j]), "word_rank": None, "word_quantile": known(by_word[i, j])}
+        row |= {"source_word": None, "target_word": None}
+        if x_word >= 0:
+            row["word_rank"] = 1 + int(np.count_nonzero(words.distance[i, others] <= words.distance[i, j]))
+            row |= {"source_word": compared.x_forms[x_word], "target_word": compared.y_forms[y_word]}
+        rows.append(row)
     return rows
 
 
@@ -156,48 +143,31 @@ def summarise(rows: Sequence[Mapping[str, Any]], others: float) -> SoundDirectio
     """One direction in figures: from its `translations`, and the mean distance of its non-translations, `others`."""
     pools = [row["non_translations"] + 1 for row in rows]
     words = [row for row in rows if row["word_rank"] is not None]
-    return SoundDirection(
-        source=rows[0]["source_language"],
-        target=rows[0]["target_language"],
-        pairs=len(rows),
-        candidates=(min(pools), max(pools)),
-        distance=_mean([row["distance"] for row in rows]),
-        others=others,
-        quantile=_median([row["quantile"] for row in rows]),
-        like_length=_median([row["quantile_like_length"] for row in rows]),
-        closest=_mean([row["rank"] == 1 for row in rows]),
-        chance=_mean([1 / pool for pool in pools]),
-        word_pairs=len(words),
-        word_quantile=_median([row["word_quantile"] for row in words]),
-        word_closest=_mean([row["word_rank"] == 1 for row in words]),
-    )
+    figures: dict[str, Any] = {"pairs": len(rows), "candidates": (min(pools), max(pools)), "others": others}
+    figures |= {"distance": _mean([row["distance"] for row in rows]), "chance": _mean([1 / pool for pool in pools])}
+    figures |= {"closest": _mean([row["rank"] == 1 for row in rows]), "word_pairs": len(words)}
+    figures["word_closest"] = _mean([row["word_rank"] == 1 for row in words])
+    for name, column in (("quantile", "quantile"), ("like_length", "quantile_like_length")):
+        figures[name] = _median([row[column] for row in rows])
+    figures["word_quantile"] = _median([row["word_quantile"] for row in words])
+    return SoundDirection(rows[0]["source_language"], rows[0]["target_language"], **figures)
 
 
 def distance_table(
-    a: str,
-    b: str,
-    x: Sequence[_Row],
-    y: Sequence[_Row],
-    same: _BoolMatrix,
-    distance: npt.NDArray[np.float32],
-    word_distance: npt.NDArray[np.float32],
+    languages: tuple[str, str], x: Sequence[_Row], y: Sequence[_Row], same: _BoolMatrix, *distances: _Float32
 ) -> pa.Table:
-    """All distances of two languages, a row per pair of utterances, x by x; columns as in DISTANCE_SCHEMA."""
-    n, m = distance.shape
-    rows, columns = np.repeat(np.arange(n, dtype=np.int32), m), np.tile(np.arange(m, dtype=np.int32), n)
+    """All distances of two languages, a row per pair of utterances, x by x; columns as in DISTANCE_SCHEMA.
+
+    distances: (N, M) of sentences, then of their closest words.
+    """
+    n, m = same.shape
+    i, j = np.repeat(np.arange(n, dtype=np.int32), m), np.tile(np.arange(m, dtype=np.int32), n)
     zeros = np.zeros(n * m, np.int32)
-    return pa.table(
-        [
-            pa.DictionaryArray.from_arrays(zeros, pa.array([a])),
-            pa.DictionaryArray.from_arrays(zeros, pa.array([b])),
-            pa.DictionaryArray.from_arrays(rows, pa.array([row["id"] for row in x])),
-            pa.DictionaryArray.from_arrays(columns, pa.array([row["id"] for row in y])),
-            pa.array(same.ravel()),
-            pa.array(distance.ravel()),
-            pa.array(word_distance.ravel(), from_pandas=True),
-        ],
-        schema=DISTANCE_SCHEMA,
-    )
+    columns = [(zeros, [language]) for language in languages]
+    columns += [(i, [row["id"] for row in x]), (j, [row["id"] for row in y])]
+    named = [pa.DictionaryArray.from_arrays(index, pa.array(names)) for index, names in columns]
+    figures = [pa.array(matrix.ravel(), from_pandas=True) for matrix in (same, *distances)]
+    return pa.table([*named, *figures], schema=DISTANCE_SCHEMA)
 
 
 def _mean(values: npt.ArrayLike) -> float:
@@ -208,7 +178,3 @@ def _mean(values: npt.ArrayLike) -> float:
 def _median(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     return float(np.median(known)) if known else float("nan")
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -17,6 +17,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import make_writable
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
+from voxstrata.base.tables import known
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine import Runtime, extract
@@ -30,24 +31,9 @@ from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.pooled import mean_pool, pooled_cosine
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
-from voxstrata.studies.words.pairs import (
-    FAR,
-    NEAR,
-    NORMALIZE,
-    RANDOM_WORDS,
-    WORD_KINDS,
-    PairSets,
-    WordPairs,
-    make_pairs,
-)
+from voxstrata.studies.words.pairs import DIVISOR, FAR, NEAR, RANDOM_WORDS, WORD_KINDS, PairSets, WordPairs, make_pairs
 from voxstrata.studies.words.result import FAILURES, WordComparison
-from voxstrata.studies.words.table import (
-    DURATION_ALONE,
-    EVERY_LANGUAGE,
-    PHONETIC_ALONE,
-    WORD_SIMILARITIES,
-    WORDS_SCHEMA,
-)
+from voxstrata.studies.words.table import DURATION_ALONE, EVERY_LANGUAGE, WORD_CONTROLS, WORD_SIMILARITIES, WORDS_SCHEMA
 from voxstrata.studies.words.word_list import SPEAKER, Entry, voices_needed, with_ipa, word_corpus
 
 _Int64 = npt.NDArray[np.int64]
@@ -101,18 +87,12 @@ def measure_words(
     found = extract(corpus, model, folder / "words.zarr", StoreSpec(outputs), runtime, reporter)
     reporter.step("comparing")
     store = open_store(folder / "words.zarr")
-    settings = {
-        "words": len(entries),
-        "languages": list(dict.fromkeys(word.language for word in entries)),
-        "near": options.near,
-        "near_distance": sets.near,
-        "far": options.far,
-        "far_distance": sets.far,
-        "distance": f"panphon feature_edit_distance, equal weights, normalize {NORMALIZE}",
-        "bootstrap": options.bootstrap,
-        "spoken": {**asdict(SPEAKER), "voices": voices} if spoken else None,
-        "tools": tools() if voices else {},
-    }
+    settings = {"words": len(entries), "languages": list(dict.fromkeys(word.language for word in entries))}
+    settings |= {"near": options.near, "near_distance": sets.near, "far": options.far, "far_distance": sets.far}
+    settings["distance"] = f"panphon feature_edit_distance, equal weights, normalize {DIVISOR}"
+    settings["bootstrap"] = options.bootstrap
+    settings["spoken"] = {**asdict(SPEAKER), "voices": voices} if spoken else None
+    settings["tools"] = tools() if voices else {}
     owner_of = dict(zip(corpus.table["id"].to_pylist(), owners, strict=True))
     return compare_words(store, entries, owner_of, sets, settings, options.bootstrap, found.failures)
 
@@ -147,15 +127,12 @@ def compare_words(
     resamples = Resamples(meanings[readable], bootstrap) if bootstrap else None
     groups = [np.stack([meanings[p.x], meanings[p.y]], axis=1) for p in pairs]
     rows: list[dict[str, Any]] = []
-    columns: dict[str, Float64] = {}
     seconds = _log_seconds(store, recordings)
-    controls = {
-        PHONETIC_ALONE: [-p.distance.astype(np.float64) for p in pairs],
-        DURATION_ALONE: [-np.abs(seconds[p.x] - seconds[p.y]) for p in pairs],
-    }
-    for control, scores in controls.items():
+    phonetic = [-p.distance.astype(np.float64) for p in pairs]
+    duration = [-np.abs(seconds[p.x] - seconds[p.y]) for p in pairs]
+    for control, scores in zip(WORD_CONTROLS, (phonetic, duration), strict=True):
         rows += _rows(None, control, pairs, groups, scores, resamples)
-    columns[DURATION_ALONE] = np.concatenate(controls[DURATION_ALONE])
+    columns = {DURATION_ALONE: np.concatenate(duration)}
     for output in store.outputs:
         for similarity, scores in _scores(store, output, recordings, pairs, kernel).items():
             rows += _rows(output, similarity, pairs, groups, scores, resamples)
@@ -205,11 +182,7 @@ class _Side:
 
 
 def _scores(
-    store: EmbeddingStore,
-    output: str,
-    recordings: Sequence[Sequence[int]],
-    pairs: Sequence[WordPairs],
-    kernel: Kernel,
+    store: EmbeddingStore, output: str, recordings: Sequence[Sequence[int]], pairs: Sequence[WordPairs], kernel: Kernel
 ) -> dict[str, list[Float64]]:
     """Similarity of every pair, for each of WORD_SIMILARITIES."""
     sides: dict[str, _Side] = {}
@@ -237,8 +210,7 @@ def _word_means(matrix: npt.NDArray[np.float32], x_starts: _Int64, y_starts: _In
     sums = np.add.reduceat(np.add.reduceat(matrix.astype(np.float64), x_starts, axis=0), y_starts, axis=1)
     x_counts = np.diff(x_starts, append=matrix.shape[0])
     y_counts = np.diff(y_starts, append=matrix.shape[1])
-    means: Float64 = sums / (x_counts[:, None] * y_counts)
-    return means
+    return np.asarray(sums / (x_counts[:, None] * y_counts))
 
 
 def _rows(
@@ -258,39 +230,20 @@ def _rows(
             strata = [(scored[kind, two], scored[RANDOM_WORDS, two]) for two in both]
             used = [(s, r) for s, r in strata if len(s.values) and len(r.values)]
             found = auc(strata, resamples) if used else AUC(math.nan, math.nan, math.nan)
-            rows.append(
-                {
-                    "output": output,
-                    "similarity": similarity,
-                    "kind": kind,
-                    "language_a": a,
-                    "language_b": b,
-                    "auc": _known(found.value),
-                    "low": _known(found.low),
-                    "high": _known(found.high),
-                    "chance": 0.5,
-                    "pairs": sum(len(s.values) for s, _ in used),
-                    "random_pairs": sum(len(r.values) for _, r in used),
-                    "meanings": len({str(name) for s, _ in used for name in s.groups.ravel()}),
-                }
-            )
+            row: dict[str, Any] = {"output": output, "similarity": similarity, "kind": kind}
+            row |= {"language_a": a, "language_b": b, "chance": 0.5}
+            row |= {"auc": known(found.value), "low": known(found.low), "high": known(found.high)}
+            row |= {name: sum(len(of[i].values) for of in used) for i, name in enumerate(("pairs", "random_pairs"))}
+            rows.append(row | {"meanings": len({str(name) for s, _ in used for name in s.groups.ravel()})})
     return rows
 
 
 def _pair_table(entries: Sequence[Entry], pairs: Sequence[WordPairs], columns: Mapping[str, Float64]) -> pa.Table:
     """A row per pair: kind, both words, phonetic distance, and scores ("layer_06 seqsim_f1")."""
     names: dict[str, Any] = {"kind": [p.kind for p in pairs for _ in range(len(p))]}
-    for side in ("a", "b"):
-        words = [entries[i] for p in pairs for i in (p.x if side == "a" else p.y)]
-        names |= {
-            f"language_{side}": [word.language for word in words],
-            f"form_{side}": [word.form for word in words],
-            f"meaning_{side}": [word.meaning for word in words],
-            f"ipa_{side}": [word.ipa for word in words],
-        }
+    for side, at in (("a", "x"), ("b", "y")):
+        words = [entries[i] for p in pairs for i in getattr(p, at)]
+        for field in ("language", "form", "meaning", "ipa"):
+            names[f"{field}_{side}"] = [getattr(word, field) for word in words]
     names["phonetic_distance"] = np.concatenate([p.distance for p in pairs])
     return pa.table({**names, **columns})
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

@@ -17,7 +17,7 @@ SYNONYMS, NEAR_HOMOPHONES, RANDOM_WORDS = "synonyms", "near_homophones", "random
 WORD_KINDS = (SYNONYMS, NEAR_HOMOPHONES)  # each against random pairs
 NEAR, FAR = 0.01, 0.5  # quantiles of the distance between words of different meaning
 RANDOM_PAIRS = 5000  # at most, of any two languages: drawn with a fixed seed
-NORMALIZE = "longer"  # see `feature_distances`
+DIVISOR = "longer"  # of a distance: see `normalize` of `feature_distances`
 _Indices = npt.NDArray[np.int64]
 
 
@@ -79,7 +79,7 @@ def make_pairs(entries: Sequence[Entry], near: float = NEAR, far: float = FAR, s
         for language in dict.fromkeys(word.language for word in entries)
     }
     phones = {name: Phones.from_ipa([entries[i].ipa or "" for i in held]) for name, held in places.items()}
-    distances = {(a, b): feature_distances(phones[a], phones[b], NORMALIZE) for a, b in combinations(places, 2)}
+    distances = {(a, b): feature_distances(phones[a], phones[b], DIVISOR) for a, b in combinations(places, 2)}
     same = {(a, b): meanings[places[a]][:, None] == meanings[places[b]][None, :] for a, b in distances}
     others = np.concatenate([distance[~same[both]] for both, distance in distances.items()])
     if not len(others):

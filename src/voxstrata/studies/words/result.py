@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.result import Result, metadata
-from voxstrata.base.tables import TextTable, as_stored
+from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.studies.words.figures import plot_words
 from voxstrata.studies.words.pairs import NEAR_HOMOPHONES, SYNONYMS, WORD_KINDS
@@ -56,7 +56,9 @@ class WordComparison(Result):
 
     def tables(self) -> list[TextTable]:
         header = ["output", *(f"{_shown(kind)} {s}" for kind in WORD_KINDS for s in WORD_SIMILARITIES)]
-        known = {(r["output"], r["similarity"], r["kind"]): _interval(r) for r in self._over_all_languages()}
+        found = self._over_all_languages()
+        shown = [with_interval(row, ("auc", "low", "high"), ".3f") for row in found]
+        known = {(r["output"], r["similarity"], r["kind"]): cell for r, cell in zip(found, shown, strict=True)}
         rows = [
             [output, *(known[output, s, kind] for kind in WORD_KINDS for s in WORD_SIMILARITIES)]
             for output in depth_order(key[0] for key in known if key[0] is not None)
@@ -70,11 +72,8 @@ class WordComparison(Result):
             f"pairs sound unlike, near-homophones alike: {self._thresholds()}.{intervals}"
         )
         answer = TextTable("AUC against random pairs, chance 0.5", header, rows, note)
-        return [
-            answer,
-            self._listed(NEAR_HOMOPHONES, "the closest in sound"),
-            self._listed(SYNONYMS, "in the order of the list"),
-        ]
+        listed = {NEAR_HOMOPHONES: "the closest in sound", SYNONYMS: "in the order of the list"}
+        return [answer, *(self._listed(kind, order) for kind, order in listed.items())]
 
     def stored(self) -> list[TextTable]:
         whole, has_output = pc.equal(self.table["language_a"], EVERY_LANGUAGE), pc.is_valid(self.table["output"])
@@ -121,22 +120,13 @@ class WordComparison(Result):
         pairs = self.pairs.filter(pc.equal(self.pairs["kind"], kind))
         if kind == NEAR_HOMOPHONES:
             pairs = pairs.sort_by("phonetic_distance")
-        body = [
-            [
-                *(f"{r[f'form_{s}']} ({r[f'language_{s}']}, {r[f'ipa_{s}']}, “{r[f'meaning_{s}']}”)" for s in "ab"),
-                f"{r['phonetic_distance']:.3f}",
-            ]
-            for r in pairs.slice(0, _SHOWN).to_pylist()
-        ]
+        body = []
+        for r in pairs.slice(0, _SHOWN).to_pylist():
+            words = [f"{r[f'form_{s}']} ({r[f'language_{s}']}, {r[f'ipa_{s}']}, “{r[f'meaning_{s}']}”)" for s in "ab"]
+            body.append([*words, f"{r['phonetic_distance']:.3f}"])
         more = f"… {len(pairs) - _SHOWN} more in {self.files['pairs']}" if len(pairs) > _SHOWN else ""
         return TextTable(f"{_shown(kind).capitalize()}, {order}", ["word", "other word", "distance"], body, more)
 
 
 def _shown(kind: str) -> str:
     return kind.replace("_", "-")
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if row["auc"] is None:
-        return "–"
-    return f"{row['auc']:.3f}" + (f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else "")

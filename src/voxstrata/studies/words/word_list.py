@@ -143,11 +143,8 @@ def with_ipa(entries: Sequence[Entry], voices: dict[str, str]) -> list[Entry]:
         places = [i for i, word in enumerate(found) if word.language == language and word.ipa is None]
         for i, read in zip(places, transcribe([found[i].form for i in places], voice), strict=True):
             found[i] = replace(found[i], ipa=read.ipa)
-    silent = [
-        word
-        for word, segments in zip(found, Phones.from_ipa([word.ipa or "" for word in found]).lengths, strict=True)
-        if not segments
-    ]
+    segments = Phones.from_ipa([word.ipa or "" for word in found]).lengths
+    silent = [word for word, count in zip(found, segments, strict=True) if not count]
     if silent:
         raise InputError(
             f"{len(silent)} words have no sound that PanPhon knows, e.g. {silent[0]}, IPA {silent[0].ipa!r}; correct "
@@ -178,14 +175,7 @@ def word_corpus(
     root = Path(os.path.commonpath([path.parent for _, path in paths]))
     rows: list[Row] = []
     for n, (i, path) in enumerate(paths):
-        word = entries[i]
-        rows.append(
-            {
-                "id": f"{n:05d}-{word.language}-{word.form}",
-                "path": path.relative_to(root).as_posix(),
-                "language": word.language,
-                "group": word.meaning,
-                "text": word.form,
-            }
-        )
+        word, name = entries[i], f"{n:05d}-{entries[i].language}-{entries[i].form}"
+        place = path.relative_to(root).as_posix()
+        rows.append({"id": name, "path": place, "language": word.language, "group": word.meaning, "text": word.form})
     return build(root, rows, [f"recording {n + 1}" for n in range(len(rows))], folder), [i for i, _ in paths]
