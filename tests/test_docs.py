@@ -13,6 +13,7 @@ import soundfile
 from conftest import sound
 from test_cli import run
 
+import voxstrata as vs
 from voxstrata.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -26,24 +27,34 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A folder as the docs assume it: a model `base` and a store `speech.zarr`."""
+def desk(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_model: Path) -> Path:
+    """A folder as the docs assume it: `checkpoint`, its model `base`, `speech.tsv`, `speech.zarr`, its `phonetics`."""
     desk = tmp_path_factory.mktemp("desk")
+    shutil.copytree(tiny_checkpoint, desk / "checkpoint")
     shutil.copytree(tiny_model, desk / "base")
-    lines = ["id\tpath\tlanguage\tgroup"]
+    texts = {"en": ["The door is open.", "Where is my red hat?"], "es": ["La puerta está abierta.", "Llueve mucho."]}
+    lines = ["id\tpath\tlanguage\tgroup\ttext"]
     for language in ("en", "es"):
         for g in range(2):
             soundfile.write(desk / f"{language}{g}.wav", sound(0.7 + g, g), 16_000)
-            lines.append(f"{language}-{7 + g}\t{language}{g}.wav\t{language}\tg{g}")
+            lines.append(f"{language}-{7 + g}\t{language}{g}.wav\t{language}\tg{g}\t{texts[language][g]}")
     (desk / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
     assert run("extract", desk / "speech.tsv", desk / "base", "-o", desk / "speech.zarr") == 0
+    assert run("phonetics", desk / "speech.tsv", "-o", desk / "phonetics") == 0
     return desk
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("python"))
 def test_python_blocks_run(page: str, block: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
-    exec(compile(block, page, "exec"), {"__name__": "docs"})
+    imported = {"vs": vs} if page == "api.md" else {}  # its first block imports it for all
+    exec(compile(block, page, "exec"), {"__name__": "docs", **imported})
+
+
+def test_the_api_page_names_what_is_public() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| \[?`vs\.(\w+)`", page, re.M)
+    assert sorted(named) == sorted(vs.__all__)
 
 
 def commands() -> list[tuple[str, str]]:

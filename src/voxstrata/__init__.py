@@ -4,7 +4,8 @@
 >>> store = vs.open_store("speech.zarr")  # doctest: +SKIP
 >>> vs.retrieve(store)  # doctest: +SKIP
 
-Names are loaded when they are first used, so that the import costs nothing.
+Names are loaded when they are first used, so that the import loads no other package.
+docs/api.md has an example of each.
 """
 
 from __future__ import annotations
