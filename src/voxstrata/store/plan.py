@@ -29,12 +29,7 @@ POOLED_UNIT = 256  # utterances
 # What `utterances.parquet` holds, in row order. `samples` are at 16 kHz; `failure` is why there is nothing.
 UTTERANCE_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "path", "language", "group", "text", "speaker")]
-    + [
-        ("seconds", pa.float64()),
-        ("samples", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("failure", pa.string()),
-    ]
+    + [("seconds", pa.float64()), ("samples", pa.int64()), ("size_bytes", pa.int64()), ("failure", pa.string())]
 )
 
 

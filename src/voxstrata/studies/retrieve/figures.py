@@ -46,16 +46,7 @@ def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") 
             )  # a band of one output has no width
             band = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over groups"
         highest = max(highest, np.nanmax([0, *(100 * mean), *(100 * high)]))
-        axes.plot(
-            x,
-            100 * mean,
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linewidth=2,
-            label=similarity,
-            zorder=3,
-        )
+        axes.plot(x, 100 * mean, color=colour, marker=marker, markersize=5, linewidth=2, label=similarity, zorder=3)
     chance = _curve(part, outputs, MEAN, MEAN, "chance")
     axes.plot(x, 100 * chance, color="black", linestyle="--", linewidth=1.2, label="chance", zorder=2)
     top = min(20 * math.ceil(highest / 20), 100)
