@@ -9,20 +9,7 @@ from pathlib import Path
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
 
-_SOUNDFILE = {
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".mp3",
-    ".aif",
-    ".aiff",
-    ".au",
-    ".caf",
-    ".sph",
-    ".w64",
-}
+_SOUNDFILE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".sph", ".w64"}
 _PYAV = {".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr", ".3gp", ".ac3"}
 AUDIO_SUFFIXES = frozenset(_SOUNDFILE | _PYAV)
 LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*")

@@ -16,10 +16,9 @@ from pathlib import Path
 import soundfile
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.corpus.table import COLUMNS
 from voxstrata.phonology.espeak import speak
 from voxstrata.phonology.voices import VOICES
-
-_COLUMNS = ("id", "path", "language", "group", "text", "speaker")
 
 
 def demo_sentences() -> dict[str, dict[str, str]]:
@@ -74,7 +73,7 @@ def write_demo_corpus(folder: Path, sentences: int = 40, languages: tuple[str, .
         manifest = folder / "manifest.tsv"
         with manifest.open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-            writer.writerows([_COLUMNS, *rows])
+            writer.writerows([COLUMNS, *rows])
     except (OSError, soundfile.SoundFileError) as error:
         raise InputError(f"{folder}: the demo corpus cannot be written ({error}); choose another folder") from error
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -114,15 +115,9 @@ def _exact_best(
 
 def _translated(queries: Selection, others: Selection, candidates: NDArray[np.int32], itself: bool) -> list[bool]:
     """Of each query with a translation on the other side: whether one is among its candidates."""
-    count: dict[str, int] = {}
-    for group in others.groups.tolist():
-        if group is not None:
-            count[group] = count.get(group, 0) + 1
-    found = []
-    for query, group in enumerate(queries.groups.tolist()):
-        if group is not None and count.get(group, 0) > int(itself):
-            found.append(any(others.groups[c] == group for c in candidates[query] if c >= 0))
-    return found
+    count = Counter(others.groups.tolist())
+    asked = [(i, group) for i, group in enumerate(queries.groups) if group is not None and count[group] > int(itself)]
+    return [any(others.groups[c] == group for c in candidates[i] if c >= 0) for i, group in asked]
 
 
 def _mask(candidates: NDArray[np.int32], columns: slice) -> NDArray[np.bool_]:

@@ -71,11 +71,7 @@ class StoreSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` restores it."""
-        return asdict(self) | {
-            "outputs": list(self.outputs),
-            "context": self.context.to_dict(),
-            "windows": WINDOWS,
-        }
+        return asdict(self) | {"outputs": list(self.outputs), "context": self.context.to_dict(), "windows": WINDOWS}
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> StoreSpec:

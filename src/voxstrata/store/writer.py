@@ -183,13 +183,8 @@ class StoreWriter:
             for group in (spec.group, ""):
                 zarr.consolidate_metadata(root.store, path=group)
         self._write_utterances({i: r for i, r in enumerate(plan.utterances["failure"].to_pylist()) if r is not None})
-        stored = {
-            "schema": SCHEMA,
-            "fingerprint": about["plan"],
-            "unit_rows": plan.unit_rows,
-            "unit_begin": plan.unit_begin.tolist(),
-        }
-        self.files.write(PLAN, json.dumps(stored).encode())
+        stored = {"schema": SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
+        self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
         return root
 
     def _compare(self, card: ModelCard) -> None:

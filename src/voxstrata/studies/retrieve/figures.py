@@ -41,32 +41,16 @@ def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") 
         mean, low, high = (_curve(part, outputs, MEAN, MEAN, column) for column in ("value", "low", "high"))
         if not np.isnan(low).all():
             axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
-            axes.vlines(
-                x, 100 * low, 100 * high, color=colour, alpha=0.5, linewidth=1
-            )  # a band of one output has no width
+            # a band of one output has no width
+            axes.vlines(x, 100 * low, 100 * high, color=colour, alpha=0.5, linewidth=1)
             band = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over groups"
         highest = max(highest, np.nanmax([0, *(100 * mean), *(100 * high)]))
-        axes.plot(
-            x,
-            100 * mean,
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linewidth=2,
-            label=similarity,
-            zorder=3,
-        )
+        axes.plot(x, 100 * mean, color=colour, marker=marker, markersize=5, linewidth=2, label=similarity, zorder=3)
     chance = _curve(part, outputs, MEAN, MEAN, "chance")
     axes.plot(x, 100 * chance, color="black", linestyle="--", linewidth=1.2, label="chance", zorder=2)
     top = min(20 * math.ceil(highest / 20), 100)
-    crowded = len(outputs) > 10
-    axes.set_xticks(
-        x,
-        outputs,
-        rotation=90 if crowded else 45,
-        ha="center" if crowded else "right",
-        rotation_mode="default" if crowded else "anchor",
-    )
+    rotation, ha, mode = (90, "center", "default") if len(outputs) > 10 else (45, "right", "anchor")
+    axes.set_xticks(x, outputs, rotation=rotation, ha=ha, rotation_mode=mode)
     axes.set_xlim(-0.5, len(outputs) - 0.5)
     axes.set_ylim(-0.02 * top, 1.02 * top)
     axes.set_xlabel("encoder output, by depth")
@@ -109,15 +93,9 @@ def plot_language_matrix(
         for i, j in np.ndindex(matrix.shape):
             if i != j:
                 empty = math.isnan(matrix[i, j])
-                axes.text(
-                    j,
-                    i,
-                    "–" if empty else f"{matrix[i, j]:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if empty or matrix[i, j] > 48 else "white",
-                )
+                text = "–" if empty else f"{matrix[i, j]:.0f}"
+                colour = "black" if empty or matrix[i, j] > 48 else "white"
+                axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
         axes.set_title(output, fontsize=10)
         axes.set_xticks(range(len(languages)), languages, rotation=90, fontsize=8)
         axes.set_yticks(range(len(languages)), languages, fontsize=8)

@@ -88,11 +88,7 @@ class RetrievalOptions:
 
     def about(self, groups: Sequence[str]) -> dict[str, Any]:
         """What the intervals stand on, as results store it."""
-        return {
-            "bootstrap_resamples": self.bootstrap,
-            "bootstrap_groups": len(groups),
-            "bootstrap_level": LEVEL,
-        }
+        return {"bootstrap_resamples": self.bootstrap, "bootstrap_groups": len(groups), "bootstrap_level": LEVEL}
 
 
 _DEFAULT = RetrievalOptions()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.result import metadata
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
@@ -82,22 +82,10 @@ def _by_output(table: pa.Table, means: _Rows, similarity: str) -> TextTable:
         row = means[output, similarity, "raw", first]
         rest = [means[output, similarity, "raw", metric] for metric in others]
         hub = means[output, similarity, "raw", SKEW]
-        body.append(
-            [
-                output,
-                with_interval(row),
-                with_interval(row, "below_best"),
-                *(with_interval(r) for r in rest),
-                _number(hub, "value"),
-            ]
-        )
-        chance = [
-            "chance",
-            in_percent(row["chance"]),
-            "",
-            *(in_percent(r["chance"]) for r in rest),
-            _number(hub, "chance"),
-        ]
+        figures = [with_interval(row), with_interval(row, "below_best"), *(with_interval(r) for r in rest)]
+        body.append([output, *figures, _number(hub, "value")])
+        by_chance = (in_percent(r["chance"]) for r in rest)
+        chance = ["chance", in_percent(row["chance"]), "", *by_chance, _number(hub, "chance")]
     header = ["output", first, "below the best", *others, "hubness"]
     return TextTable(similarity, header, [*body, chance], f"Percent, mean over {conditions(table)}.")
 
@@ -110,7 +98,7 @@ def _best(table: pa.Table, means: _Rows) -> TextTable:
     for similarity in similarities_of(table):
         for score in distinct(table, "score"):
             rows = [means[output, similarity, score, first] for output in outputs]
-            ranked = sorted((row for row in rows if row["value"] is not None), key=lambda row: -_value(row))
+            ranked = sorted((row for row in rows if row["value"] is not None), key=lambda row: -row["value"])
             if not ranked:
                 body.append([similarity, score, *["–"] * (5 + len(others))])
                 continue
@@ -136,23 +124,15 @@ def _cka(table: pa.Table, means: _Rows) -> TextTable:
 def stands_on(table: pa.Table) -> str:
     """What the figures of the tables stand on: directions, pools, queries, chance, intervals."""
     intervals = pc.count(table["low"]).as_py() > 0
-    stored = (table.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"{}")
-    trivial = ", ".join(json.loads(stored).get("only_translations", []))
+    trivial = ", ".join((metadata(table, SETTINGS_KEY) or {}).get("only_translations", []))
+    empty = f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
     return (
         f"Percent (hubness and CKA are not), mean over {conditions(table)}."
         + (f" In brackets: {100 * LEVEL:.0f} % bootstrap intervals over groups, pool fixed." if intervals else "")
         + " Hubness: skewness of 10-occurrence."
-        + (
-            f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
-            if trivial
-            else ""
-        )
+        + (empty if trivial else "")
         + (" The best output was chosen on these same data." if len(distinct(table, "output")) > 1 else "")
     )
-
-
-def _value(row: _Row) -> float:
-    return float(row["value"] or 0.0)
 
 
 def in_percent(value: object) -> str:
