@@ -86,25 +86,15 @@ def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
     Integer formats are scaled to [-1, 1). Float files are not scaled, even where they go beyond [-1, 1]. Of several
     audio streams in a container the first is taken. The same file always gives the same samples.
 
-    Parameters
-    ----------
-    expected
-        what `probe` said of this file, with which it is compared; if None, it is probed again
+    expected: what `probe` said of this file, with which it is compared; if None, it is probed again.
+    Returns float32 (expected.samples,).
 
-    Returns
-    -------
-    float32 array of shape (expected.samples,)
-
-    Raises
-    ------
-    AudioError
-        for all that `probe` refuses; for damaged data, several Ogg streams one after another, and samples that are
-        NaN, infinite or beyond ±1e10; and when the decoded length is not the header's. For lossy formats it may differ
-        by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
+    Raises AudioError for all that `probe` refuses; for damaged data, several Ogg streams one after another, and samples
+    that are NaN, infinite or beyond ±1e10; and when the decoded length is not the header's. For lossy formats it may
+    differ by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
     """
     path = Path(path)
-    if expected is None:
-        expected = probe(path)
+    expected = expected or probe(path)
     stated = expected.source_frames / expected.source_rate
     size = file_size(path)
     if size != expected.size_bytes:

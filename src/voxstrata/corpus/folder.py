@@ -9,20 +9,7 @@ from pathlib import Path
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
 
-_SOUNDFILE = {
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".mp3",
-    ".aif",
-    ".aiff",
-    ".au",
-    ".caf",
-    ".sph",
-    ".w64",
-}
+_SOUNDFILE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".sph", ".w64"}
 _PYAV = {".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr", ".3gp", ".ac3"}
 AUDIO_SUFFIXES = frozenset(_SOUNDFILE | _PYAV)
 LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*")
@@ -58,9 +45,7 @@ def read_folder(root: Path) -> Corpus:
     if not found:
         raise InputError(f"{root}: no audio file in it (looked for {' '.join(sorted(AUDIO_SUFFIXES))})")
     found.sort()
-    rows: list[Row] = [
-        {"path": path, "language": language_of(path.split("/")[0]) if "/" in path else None} for path in found
-    ]
+    rows: list[Row] = [{"path": p, "language": language_of(p.split("/")[0]) if "/" in p else None} for p in found]
     return build(root, rows, [f"file {path!a}" for path in found], root)
 
 

@@ -7,14 +7,10 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-from numpy.typing import NDArray
-
 from voxstrata.audio.decode import AudioInfo, decode
+from voxstrata.audio.readers import Samples
 from voxstrata.base.errors import AudioError
 from voxstrata.corpus import Corpus
-
-Samples = NDArray[np.float32]
 
 
 class DecodeAhead:

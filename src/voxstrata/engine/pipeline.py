@@ -13,9 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.readers import Samples
 from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.engine.decoding import DecodeAhead, Samples
+from voxstrata.engine.decoding import DecodeAhead
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.reductions import StoredRows
 from voxstrata.engine.sink import UnitSink

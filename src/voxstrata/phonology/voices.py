@@ -16,10 +16,7 @@ class Speaker:
     pitch: int  # 0 to 99, 50 is the variant's own
 
 
-VOICES = (
-    Speaker("m", variant="m3", rate=150, pitch=45),
-    Speaker("f", variant="f2", rate=165, pitch=55),
-)
+VOICES = (Speaker("m", variant="m3", rate=150, pitch=45), Speaker("f", variant="f2", rate=165, pitch=55))
 
 # ISO 639-2/B and 639-3 codes (and those of the individual language meant by a macrolanguage) of espeak-ng's voices
 _THREE_LETTERS = {

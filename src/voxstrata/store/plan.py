@@ -29,12 +29,7 @@ POOLED_UNIT = 256  # utterances
 # What `utterances.parquet` holds, in row order. `samples` are at 16 kHz; `failure` is why there is nothing.
 UTTERANCE_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "path", "language", "group", "text", "speaker")]
-    + [
-        ("seconds", pa.float64()),
-        ("samples", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("failure", pa.string()),
-    ]
+    + [("seconds", pa.float64()), ("samples", pa.int64()), ("size_bytes", pa.int64()), ("failure", pa.string())]
 )
 
 
@@ -90,16 +85,11 @@ class Plan:
     def windows(self, utterance: int) -> list[Window]:
         """The windows of at most 30 s that an utterance is encoded in."""
         total = int(self.samples[utterance])
-        return [
-            Window(
-                utterance,
-                s,
-                n := min(WINDOW_SAMPLES, total - s),
-                encoder_frames(n),
-                s // WINDOW_SAMPLES * WINDOW_FRAMES,
-            )
-            for s in range(0, total, WINDOW_SAMPLES)
-        ]
+        windows = []
+        for before, s in enumerate(range(0, total, WINDOW_SAMPLES)):
+            n = min(WINDOW_SAMPLES, total - s)
+            windows.append(Window(utterance, s, n, encoder_frames(n), before * WINDOW_FRAMES))
+        return windows
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the content of the store but the model.
@@ -137,9 +127,8 @@ def make_plan(
         raise InputError(f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}")
     languages = [x or "" for x in corpus.table["language"].to_pylist()]
     frames = -(-samples // SAMPLES_PER_FRAME)
-    keys = list(
-        zip((samples == 0).tolist(), languages, (-frames).tolist(), corpus.table["id"].to_pylist(), strict=True)
-    )
+    ids = corpus.table["id"].to_pylist()
+    keys = list(zip((samples == 0).tolist(), languages, (-frames).tolist(), ids, strict=True))
     order = sorted(range(len(keys)), key=keys.__getitem__)
     samples, frames = samples[order], frames[order]
     known = int(np.count_nonzero(samples))
@@ -157,17 +146,8 @@ def make_plan(
         unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
         unit_begin, start = _pack(length, [languages[i] for i in order], known, fill, unit_rows)
     start[known:] = 0
-    return Plan(
-        spec,
-        _utterance_table(corpus, order, samples, infos, reasons),
-        samples,
-        frames,
-        start,
-        length.astype(np.int32),
-        np.array(unit_begin, np.int64),
-        unit_rows,
-        chunk_rows,
-    )
+    table, begin = _utterance_table(corpus, order, samples, infos, reasons), np.array(unit_begin, np.int64)
+    return Plan(spec, table, samples, frames, start, length.astype(np.int32), begin, unit_rows, chunk_rows)
 
 
 def _usable_samples(

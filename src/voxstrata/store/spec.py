@@ -15,7 +15,7 @@ from voxstrata.encoders.device import Device
 from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.encoders.outputs import select_outputs
 
-SCHEMA = 1  # of the store's layout
+STORE_SCHEMA = 1  # of the store's layout
 # Recordings over 30 s. Each window is to the encoder an utterance of its own (own log-mel maximum, own context).
 WINDOWS = "30 s windows from the start, no overlap, encoded apart, states concatenated"
 
@@ -71,11 +71,7 @@ class StoreSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` restores it."""
-        return asdict(self) | {
-            "outputs": list(self.outputs),
-            "context": self.context.to_dict(),
-            "windows": WINDOWS,
-        }
+        return asdict(self) | {"outputs": list(self.outputs), "context": self.context.to_dict(), "windows": WINDOWS}
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> StoreSpec:
