@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.corpus import Corpus
-from voxstrata.corpus.table import SCHEMA
+from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.store import Plan, StoreSpec, StoreWriter, make_plan
@@ -44,7 +44,7 @@ def random_plan(
             "text": [None] * len(rows),
             "speaker": [None] * len(rows),
         },
-        schema=SCHEMA,
+        schema=CORPUS_SCHEMA,
     )
     infos = [AudioInfo(n * SAMPLES_PER_FRAME, SAMPLE_RATE, n * SAMPLES_PER_FRAME, 1, 44) for *_, n in rows]
     return make_plan(Corpus(Path("/"), table), infos, {}, spec, d, unit_megabytes=unit_megabytes)

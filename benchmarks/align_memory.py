@@ -27,7 +27,7 @@ from _common import Table, environment, peak_mib, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 
 from voxstrata.corpus import Corpus
-from voxstrata.corpus.table import SCHEMA
+from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.retrieval.all_pairs import similarity
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.selection import select
@@ -60,7 +60,7 @@ def make_phonetics(folder: Path) -> None:
     utterances = open_store(folder / "s.zarr").utterances
     rng = np.random.default_rng(1)
     given = {name: "".join(rng.choice(list(SEGMENTS), 6)) for name in utterances["id"].to_pylist()}
-    measure_phonetics(Corpus(Path("/"), utterances.select(SCHEMA.names)), folder / "phonetics", given=given)
+    measure_phonetics(Corpus(Path("/"), utterances.select(CORPUS_SCHEMA.names)), folder / "phonetics", given=given)
 
 
 def main() -> int:

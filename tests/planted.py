@@ -10,7 +10,7 @@ import pyarrow as pa
 from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
-from voxstrata.corpus.table import SCHEMA
+from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.studies.phonetics.measure import measure_phonetics
 
 GROUPS, SPEAKERS = 160, 4
@@ -77,7 +77,7 @@ def plant(folder: Path, seed: int, shuffled: bool = False) -> Planted:
         "text": [None] * len(rows),
         "speaker": [row[3] for row in rows],
     }
-    table = pa.table(columns, schema=SCHEMA)
+    table = pa.table(columns, schema=CORPUS_SCHEMA)
     given = {row[0]: " ".join(SEGMENTS[s] for s in row[4]) for row in rows}  # no word is long enough to count
     measure_phonetics(Corpus(Path("/"), table), folder, given=given)
     seconds = pa.array([len(row[4]) * 0.08 * rng.uniform(0.99, 1.01) for row in rows])  # no two alike

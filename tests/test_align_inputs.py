@@ -15,7 +15,7 @@ from stores import MadeUpStore
 
 from voxstrata import InputError
 from voxstrata.corpus import Corpus
-from voxstrata.corpus.table import SCHEMA
+from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.phonology.ipa import read_ipa
 from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.align.result import Alignment
@@ -37,7 +37,7 @@ def corpus(texts: dict[str, str]) -> Corpus:
         "text": list(texts.values()),
         "speaker": [None] * len(ids),
     }
-    return Corpus(Path("/"), pa.table(columns, schema=SCHEMA))
+    return Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA))
 
 
 def store_of(texts: dict[str, str]) -> MadeUpStore:

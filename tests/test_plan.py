@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus
-from voxstrata.corpus.table import SCHEMA
+from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.encoders import Context
 from voxstrata.engine.pipeline import BATCHES_SORTED, batches
 from voxstrata.store import Plan, StoreSpec, make_plan
@@ -46,7 +46,7 @@ def plan_of(
     }
     infos = [None if r.samples is None else AudioInfo(r.samples, 16_000, r.samples, 1, 44) for r in recordings]
     failures = {i: f"{root}/{r.id}.wav: no" for i, r in enumerate(recordings) if r.samples is None}
-    corpus = Corpus(Path(root), pa.table(columns, schema=SCHEMA))
+    corpus = Corpus(Path(root), pa.table(columns, schema=CORPUS_SCHEMA))
     return make_plan(corpus, infos, failures, spec, D_MODEL, unit_megabytes=megabytes)
 
 

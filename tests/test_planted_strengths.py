@@ -12,7 +12,7 @@ from planted import GROUPS, SEGMENTS, Planted
 from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
-from voxstrata.corpus.table import SCHEMA
+from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.phonetics.measure import measure_phonetics
 
@@ -62,7 +62,7 @@ def both(planted_corpora: list[Planted], tmp_path_factory: pytest.TempPathFactor
         for name in store.utterances["id"].to_pylist():
             given[name] = " ".join(SEGMENTS[s] for s in rng.integers(len(SEGMENTS), size=int(rng.integers(10, 45))))
         folder = root / str(seed)
-        measure_phonetics(Corpus(Path("/"), store.utterances.select(SCHEMA.names)), folder, given=given)
+        measure_phonetics(Corpus(Path("/"), store.utterances.select(CORPUS_SCHEMA.names)), folder, given=given)
         return store, str(folder)
 
     return figures(lambda seed: (mixed(seed, MIXED), planted[seed].phonetics)), figures(shuffled)

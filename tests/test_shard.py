@@ -14,7 +14,7 @@ from stores import Utterance, make_store
 from voxstrata.base.errors import InputError
 from voxstrata.store import open_store
 from voxstrata.store.files import Files
-from voxstrata.store.shard import is_plain, read_rows, shard_bytes, shard_parts
+from voxstrata.store.shard import is_plain, read_shard_rows, shard_bytes, shard_parts
 
 SHARD, CHUNK = 48, 8  # rows
 
@@ -70,14 +70,14 @@ def test_any_rows_of_a_shard_read_as_zarr_reads_them(written: tuple[zarr.Array, 
     for begin in range(SHARD):
         for end in range(begin + 1, SHARD + 1):
             out = np.full((end - begin, 5), np.nan, np.float16)
-            read_rows(folder / "c" / str(shard) / "0", begin, CHUNK, SHARD, out)
+            read_shard_rows(folder / "c" / str(shard) / "0", begin, CHUNK, SHARD, out)
             if not np.array_equal(out, expected := array[shard * SHARD + begin : shard * SHARD + end]):
                 np.testing.assert_array_equal(out, expected, err_msg=f"{begin}:{end}")
 
 
 def test_a_missing_shard_is_an_input_error(written: tuple[zarr.Array, Path]) -> None:
     with pytest.raises(InputError, match="c/2/0: missing; run the same extraction again"):
-        read_rows(written[1] / "c" / "2" / "0", 0, CHUNK, SHARD, np.empty((3, 5), np.float16))
+        read_shard_rows(written[1] / "c" / "2" / "0", 0, CHUNK, SHARD, np.empty((3, 5), np.float16))
 
 
 @pytest.mark.parametrize("damage", ["index", "cut", "empty"])
@@ -87,7 +87,7 @@ def test_a_damaged_shard_is_an_input_error(written: tuple[zarr.Array, Path], tmp
     path = tmp_path / "shard"
     path.write_bytes({"index": data, "cut": data[:100], "empty": b""}[damage])
     with pytest.raises(InputError, match=r"shard: damaged"):
-        read_rows(path, 0, CHUNK, SHARD, np.empty((3, 5), np.float16))
+        read_shard_rows(path, 0, CHUNK, SHARD, np.empty((3, 5), np.float16))
 
 
 def test_a_shard_whose_index_points_beyond_its_end_is_an_input_error(
@@ -97,7 +97,7 @@ def test_a_shard_whose_index_points_beyond_its_end_is_an_input_error(
     path = tmp_path / "shard"
     path.write_bytes(data[-(16 * SHARD // CHUNK + 4) :])  # the index, but no rows
     with pytest.raises(InputError, match="shard: cut short"):
-        read_rows(path, SHARD - 1, CHUNK, SHARD, np.empty((1, 5), np.float16))
+        read_shard_rows(path, SHARD - 1, CHUNK, SHARD, np.empty((1, 5), np.float16))
 
 
 @pytest.mark.parametrize("settings", [{"compressors": "auto"}, {"shards": None}, {"chunks": (CHUNK, 1)}])

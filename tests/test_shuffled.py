@@ -15,7 +15,7 @@ from planted import SEGMENTS
 from stores import MadeUpStore
 
 from voxstrata.corpus import Corpus
-from voxstrata.corpus.table import SCHEMA
+from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.evaluation import Resamples
 from voxstrata.evaluation.bootstrap import percentile_interval
 from voxstrata.evaluation.logistic import fit_logistic
@@ -47,7 +47,7 @@ def meanings(seed: int, shuffled: bool, groups: int = 30) -> MadeUpStore:
         "text": [None] * len(names),
         "speaker": [None] * len(names),
     }
-    table = pa.table(columns, schema=SCHEMA).append_column("seconds", pa.array([1.0] * len(names)))
+    table = pa.table(columns, schema=CORPUS_SCHEMA).append_column("seconds", pa.array([1.0] * len(names)))
     frames = [(meaning[g] + 2 * rng.standard_normal((8, 16))).astype(np.float32) for _, g in names]
     return MadeUpStore(table, {"final": frames})
 
@@ -84,7 +84,7 @@ def translations(seed: int, shuffled: bool, folder: Path, groups: int = 40) -> t
                 "".join(SEGMENTS[s] for s in sentence[i : i + 4]) for i in range(0, len(sentence), 4)
             )
     there, back = measure_phonetics(
-        Corpus(Path("/"), pa.Table.from_pylist(rows, SCHEMA)), folder, given=given
+        Corpus(Path("/"), pa.Table.from_pylist(rows, CORPUS_SCHEMA)), folder, given=given
     ).directions
     return there, back
 

@@ -156,6 +156,24 @@ def test_pooled_of_frames_is_their_mean_and_of_a_pooled_store_what_it_holds(
         kept.frames(0, "final")
 
 
+def test_pooling_reads_a_bounded_number_of_rows_at_once(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the utterances are, and to the same bits."""
+    whole, read, rows_at_once = store.pooled("final"), store.ragged, []
+
+    def ragged(output: str, indices: Any) -> Any:
+        rows, offsets = read(output, indices)
+        rows_at_once.append(len(rows))
+        return rows, offsets
+
+    monkeypatch.setattr(store, "ragged", ragged)
+    monkeypatch.setattr("voxstrata.store.reader._POOLED_ROWS", 100)
+    np.testing.assert_array_equal(store.pooled("final"), whole)
+    assert len(rows_at_once) > 1
+    assert max(rows_at_once) < 100 + store.length.max()
+    done = np.flatnonzero(store.status == 1)[::-1]
+    np.testing.assert_array_equal(store.pooled("final", done), whole[done])
+
+
 def test_metadata_is_a_table_in_index_order(store: EmbeddingStore) -> None:
     table = store.utterances
     names = "id path language group text speaker seconds samples size_bytes failure status"

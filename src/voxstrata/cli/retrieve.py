@@ -62,9 +62,7 @@ def retrieve(
     result: study.Retrieval | study.FoundRetrieval
     if is_similarity(store):
         if outputs != "all" or languages or similarities or kernel:
-            raise vs.UsageError(
-                f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it"
-            )
+            raise vs.UsageError(f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it")
         study.FoundRetrieval.refuse_foreign(folder)
         result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap))
     else:

@@ -1,12 +1,12 @@
 """A local copy of FLEURS (Conneau et al. 2022, arXiv 2205.12446) as a corpus.
 
-The tables have no header; their columns are sentence id, file name, raw transcription, normalised
-transcription, the latter's characters, number of samples and gender, as google/fleurs' own `fleurs.py` reads
-them.
+The tables have no header; their columns are sentence id, file name, raw transcription, normalised transcription, the
+latter's characters, number of samples and gender, as google/fleurs' own `fleurs.py` reads them.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 from voxstrata.base.errors import InputError, UsageError
@@ -21,11 +21,9 @@ _FIELDS = 7
 def find_fleurs(root: Path) -> list[Path]:
     """The language folders of a FLEURS copy at `root`, sorted; empty if it is none."""
     for base in (root / "data", root):
-        if base.is_dir():
-            folders = sorted(path for path in base.iterdir() if LANGUAGE.fullmatch(path.name))
-            languages = [folder for folder in folders if any(_is_table(folder, split) for split in SPLITS)]
-            if languages:
-                return languages
+        folders = sorted(path for path in base.iterdir() if LANGUAGE.fullmatch(path.name)) if base.is_dir() else []
+        if languages := [folder for folder in folders if any(_is_table(folder, split) for split in SPLITS)]:
+            return languages
     return []
 
 
@@ -50,42 +48,31 @@ def read_fleurs(root: Path, languages: list[Path], split: str | None) -> Corpus:
     """
     if split is not None and split not in SPLITS:
         raise UsageError(f"split {split!r} is not one of FLEURS: {', '.join(SPLITS)}")
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}  # by path
     places: list[str] = []
-    for folder in languages:
-        for name in SPLITS if split is None else (split,):
-            table = folder / f"{name}.tsv"
-            if not table.is_file():
-                continue
-            audio = _audio_folder(folder, name)
-            seen = set()
-            for line, fields in tsv_rows(table, read_text(table), _FIELDS):
-                number, file, text = fields[:3]
-                if not file or PurePosixPath(file).name != file:
-                    raise InputError(f"{table}, line {line}: {file!r} is not a file name; correct the row")
-                if file in seen:
-                    continue
-                seen.add(file)
-                rows.append(
-                    {
-                        "id": f"{folder.name}/{name}/{PurePosixPath(file).stem}",
-                        "path": (audio / file).relative_to(root).as_posix(),
-                        "language": folder.name,
-                        "group": number or None,
-                        "text": text or None,
-                    }
-                )
+    for folder, name in product(languages, SPLITS if split is None else (split,)):
+        table = folder / f"{name}.tsv"
+        if not table.is_file():
+            continue
+        audio = _audio_folder(folder, name)
+        for line, (number, file, text, *_) in tsv_rows(table, read_text(table), _FIELDS):
+            if not file or PurePosixPath(file).name != file:
+                raise InputError(f"{table}, line {line}: {file!r} is not a file name; correct the row")
+            path = (audio / file).relative_to(root).as_posix()
+            if path not in rows:
+                name_of = f"{folder.name}/{name}/{PurePosixPath(file).stem}"
+                about = {"language": folder.name, "group": number or None, "text": text or None}
+                rows[path] = {"id": name_of, "path": path, **about}
                 places.append(f"{table.relative_to(root)} line {line}")
     if not rows:
         raise InputError(f"{root}: no rows in any {split or 'train, dev or test'}.tsv; fetch that split")
-    return build(absolute_root(root), rows, places, root)
+    return build(absolute_root(root), list(rows.values()), places, root)
 
 
 def _audio_folder(folder: Path, split: str) -> Path:
     candidates = [folder / "audio" / split, folder / split]
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
+    if found := [candidate for candidate in candidates if candidate.is_dir()]:
+        return found[0]
     raise InputError(
         f"{folder}: no audio of split {split!r}; looked for {candidates[0]} and {candidates[1]}; "
         f"unpack audio/{split}.tar.gz where it lies"

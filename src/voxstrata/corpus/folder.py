@@ -45,9 +45,7 @@ def read_folder(root: Path) -> Corpus:
     if not found:
         raise InputError(f"{root}: no audio file in it (looked for {' '.join(sorted(AUDIO_SUFFIXES))})")
     found.sort()
-    rows: list[Row] = [
-        {"path": path, "language": language_of(path.split("/")[0]) if "/" in path else None} for path in found
-    ]
+    rows: list[Row] = [{"path": p, "language": language_of(p.split("/")[0]) if "/" in p else None} for p in found]
     return build(root, rows, [f"file {path!a}" for path in found], root)
 
 

@@ -22,12 +22,9 @@ def read_manifest(path: Path) -> Corpus:
     How files are read: see `read_rows`. Raises InputError, naming file, line and fix, for anything else.
     """
     folder = absolute_root(path.parent)
-    rows: list[Row] = []
-    places: list[str] = []
-    recordings: list[Path] = []
+    rows, places, recordings = list[Row](), list[str](), list[Path]()
     for place, row in read_rows(path, COLUMNS, required=("path",)):
-        value = row.get("path")
-        if not value:
+        if not (value := row.get("path")):
             raise InputError(f"{path}, {place}: path is empty; name the recording or remove the row")
         # links are not resolved, so they may lead out of the root
         recordings.append(Path(os.path.normpath(folder / value)))

@@ -16,18 +16,10 @@ _SLICE = 4096  # probes handed to the threads at once: bounds memory, and the wa
 def probe_corpus(
     corpus: Corpus, workers: int | None = None, reporter: Reporter = SILENT
 ) -> tuple[list[AudioInfo | None], dict[int, str]]:
-    """Probe every recording of `corpus`; a bad one never stops the others.
+    """Probe every recording of `corpus`; a bad one never stops the others. The reporter is told after each.
 
-    Parameters
-    ----------
-    workers
-        threads; by default four more than there are cores, at most 32, since disks take most of the time
-    reporter
-        told after each recording
-
-    Returns
-    -------
-    One AudioInfo per row, None where probing failed, and the reasons of the failures by row index.
+    workers: threads; by default four more than there are cores, at most 32, since disks take most of the time.
+    Returns one AudioInfo per row, None where probing failed, and the reasons of the failures by row index.
     """
 
     def attempt(i: int) -> AudioInfo | str:
@@ -49,6 +41,5 @@ def probe_corpus(
                     infos.append(None)
                 else:
                     infos.append(outcome)
-                told = Progress("reading headers", len(infos), total, "recordings", failed=len(failures))
-                reporter.progress(told)
+                reporter.progress(Progress("reading headers", len(infos), total, "recordings", failed=len(failures)))
     return infos, failures

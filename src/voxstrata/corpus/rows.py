@@ -71,17 +71,23 @@ def _used_columns(path: Path, names: list[str], asked: Columns) -> dict[str, int
     """Position of each column we read."""
     names = [name.strip() for name in names]
     columns, required = asked
-    for name in required:
-        if name not in names:
-            raise InputError(f"{path}: no column {name!r}; found: {', '.join(map(repr, names))}; name it in the header")
-    twice = [name for name in columns if names.count(name) > 1]
-    if twice:
+    if missing := [name for name in required if name not in names]:
+        found = ", ".join(map(repr, names))
+        raise InputError(f"{path}: no column {missing[0]!r}; found: {found}; name it in the header")
+    if twice := [name for name in columns if names.count(name) > 1]:
         raise InputError(f"{path}: column {twice[0]!r} stands twice in the header; remove one")
     return {name: names.index(name) for name in columns if name in names}
 
 
 def _tsv(path: Path, asked: Columns) -> Places:
-    rows = tsv_rows(path, read_text(path))
+    return _under_header(path, tsv_rows(path, read_text(path)), asked)
+
+
+def _csv(path: Path, asked: Columns) -> Places:
+    return _under_header(path, _csv_rows(path), asked)
+
+
+def _under_header(path: Path, rows: Iterator[tuple[int, list[str]]], asked: Columns) -> Places:
     _, header = next(rows, (0, []))
     if not header:
         raise InputError(f"{path}: is empty; give it a header line and a line for each row")
@@ -90,22 +96,19 @@ def _tsv(path: Path, asked: Columns) -> Places:
         yield f"line {line}", {name: row[at] or None for name, at in used.items()}
 
 
-def _csv(path: Path, asked: Columns) -> Places:
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each line that is not blank; all have as many fields as the first."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    fields = 0
     try:
-        header = next(reader, [])
-        if not header:
-            raise InputError(f"{path}: is empty; give it a header line and a line for each row")
-        used = _used_columns(path, header, asked)
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
+        for row in filter(None, reader):
+            fields = fields or len(row)
+            if len(row) != fields:
                 raise InputError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields where {len(header)} are expected; "
+                    f"{path}, line {reader.line_num}: {len(row)} fields where {fields} are expected; "
                     "put texts with commas or line breaks in double quotes"
                 )
-            yield f"line {reader.line_num}", {name: row[at] or None for name, at in used.items()}
+            yield reader.line_num, row
     except csv.Error as error:
         if "field larger than field limit" in str(error):
             raise InputError(

@@ -19,17 +19,9 @@ def read_corpus(source: str | Path, split: str | None = None) -> Corpus:
     `<lang>/{train,dev,test}.tsv` of FLEURS' form, directly or below `data/`, is FLEURS (see `read_fleurs`);
     any other folder is searched for audio files (see `read_folder`). No recording is opened here.
 
-    Parameters
-    ----------
-    split
-        "train", "dev" or "test" of FLEURS; all of them when None
-
-    Raises
-    ------
-    UsageError
-        for an unknown split, or a split of what is not FLEURS
-    InputError
-        if the source is missing, malformed or without recordings
+    split: "train", "dev" or "test" of FLEURS; all of them when None.
+    Raises UsageError for an unknown split, or a split of what is not FLEURS; InputError if the source is missing,
+    malformed or without recordings.
     """
     source = Path(source)
     if not source.exists():

@@ -13,7 +13,7 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 
 COLUMNS = ("id", "path", "language", "group", "text", "speaker")
-SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+CORPUS_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 _NAMED = 5  # how many offenders a message lists before it only counts them
 
 Row = dict[str, str | None]
@@ -72,7 +72,7 @@ def build(root: Path, rows: Sequence[Row], places: Sequence[str], source: Path) 
                     f"{source}, {place}: {name} {value!a} is not valid Unicode; rename the file or correct the row"
                 ) from None
     columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
-    return Corpus(root, pa.table(columns, schema=SCHEMA))
+    return Corpus(root, pa.table(columns, schema=CORPUS_SCHEMA))
 
 
 def _stem(row: Row) -> str:

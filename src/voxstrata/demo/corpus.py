@@ -16,15 +16,14 @@ from pathlib import Path
 import soundfile
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.corpus.table import COLUMNS
+from voxstrata.corpus import COLUMNS
 from voxstrata.phonology.espeak import speak
 from voxstrata.phonology.voices import VOICES
 
 
 def demo_sentences() -> dict[str, dict[str, str]]:
     """The sentences: group ("s01", ...) -> language code -> text, both in the order of the file."""
-    table = files("voxstrata.demo") / "demo_sentences.tsv"
-    with table.open(encoding="utf-8") as lines:
+    with (files("voxstrata.demo") / "demo_sentences.tsv").open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines, delimiter="\t"))
     return {row.pop("group"): row for row in rows}
 
@@ -37,18 +36,9 @@ def write_demo_corpus(folder: Path, sentences: int = 40, languages: tuple[str, .
     (relative to `folder`), language, group, text, speaker. Files of the same names are overwritten.
     The bytes depend on the arguments alone, given the same espeak-ng and libsndfile.
 
-    Parameters
-    ----------
-    folder : made when missing
-    sentences : how many, from the first; 1 to 40
-    languages : language codes, each once; all six by default
-
-    Raises
-    ------
-    UsageError
-        `sentences` is out of range, or a language is unknown or given twice.
-    InputError
-        espeakng-loader is not installed, or `folder` cannot be written.
+    folder: made when missing. sentences: how many, from the first; 1 to 40. languages: codes, each once; all six by
+    default. Raises UsageError when `sentences` is out of range, or a language is unknown or given twice; InputError
+    when espeakng-loader is not installed, or `folder` cannot be written.
     """
     texts = demo_sentences()
     if not 1 <= sentences <= len(texts):
@@ -68,12 +58,11 @@ def write_demo_corpus(folder: Path, sentences: int = 40, languages: tuple[str, .
                     samples, rate = speak(text, f"{language}+{voice.variant}", voice.rate, voice.pitch)
                     path = f"{language}/{group}-{voice.name}.flac"
                     soundfile.write(folder / path, samples, rate, subtype="PCM_16")
-                    speaker = f"{language}-{voice.name}"
-                    rows.append((f"{language}-{group}-{voice.name}", path, language, group, text, speaker))
+                    name, speaker = f"{language}-{group}-{voice.name}", f"{language}-{voice.name}"
+                    rows.append((name, path, language, group, text, speaker))
         manifest = folder / "manifest.tsv"
         with manifest.open("w", encoding="utf-8", newline="") as out:
-            writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-            writer.writerows([COLUMNS, *rows])
+            csv.writer(out, delimiter="\t", lineterminator="\n").writerows([COLUMNS, *rows])
     except (OSError, soundfile.SoundFileError) as error:
         raise InputError(f"{folder}: the demo corpus cannot be written ({error}); choose another folder") from error
     return manifest

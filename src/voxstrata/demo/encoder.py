@@ -51,12 +51,8 @@ def find_encoder(folder: Path, reporter: Reporter) -> DemoEncoder:
         except InputError as e:
             reporter.step(str(e))
     if found:
-        return DemoEncoder(
-            HUB_CHECKPOINT,
-            True,
-            f"{HUB_CHECKPOINT}, real weights, on synthetic speech: the figures say how this encoder aligns "
-            "espeak-ng's voices, not people.",
-        )
+        meaning = "real weights, on synthetic speech: the figures say how this encoder aligns espeak-ng's voices"
+        return DemoEncoder(HUB_CHECKPOINT, True, f"{HUB_CHECKPOINT}, {meaning}, not people.")
     path = folder / "random-weight-encoder"
     write_random_checkpoint(path)
     return DemoEncoder(

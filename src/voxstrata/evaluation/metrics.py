@@ -145,11 +145,6 @@ def evaluate_ranks(
     )
 
 
-def known(value: float) -> float | None:
-    """None for NaN, which tables hold as null."""
-    return None if math.isnan(value) else float(value)
-
-
 class MeanEvaluation:
     """Unweighted mean over directions, taken as they come: one direction is held at a time.
 

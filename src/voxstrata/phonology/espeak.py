@@ -32,29 +32,14 @@ _one_at_a_time = threading.Lock()  # the library keeps everything in globals
 
 
 def speak(text: str, voice: str, rate: int = 160, pitch: int = 50) -> tuple[npt.NDArray[np.int16], int]:
-    """Speak one sentence.
+    """Speak one sentence; the same arguments give the same samples, whatever was spoken before.
 
-    The same arguments give the same samples, whatever was spoken before.
+    text: in the voice's language and spelling. voice: espeak-ng's language code, optionally with a variant ("fi+m3").
+    rate: words per minute, 80 to 450. pitch: 0 to 99, relative to the variant's own; 50 leaves that as it is.
 
-    Parameters
-    ----------
-    text : what to say, in the voice's language and spelling
-    voice : espeak-ng language code, optionally with a variant: "fi", "fi+m3"
-    rate : speed in words per minute, 80 to 450
-    pitch : 0 to 99, relative to the variant's own pitch; 50 leaves that as it is
-
-    Returns
-    -------
-    samples : shape (samples,), int16, mono; the silence espeak-ng puts around speech is kept
-    sample_rate : samples per second (22 050 for every voice of espeak-ng 1.52)
-
-    Raises
-    ------
-    InputError
-        espeakng-loader is not installed or its library does not start, the voice is unknown,
-        or the text makes no sound.
-    UsageError
-        `rate` or `pitch` is out of range.
+    Returns mono samples (samples,) int16, with the silence that espeak-ng puts around speech, and their rate per second
+    (22 050 for every voice of espeak-ng 1.52). Raises UsageError for a rate or pitch out of range; InputError when
+    espeakng-loader is not installed or its library does not start, for an unknown voice, and for text without a sound.
     """
     if rate not in _RATES:
         raise UsageError(f"rate {rate}: give {_RATES[0]} to {_RATES[-1]} words per minute")

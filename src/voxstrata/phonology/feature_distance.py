@@ -107,35 +107,26 @@ def feature_distances(x: Phones, y: Phones, normalize: str = "longer") -> npt.ND
 
     def part(first: int) -> None:
         last = min(first + step, len(x))
-        _edit_distances(x.codes, x.offsets, y.codes, y.offsets, replace, x_gap, y_gap, first, last, out)
+        _edit_distances((x.codes, x.offsets, x_gap), (y.codes, y.offsets, y_gap), replace, first, last, out)
 
     threads = thread_count()
     step = max(1, -(-len(x) // (8 * threads)))
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(part, range(0, len(x), step)))
     lengths = x.lengths[:, None], y.lengths[None, :]
-    if normalize == "none":
-        length: Any = 1.0
-    else:
-        length = np.maximum(*lengths) if normalize == "longer" else (lengths[0] + lengths[1]) / 2
+    by: dict[str, Any] = {"longer": np.maximum(*lengths), "mean": (lengths[0] + lengths[1]) / 2, "none": 1.0}
+    length = by[normalize]
     distances: npt.NDArray[np.float32] = (out / (2 * max(width, 1) * np.maximum(length, 0.5))).astype(np.float32)
     return distances
 
 
 @jit
-def _edit_distances(
-    x: Any,
-    x_offsets: Any,
-    y: Any,
-    y_offsets: Any,
-    replace: Any,
-    x_gap: Any,
-    y_gap: Any,
-    first: int,
-    last: int,
-    out: Any,
-) -> None:
-    """Rows first … last - 1 of the (N, M) int32 edit distances, one row of the table held at a time."""
+def _edit_distances(strings: Any, others: Any, replace: Any, first: int, last: int, out: Any) -> None:
+    """Rows first … last - 1 of the (N, M) int32 edit distances, one row of the table held at a time.
+
+    strings, others: codes, offsets, and what inserting each type costs. replace: what replacing one by another costs.
+    """
+    (x, x_offsets, x_gap), (y, y_offsets, y_gap) = strings, others
     longest = 0
     for j in range(len(y_offsets) - 1):
         longest = max(longest, y_offsets[j + 1] - y_offsets[j])

@@ -86,11 +86,11 @@ class Plan:
     def windows(self, utterance: int) -> list[Window]:
         """The windows of at most 30 s that an utterance is encoded in."""
         total = int(self.samples[utterance])
-        found = []
-        for s in range(0, total, WINDOW_SAMPLES):
+        windows = []
+        for before, s in enumerate(range(0, total, WINDOW_SAMPLES)):
             n = min(WINDOW_SAMPLES, total - s)
-            found.append(Window(utterance, s, n, encoder_frames(n), s // WINDOW_SAMPLES * WINDOW_FRAMES))
-        return found
+            windows.append(Window(utterance, s, n, encoder_frames(n), before * WINDOW_FRAMES))
+        return windows
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the content of the store but the model.
@@ -147,8 +147,7 @@ def make_plan(
         unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
         unit_begin, start = _pack(length, [languages[i] for i in order], known, fill, unit_rows)
     start[known:] = 0
-    table = _utterance_table(corpus, order, samples, infos, reasons)
-    begin = np.array(unit_begin, np.int64)
+    table, begin = _utterance_table(corpus, order, samples, infos, reasons), np.array(unit_begin, np.int64)
     return Plan(spec, table, samples, frames, start, length.astype(np.int32), begin, unit_rows, chunk_rows)
 
 

@@ -20,11 +20,12 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.store.files import Files, root_attributes, zarr_array
-from voxstrata.store.shard import is_plain, read_rows
-from voxstrata.store.spec import SCHEMA, StoreSpec
-from voxstrata.store.writer import FAILED, PENDING, PLAN, UNITS, UTTERANCES
+from voxstrata.store.shard import is_plain, read_shard_rows
+from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, UTTERANCES, marked_units, read_marker, with_failures
 
 _STATUS = pa.array(["pending", "done", "failed"])
+_POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance: memory stays small
 
 
 class EmbeddingStore:
@@ -40,8 +41,10 @@ class EmbeddingStore:
         about = root_attributes(self.files).get("voxstrata")
         if about is None:
             raise InputError(f"{path}: not a voxstrata store; `voxstrata extract` makes one")
-        if about.get("schema") != SCHEMA:
-            raise InputError(f"{path}: store schema {about.get('schema')}, this version reads {SCHEMA}; extract again")
+        if about.get("schema") != STORE_SCHEMA:
+            raise InputError(
+                f"{path}: store schema {about.get('schema')}, this version reads {STORE_SCHEMA}; extract again"
+            )
         if not self.files.exists(PLAN):
             raise InputError(f"{path}: its creation was interrupted; run the extraction again, it will resume")
         self.about: dict[str, Any] = about
@@ -50,7 +53,7 @@ class EmbeddingStore:
         self._root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r")
 
     def __repr__(self) -> str:
-        done, total = int((self.status == 1).sum()), len(self.status)
+        done, total = int((self.status == DONE).sum()), len(self.status)
         return (
             f"<EmbeddingStore {self.files.root}: {done} of {total} utterances, {self.spec.group} of "
             f"{', '.join(self.outputs)}, d={self.model.d_model}, {self.spec.context.mode}, {self.model.checkpoint}>"
@@ -88,12 +91,8 @@ class EmbeddingStore:
     @cached_property
     def _failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
-        return {
-            int(i): reason
-            for name in self.files.names(UNITS)
-            if name.endswith(".json")
-            for i, reason in json.loads(self.files.read(f"{UNITS}/{name}"))["failed"].items()
-        }
+        markers = [read_marker(self.files, unit) for unit in marked_units(self.files)]
+        return {int(i): reason for marker in markers for i, reason in marker["failed"].items()}
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
@@ -101,10 +100,8 @@ class EmbeddingStore:
         status = np.asarray(zarr_array(self._root, "status")[:])
         if (status == PENDING).any():
             begin = json.loads(self.files.read(PLAN))["unit_begin"]
-            for name in self.files.names(UNITS):
-                if name.endswith(".json"):
-                    unit = int(name.removesuffix(".json"))
-                    status[begin[unit] : begin[unit + 1]] = 1
+            for unit in marked_units(self.files):
+                status[begin[unit] : begin[unit + 1]] = DONE
             status[list(self._failures)] = FAILED
         return status
 
@@ -119,10 +116,7 @@ class EmbeddingStore:
         failure, status ("done", "failed" or "pending")."""
         table = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
         if (np.asarray(zarr_array(self._root, "status")[:]) == PENDING).any():
-            failures = [self._failures.get(i, r) for i, r in enumerate(table["failure"].to_pylist())]
-            table = table.set_column(
-                table.schema.get_field_index("failure"), "failure", pa.array(failures, pa.string())
-            )
+            table = with_failures(table, dict(enumerate(table["failure"].to_pylist())) | self._failures)
         return table.append_column("status", _STATUS.take(pa.array(self.status.astype(np.int64))))
 
     @cached_property
@@ -152,8 +146,7 @@ class EmbeddingStore:
 
     def frames(self, utterance: str | int, output: str) -> NDArray[Any]:
         """States of one utterance, (rows, d) in the stored dtype."""
-        rows, _ = self.ragged(output, np.array([self.index(utterance)]))
-        return rows
+        return self.ragged(output, [self.index(utterance)])[0]
 
     def ragged(
         self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]]
@@ -189,14 +182,14 @@ class EmbeddingStore:
             unit = at // shard_rows
             stop = min(end, (unit + 1) * shard_rows)
             path = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
-            read_rows(path, at % shard_rows, array.chunks[0], shard_rows, out[at - begin : stop - begin])
+            read_shard_rows(path, at % shard_rows, array.chunks[0], shard_rows, out[at - begin : stop - begin])
             at = stop
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
         begin = json.loads(self.files.read(PLAN))["unit_begin"]
         for a, b in pairwise(begin):
-            indices = a + np.flatnonzero(self.status[a:b] == 1)
+            indices = a + np.flatnonzero(self.status[a:b] == DONE)
             if len(indices):
                 yield (indices, *self.ragged(output, indices))
 
@@ -210,7 +203,7 @@ class EmbeddingStore:
         """
         if indices is None:
             out = np.full((len(self), self.model.d_model), np.nan, np.float32)
-            done = np.flatnonzero(self.status == 1)
+            done = np.flatnonzero(self.status == DONE)
             out[done] = self.pooled(output, done)
             return out
         index = np.asarray(indices, np.int64)
@@ -219,18 +212,18 @@ class EmbeddingStore:
         if not self.has_frames:
             return np.asarray(array.oindex[index, :], np.float32)
         out = np.empty((len(index), array.shape[1]), np.float32)
-        step = 256  # utterances read at once: memory stays small
-        for a in range(0, len(index), step):
-            rows, offsets = self.ragged(output, index[a : a + step])
+        reads = np.cumsum(self.length[index], dtype=np.int64) // _POOLED_ROWS  # which read an utterance falls into
+        for run in np.split(np.arange(len(index)), np.flatnonzero(np.diff(reads)) + 1):
+            rows, offsets = self.ragged(output, index[run])
             sums = np.add.reduceat(rows.astype(np.float32), offsets[:-1], axis=0)
-            out[a : a + step] = sums / np.diff(offsets)[:, None]
+            out[run] = sums / np.diff(offsets)[:, None]
         return out
 
     def _require_done(self, index: NDArray[np.int64]) -> None:
         outside = index[(index < 0) | (index >= len(self))]
         if len(outside):
             self.index(int(outside[0]))
-        bad = index[self.status[index] != 1]
+        bad = index[self.status[index] != DONE]
         if len(bad):
             i = int(bad[0])
             row = self.utterances.slice(i, 1).to_pylist()[0]

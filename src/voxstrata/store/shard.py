@@ -61,7 +61,7 @@ def is_plain(array: zarr.Array[Any]) -> bool:
     )
 
 
-def read_rows(path: Path, begin: int, chunk_rows: int, shard_rows: int, out: NDArray[Any]) -> None:
+def read_shard_rows(path: Path, begin: int, chunk_rows: int, shard_rows: int, out: NDArray[Any]) -> None:
     """Read the rows from `begin` of the shard file `path` into `out` (rows, d); zeros for a chunk that is not there.
 
     Raises InputError for a shard that is damaged or missing.

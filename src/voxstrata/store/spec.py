@@ -15,7 +15,7 @@ from voxstrata.encoders.device import Device
 from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.encoders.outputs import select_outputs
 
-SCHEMA = 1  # of the store's layout
+STORE_SCHEMA = 1  # of the store's layout
 # Recordings over 30 s. Each window is to the encoder an utterance of its own (own log-mel maximum, own context).
 WINDOWS = "30 s windows from the start, no overlap, encoded apart, states concatenated"
 

@@ -23,12 +23,28 @@ from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.files import LOCK, Files, root_attributes, zarr_array
 from voxstrata.store.plan import Plan
 from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
-from voxstrata.store.spec import SCHEMA
+from voxstrata.store.spec import STORE_SCHEMA
 
 PENDING, DONE, FAILED = 0, 1, 2
 PLAN, UTTERANCES, UNITS = "plan.json", "utterances.parquet", "units"
 # What is left of a root group's metadata when zarr is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
+
+
+def marked_units(files: Files) -> list[int]:
+    """Units that have a marker, in order."""
+    return [int(name.removesuffix(".json")) for name in files.names(UNITS) if name.endswith(".json")]
+
+
+def read_marker(files: Files, unit: int) -> dict[str, Any]:
+    """What the marker of a unit says: "unit", "failed" (reasons by index), "overflows"."""
+    return dict(json.loads(files.read(f"{UNITS}/{unit:06d}.json")))
+
+
+def with_failures(utterances: pa.Table, failures: Mapping[int, str | None]) -> pa.Table:
+    """A table of UTTERANCE_SCHEMA with these reasons, by index, as its failures."""
+    column = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
+    return utterances.set_column(utterances.schema.get_field_index("failure"), "failure", column)
 
 
 def refuse_foreign(files: Files) -> None:
@@ -54,9 +70,7 @@ class StoreWriter:
     """
 
     def __init__(self, path: str | Path, plan: Plan, card: ModelCard) -> None:
-        self.files = Files(path)
-        self.plan = plan
-        self.card = card
+        self.files, self.plan, self.card = Files(path), plan, card
         refuse_foreign(self.files)
         if self.files.exists(PLAN):
             self._compare(card)
@@ -75,8 +89,7 @@ class StoreWriter:
 
     def done(self) -> set[int]:
         """Units that are committed; on a local disk not those whose shards are missing or cut short, as a copy may."""
-        units = {int(n.removesuffix(".json")) for n in self.files.names(UNITS) if n.endswith(".json")}
-        return {unit for unit in units if self._whole(unit)}
+        return {unit for unit in marked_units(self.files) if self._whole(unit)}
 
     def _whole(self, unit: int) -> bool:
         if self.files.local is None:
@@ -86,7 +99,7 @@ class StoreWriter:
             shard = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
             row_bytes = array.shape[1] * array.dtype.itemsize
             expected = shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows)
-            if not (shard.exists() and shard.stat().st_size >= expected):
+            if not shard.exists() or shard.stat().st_size < expected:
                 return set(plan.members(unit)) <= set(self.failures([unit])[0])  # which has no shards
         return True
 
@@ -114,7 +127,7 @@ class StoreWriter:
         failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
         overflows = 0
         for unit in units:
-            marker = json.loads(self.files.read(f"{UNITS}/{unit:06d}.json"))
+            marker = read_marker(self.files, unit)
             failures |= {int(i): reason for i, reason in marker["failed"].items()}
             overflows += marker["overflows"]
         return failures, overflows
@@ -132,17 +145,14 @@ class StoreWriter:
         return failures, overflows
 
     def _write_utterances(self, failures: Mapping[int, str]) -> None:
-        table = self.plan.utterances
-        column = pa.array([failures.get(i) for i in range(len(table))], pa.string())
-        table = table.set_column(table.schema.get_field_index("failure"), "failure", column)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(with_failures(self.plan.utterances, failures), buffer, compression="zstd")
         self.files.write(UTTERANCES, buffer.getvalue())
 
     def _create(self, card: ModelCard) -> zarr.Group:
         plan, spec = self.plan, self.plan.spec
         about = {
-            "schema": SCHEMA,
+            "schema": STORE_SCHEMA,
             "model": card.to_dict(),
             "spec": spec.to_dict(),
             "plan": plan.fingerprint(),
@@ -167,23 +177,15 @@ class StoreWriter:
             )
         status = np.where(plan.samples > 0, PENDING, FAILED).astype(np.uint8)
         for name, values in (("start", plan.start), ("length", plan.length), ("status", status)):
-            array = root.create_array(
-                name,
-                shape=(count,),
-                dtype=values.dtype,
-                chunks=(count,),
-                compressors=None,
-                dimension_names=("utterance",),
-            )
-            array[:] = values
+            root.create_array(name, data=values, chunks=(count,), compressors=None, dimension_names=("utterance",))
         with warnings.catch_warnings():
             # Zarr's format 3 does not specify consolidated metadata yet, which zarr warns of. With them readers find
             # the arrays in one read, and do not stumble over the files that are none.
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             for group in (spec.group, ""):
                 zarr.consolidate_metadata(root.store, path=group)
-        self._write_utterances({i: r for i, r in enumerate(plan.utterances["failure"].to_pylist()) if r is not None})
-        stored = {"schema": SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
+        self._write_utterances(self.failures([])[0])
+        stored = {"schema": STORE_SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
         self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
         return root
 
@@ -191,21 +193,20 @@ class StoreWriter:
         """Refuse to resume a store that something else made, saying what differs."""
         about = root_attributes(self.files).get("voxstrata", {})
         where = f"{self.files.root}: cannot resume: "
-        if about.get("schema") != SCHEMA:
+        if about.get("schema") != STORE_SCHEMA:
             raise InputError(
-                f"{where}its schema is {about.get('schema')}, this version writes {SCHEMA}; use a new name"
+                f"{where}its schema is {about.get('schema')}, this version writes {STORE_SCHEMA}; use a new name"
             )
-        theirs, ours = ModelCard.from_dict(about["model"]), card
-        context = self.plan.spec.context
-        for key, value in theirs.identity(context).items():
-            if value != ours.identity(context)[key]:
+        theirs, identity = ModelCard.from_dict(about["model"]), card.identity(self.plan.spec.context)
+        for key, value in theirs.identity(self.plan.spec.context).items():
+            if value != identity[key]:
                 raise InputError(
                     f"{where}it was made with another model: {key} is {value} there ({theirs.checkpoint}), "
-                    f"{ours.identity(context)[key]} here ({ours.checkpoint}); use that model or a new store"
+                    f"{identity[key]} here ({card.checkpoint}); use that model or a new store"
                 )
-        if theirs.format != ours.format:  # other graphs of the same network, which round otherwise
+        if theirs.format != card.format:  # other graphs of the same network, which round otherwise
             raise InputError(
-                f"{where}its model is of format {theirs.format}, this one of format {ours.format}; "
+                f"{where}its model is of format {theirs.format}, this one of format {card.format}; "
                 "use the version of voxstrata that began it, or a new store"
             )
         there, here = _flat(about["spec"]), _flat(self.plan.spec.to_dict())

@@ -18,7 +18,7 @@ from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.metrics import MEAN, MeanEvaluation, evaluate_ranks
 from voxstrata.retrieval.folder import BACKWARD, FORWARD, FoundSimilarity, read_similarity
 from voxstrata.studies.retrieve.measure import RetrievalOptions
-from voxstrata.studies.retrieve.text import in_percent, with_interval
+from voxstrata.studies.retrieve.text import in_percent, percent_with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,7 +171,7 @@ def _summary(table: pa.Table, settings: dict[str, Any]) -> TextTable:
     for direction in distinct(table, "direction"):
         rows = [figures[direction, metric] for metric in metrics]
         ends = dict.fromkeys([str(rows[0]["candidates"]), str(rows[0]["candidates_max"])])
-        cells = [text for row in rows for text in (with_interval(row), in_percent(row["chance"]))]
+        cells = [text for row in rows for text in (percent_with_interval(row), in_percent(row["chance"]))]
         best = figures.get((direction, BEST_F1), {"value": None})["value"]
         body.append([direction, rows[0]["queries"], rows[0]["queries_without_partner"], "–".join(ends), best, *cells])
     top, candidates = settings["top"], settings["candidates"]

@@ -82,7 +82,7 @@ def _by_output(table: pa.Table, means: _Rows, similarity: str) -> TextTable:
         row = means[output, similarity, "raw", first]
         rest = [means[output, similarity, "raw", metric] for metric in others]
         hub = means[output, similarity, "raw", SKEW]
-        figures = [with_interval(row), with_interval(row, "below_best"), *(with_interval(r) for r in rest)]
+        figures = [percent_with_interval(row), percent_with_interval(row, "below_best"), *(percent_with_interval(r) for r in rest)]
         body.append([output, *figures, _number(hub, "value")])
         by_chance = (in_percent(r["chance"]) for r in rest)
         chance = ["chance", in_percent(row["chance"]), "", *by_chance, _number(hub, "chance")]
@@ -105,9 +105,9 @@ def _best(table: pa.Table, means: _Rows) -> TextTable:
             best = str(ranked[0]["output"])
             rest = [in_percent(means[best, similarity, score, metric]["value"]) for metric in others]
             rest.append(_number(means[best, similarity, score, SKEW], "value"))
-            ahead = with_interval(ranked[1], "below_best") if len(ranked) > 1 else "–"
+            ahead = percent_with_interval(ranked[1], "below_best") if len(ranked) > 1 else "–"
             runner_up = str(ranked[1]["output"]) if len(ranked) > 1 else "–"
-            body.append([similarity, score, best, with_interval(ranked[0]), ahead, runner_up, *rest])
+            body.append([similarity, score, best, percent_with_interval(ranked[0]), ahead, runner_up, *rest])
     header = ["similarity", "score", "best output", first, "ahead by", "of", *others, "hubness"]
     return TextTable("Best output", header, body, stands_on(table))
 
@@ -144,7 +144,7 @@ def _number(row: _Row, column: str) -> str:
     return f"{value:.2f}" if isinstance(value, float) else "–"
 
 
-def with_interval(row: _Row, column: str = "value") -> str:
+def percent_with_interval(row: _Row, column: str = "value") -> str:
     """In percent, with the interval where there is one."""
     low, high = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
     text = in_percent(row[column])
