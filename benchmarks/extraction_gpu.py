@@ -174,11 +174,7 @@ def whole_extract(b: Bench, kept: str) -> None:
         corpus = write_made_up(Path(folder) / "corpus", lengths)
         with Idle(b.device) as idle:
             done = extract(
-                corpus,
-                b.model,
-                Path(folder) / "s.zarr",
-                spec,
-                Runtime(b.device, b.args.threads, b.args.tokens),
+                corpus, b.model, Path(folder) / "s.zarr", spec, Runtime(b.device, b.args.threads, b.args.tokens)
             )
         store = open_store(Path(folder) / "s.zarr")
         b.check(done.failed == 0 and store.complete, f"extract, {kept}: the store is not complete")

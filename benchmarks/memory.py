@@ -65,11 +65,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
         _, model = exported(args, Path(folder) / "model")
         small, large = args.clips
-        for clips, unit in (
-            (small, SMALL_UNIT_MEGABYTES),
-            (large, SMALL_UNIT_MEGABYTES),
-            (large, UNIT_MEGABYTES),
-        ):
+        for clips, unit in ((small, SMALL_UNIT_MEGABYTES), (large, SMALL_UNIT_MEGABYTES), (large, UNIT_MEGABYTES)):
             say(f"extracting {clips} clips in units of {unit} MB")
             settings = [str(model.path), args.corpus, str(clips), str(args.threads), str(unit)]
             command = [sys.executable, __file__, "child", *settings, f"{folder}/{clips}-{unit}.zarr"]
@@ -79,13 +75,7 @@ def main() -> int:
                 sys.exit(f"only {runs[-1]['clips']} of {clips} clips could be read; measure on a corpus that is sound")
     ratio = runs[1]["peak_mib"] / runs[0]["peak_mib"]
     rows = [
-        [
-            str(r["clips"]),
-            f"{r['audio_seconds'] / 60:.1f}",
-            str(r["unit_mb"]),
-            str(r["units"]),
-            f"{r['peak_mib']:.0f}",
-        ]
+        [str(r["clips"]), f"{r['audio_seconds'] / 60:.1f}", str(r["unit_mb"]), str(r["units"]), f"{r['peak_mib']:.0f}"]
         for r in runs
     ]
     write_report(

@@ -135,12 +135,7 @@ def test_resampling_lets_nothing_fold_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "codec", "rate"),
-    [
-        ("x.m4a", "aac", 16_000),
-        ("x.m4a", "aac", 44_100),
-        ("x.mp4", "aac", 8_000),
-        ("x.webm", "libopus", 48_000),
-    ],
+    [("x.m4a", "aac", 16_000), ("x.m4a", "aac", 44_100), ("x.mp4", "aac", 8_000), ("x.webm", "libopus", 48_000)],
 )
 def test_containers_of_pyav_give_the_stated_length(tmp_path: Path, name: str, codec: str, rate: int) -> None:
     path = write_av(tmp_path / name, codec, rate, tone(2 * rate, rate))

@@ -19,30 +19,9 @@ from voxstrata.corpus import COLUMNS, Corpus, probe_corpus, read_corpus
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 ROWS: list[dict[str, str | None]] = [
-    {
-        "id": "007",
-        "path": "en/a.wav",
-        "language": "en",
-        "group": "g1",
-        "text": 'He said "go".',
-        "speaker": "01",
-    },
-    {
-        "id": "b",
-        "path": "fr/b.wav",
-        "language": "fr",
-        "group": "g1",
-        "text": "Il a dit, « va ».",
-        "speaker": None,
-    },
-    {
-        "id": "fr/c",
-        "path": "fr/c.wav",
-        "language": None,
-        "group": None,
-        "text": '"Quoted" whole',
-        "speaker": None,
-    },
+    {"id": "007", "path": "en/a.wav", "language": "en", "group": "g1", "text": 'He said "go".', "speaker": "01"},
+    {"id": "b", "path": "fr/b.wav", "language": "fr", "group": "g1", "text": "Il a dit, « va ».", "speaker": None},
+    {"id": "fr/c", "path": "fr/c.wav", "language": None, "group": None, "text": '"Quoted" whole', "speaker": None},
 ]
 
 
@@ -266,11 +245,7 @@ def fleurs_line(number: int, name: str, raw: str) -> str:
 def fleurs(root: Path, audio: str) -> None:
     """Two languages; `audio` is the folder of the recordings inside a language folder."""
     tables = {
-        ("en_us", "dev"): [
-            (12, "100.wav", 'A "tornado".'),
-            (12, "101.wav", 'A "tornado".'),
-            (7, "102.wav", "Rain."),
-        ],
+        ("en_us", "dev"): [(12, "100.wav", 'A "tornado".'), (12, "101.wav", 'A "tornado".'), (7, "102.wav", "Rain.")],
         ("fr_fr", "dev"): [(7, "200.wav", "Pluie."), (7, "200.wav", "Pluie encore.")],
         ("fr_fr", "test"): [(40, "300.wav", "Neige.")],
     }

@@ -26,11 +26,7 @@ from voxstrata import Context, Device, InputError, UsageError, open_model  # noq
 from voxstrata.corpus import read_corpus  # noqa: E402
 from voxstrata.encoders import ModelFolder  # noqa: E402
 from voxstrata.encoders.card import CPU, WEIGHTS  # noqa: E402
-from voxstrata.engine import (  # noqa: E402
-    CpuEncoder,
-    CudaEncoder,
-    Runtime,
-)
+from voxstrata.engine import CpuEncoder, CudaEncoder, Runtime  # noqa: E402
 from voxstrata.exporters import ExportSpec, export  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint  # noqa: E402
 from voxstrata.store import StoreSpec  # noqa: E402

@@ -15,12 +15,7 @@ from test_cli import run
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoTokenizer,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-)
+from transformers import AutoTokenizer, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration  # noqa: E402
 
 from voxstrata.base.errors import InputError, UsageError  # noqa: E402
 from voxstrata.early_exit.checkpoint import load_transcriber, narrowed, write_early_exit  # noqa: E402

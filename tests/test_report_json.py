@@ -118,7 +118,7 @@ def test_an_unfinished_similarity_is_named(study: Path, tmp_path: Path, capsys: 
     assert "left out: s/plan.json: no top.parquet beside it" in capsys.readouterr().err
     (tmp_path / "s" / "top.parquet").write_bytes(b"PAR1")
     assert run("report", tmp_path) == 3
-    assert "top.parquet: cannot be read" in capsys.readouterr().err
+    assert "top.parquet: damaged" in capsys.readouterr().err
     (tmp_path / "bench.json").write_text('{"modes": {}}', encoding="utf-8")
     (tmp_path / "s" / "top.parquet").unlink()
     assert run("report", tmp_path) == 3

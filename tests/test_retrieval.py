@@ -12,12 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxstrata.base.errors import InputError
-from voxstrata.retrieval import (
-    Ragged,
-    mean_pool,
-    pooled_cosine,
-    seqsim,
-)
+from voxstrata.retrieval import Ragged, mean_pool, pooled_cosine, seqsim
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.similarities import harmonic
 

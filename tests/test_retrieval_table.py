@@ -117,11 +117,7 @@ def test_retrieve_reports_every_output_similarity_score_and_direction_as_brute_f
                     chosen = {"output": output, "similarity": similarity, "score": score, "metric": metric}
                     row = _only(table, **chosen, source=source, target=target)
                     assert row["value"] == pytest.approx(value)
-                    assert (row["chance"], row["queries"], row["candidates"]) == (
-                        pytest.approx(chances[metric]),
-                        6,
-                        6,
-                    )
+                    assert (row["chance"], row["queries"], row["candidates"]) == (pytest.approx(chances[metric]), 6, 6)
                     assert row["low"] is row["high"] is None
 
 

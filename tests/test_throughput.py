@@ -92,11 +92,7 @@ def test_units_are_larger_on_a_gpu_unless_their_size_is_given(
 
 
 def test_extract_and_plan_make_the_same_units_on_a_gpu(
-    corpus: Path,
-    tiny_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnx")
     monkeypatch.setattr(plans, "CHUNK_BYTES", 1 << 12)

@@ -657,7 +657,7 @@ def test_pooled_stores_empty_and_overlapping_sets_and_unknown_names_are_refused(
         (UsageError, "no output 'layer_09'", lambda: similarity(en, None, "layer_09", tmp_path / "r")),
         (UsageError, "unknown matrix 'f2'", lambda: similarity(en, None, "final", tmp_path / "r", matrix=["f2"])),
         (UsageError, "top is 0", lambda: similarity(en, None, "final", tmp_path / "r", top=0)),
-        (UsageError, "tiles of 0 frames", lambda: similarity(en, None, "final", tmp_path / "r", tile_frames=0)),
+        (UsageError, "tile_frames is 0", lambda: similarity(en, None, "final", tmp_path / "r", tile_frames=0)),
         (UsageError, "part 4/3", lambda: similarity(en, None, "final", tmp_path / "r", part=(4, 3))),
         (UsageError, "unknown language 'xx'; known: en, es", lambda: select(store, ["xx"])),
         (UsageError, "no utterance 'nobody'", lambda: select(store, ids=["nobody"])),

@@ -4,8 +4,6 @@ soundfile reads wav, flac, ogg (vorbis, opus), mp3 and what else libsndfile know
 mp4, webm, aac, wma …).
 """
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path

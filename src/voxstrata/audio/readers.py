@@ -1,7 +1,5 @@
 """Any recording as blocks of samples: libsndfile where it reads the format, else PyAV, an extra."""
 
-from __future__ import annotations
-
 import io
 import os
 import stat

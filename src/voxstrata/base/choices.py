@@ -1,7 +1,5 @@
 """Choosing some of what there is by name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from voxstrata.base.errors import UsageError

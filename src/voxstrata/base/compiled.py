@@ -1,7 +1,5 @@
 """Compiling with numba, and how many threads compiled code takes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast

@@ -1,7 +1,5 @@
 """Errors a user can act on: each names the file or value, says what is wrong, and how to mend it."""
 
-from __future__ import annotations
-
 
 class VoxstrataError(Exception):
     """Base of every error raised on purpose; the command line prints its text without a traceback."""

@@ -1,7 +1,5 @@
 """Who is told what a long piece of work is doing: one object for every function that takes minutes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

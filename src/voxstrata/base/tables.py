@@ -1,7 +1,5 @@
 """Tables for people: one form that is printed, written as Markdown, or put on a page."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """voxstrata align"""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """The command `voxstrata`: its commands, and how errors become messages and exit codes."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib import import_module

@@ -1,7 +1,5 @@
 """voxstrata bench"""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
@@ -19,12 +17,7 @@ from voxstrata.cli.options import PATH, json_option, model_argument, outputs_opt
 @run_options
 @json_option
 def bench(
-    model: Path,
-    outputs: str,
-    corpus: Path | None,
-    split: str | None,
-    runtime: vs.Runtime,
-    as_json: bool,
+    model: Path, outputs: str, corpus: Path | None, split: str | None, runtime: vs.Runtime, as_json: bool
 ) -> None:
     """Measure how fast this machine runs MODEL, in about two minutes, and remember it for `voxstrata plan`.
 

@@ -1,7 +1,5 @@
 """voxstrata early-exit"""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Options that several commands share. Those that belong together reach the command as one object."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """voxstrata words"""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """What is to be encoded: a table of recordings from a folder, a manifest or a local FLEURS copy."""
 
-from __future__ import annotations
-
 from voxstrata.corpus.probe import probe_corpus
 from voxstrata.corpus.source import read_corpus
 from voxstrata.corpus.table import COLUMNS, Corpus

@@ -4,8 +4,6 @@ The tables have no header; their columns are sentence id, file name, raw transcr
 latter's characters, number of samples and gender, as google/fleurs' own `fleurs.py` reads them.
 """
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path, PurePosixPath
 

@@ -1,7 +1,5 @@
 """A folder of audio as a corpus."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Manifests: .tsv, .csv, .jsonl and .parquet tables that name recordings."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

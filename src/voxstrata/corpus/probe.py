@@ -1,7 +1,5 @@
 """The lengths of a whole corpus, from headers, in parallel."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 

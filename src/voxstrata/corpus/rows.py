@@ -1,7 +1,5 @@
 """Tables of strings: .tsv, .csv, .jsonl and .parquet files, row by row, with where each row stands."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

@@ -1,7 +1,5 @@
 """Finding out what kind of corpus a path is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from voxstrata.base.errors import InputError, UsageError

@@ -1,7 +1,5 @@
 """The one form every corpus takes: a root folder and a table of strings."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence

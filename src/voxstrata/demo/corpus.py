@@ -7,8 +7,6 @@ neither voice nor speed tells one sentence from another. Length still does a lit
 long in every language.
 """
 
-from __future__ import annotations
-
 import csv
 from importlib.resources import files
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The demo: a corpus of its own, an encoder, a store, a table and pictures. Works without a network."""
 
-from __future__ import annotations
-
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path

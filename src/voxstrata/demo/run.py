@@ -1,7 +1,5 @@
 """The demo from Python: speak a small corpus, export an encoder, extract, retrieve."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

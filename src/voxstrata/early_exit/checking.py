@@ -1,7 +1,5 @@
 """Whether written checkpoints compute what they claim: their tokens against a plain loop over our own ONNX graph."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -131,11 +129,9 @@ def _log_mel(transcriber: Transcriber, corpus: Corpus) -> tuple[dict[int, torch.
     found = {}
     for i, info in infos.items():
         try:
-            audio = read_recording(corpus, i, info)
+            found[i] = spectrograms(transcriber.encoder, read_recording(corpus, i, info))
         except AudioError as e:
             failures[str(corpus.table["id"][i])] = str(e)
-            continue
-        found[i] = spectrograms(transcriber.encoder, audio)
     refuse_if_none(corpus, found, failures)
     return found, failures
 

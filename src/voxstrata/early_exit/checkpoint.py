@@ -4,8 +4,6 @@ With the final LayerNorm the checkpoint is the original's own tensors, fewer of 
 Both are folders of the unchanged architecture: transformers loads them, and so does what builds on transformers.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

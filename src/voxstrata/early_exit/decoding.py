@@ -1,7 +1,5 @@
 """Transcribe a corpus with the encoder ended after every block; decoding is transformers' `generate`."""
 
-from __future__ import annotations
-
 import copy
 from collections import deque
 from collections.abc import Mapping, Sequence

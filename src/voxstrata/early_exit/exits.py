@@ -1,7 +1,5 @@
 """Where an encoder ends early, and the two parts of a corpus: one to choose an exit on, one to report it on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

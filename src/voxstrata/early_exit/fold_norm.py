@@ -16,8 +16,6 @@ model, d → D = d + z, where the z added channels are ours:
 The decoder is widened alike, each row of the residual stream continued by its own mean, which changes no LayerNorm.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from functools import partial

@@ -1,7 +1,5 @@
 """Transcripts as they are made, one line each, so that a run that was stopped goes on where it was."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

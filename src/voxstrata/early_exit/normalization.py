@@ -1,7 +1,5 @@
 """Texts as they are compared: Whisper's normalizers, or a light one that keeps combining marks."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Error rates by language and over all, with bootstrap intervals, and the choice of an exit."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """Recordings that can be transcribed: those that fit Whisper's window and can be read."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import numpy as np

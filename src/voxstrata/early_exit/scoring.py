@@ -1,7 +1,5 @@
 """Errors of transcripts, utterance by utterance, and the two parts: one to choose an exit on, one to report it on."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence

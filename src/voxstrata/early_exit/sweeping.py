@@ -1,7 +1,5 @@
 """The sweep: every exit transcribes a corpus, one is chosen on the development part and reported on the test part."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """Whisper's units of time. All code that counts samples or frames takes its numbers from here."""
 
-from __future__ import annotations
-
 SAMPLE_RATE = 16_000  # samples per second; every encoder of the family was trained on this
 N_FFT = 400  # samples, a 25 ms analysis window
 HOP_LENGTH = 160  # samples per mel frame: 10 ms

@@ -1,7 +1,5 @@
 """Names of the encoder's outputs: `layer_00` … `layer_L`, then `final`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """The encoder on a CPU."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Sequence

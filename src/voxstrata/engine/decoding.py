@@ -1,7 +1,5 @@
 """Decode ahead of the encoder, on threads, within a bound on memory."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable

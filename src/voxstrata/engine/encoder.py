@@ -1,7 +1,5 @@
 """What an encoder is to the engine: samples go in, and the rows that are stored come out."""
 
-from __future__ import annotations
-
 import functools
 import threading
 import time

@@ -1,7 +1,5 @@
 """Extraction: plan a corpus, then decode, encode and write it unit by unit, overlapped, resumable."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

@@ -4,8 +4,6 @@ ONNX Runtime's own page-locked memory is reached from Python only by registering
 (`OrtEpDevice.memory_info`), which also changes how every later session finds its provider.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import weakref

@@ -4,8 +4,6 @@ Batches pass from one stage to the next in the order of the plan, and every stag
 that memory does not grow with the corpus.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """From a corpus and a model to a plan: for `extract`, which carries it out, and for `estimate`, which only tells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -4,8 +4,6 @@
 one thing: row r is the mean of some frames, and `gathering` says which.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

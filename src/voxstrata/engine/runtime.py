@@ -1,7 +1,5 @@
 """How an extraction runs: what it may use of the machine."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """From stored rows to committed units: place, write. Runs on a thread of its own."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Sequence

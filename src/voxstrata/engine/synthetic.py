@@ -4,8 +4,6 @@ Speed depends on the lengths of recordings and hardly on what is said in them, s
 needs no corpus to learn what a corpus will cost.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from pathlib import Path

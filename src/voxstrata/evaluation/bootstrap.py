@@ -1,7 +1,5 @@
 """Percentile bootstrap over groups: sentences are drawn, not recordings, and the same ones for every output."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 
@@ -28,8 +26,7 @@ class Resamples:
             raise UsageError(f"{count} resamples; give at least 1")
         if not len(self.groups):
             raise InputError("no groups to resample")
-        rng = np.random.default_rng(seed)
-        n = len(self.groups)
+        rng, n = np.random.default_rng(seed), len(self.groups)
         self._weights = np.empty((count, n), np.uint16)
         for weights in self._weights:
             weights[:] = np.bincount(rng.integers(n, size=n), minlength=n)

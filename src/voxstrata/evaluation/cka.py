@@ -1,7 +1,5 @@
 """Linear CKA: how alike two sets of states are, up to rotation and scale, row by row matched."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The corrected scores look at all queries at once: what a query finds depends on which other queries there are.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -25,10 +23,9 @@ def csls(scores: Scores, k: int = HUB_NEIGHBOURS) -> Scores:
     r(x) is the mean of the k largest scores in x's row, r(y) of those in y's column; all of them where there are
     fewer. Conneau et al. 2018 (arXiv 1710.04087), with their k = 10.
     """
-    rows, columns = _neighbour_means(scores, k), _neighbour_means(scores.T, k)
     scaled = 2 * scores
-    scaled -= rows[:, None]
-    scaled -= columns
+    scaled -= _neighbour_means(scores, k)[:, None]
+    scaled -= _neighbour_means(scores.T, k)
     return scaled
 
 
@@ -42,8 +39,7 @@ def ratio_margin(scores: Scores, k: int = MARGIN_NEIGHBOURS) -> Scores:
     if rows.min() + columns.min() <= 0:
         raise InputError("the ratio margin needs neighbours of positive mean score; use csls")
     margin = np.add.outer(rows / 2, columns / 2)
-    np.divide(scores, margin, out=margin)
-    return margin
+    return np.divide(scores, margin, out=margin)
 
 
 def k_occurrence(scores: Scores, k: int = HUB_NEIGHBOURS) -> npt.NDArray[np.int64]:

@@ -1,7 +1,5 @@
 """Logistic regression of a hit on predictors with an intercept per stratum, for many weightings at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

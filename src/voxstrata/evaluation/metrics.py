@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.tables import known
 from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
 
 BoolMatrix = npt.NDArray[np.bool_]
@@ -18,6 +19,7 @@ Float64 = npt.NDArray[np.float64]
 
 KS = (1, 5, 10)
 MEAN = "mean"  # in tables of figures: source and target of the rows that average over all directions
+_COUNTS = ("queries", "queries_without_partner", "candidates", "candidates_max")
 CELLS_AT_ONCE = 1 << 22  # matrix cells taken at once where temporaries are as large as their input
 
 
@@ -54,27 +56,17 @@ class Evaluation:
     def estimates(self) -> dict[str, MetricEstimate]:
         """The figures by the name of their metric, with 95 % percentile intervals."""
         columns = zip(self.values, *percentile_interval(self.samples), self.chance, strict=True)
-        return {
-            name: MetricEstimate(*(float(x) for x in column))
-            for name, column in zip(self.metrics, columns, strict=True)
-        }
+        return {name: MetricEstimate(*map(float, c)) for name, c in zip(self.metrics, columns, strict=True)}
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each metric, as tables of figures hold it; null for what does not exist."""
-        return [
-            {
-                "metric": metric,
-                "value": known(figure.value),
-                "low": known(figure.low) if figure.value == figure.value else None,
-                "high": known(figure.high) if figure.value == figure.value else None,
-                "chance": known(figure.chance),
-                "queries": self.queries,
-                "queries_without_partner": self.queries_without_partner,
-                "candidates": self.candidates,
-                "candidates_max": self.candidates_max,
-            }
-            for metric, figure in self.estimates.items()
-        ]
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        rows = []
+        for metric, figure in self.estimates.items():
+            low, high = (None if math.isnan(figure.value) else known(end) for end in (figure.low, figure.high))
+            value, chance = known(figure.value), known(figure.chance)
+            rows.append({"metric": metric, "value": value, "low": low, "high": high, "chance": chance, **counts})
+        return rows
 
     def emptied(self) -> Evaluation:
         """The same without figures, and nothing asked: for a pool in which no candidate would be wrong."""
@@ -152,46 +144,38 @@ class MeanEvaluation:
     """
 
     def __init__(self) -> None:
-        self._all: list[tuple[int, int, int, int]] = []
-        self._metrics: tuple[str, ...] = ()
-        self._values: list[Float64] = []
-        self._chance: list[Float64] = []
-        self._sums: Float64 = np.empty((0, 0))
-        self._counts: npt.NDArray[np.int64] = np.empty((0, 0), np.int64)
+        self._directions: list[Evaluation] = []  # without their samples
+        self._sums: Float64 = np.zeros(())  # of the samples that are not NaN, and how many these are
+        self._counts: npt.NDArray[np.int64] = np.zeros((), np.int64)
 
     def add(self, direction: Evaluation) -> None:
         """Take in one direction; of one without queries only the counts. Raises UsageError for other metrics."""
-        if self._metrics not in ((), direction.metrics):
-            raise UsageError(f"no mean over different metrics: {self._metrics} and {direction.metrics}")
-        d = direction
-        self._metrics = d.metrics
-        self._all.append((d.queries, d.queries_without_partner, d.candidates, d.candidates_max))
-        if not d.queries:
-            return
-        if not self._values:
-            self._sums, self._counts = np.zeros_like(d.samples), np.zeros(d.samples.shape, np.int64)
-        self._values.append(d.values)
-        self._chance.append(d.chance)
-        self._sums += np.nan_to_num(d.samples, nan=0.0)
-        self._counts += ~np.isnan(d.samples)
+        for other in self._directions[:1]:
+            if other.metrics != direction.metrics:
+                raise UsageError(f"no mean over different metrics: {other.metrics} and {direction.metrics}")
+        self._directions.append(replace(direction, samples=np.empty((0, len(direction.metrics)))))
+        if direction.queries:
+            self._sums = self._sums + np.nan_to_num(direction.samples, nan=0.0)
+            self._counts = self._counts + ~np.isnan(direction.samples)
 
     def result(self) -> Evaluation:
         """The mean; its counts of queries are sums, its pools those of directions with queries."""
-        if not self._all:
+        if not self._directions:
             raise UsageError("a mean needs at least one direction")
-        nothing = np.full(len(self._metrics), math.nan)
-        pools = [entry for entry in self._all if entry[0]] or self._all
+        asked = [direction for direction in self._directions if direction.queries]
+        pools = asked or self._directions
         samples = np.full(self._sums.shape, math.nan)
         np.divide(self._sums, self._counts, out=samples, where=self._counts > 0)
+        nothing = np.full(len(pools[0].metrics), math.nan)
         return Evaluation(
-            metrics=self._metrics,
-            values=np.mean(self._values, axis=0) if self._values else nothing,
-            chance=np.mean(self._chance, axis=0) if self._values else nothing,
-            samples=samples if self._values else np.empty((0, len(self._metrics))),
-            queries=sum(entry[0] for entry in self._all),
-            queries_without_partner=sum(entry[1] for entry in self._all),
-            candidates=min(entry[2] for entry in pools),
-            candidates_max=max(entry[3] for entry in pools),
+            metrics=pools[0].metrics,
+            values=np.mean([d.values for d in asked], axis=0) if asked else nothing,
+            chance=np.mean([d.chance for d in asked], axis=0) if asked else nothing,
+            samples=samples if asked else pools[0].samples,
+            queries=sum(d.queries for d in self._directions),
+            queries_without_partner=sum(d.queries_without_partner for d in self._directions),
+            candidates=min(d.candidates for d in pools),
+            candidates_max=max(d.candidates_max for d in pools),
         )
 
 

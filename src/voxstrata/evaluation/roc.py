@@ -1,7 +1,5 @@
 """AUC of some pairs against others, in strata, with a bootstrap over what the pairs are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,15 +43,15 @@ def auc(strata: Sequence[tuple[Scored, Scored]], resamples: Resamples | None) ->
     if not strata:
         return AUC(np.nan, np.nan, np.nan)
     won = np.concatenate([_share_beaten(pairs.values, reference.values) for pairs, reference in strata])
+    value = float(won.mean())
     if resamples is None:
-        return AUC(float(won.mean()), np.nan, np.nan)
+        return AUC(value, np.nan, np.nan)
     total, weight = np.zeros(len(resamples)), np.zeros(len(resamples))
     for pairs, reference in strata:
         _add_resampled(pairs, reference, resamples, total, weight)
     samples = np.full((len(resamples), 1), np.nan)
     np.divide(total, weight, out=samples[:, 0], where=weight > 0)
-    low, high = percentile_interval(samples)[:, 0]
-    return AUC(float(won.mean()), float(low), float(high))
+    return AUC(value, *map(float, percentile_interval(samples)[:, 0]))
 
 
 def _share_beaten(values: _Values, reference: _Values) -> _Values:

@@ -3,8 +3,6 @@
 Weights are read from safetensors or by torch.load(weights_only=True), neither of which can run code.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pickle

@@ -12,8 +12,6 @@ What differs, and why (benchmarks/graphs.py times the whole of it beside the sta
   and the LayerNorm in one, is slower than the two apart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

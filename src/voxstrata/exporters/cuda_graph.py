@@ -4,8 +4,6 @@ They are built from an exported model and read its weights where they lie. ONNX 
 whatever is asked for, so each set of outputs gets a graph of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 This module needs no torch, which takes seconds to import: what is wrong with the arguments is found before.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from voxstrata.base.folders import check_vacant

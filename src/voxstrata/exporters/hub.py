@@ -1,7 +1,5 @@
 """Checkpoints on the hub: what is a hub id, and fetching. Needs no torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

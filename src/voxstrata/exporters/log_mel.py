@@ -1,7 +1,5 @@
 """Log-mel as an ONNX graph: what WhisperFeatureExtractor computes, per utterance, on any device."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Hugging Face's encoder as the reference: every hidden state, at any length, computed by its own modules."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -4,8 +4,6 @@ It takes the states of a batch as they are, padded windows and silence included,
 window's after the other's. A stored row is one frame, or the mean of several; an input says of which.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Written node by node rather than traced, because the graph is the product: every
 dynamic, attention takes cached keys, and nothing depends on how a version of transformers or torch phrases a layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from voxstrata.exporters.blocks import EncoderBuilder

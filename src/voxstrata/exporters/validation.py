@@ -1,7 +1,5 @@
 """Hold the exported graphs against PyTorch, on every output, at lengths far from each other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Writing a model folder: graphs, weights, silence cache and card, validated before the folder appears."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict

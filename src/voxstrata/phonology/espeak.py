@@ -3,8 +3,6 @@
 The functions and constants used are those of espeak-ng's `speak_lib.h` and `espeak_ng.h` (release 1.52).
 """
 
-from __future__ import annotations
-
 import ctypes
 import shutil
 import tempfile

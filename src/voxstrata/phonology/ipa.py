@@ -1,7 +1,5 @@
 """Text as IPA, by espeak-ng through phonemizer, or as the user gives it."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Which espeak-ng voice speaks a language: ISO 639-1 and -3 codes, BCP-47-like tags, FLEURS names such as `en_us`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

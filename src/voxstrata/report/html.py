@@ -1,7 +1,5 @@
 """Pieces of a page that needs nothing but itself: tables that keep the values they show, pictures, settings."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable
 from html import escape

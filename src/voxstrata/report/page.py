@@ -1,7 +1,5 @@
 """One page of all results below a folder."""
 
-from __future__ import annotations
-
 import fnmatch
 import os
 from collections.abc import Iterator, Sequence

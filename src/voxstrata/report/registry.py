@@ -1,7 +1,5 @@
 """Which results the report knows. It learns from the classes alone what their files, tables and pictures are."""
 
-from __future__ import annotations
-
 from voxstrata.base.result import Result
 from voxstrata.early_exit.result import EarlyExits
 from voxstrata.studies.align.result import Alignment

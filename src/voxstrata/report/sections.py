@@ -1,7 +1,5 @@
 """Sections of a report: of a saved result, a comparison, a measured speed, a store. Nothing is measured again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,11 +1,8 @@
 """All pairs of two sets of utterances, or of one set with itself, at corpus scale.
 
-Pairs are computed in tiles: a block of x against a block of y. A tile row (one block of x, every block of y) is the
-unit of work, of recovery and of distribution: it is done when its commit marker exists, and two workers never write
-one file. Of one set with itself only tiles on and above the diagonal are computed, since P(X, Y) = R(Y, X).
+A tile row (see `compare`) is the unit of work, of recovery and of distribution: it is done when its commit marker
+exists, and two workers never write one file.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
@@ -125,10 +122,8 @@ class _Run:
         self.stages = Stages()
 
     def go(self, part: tuple[int, int]) -> SimilarityReport:
-        begin = time.perf_counter()
-        plan, results = self.plan, self.results
-        rows = plan.tiles.rows
-        done = results.done()
+        begin, plan, results = time.perf_counter(), self.plan, self.results
+        rows, done = plan.tiles.rows, results.done()
         todo = [row for row in rows[part[0] - 1 :: part[1]] if row not in done]
         pairs = self._compute(todo) if todo else 0
         with self.stages("merge"):
@@ -145,7 +140,7 @@ class _Run:
             pairs=pairs,
             seconds=time.perf_counter() - begin,
             stages={name: round(value, 3) for name, value in self.stages.seconds.items()},
-            merged=results.merged,
+            merged=results.merged(),
             candidates=recall,
         )
 
@@ -205,18 +200,17 @@ class _TileRows(Sink):
 
     def put(self, xs: slice, ys: slice, precision: FloatMatrix, recall: FloatMatrix) -> None:
         f1 = harmonic(precision, recall)
-        wanted = self._candidates(xs, ys)
-        own = self._own(xs, ys)
+        wanted, own = self._candidates(xs, ys), self._own(xs, ys)
         allowed = ~np.eye(len(f1), dtype=bool) if own and wanted is None else wanted and wanted[0]
         self._forward.update(xs.start, ys.start, f1, precision, recall, allowed)
         if not own:
             self._backward.update(ys.start, xs.start, f1.T, recall.T, precision.T, wanted and wanted[1].T)
+        both = {"f1": (f1, f1), "precision": (precision, recall), "recall": (recall, precision)}
         for name in self.plan.matrix:
-            scores = {"f1": f1, "precision": precision, "recall": recall}
-            self.results.put(name, xs, ys, scores[name])
+            scores, swapped = both[name]
+            self.results.put(name, xs, ys, scores)
             if self.plan.y is None and not own:
-                swapped = {"f1": f1, "precision": recall, "recall": precision}
-                self.results.put(name, ys, xs, swapped[name].T)
+                self.results.put(name, ys, xs, swapped.T)
 
     def _own(self, xs: slice, ys: slice) -> bool:
         """Whether a tile compares a block with itself."""

@@ -1,11 +1,9 @@
 """Candidate mode: exact SeqSim on each query's nearest by mean-pooled cosine only, and what that misses."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -46,18 +44,16 @@ def nearest_pooled(x: Selection, y: Selection | None, output: str, count: int) -
     x_pooled = x.store.pooled(output, x.indices)
     y_pooled = x_pooled if y is None else y.store.pooled(output, y.indices)
     other = x if y is None else y
-    forward = TopK(len(x), count)
-    backward = TopK(len(other), count)
-    for a in range(0, len(x), _POOLED):
-        for b in range(0, len(other), _POOLED):
-            i, j = slice(a, a + _POOLED), slice(b, b + _POOLED)
-            cosine = pooled_cosine(x_pooled[i], y_pooled[j], x.ids[i], other.ids[j])
-            allowed = None
-            if y is None:
-                allowed = np.arange(a, a + len(cosine))[:, None] != np.arange(b, b + cosine.shape[1])
+    forward, backward = TopK(len(x), count), TopK(len(other), count)
+    for a, b in product(range(0, len(x), _POOLED), range(0, len(other), _POOLED)):
+        i, j = slice(a, a + _POOLED), slice(b, b + _POOLED)
+        cosine = pooled_cosine(x_pooled[i], y_pooled[j], x.ids[i], other.ids[j])
+        if y is None:
+            allowed = np.arange(a, a + len(cosine))[:, None] != np.arange(b, b + cosine.shape[1])
             forward.update(a, b, cosine, cosine, cosine, allowed)
-            if y is not None:
-                backward.update(b, a, cosine.T, cosine.T, cosine.T)
+        else:
+            forward.update(a, b, cosine, cosine, cosine)
+            backward.update(b, a, cosine.T, cosine.T, cosine.T)
     nearest = forward.candidates()
     return CandidateSets(nearest, nearest if y is None else backward.candidates())
 
@@ -77,8 +73,7 @@ def measure_recall(
         directions.append(("backward", y, x, sets.backward, tiles.x))
     found = {}
     for name, queries, others, candidates, begin in directions:
-        rng = np.random.default_rng(_SEED)
-        drawn = np.sort(rng.choice(len(queries), min(sample, len(queries)), replace=False))
+        drawn = np.sort(np.random.default_rng(_SEED).choice(len(queries), min(sample, len(queries)), replace=False))
         own = drawn if y is None else None
         best = _exact_best(queries.part(drawn).frames(output), own, others.frames(output), begin, kernel)
         hits = (candidates[drawn] == best[:, None]).any(axis=1)
@@ -93,7 +88,7 @@ def measure_recall(
 
 
 class _Best(Sink):
-    """Keeps the best of all others for each query; `own`: positions that do not count."""
+    """Keeps the best of all others for each query."""
 
     def __init__(self, queries: int, own: NDArray[np.int64] | None) -> None:
         self.best, self._own = TopK(queries, 1), own
@@ -116,8 +111,11 @@ def _exact_best(
 def _translated(queries: Selection, others: Selection, candidates: NDArray[np.int32], itself: bool) -> list[bool]:
     """Of each query with a translation on the other side: whether one is among its candidates."""
     count = Counter(others.groups.tolist())
-    asked = [(i, group) for i, group in enumerate(queries.groups) if group is not None and count[group] > int(itself)]
-    return [any(others.groups[c] == group for c in candidates[i] if c >= 0) for i, group in asked]
+    return [
+        any(others.groups[c] == group for c in candidates[query] if c >= 0)
+        for query, group in enumerate(queries.groups.tolist())
+        if group is not None and count[group] > int(itself)
+    ]
 
 
 def _mask(candidates: NDArray[np.int32], columns: slice) -> NDArray[np.bool_]:

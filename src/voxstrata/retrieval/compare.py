@@ -7,12 +7,12 @@ with itself only tiles on and above the diagonal are computed, since P(X, Y) = R
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.retrieval.kernels.base import FloatMatrix, Kernel, Packed, compare_some, runs
 from voxstrata.retrieval.ragged import Ragged
-from voxstrata.retrieval.read_ahead import read_ahead
 from voxstrata.retrieval.similarities import SeqSim, harmonic
 
 BLOCK_UTTERANCES = 2048  # of one block: scores of a tile stay below 100 MiB, however short utterances are
@@ -32,11 +31,9 @@ class Utterances(Protocol):
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Frames of each utterance, (n,)."""
-        ...
 
     def ragged(self, begin: int, end: int) -> Ragged:
         """Frames of the utterances at positions begin … end - 1."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -90,8 +87,7 @@ class Matrices(Sink):
     """Keeps whole matrices in memory: 8 bytes for each pair, whatever the frames take."""
 
     def __init__(self, x: int, y: int) -> None:
-        self.precision = np.empty((x, y), np.float32)
-        self.recall = np.empty((x, y), np.float32)
+        self.precision, self.recall = np.empty((2, x, y), np.float32)
 
     def put(self, xs: slice, ys: slice, precision: FloatMatrix, recall: FloatMatrix) -> None:
         self.precision[xs, ys], self.recall[xs, ys] = precision, recall
@@ -142,43 +138,24 @@ def compare(
     stage = stages or Stages()
     other = x if y is None else y
 
-    def load(block: tuple[Utterances, int, int]) -> Packed:
-        side, begin, end = block
-        with stage("read"):
-            frames = side.ragged(begin, end)
-        with stage("pack"):
-            return kernel.pack(frames)
-
-    def blocks(of: Sequence[int]) -> Iterator[tuple[Utterances, int, int]]:
-        for row in of:
-            yield x, tiles.x[row], tiles.x[row + 1]
-            for column in tiles.columns(row):
-                if not (tiles.itself and column == row):
-                    yield other, tiles.y[column], tiles.y[column + 1]
-
-    def following() -> Packed:
-        with stage("wait"):
-            return next(packed)
-
     def place(xs: slice, ys: slice, precision: FloatMatrix, recall: FloatMatrix) -> None:
         with stage("place"):
             sink.put(xs, ys, precision, recall)
 
     work = _Work(x, other, tiles, sink)
-    total = sum((work.of_row(row) for row in todo), np.zeros(2, np.int64))
-    done = np.zeros(2, np.int64)
-    packed = read_ahead(load, blocks(todo))
-    with ThreadPoolExecutor(1, thread_name_prefix="place") as worker:
+    total, done = sum(map(work.of_row, todo), np.zeros(2, np.int64)), np.zeros(2, np.int64)
+    with _Blocks(x, other, kernel, tiles, stage) as blocks, ThreadPoolExecutor(1, thread_name_prefix="place") as worker:
+        blocks.start(todo)
         for n, row in enumerate(todo, start=1):
             with sink.row(row) as needed:
                 if not needed:
                     total -= work.of_row(row)
-                    packed = read_ahead(load, blocks(todo[n:]))
+                    blocks.start(todo[n:])
                     continue
-                left = following()
+                left = blocks.take()
                 placing: Future[None] | None = None
                 for column in tiles.columns(row):
-                    right = left if tiles.itself and column == row else following()
+                    right = left if tiles.itself and column == row else blocks.take()
                     xs, ys = tiles.spans(row, column)
                     with stage("compare"):
                         precision, recall = compare_some(kernel, left, right, sink.wanted(xs, ys))
@@ -187,11 +164,61 @@ def compare(
                         placing.result()
                     placing = worker.submit(place, xs, ys, precision, recall)
                     done += work.of_tile(row, column)
-                    reporter.progress(_progress(done, total))
+                    pairs, frames = done.tolist()
+                    reporter.progress(
+                        Progress("comparing", pairs, int(total[0]), "pairs", frames, int(total[1]), pairs, "pairs/s")
+                    )
                 assert placing is not None
                 placing.result()
                 del left  # before the next of its size is waited for
     return int(done[0])
+
+
+class _Blocks:
+    """The blocks of frames that tiles need, in their order, packed; one is loaded ahead. Used as a context."""
+
+    def __init__(self, x: Utterances, y: Utterances, kernel: Kernel, tiles: Tiles, stage: Stages) -> None:
+        self._x, self._y, self._kernel, self._tiles, self._stage = x, y, kernel, tiles, stage
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._ahead: deque[Future[Packed]] = deque()
+
+    def start(self, rows: Sequence[int]) -> None:
+        """Begin to load what these tile rows need, and nothing else any more."""
+        self._ahead.clear()
+        self._left = self._needed(rows)
+        self._load_ahead()
+
+    def take(self) -> Packed:
+        """The next block; while the caller works on it, the one after it is loaded."""
+        with self._stage("wait"):
+            self._load_ahead()
+            return self._ahead.popleft().result()  # bound to no name: the caller alone decides how long it lives
+
+    def _load_ahead(self) -> None:
+        while len(self._ahead) < 2 and (block := next(self._left, None)):
+            self._ahead.append(self._worker.submit(self._load, block))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # here, and not wherever the garbage collector would end the thread
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _needed(self, rows: Sequence[int]) -> Iterator[tuple[Utterances, int, int]]:
+        tiles = self._tiles
+        for row in rows:
+            yield self._x, tiles.x[row], tiles.x[row + 1]
+            for column in tiles.columns(row):
+                if not (tiles.itself and column == row):
+                    yield self._y, tiles.y[column], tiles.y[column + 1]
+
+    def _load(self, block: tuple[Utterances, int, int]) -> Packed:
+        side, begin, end = block
+        with self._stage("read"):
+            frames = side.ragged(begin, end)
+        with self._stage("pack"):
+            return self._kernel.pack(frames)
 
 
 class _Work:
@@ -210,8 +237,3 @@ class _Work:
 
     def of_row(self, row: int) -> NDArray[np.int64]:
         return sum((self.of_tile(row, column) for column in self._tiles.columns(row)), np.zeros(2, np.int64))
-
-
-def _progress(done: NDArray[np.int64], total: NDArray[np.int64]) -> Progress:
-    pairs, frames = done.tolist()
-    return Progress("comparing", pairs, int(total[0]), "pairs", frames, int(total[1]), pairs, "pairs/s")

@@ -9,8 +9,6 @@ FOLDER/
   top.parquet          the final table, once every row is done
 """
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -71,13 +69,11 @@ class Results:
 
     def done(self) -> set[int]:
         """Tile rows that are committed."""
-        return {row for row in self.plan.tiles.rows if self.committed(row)}
+        return set(filter(self.committed, self.plan.tiles.rows))
 
     def committed(self, row: int) -> bool:
-        """Whether a tile row is committed."""
         return self.files.exists(f"{_unit(row)}/{_DONE}")
 
-    @property
     def merged(self) -> bool:
         """Whether the final table is there."""
         return self.files.exists(TOP_FILE)
@@ -107,7 +103,7 @@ class Results:
 
     def commit(self, row: int, forward: TopK, backward: TopK | None) -> None:
         """Write the best of a tile row, then its marker."""
-        tables = [forward.table(FORWARD)] + ([backward.table(BACKWARD)] if backward else [])
+        tables = [forward.table(FORWARD), *([backward.table(BACKWARD)] if backward else [])]
         self.files.write(f"{_unit(row)}/{TOP_FILE}", _parquet(pa.concat_tables(tables)))
         self.files.write(f"{_unit(row)}/{_DONE}", json.dumps({"row": row}).encode())
 
@@ -120,7 +116,7 @@ class Results:
         if len(self.done()) < len(self.plan.tiles.rows):  # the run that commits the last of them comes here after that
             return None
         with _patient_lock(self.files):
-            if not self.merged:
+            if not self.merged():
                 if measure is not None:
                     self.files.write(MISSES_FILE, _json(measure()))
                 self.files.sweep()  # nobody writes: committed rows are not computed again
@@ -140,25 +136,18 @@ class Results:
         return pa.concat_tables([named(best[name].table(name), q.ids, c.ids) for name, q, c in sides])
 
     def _part(self, row: int) -> pa.Table:
-        try:
-            return pq.read_table(io.BytesIO(self.files.read(f"{_unit(row)}/{TOP_FILE}")))
-        except pa.ArrowInvalid as e:
-            raise InputError(
-                f"{self.files.root}/{_unit(row)}/{TOP_FILE}: damaged ({e}); remove {_unit(row)} and run the same again"
-            ) from e
+        return _read(self.files, f"{_unit(row)}/{TOP_FILE}", f"remove {_unit(row)} and run the same again")
 
     def _refuse_foreign(self) -> None:
-        where = self.files.root
-        if self.files.local is not None and self.files.local.exists() and not self.files.local.is_dir():
+        where, local = self.files.root, self.files.local
+        if local is not None and local.exists() and not local.is_dir():
             raise InputError(f"{where}: a file, not a folder; choose another name")
         known = {*_NAMES, LOCK, *(f"{name}.partial" for name in _NAMES)}
         foreign = [name for name in self.files.names() if name not in known]
         if foreign:
             raise InputError(f"{where}: exists and holds something else ({foreign[0]}); choose another name")
         if not self.files.exists(PLAN_FILE) and self.files.names(_UNITS):
-            raise InputError(
-                f"{where}: holds results, but its {PLAN_FILE} is missing; copy it whole, or choose another name"
-            )
+            raise InputError(f"{where}: holds results, but no {PLAN_FILE}; copy it whole, or choose another name")
 
     def _create(self, find: Callable[[], CandidateSets] | None) -> None:
         plan = self.plan
@@ -174,16 +163,10 @@ class Results:
             about = {"schema": _SCHEMA, "plan": plan.fingerprint(), "output": plan.output, "kernel": plan.kernel}
             matrix = Files(f"{self.files.root}/{_MATRIX}")
             root = zarr.create_group(matrix.zarr_store(read_only=False), attributes={"voxstrata_similarity": about})
+            shape, chunks, names = (len(plan.x), len(plan.other)), (plan.chunk, plan.chunk), ("row", "column")
+            kind: dict[str, Any] = {"dtype": "float32", "compressors": None, "fill_value": float("nan")}
             for name in plan.matrix:
-                root.create_array(
-                    name,
-                    shape=(len(plan.x), len(plan.other)),
-                    chunks=(plan.chunk, plan.chunk),
-                    dtype="float32",
-                    compressors=None,
-                    fill_value=float("nan"),
-                    dimension_names=("row", "column"),
-                )
+                root.create_array(name, shape=shape, chunks=chunks, dimension_names=names, **kind)
         self.files.write(PLAN_FILE, _json({"schema": _SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
 
     def _refuse_other_plan(self) -> None:
@@ -193,12 +176,7 @@ class Results:
 
     def _difference(self) -> str | None:
         """What the plan that the folder was made for has other than this one, in words."""
-        try:
-            stored = dict(json.loads(self.files.read(PLAN_FILE)))
-        except (ValueError, TypeError) as e:
-            raise InputError(
-                f"{self.files.root}/{PLAN_FILE}: damaged ({e}); remove the folder, or choose another, and run again"
-            ) from e
+        stored = _read(self.files, PLAN_FILE, "remove the folder, or choose another, and run again")
         here = {"schema": _SCHEMA, **self.plan.settings}
         for key in here | stored:
             if key != "fingerprint" and stored.get(key) != here.get(key):
@@ -278,22 +256,22 @@ def read_similarity(folder: str | Path) -> FoundSimilarity:
         raise InputError(f"{folder}: holds no result of `voxstrata similarity`")
     if not files.exists(TOP_FILE):
         raise InputError(f"{folder}: `voxstrata similarity` has not finished here; run it again, it will resume")
-    plan = _read(files, PLAN_FILE)
-    x = _read(files, ROWS_FILE)
-    y = x if plan["one set with itself"] else _read(files, COLUMNS_FILE)
-    misses = _read(files, MISSES_FILE) if plan["candidates"] else None
-    return FoundSimilarity(plan, x, y, _read(files, TOP_FILE), misses)
-
-
-def _read(files: Files, name: str) -> Any:
-    """A table, or what a JSON file holds."""
     try:
-        data = files.read(name)
-        return json.loads(data) if name.endswith(".json") else pq.read_table(io.BytesIO(data))
-    except (ValueError, OSError, pa.ArrowException) as e:
-        raise InputError(
-            f"{files.root}/{name}: cannot be read ({e}); remove the folder and run `voxstrata similarity` again"
-        ) from e
+        plan, x = _read(files, PLAN_FILE), _read(files, ROWS_FILE)
+        y = x if plan["one set with itself"] else _read(files, COLUMNS_FILE)
+        misses = _read(files, MISSES_FILE) if plan["candidates"] else None
+        return FoundSimilarity(plan, x, y, _read(files, TOP_FILE), misses)
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be read ({e}); mend it, or run `voxstrata similarity` again") from e
+
+
+def _read(files: Files, name: str, mend: str = "remove the folder and run `voxstrata similarity` again") -> Any:
+    """A table, or the object of a JSON file. Raises InputError where it is damaged, OSError where it is missing."""
+    data = files.read(name)
+    try:
+        return dict(json.loads(data)) if name.endswith(".json") else pq.read_table(io.BytesIO(data))
+    except (ValueError, TypeError, OSError, pa.ArrowException) as e:
+        raise InputError(f"{files.root}/{name}: damaged ({e}); {mend}") from e
 
 
 def _utterances(side: Selection) -> pa.Table:
@@ -319,7 +297,8 @@ def _patient_lock(files: Files) -> Iterator[None]:
         while True:
             try:
                 stack.enter_context(files.lock())
-                break
             except InputError:
                 time.sleep(0.1)
+            else:
+                break
         yield

@@ -1,7 +1,5 @@
 """Who takes part in retrieval: the usable utterances of a store, language by language."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations, permutations
@@ -39,11 +37,9 @@ def find_sides(store: EmbeddingStore, languages: str | Sequence[str] | None = No
     )
     if languages is None:
         sides = [side for side in sides if len(side)]
-    empty = [side.language for side in sides if not len(side)]
+    empty = ", ".join(side.language for side in sides if not len(side))
     if empty:
-        raise InputError(
-            f"no usable utterance in {', '.join(empty)}: {found}; leave these languages out or finish the extraction"
-        )
+        raise InputError(f"no usable utterance in {empty}: {found}; leave these languages out or finish the extraction")
     if len(sides) < 2:
         mend = "fill the manifest's language and group columns, ask for more languages, or finish the extraction"
         lacking = [name for name in ("language", "group") if utterances[name].null_count == len(utterances)]
@@ -51,10 +47,8 @@ def find_sides(store: EmbeddingStore, languages: str | Sequence[str] | None = No
             mend = f"no utterance has a {' or a '.join(lacking)}: give a manifest with that column"
         raise InputError(f"retrieval needs utterances of at least 2 languages: {found}; {mend}")
     if not any(set(x.groups) & set(y.groups) for x, y in combinations(sides, 2)):
-        raise InputError(
-            f"no group occurs in two languages: {found}; "
-            "translations of one sentence need the same group in the manifest"
-        )
+        mend = "translations of one sentence need the same group in the manifest"
+        raise InputError(f"no group occurs in two languages: {found}; {mend}")
     return sides
 
 

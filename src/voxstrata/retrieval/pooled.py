@@ -1,7 +1,5 @@
 """Mean-pooled states and their cosine: the cheap baseline beside SeqSim."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError
-from voxstrata.retrieval.ragged import FloatArray, Ragged, check_matrix, check_names, name_of, unit_rows
+from voxstrata.retrieval.ragged import FloatArray, Ragged, check_matrix, check_names, check_width, name_of, unit_rows
 
 
 def mean_pool(utterances: Ragged) -> npt.NDArray[np.float32]:
@@ -28,16 +26,13 @@ def pooled_cosine(
     The names are what error messages call the rows.
     Raises InputError for a row that is zero, NaN or infinite.
     """
-    for matrix, label, names in ((x, "x", x_names), (y, "y", y_names)):
+    sides = ((x, "x", x_names), (y, "y", y_names))
+    for matrix, label, names in sides:
         check_matrix(matrix, label)
         check_names(names, len(matrix))
-    if x.shape[1] != y.shape[1]:
-        raise InputError(
-            f"rows of d = {x.shape[1]} and of d = {y.shape[1]} cannot be compared; "
-            "take both from one output of one model"
-        )
+    check_width(x, y, "rows")
     units = []
-    for matrix, side, names in ((x, "x", x_names), (y, "y", y_names)):
+    for matrix, side, names in sides:
         rows, bad = unit_rows(matrix)
         if bad is not None:
             label = "utterance" if names else f"row of {side}"

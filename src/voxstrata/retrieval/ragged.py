@@ -33,24 +33,17 @@ class Ragged:
     def __post_init__(self) -> None:
         check_matrix(self.rows, "rows")
         if self.offsets.ndim != 1 or self.offsets.dtype != np.int64:
-            raise InputError(
-                f"offsets must be a flat int64 array, not {self.offsets.dtype} of shape {self.offsets.shape}"
-            )
+            shape = self.offsets.shape
+            raise InputError(f"offsets must be a flat int64 array, not {self.offsets.dtype} of shape {shape}")
         if len(self.offsets) < 2:
             raise InputError("no utterances: offsets must hold at least a start and an end")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.rows):
-            raise InputError(
-                f"offsets must run from 0 to the {len(self.rows)} rows, "
-                f"not from {self.offsets[0]} to {self.offsets[-1]}"
-            )
+            ends = f"{self.offsets[0]} to {self.offsets[-1]}"
+            raise InputError(f"offsets must run from 0 to the {len(self.rows)} rows, not from {ends}")
         check_names(self.names, len(self))
-        wrong = np.flatnonzero(self.lengths <= 0)
-        if wrong.size:
-            i = int(wrong[0])
-            raise InputError(
-                f"{name_of(self.names, i, 'utterance')} has {self.lengths[i]} frames; "
-                "leave out utterances without frames"
-            )
+        for i in np.flatnonzero(self.lengths <= 0).tolist():
+            name = name_of(self.names, i, "utterance")
+            raise InputError(f"{name} has {self.lengths[i]} frames; leave out utterances without frames")
 
     @classmethod
     def from_list(cls, utterances: Sequence[FloatArray], names: Sequence[str] = ()) -> Ragged:
@@ -59,14 +52,14 @@ class Ragged:
             raise InputError("no utterances: the list is empty")
         check_names(names, len(utterances))
         for i, utterance in enumerate(utterances):
-            check_matrix(utterance, name_of(names, i, "utterance"))
+            name = name_of(names, i, "utterance")
+            check_matrix(utterance, name)
             if utterance.shape[1] != utterances[0].shape[1]:
                 raise InputError(
-                    f"{name_of(names, i, 'utterance')} has d = {utterance.shape[1]}, "
+                    f"{name} has d = {utterance.shape[1]}, "
                     f"the first d = {utterances[0].shape[1]}; take all from one output of one model"
                 )
-        offsets = np.zeros(len(utterances) + 1, np.int64)
-        np.cumsum([len(utterance) for utterance in utterances], out=offsets[1:])
+        offsets = np.cumsum([0, *map(len, utterances)], dtype=np.int64)
         return cls(np.concatenate(utterances), offsets, names)
 
     def __len__(self) -> int:
@@ -93,10 +86,9 @@ class Ragged:
     def _refuse(self, bad: int | None) -> None:
         if bad is not None:
             i = int(np.searchsorted(self.offsets, bad, side="right")) - 1
-            frame = bad - self.offsets[i]
             raise InputError(
-                f"{self.where}{name_of(self.names, i, 'utterance')}: frame {frame} is zero, NaN or infinite "
-                "and has no cosine; extract the utterance again or leave it out"
+                f"{self.where}{name_of(self.names, i, 'utterance')}: frame {bad - self.offsets[i]} is zero, NaN or "
+                "infinite and has no cosine; extract the utterance again or leave it out"
             )
 
 
@@ -128,6 +120,13 @@ def check_matrix(matrix: FloatArray, label: str) -> None:
             f"{label}: expected a {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]} array of shape (frames, d), "
             f"got {matrix.dtype} of shape {matrix.shape}"
         )
+
+
+def check_width(x: FloatArray, y: FloatArray, what: str) -> None:
+    """Raise InputError where the rows of x and y are not of one d."""
+    if x.shape[1] != y.shape[1]:
+        widths = f"d = {x.shape[1]} and of d = {y.shape[1]}"
+        raise InputError(f"{what} of {widths} cannot be compared; take both from one output of one model")
 
 
 def check_names(names: Sequence[str], count: int) -> None:

@@ -39,7 +39,6 @@ class Selection:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Ids, by position."""
         return [self.store.ids[i] for i in self.indices.tolist()]
 
     @cached_property
@@ -71,10 +70,9 @@ class Selection:
 
         Blocks begin at multiples of `multiple`; so many neighbours stay together, however long they are.
         """
-        ends = [*range(multiple, len(self), multiple), len(self)]
         total = np.concatenate([[0], np.cumsum(self.lengths)])
         bounds, previous = [0], 0
-        for end in ends:
+        for end in [*range(multiple, len(self), multiple), len(self)]:
             begin = bounds[-1]
             if previous > begin and (total[end] - total[begin] > frames or end - begin > utterances):
                 bounds.append(previous)
@@ -89,18 +87,16 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class SelectedFrames:
-    """The frames of a selection in one encoder output, read block by block: a side of `compare`."""
+    """The frames of a selection in one encoder output, read block by block: a side of `compare` (`Utterances`)."""
 
     selection: Selection
     output: str
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Frames of each utterance, int64 (n,)."""
         return self.selection.lengths
 
     def ragged(self, begin: int, end: int) -> Ragged:
-        """Frames of the utterances at positions begin … end - 1, as stored."""
         return self.selection.ragged(self.output, begin, end)
 
 
@@ -143,10 +139,9 @@ def select(
 def comparable(store: EmbeddingStore) -> dict[str, Any]:
     """What two stores must share for their frames to be comparable, one level deep, JSON-ready."""
     spec = store.spec
-    context = {f"context {key}": value for key, value in spec.context.to_dict().items()}
     kept = {"arithmetic": spec.arithmetic, "dtype": spec.dtype, "every": spec.every, "d": store.model.d_model}
-    model = {f"model {key}": value for key, value in store.model.identity(spec.context).items()}
-    return {**context, **kept, **model}
+    context = {f"context {key}": value for key, value in spec.context.to_dict().items()}
+    return {**context, **kept, **{f"model {k}": v for k, v in store.model.identity(spec.context).items()}}
 
 
 def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
@@ -155,13 +150,12 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
     y: None when x is compared with itself.
     """
     for side in (x,) if y is None else (x, y):
+        where = side.store.files.root
         if not side.store.has_frames:
-            raise InputError(
-                f"{side.store.files.root}: holds pooled vectors, no frames to compare; extract without --pool"
-            )
+            raise InputError(f"{where}: holds pooled vectors, no frames to compare; extract without --pool")
         side.store.array(output)  # names the outputs it has, if this is none of them
         if not len(side):
-            raise InputError(f"{side.store.files.root}: an empty set; choose at least one utterance")
+            raise InputError(f"{where}: an empty set; choose at least one utterance")
     if y is None:
         return
     there, here = comparable(x.store), comparable(y.store)
@@ -171,13 +165,12 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
                 f"{x.store.files.root} and {y.store.files.root} cannot be compared: {key} is {there.get(key)} in the "
                 f"first, {here.get(key)} in the second; extract both with one model and the same settings"
             )
-    if _place(x.store) == _place(y.store):
-        shared = np.intersect1d(x.indices, y.indices)
-        if len(shared):
-            raise UsageError(
-                f"the two sets share {len(shared)} utterances, e.g. {x.store.ids[int(shared[0])]!r}: choose disjoint "
-                "sets, or leave out the second to compare a set with itself"
-            )
+    shared = np.intersect1d(x.indices, y.indices)
+    if len(shared) and _place(x.store) == _place(y.store):
+        raise UsageError(
+            f"the two sets share {len(shared)} utterances, e.g. {x.store.ids[int(shared[0])]!r}: choose disjoint "
+            "sets, or leave out the second to compare a set with itself"
+        )
 
 
 def _place(store: EmbeddingStore) -> str:

@@ -5,17 +5,14 @@ encoder as in Ma et al. 2024 (arXiv 2407.01130). The formulas follow public desc
 the second paper was not available to us.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.base.errors import InputError
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.kernels.float32 import Float32
-from voxstrata.retrieval.ragged import Ragged
+from voxstrata.retrieval.ragged import Ragged, check_width
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +32,7 @@ def seqsim(x: Ragged, y: Ragged, kernel: Kernel | None = None) -> SeqSim:
     column, F1 their `harmonic` mean. Swapping x and y swaps precision and recall, so one call serves both
     directions.
     """
-    if x.rows.shape[1] != y.rows.shape[1]:
-        raise InputError(
-            f"utterances of d = {x.rows.shape[1]} and of d = {y.rows.shape[1]} cannot be compared; "
-            "take both from one output of one model"
-        )
+    check_width(x.rows, y.rows, "utterances")
     kernel = kernel or Float32()
     precision, recall = kernel.compare(kernel.pack(x), kernel.pack(y))
     return SeqSim(harmonic(precision, recall), precision, recall)

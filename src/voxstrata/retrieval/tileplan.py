@@ -1,7 +1,5 @@
 """The plan of a comparison at corpus scale: which pairs, in which tiles."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -61,7 +59,7 @@ class TilePlan:
         """All that decides the result, JSON-ready, one level deep."""
         settings: dict[str, Any] = {"one set with itself": self.y is None}
         for name, side in (("x", self.x), ("y", self.y)):
-            settings |= {f"{name} {key}": value for key, value in side.identity().items()} if side is not None else {}
+            settings |= {f"{name} {key}": value for key, value in ({} if side is None else side.identity()).items()}
         for key in ("output", "kernel", "top", "matrix", "candidates", "sample", "chunk", "x_begin", "y_begin"):
             settings[key] = getattr(self, key)
         return dict(json.loads(json.dumps(settings)))
@@ -86,12 +84,11 @@ def plan_tiles(
     """Plan a comparison. Raises UsageError and InputError as `similarity` does, before any frame is read."""
     refuse_incomparable(x, y, output)
     matrix = chosen("matrix", matrix, MATRICES) if matrix else []
-    for name, value, least in (("top", top, 1), ("candidates", candidates, 0), ("sample", sample, 1)):
-        if value < least:
-            raise UsageError(f"{name} is {value}; it must be at least {least}")
     frames = kernel.block_frames if tile_frames is None else tile_frames
-    if frames < 1:
-        raise UsageError(f"tiles of {frames} frames per side: choose at least 1")
+    least = {"top": (top, 1), "candidates": (candidates, 0), "sample": (sample, 1), "tile_frames": (frames, 1)}
+    for name, (value, lowest) in least.items():
+        if value < lowest:
+            raise UsageError(f"{name} is {value}; it must be at least {lowest}")
     if candidates and matrix:
         raise UsageError("candidate mode computes no whole matrix; leave out the matrix or the candidates")
     if 0 < candidates < top:

@@ -1,7 +1,5 @@
 """The k best candidates of every query, kept while tiles come in any order."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,28 +10,11 @@ from voxstrata.retrieval.kernels.base import FloatMatrix
 
 _SLICE = 1 << 20  # scores looked at together: bounds memory beside the tile
 
+_SCORES = [(name, pa.float32()) for name in ("f1", "precision", "recall")]
 # Of one tile row; positions on the sides. Kept in the order of queries, best first.
-_PART = pa.schema(
-    [
-        ("direction", pa.string()),
-        ("query", pa.int32()),
-        ("candidate", pa.int32()),
-        ("f1", pa.float32()),
-        ("precision", pa.float32()),
-        ("recall", pa.float32()),
-    ]
-)
-TOP_SCHEMA = pa.schema(
-    [
-        ("direction", pa.string()),
-        ("query", pa.string()),
-        ("rank", pa.int32()),
-        ("candidate", pa.string()),
-        ("f1", pa.float32()),
-        ("precision", pa.float32()),
-        ("recall", pa.float32()),
-    ]
-)
+_PART = pa.schema([("direction", pa.string()), ("query", pa.int32()), ("candidate", pa.int32()), *_SCORES])
+_NAMED = [("direction", pa.string()), ("query", pa.string()), ("rank", pa.int32()), ("candidate", pa.string())]
+TOP_SCHEMA = pa.schema([*_NAMED, *_SCORES])
 
 
 class TopK:
@@ -46,8 +27,7 @@ class TopK:
     def __init__(self, n: int, k: int) -> None:
         # F1 and position in one number that sorts as they do: a partition by it has no ties to break.
         self._key = np.zeros((n, k), np.uint64)  # 0: no candidate yet
-        self._precision = np.zeros((n, k), np.float32)
-        self._recall = np.zeros((n, k), np.float32)
+        self._precision, self._recall = np.zeros((2, n, k), np.float32)
 
     def update(
         self,
@@ -63,8 +43,7 @@ class TopK:
         allowed: (a, b), the pairs that count; all by default.
         """
         a, b = f1.shape
-        positions = np.arange(candidate, candidate + b)
-        step = max(1, _SLICE // b)
+        positions, step = np.arange(candidate, candidate + b), max(1, _SLICE // b)
         for i in range(0, a, step):
             part = slice(i, min(i + step, a))
             key = _keys(f1[part], positions)
@@ -77,13 +56,11 @@ class TopK:
         query = np.asarray(part["query"])
         if not len(query):
             return
-        starts = np.flatnonzero(np.diff(query, prepend=-1))
-        rank = np.arange(len(query)) - np.repeat(starts, np.diff(starts, append=len(query)))
+        rank = _ranks(query)
         shape = (len(self._key), int(rank.max()) + 1)
-        key = np.zeros(shape, np.uint64)
-        precision, recall = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        key, (precision, recall) = np.zeros(shape, np.uint64), np.zeros((2, *shape), np.float32)
         key[query, rank] = _keys(np.asarray(part["f1"]), np.asarray(part["candidate"]))
-        precision[query, rank], recall[query, rank] = np.asarray(part["precision"]), np.asarray(part["recall"])
+        precision[query, rank], recall[query, rank] = part["precision"], part["recall"]
         self._merge(slice(None), key, precision, recall)
 
     def table(self, direction: str) -> pa.Table:
@@ -93,14 +70,8 @@ class TopK:
         kept = key > 0
         query, _ = np.nonzero(kept)
         f1, position = _parts(key[kept])
-        columns = [
-            pa.array([direction]).take(pa.array(np.zeros(len(query), np.int32))),
-            query.astype(np.int32),
-            position,
-            f1,
-            np.take_along_axis(self._precision, order, axis=1)[kept],
-            np.take_along_axis(self._recall, order, axis=1)[kept],
-        ]
+        precision, recall = (np.take_along_axis(m, order, axis=1)[kept] for m in (self._precision, self._recall))
+        columns = [pa.repeat(direction, len(query)), query.astype(np.int32), position, f1, precision, recall]
         return pa.table(columns, schema=_PART)
 
     def candidates(self) -> NDArray[np.int32]:
@@ -118,17 +89,16 @@ class TopK:
 
 def named(part: pa.Table, queries: Sequence[str], candidates: Sequence[str]) -> pa.Table:
     """One direction of _PART as TOP_SCHEMA: ids for positions, ranks from 1."""
-    query = np.asarray(part["query"])
+    rank = pa.array((_ranks(np.asarray(part["query"])) + 1).astype(np.int32))
+    query = pa.array(queries, pa.string()).take(part["query"])
+    candidate = pa.array(candidates, pa.string()).take(part["candidate"])
+    return pa.table([part["direction"], query, rank, candidate, *part.columns[3:]], schema=TOP_SCHEMA)
+
+
+def _ranks(query: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Place of each row among those of its query, from 0; rows of one query stand together."""
     starts = np.flatnonzero(np.diff(query, prepend=-1))
-    rank = np.arange(1, len(query) + 1) - np.repeat(starts, np.diff(starts, append=len(query)))
-    columns = [
-        part["direction"],
-        pa.array(queries, pa.string()).take(part["query"]),
-        pa.array(rank.astype(np.int32)),
-        pa.array(candidates, pa.string()).take(part["candidate"]),
-        *(part[name] for name in ("f1", "precision", "recall")),
-    ]
-    return pa.table(columns, schema=TOP_SCHEMA)
+    return np.arange(len(query)) - np.repeat(starts, np.diff(starts, append=len(query)))
 
 
 def _keys(f1: FloatMatrix, positions: NDArray[np.integer]) -> NDArray[np.uint64]:

@@ -1,7 +1,5 @@
 """The files beside the arrays, and where a store lies: a local path or an object store's URL."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -4,8 +4,6 @@ Utterances are sorted by language, then longest first, then id, and packed into 
 every array, one piece of work, one commit. The corpus' own order plays no part.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Read a store: lazily, by utterance, by unit, or as ragged arrays."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterator, Sequence

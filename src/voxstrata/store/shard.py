@@ -7,8 +7,6 @@ without taking it apart, and read with as few requests as its rows allow: benchm
 zarr had written it: tests/test_shard.py.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Create or resume a store, and commit units to it."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,7 +1,6 @@
 """Kernels that compute SeqSim's two sums of maxima, all with one interface (`base`)."""
 
-from __future__ import annotations
-
+from voxstrata.base.choices import chosen
 from voxstrata.base.errors import UsageError
 from voxstrata.retrieval.kernels.base import Kernel
 
@@ -20,10 +19,7 @@ def choose_kernel(name: str | None = None) -> Kernel:
     from voxstrata.retrieval.kernels.gpu import Triton
     from voxstrata.retrieval.kernels.int16 import Int16
 
-    if name is None:
-        name = "int16" if available() else "float32"
-    if name not in KERNELS:
-        raise UsageError(f"unknown kernel {name!r}; known: {', '.join(KERNELS)}")
+    [name] = chosen("kernel", [name or ("int16" if available() else "float32")], KERNELS)
     if name != "triton" and numba.config.DISABLE_JIT:
         raise UsageError("the kernels are compiled by numba, which NUMBA_DISABLE_JIT turns off; unset it")
     kernels: dict[str, type[Kernel]] = {"int16": Int16, "float32": Float32, "triton": Triton}

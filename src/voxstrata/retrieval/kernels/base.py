@@ -69,7 +69,6 @@ class Kernel(Protocol):
 
         Raises InputError naming utterance and frame for a row that is zero, NaN or infinite.
         """
-        ...
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
         """Precision and recall of every utterance of x (N) to every one of y (M), each (N, M) float32.
@@ -77,14 +76,12 @@ class Kernel(Protocol):
         Precision: mean over the frames of x of the largest cosine to a frame of y; recall: mean over the frames of y
         of the largest cosine to a frame of x. Memory beside the result is bounded, whatever N and M.
         """
-        ...
 
     def compare_pairs(self, x: Packed, y: Packed, i: PairIndices, j: PairIndices) -> tuple[FloatVector, FloatVector]:
         """Precision and recall of the pairs (i[0], j[0]), (i[1], j[1]), …, each (pairs,) float32.
 
         For few pairs of many: no product of other pairs is computed.
         """
-        ...
 
 
 def runs(lengths: npt.NDArray[np.int64], frames: int, utterances: int | None = None) -> Iterator[tuple[int, int]]:
@@ -104,8 +101,7 @@ def compare_some(
     """Precision and recall (N, M) of the wanted pairs (N, M) of packed blocks, all if None; others may be NaN."""
     if wanted is None or wanted.mean() > _WHOLE:
         return kernel.compare(x, y)
-    precision = np.full(wanted.shape, np.nan, np.float32)
-    recall = np.full(wanted.shape, np.nan, np.float32)
+    precision, recall = np.full((2, *wanted.shape), np.nan, np.float32)
     pairs = np.nonzero(wanted)
     precision[pairs], recall[pairs] = kernel.compare_pairs(x, y, *pairs)
     return precision, recall

@@ -9,8 +9,6 @@ rounding alone (1e-6). By Cauchy-Schwarz any partial sum of q.r is at most |q| |
 lengths up to 46340; `scale` keeps to that. Maxima are taken within a pair of utterances, so each has its own s.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import llvmlite.binding

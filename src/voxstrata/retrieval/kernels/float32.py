@@ -1,7 +1,5 @@
 """The base: blocks of S by one matrix product each, their maxima while they are in cache."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,8 +39,7 @@ class Float32:
         return Packed(utterances.unit().rows, utterances.offsets)
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
-        precision = np.empty((len(x), len(y)))
-        recall = np.empty((len(x), len(y)))
+        precision, recall = np.empty((len(x), len(y))), np.empty((len(x), len(y)))
         threads = thread_count()
         size = min(self.block_rows, len(x.rows)) * min(self.block_rows, len(y.rows))
         buffers: SimpleQueue[npt.NDArray[np.float32]] = SimpleQueue()

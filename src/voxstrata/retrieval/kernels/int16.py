@@ -1,7 +1,5 @@
 """The fast path on x86: fixed-point rows, exact 32-bit integer sums, maxima in integers."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
 
@@ -52,8 +50,7 @@ class Int16:
         return Packed(rows, utterances.offsets, effective_frames(rows, utterances.offsets))
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
-        precision = np.empty((len(x), len(y)))
-        recall = np.empty((len(x), len(y)))
+        precision, recall = np.empty((len(x), len(y))), np.empty((len(x), len(y)))
         with ThreadPoolExecutor(thread_count()) as pool:
             for i, j in runs(x.lengths, PACKED_FRAMES):
                 x_groups = _fixed(x.part(i, j), i, X_WIDTH, pool)

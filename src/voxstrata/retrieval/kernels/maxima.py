@@ -1,7 +1,5 @@
 """What the CPU kernels share: the maxima of a block of S while it is in cache."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llvmlite import ir

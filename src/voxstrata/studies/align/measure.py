@@ -1,7 +1,5 @@
 """Controlled retrieval: what is left of finding translations once sound, duration, speaker and language cannot help."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 One direction has N queries and N candidates; candidate i is the translation of query i.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,19 +79,15 @@ def design_pools(
         held = by_duration == stratum
         mismatch = np.abs(query_logs - candidate_logs)[held]
         pair_strata[held] = stratum * MISMATCH_STRATA + _strata(mismatch, MISMATCH_STRATA)
-    return PoolDesign(
-        np.nan_to_num(shares_closer, nan=-1.0) >= quantile,
-        known[:, :closest],
-        pair_strata,
-        _strata(candidate_logs, max(1, size // CANDIDATES_OF_A_STRATUM)),
-    )
+    unlike = np.nan_to_num(shares_closer, nan=-1.0) >= quantile
+    candidate_strata = _strata(candidate_logs, max(1, size // CANDIDATES_OF_A_STRATUM))
+    return PoolDesign(unlike, known[:, :closest], pair_strata, candidate_strata)
 
 
 def _strata(values: Float64, count: int) -> _Int64:
     """`count` strata of equal size, from low to high."""
     rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    strata: _Int64 = rank * count // max(1, len(rank))
-    return strata
+    return np.asarray(rank * count // max(1, len(rank)))
 
 
 def beats_translation(scores: npt.NDArray[np.floating]) -> BoolMatrix:
@@ -140,8 +134,7 @@ def _members(strata: _Int64) -> _Int64:
 
 def _counted(wrong: BoolMatrix, strata: _Int64) -> _Int64:
     """How many are wrong in each stratum, (queries, strata); by BLAS, exact up to 2^24 candidates."""
-    counts: _Int64 = np.rint(wrong.astype(np.float32) @ strata.astype(np.float32)).astype(np.int64)
-    return counts
+    return np.asarray(np.rint(wrong.astype(np.float32) @ strata.astype(np.float32)).astype(np.int64))
 
 
 def _hits(wrong: BoolMatrix) -> Float64:
@@ -171,5 +164,4 @@ def _no_wrong(wrong: _Int64, there: _Int64, taken: _Int64) -> Float64:
     room = np.where(possible, right - taken, 0)
     # C(right, taken) / C(there, taken)
     log = log_factorial[right] - log_factorial[room] + log_factorial[there - taken] - log_factorial[there]
-    chance: Float64 = np.where(possible, np.exp(log), 0.0).prod(axis=-1)
-    return chance
+    return np.asarray(np.where(possible, np.exp(log), 0.0).prod(axis=-1))

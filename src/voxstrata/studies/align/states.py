@@ -3,8 +3,6 @@
 Frames are read block by block, so a language need not fit in memory; matrices of N × M similarities do.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from itertools import pairwise
 

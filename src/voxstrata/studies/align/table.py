@@ -1,7 +1,5 @@
 """The table of controlled retrieval: its columns, the names in it, and how figures are found in it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pyarrow as pa

@@ -3,8 +3,6 @@
 Every mode is extracted as a user would extract it, into a temporary store, and compared with `padded`.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Why two utterances match: the cosines of their frames, whose row and column maxima SeqSim averages."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import defaultdict

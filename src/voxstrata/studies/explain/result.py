@@ -104,8 +104,7 @@ class _InFile(Mapping[str, npt.NDArray[np.float32]]):
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         with np.load(self._path) as held:
-            array: npt.NDArray[np.float32] = held[name]
-        return array
+            return np.asarray(held[name])
 
     def __iter__(self) -> Iterator[str]:
         with np.load(self._path) as held:

@@ -1,7 +1,5 @@
 """How alike translations sound: IPA of a corpus, phonetic distances, ranks of translations among non-translations."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

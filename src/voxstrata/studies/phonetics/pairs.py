@@ -75,10 +75,8 @@ class Compared:
         """The other direction; lengths: segments of x."""
         w = self.words
         words = replace(w, distance=w.distance.T, x_words=w.y_words.T, y_words=w.x_words.T)
-        return Compared(
-            self.target, self.source, self.y, self.x, self.same.T, self.distance.T, lengths, words, self.y_forms,
-            self.x_forms,
-        )  # fmt: skip
+        there = (self.target, self.source, self.y, self.x, self.same.T, self.distance.T)
+        return Compared(*there, lengths, words, self.y_forms, self.x_forms)
 
 
 def quantiles(

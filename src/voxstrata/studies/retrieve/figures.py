@@ -29,13 +29,12 @@ def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") 
     """
     table = _of_metric(table, metric)
     outputs = depth_order(table["output"].to_pylist())
-    similarities = similarities_of(table)
     figure = new_figure(max(7.0, 3.0 + 0.28 * len(outputs)), 5.0)
     axes = figure.subplots()
     x = np.arange(len(outputs))
     band = ""
     highest = 20.0
-    for n, similarity in enumerate(similarities):
+    for n, similarity in enumerate(similarities_of(table)):
         colour, marker = STYLES[n % len(STYLES)]
         part = table.filter(pc.equal(table["similarity"], similarity))
         mean, low, high = (_curve(part, outputs, MEAN, MEAN, column) for column in ("value", "low", "high"))
@@ -49,8 +48,8 @@ def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") 
     chance = _curve(part, outputs, MEAN, MEAN, "chance")
     axes.plot(x, 100 * chance, color="black", linestyle="--", linewidth=1.2, label="chance", zorder=2)
     top = min(20 * math.ceil(highest / 20), 100)
-    rotation, ha, mode = (90, "center", "default") if len(outputs) > 10 else (45, "right", "anchor")
-    axes.set_xticks(x, outputs, rotation=rotation, ha=ha, rotation_mode=mode)
+    angle, side, mode = (90, "center", "default") if len(outputs) > 10 else (45, "right", "anchor")
+    axes.set_xticks(x, outputs, rotation=angle, ha=side, rotation_mode=mode)
     axes.set_xlim(-0.5, len(outputs) - 0.5)
     axes.set_ylim(-0.02 * top, 1.02 * top)
     axes.set_xlabel("encoder output, by depth")
@@ -90,11 +89,9 @@ def plot_language_matrix(
     for axes, output in zip(grid.flat, outputs, strict=False):
         matrix = 100 * _matrix(table.filter(pc.equal(table["output"], output)), languages)
         image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
-        for i, j in np.ndindex(matrix.shape):
+        for (i, j), value in np.ndenumerate(matrix):
             if i != j:
-                empty = math.isnan(matrix[i, j])
-                text = "–" if empty else f"{matrix[i, j]:.0f}"
-                colour = "black" if empty or matrix[i, j] > 48 else "white"
+                text, colour = "–" if math.isnan(value) else f"{value:.0f}", "white" if value <= 48 else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
         axes.set_title(output, fontsize=10)
         axes.set_xticks(range(len(languages)), languages, rotation=90, fontsize=8)

@@ -14,11 +14,10 @@ import pyarrow.compute as pc
 
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, distinct
-from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.metrics import MEAN, MeanEvaluation, evaluate_ranks
 from voxstrata.retrieval.folder import BACKWARD, FORWARD, FoundSimilarity, read_similarity
 from voxstrata.studies.retrieve.measure import RetrievalOptions
-from voxstrata.studies.retrieve.text import in_percent, percent_with_interval
+from voxstrata.studies.retrieve.text import brackets, in_percent, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,11 +67,9 @@ class FoundRetrieval(Result):
         s = self.settings
         found = [_summary(self.table, s)]
         if s["misses"]:
-            names = list(next(iter(s["misses"].values())))
-            rows = [[direction, *(shares[name] for name in names)] for direction, shares in s["misses"].items()]
-            found.append(
-                TextTable(f"What comparing {s['candidates']} candidates alone misses", ["direction", *names], rows)
-            )
+            header = ["direction", *next(iter(s["misses"].values()))]
+            rows = [[direction, *shares.values()] for direction, shares in s["misses"].items()]
+            found.append(TextTable(f"What comparing {s['candidates']} candidates alone misses", header, rows))
         return found
 
     def figures(self) -> dict[str, Figure]:
@@ -97,15 +94,11 @@ def evaluate_similarity(folder: str | Path, options: RetrievalOptions = _DEFAULT
     mean = MeanEvaluation()
     for name, queries, pool, asked, held in directions:
         top = found.top.filter(pc.equal(found.top["direction"], name))
-        size = len(pool) - found.itself
+        size, k = len(pool) - found.itself, found.plan["top"]
+        ranks = _ranks(top, queries["id"], pool["id"], asked, held)[partners[name] > 0]
+        groups = np.array([names[code] if code >= 0 else "" for code in asked])
         evaluation = evaluate_ranks(
-            _ranks(top, queries["id"], pool["id"], asked, held)[partners[name] > 0],
-            partners[name],
-            size,
-            top=found.plan["top"],
-            ks=options.ks,
-            groups=np.array([names[code] if code >= 0 else "" for code in asked]),
-            resamples=resamples,
+            ranks, partners[name], size, top=k, ks=options.ks, groups=groups, resamples=resamples
         )
         if (partners[name] >= size).any():
             evaluation = evaluation.emptied()
@@ -116,13 +109,9 @@ def evaluate_similarity(folder: str | Path, options: RetrievalOptions = _DEFAULT
         rows.append({"direction": name, "metric": BEST_F1, "value": float(best.mean()), **counts})
     if not found.itself:
         rows += [{"direction": MEAN, **row} for row in mean.result().rows()]
-    settings = {
-        **{name: found.plan[name] for name in ("output", "kernel", "top", "candidates")},
-        "x": _about(found.x),
-        "y": None if found.itself else _about(found.y),
-        "misses": found.misses,
-        **options.about(drawn),
-    }
+    settings = {name: found.plan[name] for name in ("output", "kernel", "top", "candidates")}
+    settings |= {"x": _about(found.x), "y": None if found.itself else _about(found.y)}
+    settings |= {"misses": found.misses, **options.about(drawn)}
     table = pa.Table.from_pylist(rows, schema=FOUND_SCHEMA)
     return FoundRetrieval(table.replace_schema_metadata({FoundRetrieval.key: json.dumps(settings, ensure_ascii=False)}))
 
@@ -136,8 +125,8 @@ def _codes(found: FoundSimilarity) -> tuple[_Codes, _Codes, list[str]]:
     """The group of every utterance of both sides as a number, -1 where it has none; and the groups by number."""
     groups = [*found.x["group"].to_pylist(), *found.y["group"].to_pylist()]
     names = sorted({name for name in groups if name is not None})
-    number = {name: i for i, name in enumerate(names)}
-    codes = np.array([-1 if name is None else number[name] for name in groups], np.int64)
+    number = {None: -1, **{name: i for i, name in enumerate(names)}}
+    codes = np.array([number[name] for name in groups], np.int64)
     return codes[: len(found.x)], codes[len(found.x) :], names
 
 
@@ -171,20 +160,19 @@ def _summary(table: pa.Table, settings: dict[str, Any]) -> TextTable:
     for direction in distinct(table, "direction"):
         rows = [figures[direction, metric] for metric in metrics]
         ends = dict.fromkeys([str(rows[0]["candidates"]), str(rows[0]["candidates_max"])])
-        cells = [text for row in rows for text in (percent_with_interval(row), in_percent(row["chance"]))]
+        cells = [text for row in rows for text in (interval_text(row), in_percent(row["chance"]))]
         best = figures.get((direction, BEST_F1), {"value": None})["value"]
         body.append([direction, rows[0]["queries"], rows[0]["queries_without_partner"], "–".join(ends), best, *cells])
-    top, candidates = settings["top"], settings["candidates"]
+    top = settings["top"]
     note = (
         f"Recall comes from the lists of each query's best {top} by F1, not from all scores: mrr@{top} counts 0 where "
         "no partner is on the list. In percent (F1 is not), chance beside it."
     )
-    if pc.count(table["low"]).as_py():
-        note += f" In brackets: {100 * LEVEL:.0f} % bootstrap intervals over groups, pool fixed."
+    note += brackets(table)
     note += " Wrong candidates with the score of the first partner rank ahead of it, as far as they are on the list."
-    if candidates:
+    if settings["candidates"]:
         note += (
-            f" Each query was compared with its {candidates} nearest by mean-pooled cosine alone; a partner that is "
-            "not among them counts as not found."
+            f" Each query was compared with its {settings['candidates']} nearest by mean-pooled cosine alone; "
+            "a partner that is not among them counts as not found."
         )
     return TextTable("Found among the best candidates", header, body, note)

@@ -1,7 +1,5 @@
 """Cross-lingual retrieval over a store: the tidy table."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -19,6 +17,7 @@ from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
+from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, Resamples, percentile_interval
 from voxstrata.evaluation.cka import group_means, linear_cka
@@ -38,7 +37,6 @@ from voxstrata.evaluation.metrics import (
     Evaluation,
     MeanEvaluation,
     evaluate,
-    known,
     positives_from_groups,
 )
 from voxstrata.retrieval.compare import Matrices, compare
@@ -46,17 +44,16 @@ from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel, runs
 from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
-from voxstrata.retrieval.selection import SelectedFrames, Selection
-from voxstrata.retrieval.similarities import SeqSim
+from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
 from voxstrata.studies.retrieve.text import LINEAR_CKA, SETTINGS_KEY, SKEW
 
 ALL_SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
 SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
-BOTH = " ↔ "  # between the two languages whose directions a row averages
 
 _Row = dict[str, Any]
+_Groups = npt.NDArray[np.str_]
 _Finding = tuple[str, str, Evaluation, Evaluation]  # similarity, score, forward, backward
 _Key = tuple[str, str, tuple[str, ...]]  # similarity, score and metrics
 
@@ -120,8 +117,7 @@ def retrieve(
     outputs = depth_order(select_outputs(outputs, store.outputs))
     similarities = _possible(store, similarities)
     sides = find_sides(store, languages)
-    trivial = only_translations(sides)
-    groups = groups_with_partner(sides)
+    trivial, groups = only_translations(sides), groups_with_partner(sides)
     resamples = options.resamples(groups)
     kernel = None
     if any(_framed(name) for name in similarities):
@@ -137,22 +133,16 @@ def retrieve(
         for m, (x, y) in enumerate(combinations(range(len(sides)), 2), start=1):
             for finding in states.findings(x, y, similarities, options, resamples):
                 rows += _pair_rows(output, sides[x].language, sides[y].language, finding, overall)
-            reporter.progress(
-                Progress("retrieving", n * pairs + m, len(outputs) * pairs, "pairs of languages × outputs")
-            )
+            done, total = n * pairs + m, len(outputs) * pairs
+            reporter.progress(Progress("retrieving", done, total, "pairs of languages × outputs"))
         tables.append(pa.Table.from_pylist(rows, schema=RETRIEVAL_SCHEMA))
         means[output] = {key: mean.result() for key, mean in overall.items()}
     for n, output in enumerate(outputs):
         tables.insert(2 * n + 1, pa.Table.from_pylist(_mean_rows(means, output), schema=RETRIEVAL_SCHEMA))
-    settings = {
-        **options.about(groups),
-        "csls_k": HUB_NEIGHBOURS,
-        "ratio_margin_k": MARGIN_NEIGHBOURS,
-        "kernel": kernel.name if kernel else None,
-        "only_translations": trivial,
-    }
+    settings = {**options.about(groups), "csls_k": HUB_NEIGHBOURS, "ratio_margin_k": MARGIN_NEIGHBOURS}
+    settings |= {"kernel": kernel.name if kernel else None, "only_translations": trivial}
     table = pa.concat_tables(tables)
-    table = table.set_column(0, "store", pa.array([Path(store.files.root).name] * len(table)))
+    table = table.set_column(0, "store", pa.repeat(Path(store.files.root).name, len(table)))
     # what the figures come from travels with them
     about = {SETTINGS_KEY: json.dumps(settings), STORE: json.dumps(store.about)}
     return Retrieval(table.replace_schema_metadata(about))
@@ -165,12 +155,12 @@ def _framed(similarity: str) -> bool:
 def _possible(store: EmbeddingStore, asked: str | Sequence[str] | None) -> list[str]:
     """The similarities asked for; by default those that the store has the states for."""
     names = chosen("similarity", asked, ALL_SIMILARITIES)
-    framed = [name for name in names if _framed(name)]
+    if asked is None and not store.has_frames:
+        return [name for name in names if not _framed(name)]
+    framed = ", ".join(filter(_framed, names))
     if framed and not store.has_frames:
-        if asked is None:
-            return [name for name in names if name not in framed]
         raise UsageError(
-            f"{', '.join(framed)} compare frames, and this store holds pooled states only; "
+            f"{framed} compare frames, and this store holds pooled states only; "
             "ask for pooled_cosine, or extract again with frames"
         )
     return names
@@ -192,7 +182,9 @@ class _States:
         pooled = "pooled_cosine" in similarities
         matrices: dict[str, tuple[Scores, Scores]] = {}
         if self._kernel is not None:
-            sim = _seqsim(x.frames(self._output), y.frames(self._output), self._kernel)
+            sink = Matrices(len(x), len(y))
+            compare(x.frames(self._output), y.frames(self._output), self._kernel, sink)
+            sim = sink.seqsim()
             # Swapping the sides swaps precision and recall, so one pass serves both directions.
             matrices["seqsim_f1"] = (sim.f1, sim.f1.T)
             matrices["seqsim_precision"] = (sim.precision, sim.recall.T)
@@ -218,15 +210,13 @@ def _pair_rows(output: str, x: str, y: str, finding: _Finding, overall: dict[_Ke
     """Rows of both directions and of their mean; both directions are also added to the mean over all."""
     similarity, score, forward, backward = finding
     both, mean = MeanEvaluation(), overall.setdefault((similarity, score, forward.metrics), MeanEvaluation())
-    for direction in (forward, backward):
+    rows = []
+    for source, target, direction in ((x, y, forward), (y, x, backward)):
         both.add(direction)
         mean.add(direction)
-    name = f"{x}{BOTH}{y}"
-    return [
-        *_rows((output, similarity, score, x, y), forward),
-        *_rows((output, similarity, score, y, x), backward),
-        *_rows((output, similarity, score, name, name), both.result()),
-    ]
+        rows += _rows((output, similarity, score, source, target), direction)
+    name = f"{x} ↔ {y}"
+    return rows + _rows((output, similarity, score, name, name), both.result())
 
 
 def _refuse_bad_frames(sides: Sequence[Selection], outputs: Sequence[str], frames: int, reporter: Reporter) -> None:
@@ -238,23 +228,11 @@ def _refuse_bad_frames(sides: Sequence[Selection], outputs: Sequence[str], frame
         reporter.progress(Progress("checking frames", n, total, "languages × outputs"))
 
 
-def _seqsim(x: SelectedFrames, y: SelectedFrames, kernel: Kernel) -> SeqSim:
-    """SeqSim of two languages, whose frames are read and packed block by block."""
-    sink = Matrices(len(x.lengths), len(y.lengths))
-    compare(x, y, kernel, sink)
-    return sink.seqsim()
-
-
 def _direction(
-    matrix: Scores,
-    score: str,
-    positives: BoolMatrix,
-    groups: npt.NDArray[np.str_],
-    ks: Sequence[int],
-    resamples: Resamples | None,
+    matrix: Scores, score: str, positives: BoolMatrix, groups: _Groups, ks: Sequence[int], resamples: Resamples | None
 ) -> tuple[Evaluation, Evaluation]:
     """Retrieval and hubness of one direction under one score."""
-    undefined, trivial = False, bool(positives.all(axis=1).any())
+    undefined = False
     if score == "csls":
         matrix = csls(matrix)
     elif score == "ratio_margin":
@@ -263,14 +241,14 @@ def _direction(
         except InputError:  # neighbours of negative mean: the ratio does not exist, the figures are null
             undefined = True
     found = evaluate(matrix, positives, ks, groups, resamples)
-    skew = math.nan if undefined else k_occurrence_skew(matrix)
     if undefined:
-        nothing = np.full(len(found.metrics), math.nan)
-        found = replace(found, values=nothing, samples=np.full_like(found.samples, math.nan))
-    if trivial:
+        empty = found.emptied()
+        found = replace(found, values=empty.values, samples=empty.samples)
+    if positives.all(axis=1).any():  # any answer is right
         found = found.emptied()
     if not found.queries:
         return found, _unsampled({SKEW: (math.nan, math.nan)}, 0, matrix.shape[1])
+    skew = math.nan if undefined else k_occurrence_skew(matrix)
     return found, _unsampled({SKEW: (skew, chance_skew(*matrix.shape))}, *matrix.shape)
 
 
@@ -289,8 +267,7 @@ def _cka(
 def _unsampled(figures: dict[str, tuple[float, float]], queries: int, candidates: int) -> Evaluation:
     """Figures without resamples: value and chance by metric."""
     values, chance = np.array(list(figures.values())).T
-    empty = np.empty((0, len(figures)))
-    return Evaluation(tuple(figures), values, chance, empty, queries, 0, candidates, candidates)
+    return Evaluation(tuple(figures), values, chance, np.empty((0, len(figures))), queries, 0, candidates, candidates)
 
 
 def _rows(names: tuple[str, str, str, str, str], found: Evaluation) -> list[_Row]:
@@ -304,12 +281,10 @@ def _mean_rows(means: dict[str, dict[_Key, Evaluation]], output: str) -> list[_R
     rows: list[_Row] = []
     for key, mean in means[output].items():
         new = _rows((output, *key[:2], MEAN, MEAN), mean)
-        if SKEW not in mean.metrics and key[0] != LINEAR_CKA:
-            values = np.array([others[key].values for others in means.values()])
-            for i, row in enumerate(new):
-                if np.isnan(values[:, i]).any():
-                    continue
-                best = list(means.values())[int(np.argmax(values[:, i]))][key]
+        for i, row in enumerate(new if SKEW not in mean.metrics and key[0] != LINEAR_CKA else []):
+            values = np.array([others[key].values[i] for others in means.values()])
+            if not np.isnan(values).any():
+                best = list(means.values())[int(np.argmax(values))][key]
                 low, high = percentile_interval(best.samples[:, i : i + 1] - mean.samples[:, i : i + 1])[:, 0]
                 row["below_best"] = float(best.values[i] - mean.values[i])
                 row["below_best_low"], row["below_best_high"] = known(low), known(high)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 RETRIEVAL_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("store", "output", "similarity", "score", "source", "target", "metric")]
-    + [(name, pa.float64()) for name in ("value", "low", "high", "chance")]
-    + [(name, pa.float64()) for name in ("below_best", "below_best_low", "below_best_high")]
+    + [(n, pa.float64()) for n in ("value", "low", "high", "chance", "below_best", "below_best_low", "below_best_high")]
     + [(name, pa.int64()) for name in ("queries", "queries_without_partner", "candidates", "candidates_max")]
 )
 

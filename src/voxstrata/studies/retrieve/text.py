@@ -1,7 +1,5 @@
 """A retrieval table in tables for people. Every summary carries pool size and chance: recall alone says nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -75,19 +73,16 @@ def _means(table: pa.Table) -> _Rows:
 
 def _by_output(table: pa.Table, means: _Rows, similarity: str) -> TextTable:
     """One similarity's own score: outputs by depth, and chance. The first metric stands with its interval."""
-    first, *others = retrieval_metrics(table)
+    metrics = retrieval_metrics(table)
     body = []
-    chance: list[str] = []
     for output in depth_order(distinct(table, "output")):
-        row = means[output, similarity, "raw", first]
-        rest = [means[output, similarity, "raw", metric] for metric in others]
-        hub = means[output, similarity, "raw", SKEW]
-        figures = [percent_with_interval(row), percent_with_interval(row, "below_best"), *(percent_with_interval(r) for r in rest)]
-        body.append([output, *figures, _number(hub, "value")])
-        by_chance = (in_percent(r["chance"]) for r in rest)
-        chance = ["chance", in_percent(row["chance"]), "", *by_chance, _number(hub, "chance")]
-    header = ["output", first, "below the best", *others, "hubness"]
-    return TextTable(similarity, header, [*body, chance], f"Percent, mean over {conditions(table)}.")
+        row, *rest, hub = (means[output, similarity, "raw", metric] for metric in (*metrics, SKEW))
+        below = interval_text(row, "below_best")
+        body.append([output, interval_text(row), below, *map(interval_text, rest), _number(hub, "value")])
+    chance = [in_percent(r["chance"]) for r in (row, *rest)]  # the same for every output
+    body.append(["chance", chance[0], "", *chance[1:], _number(hub, "chance")])
+    header = ["output", metrics[0], "below the best", *metrics[1:], "hubness"]
+    return TextTable(similarity, header, body, f"Percent, mean over {conditions(table)}.")
 
 
 def _best(table: pa.Table, means: _Rows) -> TextTable:
@@ -98,18 +93,17 @@ def _best(table: pa.Table, means: _Rows) -> TextTable:
     for similarity in similarities_of(table):
         for score in distinct(table, "score"):
             rows = [means[output, similarity, score, first] for output in outputs]
-            ranked = sorted((row for row in rows if row["value"] is not None), key=lambda row: -row["value"])
+            ranked = sorted((row for row in rows if row["value"] is not None), key=lambda row: -float(row["value"]))
             if not ranked:
                 body.append([similarity, score, *["–"] * (5 + len(others))])
                 continue
-            best = str(ranked[0]["output"])
+            best = ranked[0]["output"]
             rest = [in_percent(means[best, similarity, score, metric]["value"]) for metric in others]
-            rest.append(_number(means[best, similarity, score, SKEW], "value"))
-            ahead = percent_with_interval(ranked[1], "below_best") if len(ranked) > 1 else "–"
-            runner_up = str(ranked[1]["output"]) if len(ranked) > 1 else "–"
-            body.append([similarity, score, best, percent_with_interval(ranked[0]), ahead, runner_up, *rest])
+            hubness = _number(means[best, similarity, score, SKEW], "value")
+            ahead = [(interval_text(row, "below_best"), row["output"]) for row in ranked[1:2]] or [("–", "–")]
+            body.append([similarity, score, best, interval_text(ranked[0]), *ahead[0], *rest, hubness])
     header = ["similarity", "score", "best output", first, "ahead by", "of", *others, "hubness"]
-    return TextTable("Best output", header, body, stands_on(table))
+    return TextTable("Best output", header, body, _stands_on(table))
 
 
 def _cka(table: pa.Table, means: _Rows) -> TextTable:
@@ -121,18 +115,22 @@ def _cka(table: pa.Table, means: _Rows) -> TextTable:
     return TextTable("Linear CKA of pooled states, language to language", header, body)
 
 
-def stands_on(table: pa.Table) -> str:
+def _stands_on(table: pa.Table) -> str:
     """What the figures of the tables stand on: directions, pools, queries, chance, intervals."""
-    intervals = pc.count(table["low"]).as_py() > 0
+    note = f"Percent (hubness and CKA are not), mean over {conditions(table)}.{brackets(table)}"
+    note += " Hubness: skewness of 10-occurrence."
     trivial = ", ".join((metadata(table, SETTINGS_KEY) or {}).get("only_translations", []))
-    empty = f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
-    return (
-        f"Percent (hubness and CKA are not), mean over {conditions(table)}."
-        + (f" In brackets: {100 * LEVEL:.0f} % bootstrap intervals over groups, pool fixed." if intervals else "")
-        + " Hubness: skewness of 10-occurrence."
-        + (empty if trivial else "")
-        + (" The best output was chosen on these same data." if len(distinct(table, "output")) > 1 else "")
-    )
+    if trivial:
+        note += f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
+    if len(distinct(table, "output")) > 1:
+        note += " The best output was chosen on these same data."
+    return note
+
+
+def brackets(table: pa.Table) -> str:
+    """What brackets hold, where a table has intervals."""
+    shown = pc.count(table["low"]).as_py() > 0
+    return f" In brackets: {100 * LEVEL:.0f} % bootstrap intervals over groups, pool fixed." if shown else ""
 
 
 def in_percent(value: object) -> str:
@@ -144,7 +142,7 @@ def _number(row: _Row, column: str) -> str:
     return f"{value:.2f}" if isinstance(value, float) else "–"
 
 
-def percent_with_interval(row: _Row, column: str = "value") -> str:
+def interval_text(row: _Row, column: str = "value") -> str:
     """In percent, with the interval where there is one."""
     low, high = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
     text = in_percent(row[column])

@@ -37,10 +37,8 @@ def plot_words(table: pa.Table, title: Sequence[str]) -> Figure:
     for axes, kind in zip(panels, WORD_KINDS, strict=True):
         rows = {(r["output"], r["similarity"]): r for r in table.to_pylist() if r["kind"] == kind}
         for (colour, marker), similarity in zip(STYLES, WORD_SIMILARITIES, strict=False):
-            value, low, high = (
-                np.array([rows[output, similarity][column] for output in outputs], np.float64)
-                for column in ("auc", "low", "high")
-            )
+            found = [rows[output, similarity] for output in outputs]
+            value, low, high = (np.array([row[c] for row in found], np.float64) for c in ("auc", "low", "high"))
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.vlines(x, low, high, color=colour, alpha=0.5, linewidth=1)  # a band of one output has no width
             axes.plot(x, value, color=colour, marker=marker, markersize=5, linewidth=2, label=similarity)

@@ -1,7 +1,5 @@
 """The table of a word comparison: its columns and the names in it."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 WORD_SIMILARITIES = ("seqsim_f1", "pooled_cosine")

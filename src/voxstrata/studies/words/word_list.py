@@ -1,7 +1,5 @@
 """Bilingual word lists: read, given IPA, and spoken where there are no recordings."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Sequence

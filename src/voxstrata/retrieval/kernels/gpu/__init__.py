@@ -27,8 +27,6 @@ State: checked in Triton's interpreter; compiled for compute capability 9.0, whe
 products fed by the bulk copy engine. Not run on a GPU: its speed, and the choice of `Tile`, are not measured.
 """
 
-from __future__ import annotations
-
 from voxstrata.retrieval.kernels.gpu.kernel import TILES, Tile, Triton
 
 __all__ = ["TILES", "Tile", "Triton"]

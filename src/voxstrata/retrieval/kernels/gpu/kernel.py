@@ -1,7 +1,5 @@
 """The host side: rows on the device, blocks that fit its memory, launches."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -112,8 +110,7 @@ class Triton:
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
         """See `Kernel.compare`. Scratch memory stays under `scratch_bytes`; one utterance alone may pass that."""
-        precision = np.empty((len(x), len(y)), np.float32)
-        recall = np.empty((len(x), len(y)), np.float32)
+        precision, recall = np.empty((2, len(x), len(y)), np.float32)
         # With F frames and at most F / 128 utterances a side, the scratch holds at most F² (1/128 + 1/128 + 1/y)
         # float32: frames of y for each utterance of x, frames of x for each piece of y.
         scratch = min(self.scratch_bytes, free_bytes(self._device) // 2)
