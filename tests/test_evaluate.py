@@ -17,16 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.evaluation import (
-    MeanEvaluation,
-    Resamples,
-    best_ranks,
-    chance_at_k,
-    chance_mrr,
-    evaluate,
-    positives_from_groups,
-)
+from voxstrata.evaluation import MeanEvaluation, Resamples, evaluate, positives_from_groups
 from voxstrata.evaluation.bootstrap import percentile_interval
+from voxstrata.evaluation.metrics import best_ranks, chance_at_k, chance_mrr
 
 
 @given(st.integers(1, 6), st.data())

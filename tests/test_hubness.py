@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.evaluation import chance_skew, csls, k_occurrence, k_occurrence_skew, ratio_margin
+from voxstrata.evaluation import csls, ratio_margin
+from voxstrata.evaluation.hubness import chance_skew, k_occurrence, k_occurrence_skew
 
 
 def neighbourhood(values: np.ndarray, k: int) -> float:

@@ -1,25 +1,20 @@
 """Results: what a study found, in one form for Python, the command line and the report."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.figures import DPI, new_figure
+from voxstrata.base.figures import DPI, Figure, new_figure
 from voxstrata.base.folders import make_writable
 from voxstrata.base.tables import TextTable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _WIDTH = 112  # characters of a line of notes on a terminal
 STORE = "voxstrata"  # in a table's metadata: the description of the store that it was made from

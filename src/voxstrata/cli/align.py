@@ -5,16 +5,16 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
-from voxstrata.cli.options import COUNT, bootstrap_option, json_option, languages_option, out_option, outputs_option
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
 @click.argument("store")
 @click.option("--phonetics", required=True, help="Folder that `voxstrata phonetics` wrote for the store's corpus.")
-@out_option("Folder for align.parquet, align.md, align.png and align.pdf; what an earlier run left there is replaced.")
-@outputs_option
-@languages_option
+@options.out("Folder for align.parquet, align.md, align.png and align.pdf; what an earlier run left there is replaced.")
+@options.outputs
+@options.languages
 @click.option(
     "--similarity",
     type=click.Choice(["seqsim_f1", "pooled_cosine"]),
@@ -35,12 +35,12 @@ from voxstrata.cli.options import COUNT, bootstrap_option, json_option, language
 )
 @click.option(
     "--closest",
-    type=COUNT,
+    type=options.COUNT,
     default=9,
     help="Hard negatives of a pool: the non-translations that sound closest to the query.",
 )
-@bootstrap_option("groups")
-@json_option
+@options.bootstrap("groups")
+@options.as_json
 def align(
     store: str,
     phonetics: str,
@@ -70,9 +70,9 @@ def align(
     opened = vs.open_store(store)
     print_left_out(opened)
     Alignment.refuse_foreign(folder)
-    options = vs.AlignOptions(similarity, by, quantile, closest, bootstrap)
+    how = vs.AlignOptions(similarity, by, quantile, closest, bootstrap)
     with TerminalReporter() as reporter:
-        result = vs.align(opened, phonetics, outputs, languages, options, reporter)
+        result = vs.align(opened, phonetics, outputs, languages, how, reporter)
     for reason, count in result.settings["left_out"].items():
         click.echo(f"{count} utterances take no part: {reason}", err=True)
     save_and_print(result, folder, as_json, store=store)

@@ -5,17 +5,17 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, aligned, clock, print_json
-from voxstrata.cli.options import PATH, json_option, model_argument, outputs_option, run_options, split_option
 
 
 @click.command(short_help="Measure how fast this machine runs MODEL.")
-@model_argument
-@outputs_option
-@click.option("--corpus", type=PATH, help="Also say what this corpus would take in each context.")
-@split_option
-@run_options
-@json_option
+@options.model
+@options.outputs
+@click.option("--corpus", type=options.PATH, help="Also say what this corpus would take in each context.")
+@options.split
+@options.running
+@options.as_json
 def bench(
     model: Path, outputs: str, corpus: Path | None, split: str | None, runtime: vs.Runtime, as_json: bool
 ) -> None:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
+from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter
-from voxstrata.cli.options import COUNT, PATH, out_option
 
 
 @click.command(short_help="The whole way once, on a small spoken corpus.")
-@out_option("Folder to fill.", type=PATH, required=False, default=Path("demo"))
-@click.option("--threads", type=COUNT, help="Threads. [default: all cores]")
+@options.out("Folder to fill.", type=options.PATH, required=False, default=Path("demo"))
+@click.option("--threads", type=options.COUNT, help="Threads. [default: all cores]")
 def demo(folder: Path, threads: int | None) -> None:
     """The whole way once: speak a small parallel corpus, export an encoder, extract, retrieve.
 

@@ -5,38 +5,29 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, save_and_print
-from voxstrata.cli.options import (
-    PATH,
-    corpus_argument,
-    json_option,
-    model_argument,
-    out_option,
-    outputs_option,
-    run_options,
-    split_option,
-)
 
 
 @click.command()
-@corpus_argument
-@model_argument
+@options.corpus
+@options.model
 @click.option(
     "--clips",
     type=click.IntRange(min=0),
     default=100,
     help="About how many recordings, in whole groups of translations; 0 takes all.",
 )
-@outputs_option
+@options.outputs
 @click.option(
     "--against",
-    type=PATH,
+    type=options.PATH,
     help="Another export of the same checkpoint to be the reference, as for int8. [default: MODEL itself]",
 )
-@split_option
-@out_option("Folder for drift.parquet, drift.md and drift.png; an earlier result there is replaced.", required=False)
-@run_options
-@json_option
+@options.split
+@options.out("Folder for drift.parquet, drift.md and drift.png; an earlier result there is replaced.", required=False)
+@options.running
+@options.as_json
 def drift(
     corpus: Path,
     model: Path,

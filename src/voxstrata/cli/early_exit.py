@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
-from voxstrata.cli.options import COUNT, PATH, F, corpus_argument, json_option, out_option, split_option
 
 
 @click.group(short_help="Whisper checkpoints whose encoder ends after block k.")
@@ -28,7 +28,7 @@ _revision = click.option("--revision", help="Branch, tag or commit of a hub id."
 _blocks = click.option("--blocks", help="Blocks to end after, e.g. 3,4,6. [default: every one, and 0]")
 
 
-def _decoding(f: F) -> F:
+def _decoding(f: options.F) -> options.F:
     f = click.option(
         "--language",
         "languages",
@@ -47,11 +47,11 @@ def _decoding(f: F) -> F:
 
 @early_exit.command()
 @click.argument("checkpoint")
-@out_option("New checkpoint folder.", "target", type=PATH)
+@options.out("New checkpoint folder.", "target", type=options.PATH)
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
 @_revision
-@json_option
+@options.as_json
 def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision: str | None, as_json: bool) -> None:
     """Write the checkpoint of CHECKPOINT that ends after block k.
 
@@ -78,8 +78,8 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
 @click.argument("checkpoint")
-@corpus_argument
-@out_option("Folder for the results.", type=PATH)
+@options.corpus
+@options.out("Folder for the results.", type=options.PATH)
 @_blocks
 @_decoding
 @click.option(
@@ -90,13 +90,13 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
 )
 @click.option("--dev-share", default=0.5, help="Share of the groups on which k is chosen.")
 @click.option("--seed", default=0, help="Of the split and the bootstrap.")
-@click.option("--bootstrap", "resamples", type=COUNT, default=1000, help="Resamples for 95 % intervals.")
-@click.option("--max-new-tokens", type=COUNT, default=224, help="Per transcript.")
-@click.option("--batch", type=COUNT, default=8, help="Recordings at a time.")
-@split_option
+@click.option("--bootstrap", "resamples", type=options.COUNT, default=1000, help="Resamples for 95 % intervals.")
+@click.option("--max-new-tokens", type=options.COUNT, default=224, help="Per transcript.")
+@click.option("--batch", type=options.COUNT, default=8, help="Recordings at a time.")
+@options.split
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="PyTorch's device.")
 @_revision
-@json_option
+@options.as_json
 def sweep(
     checkpoint: str,
     corpus: Path,
@@ -152,13 +152,13 @@ def sweep(
 
 @early_exit.command(short_help="Compare written checkpoints with a plain decoding loop.")
 @click.argument("checkpoint")
-@corpus_argument
+@options.corpus
 @_blocks
 @_decoding
-@click.option("--clips", type=COUNT, default=4, help="Recordings to compare on.")
-@click.option("--max-new-tokens", type=COUNT, default=48, help="Per recording.")
+@click.option("--clips", type=options.COUNT, default=4, help="Recordings to compare on.")
+@click.option("--max-new-tokens", type=options.COUNT, default=48, help="Per recording.")
 @_revision
-@json_option
+@options.as_json
 def check(
     checkpoint: str,
     corpus: Path,

@@ -5,22 +5,22 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import save_and_print
-from voxstrata.cli.options import PATH, json_option, names, out_option, outputs_option
 
 
 @click.command(short_help="Why two utterances match, frame by frame.")
 @click.argument("store")
 @click.argument("a")
 @click.argument("b")
-@outputs_option
-@out_option("Folder for picture, tables and cosines; an earlier result there is replaced.")
+@options.outputs
+@options.out("Folder for picture, tables and cosines; an earlier result there is replaced.")
 @click.option(
     "--words",
-    type=PATH,
+    type=options.PATH,
     help="Table (.tsv, .csv, .jsonl, .parquet) of when words are spoken: id, word, begin, end in seconds.",
 )
-@json_option
+@options.as_json
 def explain(store: str, a: str, b: str, outputs: str, folder: Path, words: Path | None, as_json: bool) -> None:
     """Why utterances A and B of STORE match: their frame × frame cosines, and the maxima that SeqSim averages.
 
@@ -31,6 +31,6 @@ def explain(store: str, a: str, b: str, outputs: str, folder: Path, words: Path 
     Example:
       voxstrata explain speech.zarr en-7 es-7 --outputs layer_06,final -o why
     """
-    chosen = None if outputs == "all" else names(outputs)
+    chosen = None if outputs == "all" else options.names(outputs)
     result = vs.explain(vs.open_store(store), a, b, chosen, words)
     save_and_print(result, folder, as_json, store=store)

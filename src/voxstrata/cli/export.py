@@ -5,15 +5,15 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json
-from voxstrata.cli.options import PATH, json_option, out_option, outputs_option
 
 
 @click.command(short_help="Turn a Whisper CHECKPOINT into an ONNX model.")
 @click.argument("checkpoint")
-@out_option("New model folder.", "target", type=PATH)
+@options.out("New model folder.", "target", type=options.PATH)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@outputs_option
+@options.outputs
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "int8"]),
@@ -23,7 +23,7 @@ from voxstrata.cli.options import PATH, json_option, out_option, outputs_option
 )
 @click.option(
     "--calibrate",
-    type=PATH,
+    type=options.PATH,
     help="Corpus of which 16 recordings calibrate the silence cache. This brings `bucketed` embeddings closer to "
     "`padded` ones. Give recordings that you will not measure on. [default: pure silence]",
 )
@@ -34,7 +34,7 @@ from voxstrata.cli.options import PATH, json_option, out_option, outputs_option
     help="Cached keys of each attention head; 0 keeps one for every silent position.",
 )
 @click.option("--norm-every-layer", is_flag=True, help="Apply the final LayerNorm to every layer, as for early exit.")
-@json_option
+@options.as_json
 def export(
     checkpoint: str,
     target: Path,

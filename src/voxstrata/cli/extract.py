@@ -4,44 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
-from voxstrata.cli.options import (
-    COUNT,
-    corpus_argument,
-    json_option,
-    model_argument,
-    out_option,
-    planning_options,
-    run_options,
-    storing_options,
-)
-
-if TYPE_CHECKING:
-    from voxstrata.engine.planning import Long
 
 
 @click.command()
-@corpus_argument
-@model_argument
-@out_option("Store to make or to resume: a path or s3://…, gs://…", "store", type=str)
-@storing_options
-@planning_options
-@run_options
-@click.option("--tokens", type=COUNT, help="Batch size × computed positions. [default: by device]")
+@options.corpus
+@options.model
+@options.out("Store to make or to resume: a path or s3://…, gs://…", "store", type=str)
+@options.storing
+@options.planning
+@options.running
+@click.option("--tokens", type=options.COUNT, help="Batch size × computed positions. [default: by device]")
 @click.option("--allow-overflow", is_flag=True, help="Store values beyond float16 as infinities.")
 @click.option("--efficiency", is_flag=True, help="Also report the share of this CPU's matrix product rate (sgemm).")
-@json_option
+@options.as_json
 def extract(
     corpus: Path,
     model: Path,
     store: str,
     spec: vs.StoreSpec,
-    long: Long,
+    long: Any,
     split: str | None,
     unit_mb: float | None,
     runtime: vs.Runtime,

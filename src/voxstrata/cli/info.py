@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, print_json
-from voxstrata.cli.options import json_option
 
 
 @click.command()
 @click.argument("path")
-@json_option
+@options.as_json
 def info(path: str, as_json: bool) -> None:
     """Say what is in a model folder or a store.
 

@@ -15,21 +15,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH, FOLDER = click.Path(path_type=Path), click.Path(file_okay=False, path_type=Path)
 COUNT = click.IntRange(min=1)
 
-corpus_argument = click.argument("corpus", type=PATH)
-model_argument = click.argument("model", type=PATH)
-outputs_option = click.option(
+corpus = click.argument("corpus", type=PATH)
+model = click.argument("model", type=PATH)
+outputs = click.option(
     "--outputs", default="all", help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final."
 )
-languages_option = click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
-split_option = click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
-kernel_option = click.option(
+languages = click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
+split = click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
+kernel = click.option(
     "--kernel",
     help="What compares frames: int16, float32, or triton (CUDA, float16). [default: int16 where the CPU has AVX2]",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 
 _STORING = (
-    outputs_option,
+    outputs,
     click.option(
         "--context", "mode", type=click.Choice(["bucketed", "padded", "trimmed"]), default="bucketed",
         help="What the encoder sees beyond the speech; `voxstrata drift` measures the difference.",
@@ -43,7 +43,7 @@ _PLANNING = (
         "--long", type=click.Choice(["window", "error"]), default="window",
         help="Recordings over 30 s: cut into 30 s windows, or refuse.",
     ),
-    split_option,
+    split,
     click.option(
         "--unit-mb", type=click.FloatRange(min=0, min_open=True),
         help="Megabytes of one unit (shard) over all outputs, and so of the buffer, rounded down to a power of two of "
@@ -57,12 +57,12 @@ _RUNNING = (
 )
 
 
-def out_option(help: str, name: str = "folder", **settings: Any) -> Callable[[F], F]:
+def out(help: str, name: str = "folder", **settings: Any) -> Callable[[F], F]:
     """Where results go: `-o/--out`, required unless the settings say otherwise."""
     return click.option("-o", "--out", name, help=help, **{"required": True, "type": FOLDER, **settings})
 
 
-def storing_options(f: F) -> F:
+def storing(f: F) -> F:
     """What is kept of a corpus; the command gets it as `spec`, a StoreSpec."""
 
     @functools.wraps(f)
@@ -72,12 +72,12 @@ def storing_options(f: F) -> F:
     return _with(_STORING, cast(F, with_spec))
 
 
-def planning_options(f: F) -> F:
+def planning(f: F) -> F:
     """How a corpus is planned: `long`, `split` and `unit_mb`."""
     return _with(_PLANNING, f)
 
 
-def run_options(f: F) -> F:
+def running(f: F) -> F:
     """Where and how wide graphs run; the command gets it as `runtime`, a Runtime."""
 
     @functools.wraps(f)
@@ -93,7 +93,7 @@ def _with(options: tuple[Callable[[F], F], ...], f: F) -> F:
     return f
 
 
-def bootstrap_option(drawn: str, least: int = 0) -> Callable[[F], F]:
+def bootstrap(drawn: str, least: int = 0) -> Callable[[F], F]:
     """How many resamples of what is drawn ("groups", "meanings") the intervals are made of."""
     none = "" if least else "; 0 for none"
     return click.option(

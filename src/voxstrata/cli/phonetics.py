@@ -5,18 +5,18 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json
-from voxstrata.cli.options import PATH, corpus_argument, json_option, languages_option, names, out_option, split_option
 
 
 @click.command()
-@corpus_argument
-@out_option("Folder for phonetics.parquet, ipa.parquet, distances.parquet, phonetics.md; an earlier one is replaced.")
-@split_option
-@languages_option
+@options.corpus
+@options.out("Folder for phonetics.parquet, ipa.parquet, distances.parquet, phonetics.md; an earlier one is replaced.")
+@options.split
+@options.languages
 @click.option(
     "--ipa",
-    type=PATH,
+    type=options.PATH,
     help="Table with the columns id and ipa (.tsv, .csv, .jsonl, .parquet): used instead of espeak-ng for these ids.",
 )
 @click.option(
@@ -32,7 +32,7 @@ from voxstrata.cli.options import PATH, corpus_argument, json_option, languages_
     default="longer",
     help="Divide the edit distance by the longer string's segments, by the mean of both, or not.",
 )
-@json_option
+@options.as_json
 def phonetics(
     corpus: Path,
     folder: Path,
@@ -65,7 +65,7 @@ def phonetics(
             folder,
             given=read_ipa(ipa) if ipa else None,
             voices={language: voice for language, _, voice in pairs},
-            languages=names(languages),
+            languages=options.names(languages),
             normalize=normalize,
             reporter=reporter,
         )

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
-from voxstrata.cli.options import (
-    corpus_argument,
-    json_option,
-    model_argument,
-    planning_options,
-    run_options,
-    storing_options,
-)
-
-if TYPE_CHECKING:
-    from voxstrata.engine.planning import Long
 
 
 @click.command(short_help="What extracting CORPUS would take: storage and time.")
-@corpus_argument
-@model_argument
-@storing_options
-@planning_options
-@run_options
-@json_option
+@options.corpus
+@options.model
+@options.storing
+@options.planning
+@options.running
+@options.as_json
 def plan(
     corpus: Path,
     model: Path,
     spec: vs.StoreSpec,
-    long: Long,
+    long: Any,
     split: str | None,
     unit_mb: float | None,
     runtime: vs.Runtime,
@@ -59,7 +49,7 @@ def plan(
     used, device = runtime.thread_count, runtime.device
     command = f"voxstrata bench {model} --device {device} --threads {used}"
     if as_json:
-        print_json(found.to_dict() | {"device": str(device), "threads": used, "bench": None if record else command})
+        print_json(asdict(found) | {"device": str(device), "threads": used, "bench": None if record else command})
     else:
         click.echo(f"{corpus} with {model}:\n\n{found.to_text()}")
         if record:

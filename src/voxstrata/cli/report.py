@@ -4,14 +4,16 @@ from pathlib import Path
 
 import click
 
+from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, aligned, print_json
-from voxstrata.cli.options import PATH, json_option, out_option
 
 
 @click.command(short_help="One HTML page of all results in DIR and below.")
-@click.argument("folder", metavar="DIR", type=PATH)
-@out_option("The page; an earlier one is replaced. [default: DIR/report.html]", "target", required=False, type=PATH)
-@json_option
+@click.argument("folder", metavar="DIR", type=options.PATH)
+@options.out(
+    "The page; an earlier one is replaced. [default: DIR/report.html]", "target", required=False, type=options.PATH
+)
+@options.as_json
 def report(folder: Path, target: Path | None, as_json: bool) -> None:
     """One page of all results in DIR and below: figures, tables, settings, fingerprints of data and models.
 

@@ -5,30 +5,23 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
-from voxstrata.cli.options import (
-    bootstrap_option,
-    json_option,
-    kernel_option,
-    languages_option,
-    out_option,
-    outputs_option,
-)
 
 
 @click.command(short_help="Spoken-translation retrieval, layer by layer.")
 @click.argument("store")
-@out_option("Folder for the results; what an earlier run left there is replaced.")
-@outputs_option
-@languages_option
+@options.out("Folder for the results; what an earlier run left there is replaced.")
+@options.outputs
+@options.languages
 @click.option(
     "--similarity",
     "similarities",
     help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine. [default: all]",
 )
-@bootstrap_option("groups")
-@kernel_option
-@json_option
+@options.bootstrap("groups")
+@options.kernel
+@options.as_json
 def retrieve(
     store: str,
     folder: Path,
@@ -69,7 +62,7 @@ def retrieve(
         opened = vs.open_store(store)
         print_left_out(opened)
         study.Retrieval.refuse_foreign(folder)
-        options = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))
+        how = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))
         with TerminalReporter() as reporter:
-            result = study.retrieve(opened, outputs, languages, similarities, options, reporter)
+            result = study.retrieve(opened, outputs, languages, similarities, how, reporter)
     save_and_print(result, folder, as_json, store=store)

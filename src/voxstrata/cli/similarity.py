@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, resume_hint
-from voxstrata.cli.options import COUNT, PATH, json_option, kernel_option, out_option, outputs_option
 
 if TYPE_CHECKING:
     from voxstrata.retrieval.all_pairs import SimilarityReport
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 @click.command(short_help="SeqSim of all pairs: the best candidates of each.")
 @click.argument("store")
 @click.argument("other", required=False)
-@out_option("Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.", type=str)
-@outputs_option
+@options.out("Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.", type=str)
+@options.outputs
 @click.option("--x", "x_languages", help="Languages of the first set, e.g. en,es. [default: all]")
 @click.option(
     "--y",
@@ -30,22 +31,25 @@ if TYPE_CHECKING:
     help="Languages of the second set, of OTHER or of STORE. [default: all of OTHER; without OTHER there is no second "
     "set, and the first is compared with itself]",
 )
-@click.option("--x-ids", type=PATH, help="File naming the first set's utterances, one id a line.")
-@click.option("--y-ids", type=PATH, help="The same for the second set.")
-@click.option("--top", type=COUNT, default=10, help="Candidates kept per query.")
+@click.option("--x-ids", type=options.PATH, help="File naming the first set's utterances, one id a line.")
+@click.option("--y-ids", type=options.PATH, help="The same for the second set.")
+@click.option("--top", type=options.COUNT, default=10, help="Candidates kept per query.")
 @click.option("--matrix", help="Keep whole matrices, too: some of f1,precision,recall.")
 @click.option(
     "--candidates",
-    type=COUNT,
+    type=options.COUNT,
     help="Compare each query's N nearest by mean-pooled cosine only; what that misses is measured and reported.",
 )
 @click.option(
-    "--sample", type=COUNT, default=200, help="Queries per direction to measure --candidates on, by exact search."
+    "--sample",
+    type=options.COUNT,
+    default=200,
+    help="Queries per direction to measure --candidates on, by exact search.",
 )
-@kernel_option
-@click.option("--tile-frames", type=COUNT, help="Frames per side of a tile; bounds memory.")
+@options.kernel
+@click.option("--tile-frames", type=options.COUNT, help="Frames per side of a tile; bounds memory.")
 @click.option("--part", help="I/N: compute every N-th tile row from the I-th on; N runs share the work.")
-@json_option
+@options.as_json
 def similarity(
     store: str,
     other: str | None,
@@ -94,7 +98,7 @@ def similarity(
                 x, y, name, where, kernel=choose_kernel(kernel), **limits, **how, reporter=reporter
             )
     if as_json:
-        found = {name: report.to_dict() for name, report in reports.items()}
+        found = {name: asdict(report) for name, report in reports.items()}
         print_json(found.get(outputs, found))
     else:
         for report in reports.values():

@@ -5,15 +5,15 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, resume_hint, save_and_print
-from voxstrata.cli.options import bootstrap_option, json_option, model_argument, out_option, outputs_option, run_options
 
 
 @click.command(short_help="Sound or meaning, word by word.")
 @click.argument("word_list", metavar="LIST")
-@model_argument
-@out_option("Folder for the spoken words, their store, and the results.")
-@outputs_option
+@options.model
+@options.out("Folder for the spoken words, their store, and the results.")
+@options.outputs
 @click.option(
     "--near",
     type=float,
@@ -26,9 +26,9 @@ from voxstrata.cli.options import bootstrap_option, json_option, model_argument,
     default=0.5,
     help="Words sound unlike from this quantile on; synonyms and random pairs are taken there.",
 )
-@bootstrap_option("meanings")
-@run_options
-@json_option
+@options.bootstrap("meanings")
+@options.running
+@options.as_json
 def words(
     word_list: str,
     model: Path,
@@ -56,10 +56,10 @@ def words(
     from voxstrata.studies.words.measure import WordOptions, measure_words
     from voxstrata.studies.words.word_list import read_word_list
 
-    options = WordOptions(near, far, bootstrap)
+    how = WordOptions(near, far, bootstrap)
     with resume_hint(), TerminalReporter() as reporter:
         entries = read_word_list(word_list)
-        result = measure_words(entries, vs.open_model(model), folder, outputs, options, runtime, reporter)
+        result = measure_words(entries, vs.open_model(model), folder, outputs, how, runtime, reporter)
     save_and_print(result, folder, as_json, failed=result.failures)
     print_failures(result.failures, f"in {folder / 'words.zarr'}")
     return PARTIAL if result.failures else 0

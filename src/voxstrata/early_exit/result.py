@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voxstrata.base.figures import STYLES, new_figure, set_title
+from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 JOURNAL = "transcripts.jsonl"
 _SIDE_BY_SIDE = "transcripts.md"

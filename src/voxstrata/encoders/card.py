@@ -11,13 +11,11 @@ DIR/
   card.json                 what the model is, where it came from, how it was validated
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import TextTable
@@ -69,7 +67,7 @@ class ModelCard:
         return asdict(self) | {"outputs": list(self.outputs)}
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> ModelCard:
+    def from_dict(cls, d: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
         return cls(**{**d, "outputs": tuple(d["outputs"])})
 

@@ -1,10 +1,8 @@
 """Context: what the encoder sees beyond the speech (padded, bucketed, trimmed)."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from voxstrata.base.errors import UsageError
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, WINDOW_FRAMES
@@ -64,6 +62,6 @@ class Context:
         return asdict(self) | {"edges": list(self.edges)}
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> Context:
+    def from_dict(cls, d: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
         return cls(**({**d, "edges": tuple(d["edges"])} if "edges" in d else d))

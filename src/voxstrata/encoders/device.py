@@ -1,10 +1,8 @@
 """Where an encoder runs, and in what it computes there."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from voxstrata.base.errors import UsageError
 
@@ -17,7 +15,7 @@ class Device:
     index: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> Device:
+    def parse(cls, text: str) -> Self:
         """From "cpu", "cuda", "cuda:1", "tensorrt", … Raises UsageError for anything else."""
         m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", text)
         if m is None or (m[1] == "cpu" and m[2]):

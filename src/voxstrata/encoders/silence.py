@@ -9,13 +9,11 @@ means. The logarithm of the group's size is added to the attention logit, becaus
 nearly equal keys.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +112,7 @@ class Silence:
         np.savez(path, first=self.first, key=self.key, value=self.value, **group)
 
     @classmethod
-    def load(cls, path: Path) -> Silence:
+    def load(cls, path: Path) -> Self:
         """Read what `save` wrote. Raises InputError for a missing or damaged file."""
         try:
             # opened here, because np.load leaves a damaged file open

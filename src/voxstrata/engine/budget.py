@@ -14,8 +14,6 @@ computed: 2 · 2 · m · d² (key, value) + 2 · 2 · n · d² (query, output) +
 Softmax, LayerNorm, GELU and log-mel are left out.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -23,6 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from voxstrata.base.errors import InputError
 from voxstrata.encoders import Context, ModelFolder
@@ -63,7 +62,7 @@ class EncoderSize:
     silence_keys: int
 
     @classmethod
-    def of(cls, model: ModelFolder, outputs: Sequence[str]) -> EncoderSize:
+    def of(cls, model: ModelFolder, outputs: Sequence[str]) -> Self:
         """Of a model, as far as these outputs need it."""
         card, path = model.card, model.path / "config.json"
         try:
@@ -95,7 +94,7 @@ class Work:
     flops: int
 
     @classmethod
-    def of(cls, plan: Plan, size: EncoderSize) -> Work:
+    def of(cls, plan: Plan, size: EncoderSize) -> Self:
         """Of all windows of a plan."""
         context = plan.spec.context
         kept = (w.frames for u in range(len(plan.utterances)) for w in plan.windows(u))

@@ -1,9 +1,7 @@
 """What extracting a corpus will take, from the headers of its recordings alone."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable, aligned, clock
@@ -43,10 +41,6 @@ class Estimate:
     bytes: int
     seconds: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
-
     def to_text(self) -> str:
         """Recordings, work and storage, in tables; the time is told by `time_text`."""
         readable = self.recordings - len(self.failures)
@@ -62,9 +56,8 @@ class Estimate:
         return "\n".join([*lines, "", aligned(["output", "rows", "MB on disk"], rows)])
 
     def time_text(self) -> str:
-        """The expected time, and the rate; "not known" where nothing was measured."""
-        if self.seconds is None:
-            return "not known"
+        """The expected time, and the rate, where that was measured."""
+        assert self.seconds is not None
         return f"{clock(self.seconds)} ({self.audio_seconds / self.seconds:.1f} audio-hours per hour)"
 
 
@@ -77,11 +70,11 @@ class Bench:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` restores it."""
-        expected = {mode: estimate.to_dict() for mode, estimate in self.corpus.items()}
+        expected = {mode: asdict(estimate) for mode, estimate in self.corpus.items()}
         return {**self.record.with_rates(), "corpus": expected or None}
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> Bench:
+    def from_dict(cls, d: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
         corpus = {mode: Estimate(**{**e, "outputs": tuple(e["outputs"])}) for mode, e in (d["corpus"] or {}).items()}
         return cls(Record.from_dict(d), corpus)

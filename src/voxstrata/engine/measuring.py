@@ -1,7 +1,5 @@
 """How fast this machine runs this model: `extract` on made-up recordings, for each context, and the record of it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -12,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import onnxruntime
@@ -80,13 +78,9 @@ class Record:
     sgemm_rate: float | None
     modes: dict[str, Throughput]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; `from_dict` restores it."""
-        return asdict(self)
-
     def with_rates(self) -> dict[str, Any]:
-        """`to_dict`, and each context's rates."""
-        d = self.to_dict()
+        """JSON-ready form, with each context's rates; `from_dict` restores it."""
+        d = asdict(self)
         for mode, t in self.modes.items():
             d["modes"][mode] |= {"audio_hours_per_hour": t.audio_hours_per_hour, "flops_per_second": t.flops_per_second}
         return d
@@ -137,8 +131,8 @@ class Record:
         return "\n".join(lines)
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> Record:
-        """Inverse of `to_dict`, and of `with_rates`."""
+    def from_dict(cls, d: dict[str, Any]) -> Self:
+        """From `asdict` or `with_rates`."""
         modes = {}
         for mode, found in d["modes"].items():
             kept = {f.name: found[f.name] for f in fields(Throughput)}
@@ -218,7 +212,7 @@ def bench(
         modes[mode] = measure(model, mode, MIXES["fleurs"], outputs, runtime, seconds=each, limit=limit, again=False)
     record = Record(about(model, runtime), load, limit, modes)
     path = record_path(record.about)
-    Files(path.parent).write(path.name, (json.dumps(record.to_dict(), indent=1) + "\n").encode())
+    Files(path.parent).write(path.name, (json.dumps(asdict(record), indent=1) + "\n").encode())
     return record
 
 

@@ -1,11 +1,9 @@
 """Make the silence cache of a checkpoint, pure or calibrated on recordings, and condense it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -45,7 +43,7 @@ class Queries:
     log_total: torch.Tensor
 
     @classmethod
-    def sample(cls, query: torch.Tensor, key: torch.Tensor, count: int) -> Queries:
+    def sample(cls, query: torch.Tensor, key: torch.Tensor, count: int) -> Self:
         """`count` of a run's queries (layers, heads, n, head_dim). key: the run's (layers, heads, 1500, head_dim)."""
         query = query[:, :, torch.linspace(0, query.shape[2] - 1, count).long()]
         # layer by layer, because all logits of a large model would be gigabytes

@@ -1,10 +1,8 @@
 """The closest pair of words of two sentences: one shared name is enough to retrieve by."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +24,7 @@ class Words:
     offsets: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, ipa: Sequence[str]) -> Words:
+    def of(cls, ipa: Sequence[str]) -> Self:
         """Words of IPA sentences (separated by spaces) that have at least SHORTEST_WORD segments."""
         forms = sorted({word for text in ipa for word in text.split()}) or [""]
         phones = Phones.from_ipa(forms)

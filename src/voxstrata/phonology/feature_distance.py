@@ -9,13 +9,11 @@ PanPhon 0.22.2 name 22 features in another order than the 24 they are multiplied
 Costs are whole multiples of 1/48, so sums are taken in integers and are exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +64,7 @@ class Phones:
         return np.diff(self.offsets)
 
     @classmethod
-    def from_ipa(cls, ipa: Sequence[str]) -> Phones:
+    def from_ipa(cls, ipa: Sequence[str]) -> Self:
         """Cut IPA strings into segments; spaces between words are passed over.
 
         Raises InputError without strings, or when PanPhon is not installed.

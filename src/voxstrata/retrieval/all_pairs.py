@@ -7,7 +7,7 @@ exists, and two workers never write one file.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,6 @@ class SimilarityReport:
     merged: bool
     candidates: dict[str, Any] | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
-
 
 def similarity(
     x: Selection,
@@ -68,33 +64,21 @@ def similarity(
 ) -> SimilarityReport:
     """SeqSim of all pairs of x and y, or of x with itself (y None), into a folder; resumes what is there.
 
-    Parameters
-    ----------
-    output
-        encoder output whose frames are compared.
-    kernel
-        by default the fastest of this machine; all parts of one comparison need the same.
-    top
-        candidates kept per query, by F1, in `top.parquet`: of every x (direction "forward") and of every y
-        ("backward"; a set compared with itself has "forward" only). An utterance is no candidate of itself.
-    matrix
-        of "f1", "precision", "recall": which are also kept whole, (x, y) float32 in `matrix.zarr`.
-    candidates
-        compare only each query's so many nearest by mean-pooled cosine, and measure their recall. 0: all pairs.
-    sample
-        queries per direction that this recall is measured on, by exact search.
-    tile_frames
-        frames per side of a tile; `kernel.block_frames` by default. Bounds memory.
-    part
-        (i, n): this run takes every n-th tile row from the i-th on, i from 1. The run that finds all rows done writes
-        the final table.
+    output: encoder output whose frames are compared. kernel: by default the fastest of this machine; all parts of one
+    comparison need the same. part: (i, n), this run takes every n-th tile row from the i-th on, i from 1; the run that
+    finds all rows done writes the final table.
 
-    Raises
-    ------
-    UsageError, InputError
-        before any comparison: impossible settings; pooled stores, or stores of other models or contexts; a folder that
-        holds something else or the result of other settings; frames that are zero, NaN or infinite, naming the
-        utterance. Of a single set the last are found in the first tile row.
+    Settings, all optional:
+    top: candidates kept per query, by F1, in `top.parquet`: of every x (direction "forward") and of every y
+    ("backward"; a set compared with itself has "forward" only). An utterance is no candidate of itself.
+    matrix: of "f1", "precision", "recall", which are also kept whole, (x, y) float32 in `matrix.zarr`.
+    candidates: compare only each query's so many nearest by mean-pooled cosine, and measure their recall; 0: all pairs.
+    sample: queries per direction that this recall is measured on, by exact search.
+    tile_frames: frames per side of a tile, `kernel.block_frames` by default; bounds memory.
+
+    Raises UsageError and InputError before any comparison: for impossible settings; pooled stores, or stores of other
+    models or contexts; a folder that holds something else or the result of other settings; frames that are zero, NaN
+    or infinite, naming the utterance. Of a single set the last are found in the first tile row.
     """
     kernel = kernel or choose_kernel()
     if not 1 <= part[0] <= part[1]:

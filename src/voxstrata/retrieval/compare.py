@@ -4,8 +4,6 @@ A tile is a block of x against a block of y; a tile row is one block of x agains
 with itself only tiles on and above the diagonal are computed, since P(X, Y) = R(Y, X).
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +43,7 @@ class Tiles:
     itself: bool = False
 
     @classmethod
-    def of(cls, x: Utterances, y: Utterances | None, frames: int) -> Tiles:
+    def of(cls, x: Utterances, y: Utterances | None, frames: int) -> Self:
         """Blocks of at most `frames` frames; a longer utterance is a block by itself."""
         bounds = [[0, *(end for _, end in runs(s.lengths, frames, BLOCK_UTTERANCES))] for s in (x, y) if s is not None]
         return cls(bounds[0], bounds[-1], y is None)

@@ -31,7 +31,7 @@ from voxstrata.retrieval.kernels.base import FloatMatrix
 from voxstrata.retrieval.selection import Selection
 from voxstrata.retrieval.tileplan import TilePlan
 from voxstrata.retrieval.topk import TopK, named
-from voxstrata.store.files import LOCK, Files, zarr_array
+from voxstrata.store.files import LOCK, Files, parquet_bytes, zarr_array
 
 _SCHEMA = 1
 PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE = "plan.json", "top.parquet", "rows.parquet", "columns.parquet"
@@ -104,7 +104,7 @@ class Results:
     def commit(self, row: int, forward: TopK, backward: TopK | None) -> None:
         """Write the best of a tile row, then its marker."""
         tables = [forward.table(FORWARD), *([backward.table(BACKWARD)] if backward else [])]
-        self.files.write(f"{_unit(row)}/{TOP_FILE}", _parquet(pa.concat_tables(tables)))
+        self.files.write(f"{_unit(row)}/{TOP_FILE}", parquet_bytes(pa.concat_tables(tables)))
         self.files.write(f"{_unit(row)}/{_DONE}", json.dumps({"row": row}).encode())
 
     def merge(self, measure: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
@@ -122,7 +122,7 @@ class Results:
                 self.files.sweep()  # nobody writes: committed rows are not computed again
                 for row in self.plan.tiles.rows:
                     self.files.remove(f"{_unit(row)}/{LOCK}")  # of a process killed after its commit
-                self.files.write(TOP_FILE, _parquet(self._final()))
+                self.files.write(TOP_FILE, parquet_bytes(self._final()))
         return dict(json.loads(self.files.read(MISSES_FILE))) if self.plan.candidates else None
 
     def _final(self) -> pa.Table:
@@ -152,9 +152,9 @@ class Results:
     def _create(self, find: Callable[[], CandidateSets] | None) -> None:
         plan = self.plan
         self.files.clear()
-        self.files.write(ROWS_FILE, _parquet(_utterances(plan.x)))
+        self.files.write(ROWS_FILE, parquet_bytes(_utterances(plan.x)))
         if plan.y is not None:
-            self.files.write(COLUMNS_FILE, _parquet(_utterances(plan.y)))
+            self.files.write(COLUMNS_FILE, parquet_bytes(_utterances(plan.y)))
         if find is not None:
             sets, buffer = find(), io.BytesIO()
             np.savez(buffer, forward=sets.forward, backward=sets.backward)
@@ -278,12 +278,6 @@ def _utterances(side: Selection) -> pa.Table:
     """Who stands where: id, language, group, frames, by position."""
     table = side.store.utterances.select(["id", "language", "group"]).take(pa.array(side.indices))
     return table.append_column("frames", pa.array(side.lengths))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def _json(d: dict[str, Any]) -> bytes:

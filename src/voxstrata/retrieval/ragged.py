@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ class Ragged:
             raise InputError(f"{name} has {self.lengths[i]} frames; leave out utterances without frames")
 
     @classmethod
-    def from_list(cls, utterances: Sequence[FloatArray], names: Sequence[str] = ()) -> Ragged:
+    def from_list(cls, utterances: Sequence[FloatArray], names: Sequence[str] = ()) -> Self:
         """Join arrays of shape (frames, d), float16, bfloat16 or float32, copying them."""
         if not utterances:
             raise InputError("no utterances: the list is empty")

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
@@ -136,3 +139,10 @@ def zarr_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
     array = root[name]
     assert isinstance(array, zarr.Array)
     return array
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class StoreSpec:
         return asdict(self) | {"outputs": list(self.outputs), "context": self.context.to_dict(), "windows": WINDOWS}
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> StoreSpec:
+    def from_dict(cls, d: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
         d = {k: v for k, v in d.items() if k != "windows"}
         return cls(**{**d, "context": Context.from_dict(d["context"])})

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from voxstrata.base.errors import InputError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.store.files import LOCK, Files, root_attributes, zarr_array
+from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, zarr_array
 from voxstrata.store.plan import Plan
 from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
 from voxstrata.store.spec import STORE_SCHEMA
@@ -143,9 +143,7 @@ class StoreWriter:
         return failures, overflows
 
     def _write_utterances(self, failures: Mapping[int, str]) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(with_failures(self.plan.utterances, failures), buffer, compression="zstd")
-        self.files.write(UTTERANCES, buffer.getvalue())
+        self.files.write(UTTERANCES, parquet_bytes(with_failures(self.plan.utterances, failures)))
 
     def _create(self, card: ModelCard) -> zarr.Group:
         plan, spec = self.plan, self.plan.spec

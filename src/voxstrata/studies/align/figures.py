@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from voxstrata.base.figures import STYLES, new_figure
+from voxstrata.base.figures import STYLES, Figure, new_figure
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
 from voxstrata.studies.align.states import CENTRED, RAW
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _What = tuple[str, str, str]  # states, control, metric
 _WIDTH, _HEIGHT = 7.2, 3.6  # inches: a two-column page of a paper

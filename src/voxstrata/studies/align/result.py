@@ -1,13 +1,12 @@
 """What controlled retrieval found: one table of figures, shown as tables and a picture, saved and loaded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.evaluation.metrics import MEAN
@@ -15,9 +14,6 @@ from voxstrata.studies.align import table as names
 from voxstrata.studies.align.figures import plot_alignment
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
 from voxstrata.studies.align.states import CENTRED, RAW
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Columns of the two tables: header, the figure (states, control, metric), whether percent.
 _WHOLE = (

@@ -1,18 +1,13 @@
 """What cheaper contexts cost: cosines to the padded run, recall@1 and speed, as one result."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from voxstrata.base.figures import STYLES, new_figure, set_title
+from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PADDED = "padded"  # the reference
 RETRIEVED_BY = ("seqsim_f1", "pooled_cosine")

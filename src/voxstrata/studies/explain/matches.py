@@ -1,10 +1,8 @@
 """Two utterances held against each other, frame by frame."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +29,7 @@ class SpokenUtterance:
     words: Sequence[Word] = ()
 
     @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> SpokenUtterance:
+    def from_dict(cls, d: Mapping[str, Any]) -> Self:
         """Inverse of `dataclasses.asdict`."""
         return cls(**{**d, "words": tuple(Word(**word) for word in d.get("words", ()))})
 

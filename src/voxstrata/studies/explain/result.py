@@ -1,23 +1,19 @@
 """Why two utterances match, as one result: figures by output, the maxima of every frame, the cosines, a picture."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable
 from voxstrata.studies.explain.figures import draw_matches
 from voxstrata.studies.explain.matches import Match, SpokenUtterance
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SAID = "voxstrata_explain_utterances"  # in the table's metadata: what is said in a and b
 _COSINES = "explain.npz"

@@ -1,21 +1,17 @@
 """How alike translations sound, as one result: a row per pair of translations, all IPA, all distances."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable, as_stored
 from voxstrata.studies.phonetics.pairs import SoundDirection, summarise
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FOUND = "voxstrata_phonetics_found"  # in the table's metadata: what else a reader must know
 _CLOSEST = 50  # pairs that the report shows

@@ -1,9 +1,6 @@
 """Pictures of a retrieval table: recall by layer, and source × target matrices. Needs the extra `plot`."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import UsageError
-from voxstrata.base.figures import STYLES, new_figure, set_title, text_size
+from voxstrata.base.figures import STYLES, Figure, new_figure, set_title, text_size
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.metrics import MEAN
 from voxstrata.studies.retrieve.text import conditions, retrieval_metrics, similarities_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") -> Figure:

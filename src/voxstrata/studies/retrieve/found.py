@@ -1,26 +1,22 @@
 """How well translations were found by `similarity`: recall from the lists of the best candidates that it left."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.evaluation.metrics import MEAN, MeanEvaluation, evaluate_ranks
 from voxstrata.retrieval.folder import BACKWARD, FORWARD, FoundSimilarity, read_similarity
 from voxstrata.studies.retrieve.measure import RetrievalOptions
 from voxstrata.studies.retrieve.text import brackets, in_percent, interval_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BEST_F1 = "f1_of_best"  # a metric: mean over all queries, with a partner or without
 

@@ -19,17 +19,9 @@ from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
+from voxstrata.evaluation import hubness
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, Resamples, percentile_interval
 from voxstrata.evaluation.cka import group_means, linear_cka
-from voxstrata.evaluation.hubness import (
-    HUB_NEIGHBOURS,
-    MARGIN_NEIGHBOURS,
-    Scores,
-    chance_skew,
-    csls,
-    k_occurrence_skew,
-    ratio_margin,
-)
 from voxstrata.evaluation.metrics import (
     KS,
     MEAN,
@@ -139,7 +131,7 @@ def retrieve(
         means[output] = {key: mean.result() for key, mean in overall.items()}
     for n, output in enumerate(outputs):
         tables.insert(2 * n + 1, pa.Table.from_pylist(_mean_rows(means, output), schema=RETRIEVAL_SCHEMA))
-    settings = {**options.about(groups), "csls_k": HUB_NEIGHBOURS, "ratio_margin_k": MARGIN_NEIGHBOURS}
+    settings = {**options.about(groups), "csls_k": hubness.HUB_NEIGHBOURS, "ratio_margin_k": hubness.MARGIN_NEIGHBOURS}
     settings |= {"kernel": kernel.name if kernel else None, "only_translations": trivial}
     table = pa.concat_tables(tables)
     table = table.set_column(0, "store", pa.repeat(Path(store.files.root).name, len(table)))
@@ -180,7 +172,7 @@ class _States:
         x, y = self._sides[i], self._sides[j]
         positives = positives_from_groups(x.groups, y.groups)
         pooled = "pooled_cosine" in similarities
-        matrices: dict[str, tuple[Scores, Scores]] = {}
+        matrices: dict[str, tuple[hubness.Scores, hubness.Scores]] = {}
         if self._kernel is not None:
             sink = Matrices(len(x), len(y))
             compare(x.frames(self._output), y.frames(self._output), self._kernel, sink)
@@ -229,15 +221,20 @@ def _refuse_bad_frames(sides: Sequence[Selection], outputs: Sequence[str], frame
 
 
 def _direction(
-    matrix: Scores, score: str, positives: BoolMatrix, groups: _Groups, ks: Sequence[int], resamples: Resamples | None
+    matrix: hubness.Scores,
+    score: str,
+    positives: BoolMatrix,
+    groups: _Groups,
+    ks: Sequence[int],
+    resamples: Resamples | None,
 ) -> tuple[Evaluation, Evaluation]:
     """Retrieval and hubness of one direction under one score."""
     undefined = False
     if score == "csls":
-        matrix = csls(matrix)
+        matrix = hubness.csls(matrix)
     elif score == "ratio_margin":
         try:
-            matrix = ratio_margin(matrix)
+            matrix = hubness.ratio_margin(matrix)
         except InputError:  # neighbours of negative mean: the ratio does not exist, the figures are null
             undefined = True
     found = evaluate(matrix, positives, ks, groups, resamples)
@@ -248,8 +245,8 @@ def _direction(
         found = found.emptied()
     if not found.queries:
         return found, _unsampled({SKEW: (math.nan, math.nan)}, 0, matrix.shape[1])
-    skew = math.nan if undefined else k_occurrence_skew(matrix)
-    return found, _unsampled({SKEW: (skew, chance_skew(*matrix.shape))}, *matrix.shape)
+    skew = math.nan if undefined else hubness.k_occurrence_skew(matrix)
+    return found, _unsampled({SKEW: (skew, hubness.chance_skew(*matrix.shape))}, *matrix.shape)
 
 
 def _cka(

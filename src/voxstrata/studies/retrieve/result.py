@@ -1,20 +1,16 @@
 """What retrieval found: one table of figures, shown as tables and pictures, saved and loaded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored
 from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall_by_layer
 from voxstrata.studies.retrieve.text import SETTINGS_KEY, retrieval_metrics, summary_tables
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RETRIEVAL_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("store", "output", "similarity", "score", "source", "target", "metric")]

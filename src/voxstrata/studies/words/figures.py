@@ -1,22 +1,16 @@
 """The picture of a word comparison: AUC by depth. Needs the extra `plot`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voxstrata.base.figures import STYLES, new_figure, set_title
+from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.studies.words.pairs import WORD_KINDS
 from voxstrata.studies.words.table import DURATION_ALONE, EVERY_LANGUAGE, WORD_SIMILARITIES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _TITLES = {
     "synonyms": "synonyms\nsame meaning, other sound",

@@ -1,13 +1,11 @@
 """Sound or meaning, word by word: are synonyms, or near-homophones, of two languages closer than random pairs?"""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -170,7 +168,7 @@ class _Side:
     starts: _Int64
 
     @classmethod
-    def of(cls, store: EmbeddingStore, words: _Int64, recordings: Sequence[Sequence[int]]) -> _Side:
+    def of(cls, store: EmbeddingStore, words: _Int64, recordings: Sequence[Sequence[int]]) -> Self:
         index = np.array([i for word in words for i in recordings[word]], np.int64)
         starts = np.concatenate([[0], np.cumsum([len(recordings[word]) for word in words])[:-1]])
         return cls(words, Selection(store, index), starts.astype(np.int64))

@@ -1,23 +1,19 @@
 """What the comparison of words found: AUC of synonyms and near-homophones, and every pair behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.studies.words.figures import plot_words
 from voxstrata.studies.words.pairs import NEAR_HOMOPHONES, SYNONYMS, WORD_KINDS
 from voxstrata.studies.words.table import EVERY_LANGUAGE, WORD_CONTROLS, WORD_SIMILARITIES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FAILURES = "voxstrata_words_failures"  # in the table's metadata: why recordings could not be read, by id
 _SHOWN = 15  # pairs of either kind in the text
