@@ -39,7 +39,7 @@ def card(d: int, **changes: Any) -> ModelCard:
 def make_store(
     path: Path, utterances: Mapping[str, Utterance], *, spec: StoreSpec | None = None, **changes: Any
 ) -> EmbeddingStore:
-    """Write a store with the output `final`; `changes` to the model's card."""
+    """Write a store of which every output holds these frames, by default `final`; `changes` to the model's card."""
     spec = spec or StoreSpec(("final",), dtype="float32")
     ids = list(utterances)
     d = next(iter(utterances.values())).frames.shape[1]
@@ -62,7 +62,7 @@ def make_store(
             start = int(plan.start[i]) - unit * plan.unit_rows
             frames = utterances[names[i]].frames
             block[start : start + plan.length[i]] = frames.mean(axis=0) if spec.pool else frames
-        writer.commit(unit, {"final": block}, {})
+        writer.commit(unit, dict.fromkeys(spec.outputs, block), {})
     writer.finish()
     return open_store(path)
 

@@ -31,6 +31,5 @@ def explain(store: str, a: str, b: str, outputs: str, folder: Path, words: Path 
     Example:
       voxstrata explain speech.zarr en-7 es-7 --outputs layer_06,final -o why
     """
-    chosen = None if outputs == "all" else options.names(outputs)
-    result = vs.explain(vs.open_store(store), a, b, chosen, words)
+    result = vs.explain(vs.open_store(store), a, b, outputs, words)
     save_and_print(result, folder, as_json, store=store)

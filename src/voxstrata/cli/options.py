@@ -100,8 +100,3 @@ def bootstrap(drawn: str, least: int = 0) -> Callable[[F], F]:
         "--bootstrap", type=click.IntRange(min=least), default=1000,
         help=f"Resamples of the {drawn} for the 95 % intervals{none}.",
     )  # fmt: skip
-
-
-def names(text: str | None) -> list[str] | None:
-    """A comma-separated choice; None stays None."""
-    return [n.strip() for n in text.split(",")] if text else None

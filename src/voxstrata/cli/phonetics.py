@@ -65,7 +65,7 @@ def phonetics(
             folder,
             given=read_ipa(ipa) if ipa else None,
             voices={language: voice for language, _, voice in pairs},
-            languages=options.names(languages),
+            languages=languages,
             normalize=normalize,
             reporter=reporter,
         )

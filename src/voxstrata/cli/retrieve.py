@@ -17,7 +17,8 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 @click.option(
     "--similarity",
     "similarities",
-    help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine. [default: all]",
+    multiple=True,
+    help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine. May be repeated. [default: all]",
 )
 @options.bootstrap("groups")
 @options.kernel
@@ -27,7 +28,7 @@ def retrieve(
     folder: Path,
     outputs: str,
     languages: str | None,
-    similarities: str | None,
+    similarities: tuple[str, ...],
     bootstrap: int,
     kernel: str | None,
     as_json: bool,
@@ -64,5 +65,5 @@ def retrieve(
         study.Retrieval.refuse_foreign(folder)
         how = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))
         with TerminalReporter() as reporter:
-            result = study.retrieve(opened, outputs, languages, similarities, how, reporter)
+            result = study.retrieve(opened, outputs, languages, ",".join(similarities) or None, how, reporter)
     save_and_print(result, folder, as_json, store=store)

@@ -77,6 +77,7 @@ def similarity(
     """
     from voxstrata.encoders.outputs import select_outputs
     from voxstrata.retrieval.kernels import choose_kernel
+    from voxstrata.retrieval.selection import refuse_bad_frames, refuse_incomparable
 
     opened = vs.open_store(store)
     x = _selection(opened, x_languages, x_ids)
@@ -89,14 +90,17 @@ def similarity(
     folders = {name: f"{folder.rstrip('/')}/{name}" for name in select_outputs(outputs, opened.outputs)}
     if outputs in folders:  # one alone, by its name
         folders = {outputs: folder}
+    by = choose_kernel(kernel)
     how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0, "part": _part(part)}
     reports = {}
     with TerminalReporter() as reporter, resume_hint():
+        if len(folders) > 1:  # what a later output would be refused for is refused before the first takes its time
+            for name in folders:
+                refuse_incomparable(x, y, name)
+            refuse_bad_frames([x] if y is None else [x, y], list(folders), by.block_frames, reporter)
         for name, where in folders.items():
             reporter.step(f"comparing {name}")
-            reports[name] = vs.similarity(
-                x, y, name, where, kernel=choose_kernel(kernel), **limits, **how, reporter=reporter
-            )
+            reports[name] = vs.similarity(x, y, name, where, kernel=by, **limits, **how, reporter=reporter)
     if as_json:
         found = {name: asdict(report) for name, report in reports.items()}
         print_json(found.get(outputs, found))

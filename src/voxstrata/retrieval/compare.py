@@ -182,9 +182,10 @@ class _Blocks:
 
     def start(self, rows: Sequence[int]) -> None:
         """Begin to load what these tile rows need, and nothing else any more."""
+        for block in self._ahead:
+            block.cancel()
         self._ahead.clear()
         self._left = self._needed(rows)
-        self._load_ahead()
 
     def take(self) -> Packed:
         """The next block; while the caller works on it, the one after it is loaded."""

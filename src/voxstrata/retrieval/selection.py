@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.progress import Progress, Reporter
+from voxstrata.retrieval.kernels.base import runs
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
 from voxstrata.store.writer import DONE
@@ -59,7 +62,8 @@ class Selection:
     def ragged(self, output: str, begin: int, end: int) -> Ragged:
         """Frames of the utterances at positions begin … end - 1, as stored."""
         rows, offsets = self.store.ragged(output, self.indices[begin:end])
-        return Ragged(rows, offsets, self.ids[begin:end], f"{self.store.files.root}, output {output}: ")
+        where = ", ".join(filter(None, [self.store.files.root, f"output {output}", self.language]))
+        return Ragged(rows, offsets, self.ids[begin:end], f"{where}: ")
 
     def frames(self, output: str) -> SelectedFrames:
         """Their frames of one encoder output, as `compare` takes them."""
@@ -176,3 +180,15 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
 def _place(store: EmbeddingStore) -> str:
     """Where a store lies; of a local one the same however its path was written."""
     return store.files.root if store.files.local is None else str(store.files.local.resolve())
+
+
+def refuse_bad_frames(sides: Sequence[Selection], outputs: Sequence[str], frames: int, reporter: Reporter) -> None:
+    """Raise InputError for frames without direction now: their turn may come after hours of comparing.
+
+    frames: how many are read at once.
+    """
+    total = len(outputs) * len(sides)
+    for n, (output, side) in enumerate(product(outputs, sides), start=1):
+        for begin, end in runs(side.lengths, frames):
+            side.ragged(output, begin, end).check()
+        reporter.progress(Progress("checking frames", n, total, "sides × outputs"))

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.result import STORE
 from voxstrata.corpus.rows import read_rows
-from voxstrata.encoders.outputs import depth_order
+from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.explain.matches import Match, SpokenUtterance, Word
@@ -24,13 +23,13 @@ from voxstrata.studies.explain.result import SAID, Explanation
 CELLS = 1 << 24  # largest frame × frame matrix: 64 MiB of float32, two utterances of 80 s
 
 
-def match_frames(store: EmbeddingStore, a: str, b: str, outputs: Sequence[str] | None = None) -> list[Match]:
-    """Frame × frame cosines of two utterances, for each of `outputs` (all of the store when None), by depth.
+def match_frames(store: EmbeddingStore, a: str, b: str, outputs: str | Sequence[str] = "all") -> list[Match]:
+    """Frame × frame cosines of two utterances, for each of `outputs`, by depth.
 
     Raises UsageError for an unknown output or utterance, one that is not done, or a store of pooled vectors; InputError
     for a frame without direction, or where a matrix would have more than 2²⁴ cells.
     """
-    names = depth_order(chosen("output", outputs, store.outputs))
+    names = depth_order(select_outputs(outputs, store.outputs))
     i, j = store.index(a), store.index(b)
     rows, columns = int(store.length[i]), int(store.length[j])
     if rows * columns > CELLS:
@@ -85,9 +84,9 @@ def word_at(words: Sequence[Word], seconds: float) -> str | None:
 
 
 def explain(
-    store: EmbeddingStore, a: str, b: str, outputs: Sequence[str] | None = None, words: str | Path | None = None
+    store: EmbeddingStore, a: str, b: str, outputs: str | Sequence[str] = "all", words: str | Path | None = None
 ) -> Explanation:
-    """Why utterances a and b of a store match, in each of `outputs` (all of the store when None).
+    """Why utterances a and b of a store match, in each of `outputs`.
 
     words: table of when words are spoken (`read_words`).
     Raises what `match_frames` and `read_words` raise.

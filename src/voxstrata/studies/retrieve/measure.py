@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from voxstrata.evaluation.metrics import (
 )
 from voxstrata.retrieval.compare import Matrices, compare
 from voxstrata.retrieval.kernels import choose_kernel
-from voxstrata.retrieval.kernels.base import Kernel, runs
+from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
-from voxstrata.retrieval.selection import Selection
+from voxstrata.retrieval.selection import Selection, refuse_bad_frames
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
 from voxstrata.studies.retrieve.text import LINEAR_CKA, SETTINGS_KEY, SKEW
@@ -65,7 +65,7 @@ class RetrievalOptions:
     kernel: Kernel | None = None
 
     def __post_init__(self) -> None:
-        chosen("score", self.scores, SCORES)
+        object.__setattr__(self, "scores", tuple(chosen("score", self.scores, SCORES)))
         if not self.ks or min(self.ks) < 1:
             raise UsageError(f"ks is {self.ks}; give at least one k, each at least 1")
         if self.bootstrap < 0:
@@ -114,7 +114,7 @@ def retrieve(
     kernel = None
     if any(_framed(name) for name in similarities):
         kernel = options.kernel or choose_kernel()
-        _refuse_bad_frames(sides, outputs, kernel.block_frames, reporter)
+        refuse_bad_frames(sides, outputs, kernel.block_frames, reporter)
     pairs = math.comb(len(sides), 2)
     tables: list[pa.Table] = []
     means: dict[str, dict[_Key, Evaluation]] = {}
@@ -209,15 +209,6 @@ def _pair_rows(output: str, x: str, y: str, finding: _Finding, overall: dict[_Ke
         rows += _rows((output, similarity, score, source, target), direction)
     name = f"{x} ↔ {y}"
     return rows + _rows((output, similarity, score, name, name), both.result())
-
-
-def _refuse_bad_frames(sides: Sequence[Selection], outputs: Sequence[str], frames: int, reporter: Reporter) -> None:
-    """Raise InputError for frames without direction now: their turn may come after hours of comparing."""
-    total = len(outputs) * len(sides)
-    for n, (output, side) in enumerate(product(outputs, sides), start=1):
-        for begin, end in runs(side.lengths, frames):
-            side.ragged(output, begin, end).check()
-        reporter.progress(Progress("checking frames", n, total, "languages × outputs"))
 
 
 def _direction(
