@@ -66,23 +66,23 @@ class Queries:
 class PaddedRuns:
     """What a cache is made from.
 
-    key, value: float32 (layers, heads, 1500 - FIRST_CACHED, head_dim). queries: of the speech before them. account:
+    key, value: float32 (layers, heads, 1500 - FIRST_CACHED, head_dim). queries: of the speech before them. provenance:
     what the card says of their origin.
     """
 
     key: torch.Tensor
     value: torch.Tensor
     queries: Queries
-    account: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedRuns:
     """One run on silence at log-mel `level`."""
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
     query, key, value = queries_keys_values(checkpoint.encoder, log_mel)
-    account = {"kind": "pure", "pad_level": level}
+    provenance = {"kind": "pure", "pad_level": level}
     key, value, queries = key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], Queries.sample(query, key, _QUERIES)
-    return PaddedRuns(key, value, queries, account)
+    return PaddedRuns(key, value, queries, provenance)
 
 
 def calibration_recordings(corpus: Corpus, reporter: Reporter) -> Recordings:
@@ -132,8 +132,8 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
     key, value = (t[:, :, FIRST_CACHED:] / count[FIRST_CACHED:, None] for t in total)
     used = [(name, np.ascontiguousarray(audio, "<f4").tobytes()) for name, audio in chosen]
     listed = [{"name": name, "sha256": hashlib.sha256(samples).hexdigest()} for name, samples in used]
-    account = {"kind": "calibrated", "recordings": listed}
-    return PaddedRuns(key, value, queries, account)
+    provenance = {"kind": "calibrated", "recordings": listed}
+    return PaddedRuns(key, value, queries, provenance)
 
 
 def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
@@ -154,7 +154,7 @@ def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
         found = [kmeans(p, w, groups) for p, w in zip(points, weight, strict=True)]
         group = torch.stack(found).numpy().astype(np.int16)
     silence = Silence(FIRST_CACHED, key, value, group)
-    return silence, runs.account | {"groups": groups, "first": FIRST_CACHED, "sha256": silence.sha256()}
+    return silence, runs.provenance | {"groups": groups, "first": FIRST_CACHED, "sha256": silence.sha256()}
 
 
 def kmeans(points: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:

@@ -39,7 +39,7 @@ def write_model(
     else:
         reporter.step(f"silence cache: calibrated on {spec.calibrate}")
         runs = run_on_recordings(checkpoint, calibration_recordings(corpus, reporter), reporter)
-    silence, account = condense(runs, spec.silence_keys)
+    silence, provenance = condense(runs, spec.silence_keys)
     with new_folder(target) as folder:
         reporter.step("writing the graphs")
         _write_graphs(folder, checkpoint, spec, outputs)
@@ -58,7 +58,7 @@ def write_model(
             opset=OPSET,
             outputs=outputs,
             final_norm="every" if spec.norm_every else "final",
-            silence=account,
+            silence=provenance,
             validation=validation,
             tools={p: version(p) for p in ("voxstrata", "torch", "transformers", "onnx")}
             | {"onnxruntime": onnxruntime.__version__},
