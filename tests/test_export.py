@@ -144,7 +144,7 @@ def test_two_exports_are_byte_identical_and_an_empty_target_is_taken(
 @pytest.mark.parametrize(
     ("spec", "error", "match"),
     [
-        (ExportSpec(outputs="layer_04"), UsageError, "unknown output 'layer_04'; this model has layer_00, .*final"),
+        (ExportSpec(outputs="layer_04"), UsageError, "unknown output 'layer_04'; known: layer_00, .*final"),
         (ExportSpec(outputs=""), UsageError, "unknown output"),
         (ExportSpec(outputs="final,final"), UsageError, "named twice"),
         (ExportSpec(dtype="bfloat16"), UsageError, "unknown dtype 'bfloat16'; choose one of float32, float16"),

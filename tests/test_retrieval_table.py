@@ -344,7 +344,7 @@ def test_frames_are_read_by_pair_of_languages_and_none_for_pooled() -> None:
 
 def test_unknown_names_list_the_known_ones() -> None:
     store = fake_store()
-    with pytest.raises(UsageError, match=r"unknown output 'layer_99'; this model has final, layer_10, layer_02"):
+    with pytest.raises(UsageError, match=r"unknown output 'layer_99'; known: final, layer_10, layer_02"):
         retrieve(store, outputs=["layer_99"])
     with pytest.raises(UsageError, match=r"unknown language 'xx'; known: en, es, uk"):
         retrieve(store, languages=["en", "xx"])

@@ -37,7 +37,7 @@ def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tup
     if unknown or not names:
         raise UsageError(
             f"unknown output {', '.join(map(repr, unknown)) or 'selection (empty)'}; "
-            f"this model has {', '.join(available)} (or 'all')"
+            f"known: {', '.join(available)} (or 'all')"
         )
     if len(set(names)) != len(names):
         raise UsageError(f"an output is named twice in {','.join(names)!r}; name each once")

@@ -62,8 +62,7 @@ class Selection:
     def ragged(self, output: str, begin: int, end: int) -> Ragged:
         """Frames of the utterances at positions begin … end - 1, as stored."""
         rows, offsets = self.store.ragged(output, self.indices[begin:end])
-        where = ", ".join(filter(None, [self.store.files.root, f"output {output}", self.language]))
-        return Ragged(rows, offsets, self.ids[begin:end], f"{where}: ")
+        return Ragged(rows, offsets, self.ids[begin:end], f"{self.store.files.root}, output {output}: ")
 
     def frames(self, output: str) -> SelectedFrames:
         """Their frames of one encoder output, as `compare` takes them."""

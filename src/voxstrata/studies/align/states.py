@@ -62,7 +62,7 @@ class StateSimilarity:
 
     def __init__(self, output: str, similarity: str, kernel: Kernel, centres: dict[str, _Centres]) -> None:
         self.output, self._similarity, self._kernel, self._centres = output, similarity, kernel, centres
-        self._means: NDArray[np.float32] | None = None  # of the whole store, (utterances, d)
+        self._means: dict[bytes, NDArray[np.float32]] = {}  # (n, d), by the utterances' indices
 
     def matrix(self, x: Participants, y: Participants, states: str) -> NDArray[np.float32]:
         """Similarity of every utterance of x (N) to every one of y (M), (N, M); the same both ways.
@@ -84,9 +84,10 @@ class StateSimilarity:
         return frames if states == RAW else CentredFrames(frames, self._centre_of_each(side))
 
     def _pooled(self, side: Participants, states: str) -> NDArray[np.float32]:
-        if self._means is None:  # one array for all pairs of languages: each state is read once
-            self._means = side.selection.store.pooled(self.output)
-        rows = self._means[side.selection.indices]
+        indices = side.selection.indices
+        if (key := indices.tobytes()) not in self._means:  # read once for raw states and for those less their means
+            self._means[key] = side.selection.store.pooled(self.output, indices)
+        rows = self._means[key]
         return rows if states == RAW else rows - self._centre_of_each(side)
 
     def _centre_of_each(self, side: Participants) -> NDArray[np.float32]:
