@@ -5,6 +5,7 @@ with itself only tiles on and above the diagonal are computed, since P(X, Y) = R
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,7 +63,7 @@ class Tiles:
         return slice(*self.x[row : row + 2]), slice(*self.y[column : column + 2])
 
 
-class Sink:
+class Sink(ABC):
     """Where scores go. A subclass says what becomes of a tile, and which tiles and pairs it wants at all."""
 
     def row(self, row: int) -> AbstractContextManager[bool]:
@@ -73,12 +74,12 @@ class Sink:
         """The pairs (xs, ys) of a tile that are needed; None for all. The scores of others may be NaN."""
         return None
 
+    @abstractmethod
     def put(self, xs: slice, ys: slice, precision: FloatMatrix, recall: FloatMatrix) -> None:
         """Take the scores (xs, ys) of a tile, on a thread of its own, one tile after the other.
 
         All tiles of a row have been taken when the context of `row` is left.
         """
-        raise NotImplementedError
 
 
 class Matrices(Sink):
