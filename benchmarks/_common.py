@@ -67,7 +67,7 @@ def subset(corpus: Corpus, clips: int | None) -> Corpus:
     """`clips` recordings, drawn with a fixed seed, translations together as far as they go; None: all of them."""
     if clips is not None and clips > len(corpus):
         sys.exit(f"--clips {clips}: the corpus has {len(corpus)}")
-    return Corpus(corpus.root, sample(corpus, clips).table[:clips])
+    return sample(corpus, clips).take(range(min(clips or len(corpus), len(corpus))))
 
 
 def exported(args: argparse.Namespace, folder: Path) -> tuple[Checkpoint, ModelFolder]:

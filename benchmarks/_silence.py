@@ -78,14 +78,14 @@ def calibration(model: ModelFolder, source: str) -> list[tuple[str, NDArray[np.f
     """The recordings that the model's cache was made from, whole."""
     corpus = read_corpus(source)
     ids = corpus.table["id"].to_pylist()
-    return [(r["name"], decode(corpus.absolute(ids.index(r["name"])))) for r in model.card.silence["recordings"]]
+    return [(r["name"], decode(corpus.recording(ids.index(r["name"])))) for r in model.card.silence["recordings"]]
 
 
 def padded_clip(encoder: CpuEncoder, corpus: Corpus, row: int) -> Clip:
     """Decode a recording and run it `padded`; recordings over 30 s are refused."""
-    audio = decode(corpus.absolute(row))
+    audio = decode(corpus.recording(row))
     if encoder_frames(len(audio)) > WINDOW_FRAMES:
-        sys.exit(f"{corpus.absolute(row)}: over 30 s; measure on recordings that fit one window")
+        sys.exit(f"{corpus.recording(row).source.name}: over 30 s; measure on recordings that fit one window")
     frames = encoder_frames(len(audio))
     log_mel = encoder.log_mel([audio], WINDOW_FRAMES)
     states = encoder.encode(log_mel, WINDOW_FRAMES, keep=frames)

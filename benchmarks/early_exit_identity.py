@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2)
     args = parser.parse_args()
     checkpoint, corpus = load_checkpoint(args.checkpoint), read_corpus(args.corpus)
-    audio = [decode(corpus.absolute(i))[: 30 * SAMPLE_RATE] for i in range(args.clips)]
+    audio = [decode(corpus.recording(i))[: 30 * SAMPLE_RATE] for i in range(args.clips)]
     log_mel = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
     small = {"vocab_size": 8, "decoder_layers": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = WhisperConfig.from_dict({**checkpoint.config.to_dict(), **small, "decoder_start_token_id": 1})

@@ -121,7 +121,7 @@ def run_peer(encode: Encode, batch: int, checkpoint: Checkpoint, corpus: Corpus,
     seconds: dict[str, float] = defaultdict(float)
     for i in range(0, len(rows), batch):
         begin = time.perf_counter()
-        audio = [decode(corpus.absolute(row)) for row in rows[i : i + batch]]
+        audio = [decode(corpus.recording(row)) for row in rows[i : i + batch]]
         decoded = time.perf_counter()
         features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_features"]
         extracted = time.perf_counter()
@@ -157,7 +157,7 @@ def differences(store: Path, checkpoint: Checkpoint, corpus: Corpus, rows: Seque
     opened, ids = open_store(store), corpus.table["id"].to_pylist()
     off: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        audio = decode(corpus.absolute(row))
+        audio = decode(corpus.recording(row))
         features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
         for name, states in hidden_states(checkpoint.encoder, features).items():
             got = opened.frames(ids[row], name).astype(np.float64)
@@ -172,7 +172,7 @@ def cosines(
     """Mean frame cosine of stored `final` to PyTorch's of the padded window, by store and recording."""
     ids, found = corpus.table["id"].to_pylist(), defaultdict(list)
     for row in rows:
-        audio = decode(corpus.absolute(row))
+        audio = decode(corpus.recording(row))
         features = checkpoint.extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
         final = hidden_states(checkpoint.encoder, features)["final"][0].double().numpy()
         for name, store in stores.items():
@@ -283,8 +283,8 @@ def main() -> int:
         work = Path(folder)
         checkpoint, model = exported(args, work / "model")
         found = peers(checkpoint, work, args.threads)
-        off_peers = last_states(found, checkpoint, decode(corpus.absolute(part[0])))
-        audio = [decode(corpus.absolute(i)) for i in range(len(corpus))]
+        off_peers = last_states(found, checkpoint, decode(corpus.recording(part[0])))
+        audio = [decode(corpus.recording(i)) for i in range(len(corpus))]
         systems: dict[str, Callable[[], Run]] = {}
         for name in MODES:
             systems[f"voxstrata {name}"] = partial(run_voxstrata, name, corpus, model, work, args.threads)

@@ -181,7 +181,7 @@ def whole_extract(b: Bench, kept: str) -> None:
         found, ids = [], corpus.table["id"].to_pylist()
         for row in np.linspace(0, len(corpus) - 1, min(COMPARED, len(corpus))).astype(int).tolist():
             at = store.ids.index(ids[row])
-            audio = decode(corpus.absolute(row))
+            audio = decode(corpus.recording(row))
             if spec.pool:  # the encoder gives sums
                 stored = [store.pooled(o)[at][None] * encoder_frames(len(audio)) for o in spec.outputs]
             else:

@@ -19,7 +19,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from _common import Table, environment, exported, parser, pin, say, write_report
 
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
@@ -35,7 +34,7 @@ def spaced_by_length(corpus: Corpus, clips: int) -> Corpus:
     infos, _ = probe_corpus(corpus)
     by_length = np.argsort([-(i.samples if i else 0) for i in infos], kind="stable")
     chosen = by_length[np.linspace(0, len(corpus) - 1, clips).astype(int)]
-    return Corpus(corpus.root, corpus.table.take(pa.array(np.sort(chosen))))
+    return corpus.take(np.sort(chosen))
 
 
 def child(model: str, corpus: str, clips: str, threads: str, unit_megabytes: str, store: str) -> None:

@@ -46,7 +46,7 @@ def off(store: Path, corpus: Corpus, model: ModelFolder) -> list[str]:
     encoder, ids = CpuEncoder(model, StoreSpec(context=context), Runtime(threads=1)), corpus.table["id"].to_pylist()
     wrong = []
     for row in np.random.default_rng(0).permutation(len(corpus))[:CHECKED].tolist():
-        audio = decode(corpus.absolute(row))[:WINDOW_SAMPLES]
+        audio = decode(corpus.recording(row))[:WINDOW_SAMPLES]
         frames = encoder_frames(len(audio))
         computed = context.frames_computed(frames)
         states = encoder.encode(encoder.log_mel([audio], computed), computed, keep=frames, half=True)
@@ -110,7 +110,7 @@ def main() -> int:
     pin(args.threads)
     facts = environment(args.threads)
     corpus, model = subset(read_corpus(args.corpus), args.clips), open_model(args.exported)
-    audio = [decode(corpus.absolute(i)) for i in range(len(corpus))]
+    audio = [decode(corpus.recording(i)) for i in range(len(corpus))]
     engine, session = "voxstrata", "its session alone"
     runs: dict[str, list[Run]] = {engine: [], session: []}
     processor: dict[str, list[float]] = {engine: [], session: []}

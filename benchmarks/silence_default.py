@@ -30,7 +30,7 @@ from voxstrata.store import StoreSpec
 def without(corpus: Corpus, left_out: set[str]) -> Corpus:
     """The recordings whose id is not left out."""
     kept = [i for i, name in enumerate(corpus.table["id"].to_pylist()) if name not in left_out]
-    return Corpus(corpus.root, corpus.table.take(kept))
+    return corpus.take(kept)
 
 
 def main() -> int:

@@ -54,7 +54,7 @@ def assert_equals_pytorch(corpus: Corpus, base: Path, reference: Reference, fold
     assert stores["float32"].complete
     worst = {"float32": ("", 0.0), "float16": ("", 0.0)}
     for i, name in enumerate(corpus.table["id"].to_pylist()):
-        for output, expected in reference.padded(decode(corpus.absolute(i))).items():
+        for output, expected in reference.padded(decode(corpus.recording(i))).items():
             for dtype, store in stores.items():
                 distance = relative_l2(store.frames(name, output), expected)
                 worst[dtype] = max(worst[dtype], (f"{name} {output}", distance), key=lambda x: x[1])
@@ -113,7 +113,7 @@ def test_the_path_of_accelerators_gives_the_same_states(prompts: Corpus, base: P
     device = CudaEncoder(model, StoreSpec(model.card.outputs, dtype="float32"), Runtime(Device("cpu"), tokens=6000))
     plain = CpuEncoder(model)
     for first in range(0, len(prompts), 4):
-        audio = [decode(prompts.absolute(i)) for i in range(first, first + 4)]
+        audio = [decode(prompts.recording(i)) for i in range(first, first + 4)]
         valid = [encoder_frames(len(x)) for x in audio]
         frames = Context().frames_computed(max(valid))
         for rows, states in zip(device.stored_rows(audio, frames).rows, plain.run(audio, frames), strict=True):

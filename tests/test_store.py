@@ -176,7 +176,9 @@ def test_pooling_reads_a_bounded_number_of_rows_at_once(store: EmbeddingStore, m
 
 def test_metadata_is_a_table_in_index_order(store: EmbeddingStore) -> None:
     table = store.utterances
-    names = "id path language group text speaker seconds samples size_bytes failure status"
+    names = (
+        "id path language group text speaker member offset duration channel seconds samples size_bytes failure status"
+    )
     assert table.column_names == names.split()
     assert [store.index(name) for name in table["id"].to_pylist()] == list(range(13))
     assert len(store) == 13

@@ -12,7 +12,8 @@ import numpy as np
 import soxr
 
 from voxstrata.audio import readers
-from voxstrata.audio.readers import LOSSY_TOLERANCE_FRAMES, UNKNOWN_FRAMES, Samples, file_size, open_soundfile
+from voxstrata.audio.readers import LOSSY_TOLERANCE_FRAMES, UNKNOWN_FRAMES, Samples, open_soundfile
+from voxstrata.audio.source import Recording, Source, recording_of
 from voxstrata.base.errors import AudioError
 from voxstrata.encoders.frames import SAMPLE_RATE
 
@@ -30,7 +31,9 @@ class AudioInfo:
     source_rate: int  # samples per second
     source_frames: int  # samples per channel at the source rate
     channels: int
-    size_bytes: int
+    size_bytes: int  # of the file
+    first_frame: int = 0  # at the source rate; where a segment begins in its file
+    is_segment: bool = False  # less than the whole file
 
 
 def resampled_length(frames: int, rate: int) -> int:
@@ -38,7 +41,7 @@ def resampled_length(frames: int, rate: int) -> int:
     return -(-frames * SAMPLE_RATE // rate)
 
 
-def probe(path: str | Path) -> AudioInfo:
+def probe(what: Recording | Source | str | Path) -> AudioInfo:
     """Read a recording's length, rate and channel count from its header.
 
     `samples` is ceil(source_frames * 16000 / source_rate), and `decode` returns exactly that many. Some headers state
@@ -49,26 +52,26 @@ def probe(path: str | Path) -> AudioInfo:
     kHz; if a wav, AIFF, AU, W64 or SPHERE file has another size than its header says; if a CAF file is cut, or an Ogg
     file inside a page. `decode` finds the other headers that are wrong.
     """
-    path = Path(path)
-    size = file_size(path)
-    file = open_soundfile(path, size)
+    source = recording_of(what).source
+    size = source.size()
+    file = open_soundfile(source, size)
     if file is None:
-        stated, rate, channels = readers.av_header(path)
+        stated, rate, channels = readers.av_header(source)
         if stated is not None:
-            return _info(path, stated, rate, channels, size)
+            return _info(source, stated, rate, channels, size)
         frames = 0
-        with closing(readers.av_blocks(path, None)) as blocks:
+        with closing(readers.av_blocks(source, None)) as blocks:
             for block, rate in blocks:  # noqa: B007  the decoder's rate; that of HE-AAC is twice the header's
                 frames += len(block)
-        return _info(path, frames, rate, channels, size)
+        return _info(source, frames, rate, channels, size)
     with file:
         frames = file.frames
         if file.length_is_guessed or frames == UNKNOWN_FRAMES:
-            frames = sum(len(block) for block in readers.soundfile_blocks(path, file, None))
-        return _info(path, frames, file.samplerate, file.channels, size)
+            frames = sum(len(block) for block in readers.soundfile_blocks(source, file, None))
+        return _info(source, frames, file.samplerate, file.channels, size)
 
 
-def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
+def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = None) -> Samples:
     """Decode a recording to 16 kHz mono.
 
     Channels are averaged and the result is resampled by soxr at quality "HQ"; 16 kHz mono is returned bit by bit.
@@ -81,32 +84,32 @@ def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
     streams one after another, and samples that are NaN, infinite or beyond ±1e10; and when the decoded length is not
     the header's. For lossy formats it may differ by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
     """
-    path = Path(path)
-    expected = expected or probe(path)
+    source = recording_of(what).source
+    expected = expected or probe(what)
     stated = expected.source_frames / expected.source_rate
-    size = file_size(path)
+    size = source.size()
     if size != expected.size_bytes:
         raise AudioError(
-            f"{path}: {size} bytes, but {expected.size_bytes} when it was probed: "
+            f"{source.name}: {size} bytes, but {expected.size_bytes} when it was probed: "
             "the file has changed since; plan the extraction again"
         )
     parts, rate, tolerance = [], expected.source_rate, LOSSY_TOLERANCE_FRAMES
-    file = open_soundfile(path, size)
+    file = open_soundfile(source, size)
     if file is None:
-        with closing(readers.av_blocks(path, stated)) as blocks:
+        with closing(readers.av_blocks(source, stated)) as blocks:
             for block, rate in blocks:  # noqa: B007
                 parts.append(_mono(block))
     else:
         rate = file.samplerate
         if file.format not in ("OGG", "MP3"):
             tolerance = 0
-        with readers.past_the_stated_end(path, file) as file:
-            parts += [_mono(block) for block in readers.soundfile_blocks(path, file, stated)]
+        with readers.past_the_stated_end(source, file) as file:
+            parts += [_mono(block) for block in readers.soundfile_blocks(source, file, stated)]
     mono = np.concatenate(parts) if parts else np.empty(0, np.float32)
-    _refuse_absurd_samples(path, mono, rate)
+    _refuse_absurd_samples(source, mono, rate)
     if len(mono) == 0 or abs(len(mono) / rate - stated) * rate > tolerance + 0.5:
         raise AudioError(
-            f"{path}: header says {stated:.2f} s, decoding gave {len(mono) / rate:.2f} s: "
+            f"{source.name}: header says {stated:.2f} s, decoding gave {len(mono) / rate:.2f} s: "
             "truncated or damaged; re-encode it or remove it"
         )
     if rate != SAMPLE_RATE:
@@ -116,25 +119,27 @@ def decode(path: str | Path, expected: AudioInfo | None = None) -> Samples:
     return np.ascontiguousarray(mono[: expected.samples], dtype=np.float32)
 
 
-def _refuse_absurd_samples(path: Path, mono: Samples, rate: int) -> None:
+def _refuse_absurd_samples(source: Source, mono: Samples, rate: int) -> None:
     if bad := np.count_nonzero(~np.isfinite(mono)):
-        raise AudioError(f"{path}: {bad} of {len(mono)} samples are NaN or infinite; write the file again or remove it")
+        raise AudioError(
+            f"{source.name}: {bad} of {len(mono)} samples are NaN or infinite; write the file again or remove it"
+        )
     loudest = int(np.abs(mono).argmax()) if len(mono) else 0
     if len(mono) and abs(mono[loudest]) > _MAX_SAMPLE:
         raise AudioError(
-            f"{path}: the sample at {loudest / rate:.2f} s is {mono[loudest]:.3g}, beyond ±{_MAX_SAMPLE:.0e}: damaged; "
-            "write the file again or remove it"
+            f"{source.name}: the sample at {loudest / rate:.2f} s is {mono[loudest]:.3g}, beyond ±{_MAX_SAMPLE:.0e}: "
+            "damaged; write the file again or remove it"
         )
 
 
-def _info(path: Path, frames: int, rate: int, channels: int, size: int) -> AudioInfo:
+def _info(source: Source, frames: int, rate: int, channels: int, size: int) -> AudioInfo:
     if not _MIN_SOURCE_RATE <= rate <= _MAX_SOURCE_RATE:
         raise AudioError(
-            f"{path}: header gives a sample rate of {rate} Hz, "
+            f"{source.name}: header gives a sample rate of {rate} Hz, "
             f"outside {_MIN_SOURCE_RATE} … {_MAX_SOURCE_RATE}; correct the header or remove the file"
         )
     if frames <= 0:
-        raise AudioError(f"{path}: holds no samples; record it again or remove it")
+        raise AudioError(f"{source.name}: holds no samples; record it again or remove it")
     return AudioInfo(resampled_length(frames, rate), rate, frames, channels, size)
 
 

@@ -1,10 +1,7 @@
 """Any recording as blocks of samples: libsndfile where it reads the format, else PyAV, an extra."""
 
 import io
-import os
-import stat
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,6 +9,7 @@ import numpy.typing as npt
 import soundfile
 
 from voxstrata.audio import containers
+from voxstrata.audio.source import Source
 from voxstrata.base.errors import AudioError
 
 # In source frames. Lossy encoders add silence: AAC up to 2112 frames before the sound and the rest of a block of 1024,
@@ -23,27 +21,6 @@ _TIMED_CONTAINERS = {"mov", "matroska", "asf"}
 _BLOCK_FRAMES = 1 << 14  # small, so that no header makes us allocate much, and damage is located within a second
 
 Samples = npt.NDArray[np.float32]
-
-
-def file_size(path: Path) -> int:
-    """Bytes of a readable, non-empty regular file; AudioError for anything else."""
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise AudioError(f"{path}: is a directory, not a recording; name a file in it")
-        if not stat.S_ISREG(status.st_mode):
-            raise AudioError(f"{path}: is not a regular file; copy the audio to one")
-        with path.open("rb"):
-            pass
-    except FileNotFoundError:
-        raise AudioError(f"{path}: no such file; correct the path or remove the row") from None
-    except PermissionError:
-        raise AudioError(f"{path}: not readable by this user; change its permissions") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise AudioError(f"{path}: cannot be opened: {error}") from None
-    if status.st_size == 0:
-        raise AudioError(f"{path}: is empty (0 bytes); fetch it again or remove it")
-    return status.st_size
 
 
 class SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -60,22 +37,24 @@ class SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
-def open_soundfile(path: Path, size: int) -> SequentialFile | None:
-    """Open `path` with soundfile, after checking what libsndfile hides; None if soundfile cannot read the format."""
+def open_soundfile(source: Source, size: int) -> SequentialFile | None:
+    """Open `source` with soundfile, after checking what libsndfile hides; None if soundfile cannot read the format."""
     try:
-        file = SequentialFile(os.fspath(path))
+        file = SequentialFile(source.for_library())
     except (soundfile.SoundFileError, TypeError):  # TypeError: the suffix .raw, which has no header
-        with path.open("rb") as raw:
+        with source.open() as raw:
             if containers.caf_is_cut(raw, size):
-                raise AudioError(f"{path}: the file ends inside its samples: truncated; fetch it again") from None
+                raise AudioError(
+                    f"{source.name}: the file ends inside its samples: truncated; fetch it again"
+                ) from None
         return None
-    with path.open("rb") as raw:
+    with source.open() as raw:
         if file.format == "OGG" and containers.ogg_is_cut(raw, size):
             file.close()
-            raise AudioError(f"{path}: the file ends inside an Ogg page: truncated; fetch it again or remove it")
+            raise AudioError(f"{source.name}: the file ends inside an Ogg page: truncated; fetch it again or remove it")
         if file.format == "MP3" and containers.mp3_stated_frames(raw) is None:
             file.close()
-            file = SequentialFile(containers.EndlessFile(path.read_bytes()))
+            file = SequentialFile(containers.EndlessFile(source.read()))
             file.length_is_guessed = True
             return file
         chunk = containers.sample_chunk(raw, size)
@@ -83,31 +62,32 @@ def open_soundfile(path: Path, size: int) -> SequentialFile | None:
     if stated is not None and abs(stated - size) > min(containers.CHUNK_SLACK_BYTES, stated // 20):
         file.close()
         raise AudioError(
-            f"{path}: header says {stated} bytes, the file has {size}: truncated or damaged; re-encode it or remove it"
+            f"{source.name}: header says {stated} bytes, the file has {size}: truncated or damaged; "
+            "re-encode it or remove it"
         )
     if chunk is None:
         return file
     if chunk.declared == 0 and chunk.streamed:
         file.close()
-        return SequentialFile(io.BytesIO(containers.with_sample_size(path.read_bytes(), chunk)))
+        return SequentialFile(io.BytesIO(containers.with_sample_size(source.read(), chunk)))
     if chunk.lies:
         seconds_per_byte = file.frames / file.samplerate / max(chunk.held, 1)
         file.close()
         raise AudioError(
-            f"{path}: header says {chunk.declared * seconds_per_byte:.2f} s, the file holds "
+            f"{source.name}: header says {chunk.declared * seconds_per_byte:.2f} s, the file holds "
             f"{chunk.present * seconds_per_byte:.2f} s: truncated or damaged; re-encode it or remove it"
         )
     return file
 
 
-def past_the_stated_end(path: Path, file: SequentialFile) -> SequentialFile:
+def past_the_stated_end(source: Source, file: SequentialFile) -> SequentialFile:
     """Make sure that nothing after the end that the header states is lost, since libsndfile stops there.
 
     A flac file is opened again without its stated length. Other files that go on are refused with an AudioError.
     """
     if file.format not in ("FLAC", "OGG", "MP3"):
         return file
-    data = path.read_bytes()
+    data = source.read()
     if file.format == "FLAC" and file.frames != UNKNOWN_FRAMES:
         endless = SequentialFile(io.BytesIO(containers.flac_without_length(data)))
         endless.stated_frames = file.frames
@@ -116,7 +96,7 @@ def past_the_stated_end(path: Path, file: SequentialFile) -> SequentialFile:
     if file.format == "OGG" and (streams := containers.ogg_streams(data)) > 1:
         file.close()
         raise AudioError(
-            f"{path}: {streams} Ogg streams one after another, of which only the first would be read; "
+            f"{source.name}: {streams} Ogg streams one after another, of which only the first would be read; "
             "split it, or re-encode it to one stream"
         )
     if file.format == "MP3" and not file.length_is_guessed:
@@ -127,13 +107,13 @@ def past_the_stated_end(path: Path, file: SequentialFile) -> SequentialFile:
             rate = file.samplerate
             file.close()
             raise AudioError(
-                f"{path}: header says {stated * samples / rate:.2f} s, the file holds "
+                f"{source.name}: header says {stated * samples / rate:.2f} s, the file holds "
                 f"{counted * samples / rate:.2f} s; re-encode it or remove it"
             )
     return file
 
 
-def soundfile_blocks(path: Path, file: SequentialFile, stated: float | None) -> Iterator[Samples]:
+def soundfile_blocks(source: Source, file: SequentialFile, stated: float | None) -> Iterator[Samples]:
     """Blocks of shape (frames, channels), float32, to the end of the file.
 
     What cannot be decoded is no damage if it comes right after `file.stated_frames`: it is a tag or stray bytes.
@@ -146,40 +126,40 @@ def soundfile_blocks(path: Path, file: SequentialFile, stated: float | None) -> 
         except soundfile.SoundFileError:
             if done and left == 0:
                 return
-            raise _broken_off(path, done, file.samplerate, stated) from None
+            raise _broken_off(source, done, file.samplerate, stated) from None
         if not len(block):
             return
         done += len(block)
         yield block
 
 
-def _broken_off(path: Path, done: int, rate: int, stated: float | None) -> AudioError:
+def _broken_off(source: Source, done: int, rate: int, stated: float | None) -> AudioError:
     header = f"header says {stated:.2f} s, " if stated else ""
     return AudioError(
-        f"{path}: {header}decoding broke off after about {done / rate:.2f} s: "
+        f"{source.name}: {header}decoding broke off after about {done / rate:.2f} s: "
         "truncated or damaged; re-encode it or remove it"
     )
 
 
-def _import_av(path: Path) -> ModuleType:
+def _import_av(source: Source) -> ModuleType:
     try:
         import av
     except ImportError:
         raise AudioError(
-            f"{path}: not a format libsndfile reads. If it is audio, pip install 'voxstrata[anyaudio]' "
+            f"{source.name}: not a format libsndfile reads. If it is audio, pip install 'voxstrata[anyaudio]' "
             "(PyAV) or convert it to flac; if not, remove it"
         ) from None
     module: ModuleType = av
     return module
 
 
-def av_header(path: Path) -> tuple[int | None, int, int]:
+def av_header(source: Source) -> tuple[int | None, int, int]:
     """Frames at the source's rate (None where the container does not state them), rate, and channels."""
-    av = _import_av(path)
+    av = _import_av(source)
     try:
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+        with av.open(source.for_library(), metadata_errors="ignore") as container:
             if not container.streams.audio:
-                raise _not_audio(path)
+                raise _not_audio(source)
             stream = container.streams.audio[0]
             rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
             if _TIMED_CONTAINERS.isdisjoint(container.format.name.split(",")):
@@ -189,15 +169,15 @@ def av_header(path: Path) -> tuple[int | None, int, int]:
             whole = container.duration
             return None if whole is None else round(whole / av.time_base * rate), rate, channels
     except av.FFmpegError:
-        raise _not_audio(path) from None
+        raise _not_audio(source) from None
 
 
-def av_blocks(path: Path, stated: float | None) -> Generator[tuple[Samples, int], None, None]:
+def av_blocks(source: Source, stated: float | None) -> Generator[tuple[Samples, int], None, None]:
     """Blocks of the first audio stream, float32 of shape (frames, channels), each with its rate."""
-    av = _import_av(path)
+    av = _import_av(source)
     done, rate, converter = 0, 1, None
     try:
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+        with av.open(source.for_library(), metadata_errors="ignore") as container:
             for frame in container.decode(container.streams.audio[0]):
                 if converter is None:
                     rate = frame.sample_rate
@@ -207,9 +187,11 @@ def av_blocks(path: Path, stated: float | None) -> Generator[tuple[Samples, int]
                     yield part.to_ndarray().T, rate
     except (av.FFmpegError, ValueError):  # ValueError: rate or channels change inside the stream
         if done == 0:
-            raise _not_audio(path) from None
-        raise _broken_off(path, done, rate, stated) from None
+            raise _not_audio(source) from None
+        raise _broken_off(source, done, rate, stated) from None
 
 
-def _not_audio(path: Path) -> AudioError:
-    return AudioError(f"{path}: not audio that libsndfile or FFmpeg can read; convert it to flac or wav, or remove it")
+def _not_audio(source: Source) -> AudioError:
+    return AudioError(
+        f"{source.name}: not audio that libsndfile or FFmpeg can read; convert it to flac or wav, or remove it"
+    )

@@ -179,14 +179,14 @@ def check(
     Example:
       voxstrata early-exit check openai/whisper-base speech.tsv
     """
-    from voxstrata.corpus import Corpus, read_corpus
+    from voxstrata.corpus import read_corpus
     from voxstrata.early_exit.checking import check_exits, checks_table
     from voxstrata.early_exit.checkpoint import load_transcriber
     from voxstrata.early_exit.decoding import Decoding
     from voxstrata.early_exit.exits import every_exit
 
     found = read_corpus(corpus)
-    found = Corpus(found.root, found.table.slice(0, clips))
+    found = found.take(range(min(clips, len(found))))
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens)
     with TerminalReporter() as reporter:
         transcriber = load_transcriber(checkpoint, revision)

@@ -22,11 +22,11 @@ def probe_corpus(
 
     def attempt(i: int) -> AudioInfo | str:
         try:
-            return probe(corpus.absolute(i))
+            return probe(corpus.recording(i))
         except AudioError as error:
             return str(error)
         except Exception as error:  # a decoder's bug on one file must not cost the corpus
-            return f"{corpus.absolute(i)}: {type(error).__name__}: {error}; re-encode it or remove it"
+            return f"{corpus.recording(i).source.name}: {type(error).__name__}: {error}; re-encode it or remove it"
 
     infos: list[AudioInfo | None] = []
     failures: dict[int, str] = {}

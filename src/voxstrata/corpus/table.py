@@ -1,44 +1,108 @@
 """The one form every corpus takes: a root folder and a table of strings."""
 
 import os
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from voxstrata.audio.source import FileSource, Recording, Source
 from voxstrata.base.errors import InputError
 
 COLUMNS = ("id", "path", "language", "group", "text", "speaker")
 CORPUS_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+# Which part of the file at `path` a recording is; null where it is the whole file.
+PART_SCHEMA = pa.schema(
+    [("member", pa.string()), ("offset", pa.float64()), ("duration", pa.float64()), ("channel", pa.int32())]
+)
 _NAMED = 5  # how many offenders a message lists before it only counts them
 
 Row = dict[str, str | None]
+
+
+class Pack(ABC):
+    """A file that holds many recordings, such as a tar or a Parquet file, or recordings in memory. Can be pickled."""
+
+    @abstractmethod
+    def source(self, member: str) -> Source:
+        """One of them."""
+
+    def position(self, member: str) -> int | None:
+        """Its place among the others, where they are best read in that order; None where any order costs the same."""
+        return None
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Recordings below one folder.
 
-    `table` has the string columns id, path, language, group, text, speaker, in this order; what is not known
-    is null, id and path never are, and ids are unique. `path` is relative to `root`, with "/" between its
-    parts. `group` names what an utterance translates: rows of one group mean the same.
+    table: one row a recording. Columns of strings: id, path, language, group, text, speaker; what is not known is null,
+        id and path never are, and ids are unique. `path` is relative to `root`, with "/" between its parts. `group`
+        names what an utterance translates: rows of one group mean the same. Then columns that say which part of the
+        file a recording is, null for all of it: `member` (string; its name in a pack), `offset` and `duration`
+        (float64, seconds), `channel` (int32, 0 is the first). Columns after these are strings that the store keeps and
+        nothing reads. Columns that are left out are null.
+    packs: by `path`, the files that hold many recordings.
+    notes: what a person should know of how the corpus was read, a sentence each.
     """
 
     root: Path
     table: pa.Table
+    packs: Mapping[str, Pack] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        known = [*CORPUS_SCHEMA, *PART_SCHEMA]
+        names = {column.name for column in known}
+        columns = {
+            f.name: self.table[f.name].cast(f.type)
+            if f.name in self.table.column_names
+            else pa.nulls(len(self), f.type)
+            for f in known
+        }
+        columns |= {name: self.table[name] for name in self.table.column_names if name not in names}
+        object.__setattr__(self, "table", pa.table(columns))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    @property
+    def extra(self) -> list[str]:
+        """Names of the columns that are kept for the user alone."""
+        return list(self.table.column_names[len(CORPUS_SCHEMA) + len(PART_SCHEMA) :])
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> "Corpus":
+        """The recordings in some rows, in that order."""
+        return replace(self, table=self.table.take(pa.array(rows, pa.int64())))
 
     def without_root(self, text: str) -> str:
         """`text` with paths below the corpus made relative to it."""
         return text.replace(f"{self.root}{os.sep}", "")
 
-    def absolute(self, i: int) -> Path:
-        """Full path of the recording in row `i`."""
-        return self.root / str(self.table["path"][i].as_py())
+    def reading_places(self, segments: Sequence[bool]) -> list[tuple[str, int, float] | None]:
+        """Where each row stands among recordings that are best read in the order in which they lie in their file.
+
+        None where any order costs the same. segments: for each row, whether it is less than the whole sound file.
+        """
+        places: list[tuple[str, int, float] | None] = []
+        columns = (self.table[name].to_pylist() for name in ("path", "member", "offset"))
+        for is_segment, path, member, offset in zip(segments, *columns, strict=True):
+            position = None if member is None else self.packs[path].position(member)
+            in_order = is_segment or position is not None
+            places.append((path, position or 0, offset or 0.0) if in_order else None)
+        return places
+
+    def recording(self, i: int) -> Recording:
+        """What is decoded for row `i`."""
+        path, member, offset, duration, channel = (self.table[n][i].as_py() for n in ("path", *PART_SCHEMA.names))
+        source = FileSource(self.root / path) if member is None else self.packs[path].source(member)
+        return Recording(source, offset, duration, channel)
 
 
 def build(root: Path, rows: Sequence[Row], places: Sequence[str], source: Path) -> Corpus:

@@ -20,7 +20,7 @@ def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str
     failures: dict[str, str] = {}
     for i, name in enumerate(corpus.table["id"].to_pylist()):
         try:
-            info = probe(corpus.absolute(i))
+            info = probe(corpus.recording(i))
             if info.samples > WINDOW_SECONDS * SAMPLE_RATE:
                 raise AudioError(f"{info.samples / SAMPLE_RATE:.1f} s, more than Whisper's window of 30 s; cut it")
             found[i] = info
@@ -40,7 +40,7 @@ def refuse_if_none(corpus: Corpus, found: Collection[int], failures: Mapping[str
 def read_recording(corpus: Corpus, i: int, info: AudioInfo) -> npt.NDArray[np.float32]:
     """The samples of row `i` (info.samples,), at 16 kHz. Raises AudioError, whatever the decoder raised."""
     try:
-        return decode(corpus.absolute(i), info)
+        return decode(corpus.recording(i), info)
     except Exception as e:
         raise AudioError(failure_reason(corpus, i, e)) from e
 

@@ -50,11 +50,11 @@ class DecodeAhead(Stage):
         begin = time.perf_counter()
         result: Samples | str
         try:
-            result = decode(self._corpus.absolute(row), info)
+            result = decode(self._corpus.recording(row), info)
         except AudioError as e:
             result = str(e)
         except Exception as e:  # a decoder's bug on one file must not cost the corpus
-            result = f"{self._corpus.absolute(row)}: {type(e).__name__}: {e}; re-encode it or remove it"
+            result = f"{self._corpus.recording(row).source.name}: {type(e).__name__}: {e}; re-encode it or remove it"
         return result, time.perf_counter() - begin
 
     def get(self, key: int) -> Samples | str:

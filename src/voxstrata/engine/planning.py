@@ -61,6 +61,6 @@ def _refuse_long(corpus: Corpus, infos: Sequence[AudioInfo | None]) -> None:
     if long:
         row, samples = long[0]
         raise InputError(
-            f"{corpus.absolute(row)}: {samples / SAMPLE_RATE:.1f} s, over the 30 s window "
+            f"{corpus.recording(row).source.name}: {samples / SAMPLE_RATE:.1f} s, over the 30 s window "
             f"({len(long)} recordings are); use --long window, or cut them"
         )

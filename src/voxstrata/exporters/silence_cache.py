@@ -92,7 +92,7 @@ def calibration_recordings(corpus: Corpus, reporter: Reporter) -> Recordings:
     found = []
     for i in np.linspace(0, len(corpus) - 1, min(len(corpus), 2 * CALIBRATION_RECORDINGS)).astype(int):
         try:
-            found.append((str(ids[i]), decode(corpus.absolute(int(i)))[:longest].copy()))
+            found.append((str(ids[i]), decode(corpus.recording(int(i)))[:longest].copy()))
         except AudioError as e:
             reporter.warn(f"not calibrated on {e}")
     return found

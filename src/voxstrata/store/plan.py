@@ -1,6 +1,8 @@
 """The plan: which utterance is stored where, made before any encoding, and a pure function of its inputs.
 
-Utterances are sorted by language, then longest first, then id, and packed into units. A unit is one shard of
+Utterances are sorted by language, then longest first, then id, and packed into units. Segments of a long recording, and
+recordings in a Parquet file, come after the others of their language and stay in the order in which they lie in their
+file, so that it is read about once. A unit is one shard of
 every array, one piece of work, one commit. The corpus' own order plays no part.
 """
 
@@ -16,7 +18,6 @@ from numpy.typing import NDArray
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus
-from voxstrata.corpus.table import COLUMNS
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
 from voxstrata.store.spec import StoreSpec
 
@@ -25,10 +26,10 @@ UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds one unit,
 MAX_UNIT_BYTES = 4 << 30  # a recording that needs more fails alone: a header may claim anything
 POOLED_UNIT = 256  # utterances
 
-# What `utterances.parquet` holds, in row order. `samples` are at 16 kHz; `failure` is why there is nothing.
-UTTERANCE_SCHEMA = pa.schema(
-    [(n, pa.string()) for n in COLUMNS]
-    + [("seconds", pa.float64()), ("samples", pa.int64()), ("size_bytes", pa.int64()), ("failure", pa.string())]
+# What `utterances.parquet` holds beside the columns of the corpus. `samples` are at 16 kHz; `failure` is why there is
+# nothing.
+MEASURED_SCHEMA = pa.schema(
+    [("seconds", pa.float64()), ("samples", pa.int64()), ("size_bytes", pa.int64()), ("failure", pa.string())]
 )
 
 
@@ -51,7 +52,8 @@ class Window:
 class Plan:
     """Where everything goes.
 
-    utterances: table of UTTERANCE_SCHEMA in storage order; those whose length is unknown (failed) come last.
+    utterances: the corpus with the columns of MEASURED_SCHEMA, in storage order; those whose length is unknown (failed)
+        come last.
     samples, frames: int64 (utterances,), 16 kHz samples and valid encoder frames; 0 where failed.
     start, length: int64 and int32 (utterances,), first row and number of rows in the arrays.
     unit_begin: int64 (units + 1,): unit u holds the utterances unit_begin[u] … unit_begin[u + 1] - 1.
@@ -100,6 +102,9 @@ class Plan:
         columns = ("id", "language", "group", "text", "speaker", "samples", "size_bytes")
         for row in zip(*(self.utterances[c].to_pylist() for c in columns), strict=True):
             h.update(json.dumps(row).encode())
+        parts = [self.utterances[c].to_pylist() for c in ("offset", "channel")]
+        if any(value is not None for part in parts for value in part):  # stores without were made before there were any
+            h.update(json.dumps(parts).encode())
         return h.hexdigest()
 
 
@@ -127,7 +132,8 @@ def make_plan(
     languages = [x or "" for x in corpus.table["language"].to_pylist()]
     frames = -(-samples // SAMPLES_PER_FRAME)
     ids = corpus.table["id"].to_pylist()
-    keys = list(zip((samples == 0).tolist(), languages, (-frames).tolist(), ids, strict=True))
+    places = [place or () for place in corpus.reading_places([bool(i and i.is_segment) for i in infos])]
+    keys = list(zip((samples == 0).tolist(), languages, places, (-frames).tolist(), ids, strict=True))
     order = sorted(range(len(keys)), key=keys.__getitem__)
     samples, frames = samples[order], frames[order]
     known = int(np.count_nonzero(samples))
@@ -173,13 +179,15 @@ def _utterance_table(
     infos: Sequence[AudioInfo | None],
     reasons: Mapping[int, str],
 ) -> pa.Table:
-    """The corpus in storage order, as UTTERANCE_SCHEMA; samples: in storage order, infos and reasons: by row."""
+    """The corpus in storage order, with MEASURED_SCHEMA; samples: in storage order, infos and reasons: by row."""
     sizes = [info.size_bytes if (info := infos[i]) else None for i in order]
     # a store may be published and a corpus may move: reasons name files as the manifest does
     failures = [corpus.without_root(reasons[i]) if i in reasons else None for i in order]
     table = corpus.table.take(pa.array(order))
-    columns = [*table.columns, (samples / SAMPLE_RATE).tolist(), samples.tolist(), sizes, failures]
-    return pa.table(columns, schema=UTTERANCE_SCHEMA)
+    measured = [(samples / SAMPLE_RATE).tolist(), samples.tolist(), sizes, failures]
+    for about, values in zip(MEASURED_SCHEMA, measured, strict=True):
+        table = table.append_column(about, pa.array(values, about.type))
+    return table
 
 
 def _pack(

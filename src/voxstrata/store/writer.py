@@ -40,7 +40,7 @@ def read_marker(files: Files, unit: int) -> dict[str, Any]:
 
 
 def with_failures(utterances: pa.Table, failures: Mapping[int, str | None]) -> pa.Table:
-    """A table of UTTERANCE_SCHEMA with these reasons, by index, as its failures."""
+    """A plan's utterances with these reasons, by index, as its failures."""
     column = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
     return utterances.set_column(utterances.schema.get_field_index("failure"), "failure", column)
 

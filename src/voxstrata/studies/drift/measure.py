@@ -101,7 +101,7 @@ def sample(corpus: Corpus, clips: int | None) -> Corpus:
         if len(chosen) >= clips:
             break
         chosen += members[keys[k]]
-    return Corpus(corpus.root, corpus.table.take(pa.array(sorted(chosen))))
+    return corpus.take(sorted(chosen))
 
 
 def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> dict[str, Any]:
