@@ -19,6 +19,7 @@ pytest.importorskip("jiwer")
 import torch
 from safetensors.torch import load_file, save_file
 
+from voxstrata.audio.source import Recording
 from voxstrata.base.errors import InputError
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.early_exit import checking as transcribe_check
@@ -52,10 +53,10 @@ def test_whatever_a_decoder_raises_costs_one_recording(
     for function, bad in (("decode", "2.wav"), ("probe", "0.wav")):
         right = getattr(transcribe_audio, function)
 
-        def broken(path: Path, *rest: Any, right: Any = right, bad: str = bad) -> Any:
-            if path.name == bad:
+        def broken(recording: Recording, *rest: Any, right: Any = right, bad: str = bad) -> Any:
+            if recording.source.name.endswith(bad):
                 raise RuntimeError("a bug of a library's")
-            return right(path, *rest)
+            return right(recording, *rest)
 
         monkeypatch.setattr(transcribe_audio, function, broken)
     found = transcribe_recordings(transcriber, speech, EXITS, DECODING)
