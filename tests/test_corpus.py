@@ -306,12 +306,6 @@ def test_a_malformed_fleurs_row_names_its_line(tmp_path: Path) -> None:
         read_corpus(tmp_path)
 
 
-def test_common_voice_is_not_taken_for_fleurs(tmp_path: Path) -> None:
-    touch(tmp_path, "en/clips/a.mp3")
-    write(tmp_path / "en" / "dev.tsv", "client_id\tpath\tsentence\tup\tdown\tage\tgender\tlocale\n")
-    assert column(read_corpus(tmp_path), "path") == ["en/clips/a.mp3"]
-
-
 def test_one_bad_file_never_stops_the_probing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(20):
         soundfile.write(tmp_path / f"{i:02}.wav", np.zeros(100 + i), 16_000)

@@ -7,19 +7,39 @@ from pathlib import Path
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.corpus.audio_folder import find_metadata, is_metadata, read_audio_folder, read_metadata
+from voxstrata.corpus.common_voice import (
+    find_common_voice,
+    is_common_voice,
+    is_covost,
+    read_common_voice,
+    read_common_voice_folder,
+)
 from voxstrata.corpus.fleurs import find_fleurs, read_fleurs
 from voxstrata.corpus.folder import read_folder
 from voxstrata.corpus.formats import Format, Reading
+from voxstrata.corpus.kaldi import find_kaldi, read_kaldi
 from voxstrata.corpus.manifest import read_manifest
-from voxstrata.corpus.rows import SUFFIXES
+from voxstrata.corpus.nemo import is_nemo, read_nemo
+from voxstrata.corpus.rows import SUFFIXES, is_table
 from voxstrata.corpus.table import Corpus
 
 # The first that finds its own reads it: those that look closest come first, what takes anything comes last.
 FORMATS = (
     Format("a FLEURS folder", lambda path: bool(find_fleurs(path)), read_fleurs, splits=True),
+    Format("a Kaldi data folder", find_kaldi, read_kaldi),
+    Format(
+        "a Common Voice folder", lambda path: bool(find_common_voice(path)), read_common_voice_folder,
+        splits=True, columns=True,
+    ),
+    Format("a Hugging Face audio folder", lambda path: bool(find_metadata(path)), read_audio_folder, True, True),
     Format("a folder of audio", Path.is_dir, lambda path, _: read_folder(path)),
-    Format("a manifest", lambda path: path.suffix.lower() in SUFFIXES, lambda path, _: read_manifest(path)),
-)
+    Format("a CoVoST table", is_covost, read_common_voice, columns=True),
+    Format("a Common Voice table", is_common_voice, read_common_voice, columns=True),
+    Format("a NeMo manifest", is_nemo, read_nemo, columns=True),
+    Format("metadata of a Hugging Face audio folder", is_metadata, read_metadata, columns=True),
+    Format("a manifest", is_table, read_manifest, columns=True),
+)  # fmt: skip
 
 
 def read_corpus(
