@@ -10,8 +10,13 @@ docs/api.md has an example of each.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime 1.31 looks up a telemetry host and keeps what it would send under the user's cache folder. It reads this
+# when it is imported, which happens in modules below this one alone; a user's own setting stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from voxstrata.base.errors import AudioError as AudioError
