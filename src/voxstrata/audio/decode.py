@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 
 from voxstrata.audio import readers
-from voxstrata.audio.readers import LOSSY_TOLERANCE_FRAMES, UNKNOWN_FRAMES, Samples, open_soundfile
+from voxstrata.audio.readers import UNKNOWN_FRAMES, Samples, open_soundfile
 from voxstrata.audio.source import Recording, Source, recording_of
 from voxstrata.base.errors import AudioError
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -82,7 +82,8 @@ def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = N
 
     Returns float32 (expected.samples,). Raises AudioError for all that `probe` refuses; for damaged data, several Ogg
     streams one after another, and samples that are NaN, infinite or beyond ±1e10; and when the decoded length is not
-    the header's. For lossy formats it may differ by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
+    the header's. In lossy formats it may differ by LOSSY_CODEC_FRAMES frames of the codec; then it is cut or filled
+    with zeros.
     """
     source = recording_of(what).source
     expected = expected or probe(what)
@@ -93,16 +94,15 @@ def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = N
             f"{source.name}: {size} bytes, but {expected.size_bytes} when it was probed: "
             "the file has changed since; plan the extraction again"
         )
-    parts, rate, tolerance = [], expected.source_rate, LOSSY_TOLERANCE_FRAMES
+    parts, rate = [], expected.source_rate
     file = open_soundfile(source, size)
     if file is None:
         with closing(readers.av_blocks(source, stated)) as blocks:
             for block, rate in blocks:  # noqa: B007
                 parts.append(_mono(block))
+        tolerance = readers.av_tolerance_frames(blocks, rate)
     else:
-        rate = file.samplerate
-        if file.format not in ("OGG", "MP3"):
-            tolerance = 0
+        rate, tolerance = file.samplerate, readers.tolerance_frames(file)
         with readers.past_the_stated_end(source, file) as file:
             parts += [_mono(block) for block in readers.soundfile_blocks(source, file, stated)]
     mono = np.concatenate(parts) if parts else np.empty(0, np.float32)

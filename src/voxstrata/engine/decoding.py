@@ -8,7 +8,7 @@ from typing import Self
 
 from voxstrata.audio.decode import AudioInfo, decode
 from voxstrata.audio.readers import Samples
-from voxstrata.base.errors import AudioError
+from voxstrata.base.errors import AudioError, error_text
 from voxstrata.corpus import Corpus
 
 
@@ -54,7 +54,7 @@ class DecodeAhead(Stage):
         except AudioError as e:
             result = str(e)
         except Exception as e:  # a decoder's bug on one file must not cost the corpus
-            result = f"{self._corpus.recording(row).source.name}: {type(e).__name__}: {e}; re-encode it or remove it"
+            result = f"{self._corpus.recording(row).source.name}: {error_text(e)}; re-encode it or remove it"
         return result, time.perf_counter() - begin
 
     def get(self, key: int) -> Samples | str:
