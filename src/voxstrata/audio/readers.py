@@ -181,10 +181,11 @@ def av_blocks(source: Source, stated: float | None) -> Generator[tuple[Samples, 
             for frame in container.decode(container.streams.audio[0]):
                 if converter is None:
                     rate = frame.sample_rate
-                    converter = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+                    # packed: planes beyond the eighth lie where PyAV does not look, and it crashes
+                    converter = av.AudioResampler(format="flt", layout=frame.layout, rate=rate)
                 for part in converter.resample(frame):
                     done += part.samples
-                    yield part.to_ndarray().T, rate
+                    yield part.to_ndarray().reshape(part.samples, -1), rate
     except (av.FFmpegError, ValueError):  # ValueError: rate or channels change inside the stream
         if done == 0:
             raise _not_audio(source) from None
