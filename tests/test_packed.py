@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from conftest import sound
 from packed import Spoken, parquet, samples_of, sound_file, speak, tar, unpacked
 
@@ -585,3 +586,49 @@ def test_reading_a_path_imports_no_library_of_others(tmp_path: Path) -> None:
         "assert not {'datasets', 'lhotse', 'webdataset', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, tmp_path / "x.parquet"], check=True)
+
+
+# All of them
+
+
+def test_states_of_packed_recordings_are_those_of_their_files(tmp_path: Path, tiny_model: Path) -> None:
+    from voxstrata.engine import Runtime, extract
+    from voxstrata.store import open_store
+
+    def states(name: str, corpus: Corpus) -> dict[tuple[str, str], bytes]:
+        report = extract(corpus, tiny_model, tmp_path / f"{name}.zarr", runtime=Runtime(threads=1))
+        assert report.failures == {}
+        store = open_store(tmp_path / f"{name}.zarr")
+        return {(s.name, output): store.frames(s.name, output).tobytes() for s in SPOKEN for output in store.outputs}
+
+    files = states("files", read_corpus(unpacked(tmp_path / "files", SPOKEN)))
+    assert states("parquet", read_corpus(parquet(tmp_path / "x.parquet", SPOKEN))) == files
+    assert states("tar", read_corpus(tar(tmp_path / "x.tar", samples_of(SPOKEN)))) == files
+    recordings = [recording(s.name, f"files/{s.name}.{s.suffix}", 0.3 + 0.21 * i) for i, s in enumerate(SPOKEN)]
+    assert states("lhotse", read_corpus(jsonl(tmp_path / "recordings.jsonl", recordings))) == files
+    held = [(s.name, soundfile.read(io.BytesIO(s.data), dtype="float32")[0], 16_000) for s in SPOKEN]
+    assert states("memory", read_corpus(held)) == files
+    where = pq.read_table(tmp_path / "tar.zarr" / "utterances.parquet", columns=["id", "path", "member"]).to_pylist()
+    assert {row["id"]: (row["path"], row["member"]) for row in where} == {
+        s.name: ("x.tar", f"{s.name}.{s.suffix}") for s in SPOKEN
+    }
+
+
+def test_an_extraction_reads_a_parquet_file_once_for_lengths_and_once_for_samples(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from voxstrata.engine import Runtime, extract
+
+    lengths = np.random.default_rng(0).permutation(400) / 4000 + 0.02  # in no order, as a plan by length shows
+    spoken = [Spoken(f"{i}", "en", "", "", "wav", sound_file(s, i)) for i, s in enumerate(lengths.tolist())]
+    path = parquet(tmp_path / "x.parquet", spoken, 25, locale=pa.array(["en"] * 400))
+    size = path.stat().st_size
+    for name, value in {"_BLOCK_BYTES": size // 20, "_KEPT_BYTES": size // 4, "_BUFFER_BYTES": 1 << 14}.items():
+        monkeypatch.setattr(parquet_rows, name, value)
+    opened, corpus = pq.ParquetFile, read_corpus(path)
+    with Counted(path) as file:
+        monkeypatch.setattr(parquet_rows.pq, "ParquetFile", lambda _, **options: opened(file, **options))
+        report = extract(corpus, tiny_model, tmp_path / "s.zarr", runtime=Runtime(threads=2))
+        assert report.failures == {}
+        assert 1.8 * size < file.total < 3 * size
+        parquet_rows._rows_of.cache_clear()
