@@ -157,6 +157,10 @@ class AvBlocks(Iterator[tuple[Samples, int]]):
         except _DiedError as death:
             if not self._child.used_before:
                 self._child = None
+                if "exit code" in str(death):
+                    raise AudioError(
+                        f"{self._source.name}: PyAV does not start here ({death}); pip install --force-reinstall av"
+                    ) from None
                 raise AudioError(
                     f"{self._source.name}: FFmpeg's process {death} while it decoded this file: damaged, or FFmpeg is; "
                     "convert it to flac or wav, or remove it"

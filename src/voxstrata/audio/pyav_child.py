@@ -9,6 +9,7 @@ begins with three numbers (HEAD): rate, channels and the longest frame of a loss
 samples, packed float32; none at the end. If the rate is 0, JSON follows: the header, or an error.
 """
 
+import errno
 import io
 import json
 import os
@@ -84,8 +85,9 @@ def _answers(what: str | io.BytesIO | None) -> Generator[bytes, None, None]:
         answer = refusal.answer
     except av.FFmpegError:
         answer = {"error": "not audio"}
-    except OSError as error:
-        answer = {"error": "system", "number": error.errno, "text": error.strerror}
+    except OSError as error:  # of the disk or the network; a damaged header may ask for a place before the file's first
+        kind = "not audio" if error.errno in (None, errno.EINVAL) else "system"
+        answer = {"error": kind, "number": error.errno, "text": error.strerror}
     except Exception as error:
         answer = {"error": "failed", "text": re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")}
     while True:
@@ -103,7 +105,9 @@ def _header_and_blocks(file: Any) -> Generator[bytes, None, None]:
             raise _Refused("not audio")
         stream = container.streams.audio[0]
         if stream.codec_context is None:
+            av.logging.set_level(av.logging.INFO)  # or nothing is dumped
             named = re.search(r"Audio: (\w+)(?: \(([^)]*)\))?", container.dumps_format())
+            av.logging.set_level(None)
             codec = named and (named[2] if named[1] == "none" else named[1])
             raise _Refused("no decoder", codec=codec)
         timed = not _TIMED_CONTAINERS.isdisjoint(container.format.name.split(","))
