@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.similarities import seqsim as seqsim
     from voxstrata.store.reader import open_store as open_store
     from voxstrata.store.spec import StoreSpec as StoreSpec
+    from voxstrata.store.training import LayerWeights as LayerWeights
     from voxstrata.studies.align.measure import AlignOptions as AlignOptions
     from voxstrata.studies.align.measure import align as align
     from voxstrata.studies.drift.measure import measure_drift
@@ -71,6 +72,7 @@ _NAMES = {
     "retrieval.similarities": "seqsim",
     "store.reader": "open_store",
     "store.spec": "StoreSpec",
+    "store.training": "LayerWeights",
     "studies.align.measure": "AlignOptions align",
     "studies.drift.measure": "drift",
     "studies.explain.measure": "explain",
