@@ -26,6 +26,7 @@ pytest.importorskip("torch")
 from hf_reference import Reference, cached_keys, relative_l2
 
 from voxstrata.audio.decode import AudioInfo, decode
+from voxstrata.audio.segments import SegmentReader
 from voxstrata.audio.source import Recording
 from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.encoders import Context, Silence, open_model
@@ -233,10 +234,10 @@ def test_rows_of_recordings_that_fail_are_zeros_in_every_unit(
     """A unit's memory is that of the unit before."""
     broken = sorted(many.rglob("*.wav"))[::3]
 
-    def decoded(recording: Recording, info: AudioInfo) -> NDArray[np.float32]:
+    def decoded(recording: Recording, info: AudioInfo, segments: SegmentReader) -> NDArray[np.float32]:
         if recording.source.path in broken:
             raise AudioError(f"{recording.source.name}: broken")
-        return decode(recording, info)
+        return decode(recording, info, segments)
 
     monkeypatch.setattr("voxstrata.engine.decoding.decode", decoded)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 14)

@@ -4,15 +4,17 @@ soundfile reads wav, flac, ogg (vorbis, opus), mp3 and what else libsndfile know
 mp4, webm, aac, wma …).
 """
 
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 import soxr
 
 from voxstrata.audio import readers
+from voxstrata.audio.info import AudioInfo as AudioInfo
+from voxstrata.audio.info import part_of, resampled_length
 from voxstrata.audio.readers import LOSSY_TOLERANCE_FRAMES, UNKNOWN_FRAMES, Samples, open_soundfile
+from voxstrata.audio.segments import SegmentReader, as_mono
 from voxstrata.audio.source import Recording, Source, recording_of
 from voxstrata.base.errors import AudioError
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -23,26 +25,8 @@ _MIN_SOURCE_RATE, _MAX_SOURCE_RATE = 1_000, 768_000
 _MAX_SAMPLE = 1e10
 
 
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a recording's header says, and how many samples `decode` will return for it."""
-
-    samples: int  # at 16 kHz
-    source_rate: int  # samples per second
-    source_frames: int  # samples per channel at the source rate
-    channels: int
-    size_bytes: int  # of the file
-    first_frame: int = 0  # at the source rate; where a segment begins in its file
-    is_segment: bool = False  # less than the whole file
-
-
-def resampled_length(frames: int, rate: int) -> int:
-    """Samples at 16 kHz that `frames` samples at `rate` per second become: ceil(frames * 16000 / rate)."""
-    return -(-frames * SAMPLE_RATE // rate)
-
-
 def probe(what: Recording | Source | str | Path) -> AudioInfo:
-    """Read a recording's length, rate and channel count from its header.
+    """Read a recording's length, rate and channel count from its header; of a segment, see `part_of`.
 
     `samples` is ceil(source_frames * 16000 / source_rate), and `decode` returns exactly that many. Some headers state
     no length (flac or wav written to a pipe, mp3 without a Xing header, raw aac, webm from a browser). Such a file is
@@ -52,7 +36,11 @@ def probe(what: Recording | Source | str | Path) -> AudioInfo:
     kHz; if a wav, AIFF, AU, W64 or SPHERE file has another size than its header says; if a CAF file is cut, or an Ogg
     file inside a page. `decode` finds the other headers that are wrong.
     """
-    source = recording_of(what).source
+    recording = recording_of(what)
+    return part_of(recording, _probe_file(recording.source))
+
+
+def _probe_file(source: Source) -> AudioInfo:
     size = source.size()
     file = open_soundfile(source, size)
     if file is None:
@@ -71,21 +59,26 @@ def probe(what: Recording | Source | str | Path) -> AudioInfo:
         return _info(source, frames, file.samplerate, file.channels, size)
 
 
-def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = None) -> Samples:
+def decode(
+    what: Recording | Source | str | Path, expected: AudioInfo | None = None, segments: SegmentReader | None = None
+) -> Samples:
     """Decode a recording to 16 kHz mono.
 
-    Channels are averaged and the result is resampled by soxr at quality "HQ"; 16 kHz mono is returned bit by bit.
-    Integer formats are scaled to [-1, 1). Float files are not scaled, even where they go beyond [-1, 1]. Of several
-    audio streams in a container the first is taken. The same file always gives the same samples.
+    Channels are averaged, unless one is asked for, and the result is resampled by soxr at quality "HQ"; 16 kHz mono is
+    returned bit by bit. A segment is cut before, so it gives what a file cut there gives. Integer formats are scaled to
+    [-1, 1). Float files are not scaled, even where they go beyond [-1, 1]. Of several audio streams in a container the
+    first is taken. The same recording always gives the same samples.
 
-    expected: what `probe` said of this file, with which it is compared; if None, it is probed again.
+    expected: what `probe` said of this recording, with which it is compared; if None, it is probed again.
+    segments: what reads segments; one for many of them opens a long file once. By default one for this segment.
 
     Returns float32 (expected.samples,). Raises AudioError for all that `probe` refuses; for damaged data, several Ogg
     streams one after another, and samples that are NaN, infinite or beyond ±1e10; and when the decoded length is not
     the header's. For lossy formats it may differ by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
     """
-    source = recording_of(what).source
-    expected = expected or probe(what)
+    recording = recording_of(what)
+    source = recording.source
+    expected = expected or probe(recording)
     stated = expected.source_frames / expected.source_rate
     size = source.size()
     if size != expected.size_bytes:
@@ -93,18 +86,23 @@ def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = N
             f"{source.name}: {size} bytes, but {expected.size_bytes} when it was probed: "
             "the file has changed since; plan the extraction again"
         )
+    if expected.is_segment:
+        with nullcontext(segments) if segments else SegmentReader() as reader:
+            mono = reader.read(source, expected, recording.channel)
+        _refuse_absurd_samples(source, mono, expected.source_rate, expected.first_frame)
+        return _resampled(mono, expected.source_rate, expected.samples)
     parts, rate, tolerance = [], expected.source_rate, LOSSY_TOLERANCE_FRAMES
     file = open_soundfile(source, size)
     if file is None:
         with closing(readers.av_blocks(source, stated)) as blocks:
             for block, rate in blocks:  # noqa: B007
-                parts.append(_mono(block))
+                parts.append(as_mono(block, recording.channel))
     else:
         rate = file.samplerate
         if file.format not in ("OGG", "MP3"):
             tolerance = 0
         with readers.past_the_stated_end(source, file) as file:
-            parts += [_mono(block) for block in readers.soundfile_blocks(source, file, stated)]
+            parts += [as_mono(block, recording.channel) for block in readers.soundfile_blocks(source, file, stated)]
     mono = np.concatenate(parts) if parts else np.empty(0, np.float32)
     _refuse_absurd_samples(source, mono, rate)
     if len(mono) == 0 or abs(len(mono) / rate - stated) * rate > tolerance + 0.5:
@@ -112,14 +110,19 @@ def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = N
             f"{source.name}: header says {stated:.2f} s, decoding gave {len(mono) / rate:.2f} s: "
             "truncated or damaged; re-encode it or remove it"
         )
+    return _resampled(mono, rate, expected.samples)
+
+
+def _resampled(mono: Samples, rate: int, samples: int) -> Samples:
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     # soxr rounds the length, our rule takes the ceiling: at most one sample, besides the tolerance
-    mono = np.pad(mono, (0, max(0, expected.samples - len(mono))))
-    return np.ascontiguousarray(mono[: expected.samples], dtype=np.float32)
+    mono = np.pad(mono, (0, max(0, samples - len(mono))))
+    return np.ascontiguousarray(mono[:samples], dtype=np.float32)
 
 
-def _refuse_absurd_samples(source: Source, mono: Samples, rate: int) -> None:
+def _refuse_absurd_samples(source: Source, mono: Samples, rate: int, first: int = 0) -> None:
+    """first: where in the file `mono` begins."""
     if bad := np.count_nonzero(~np.isfinite(mono)):
         raise AudioError(
             f"{source.name}: {bad} of {len(mono)} samples are NaN or infinite; write the file again or remove it"
@@ -127,8 +130,8 @@ def _refuse_absurd_samples(source: Source, mono: Samples, rate: int) -> None:
     loudest = int(np.abs(mono).argmax()) if len(mono) else 0
     if len(mono) and abs(mono[loudest]) > _MAX_SAMPLE:
         raise AudioError(
-            f"{source.name}: the sample at {loudest / rate:.2f} s is {mono[loudest]:.3g}, beyond ±{_MAX_SAMPLE:.0e}: "
-            "damaged; write the file again or remove it"
+            f"{source.name}: the sample at {(first + loudest) / rate:.2f} s is {mono[loudest]:.3g}, "
+            f"beyond ±{_MAX_SAMPLE:.0e}: damaged; write the file again or remove it"
         )
 
 
@@ -141,12 +144,3 @@ def _info(source: Source, frames: int, rate: int, channels: int, size: int) -> A
     if frames <= 0:
         raise AudioError(f"{source.name}: holds no samples; record it again or remove it")
     return AudioInfo(resampled_length(frames, rate), rate, frames, channels, size)
-
-
-def _mono(block: Samples) -> Samples:
-    """Average of the channels of a (frames, channels) block."""
-    if block.shape[1] == 1:
-        return block[:, 0]
-    with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused once all is decoded
-        average: Samples = block.mean(axis=1, dtype=np.float32)
-    return average
