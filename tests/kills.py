@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from voxstrata.base.progress import Progress, Reporter
+from voxstrata.corpus import Corpus
 from voxstrata.engine import Runtime, extract
 from voxstrata.store import StoreSpec
 
@@ -44,7 +45,7 @@ class Holding(Reporter):
             time.sleep(0.001)
 
 
-def _quietly(corpus: Path, model: Path, store: Path, settings: Settings, hold_at: int | None) -> None:
+def _quietly(corpus: Path | Corpus, model: Path, store: Path, settings: Settings, hold_at: int | None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the traceback of a KeyboardInterrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs us in the background
 
@@ -52,7 +53,7 @@ def _quietly(corpus: Path, model: Path, store: Path, settings: Settings, hold_at
 
 
 def run(
-    corpus: Path,
+    corpus: Path | Corpus,
     model: Path,
     store: Path,
     settings: Settings,

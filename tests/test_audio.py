@@ -16,7 +16,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxstrata.audio.decode import AudioInfo, decode, probe, resampled_length
+from voxstrata.audio.decode import AudioInfo, decode, probe
+from voxstrata.audio.info import resampled_length
 from voxstrata.base.errors import AudioError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from conftest import Heard
 
-from voxstrata.audio.source import Recording
+from voxstrata.audio.source import Source
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import COLUMNS, Corpus, probe_corpus, read_corpus
 
@@ -317,10 +317,10 @@ def test_one_bad_file_never_stops_the_probing(tmp_path: Path, monkeypatch: pytes
 
     real = module.probe
 
-    def sometimes_broken(recording: Recording) -> object:
-        if recording.source.name.endswith("15.wav"):
+    def sometimes_broken(source: Source) -> object:
+        if source.name.endswith("15.wav"):
             raise RuntimeError("a bug in a decoder")
-        return real(recording)
+        return real(source)
 
     monkeypatch.setattr(module, "probe", sometimes_broken)
     monkeypatch.setattr(module, "_SLICE", 7)

@@ -32,16 +32,17 @@ class Gathered:
         self._loudest, self._loudest_at = 0.0, 0
         self._energy = self._energy_kept = 0.0
 
-    def add(self, block: Samples, mono: Samples, rate: int) -> None:
-        """The next block (frames, channels), and what was made mono of it, at `rate`.
+    def add(self, block: Samples, rate: int) -> None:
+        """The next block (frames, channels), at `rate`; its channels are averaged.
 
         Raises AudioError where the recording goes on for long after its stated end.
         """
         if not self.rate and rate != SAMPLE_RATE:
             self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
         self.rate = rate
-        with np.errstate(all="ignore"):
-            if block.shape[1] > 1 and block.size > mono.size:
+        with np.errstate(all="ignore"):  # what is not finite is refused once all is decoded
+            mono: Samples = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+            if block.shape[1] > 1:
                 self._energy += float(np.vdot(block, block)) / block.shape[1]
                 self._energy_kept += float(np.vdot(mono, mono))
             finite = np.isfinite(mono)

@@ -1,13 +1,14 @@
 """Decode ahead of the encoder, on threads, within a bound on memory."""
 
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from voxstrata.audio.decode import AudioInfo, decode
 from voxstrata.audio.readers import Samples
+from voxstrata.audio.segments import SegmentReader
 from voxstrata.base.errors import AudioError, error_text
 from voxstrata.corpus import Corpus
 
@@ -26,10 +27,11 @@ class Stage:
 
 
 class DecodeAhead(Stage):
-    """Decodes recordings in the order they will be asked for.
+    """Decodes recordings in a given order, which is about the one in which they will be asked for.
 
-    `order` gives (key, row of the corpus, what probing said). `get(key)` must be called in that order.
-    `ahead`: samples at 16 kHz that are decoded ahead at the most, yet always at least one recording.
+    `order` gives (key, row of the corpus, what probing said); each is asked for once.
+    `ahead`: samples at 16 kHz that are decoded ahead at the most, yet always at least one recording. Where one is asked
+    for before others that precede it, these are decoded, too, and held until it is their turn.
     """
 
     def __init__(self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo]], workers: int, ahead: int) -> None:
@@ -37,21 +39,29 @@ class DecodeAhead(Stage):
         self.notices: list[str] = []  # what is to be said of recordings that did not fail
         super().__init__(workers, "decode")
         self._corpus, self._order = corpus, iter(order)
-        self._pending: deque[tuple[int, int, Future[tuple[Samples | str, float]]]] = deque()
+        self._segments = SegmentReader()
+        self._pending: dict[int, tuple[int, Future[tuple[Samples | str, float]]]] = {}
         self._limit, self._ahead = ahead, 0
         self._fill()
 
-    def _fill(self) -> None:
-        while (self._ahead < self._limit or not self._pending) and (following := next(self._order, None)):
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        self._segments.close()
+
+    def _fill(self, wanted: int | None = None) -> None:
+        """Have recordings decoded up to the limit, and in any case up to the one that is wanted."""
+        while self._ahead < self._limit or not self._pending or (wanted is not None and wanted not in self._pending):
+            if (following := next(self._order, None)) is None:
+                break
             key, row, info = following
-            self._pending.append((key, info.samples, self._pool.submit(self._decode, row, info)))
+            self._pending[key] = info.samples, self._pool.submit(self._decode, row, info)
             self._ahead += info.samples
 
     def _decode(self, row: int, info: AudioInfo) -> tuple[Samples | str, float]:
         begin = time.perf_counter()
         result: Samples | str
         try:
-            result = decode(self._corpus.recording(row), info, notices=self.notices)
+            result = decode(self._corpus.recording(row), info, self._segments, self.notices)
         except AudioError as e:
             result = str(e)
         except Exception as e:  # a decoder's bug on one file must not cost the corpus
@@ -59,10 +69,10 @@ class DecodeAhead(Stage):
         return result, time.perf_counter() - begin
 
     def get(self, key: int) -> Samples | str:
-        """The samples of the next recording, float32 at 16 kHz, or why there are none."""
+        """The samples of a recording, float32 at 16 kHz, or why there are none."""
         begin = time.perf_counter()
-        expected, samples, future = self._pending.popleft()
-        assert expected == key, "recordings are taken in the order they were announced"
+        self._fill(key)
+        samples, future = self._pending.pop(key)
         result, busy = future.result()
         self.seconds["decode"] += busy
         self.seconds["wait"] += time.perf_counter() - begin

@@ -185,13 +185,17 @@ def _run(
 def _working_order(plan: Plan, done: set[int]) -> list[int]:
     """The units that are left, those with the longest windows first.
 
-    What memory a run needs it needs at the start, and smaller batches fit into that.
+    What memory a run needs it needs at the start, and smaller batches fit into that. The units of a language stay in
+    order, since segments of one file are read in the order in which they lie there: an earlier unit counts as long as
+    the later ones.
     """
-
-    def longest_window(unit: int) -> int:
-        return min(int(plan.samples[plan.members(unit)].max()), WINDOW_SAMPLES)
-
-    return sorted(set(range(plan.units)) - done, key=lambda unit: (-longest_window(unit), unit))
+    language, longest = plan.utterances["language"].to_pylist(), [0] * plan.units
+    for unit in reversed(range(plan.units)):
+        members = plan.members(unit)
+        longest[unit] = min(int(plan.samples[members].max()), WINDOW_SAMPLES)
+        if unit + 1 < plan.units and language[members[-1]] == language[members[-1] + 1]:
+            longest[unit] = max(longest[unit], longest[unit + 1])
+    return sorted(set(range(plan.units)) - done, key=lambda unit: (-longest[unit], unit))
 
 
 class _Tally:

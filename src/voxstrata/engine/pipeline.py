@@ -81,12 +81,12 @@ class DecodeStage(DecodeAhead):
         super().__init__(corpus, self._recordings(), encoder.threads, ahead)
 
     def _recordings(self) -> Iterator[tuple[int, int, AudioInfo]]:
-        """Recordings in the order in which batches ask for them."""
+        """Recordings in the order of the plan: that in which batches ask for them, but for segments, which batches take
+        longest first, and which are decoded in the order in which they lie in their file."""
         rows = {name: i for i, name in enumerate(self._corpus.table["id"].to_pylist())}
         corpus_row = [rows[name] for name in self._plan.utterances["id"].to_pylist()]
         for unit in self._units:
-            windows = (w for _, own in batches(self._plan, unit, self._encoder) for w in own)
-            for u in dict.fromkeys(w.utterance for w in windows):
+            for u in self._plan.members(unit):
                 info = self._infos[corpus_row[u]]
                 assert info is not None, "what cannot be probed is in no unit"
                 yield u, corpus_row[u], info
