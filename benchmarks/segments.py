@@ -65,12 +65,12 @@ def child(path: str, how: str, count: str, threads: str) -> None:
         infos = [part_of(segment, whole) for segment in segments]
         if how == "segments":
             with SegmentReader() as reader, ThreadPoolExecutor(int(threads)) as pool:
-                for _ in pool.map(lambda info: len(reader.read(source, info)), infos):
+                for _ in pool.map(lambda info: sum(map(len, reader.blocks(source, info))), infos):
                     pass
         else:
             for i in np.linspace(0, len(infos) - 1, ALONE).astype(int):
                 with SegmentReader() as reader:
-                    reader.read(source, infos[i])
+                    sum(map(len, reader.blocks(source, infos[i])))
     seconds = time.perf_counter() - begin
     print(json.dumps({"read": bytes_read() - read, "seconds": seconds, "peak_mib": peak_mib()}))
 

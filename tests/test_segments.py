@@ -35,6 +35,11 @@ from voxstrata.store import StoreSpec, open_store
 Times = Sequence[tuple[float, float]]  # offset and duration, seconds
 
 
+def read_segment(reader: SegmentReader, source: Source, info: AudioInfo) -> NDArray[np.float32]:
+    """The average of the channels at the rate of the file."""
+    return np.concatenate([block.mean(axis=1, dtype=np.float32) for block in reader.blocks(source, info)])
+
+
 def segment(path: Path, offset: float | None, duration: float | None = None, channel: int | None = None) -> Recording:
     return Recording(FileSource(path), offset, duration, channel)
 
@@ -159,7 +164,7 @@ def test_ogg_decoded_from_anywhere_is_to_the_bit_what_it_is_from_the_front(
     with SegmentReader() as reader:
         for place in np.random.default_rng(0).permutation(4 * (len(whole) // 8192 - 1)).tolist():
             first = place * 2048
-            found = reader.read(source, replace(info, first_frame=first, source_frames=8192))
+            found = read_segment(reader, source, replace(info, first_frame=first, source_frames=8192))
             np.testing.assert_array_equal(found, whole[first : first + 8192], err_msg=str(first))
 
 
@@ -292,9 +297,9 @@ def test_a_decoder_that_broke_off_is_not_asked_again_for_what_follows(
     with SegmentReader() as reader:
         for second in (30, 21, 30, 50, 25):
             with pytest.raises(AudioError, match=r"x\.m4a: broke off"):
-                reader.read(source, replace(info, first_frame=second * 16_000))
+                read_segment(reader, source, replace(info, first_frame=second * 16_000))
         assert len(opened) == 1
-        assert len(reader.read(source, info)) == 32_000
+        assert len(read_segment(reader, source, info)) == 32_000
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -398,7 +403,7 @@ def test_segments_of_a_long_file_read_it_about_once(container: str, subtype: str
     assert source.counts[1] == 1  # the header is read once for all
     in_order = np.argsort(corpus.table["offset"].to_numpy()).tolist()
     with SegmentReader() as reader, ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda i: reader.read(source, infos[i]), in_order))
+        list(pool.map(lambda i: read_segment(reader, source, infos[i]), in_order))
     assert source.counts[0] <= 1.2 * source.size()
     assert source.counts[1] == 2
 
