@@ -100,6 +100,11 @@ def columns_guess(names: Sequence[str]) -> str | None:
     return "--columns " + ",".join(f"{what}={name}" for what, name in guesses.items()) if "path" in guesses else None
 
 
+def names_recordings(names: Sequence[str]) -> bool:
+    """Whether a table with these columns is a manifest, or would be with columns chosen."""
+    return "path" in names or columns_guess(names) is not None
+
+
 def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> tuple[dict[str, str], str | None]:
     """The column of each thing that is read, and the one of durations that count for nothing as they stand alone."""
     chosen = {"offset" if what == "start" else what: name for what, name in chosen.items()}
