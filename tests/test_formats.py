@@ -207,6 +207,8 @@ def test_columns_that_are_not_used_are_named_with_a_guess_and_kept(tmp_path: Pat
 def test_a_misspelt_column_is_guessed(tmp_path: Path) -> None:
     corpus = read_corpus(write(tmp_path / "m.tsv", "path\tlangauge\tSpeaker-ID\na.wav\ten\tanna\n"))
     assert "ignored: langauge (did you mean language? --columns language=langauge)" in corpus.notes
+    corpus = read_corpus(write(tmp_path / "n.tsv", "path\tlangauge\tSpeaker-ID\tsegment\na.wav\ten\tanna\t1\n"))
+    assert "kept with the data, not used: segment" in corpus.notes  # no misspelt segment_id
     assert "ignored: Speaker-ID (did you mean speaker? --columns speaker=Speaker-ID)" in corpus.notes
 
 
