@@ -8,7 +8,7 @@ from pathlib import Path
 
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.languages import language_name
-from voxstrata.corpus.manifest import columns_guess
+from voxstrata.corpus.manifest import names_recordings
 from voxstrata.corpus.rows import table_header
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
 from voxstrata.encoders.card import CARD
@@ -72,7 +72,7 @@ def _listed(names: Sequence[str]) -> str:
 def _manifest_notes(root: Path) -> list[str]:
     """That the folder holds manifests, which were not read."""
     return [
-        f"{path.name} here is a manifest, and was not read: name {path} in place of the folder"
+        f"{path.name} is a manifest, and was not read: name {path} in place of the folder"
         for path in manifests_in(root)
     ]
 
@@ -80,7 +80,7 @@ def _manifest_notes(root: Path) -> list[str]:
 def manifests_in(root: Path) -> list[Path]:
     """Tables in a folder, not below it, that name recordings."""
     tables = [path for path in sorted(root.iterdir()) if path.is_file() and path.name.lower().endswith(_TABLES)]
-    return [path for path in tables if columns_guess(table_header(path))]
+    return [path for path in tables if names_recordings(table_header(path))]
 
 
 def files_below(root: Path, suffixes: Collection[str]) -> list[str]:

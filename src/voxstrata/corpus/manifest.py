@@ -100,6 +100,11 @@ def columns_guess(names: Sequence[str]) -> str | None:
     return "--columns " + ",".join(f"{what}={name}" for what, name in guesses.items()) if "path" in guesses else None
 
 
+def names_recordings(names: Sequence[str]) -> bool:
+    """Whether a table with these columns is a manifest, or would be with columns chosen."""
+    return "path" in names or columns_guess(names) is not None
+
+
 def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> tuple[dict[str, str], str | None]:
     """The column of each thing that is read, and the one of durations that count for nothing as they stand alone."""
     chosen = {"offset" if what == "start" else what: name for what, name in chosen.items()}
@@ -218,7 +223,10 @@ def _guesses(names: Sequence[str], used: Mapping[str, str]) -> dict[str, str]:
     for close in (False, True):
         for name in names:
             plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-            alike = difflib.get_close_matches(plain, known, 1, 0.8) if close and len(plain) > 3 else [plain]
+            misspelt = [
+                called for called in known if abs(len(called) - len(plain)) < 2
+            ]  # not "segment" for "segment_id"
+            alike = difflib.get_close_matches(plain, misspelt, 1, 0.8) if close and len(plain) > 3 else [plain]
             what = known.get(alike[0]) if alike else None
             if what and what not in used and what not in found.values() and name not in found:
                 found[name] = what

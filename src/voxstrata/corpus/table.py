@@ -179,7 +179,7 @@ def _ids(columns: Mapping[str, Sequence[Any]]) -> list[str]:
     given = columns.get("id", nothing)
     if None not in given:
         return list(given)
-    stems = {path: str(PurePosixPath(path).with_suffix("")) for path in set(paths)}
+    stems = {path: _stem(path) for path in set(paths)}
     shared = {stem for stem, count in Counter(stems.values()).items() if count > 1}
     repeated = {path for path, count in Counter(paths).items() if count > 1}
     parts = zip(*(columns.get(name, nothing) for name in ("offset", "duration", "channel")), strict=True)
@@ -195,6 +195,12 @@ def _ids(columns: Mapping[str, Sequence[Any]]) -> list[str]:
                     name += f"#{channel}"
         made.append(name)
     return made
+
+
+def _stem(path: str) -> str:
+    """The path without its suffix."""
+    stem, suffix = os.path.splitext(path)
+    return path if suffix == "." else stem
 
 
 def _seconds(value: float) -> str:
