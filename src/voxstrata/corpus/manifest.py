@@ -12,7 +12,7 @@ from typing import Any
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import StringTable, read_table
-from voxstrata.corpus.table import COLUMNS, Corpus, absolute_root, build_table
+from voxstrata.corpus.table import COLUMNS, Corpus, absolute_root, build_table, kept_name
 
 Names = Mapping[str, Sequence[str]]  # what a column is -> what it may be called, the first that is there counts
 
@@ -225,13 +225,17 @@ def _guesses(names: Sequence[str], used: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def _kept(name: str) -> str:
+    return name if kept_name(name) == name else f"{name} (as {kept_name(name)})"
+
+
 def unused_notes(unused: Sequence[str], binary: Sequence[str], used: Mapping[str, str], alone: str | None) -> list[str]:
     guesses = _guesses([name for name in unused if name != alone], used)
     notes = [f"ignored: {name} (did you mean {what}? --columns {what}={name})" for name, what in guesses.items()]
     if alone:
         notes.append(f"{alone} stands without an offset: taken for the length of the recording, and not used")
     if kept := [name for name in unused if name not in (*guesses, *binary, alone)]:
-        notes.append(f"kept with the data, not used: {', '.join(kept)}")
+        notes.append(f"kept with the data, not used: {', '.join(map(_kept, kept))}")
     if binary:
         notes.append(f"left out, as they hold bytes: {', '.join(binary)}")
     return notes
