@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import voxstrata  # noqa: F401  # isort: skip  # before onnxruntime, whose telemetry it turns off
+
 import numpy as np
 import onnxruntime as ort
 import torch

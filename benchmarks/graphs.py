@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import voxstrata  # noqa: F401  # isort: skip  # before onnxruntime, whose telemetry it turns off
+
 import numpy as np
 import onnx
 import onnxruntime as ort

@@ -57,11 +57,6 @@ def two_precisions(folder: Path, weights: State, tiny: Path) -> str:
     return str(folder)
 
 
-def only_fp32_named(folder: Path, weights: State, tiny: Path) -> str:
-    safetensors_torch.save_file(weights, folder / "model.fp32-00001-of-00001.safetensors")
-    return str(folder)
-
-
 def pytorch_bin(folder: Path, weights: State, tiny: Path) -> str:
     torch.save(weights, folder / "pytorch_model.bin")
     return str(folder)
@@ -83,7 +78,7 @@ def graph_bytes(checkpoint: Checkpoint, folder: Path) -> tuple[bytes, bytes]:
     "container",
     [
         bare_folder, encoder_prefix, model_encoder_prefix, without_preprocessor, sharded, two_precisions,
-        only_fp32_named, pytorch_bin, openai_pt,
+        pytorch_bin, openai_pt,
     ],
 )  # fmt: skip
 def test_every_container_gives_the_same_encoder(

@@ -137,7 +137,9 @@ def sweep(
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
     how: dict[str, Any] = {"blocks": _numbers(blocks), "scoring": Scoring(**scoring), "device": device}
     with TerminalReporter() as reporter:
-        result = run(load_transcriber(checkpoint, revision), found, folder, decoding=decoding, **how, reporter=reporter)
+        result = run(
+            load_transcriber(checkpoint, revision, reporter), found, folder, decoding=decoding, **how, reporter=reporter
+        )
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
         print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})
@@ -192,7 +194,7 @@ def check(
     found = found.take(range(min(clips, len(found))))
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens)
     with TerminalReporter() as reporter:
-        transcriber = load_transcriber(checkpoint, revision)
+        transcriber = load_transcriber(checkpoint, revision, reporter)
         exits = every_exit(transcriber.encoder.shape.layers, _numbers(blocks))
         checks, failures = check_exits(transcriber, found, exits, decoding, reporter=reporter)
     agree = all(check.agrees for check in checks)

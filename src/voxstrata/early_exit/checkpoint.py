@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.base.errors import InputError
@@ -25,9 +25,10 @@ from voxstrata.base.folders import check_vacant, new_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.fold_norm import MEAN_SCALE, fold_away_final_norm
+from voxstrata.early_exit.generation import read_generation_config
 from voxstrata.encoders.frames import SAMPLE_RATE
-from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
-from voxstrata.exporters.hub import download, is_hub_id
+from voxstrata.exporters.checkpoint import Checkpoint, check_sizes, load_checkpoint, load_folder
+from voxstrata.exporters.hub import first_line
 from voxstrata.exporters.pytorch import hidden_states
 
 _FORMAT = 1
@@ -37,6 +38,13 @@ _TEXT_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "normalizer.json", "added_tokens.json", "special_tokens_map.json", "processor_config.json",
 )  # fmt: skip
+_DECODER = "model.decoder."
+_DECODER_SIZES = {
+    "vocab_size": ("embed_tokens.weight", 0),
+    "d_model": ("embed_tokens.weight", 1),
+    "max_target_positions": ("embed_positions.weight", 0),
+    "decoder_ffn_dim": ("layers.0.fc1.weight", 0),
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,10 @@ def quiet_transformers() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
+def load_transcriber(source: str, revision: str | None = None, reporter: Reporter = SILENT) -> Transcriber:
     """Load a whole model: a Hugging Face folder, or a hub id of which `revision` picks a branch, tag or commit.
 
+    reporter: warned of weights that are not read, and of generation settings that had to be found elsewhere.
     Raises InputError for all that `load_checkpoint` refuses, and for a checkpoint without decoder.
     """
     path = Path(source)
@@ -96,23 +105,37 @@ def load_transcriber(source: str, revision: str | None = None) -> Transcriber:
             f"{path}: a file, but early exit needs a Hugging Face folder with decoder and tokenizer; "
             "transformers' convert_openai_to_hf.py makes one of an OpenAI .pt"
         )
-    if path.is_dir() or not is_hub_id(source):
-        encoder, folder = load_checkpoint(source, revision), path
-    else:
-        folder = download(source, revision, _TEXT_FILES)
-        encoder = Checkpoint(**{**vars(load_checkpoint(str(folder))), "name": source, "revision": folder.name})
-    with quiet_transformers():  # missing tensors are reported below, as an error
-        try:
-            model, info = WhisperForConditionalGeneration.from_pretrained(
-                folder, dtype="auto", output_loading_info=True, local_files_only=True
-            )
-        except Exception as e:
-            raise InputError(f"{source}: not loadable as a whole Whisper model ({type(e).__name__}: {e})") from e
-    missing = sorted(k for k in info["missing_keys"] if k != "proj_out.weight")  # tied to the token embeddings
+    encoder, tensors, folder = load_folder(source, revision, _TEXT_FILES, reporter)
+    with quiet_transformers():
+        model = _whole_model(source, encoder.config, tensors)
+        model.generation_config = read_generation_config(folder, encoder.config, reporter)
+    return Transcriber(encoder, model, folder)
+
+
+def _whole_model(
+    source: str, config: WhisperConfig, tensors: dict[str, torch.Tensor]
+) -> WhisperForConditionalGeneration:
+    """The model of the tensors, each as stored, or in the configuration's dtype where it states one."""
+    head = "proj_out.weight"  # tied to the token embeddings
+    state = {k if k.startswith("model.") or k == head else f"model.{k}": v for k, v in tensors.items()}
+    decoder = {k.removeprefix(_DECODER): v for k, v in state.items() if k.startswith(_DECODER)}
+    if "embed_tokens.weight" not in decoder:
+        raise InputError(
+            f"{source}: the checkpoint holds no decoder; early exit needs a whole model, which can transcribe"
+        )
+    check_sizes(Path(source), config, decoder, _DECODER_SIZES, "decoder")
+    dtype = config.dtype or decoder["embed_tokens.weight"].dtype
+    try:
+        with torch.device("meta"):
+            model = WhisperForConditionalGeneration(config)
+        fit = model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False, assign=True)
+        missing = sorted(set(fit.missing_keys) - {head})
+    except Exception as e:
+        raise InputError(f"{source}: not loadable as a whole Whisper model ({first_line(e)})") from e
     if missing:
-        what = "no decoder" if "model.decoder.embed_tokens.weight" in missing else f"no tensor {missing[0]}"
-        raise InputError(f"{source}: the checkpoint holds {what}; early exit needs a whole model, which can transcribe")
-    return Transcriber(encoder, model.eval().requires_grad_(False), folder)
+        raise InputError(f"{source}: the checkpoint holds no tensor {missing[0]}; early exit needs a whole model")
+    model.tie_weights()
+    return model.eval().requires_grad_(False)
 
 
 def spectrograms(encoder: Checkpoint, audio: Any) -> torch.Tensor:
@@ -155,7 +178,7 @@ def write_early_exit(
     check_vacant(target)
     if isinstance(source, str):
         reporter.step(f"loading {source}")
-        source = load_transcriber(source, revision)
+        source = load_transcriber(source, revision, reporter)
     layers = source.encoder.shape.layers
     check_exit(at, layers)
     with new_folder(target) as folder:

@@ -72,7 +72,8 @@ def whisper_language(name: str, known: Mapping[str, int]) -> str | None:
 def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], decoding: Decoding) -> dict[str, str]:
     """The language token of every corpus language; empty for an English-only model.
 
-    Raises UsageError for an unknown task, and for a task or a language that the model does not know.
+    Raises UsageError for an unknown task, and for a task or a language that the model does not know, InputError where
+    the checkpoint does not say which it knows.
     """
     config, prompts = transcriber.model.generation_config, dict(decoding.prompts)
     name = transcriber.encoder.name
@@ -80,10 +81,15 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
     chosen("task", [decoding.task], _TASKS)
     asked = {lang: prompts.get(lang, lang) for lang in sorted({str(n) for n in languages if n is not None})}
     if not known:
+        if getattr(config, "is_multilingual", None) is not False:
+            raise InputError(
+                f"{transcriber.folder}: generation_config.json names no languages, and the tokenizer lists none; copy "
+                "both from the original checkpoint"
+            )
         foreign = sorted({said for said in asked.values() if said and not is_english(said)})
         if foreign or decoding.task != "transcribe":
             raise UsageError(
-                f"{name} transcribes English alone (its generation settings name no languages), not "
+                f"{name} transcribes English alone, not "
                 f"{', '.join(foreign) or 'translating'}; take a multilingual checkpoint, or English recordings"
             )
         return {}
@@ -200,7 +206,7 @@ def _tokenizer(transcriber: Transcriber) -> Any:
     reason = "no tokenizer.json or vocab.json"  # without either, transformers 5 makes up an empty tokenizer
     if any((transcriber.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         try:
-            return AutoTokenizer.from_pretrained(transcriber.folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(transcriber.folder, local_files_only=True, trust_remote_code=False)
         except Exception as e:
             reason = f"{type(e).__name__}: {e}"
     raise InputError(f"{transcriber.folder}: no usable tokenizer ({reason}); copy the original checkpoint's there")

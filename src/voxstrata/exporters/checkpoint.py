@@ -4,9 +4,9 @@ Weights are read from safetensors or by torch.load(weights_only=True), neither o
 """
 
 import hashlib
-import json
 import pickle
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_FRAMES
 from voxstrata.exporters.hub import check_source, download, first_line
+from voxstrata.exporters.reading import MERGE, read_config, read_extractor, weight_files
 from voxstrata.exporters.weights import EncoderShape
 
 _OPENAI_NAMES = (  # OpenAI's module names → Hugging Face's
@@ -36,6 +38,13 @@ _OPENAI_NAMES = (  # OpenAI's module names → Hugging Face's
     (r"^ln_post\.", "layer_norm."),
     (r"^positional_embedding$", "embed_positions.weight"),
 )
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# where the encoder's tensors show a size of the configuration: tensor and axis
+_SIZES = {
+    "d_model": ("conv1.weight", 0),
+    "num_mel_bins": ("conv1.weight", 1),
+    "encoder_ffn_dim": ("layers.0.fc1.weight", 0),
+}
 
 
 @dataclass(frozen=True)
@@ -76,57 +85,48 @@ class Checkpoint:
         return h.hexdigest()
 
 
-def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+def load_checkpoint(source: str, revision: str | None = None, reporter: Reporter = SILENT) -> Checkpoint:
     """Load an encoder.
 
     source: a folder with config.json and weights (of the whole model or the encoder alone), an OpenAI .pt file, or a
-    hub id. revision: branch, tag or commit of a hub id.
+    hub id. revision: branch, tag or commit of a hub id. reporter: warned of weights beside those that are read.
 
     Raises InputError when nothing is there, when it is not Whisper, when tensors are missing or have the wrong shape,
-    and when a file would run code to load.
+    when weights are quantised or an adapter alone, and when a file would run code to load.
     """
     check_source(source, revision)
-    path = Path(source)
-    if path.is_dir():
-        return _from_folder(path, path.resolve().name, None)
-    if path.is_file():
-        return _from_openai(path)
-    folder = download(source, revision)
-    return _from_folder(folder, source, folder.name)  # a snapshot's folder is named by its commit
+    if Path(source).is_file():
+        return _from_openai(Path(source))
+    return load_folder(source, revision, reporter=reporter)[0]
 
 
-def _from_folder(folder: Path, name: str, revision: str | None) -> Checkpoint:
-    config, tensors = _read_config(folder), _read_weights(folder)
+def load_folder(
+    source: str, revision: str | None = None, also: Sequence[str] = (), reporter: Reporter = SILENT
+) -> tuple[Checkpoint, dict[str, torch.Tensor], Path]:
+    """The encoder of a Hugging Face folder or hub id, all tensors of its files, and the folder.
+
+    also: further files to fetch from the hub. Raises InputError as `load_checkpoint` does.
+    """
+    check_source(source, revision)
+    folder, name, commit = Path(source), Path(source).resolve().name, None
+    if not folder.is_dir():
+        folder = download(source, revision, also)
+        name, commit = source, folder.name  # a snapshot's folder is named by its commit
+    config = read_config(folder)
+    files, notes = weight_files(folder)
+    tensors = _read_weights(files)
+    for note in notes:
+        reporter.warn(note)
     prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
     if prefix is None:
         raise InputError(f"{folder}: the weights hold no Whisper encoder (no conv1.weight)")
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return _checkpoint(folder, name, revision, config, state, bare=prefix == "")
+    return _checkpoint(folder, name, commit, config, state, bare=prefix == ""), tensors, folder
 
 
-def _read_config(folder: Path) -> WhisperConfig:
-    file = folder / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: no config.json; a checkpoint folder has one beside its weights") from None
-    except (OSError, ValueError) as e:
-        raise InputError(f"{file}: not readable as JSON ({e})") from e
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if kind != "whisper":
-        raise InputError(f"{folder}: model_type is {kind!r}, not 'whisper'; only Whisper encoders can be exported")
-    try:
-        return WhisperConfig.from_dict(raw)
-    except Exception as e:
-        raise InputError(f"{file}: not a usable Whisper configuration ({first_line(e)})") from e
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def _read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
-    safe, bins = sorted(folder.glob("model*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
-    if not safe and not bins:
-        raise InputError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
-    for weights in [f for f in safe if "fp32" not in f.name] or safe or bins:
+    for weights in files:
         if weights.suffix == ".bin":
             tensors |= _tensors(_torch_load(weights))
             continue
@@ -197,6 +197,7 @@ def _checkpoint(
             f"{path}: {config.max_source_positions} positions and activation {config.activation_function!r}; "
             f"Whisper encoders have {WINDOW_FRAMES} and 'gelu'"
         )
+    check_sizes(path, config, state, _SIZES)
     try:
         with torch.device("meta"):
             encoder = WhisperEncoder(config)
@@ -207,7 +208,39 @@ def _checkpoint(
         state = {k: v for k, v in state.items() if k in expected}
     encoder.load_state_dict(_fitting(path, state, expected), assign=True)
     encoder.eval().requires_grad_(False)
-    return Checkpoint(name, revision, config, encoder, _extractor(path, config.num_mel_bins))
+    return Checkpoint(name, revision, config, encoder, read_extractor(path, config.num_mel_bins))
+
+
+def check_sizes(
+    path: Path,
+    config: WhisperConfig,
+    state: Mapping[str, torch.Tensor],
+    sizes: Mapping[str, tuple[str, int]],
+    part: str = "encoder",
+) -> None:
+    """Raises InputError unless the configuration's sizes are those of the weights, and these are plain floats.
+
+    Comes before anything is made of that size: a configuration may claim any. sizes: by the configuration's name, a
+    tensor and the axis that has it. part: "encoder" or "decoder", whose tensors `state` holds.
+    """
+    odd = next((k for k, v in state.items() if v.dtype not in _FLOATS), None)
+    if odd is not None:
+        raise InputError(
+            f"{path}: {part} tensor {odd} holds {str(state[odd].dtype).removeprefix('torch.')}, quantised values that "
+            "are no weights without their scales; take the checkpoint's float weights"
+        )
+    lora = next((k for k in state if "lora_" in k), None)
+    if lora is not None:
+        raise InputError(f"{path}: {part} tensor {lora} is an adapter's; {MERGE}")
+    found = {f"{part}_layers": len({k.split(".")[1] for k in state if k.startswith("layers.")})}
+    found |= {k: state[t].shape[axis] for k, (t, axis) in sizes.items() if t in state and state[t].ndim > axis}
+    for key, size in found.items():
+        stated = getattr(config, key)
+        if stated != size or not (size or key == f"{part}_layers"):
+            raise InputError(f"{path}: the configuration does not fit the weights: {key} is {stated}, they have {size}")
+    heads = getattr(config, f"{part}_attention_heads")
+    if not isinstance(heads, int) or heads < 1 or config.d_model % heads:
+        raise InputError(f"{path}: {part}_attention_heads is {heads}, which does not divide d_model {config.d_model}")
 
 
 def _fitting(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -229,16 +262,3 @@ def _fitting(path: Path, state: dict[str, torch.Tensor], expected: dict[str, tor
     if bad:
         raise InputError(f"{path}: encoder tensor {bad} holds NaN or infinite values")
     return state
-
-
-def _extractor(path: Path, n_mels: int) -> WhisperFeatureExtractor:
-    file = path / "preprocessor_config.json"
-    if not file.is_file():  # beside an OpenAI .pt or in a bare folder; the feature size says everything
-        return WhisperFeatureExtractor(feature_size=n_mels)
-    try:
-        extractor = WhisperFeatureExtractor.from_pretrained(path)
-    except Exception as e:
-        raise InputError(f"{file}: not a usable feature extractor ({first_line(e)})") from e
-    if extractor.feature_size != n_mels:
-        raise InputError(f"{file}: it makes {extractor.feature_size} mel bins, the encoder takes {n_mels}")
-    return extractor

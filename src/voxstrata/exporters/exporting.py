@@ -39,5 +39,5 @@ def export(
     from voxstrata.exporters.writing import write_model
 
     reporter.step(f"loading {source}")
-    write_model(load_checkpoint(source, revision), target, spec, corpus, reporter)
+    write_model(load_checkpoint(source, revision, reporter), target, spec, corpus, reporter)
     return open_model(target)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from voxstrata.base.errors import InputError
 
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in transformers' order; each before its own index
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -31,13 +32,11 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
     """
     from huggingface_hub import HfApi, errors, snapshot_download
 
-    small = ["config.json", "preprocessor_config.json", *also]
+    small = ["config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json", *also]
     try:
         files = HfApi().list_repo_files(repo, revision=revision)
-        safe = [f for f in files if f.startswith("model") and f.endswith((".safetensors", ".safetensors.index.json"))]
-        # duplicates of the same weights (named fp32, for flax, as ONNX) are not fetched
-        wanted = [f for f in safe if "fp32" not in f] or safe or [f for f in files if f.startswith("pytorch_model")]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=small + wanted))
+        wanted = [f for f in files if f in small] + _weights_among(files)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except errors.HFValidationError as e:
         raise InputError(f"{repo}: no such folder or file, and not a hub id ({first_line(e)})") from e
     except Exception as e:  # offline raises whatever the installed HTTP library raises; a cached copy still serves
@@ -52,6 +51,21 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
             raise InputError(
                 f"{repo}: no such folder here, the hub cannot be reached ({type(e).__name__}) and no copy is cached"
             ) from e
+
+
+def _weights_among(files: Sequence[str]) -> list[str]:
+    """Of a repository's files those that `reading.weight_files` may read.
+
+    Other copies of the weights (named fp32, for flax, as ONNX) are not fetched.
+    """
+    for stem, suffix in (name.split(".") for name in WEIGHT_NAMES):
+        whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
+        if whole in files:
+            return [whole]
+        if index in files:
+            shards = [f for f in files if f.startswith(stem) and f.endswith(f".{suffix}") and "fp32" not in f]
+            return [index, *shards]
+    return []
 
 
 def first_line(e: Exception) -> str:

@@ -1,0 +1,197 @@
+"""What a checkpoint's folder says: which files hold its weights, and what its JSON files set.
+
+A folder may come from a stranger. transformers is given only keys that we know, of the type they must have: others can
+make it load code (`auto_map`, `_attn_implementation: "owner/kernel"`) or read other files.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import WhisperConfig, WhisperFeatureExtractor
+
+from voxstrata.base.errors import InputError
+from voxstrata.base.tables import first_few
+from voxstrata.encoders.frames import HOP_LENGTH, N_FFT, SAMPLE_RATE, WINDOW_SECONDS
+from voxstrata.exporters.hub import WEIGHT_NAMES, first_line
+
+_MAX_JSON_BYTES = 1 << 26
+_ADAPTER = "adapter_config.json"
+MERGE = (
+    "merge it first (peft: PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW)) and take "
+    "the result"
+)
+
+# Keys of config.json that are passed on, by type. The rest says nothing about the encoder.
+_KEYS = {
+    int: "vocab_size num_mel_bins d_model encoder_layers encoder_attention_heads encoder_ffn_dim decoder_layers "
+    "decoder_attention_heads decoder_ffn_dim max_source_positions max_target_positions num_hidden_layers max_length "
+    "decoder_start_token_id pad_token_id bos_token_id eos_token_id classifier_proj_size median_filter_width "
+    "mask_time_length mask_time_min_masks mask_feature_length mask_feature_min_masks",
+    float: "encoder_layerdrop decoder_layerdrop dropout attention_dropout activation_dropout init_std mask_time_prob "
+    "mask_feature_prob",
+    bool: "use_cache is_encoder_decoder scale_embedding use_weighted_layer_sum apply_spec_augment tie_word_embeddings",
+    str: "activation_function dtype torch_dtype _name_or_path",
+    list: "architectures suppress_tokens begin_suppress_tokens forced_decoder_ids",
+}
+_TYPES = {key: kind for kind, keys in _KEYS.items() for key in keys.split()}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
+_DTYPES = ("float32", "float16", "bfloat16")
+
+# What the log-mel graph computes, and so what preprocessor_config.json must say where it says anything.
+_PREPROCESSING = {
+    "sampling_rate": SAMPLE_RATE,
+    "hop_length": HOP_LENGTH,
+    "n_fft": N_FFT,
+    "chunk_length": WINDOW_SECONDS,
+    "padding_value": 0,
+    "dither": 0,
+    "padding_side": "right",
+    "feature_extractor_type": "WhisperFeatureExtractor",
+}
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError where it is not readable as one, or larger than 64 MB."""
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise InputError(f"{file}: {file.stat().st_size} bytes, too many for a configuration; fetch it again")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"{file}: not readable as JSON ({first_line(e)}); fetch it again") from e
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: holds no JSON object; fetch it again")
+    return found
+
+
+def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files that transformers would read weights from, in its order, and notes on what lies beside them.
+
+    That is the file of the exact name, else the shards that the index names, safetensors before torch's own.
+    Raises InputError when there is neither, or a shard is missing.
+    """
+    for name in WEIGHT_NAMES:
+        file, index = folder / name, folder / f"{name}.index.json"
+        if file.is_file():
+            return [file], _notes(folder, [file])
+        if index.is_file():
+            shards = _shards(index, file.suffix)
+            return shards, _notes(folder, [index, *shards])
+    _refuse_adapter(folder)
+    strays = _weights_in(folder)
+    if strays:
+        raise InputError(
+            f"{folder}: holds {first_few(strays)}, but neither {' nor '.join(WEIGHT_NAMES)} nor an index that names "
+            f"them; fetch {WEIGHT_NAMES[0]}.index.json, too, or rename a file that is whole to {WEIGHT_NAMES[0]}"
+        )
+    raise InputError(f"{folder}: no weights ({' or '.join(WEIGHT_NAMES)})")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / _ADAPTER).is_file():
+        base = _short(read_json_object(folder / _ADAPTER).get("base_model_name_or_path"))
+        raise InputError(f"{folder}: holds an adapter (LoRA) for {base}, not a whole checkpoint; {MERGE}")
+
+
+def _shards(index: Path, suffix: str) -> list[Path]:
+    named = read_json_object(index).get("weight_map")
+    names = list(named.values()) if isinstance(named, dict) else []
+    if not names or not all(isinstance(n, str) and n == Path(n).name and n.endswith(suffix) for n in names):
+        raise InputError(f"{index}: its weight_map does not name {suffix} files beside it; fetch it again")
+    files = [index.parent / name for name in sorted(set(names))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{index}: the shards {first_few(missing)} it names are missing; fetch them again")
+    return files
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """Names of files that look like a model's weights or their index."""
+    names = sorted(f.name for f in folder.iterdir())
+    return [n for n in names if n.startswith(("model", "pytorch_model")) and (".safetensors" in n or ".bin" in n)]
+
+
+def _notes(folder: Path, used: list[Path]) -> list[str]:
+    names, notes = {file.name for file in used}, []
+    strays = [name for name in _weights_in(folder) if name not in names]
+    if strays:
+        notes.append(f"{folder}: weights are read from {used[0].name}; not read: {first_few(strays)}")
+    if (folder / _ADAPTER).is_file():
+        notes.append(f"{folder}: the adapter (LoRA) beside the weights is not applied; if it is meant, {MERGE}")
+    return notes
+
+
+def read_config(folder: Path) -> WhisperConfig:
+    """config.json. Raises InputError where it is not Whisper's, sets what it cannot, or describes quantised weights."""
+    file = folder / "config.json"
+    if not file.is_file():
+        _refuse_adapter(folder)
+        raise InputError(f"{folder}: no config.json; a checkpoint folder has one beside its weights")
+    raw = read_json_object(file)
+    if (kind := raw.get("model_type")) != "whisper":
+        raise InputError(
+            f"{folder}: model_type is {_short(kind)}, not 'whisper'; only Whisper encoders can be exported"
+        )
+    if raw.get("quantization_config") is not None:
+        how = raw["quantization_config"]
+        method = how.get("quant_method") if isinstance(how, dict) else how
+        raise InputError(
+            f"{file}: the weights are quantised ({_short(method)}); load the model in transformers, call "
+            "model.dequantize(), save it, and export that"
+        )
+    if raw.get("transformers_weights") is not None:
+        raise InputError(
+            f"{file}: transformers_weights names another file of weights; rename that file to {WEIGHT_NAMES[0]} and "
+            "remove the key"
+        )
+    known = {key: value for key, value in raw.items() if key in _TYPES}
+    for key, value in known.items():
+        kind = _TYPES[key]
+        absent = value is None and (kind in (list, str) or key.endswith("_token_id"))
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not absent and not fits:
+            raise InputError(f"{file}: {key} is {_short(value)}, not {_TYPE_NAMES[kind]}; correct it")
+        if key in ("dtype", "torch_dtype") and value is not None and value not in _DTYPES:
+            raise InputError(f"{file}: {key} is {_short(value)}, not one of {', '.join(_DTYPES)}; correct it")
+    try:
+        return WhisperConfig.from_dict(known)
+    except Exception as e:
+        raise InputError(f"{file}: not a usable Whisper configuration ({first_line(e)})") from e
+
+
+def read_extractor(folder: Path, n_mels: int) -> WhisperFeatureExtractor:
+    """The feature extractor for so many mel bins; `folder` may have a preprocessor_config.json that says the same.
+
+    Raises InputError where it describes other features than the graphs compute.
+    """
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        raw = read_json_object(file)
+    else:  # beside an OpenAI .pt or in a bare folder, the feature size says everything
+        file = folder / "processor_config.json"  # where transformers 5 puts it
+        raw = read_json_object(file).get("feature_extractor", {}) if file.is_file() else {}
+        raw = raw if isinstance(raw, dict) else {}
+    mels = raw.get("feature_size", n_mels)
+    if mels != n_mels:
+        raise InputError(f"{file}: it makes {_short(mels)} mel bins, the encoder takes {n_mels}")
+    for key, expected in _PREPROCESSING.items():
+        if raw.get(key, expected) != expected:
+            raise InputError(
+                f"{file}: {key} is {_short(raw[key])}, but Whisper's encoders take {expected!r}, which is what the "
+                "exported log-mel computes; correct the file, or remove it if it belongs to another model"
+            )
+    labels = {
+        "return_attention_mask": bool,
+        "processor_class": str,
+    }  # kept, for whoever opens the export with HF's code
+    more = {k: raw[k] for k, kind in labels.items() if isinstance(raw.get(k), kind)}
+    return WhisperFeatureExtractor(feature_size=n_mels, **more)
+
+
+def _short(value: object) -> str:
+    """A value as messages show it, however large it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = "a huge number"
+    return text if len(text) <= 60 else text[:60] + "…"
