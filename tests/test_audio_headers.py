@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
@@ -177,9 +178,9 @@ def test_ogg_streams_that_play_together_are_one(tmp_path: Path) -> None:
     data = (tmp_path / "x.opus").read_bytes()
     begins = [i for i in range(len(data)) if data[i : i + 4] == b"OggS"]
     pages = [data[i:j] for i, j in zip(begins, [*begins[1:], len(data)], strict=True)]
-    assert ogg_streams(data) == 1
-    assert ogg_streams(b"".join(page + page for page in pages)) == 1
-    assert ogg_streams(b"".join(page + page for page in pages) + data) == 2
+    assert ogg_streams(io.BytesIO(data)) == 1
+    assert ogg_streams(io.BytesIO(b"".join(page + page for page in pages))) == 1
+    assert ogg_streams(io.BytesIO(b"".join(page + page for page in pages) + data)) == 2
 
 
 # --- containers that state how many bytes they hold ---

@@ -233,7 +233,7 @@ def test_rows_of_recordings_that_fail_are_zeros_in_every_unit(
     """A unit's memory is that of the unit before."""
     broken = sorted(many.rglob("*.wav"))[::3]
 
-    def decoded(recording: Recording, info: AudioInfo) -> NDArray[np.float32]:
+    def decoded(recording: Recording, info: AudioInfo, **_: object) -> NDArray[np.float32]:
         if recording.source.path in broken:
             raise AudioError(f"{recording.source.name}: broken")
         return decode(recording, info)

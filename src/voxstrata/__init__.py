@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from voxstrata.engine.runtime import Runtime as Runtime
     from voxstrata.exporters.exporting import export as export
     from voxstrata.exporters.spec import ExportSpec as ExportSpec
+    from voxstrata.handover.converting import convert as convert
     from voxstrata.retrieval.all_pairs import similarity as similarity
     from voxstrata.retrieval.ragged import Ragged as Ragged
     from voxstrata.retrieval.selection import select as select
     from voxstrata.retrieval.similarities import seqsim as seqsim
     from voxstrata.store.reader import open_store as open_store
     from voxstrata.store.spec import StoreSpec as StoreSpec
+    from voxstrata.store.training import LayerWeights as LayerWeights
     from voxstrata.studies.align.measure import AlignOptions as AlignOptions
     from voxstrata.studies.align.measure import align as align
     from voxstrata.studies.drift.measure import measure_drift
@@ -63,12 +65,14 @@ _NAMES = {
     "engine.runtime": "Runtime",
     "exporters.exporting": "export",
     "exporters.spec": "ExportSpec",
+    "handover.converting": "convert",
     "retrieval.all_pairs": "similarity",
     "retrieval.ragged": "Ragged",
     "retrieval.selection": "select",
     "retrieval.similarities": "seqsim",
     "store.reader": "open_store",
     "store.spec": "StoreSpec",
+    "store.training": "LayerWeights",
     "studies.align.measure": "AlignOptions align",
     "studies.drift.measure": "drift",
     "studies.explain.measure": "explain",

@@ -24,9 +24,16 @@ CHUNK_SLACK_BYTES = 4096
 # "until the file ends".
 _STREAMED_BYTES = 0x7FFF_0000
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page: header, segment table, 255 segments
-# Kilobits per second of MPEG layer III by the header's index 1 … 14 (ISO 11172-3 and 13818-3, section 2.4.2.3).
+# Kilobits per second of MPEG layer III, and of II in MPEG 2, by the header's index 1 … 14 (ISO 11172-3 and 13818-3,
+# section 2.4.2.3).
 _MPEG1_KBITS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _MPEG2_KBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MPEG1_LAYER2_KBITS = (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
+# Sync, block size and rate that are in use, channels and sample size, number (RFC 9639, section 9.1).
+_FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][\x10-\xff]", re.DOTALL)
+_FLAC_RATES = dict(enumerate((88200, 176400, 192000, 8000, 16000, 22050, 24000, 32000, 44100, 48000, 96000), 1))
+_FLAC_BITS = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
+_READ_BYTES = 1 << 20
 _SPHERE_NUMBER = re.compile(rb"^(\w+) -\S+ (\d+)\s*$", re.MULTILINE)
 
 _CHUNKED = {  # form and type: byte order of the sizes, name of the chunk that holds the samples
@@ -36,6 +43,8 @@ _CHUNKED = {  # form and type: byte order of the sizes, name of the chunk that h
     (b"FORM", b"AIFF"): (">", b"SSND"),
     (b"FORM", b"AIFC"): (">", b"SSND"),
 }
+# Well-formed as chunks, but more sound, of which nothing would be read: a second file, or samples in a second place.
+_NO_CHUNKS = {b"RIFF", b"RIFX", b"RF64", b"FORM", b"data", b"SSND"}
 
 
 @dataclass(frozen=True)
@@ -100,15 +109,10 @@ def _unclaimed(file: BinaryIO, order: str, at: int, size: int) -> int:
         file.seek(at)
         name, length = struct.unpack(order + "4sI", file.read(8))
         after = at + 8 + length
-        if not all(32 <= byte < 127 for byte in name) or after > size:
+        if not all(32 <= byte < 127 for byte in name) or after > size or name in _NO_CHUNKS:
             break
         at = after + length % 2
     return max(0, size - at)
-
-
-def with_sample_size(data: bytes, chunk: SampleChunk) -> bytes:
-    """The little-endian wav `data` with the true size written into its data chunk."""
-    return data[: chunk.start - 4] + struct.pack("<I", chunk.present) + data[chunk.start :]
 
 
 def stated_file_size(file: BinaryIO) -> int | None:
@@ -142,18 +146,19 @@ def caf_is_cut(file: BinaryIO, size: int) -> bool:
     return at > size
 
 
-def ogg_streams(data: bytes) -> int:
-    """How many logical streams follow one another in the Ogg file `data`. libsndfile reads only the first.
+def ogg_streams(file: BinaryIO) -> int:
+    """How many logical streams follow one another in an Ogg file. libsndfile reads only the first.
 
     Streams that play together, such as those of a video, count as one: they all begin before any other page.
     """
     streams, at, began = 0, 0, False
-    while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
-        begins = bool(data[at + 5] & 2)
+    file.seek(0)
+    while (page := file.read(27 + 255))[:4] == b"OggS" and len(page) >= 27:
+        begins = bool(page[5] & 2)
         streams += begins and not began
         began = begins
-        segments = data[at + 26]
-        at += 27 + segments + sum(data[at + 27 : at + 27 + segments])
+        at += 27 + page[26] + sum(page[27 : 27 + page[26]])
+        file.seek(at)
     return streams
 
 
@@ -173,31 +178,189 @@ def ogg_is_cut(file: BinaryIO, size: int) -> bool:
     return at + 27 + segments + sum(table) > len(tail)
 
 
-def _after_id3(data: bytes) -> int:
-    """Offset of the first byte after an ID3v2 tag, whose size is four bytes of 7 bits; 0 if there is no tag."""
-    if data[:3] != b"ID3" or len(data) < 10:
-        return 0
-    a, b, c, d = data[6:10]
-    return 10 + (a << 21 | b << 14 | c << 7 | d)
+def sound_start(file: BinaryIO, size: int) -> int:
+    """Offset of the first byte that belongs neither to an ID3v2 tag nor to zeros in front of the sound."""
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = file.read(10)
+        if head[:3] == b"ID3" and len(head) == 10:
+            a, b, c, d = head[6:10]  # the tag's size, of 7 bits each
+            at += 10 + (a << 21 | b << 14 | c << 7 | d)
+        elif head[0] == 0:
+            block = head + file.read(_READ_BYTES)
+            at += len(block) - len(block.lstrip(b"\0"))
+        else:
+            return at
+    return size
 
 
-def flac_without_length(data: bytes) -> bytes:
-    """The FLAC file `data` with 0, "unknown", as the number of samples (36 bits of its STREAMINFO block).
+class FileView(io.RawIOBase, BinaryIO):
+    """`file`, of `size` bytes, from the byte `start` on; `patch` (offset from there, bytes) replaces what it holds.
 
-    libsndfile then decodes to the end of the stream, instead of to where the header says that it ends.
+    endless: it pretends to be a hundred times as long as it is. For an mp3 without a frame count libsndfile guesses the
+    length, from the file's size and the bit rate of the first frames, and stops decoding there. With the pretended size
+    it decodes to the real end. A read at the real end finds the end. A read beyond it, where libsndfile looks for an
+    ID3v1 tag, finds zeros.
     """
-    at = _after_id3(data)
-    if data[at : at + 4] != b"fLaC" or len(data) < at + 26:
-        return data
-    count = at + 21  # magic 4, block header 4, block and frame sizes 10, then 20 + 3 + 5 bits before the count
-    return data[:count] + bytes([data[count] & 0xF0, 0, 0, 0, 0]) + data[count + 5 :]
+
+    def __init__(
+        self, file: BinaryIO, size: int, start: int = 0, patch: tuple[int, bytes] = (0, b""), endless: bool = False
+    ) -> None:
+        self.size = size - start
+        self._file, self._start, self._endless = file, start, endless
+        self._patch_at, self._patch = patch
+        self._at = 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        pretended = 100 * self.size if self._endless else self.size
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: pretended}[whence]
+        return self._at
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        if self._at > self.size:
+            data = bytes(len(view)) if self._endless else b""
+        else:
+            self._file.seek(self._start + self._at)
+            data = self._file.read(min(len(view), self.size - self._at))
+            if self._at < self._patch_at + len(self._patch) and self._patch_at < self._at + len(data):
+                patched = bytearray(data)
+                for i, byte in enumerate(self._patch, self._patch_at - self._at):
+                    if 0 <= i < len(patched):
+                        patched[i] = byte
+                data = bytes(patched)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class _Window:
+    """The bytes of a file by their offsets, of which one block is held."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._begin, self._block = file, 0, b""
+
+    def read(self, at: int, size: int) -> bytes:
+        """Fewer bytes only where the file ends."""
+        if not self._begin <= at <= at + size <= self._begin + len(self._block):
+            self._file.seek(at)
+            self._begin, self._block = at, self._file.read(_READ_BYTES)
+        at -= self._begin
+        return self._block[at : at + size]
+
+    def find(self, byte: bytes, at: int) -> int:
+        """Offset of the next `byte` from `at` on, or -1."""
+        while self.read(at, 1):
+            found = self._block.find(byte, at - self._begin)
+            if found >= 0:
+                return self._begin + found
+            at = self._begin + len(self._block)
+        return -1
+
+
+class Kind(NamedTuple):
+    """What must be the same in all frames of one sound, or a decoder that began with the first stops or misreads."""
+
+    rate: int
+    channels: int
+    bits: int = 0  # per sample, where that matters
+
+
+def flac_length_patch(file: BinaryIO) -> tuple[int, bytes] | None:
+    """What makes 0, "unknown", of the number of samples (36 bits of STREAMINFO) of a FLAC file.
+
+    libsndfile then decodes to the end of the stream, instead of to where the header says that it ends. None if this is
+    no FLAC file.
+    """
+    file.seek(0)
+    head = file.read(26)
+    if head[:4] != b"fLaC" or len(head) < 26:
+        return None
+    count = 21  # magic 4, block header 4, block and frame sizes 10, then 20 + 3 + 5 bits before the count
+    return count, bytes([head[count] & 0xF0, 0, 0, 0, 0])
+
+
+def flac_samples(file: BinaryIO) -> dict[Kind, int]:
+    """Samples per channel in the frames of a FLAC file, by kind; the first is the header's.
+
+    libFLAC believes the header about the rate, and stops where a second stream begins. Bytes of a frame may look like
+    the header of another, so those count alone that a frame with the next number follows.
+    """
+    file.seek(0)
+    head = file.read(26)
+    first = Kind(int.from_bytes(head[18:21]) >> 4, (head[20] >> 1 & 7) + 1, (int.from_bytes(head[20:22]) >> 4 & 31) + 1)
+    samples = {first: 0}
+    last: dict[Kind, tuple[int, int, bool]] = {}  # number, samples, whether it was counted
+    at, block = 0, head
+    while block:
+        file.seek(at)
+        block = file.read(_READ_BYTES)
+        whole = len(block) < _READ_BYTES
+        for match in _FLAC_FRAME.finditer(block, 0, len(block) if whole else len(block) - 16):
+            frame = _flac_frame(block[match.start() : match.start() + 16], first)
+            if frame is None:
+                continue
+            kind, number, length, step = frame
+            before = last.get(kind)
+            follows = before is not None and number == before[0] + (step or before[1])
+            if before and follows:
+                samples[kind] = samples.get(kind, 0) + length + (0 if before[2] else before[1])
+            last[kind] = (number, length, follows)
+        at += len(block) if whole else len(block) - 15
+        block = b"" if whole else block
+    return samples
+
+
+def _flac_frame(head: bytes, first: Kind) -> tuple[Kind, int, int, int] | None:
+    """Kind, number, samples and what the next number is greater by (0: by the samples), if `head` is a frame's header.
+
+    RFC 9639, section 9.1.
+    """
+    size_code, rate_code, assignment = head[2] >> 4, head[2] & 15, head[3] >> 4
+    lead = 8 - (head[4] ^ 0xFF).bit_length()  # ones in front: the bytes of the number, coded as in UTF-8
+    if assignment > 10 or head[3] & 1 or lead in (1, 8):
+        return None
+    at = 4 + max(1, lead)
+    number = head[4] & (0x7F >> lead)
+    for byte in head[5:at]:
+        number = number << 6 | byte & 0x3F
+    length = 192 if size_code == 1 else 576 << size_code - 2 if size_code < 6 else 1 << size_code
+    for code, width in ((6, 1), (7, 2)):
+        if size_code == code:
+            length = int.from_bytes(head[at : at + width]) + 1
+            at += width
+    rate = _FLAC_RATES.get(rate_code, first.rate)
+    for code, width, unit in ((12, 1, 1000), (13, 2, 1), (14, 2, 10)):
+        if rate_code == code:
+            rate = int.from_bytes(head[at : at + width]) * unit
+            at += width
+    if len(head) <= at or _crc8(head[:at]) != head[at]:
+        return None
+    channels = assignment + 1 if assignment < 8 else 2
+    bits = _FLAC_BITS.get(head[3] >> 1 & 7, first.bits)
+    return Kind(rate, channels, bits), number, length, 1 - (head[1] & 1)
+
+
+def _crc8(data: bytes) -> int:
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x107) if crc & 0x80 else crc << 1
+    return crc
 
 
 def mp3_stated_frames(file: BinaryIO) -> int | None:
     """MPEG frames that the Xing or Info header in the first frame of an mp3 file counts; None without a count."""
     file.seek(0)
-    at = _after_id3(file.read(10))
-    file.seek(at)
     first = file.read(1500)  # the longest MPEG layer III frame has 1441 bytes
     for tag in (b"Xing", b"Info"):
         at = first.find(tag)
@@ -206,64 +369,45 @@ def mp3_stated_frames(file: BinaryIO) -> int | None:
     return None
 
 
-def mp3_frames(data: bytes) -> tuple[int, int]:
-    """Layer III frames in the mp3 file `data`, with that of the Xing header, and samples per frame.
+def mp3_samples(file: BinaryIO) -> tuple[dict[Kind, int], int]:
+    """Samples per channel in an mp3 file's frames of layers II and III, by kind, the first one first; those in a frame.
 
     Each header gives the length of its frame, so one leads to the next. Tags and junk between frames are skipped; after
-    them a header counts only if another follows at the end of its frame. Not counted are frames whose MPEG version or
-    rate differs from the first one's, and frames of free format.
+    them, and where the kind changes, a header counts only if another of its kind follows at the end of its frame. A
+    frame with a Xing header counts. Not counted are frames of free format.
     """
-    count, end, samples = 0, -1, 0
-    kind: tuple[int, int] | None = None
-    at = data.find(b"\xff", _after_id3(data))
+    window = _Window(file)
+    samples: dict[Kind, int] = {}
+    current, end, longest = None, -1, 0
+    at = window.find(b"\xff", 0)
     while at >= 0:
-        frame = _mp3_frame(data, at)
-        if frame and kind in (None, frame.kind):
-            after = None if at == end else _mp3_frame(data, at + frame.bytes)
-            if at == end or (after and after.kind == frame.kind):
-                count, kind, samples = count + 1, frame.kind, frame.samples
-                end = at + frame.bytes
-        at = data.find(b"\xff", max(at + 1, end))
-    return count, samples
+        frame = _mp3_frame(window.read(at, 4))
+        if frame and (at != end or frame.kind != current):
+            after = _mp3_frame(window.read(at + frame.bytes, 4))
+            frame = frame if after and after.kind == frame.kind else None
+        if frame:
+            current, end, longest = frame.kind, at + frame.bytes, max(longest, frame.samples)
+            samples[current] = samples.get(current, 0) + frame.samples
+        at = window.find(b"\xff", max(at + 1, end))
+    return samples, longest
 
 
 class _Mp3Frame(NamedTuple):
-    kind: tuple[int, int]  # bits of MPEG version and layer, and of the sample rate: the same in all frames
+    kind: Kind
     bytes: int
     samples: int
 
 
-def _mp3_frame(data: bytes, at: int) -> _Mp3Frame | None:
-    """What the header at offset `at` of `data` says; None if there is none (ISO 11172-3, section 2.4.1.3)."""
-    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:  # 11 bits of sync; layer III
+def _mp3_frame(head: bytes) -> _Mp3Frame | None:
+    """What the header `head` of four bytes says; None if it is none (ISO 11172-3, section 2.4.1.3)."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:  # 11 bits of sync
         return None
-    version, kbits, rate = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
-    if version == 1 or kbits in (0, 15) or rate == 3:
+    version, layer, kbits, rate = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if version == 1 or layer not in (1, 2) or kbits in (0, 15) or rate == 3:
         return None
     hertz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version]  # MPEG 1, 2 and 2.5
-    samples = 1152 if version == 3 else 576
-    bits = 1000 * (_MPEG1_KBITS if version == 3 else _MPEG2_KBITS)[kbits - 1]
-    padding = data[at + 2] >> 1 & 1
-    return _Mp3Frame((data[at + 1] & 0x1E, rate), samples // 8 * bits // hertz + padding, samples)
-
-
-class EndlessFile(io.BytesIO):
-    """Bytes that pretend to be a hundred times as long as they are.
-
-    For an mp3 without a frame count libsndfile guesses the length, from the file's size and the bit rate of the first
-    frames, and stops decoding there. With the pretended size it decodes to the real end. A read at the real end finds
-    the end. A read beyond it, where libsndfile looks for an ID3v1 tag, finds zeros.
-    """
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        if whence == io.SEEK_END:
-            return super().seek(100 * len(self.getbuffer()) + offset)
-        return super().seek(offset, whence)
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        if self.tell() <= len(self.getbuffer()):
-            return super().readinto(buffer)
-        view = memoryview(buffer)
-        view[:] = bytes(len(view))
-        super().seek(len(view), io.SEEK_CUR)
-        return len(view)
+    samples = 576 if version != 3 and layer == 1 else 1152
+    table = _MPEG2_KBITS if version != 3 else _MPEG1_KBITS if layer == 1 else _MPEG1_LAYER2_KBITS
+    padding = head[2] >> 1 & 1
+    kind = Kind(hertz, 1 if head[3] >> 6 == 3 else 2)
+    return _Mp3Frame(kind, samples // 8 * 1000 * table[kbits - 1] // hertz + padding, samples)

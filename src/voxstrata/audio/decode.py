@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soxr
 
 from voxstrata.audio import readers
-from voxstrata.audio.readers import LOSSY_TOLERANCE_FRAMES, UNKNOWN_FRAMES, Samples, open_soundfile
+from voxstrata.audio.gather import Gathered
+from voxstrata.audio.readers import UNKNOWN_FRAMES, Samples, open_soundfile
 from voxstrata.audio.source import Recording, Source, recording_of
 from voxstrata.base.errors import AudioError
 from voxstrata.encoders.frames import SAMPLE_RATE
 
 # Laboratories sample at up to 768 kHz. Under 1 kHz there is no speech.
 _MIN_SOURCE_RATE, _MAX_SOURCE_RATE = 1_000, 768_000
-# 32-bit integers that were not scaled reach 2**31. From about 1e17 on the log-mel overflows.
-_MAX_SAMPLE = 1e10
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,9 @@ def probe(what: Recording | Source | str | Path) -> AudioInfo:
         return _info(source, frames, file.samplerate, file.channels, size)
 
 
-def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = None) -> Samples:
+def decode(
+    what: Recording | Source | str | Path, expected: AudioInfo | None = None, notices: list[str] | None = None
+) -> Samples:
     """Decode a recording to 16 kHz mono.
 
     Channels are averaged and the result is resampled by soxr at quality "HQ"; 16 kHz mono is returned bit by bit.
@@ -79,10 +79,12 @@ def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = N
     audio streams in a container the first is taken. The same file always gives the same samples.
 
     expected: what `probe` said of this file, with which it is compared; if None, it is probed again.
+    notices: gets a sentence if the channels cancel each other out.
 
     Returns float32 (expected.samples,). Raises AudioError for all that `probe` refuses; for damaged data, several Ogg
     streams one after another, and samples that are NaN, infinite or beyond ±1e10; and when the decoded length is not
-    the header's. For lossy formats it may differ by LOSSY_TOLERANCE_FRAMES; they are then cut or filled with zeros.
+    the header's. In lossy formats it may differ by LOSSY_CODEC_FRAMES frames of the codec; then it is cut or filled
+    with zeros.
     """
     source = recording_of(what).source
     expected = expected or probe(what)
@@ -93,43 +95,24 @@ def decode(what: Recording | Source | str | Path, expected: AudioInfo | None = N
             f"{source.name}: {size} bytes, but {expected.size_bytes} when it was probed: "
             "the file has changed since; plan the extraction again"
         )
-    parts, rate, tolerance = [], expected.source_rate, LOSSY_TOLERANCE_FRAMES
+    sound = Gathered(source, expected.samples, stated)
     file = open_soundfile(source, size)
     if file is None:
         with closing(readers.av_blocks(source, stated)) as blocks:
-            for block, rate in blocks:  # noqa: B007
-                parts.append(_mono(block))
+            for block, rate in blocks:
+                sound.add(block, _mono(block), rate)
+        tolerance = readers.av_tolerance_frames(blocks, sound.rate)
     else:
-        rate = file.samplerate
-        if file.format not in ("OGG", "MP3"):
-            tolerance = 0
+        tolerance = readers.tolerance_frames(file)
         with readers.past_the_stated_end(source, file) as file:
-            parts += [_mono(block) for block in readers.soundfile_blocks(source, file, stated)]
-    mono = np.concatenate(parts) if parts else np.empty(0, np.float32)
-    _refuse_absurd_samples(source, mono, rate)
-    if len(mono) == 0 or abs(len(mono) / rate - stated) * rate > tolerance + 0.5:
-        raise AudioError(
-            f"{source.name}: header says {stated:.2f} s, decoding gave {len(mono) / rate:.2f} s: "
-            "truncated or damaged; re-encode it or remove it"
+            for block in readers.soundfile_blocks(source, file, stated):
+                sound.add(block, _mono(block), file.samplerate)
+    if sound.cancelled and notices is not None:
+        notices.append(
+            f"{source.name}: its channels are opposite to each other, and their average is silence; "
+            "choose one with --channel 0"
         )
-    if rate != SAMPLE_RATE:
-        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
-    # soxr rounds the length, our rule takes the ceiling: at most one sample, besides the tolerance
-    mono = np.pad(mono, (0, max(0, expected.samples - len(mono))))
-    return np.ascontiguousarray(mono[: expected.samples], dtype=np.float32)
-
-
-def _refuse_absurd_samples(source: Source, mono: Samples, rate: int) -> None:
-    if bad := np.count_nonzero(~np.isfinite(mono)):
-        raise AudioError(
-            f"{source.name}: {bad} of {len(mono)} samples are NaN or infinite; write the file again or remove it"
-        )
-    loudest = int(np.abs(mono).argmax()) if len(mono) else 0
-    if len(mono) and abs(mono[loudest]) > _MAX_SAMPLE:
-        raise AudioError(
-            f"{source.name}: the sample at {loudest / rate:.2f} s is {mono[loudest]:.3g}, beyond ±{_MAX_SAMPLE:.0e}: "
-            "damaged; write the file again or remove it"
-        )
+    return sound.result(tolerance)
 
 
 def _info(source: Source, frames: int, rate: int, channels: int, size: int) -> AudioInfo:

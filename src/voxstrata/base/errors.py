@@ -1,5 +1,7 @@
 """Errors a user can act on: each names the file or value, says what is wrong, and how to mend it."""
 
+import re
+
 
 class VoxstrataError(Exception):
     """Base of every error raised on purpose; the command line prints its text without a traceback."""
@@ -21,3 +23,8 @@ class InputError(VoxstrataError):
 
 class AudioError(InputError):
     """One recording cannot be decoded; costs that recording alone during extraction."""
+
+
+def error_text(error: Exception) -> str:
+    """Kind and text of an error that is not ours, without addresses of objects: these differ from run to run."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")

@@ -1,8 +1,11 @@
 """Folders for results, and folders that appear whole or not at all."""
 
+import contextlib
+import fcntl
+import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 
@@ -27,13 +30,19 @@ def check_vacant(folder: Path) -> None:
         raise InputError(f"{folder}: exists already; remove it or choose another folder")
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, beside `target`. It becomes `target` at the end; after an error nothing is left of it."""
+    """A folder to fill, beside `target`. It becomes `target` at the end; after an error nothing is left of it.
+
+    What a killed process left of its own is removed when the next one begins.
+    """
     check_vacant(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
     partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    held = os.open(partial, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)  # let go of when the process dies: by that leftovers are known
         yield partial
         partial.chmod(0o755)  # mkdtemp keeps others out
         if target.exists():
@@ -41,3 +50,18 @@ def new_folder(target: Path) -> Iterator[Path]:
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(held)
+
+
+def _sweep(target: Path) -> None:
+    """Remove unfinished folders of `target` that no process holds."""
+    for found in target.parent.iterdir():
+        if not re.fullmatch(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.partial", found.name) or not found.is_dir():
+            continue
+        with contextlib.suppress(OSError):  # held, or gone
+            fd = os.open(found, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(found, ignore_errors=True)
+            finally:
+                os.close(fd)

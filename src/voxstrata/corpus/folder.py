@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,14 +32,7 @@ def read_folder(root: Path) -> Corpus:
     Raises InputError if a folder cannot be read or no audio is found.
     """
     root = absolute_root(root)
-    found: list[str] = []
-    for folder, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _loops(folder, name)]
-        found += [
-            Path(folder, name).relative_to(root).as_posix()
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
-        ]
+    found = files_below(root, AUDIO_SUFFIXES)
     if not found and (root / "zarr.json").exists():
         raise InputError(f"{root}: a store, not a corpus; name the manifest or folder that it was extracted from")
     if not found and (root / CARD).exists():
@@ -48,7 +41,6 @@ def read_folder(root: Path) -> Corpus:
         raise InputError(f"{root}: no audio file in it, but a manifest; name that: {named[0]}")
     if not found:
         raise InputError(f"{root}: no audio file in it (looked for {' '.join(sorted(AUDIO_SUFFIXES))})")
-    found.sort()
     folders_of = [path.split("/")[0] if "/" in path else None for path in found]
     tops = {name: language_name(name) for name in dict.fromkeys(folders_of) if name is not None}
     rows: list[Row] = [
@@ -56,10 +48,15 @@ def read_folder(root: Path) -> Corpus:
         for path, top in zip(found, folders_of, strict=True)
     ]
     corpus = build(root, rows, [f"file {path!a}" for path in found], root)
-    return replace(corpus, notes=[*_language_notes(tops), *_manifest_notes(root)])
+    return replace(corpus, notes=[*language_notes(tops), *_manifest_notes(root)])
 
 
-def _language_notes(tops: Mapping[str, str | None]) -> list[str]:
+def language_folder(root: Path, file: Path) -> str | None:
+    """The first folder between `root` and `file` that is a language code or name; None if none is."""
+    return next((folder for folder in file.relative_to(root).parts[:-1] if language_name(folder)), None)
+
+
+def language_notes(tops: Mapping[str, str | None]) -> list[str]:
     known = {name: called for name, called in tops.items() if called}
     languages = [name if name.lower() == called.lower() else f"{name} ({called})" for name, called in known.items()]
     others = [name for name in tops if name not in known]
@@ -84,6 +81,22 @@ def manifests_in(root: Path) -> list[Path]:
     """Tables in a folder, not below it, that name recordings."""
     tables = [path for path in sorted(root.iterdir()) if path.is_file() and path.name.lower().endswith(_TABLES)]
     return [path for path in tables if columns_guess(table_header(path))]
+
+
+def files_below(root: Path, suffixes: Collection[str]) -> list[str]:
+    """The files below `root` with one of these suffixes, by their paths from there with "/" between parts, sorted.
+
+    Raises InputError if a folder cannot be read.
+    """
+    found: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _loops(folder, name)]
+        found += [
+            Path(folder, name).relative_to(root).as_posix()
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    return sorted(found)
 
 
 def _unreadable(error: OSError) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import StringTable, read_table
-from voxstrata.corpus.table import COLUMNS, Corpus, absolute_root, build_table
+from voxstrata.corpus.table import COLUMNS, Corpus, absolute_root, build_table, kept_name
 
 Names = Mapping[str, Sequence[str]]  # what a column is -> what it may be called, the first that is there counts
 
@@ -84,14 +84,14 @@ def read_manifest(
     if not len(table):
         raise InputError(f"{path}: has no rows; add one row per recording")
     columns: dict[str, Sequence[Any]] = {what: table.strings(used[what]) for what in COLUMNS if what in used}
-    notes = _without_words_for_nothing(columns)
+    notes = without_words_for_nothing(columns)
     columns |= _parts(table, used)
     root, columns["path"] = _rooted(table, columns["path"], absolute_root(audio or path.parent))
     unused = [name for name in table.columns if name not in used.values()]
     binary = [name for name in unused if table.is_binary(name)]
     extra = {name: table.strings(name, extra=True) for name in unused if name not in binary}
     corpus = build_table(root, columns, table.place, path, extra)
-    return replace(corpus, notes=[*notes, *_unused_notes(unused, binary, used, alone)])
+    return replace(corpus, notes=[*notes, *unused_notes(unused, binary, used, alone)])
 
 
 def columns_guess(names: Sequence[str]) -> str | None:
@@ -130,7 +130,7 @@ def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> tuple[
     return used, alone
 
 
-def _without_words_for_nothing(columns: dict[str, Sequence[Any]]) -> list[str]:
+def without_words_for_nothing(columns: dict[str, Sequence[Any]]) -> list[str]:
     """Takes words that programs write for a missing value out of `columns`, and says so."""
     notes = []
     for name, words in _MISSING_IN.items():
@@ -225,15 +225,17 @@ def _guesses(names: Sequence[str], used: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _unused_notes(
-    unused: Sequence[str], binary: Sequence[str], used: Mapping[str, str], alone: str | None
-) -> list[str]:
+def _kept(name: str) -> str:
+    return name if kept_name(name) == name else f"{name} (as {kept_name(name)})"
+
+
+def unused_notes(unused: Sequence[str], binary: Sequence[str], used: Mapping[str, str], alone: str | None) -> list[str]:
     guesses = _guesses([name for name in unused if name != alone], used)
     notes = [f"ignored: {name} (did you mean {what}? --columns {what}={name})" for name, what in guesses.items()]
     if alone:
         notes.append(f"{alone} stands without an offset: taken for the length of the recording, and not used")
     if kept := [name for name in unused if name not in (*guesses, *binary, alone)]:
-        notes.append(f"kept with the data, not used: {', '.join(kept)}")
+        notes.append(f"kept with the data, not used: {', '.join(map(_kept, kept))}")
     if binary:
         notes.append(f"left out, as they hold bytes: {', '.join(binary)}")
     return notes

@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from voxstrata.audio.decode import AudioInfo, probe
-from voxstrata.base.errors import AudioError
+from voxstrata.base.errors import AudioError, error_text
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus.table import Corpus
 
@@ -26,7 +26,7 @@ def probe_corpus(
         except AudioError as error:
             return str(error)
         except Exception as error:  # a decoder's bug on one file must not cost the corpus
-            return f"{corpus.recording(i).source.name}: {type(error).__name__}: {error}; re-encode it or remove it"
+            return f"{corpus.recording(i).source.name}: {error_text(error)}; re-encode it or remove it"
 
     infos: list[AudioInfo | None] = []
     failures: dict[int, str] = {}

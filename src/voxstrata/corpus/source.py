@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,11 +19,15 @@ from voxstrata.corpus.common_voice import (
 from voxstrata.corpus.fleurs import find_fleurs, read_fleurs
 from voxstrata.corpus.folder import read_folder
 from voxstrata.corpus.formats import Format, Reading
+from voxstrata.corpus.hub import is_hub_parquet, read_hub_parquet
 from voxstrata.corpus.kaldi import find_kaldi, read_kaldi
+from voxstrata.corpus.lhotse import is_lhotse, read_lhotse
 from voxstrata.corpus.manifest import read_manifest
 from voxstrata.corpus.nemo import is_nemo, read_nemo
+from voxstrata.corpus.objects import read_objects
 from voxstrata.corpus.rows import SUFFIXES, is_table
 from voxstrata.corpus.table import Corpus
+from voxstrata.corpus.tar import is_tar, read_tar
 
 # The first that finds its own reads it: those that look closest come first, what takes anything comes last.
 FORMATS = (
@@ -33,6 +38,9 @@ FORMATS = (
         splits=True, columns=True,
     ),
     Format("a Hugging Face audio folder", lambda path: bool(find_metadata(path)), read_audio_folder, True, True),
+    Format("Parquet with audio", is_hub_parquet, read_hub_parquet, splits=True, columns=True),
+    Format("WebDataset shards", is_tar, read_tar, columns=True),
+    Format("manifests of lhotse", is_lhotse, read_lhotse, splits=True, columns=True),
     Format("a folder of audio", Path.is_dir, lambda path, _: read_folder(path)),
     Format("a CoVoST table", is_covost, read_common_voice, columns=True),
     Format("a Common Voice table", is_common_voice, read_common_voice, columns=True),
@@ -43,11 +51,7 @@ FORMATS = (
 
 
 def read_corpus(
-    source: str | Path,
-    split: str | None = None,
-    *,
-    columns: Mapping[str, str] | None = None,
-    channel: int | None = None,
+    source: Any, split: str | None = None, *, columns: Mapping[str, str] | None = None, channel: int | None = None
 ) -> Corpus:
     """Read a folder of audio, a manifest or a local FLEURS folder, recognised by what is there.
 
@@ -59,7 +63,10 @@ def read_corpus(
     Raises UsageError for an unknown split, or a split of what is not FLEURS; InputError if the source is missing,
     malformed or without recordings.
     """
-    source, reading = Path(source), Reading(split, columns or {})
+    reading = Reading(split, columns or {})
+    if not isinstance(source, str | Path):
+        return read_objects(source, reading)
+    source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of audio or a manifest")
     for form in FORMATS:

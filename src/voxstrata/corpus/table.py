@@ -145,11 +145,16 @@ def build_table(
     for name, values in {**columns, "id": ids}.items():
         arrays[name] = _array(name, values, place, source)
     for name, values in (extra or {}).items():
-        kept = f"given_{name}" if name in _STORE_NAMES or name in arrays else name
+        kept = kept_name(name)
         while kept in arrays:
             kept += "_"
         arrays[kept] = _array(kept, values, place, source)
     return Corpus(root, pa.table(arrays))
+
+
+def kept_name(name: str) -> str:
+    """What a column that nothing reads is called in a corpus: another name where the corpus or a store uses it."""
+    return f"given_{name}" if name in _STORE_NAMES else name
 
 
 def _array(name: str, values: Sequence[Any], place: Callable[[int], str], source: Path) -> pa.Array:

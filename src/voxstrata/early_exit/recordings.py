@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.audio.decode import AudioInfo, decode, probe
-from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.errors import AudioError, InputError, error_text
 from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SECONDS
 
@@ -50,4 +50,4 @@ def failure_reason(corpus: Corpus, i: int, error: Exception) -> str:
     if isinstance(error, AudioError):
         return corpus.without_root(str(error))
     path = str(corpus.table["path"][i].as_py())
-    return f"{path}: {type(error).__name__}: {error}; re-encode it or remove it"
+    return f"{path}: {error_text(error)}; re-encode it or remove it"

@@ -8,7 +8,7 @@ from typing import Self
 
 from voxstrata.audio.decode import AudioInfo, decode
 from voxstrata.audio.readers import Samples
-from voxstrata.base.errors import AudioError
+from voxstrata.base.errors import AudioError, error_text
 from voxstrata.corpus import Corpus
 
 
@@ -34,6 +34,7 @@ class DecodeAhead(Stage):
 
     def __init__(self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo]], workers: int, ahead: int) -> None:
         self.seconds: dict[str, float] = defaultdict(float)  # decode: over all threads; wait: the encoder's for audio
+        self.notices: list[str] = []  # what is to be said of recordings that did not fail
         super().__init__(workers, "decode")
         self._corpus, self._order = corpus, iter(order)
         self._pending: deque[tuple[int, int, Future[tuple[Samples | str, float]]]] = deque()
@@ -50,11 +51,11 @@ class DecodeAhead(Stage):
         begin = time.perf_counter()
         result: Samples | str
         try:
-            result = decode(self._corpus.recording(row), info)
+            result = decode(self._corpus.recording(row), info, notices=self.notices)
         except AudioError as e:
             result = str(e)
         except Exception as e:  # a decoder's bug on one file must not cost the corpus
-            result = f"{self._corpus.recording(row).source.name}: {type(e).__name__}: {e}; re-encode it or remove it"
+            result = f"{self._corpus.recording(row).source.name}: {error_text(e)}; re-encode it or remove it"
         return result, time.perf_counter() - begin
 
     def get(self, key: int) -> Samples | str:

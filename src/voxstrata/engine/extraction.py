@@ -26,6 +26,8 @@ from voxstrata.store.plan import Plan
 from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
 
+_NOTICES = 10  # of recordings that did not fail, said after a run
+
 
 @dataclass(frozen=True)
 class ExtractReport:
@@ -159,6 +161,10 @@ def _run(
             del rows  # the committing thread's: not to be held here while the next ones are waited for
             tally.add(batch)
         committing.settle()
+    for notice in sorted(decoding.notices)[:_NOTICES]:
+        reporter.warn(corpus.without_root(notice))
+    if (more := len(decoding.notices) - _NOTICES) > 0:
+        reporter.warn(f"and {more} more such recordings")
     failures, overflows = writer.finish()
     seconds, ids = time.perf_counter() - begin, plan.utterances["id"].to_pylist()
     return ExtractReport(

@@ -1,12 +1,14 @@
 """Read a store: lazily, by utterance, by unit, or as ragged arrays."""
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +16,19 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
+from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.files import Files, root_attributes, zarr_array
 from voxstrata.store.shard import is_plain, read_shard_rows
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, UTTERANCES, marked_units, read_marker, stored_table
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 _POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance: memory stays small
 
@@ -216,6 +224,52 @@ class EmbeddingStore:
             sums = np.add.reduceat(rows.astype(np.float32), offsets[:-1], axis=0)
             out[run] = sums / np.diff(offsets)[:, None]
         return out
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The table of utterances, by id. Needs pandas."""
+        return self.utterances.to_pandas().set_index("id")
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The arrays of all outputs, read when values are asked for; what is known of the utterances as coordinates.
+
+        Frames have dimensions row and d_model; an utterance's are the `row_count` rows from `row_start` on. Pooled
+        states have utterance and d_model. Needs xarray and pandas.
+        """
+        import xarray
+
+        arrays = xarray.open_zarr(self.files.zarr_store(read_only=True), group=self.spec.group, chunks=None)
+        known = self.to_pandas().drop(columns=list(self.outputs), errors="ignore")
+        columns = {name: ("utterance", values.to_numpy()) for name, values in known.items()}
+        return arrays.assign_coords(utterance=self.ids, **columns)
+
+    def to_torch(
+        self,
+        outputs: str | Sequence[str] = "all",
+        utterances: Sequence[str | int] | NDArray[np.integer[Any]] | None = None,
+        *,
+        columns: Sequence[str] = (),
+        iterable: bool = False,
+    ) -> Any:
+        """A data set for PyTorch's DataLoader: a StoreDataset, or, iterable, a StoreStream (voxstrata.store.training).
+
+        outputs: one name gives states (rows, d); several, a list, or "all" give (outputs, rows, d).
+        utterances: ids or indices, by default all that are done. columns: of `utterances`, given with every item.
+        Needs torch.
+
+        Raises UsageError for an unknown output, utterance or column, and an utterance that is not done.
+        """
+        from voxstrata.store.training import StoreDataset, StoreStream
+
+        known = [name for name in self.utterances.column_names if name not in ("index", "states", "lengths")]
+        chosen("column", list(columns) or None, known)
+        asked = np.flatnonzero(self.status == DONE) if utterances is None else [self.index(u) for u in utterances]
+        index = np.asarray(asked, np.int64)
+        self._require_done(index)
+        names, one = select_outputs(outputs, self.outputs), isinstance(outputs, str) and outputs in self.outputs
+        return (StoreStream if iterable else StoreDataset)(self, names, one, index, columns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.files.root,)  # in another process it is opened anew
 
     def _require_done(self, index: NDArray[np.int64]) -> None:
         outside = index[(index < 0) | (index >= len(self))]
