@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from voxstrata.base.progress import Progress as Progress
     from voxstrata.base.progress import Reporter as Reporter
     from voxstrata.corpus.source import read_corpus as read_corpus
-    from voxstrata.encoders.card import open_model as open_model
     from voxstrata.encoders.context import Context as Context
     from voxstrata.encoders.device import Device as Device
     from voxstrata.engine.extraction import extract as extract
+    from voxstrata.engine.model import open_speech_model
     from voxstrata.engine.runtime import Runtime as Runtime
     from voxstrata.exporters.exporting import export as export
     from voxstrata.exporters.spec import ExportSpec as ExportSpec
@@ -51,17 +51,17 @@ if TYPE_CHECKING:
     from voxstrata.studies.retrieve.measure import retrieve as retrieve
 
     __version__: str
-    drift, phonetics = measure_drift, measure_phonetics
+    drift, open_model, phonetics = measure_drift, open_speech_model, measure_phonetics
 
 # The public names, by the module that defines them.
 _NAMES = {
     "base.errors": "AudioError InputError UsageError VoxstrataError",
     "base.progress": "Progress Reporter",
     "corpus.source": "read_corpus",
-    "encoders.card": "open_model",
     "encoders.context": "Context",
     "encoders.device": "Device",
     "engine.extraction": "extract",
+    "engine.model": "open_model",
     "engine.runtime": "Runtime",
     "exporters.exporting": "export",
     "exporters.spec": "ExportSpec",
@@ -81,7 +81,8 @@ _NAMES = {
     "studies.retrieve.measure": "RetrievalOptions retrieve",
 }
 _PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
-_ALIASES = {"drift": "measure_drift", "phonetics": "measure_phonetics"}  # public under a shorter name
+# public under a shorter name
+_ALIASES = {"drift": "measure_drift", "open_model": "open_speech_model", "phonetics": "measure_phonetics"}
 
 __all__ = ["__version__", *_PLACES]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
@@ -31,13 +32,19 @@ class CpuEncoder(Encoder):
     Raises what `Encoder` raises, and UsageError for a GPU.
     """
 
-    def __init__(self, model: ModelFolder, spec: StoreSpec | None = None, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelFolder,
+        spec: StoreSpec | None = None,
+        runtime: Runtime | None = None,
+        sessions: dict[str, ort.InferenceSession] | None = None,
+    ) -> None:
         runtime = runtime or Runtime()
         if runtime.device.kind != "cpu":
             raise UsageError(f"CpuEncoder runs on CPUs; for {runtime.device.kind} use CudaEncoder")
         self._keys_lock = threading.Lock()  # held for long when a bucket is met first: nobody else waits
         self._keys: dict[int, SilenceKeys] = {}
-        super().__init__(model, spec or StoreSpec(), runtime)
+        super().__init__(model, spec or StoreSpec(), runtime, sessions)
         # what is averaged first is rounded afterwards
         self._half = self.spec.stored_dtype == np.float16 and self.spec.every == 1
 

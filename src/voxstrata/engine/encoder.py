@@ -50,12 +50,19 @@ class Encoder(ABC):
     spec: what is kept, resolved for this model and device. seconds: busy ones by stage, over all threads.
     concurrency: how many threads should call `stored_rows` at once.
     threads: for decoding. tokens: batch size × computed positions.
+    sessions: by graph, to be shared by encoders whose graphs are the same.
 
     Raises InputError when a graph is damaged or the device's provider cannot be loaded, UsageError for unknown outputs
     and for an int8 model on a GPU.
     """
 
-    def __init__(self, model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        model: ModelFolder,
+        spec: StoreSpec,
+        runtime: Runtime,
+        sessions: dict[str, ort.InferenceSession] | None = None,
+    ) -> None:
         self.model = model
         self.spec = spec.for_model(model.card, runtime.device)
         self.outputs, self.context = self.spec.outputs, self.spec.context
@@ -68,7 +75,7 @@ class Encoder(ABC):
             )
         self.seconds: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[str, ort.InferenceSession] = {} if sessions is None else sessions
         if self.context.mode == "bucketed":
             self._silence = model.silence()
             self._silence.check(self.context.edges[0])

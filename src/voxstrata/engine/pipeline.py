@@ -6,13 +6,14 @@ that memory does not grow with the corpus.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.audio.readers import Samples
 from voxstrata.corpus import Corpus
+from voxstrata.encoders.context import Context
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.engine.decoding import DecodeAhead, Stage
 from voxstrata.engine.encoder import Encoder
@@ -52,19 +53,24 @@ def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list
 
     A function of the plan and the token budget alone, so that a resumed run batches as an uninterrupted one.
     """
-    by_frames: dict[int, list[Window]] = {}
-    samples, members = 0, plan.members(unit)
+    windows, samples, members = list[Window](), 0, plan.members(unit)
     for u in members:
-        for w in plan.windows(u):
-            by_frames.setdefault(plan.spec.context.frames_computed(w.frames), []).append(w)
+        windows += plan.windows(u)
         samples += int(plan.samples[u])
-        if samples < BATCHES_SORTED * encoder.tokens * SAMPLES_PER_FRAME and u != members[-1]:
-            continue
-        for frames in sorted(by_frames, reverse=True):
-            windows, size = by_frames[frames], encoder.batch_size(frames)
-            for i in range(0, len(windows), size):
-                yield frames, windows[i : i + size]
-        by_frames, samples = {}, 0
+        if samples >= BATCHES_SORTED * encoder.tokens * SAMPLES_PER_FRAME or u == members[-1]:
+            yield from equal_batches(windows, plan.spec.context, encoder)
+            windows, samples = [], 0
+
+
+def equal_batches(windows: Iterable[Window], context: Context, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
+    """Windows in batches of equal computed positions, the longest first: (positions, windows)."""
+    by_frames: dict[int, list[Window]] = {}
+    for w in windows:
+        by_frames.setdefault(context.frames_computed(w.frames), []).append(w)
+    for frames in sorted(by_frames, reverse=True):
+        own, size = by_frames[frames], encoder.batch_size(frames)
+        for i in range(0, len(own), size):
+            yield frames, own[i : i + size]
 
 
 class DecodeStage(DecodeAhead):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from voxstrata.base.errors import InputError
 from voxstrata.engine.reductions import StoredRows, all_finite
 from voxstrata.store.plan import Window
+from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import StoreWriter
 
 
@@ -51,31 +52,13 @@ class UnitSink:
 
     def _place(self, block: NDArray[Any], unit: int, window: Window, rows: NDArray[Any]) -> NDArray[Any]:
         """Put a window's rows where they belong in a unit's block; returns that place."""
-        plan = self.plan
-        first = int(plan.start[window.utterance]) - unit * plan.unit_rows
-        if plan.spec.pool:
-            target: NDArray[Any] = block[first]
-            target += (rows[0] / plan.frames[window.utterance]).astype(np.float32)
-        else:
-            first += window.frame // plan.spec.every
-            target = block[first : first + len(rows)]
-            target[:] = rows
-        return target
+        plan, u = self.plan, window.utterance
+        first = int(plan.start[u]) - unit * plan.unit_rows
+        return place_rows(block[first : first + int(plan.length[u])], window, rows, int(plan.frames[u]), plan.spec)
 
     def _not_finite(self, output: str, utterance: int, target: NDArray[Any]) -> None:
         name = self.plan.utterances["id"][utterance].as_py()
-        inside = self.plan.spec.arithmetic == "float16"
-        if inside or target.dtype != np.float16 or np.isnan(target).any():
-            mend = "leave this recording out, or check the checkpoint"
-            if inside:
-                mend = "float16 arithmetic may overflow inside: use a model exported as float32, on cpu or cuda"
-            raise InputError(f"{name}: the encoder's {output} holds values that are not finite; {mend}")
-        self._overflows += int(np.isinf(target).sum())
-        if not self._allow_overflow:
-            raise InputError(
-                f"{name}: {output} reaches beyond float16 (65504); "
-                "use --dtype float32, or --allow-overflow to store infinities"
-            )
+        self._overflows += overflows_of(name, output, target, self.plan.spec, self._allow_overflow)
 
     def commit(self, unit: int, failures: dict[int, str]) -> None:
         """Write the unit and make room for the next."""
@@ -83,3 +66,35 @@ class UnitSink:
         self.writer.commit(unit, self._blocks, failures, self._overflows)
         self._overflows, self._blocks = 0, {}
         self.seconds["write"] += time.perf_counter() - begin
+
+
+def place_rows(own: NDArray[Any], window: Window, rows: NDArray[Any], frames: int, spec: StoreSpec) -> NDArray[Any]:
+    """Put a window's rows into its utterance's `own` (length, d), which begin as zeros; returns their place.
+
+    frames: valid frames of the whole utterance, by which `pool` divides.
+    """
+    if spec.pool:
+        target: NDArray[Any] = own[0]
+        target += (rows[0] / frames).astype(np.float32)
+    else:
+        first = window.frame // spec.every
+        target = own[first : first + len(rows)]
+        target[:] = rows
+    return target
+
+
+def overflows_of(name: str, output: str, rows: NDArray[Any], spec: StoreSpec, allow: bool) -> int:
+    """How many values of rows that are not finite are beyond float16. Raises InputError for these unless allowed, and
+    for others."""
+    inside = spec.arithmetic == "float16"
+    if inside or rows.dtype != np.float16 or np.isnan(rows).any():
+        mend = "leave this recording out, or check the checkpoint"
+        if inside:
+            mend = "float16 arithmetic may overflow inside: use a model exported as float32, on cpu or cuda"
+        raise InputError(f"{name}: the encoder's {output} holds values that are not finite; {mend}")
+    if not allow:
+        raise InputError(
+            f"{name}: {output} reaches beyond float16 (65504); "
+            "use --dtype float32, or --allow-overflow to store infinities"
+        )
+    return int(np.isinf(rows).sum())

@@ -54,6 +54,15 @@ class Window:
     frame: int
 
 
+def windows_of(utterance: int, samples: int) -> list[Window]:
+    """The windows of at most 30 s that so many samples are encoded in."""
+    windows = []
+    for before, s in enumerate(range(0, samples, WINDOW_SAMPLES)):
+        n = min(WINDOW_SAMPLES, samples - s)
+        windows.append(Window(utterance, s, n, encoder_frames(n), before * WINDOW_FRAMES))
+    return windows
+
+
 @dataclass(frozen=True)
 class Plan:
     """Where everything goes.
@@ -93,12 +102,7 @@ class Plan:
 
     def windows(self, utterance: int) -> list[Window]:
         """The windows of at most 30 s that an utterance is encoded in."""
-        total = int(self.samples[utterance])
-        windows = []
-        for before, s in enumerate(range(0, total, WINDOW_SAMPLES)):
-            n = min(WINDOW_SAMPLES, total - s)
-            windows.append(Window(utterance, s, n, encoder_frames(n), before * WINDOW_FRAMES))
-        return windows
+        return windows_of(utterance, int(self.samples[utterance]))
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the content of the store but the model.

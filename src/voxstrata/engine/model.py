@@ -1,0 +1,149 @@
+"""A model for samples in memory: what `extract` would store of them, for a notebook, a server or a test."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from numbers import Real
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from voxstrata.audio.decode import decode
+from voxstrata.audio.readers import Samples
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.corpus.memory import samples_source
+from voxstrata.encoders.card import ModelFolder, open_model
+from voxstrata.encoders.frames import encoder_frames
+from voxstrata.engine.cpu_encoder import CpuEncoder
+from voxstrata.engine.cuda_encoder import CudaEncoder
+from voxstrata.engine.encoder import Encoder
+from voxstrata.engine.pipeline import equal_batches
+from voxstrata.engine.reductions import StoredRows, all_finite, row_count
+from voxstrata.engine.runtime import Runtime
+from voxstrata.engine.sink import overflows_of, place_rows
+from voxstrata.store.plan import Window, windows_of
+from voxstrata.store.spec import StoreSpec
+
+_ENCODERS_KEPT = 2  # of the last settings; on a CPU all share the sessions, on a GPU each has its own
+
+States = dict[str, NDArray[Any]]  # by output
+
+
+@dataclass(frozen=True)
+class SpeechModel(ModelFolder):
+    """An exported model that encodes samples. What it loads stays loaded; threads may share it."""
+
+    @overload
+    def encode(
+        self,
+        samples: NDArray[Any],
+        rate: float,
+        outputs: Sequence[str] | None = None,
+        *,
+        spec: StoreSpec | None = None,
+        runtime: Runtime | None = None,
+    ) -> States: ...
+
+    @overload
+    def encode(
+        self,
+        samples: Sequence[ArrayLike],
+        rate: float | Sequence[float],
+        outputs: Sequence[str] | None = None,
+        *,
+        spec: StoreSpec | None = None,
+        runtime: Runtime | None = None,
+    ) -> list[States]: ...
+
+    def encode(
+        self,
+        samples: NDArray[Any] | Sequence[ArrayLike],
+        rate: float | Sequence[float],
+        outputs: Sequence[str] | None = None,
+        *,
+        spec: StoreSpec | None = None,
+        runtime: Runtime | None = None,
+    ) -> States | list[States]:
+        """The states of one recording, or of each in a list or tuple, as `extract` would store them.
+
+        samples: (frames,) or (frames, channels), whose average is taken: float32, float64, int16 or int32.
+        rate: samples per second, of all recordings or of each; others than 16 kHz are resampled. outputs: names, in
+        place of the spec's. spec, runtime: as of `extract`.
+
+        Returns, for each output, the rows (n, d) in the spec's dtype, or with `pool` their mean (d,) in float32.
+        Recordings over 30 s are cut into windows. Raises UsageError for unknown outputs or rates that are no numbers,
+        InputError for samples of another type or shape, none at all, or values that are not finite.
+        """
+        runtime, spec = runtime or Runtime(), spec or StoreSpec()
+        spec = (spec if outputs is None else replace(spec, outputs=outputs)).for_model(self.card, runtime.device)
+        several = isinstance(samples, list | tuple)
+        given: list[Any] = list(samples) if several else [samples]
+        rates: list[Any] = list(rate) if isinstance(rate, list | tuple | np.ndarray) else [rate] * len(given)
+        if len(rates) != len(given):
+            raise UsageError(f"{len(rates)} rates for {len(given)} recordings; give one for all, or one for each")
+        names = [f"recording {i}" for i in range(len(given))] if several else ["the recording"]
+        audio = [_decoded(*recording) for recording in zip(names, given, rates, strict=True)]
+        found = _states(names, audio, self._encoder(spec, runtime))
+        return found if several else found[0]
+
+    @cached_property
+    def _encoder(self) -> Callable[[StoreSpec, Runtime], Encoder]:
+        lock, cpu_sessions = threading.Lock(), dict[str, Any]()
+
+        @lru_cache(_ENCODERS_KEPT)
+        def make(spec: StoreSpec, runtime: Runtime) -> Encoder:
+            if runtime.device.kind == "cpu":
+                return CpuEncoder(self, spec, runtime, cpu_sessions)
+            return CudaEncoder(self, spec, runtime)
+
+        def kept(spec: StoreSpec, runtime: Runtime) -> Encoder:
+            with lock:
+                return make(spec, runtime)
+
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without sessions, which cannot be pickled."""
+        return {"path": self.path, "card": self.card}
+
+
+def open_speech_model(path: str | Path) -> SpeechModel:
+    """Open an exported model folder. Raises what `voxstrata.encoders.open_model` raises."""
+    folder = open_model(path)
+    return SpeechModel(folder.path, folder.card)
+
+
+def _decoded(name: str, samples: ArrayLike, rate: Any) -> Samples:
+    """Samples at 16 kHz, by the code that decodes files."""
+    if not isinstance(rate, Real) or isinstance(rate, bool) or rate < 1 or not rate < 1e9:
+        raise UsageError(f"{name}: a rate of {rate!r}; give samples per second")
+    try:
+        array = np.asarray(samples)
+    except ValueError as e:
+        raise InputError(f"{name}: no array of numbers ({e}); give (frames,) or (frames, channels)") from e
+    return decode(samples_source(name, array, rate))
+
+
+def _states(names: Sequence[str], audio: Sequence[Samples], encoder: Encoder) -> list[States]:
+    """What is stored of each recording; as many batches at once as the encoder takes."""
+    spec, width = encoder.spec, encoder.model.card.d_model
+    frames = [encoder_frames(len(x)) for x in audio]
+    found = [{o: np.zeros((row_count(n, spec), width), spec.stored_dtype) for o in spec.outputs} for n in frames]
+    windows = (w for u, x in enumerate(audio) for w in windows_of(u, len(x)))
+    batches = list(equal_batches(windows, spec.context, encoder))
+
+    def encoded(batch: tuple[int, list[Window]]) -> StoredRows:
+        return encoder.stored_rows([audio[w.utterance][w.sample :][: w.samples] for w in batch[1]], batch[0])
+
+    with ThreadPoolExecutor(encoder.concurrency, "encode") as pool:  # threads begin when there is work for them
+        for (_, batch), stored in zip(batches, pool.map(encoded, batches), strict=True):
+            for output, rows, finite in zip(spec.outputs, stored.rows, stored.finite, strict=True):
+                for w, own in zip(batch, rows, strict=True):
+                    target = place_rows(found[w.utterance][output], w, own, frames[w.utterance], spec)
+                    if not finite and not all_finite(target):
+                        overflows_of(names[w.utterance], output, target, spec, allow=False)
+    return [{o: x[0] for o, x in states.items()} for states in found] if spec.pool else found
