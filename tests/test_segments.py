@@ -20,10 +20,12 @@ import soundfile
 import soxr
 from conftest import sound
 from kills import committed, contents, run
+from numpy.typing import NDArray
 from test_audio import write_av
 
 from voxstrata.audio import segments as module
 from voxstrata.audio.decode import decode, probe
+from voxstrata.audio.info import AudioInfo
 from voxstrata.audio.segments import SegmentReader
 from voxstrata.audio.source import FileSource, Recording, Source
 from voxstrata.base.errors import AudioError
