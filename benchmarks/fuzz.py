@@ -88,8 +88,10 @@ def write_seeds(folder: Path, seconds: float = 0.4) -> dict[str, bytes]:
 
 
 def _sound(samples: int) -> np.ndarray:
+    """Rises in pitch, so that no part of it is like another."""
     rng = np.random.default_rng(0)
-    return 0.3 * np.sin(np.arange(samples) / 5) + 0.01 * rng.standard_normal(samples)
+    rising = np.sin(np.pi / 4 * np.arange(samples) ** 2 / samples)
+    return 0.3 * rising + 0.003 * rng.standard_normal(samples)
 
 
 def damage(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:

@@ -28,6 +28,7 @@ from hf_reference import Reference, cached_keys, relative_l2
 from voxstrata.audio.decode import AudioInfo, decode
 from voxstrata.audio.source import Recording
 from voxstrata.base.errors import AudioError, InputError, UsageError
+from voxstrata.base.progress import Reporter
 from voxstrata.encoders import Context, Silence, open_model
 from voxstrata.encoders.card import SILENCE, write_card
 from voxstrata.engine import CpuEncoder, Device, Runtime, extract
@@ -567,3 +568,23 @@ def test_peak_memory_does_not_grow_with_the_corpus(
         assert int(out[0]) == count
         peak[count] = int(out[1])
     assert peak[600] <= 1.1 * peak[50], peak
+
+
+def test_channels_that_cancel_each_other_are_said_after_the_run(
+    tiny_model: Path, make_corpus: Callable[..., Path], tmp_path: Path
+) -> None:
+    corpus = make_corpus({"en/good": 1.0})
+    left = soundfile.read(corpus / "en" / "good.wav")[0]
+    soundfile.write(corpus / "en" / "opposite.wav", np.stack([left, -left], axis=1), 16_000)
+    said: list[str] = []
+
+    class Listener(Reporter):
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+    report = extract(corpus, tiny_model, tmp_path / "s.zarr", reporter=Listener())
+    assert report.failed == 0
+    assert said == [
+        "en/opposite.wav: its channels are opposite to each other, and their average is silence; "
+        "choose one with --channel 0"
+    ]
