@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.selection import select as select
     from voxstrata.retrieval.similarities import seqsim as seqsim
     from voxstrata.store.reader import open_store as open_store
+    from voxstrata.store.relabel import relabel as relabel
     from voxstrata.store.spec import StoreSpec as StoreSpec
     from voxstrata.studies.align.measure import AlignOptions as AlignOptions
     from voxstrata.studies.align.measure import align as align
@@ -63,6 +64,7 @@ _NAMES = {
     "retrieval.selection": "select",
     "retrieval.similarities": "seqsim",
     "store.reader": "open_store",
+    "store.relabel": "relabel",
     "store.spec": "StoreSpec",
     "studies.align.measure": "AlignOptions align",
     "studies.drift.measure": "drift",

@@ -15,11 +15,11 @@ from voxstrata.corpus.table import Row
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 Places = Iterator[tuple[str, Row]]  # where a row stands ("line 3"), and its values
-Columns = tuple[Sequence[str], Sequence[str]]  # those that are read, and those of them that must be there
+Columns = tuple[Sequence[str] | None, Sequence[str]]  # those that are read, and those of them that must be there
 
 
-def read_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Places:
-    """The rows of a table, each with its place ("line 3"); of its columns, `columns` alone, as strings.
+def read_rows(path: Path, columns: Sequence[str] | None, required: Sequence[str] = ()) -> Places:
+    """The rows of a table, each with its place ("line 3"); of its columns, `columns` alone, as strings; None for all.
 
     TSV is read without quoting, so quotation marks are text; CSV with the quoting of RFC 4180. Text is UTF-8, with or
     without a byte order mark. Blank lines are passed over; an empty value is None.
@@ -72,6 +72,7 @@ def _used_columns(path: Path, names: list[str], asked: Columns) -> dict[str, int
     if missing := [name for name in required if name not in names]:
         found = ", ".join(map(repr, names))
         raise InputError(f"{path}: no column {missing[0]!r}; found: {found}; name it in the header")
+    columns = list(dict.fromkeys(names)) if columns is None else columns
     if twice := [name for name in columns if names.count(name) > 1]:
         raise InputError(f"{path}: column {twice[0]!r} stands twice in the header; remove one")
     return {name: names.index(name) for name in columns if name in names}
@@ -131,7 +132,7 @@ def _jsonl(path: Path, asked: Columns) -> Places:
             if name not in record:
                 raise InputError(f"{path}, line {line}: no key {name!r}; found: {', '.join(map(repr, record))}; add it")
         row: Row = {}
-        for name in columns:
+        for name in record if columns is None else columns:
             value = record.get(name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
                 raise InputError(f"{path}, line {line}: {name} is {value!r}; write a string")

@@ -22,6 +22,7 @@ from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sink import UnitSink
 from voxstrata.store.files import Files
+from voxstrata.store.labels import as_planned
 from voxstrata.store.plan import Plan
 from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
@@ -122,7 +123,7 @@ def extract(
         refuse_foreign(files)
         if files.exists(PLAN):
             with files.lock():
-                pass
+                corpus = as_planned(files, corpus)
         encoder = make_encoder(model, spec, runtime)
         plan, infos = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
         limit = sgemm_rate(encoder.threads) if efficiency else None

@@ -62,6 +62,7 @@ class Results:
             if not self.files.exists(PLAN_FILE) or (self._difference() and self._unused()):
                 self._create(find)
             self._refuse_other_plan()
+            self._take_labels()
         self._matrix = Files(f"{self.files.root}/{_MATRIX}")
         if plan.matrix:
             root = zarr.open_group(self._matrix.zarr_store(read_only=False), mode="r+")
@@ -168,6 +169,13 @@ class Results:
             for name in plan.matrix:
                 root.create_array(name, shape=shape, chunks=chunks, dimension_names=names, **kind)
         self.files.write(PLAN_FILE, _json({"schema": _SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
+
+    def _take_labels(self) -> None:
+        """Where `voxstrata relabel` has changed a store since: who says what, anew. Scores do not depend on it."""
+        for name, side in ((COLUMNS_FILE, self.plan.y), (ROWS_FILE, self.plan.x)):
+            if side is not None and _read(self.files, name) != (utterances := _utterances(side)):
+                self.files.remove(TOP_FILE)  # written last: until then the run is not finished
+                self.files.write(name, parquet_bytes(utterances))
 
     def _refuse_other_plan(self) -> None:
         difference = self._difference()

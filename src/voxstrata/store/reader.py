@@ -1,6 +1,5 @@
 """Read a store: lazily, by utterance, by unit, or as ragged arrays."""
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
@@ -18,9 +16,10 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
 from voxstrata.store.shard import is_plain, read_shard_rows
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, UTTERANCES, marked_units, read_marker, with_failures
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, with_failures
 
 _STATUS = pa.array(["pending", "done", "failed"])
 _POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance: memory stays small
@@ -46,6 +45,8 @@ class EmbeddingStore:
         if not self.files.exists(PLAN):
             raise InputError(f"{path}: its creation was interrupted; run the extraction again, it will resume")
         self.about: dict[str, Any] = about
+        if self.files.names(HISTORY):  # so that results say which labels they were made with
+            about["relabelled"] = times_relabelled(read_utterances(self.files))
         self.model = ModelCard.from_dict(about["model"])
         self.spec = StoreSpec.from_dict(about["spec"])
         self._root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r")
@@ -112,7 +113,7 @@ class EmbeddingStore:
     def utterances(self) -> pa.Table:
         """Arrow table in index order: id, path, language, group, text, speaker, seconds, samples, size_bytes,
         failure, status ("done", "failed" or "pending")."""
-        table = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
+        table = read_utterances(self.files).replace_schema_metadata(None)
         if (np.asarray(zarr_array(self._root, "status")[:]) == PENDING).any():
             table = with_failures(table, dict(enumerate(table["failure"].to_pylist())) | self._failures)
         return table.append_column("status", _STATUS.take(pa.array(self.status.astype(np.int64))))

@@ -1,6 +1,5 @@
 """Create or resume a store, and commit units to it."""
 
-import io
 import json
 import math
 import re
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
@@ -19,12 +17,13 @@ from voxstrata.base.errors import InputError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, zarr_array
+from voxstrata.store.labels import PLANNED_LABELS, UTTERANCES, read_utterances, with_column, with_planned_labels
 from voxstrata.store.plan import Plan
 from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
 from voxstrata.store.spec import STORE_SCHEMA
 
 PENDING, DONE, FAILED = 0, 1, 2
-PLAN, UTTERANCES, UNITS = "plan.json", "utterances.parquet", "units"
+PLAN, UNITS = "plan.json", "units"
 # What is left of a root group's metadata when zarr is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
 
@@ -40,9 +39,8 @@ def read_marker(files: Files, unit: int) -> dict[str, Any]:
 
 
 def with_failures(utterances: pa.Table, failures: Mapping[int, str | None]) -> pa.Table:
-    """A plan's utterances with these reasons, by index, as its failures."""
-    column = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
-    return utterances.set_column(utterances.schema.get_field_index("failure"), "failure", column)
+    """A table of utterances with these reasons, by index, as its failures."""
+    return with_column(utterances, "failure", pa.array([failures.get(i) for i in range(len(utterances))], pa.string()))
 
 
 def refuse_foreign(files: Files) -> None:
@@ -138,12 +136,12 @@ class StoreWriter:
         failures, overflows = self.failures(range(self.plan.units))
         status = np.full(len(self.plan.utterances), DONE, np.uint8)
         status[list(failures)] = FAILED
-        self._write_utterances(failures)
+        self._write_utterances(read_utterances(self.files), failures)  # whose labels may have changed since the plan
         zarr_array(self._root, "status")[:] = status
         return failures, overflows
 
-    def _write_utterances(self, failures: Mapping[int, str]) -> None:
-        self.files.write(UTTERANCES, parquet_bytes(with_failures(self.plan.utterances, failures)))
+    def _write_utterances(self, utterances: pa.Table, failures: Mapping[int, str]) -> None:
+        self.files.write(UTTERANCES, parquet_bytes(with_failures(utterances, failures)))
 
     def _create(self, card: ModelCard) -> zarr.Group:
         plan, spec = self.plan, self.plan.spec
@@ -180,7 +178,7 @@ class StoreWriter:
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             for group in (spec.group, ""):
                 zarr.consolidate_metadata(root.store, path=group)
-        self._write_utterances(self.failures([])[0])
+        self._write_utterances(plan.utterances, self.failures([])[0])
         stored = {"schema": STORE_SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
         self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
         return root
@@ -215,7 +213,7 @@ class StoreWriter:
             raise InputError(f"{where}{self._first_difference(card.d_model)}")
 
     def _first_difference(self, d_model: int) -> str:
-        stored = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
+        stored = with_planned_labels(self.files, read_utterances(self.files))
         theirs = {r["id"]: r for r in stored.to_pylist()}
         ours = {r["id"]: r for r in self.plan.utterances.to_pylist()}
         if added := set(ours) - set(theirs):
@@ -227,9 +225,12 @@ class StoreWriter:
         for i, row in ours.items():
             if row["failure"] and theirs[i]["samples"]:
                 return f"{i!r} was readable then and is not now: {row['failure']}; mend it and run again"
-            for key in ("language", "group", "text", "speaker", "samples", "size_bytes"):
+            for key in (*PLANNED_LABELS, "samples", "size_bytes"):
                 if row[key] != theirs[i][key]:
-                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here; use a new store"
+                    mend = "; use a new store"
+                    if key in PLANNED_LABELS:
+                        mend = f": `voxstrata relabel {self.files.root} MANIFEST` changes labels, or use a new store"
+                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here{mend}"
         plan, spec = self.plan, self.plan.spec
         rows = json.loads(self.files.read(PLAN))["unit_rows"]
         # rounded up: a unit's rows are the largest power of two that fits
