@@ -15,6 +15,20 @@ def output_names(layers: int) -> tuple[str, ...]:
     return (*(f"layer_{k:02d}" for k in range(layers + 1)), "final")
 
 
+def describe(output: str, layers: int, final_norm: str) -> tuple[str, int | None]:
+    """What an output is in words, and which of transformers' `hidden_states` equals it, None where none does.
+
+    layers, final_norm: as in the model's card.
+    """
+    if output == "final":
+        return f"output of the encoder: the residual stream after block {layers}, through the final LayerNorm", layers
+    block = int(output.removeprefix("layer_"))
+    what = f"residual stream after block {block}" if block else "input of the first block"
+    if final_norm == "every":
+        return f"{what}, through the final LayerNorm", layers if block == layers else None
+    return f"{what}, before the final LayerNorm", block if block < layers else None
+
+
 def as_float16(output: str) -> str:
     """The name in the CPU's graph of an output as float16."""
     return f"{output}/float16"

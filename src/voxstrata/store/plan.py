@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,13 @@ UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds one unit,
 MAX_UNIT_BYTES = 4 << 30  # a recording that needs more fails alone: a header may claim anything
 POOLED_UNIT = 256  # utterances
 
-# What `utterances.parquet` holds beside the columns of the corpus. `samples` are at 16 kHz; `failure` is why there is
-# nothing.
+PLACED = (
+    "row_start",
+    "row_count",
+    "status",
+)  # columns of `utterances.parquet` that say where the rows are, and whether
+# What a plan holds beside the columns of the corpus, and `utterances.parquet` after it. `samples` are at 16 kHz;
+# `failure` is why there is nothing.
 MEASURED_SCHEMA = pa.schema(
     [("seconds", pa.float64()), ("samples", pa.int64()), ("size_bytes", pa.int64()), ("failure", pa.string())]
 )
@@ -58,6 +64,7 @@ class Plan:
     start, length: int64 and int32 (utterances,), first row and number of rows in the arrays.
     unit_begin: int64 (units + 1,): unit u holds the utterances unit_begin[u] … unit_begin[u + 1] - 1.
     unit_rows: rows of one unit, that is of one shard. chunk_rows: rows of one inner chunk.
+    root: the folder of the corpus.
     """
 
     spec: StoreSpec
@@ -69,6 +76,7 @@ class Plan:
     unit_begin: NDArray[np.int64]
     unit_rows: int
     chunk_rows: int
+    root: Path
 
     @property
     def units(self) -> int:
@@ -152,7 +160,8 @@ def make_plan(
         unit_begin, start = _pack(length, [languages[i] for i in order], known, fill, unit_rows)
     start[known:] = 0
     table, begin = _utterance_table(corpus, order, samples, infos, reasons), np.array(unit_begin, np.int64)
-    return Plan(spec, table, samples, frames, start, length.astype(np.int32), begin, unit_rows, chunk_rows)
+    layout = (start, length.astype(np.int32), begin, unit_rows, chunk_rows)
+    return Plan(spec, table, samples, frames, *layout, corpus.root)
 
 
 def _usable_samples(
@@ -183,7 +192,9 @@ def _utterance_table(
     sizes = [info.size_bytes if (info := infos[i]) else None for i in order]
     # a store may be published and a corpus may move: reasons name files as the manifest does
     failures = [corpus.without_root(reasons[i]) if i in reasons else None for i in order]
-    table = corpus.table.take(pa.array(order))
+    ours = {*MEASURED_SCHEMA.names, *PLACED}  # a column of the user's own of such a name makes room
+    table = corpus.table.rename_columns([f"corpus_{n}" if n in ours else n for n in corpus.table.column_names])
+    table = table.take(pa.array(order))
     measured = [(samples / SAMPLE_RATE).tolist(), samples.tolist(), sizes, failures]
     for about, values in zip(MEASURED_SCHEMA, measured, strict=True):
         table = table.append_column(about, pa.array(values, about.type))

@@ -19,9 +19,8 @@ from voxstrata.store.files import Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
 from voxstrata.store.shard import is_plain, read_shard_rows
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, with_failures
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, stored_table
 
-_STATUS = pa.array(["pending", "done", "failed"])
 _POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance: memory stays small
 
 
@@ -111,12 +110,13 @@ class EmbeddingStore:
 
     @cached_property
     def utterances(self) -> pa.Table:
-        """Arrow table in index order: id, path, language, group, text, speaker, seconds, samples, size_bytes,
-        failure, status ("done", "failed" or "pending")."""
-        table = read_utterances(self.files).replace_schema_metadata(None)
+        """Arrow table in index order: the columns of the corpus (id, path, language, group, text, speaker, member,
+        offset, duration, channel, then others), seconds, samples, size_bytes, failure, row_start, row_count, status
+        ("done", "failed" or "pending", up to date while a run is going on or was cut short)."""
+        table, failures = read_utterances(self.files).replace_schema_metadata(None), None
         if (np.asarray(zarr_array(self._root, "status")[:]) == PENDING).any():
-            table = with_failures(table, dict(enumerate(table["failure"].to_pylist())) | self._failures)
-        return table.append_column("status", _STATUS.take(pa.array(self.status.astype(np.int64))))
+            failures = dict(enumerate(table["failure"].to_pylist())) | self._failures
+        return stored_table(table, self.start, self.length, self.status, failures)
 
     @cached_property
     def ids(self) -> list[str]:

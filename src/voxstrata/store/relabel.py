@@ -25,11 +25,11 @@ from voxstrata.store.labels import (
     times_relabelled,
     with_column,
 )
-from voxstrata.store.plan import MEASURED_SCHEMA
+from voxstrata.store.plan import MEASURED_SCHEMA, PLACED
 from voxstrata.store.reader import open_store
 
 # What a recording is and where its frames are: no labels, whatever a manifest says.
-FIXED_COLUMNS = {"path", *PART_SCHEMA.names, *MEASURED_SCHEMA.names, "status", "row_start", "row_count"}
+FIXED_COLUMNS = {"path", *PART_SCHEMA.names, *MEASURED_SCHEMA.names, *PLACED}
 _SHOWN = 5  # changes of a column that a report shows
 
 

@@ -16,13 +16,29 @@ from numpy.typing import NDArray
 from voxstrata.base.errors import InputError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
+from voxstrata.store.description import (
+    ARRAY_MEANINGS,
+    COORDINATES,
+    README,
+    corpus_root,
+    output_attributes,
+    store_readme,
+)
 from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, zarr_array
-from voxstrata.store.labels import PLANNED_LABELS, UTTERANCES, read_utterances, with_column, with_planned_labels
+from voxstrata.store.labels import (
+    PLANNED_LABELS,
+    UTTERANCES,
+    read_utterances,
+    times_relabelled,
+    with_column,
+    with_planned_labels,
+)
 from voxstrata.store.plan import Plan
 from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
 from voxstrata.store.spec import STORE_SCHEMA
 
 PENDING, DONE, FAILED = 0, 1, 2
+_STATUS = pa.array(["pending", "done", "failed"])
 PLAN, UNITS = "plan.json", "units"
 # What is left of a root group's metadata when zarr is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
@@ -38,9 +54,23 @@ def read_marker(files: Files, unit: int) -> dict[str, Any]:
     return dict(json.loads(files.read(f"{UNITS}/{unit:06d}.json")))
 
 
-def with_failures(utterances: pa.Table, failures: Mapping[int, str | None]) -> pa.Table:
-    """A table of utterances with these reasons, by index, as its failures."""
-    return with_column(utterances, "failure", pa.array([failures.get(i) for i in range(len(utterances))], pa.string()))
+def stored_table(
+    utterances: pa.Table,
+    start: NDArray[np.int64],
+    length: NDArray[np.int32],
+    status: NDArray[np.uint8],
+    failures: Mapping[int, str | None] | None = None,
+) -> pa.Table:
+    """What `utterances.parquet` holds: a plan's utterances, where their rows are, and what has become of them.
+
+    utterances: of a plan, or stored ones, whose columns are renewed. failures: reasons by index; None leaves them.
+    """
+    columns = {"row_start": start, "row_count": length, "status": _STATUS.take(pa.array(status.astype(np.int64)))}
+    if failures is not None:
+        columns["failure"] = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
+    for name, values in columns.items():
+        utterances = with_column(utterances, name, pa.array(values))
+    return utterances
 
 
 def refuse_foreign(files: Files) -> None:
@@ -136,12 +166,15 @@ class StoreWriter:
         failures, overflows = self.failures(range(self.plan.units))
         status = np.full(len(self.plan.utterances), DONE, np.uint8)
         status[list(failures)] = FAILED
-        self._write_utterances(read_utterances(self.files), failures)  # whose labels may have changed since the plan
+        stored = read_utterances(self.files)
+        table = stored if times_relabelled(stored) else self.plan.utterances
+        self._write_utterances(table, status, failures)
         zarr_array(self._root, "status")[:] = status
         return failures, overflows
 
-    def _write_utterances(self, utterances: pa.Table, failures: Mapping[int, str]) -> None:
-        self.files.write(UTTERANCES, parquet_bytes(with_failures(utterances, failures)))
+    def _write_utterances(self, table: pa.Table, status: NDArray[np.uint8], failures: Mapping[int, str]) -> None:
+        table = stored_table(table, self.plan.start, self.plan.length, status, failures)
+        self.files.write(UTTERANCES, parquet_bytes(table))
 
     def _create(self, card: ModelCard) -> zarr.Group:
         plan, spec = self.plan, self.plan.spec
@@ -153,7 +186,9 @@ class StoreWriter:
             "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
         }
         self.files.clear()
-        root = zarr.create_group(self.files.zarr_store(read_only=False), attributes={"voxstrata": about})
+        where = {"corpus_root": corpus_root(plan.root, self.files.local)}
+        attributes = {"voxstrata": about, **where, **COORDINATES}
+        root = zarr.create_group(self.files.zarr_store(read_only=False), attributes=attributes)
         count = len(plan.utterances)
         rows = count if spec.pool else plan.units * plan.unit_rows
         dims = ("utterance" if spec.pool else "row", "d_model")
@@ -168,17 +203,25 @@ class StoreWriter:
                 compressors=None,
                 fill_value=0,
                 dimension_names=dims,
+                attributes=output_attributes(output, card, spec),
             )
         status = np.where(plan.samples > 0, PENDING, FAILED).astype(np.uint8)
-        for name, values in (("start", plan.start), ("length", plan.length), ("status", status)):
-            root.create_array(name, data=values, chunks=(count,), compressors=None, dimension_names=("utterance",))
+        ids = np.array(plan.utterances["id"].to_pylist(), np.dtypes.StringDType())
+        along = {"utterance": ids, "start": plan.start, "length": plan.length, "status": status}
+        for name, values in along.items():
+            about_it: dict[str, Any] = {
+                "attributes": {"long_name": ARRAY_MEANINGS[name]},
+                "dimension_names": ("utterance",),
+            }
+            root.create_array(name, data=values, chunks=(count,), compressors=None, **about_it)
         with warnings.catch_warnings():
             # Zarr's format 3 does not specify consolidated metadata yet, which zarr warns of. With them readers find
             # the arrays in one read, and do not stumble over the files that are none.
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             for group in (spec.group, ""):
                 zarr.consolidate_metadata(root.store, path=group)
-        self._write_utterances(plan.utterances, self.failures([])[0])
+        self._write_utterances(plan.utterances, status, self.failures([])[0])
+        self.files.write(README, store_readme(card, spec).encode())
         stored = {"schema": STORE_SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
         self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
         return root
