@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from voxstrata.encoders.card import open_model as open_model
     from voxstrata.encoders.context import Context as Context
     from voxstrata.encoders.device import Device as Device
+    from voxstrata.engine.appending import append as append
     from voxstrata.engine.extraction import extract as extract
     from voxstrata.engine.runtime import Runtime as Runtime
     from voxstrata.exporters.exporting import export as export
@@ -55,6 +56,7 @@ _NAMES = {
     "encoders.card": "open_model",
     "encoders.context": "Context",
     "encoders.device": "Device",
+    "engine.appending": "append",
     "engine.extraction": "extract",
     "engine.runtime": "Runtime",
     "exporters.exporting": "export",

@@ -38,7 +38,7 @@ class ExtractReport:
         overlap, and `decode`, `log_mel`, `encode` and `reduce` add up threads.
     resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
     sgemm_rate: float32 matrix products in operations per second on the same threads just before the run; None unless
-        asked for.
+        asked for. passed_over: recordings that the store held before (`append`; the other figures are of what it adds).
     """
 
     store: str
@@ -53,6 +53,7 @@ class ExtractReport:
     overflows: int
     flops: int
     sgemm_rate: float | None = None
+    passed_over: int = 0
 
     @property
     def efficiency(self) -> float | None:
@@ -66,8 +67,10 @@ class ExtractReport:
     def to_text(self) -> str:
         """In a few lines, but for the failures."""
         lines = [f"{self.store}: {self.utterances - self.failed} of {self.utterances} utterances in {self.units} units"]
+        if self.passed_over:
+            lines.insert(0, f"{self.passed_over} recordings are in the store already")
         if self.resumed_units:
-            lines[0] += f", {self.resumed_units} of them by an earlier run"
+            lines[-1] += f", {self.resumed_units} of them by an earlier run"
         if self.resumed_units == self.units:
             lines.append("nothing was left to do")
         else:
@@ -129,7 +132,7 @@ def extract(
         limit = sgemm_rate(encoder.threads) if efficiency else None
         with files.lock():
             sink = UnitSink(StoreWriter(store, plan, model.card), allow_overflow)
-            return replace(_run(corpus, infos, encoder, sink, reporter), sgemm_rate=limit)
+            return replace(encode_units(corpus, infos, encoder, sink, reporter), sgemm_rate=limit)
     except OSError as e:
         raise InputError(
             f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
@@ -142,7 +145,7 @@ def make_encoder(model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> Encod
     return (CpuEncoder if runtime.device.kind == "cpu" else CudaEncoder)(model, spec, runtime)
 
 
-def _run(
+def encode_units(
     corpus: Corpus, infos: Sequence[AudioInfo | None], encoder: Encoder, sink: UnitSink, reporter: Reporter
 ) -> ExtractReport:
     """The units that are not committed yet, through the pipeline."""

@@ -1,6 +1,5 @@
 """Read a store: lazily, by utterance, by unit, or as ragged arrays."""
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -19,7 +18,7 @@ from voxstrata.store.files import Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
 from voxstrata.store.shard import is_plain, read_shard_rows
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, stored_table
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans, stored_table
 
 _POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance: memory stays small
 
@@ -87,9 +86,20 @@ class EmbeddingStore:
         return np.asarray(zarr_array(self._root, "length")[:])
 
     @cached_property
+    def _unit_bounds(self) -> list[tuple[int, int]]:
+        """First utterance of each unit, and the one after its last."""
+        plans = read_plans(self.files, self.about)
+        first = ((plan["first_utterance"], pairwise(plan["unit_begin"])) for plan in plans)
+        return [(n + a, n + b) for n, bounds in first for a, b in bounds]
+
+    @property
+    def _marked_units(self) -> list[int]:
+        return [unit for unit in marked_units(self.files) if unit < len(self._unit_bounds)]
+
+    @cached_property
     def _failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
-        markers = [read_marker(self.files, unit) for unit in marked_units(self.files)]
+        markers = [read_marker(self.files, unit) for unit in self._marked_units]
         return {int(i): reason for marker in markers for i, reason in marker["failed"].items()}
 
     @cached_property
@@ -97,9 +107,8 @@ class EmbeddingStore:
         """0 pending, 1 done, 2 failed, for each utterance; up to date while a run is going on or was cut short."""
         status = np.asarray(zarr_array(self._root, "status")[:])
         if (status == PENDING).any():
-            begin = json.loads(self.files.read(PLAN))["unit_begin"]
-            for unit in marked_units(self.files):
-                status[begin[unit] : begin[unit + 1]] = DONE
+            for unit in self._marked_units:
+                status[slice(*self._unit_bounds[unit])] = DONE
             status[list(self._failures)] = FAILED
         return status
 
@@ -113,7 +122,8 @@ class EmbeddingStore:
         """Arrow table in index order: the columns of the corpus (id, path, language, group, text, speaker, member,
         offset, duration, channel, then others), seconds, samples, size_bytes, failure, row_start, row_count, status
         ("done", "failed" or "pending", up to date while a run is going on or was cut short)."""
-        table, failures = read_utterances(self.files).replace_schema_metadata(None), None
+        # an append that was cut short may have left rows there that are not in the arrays yet
+        table, failures = read_utterances(self.files).replace_schema_metadata(None).slice(0, len(self)), None
         if (np.asarray(zarr_array(self._root, "status")[:]) == PENDING).any():
             failures = dict(enumerate(table["failure"].to_pylist())) | self._failures
         return stored_table(table, self.start, self.length, self.status, failures)
@@ -186,8 +196,7 @@ class EmbeddingStore:
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
-        begin = json.loads(self.files.read(PLAN))["unit_begin"]
-        for a, b in pairwise(begin):
+        for a, b in self._unit_bounds:
             indices = a + np.flatnonzero(self.status[a:b] == DONE)
             if len(indices):
                 yield (indices, *self.ragged(output, indices))
@@ -209,7 +218,7 @@ class EmbeddingStore:
         self._require_done(index)
         array = self.array(output)
         if not self.has_frames:
-            return np.asarray(array.oindex[index, :], np.float32)
+            return np.asarray(array.oindex[self.start[index], :], np.float32)
         out = np.empty((len(index), array.shape[1]), np.float32)
         reads = np.cumsum(self.length[index], dtype=np.int64) // _POOLED_ROWS  # which read an utterance falls into
         for run in np.split(np.arange(len(index)), np.flatnonzero(np.diff(reads)) + 1):
