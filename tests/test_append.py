@@ -23,6 +23,8 @@ from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.engine import Runtime, extract
 from voxstrata.engine.appending import append
+from voxstrata.retrieval.all_pairs import similarity
+from voxstrata.retrieval.selection import select
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.store.appender import StoreAppender
 from voxstrata.store.files import Files
@@ -193,6 +195,22 @@ def test_paths_lead_from_the_first_corpus(corpus: Corpus, tiny_model: Path, tmp_
     attributes = zarr.open_group(tmp_path / "s.zarr", mode="r").attrs
     for row in open_store(tmp_path / "s.zarr").utterances.to_pylist():
         assert (tmp_path / "s.zarr" / str(attributes["corpus_root"]) / row["path"]).exists(), row["path"]
+
+
+def test_results_of_what_was_there_before_an_append_go_on(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:
+    path, folder = tmp_path / "s.zarr", tmp_path / "pairs"
+    extract(part(corpus, "en", "es"), tiny_model, path, FRAMES)
+
+    def compare(languages: str) -> int:
+        return similarity(select(open_store(path), languages), None, "final", folder, top=1).pairs
+
+    assert compare("en") > 0
+    append(path, part(corpus, "de"), tiny_model)
+    assert compare("en") == 0
+    first, added = (select(open_store(path), language).identity()["store"] for language in ("en", "de"))
+    both = select(open_store(path)).identity()["store"]
+    assert both == [first, added]
+    assert first != added
 
 
 # --- what is refused ---

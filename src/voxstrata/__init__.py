@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.ragged import Ragged as Ragged
     from voxstrata.retrieval.selection import select as select
     from voxstrata.retrieval.similarities import seqsim as seqsim
-    from voxstrata.store.reader import open_store as open_store
     from voxstrata.store.relabel import relabel as relabel
+    from voxstrata.store.several import open_store as open_store
     from voxstrata.store.spec import StoreSpec as StoreSpec
     from voxstrata.studies.align.measure import AlignOptions as AlignOptions
     from voxstrata.studies.align.measure import align as align
@@ -65,8 +65,8 @@ _NAMES = {
     "retrieval.ragged": "Ragged",
     "retrieval.selection": "select",
     "retrieval.similarities": "seqsim",
-    "store.reader": "open_store",
     "store.relabel": "relabel",
+    "store.several": "open_store",
     "store.spec": "StoreSpec",
     "studies.align.measure": "AlignOptions align",
     "studies.drift.measure": "drift",

@@ -14,7 +14,8 @@ from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sink import UnitSink
 from voxstrata.store.appender import StoreAppender
-from voxstrata.store.reader import EmbeddingStore, open_store
+from voxstrata.store.reader import EmbeddingStore
+from voxstrata.store.several import open_store
 from voxstrata.store.writer import compare_settings, read_plans
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import clock
 from voxstrata.corpus import Corpus, read_corpus
@@ -130,7 +131,7 @@ def extract(
         encoder = make_encoder(model, spec, runtime)
         plan, infos = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
         limit = sgemm_rate(encoder.threads) if efficiency else None
-        with files.lock():
+        with leaving_no_empty_folder(Path(files.local or "/")), files.lock():
             sink = UnitSink(StoreWriter(store, plan, model.card), allow_overflow)
             return replace(encode_units(corpus, infos, encoder, sink, reporter), sgemm_rate=limit)
     except OSError as e:

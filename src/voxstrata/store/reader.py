@@ -60,6 +60,16 @@ class EmbeddingStore:
         return len(self.start)
 
     @property
+    def name(self) -> str:
+        """Its name without the folders that it lies in."""
+        return Path(self.files.root).name
+
+    @property
+    def parts(self) -> "list[tuple[EmbeddingStore, int]]":
+        """The stores that it consists of, each with the index of its first utterance: itself alone, or several."""
+        return [(self, 0)]
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the stored outputs in depth order."""
         return tuple(self.spec.outputs)
@@ -149,9 +159,13 @@ class EmbeddingStore:
 
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
+        self.require_output(output)
+        return zarr_array(self._root, f"{self.spec.group}/{output}")
+
+    def require_output(self, output: str) -> None:
+        """Raise UsageError for an output that is not stored."""
         if output not in self.outputs:
             raise UsageError(f"{self.files.root}: no output {output!r}; it holds {', '.join(self.outputs)}")
-        return zarr_array(self._root, f"{self.spec.group}/{output}")
 
     def frames(self, utterance: str | int, output: str) -> NDArray[Any]:
         """States of one utterance, (rows, d) in the stored dtype."""
@@ -239,11 +253,3 @@ class EmbeddingStore:
                 f"{self.files.root}: utterance {row['id']!r} is {row['status']}"
                 + (f": {row['failure']}" if row["failure"] else "; run the extraction to its end")
             )
-
-
-def open_store(path: str | Path) -> EmbeddingStore:
-    """Open a store, local or by URL (s3://, gs://), for reading.
-
-    Raises InputError when it is not a voxstrata store, or one of another schema.
-    """
-    return EmbeddingStore(path)

@@ -26,7 +26,7 @@ from voxstrata.store.labels import (
     with_column,
 )
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED
-from voxstrata.store.reader import open_store
+from voxstrata.store.several import open_store
 
 # What a recording is and where its frames are: no labels, whatever a manifest says.
 FIXED_COLUMNS = {"path", *PART_SCHEMA.names, *MEASURED_SCHEMA.names, *PLACED}
