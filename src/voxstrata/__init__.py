@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from voxstrata.engine.runtime import Runtime as Runtime
     from voxstrata.exporters.exporting import export as export
     from voxstrata.exporters.spec import ExportSpec as ExportSpec
+    from voxstrata.handover.converting import convert as convert
     from voxstrata.retrieval.all_pairs import similarity as similarity
     from voxstrata.retrieval.ragged import Ragged as Ragged
     from voxstrata.retrieval.selection import select as select
@@ -61,6 +62,7 @@ _NAMES = {
     "engine.runtime": "Runtime",
     "exporters.exporting": "export",
     "exporters.spec": "ExportSpec",
+    "handover.converting": "convert",
     "retrieval.all_pairs": "similarity",
     "retrieval.ragged": "Ragged",
     "retrieval.selection": "select",

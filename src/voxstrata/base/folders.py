@@ -1,8 +1,11 @@
 """Folders for results, and folders that appear whole or not at all."""
 
+import contextlib
+import fcntl
+import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
@@ -30,7 +33,7 @@ def check_writable(folder: Path) -> None:
         path.rmdir()
 
 
-@contextmanager
+@contextlib.contextmanager
 def leaving_no_empty_folder(folder: Path) -> Iterator[None]:
     """After an error or an interrupt, remove the folder and those above it that were made meanwhile and are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -38,7 +41,7 @@ def leaving_no_empty_folder(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in missing:
-            with suppress(OSError):  # something is in it
+            with contextlib.suppress(OSError):  # something is in it
                 path.rmdir()
         raise
 
@@ -61,18 +64,22 @@ def check_vacant(folder: Path, replaced: Collection[str] = ()) -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
     """A folder to fill, beside `target`. It becomes `target` at the end; after an error nothing is left of it.
 
-    replaced: as in `check_vacant`; what it names is removed once the new folder is whole.
+    replaced: as in `check_vacant`; what it names is removed once the new folder is whole. What a killed process left of
+    its own is removed when the next one begins.
     """
     check_vacant(target, replaced)
     with leaving_no_empty_folder(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         old = partial.with_suffix(".old")
+        held = os.open(partial, os.O_RDONLY)
         try:
+            fcntl.flock(held, fcntl.LOCK_EX)  # let go of when the process dies: by that leftovers are known
             yield partial
             partial.chmod(0o755)  # mkdtemp keeps others out
             if target.exists():
@@ -81,3 +88,18 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
         finally:
             for path in (partial, old):
                 shutil.rmtree(path, ignore_errors=True)
+            os.close(held)
+
+
+def _sweep(target: Path) -> None:
+    """Remove unfinished folders of `target` that no process holds."""
+    for found in target.parent.iterdir():
+        if not re.fullmatch(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.partial", found.name) or not found.is_dir():
+            continue
+        with contextlib.suppress(OSError):  # held, or gone
+            fd = os.open(found, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(found, ignore_errors=True)
+            finally:
+                os.close(fd)

@@ -1,0 +1,58 @@
+"""voxstrata convert"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import voxstrata as vs
+from voxstrata.cli import options
+from voxstrata.cli.console import TerminalReporter, print_json, print_left_out
+
+_FORMATS = ["parquet", "npy", "safetensors", "lance", "kaldi", "hf"]
+
+
+@click.command(short_help="A store in a form that other tools read.")
+@click.argument("store")
+@options.out("Folder to make.")
+@click.option("--to", type=click.Choice(_FORMATS), required=True, help="The form.")
+@options.outputs
+@click.option("--pooled", is_flag=True, help="One vector an utterance, the mean over its frames, instead of frames.")
+@options.languages
+@click.option("--by-language", is_flag=True, help="A folder for each language: language=en, …")
+@options.as_json
+def convert(
+    store: str,
+    folder: Path,
+    to: str,
+    outputs: str,
+    pooled: bool,
+    languages: str | None,
+    by_language: bool,
+    as_json: bool,
+) -> None:
+    """Write the states of STORE in a form that other tools read, with all that is known of the utterances.
+
+    parquet and lance: a row a frame (pooled: a row an utterance). npy: an array an output, to be mapped. safetensors:
+    tensors by id. kaldi: a data folder. hf: a data set for datasets.load_dataset, a row an utterance. Values are the
+    stored ones, bit for bit. The folder appears whole or not at all.
+
+    \b
+    Example:
+      voxstrata convert speech.zarr -o frames --to parquet --outputs layer_06 --languages en,es
+    """
+    opened = vs.open_store(store)
+    with TerminalReporter() as reporter:
+        report = vs.convert(
+            opened, folder, to, outputs, pooled=pooled, languages=languages, by_language=by_language, reporter=reporter
+        )
+    print_left_out(opened)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    what = "pooled states" if report.pooled else f"{report.rows} frames"
+    click.echo(
+        f"{report.folder}: {what} of {report.utterances} utterances ({', '.join(report.outputs)}), "
+        f"{report.size_bytes / 1e6:.1f} MB in {len(report.files)} files"
+    )
