@@ -29,6 +29,7 @@ from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.store.appender import StoreAppender
 from voxstrata.store.files import Files
 from voxstrata.store.relabel import relabel
+from voxstrata.store.writer import StoreWriter
 
 FRAMES = StoreSpec("layer_01,final")
 SPECS = {"frames": FRAMES, "every": replace(FRAMES, every=5), "pooled": replace(FRAMES, pool="mean")}
@@ -247,12 +248,28 @@ def test_what_cannot_be_added_is_refused_before_any_encoding(
     assert contents(path) == before
 
 
-def test_a_store_that_is_not_finished_is_refused(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_store_that_is_not_finished_is_refused(
+    corpus: Corpus, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "s.zarr"
     with pytest.raises(Killed):
         extract(part(corpus, "en", "es"), tiny_model, path, FRAMES, reporter=StopAfter(1))
     with pytest.raises(InputError, match="not finished; run its extraction to the end"):
         append(path, part(corpus, "de"), tiny_model)
+
+    def killed(_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:  # all units are there, their status is not written yet
+        patch.setattr(StoreWriter, "finish", killed)
+        with pytest.raises(Killed):
+            extract(part(corpus, "en", "es"), tiny_model, path, FRAMES)
+    with pytest.raises(InputError, match="not finished; run its extraction to the end"):
+        append(path, part(corpus, "de"), tiny_model)
+    assert not (path / "appended").exists()
+    extract(part(corpus, "en", "es"), tiny_model, path, FRAMES)
+    append(path, part(corpus, "de"), tiny_model)
+    assert (open_store(path).status > 0).all()
 
 
 def test_nothing_new_is_nothing_to_do(
@@ -322,8 +339,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, write: int) -> None:
     monkeypatch.setattr(StoreAppender, "_write_longer", cut_longer)
 
 
-@pytest.mark.parametrize("kind", ["frames", "pooled"])
-@pytest.mark.parametrize("second", [False, True], ids=["first append", "second append"])
+@pytest.mark.parametrize(("kind", "second"), [("frames", False), ("pooled", True)])
 def test_a_kill_at_any_write_leaves_the_store_as_it_was_and_the_same_command_goes_on(
     corpus: Corpus, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, second: bool
 ) -> None:

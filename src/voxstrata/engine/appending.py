@@ -50,8 +50,6 @@ def append(
     try:
         with opened.files.lock():
             opened = open_store(store)  # as it is now that nobody else writes
-            if not opened.complete:
-                raise InputError(f"{store}: not finished; run its extraction to the end, then append")
             new = _new_rows(opened, corpus, infos)
             if not new:
                 return _nothing_new(opened, len(corpus))

@@ -25,6 +25,7 @@ from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
 from voxstrata.store.plan import Plan
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.writer import (
+    PENDING,
     StoreWriter,
     appended_name,
     compare_settings,
@@ -57,8 +58,16 @@ class StoreAppender(StoreWriter):
         self.first_utterance = len(store)
         super().__init__(store.files.root, plan, card)
 
+    def _refuse_unfinished(self) -> None:
+        root = json.loads(self.files.read(ROOT))
+        if root.get("consolidated_metadata") is None:
+            raise InputError(f"{self.files.root}: a copy without consolidated metadata; append to the original")
+        if (np.asarray(zarr_array(self._store.root, "status")[:]) == PENDING).any():
+            raise InputError(f"{self.files.root}: not finished; run its extraction to the end, then append")
+
     def _compare(self, card: ModelCard) -> None:
         compare_settings(self.files, card, self.plan.spec)
+        self._refuse_unfinished()
         pending = pending_append(self._store)
         fingerprint, name = self.plan.fingerprint(), appended_name(len(self._store.about.get("appended", [])) + 1)
         units = [unit for unit in marked_units(self.files) if unit >= self.first_unit]

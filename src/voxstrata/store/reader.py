@@ -47,7 +47,7 @@ class EmbeddingStore:
             about["relabelled"] = times_relabelled(read_utterances(self.files))
         self.model = ModelCard.from_dict(about["model"])
         self.spec = StoreSpec.from_dict(about["spec"])
-        self._root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r")
+        self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r")
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -88,12 +88,12 @@ class EmbeddingStore:
     @cached_property
     def start(self) -> NDArray[np.int64]:
         """First row of each utterance, int64 (utterances,)."""
-        return np.asarray(zarr_array(self._root, "start")[:])
+        return np.asarray(zarr_array(self.root, "start")[:])
 
     @cached_property
     def length(self) -> NDArray[np.int32]:
         """Rows of each utterance, int32 (utterances,)."""
-        return np.asarray(zarr_array(self._root, "length")[:])
+        return np.asarray(zarr_array(self.root, "length")[:])
 
     @cached_property
     def _unit_bounds(self) -> list[tuple[int, int]]:
@@ -115,7 +115,7 @@ class EmbeddingStore:
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """0 pending, 1 done, 2 failed, for each utterance; up to date while a run is going on or was cut short."""
-        status = np.asarray(zarr_array(self._root, "status")[:])
+        status = np.asarray(zarr_array(self.root, "status")[:])
         if (status == PENDING).any():
             for unit in self._marked_units:
                 status[slice(*self._unit_bounds[unit])] = DONE
@@ -134,7 +134,7 @@ class EmbeddingStore:
         ("done", "failed" or "pending", up to date while a run is going on or was cut short)."""
         # an append that was cut short may have left rows there that are not in the arrays yet
         table, failures = read_utterances(self.files).replace_schema_metadata(None).slice(0, len(self)), None
-        if (np.asarray(zarr_array(self._root, "status")[:]) == PENDING).any():
+        if (np.asarray(zarr_array(self.root, "status")[:]) == PENDING).any():
             failures = dict(enumerate(table["failure"].to_pylist())) | self._failures
         return stored_table(table, self.start, self.length, self.status, failures)
 
@@ -160,7 +160,7 @@ class EmbeddingStore:
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
         self.require_output(output)
-        return zarr_array(self._root, f"{self.spec.group}/{output}")
+        return zarr_array(self.root, f"{self.spec.group}/{output}")
 
     def require_output(self, output: str) -> None:
         """Raise UsageError for an output that is not stored."""
