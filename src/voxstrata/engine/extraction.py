@@ -69,7 +69,9 @@ class ExtractReport:
         """In a few lines, but for the failures."""
         lines = [f"{self.store}: {self.utterances - self.failed} of {self.utterances} utterances in {self.units} units"]
         if self.passed_over:
-            lines.insert(0, f"{self.passed_over} recordings are in the store already")
+            lines.insert(0, f"{self.store}: {self.passed_over} recordings are there already")
+            if not self.units:
+                return f"{lines[0]}, nothing is new"
         if self.resumed_units:
             lines[-1] += f", {self.resumed_units} of them by an earlier run"
         if self.resumed_units == self.units:
