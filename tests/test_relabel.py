@@ -142,6 +142,18 @@ def test_values_in_memory_are_strings_and_not_a_number_is_unknown(store: Path) -
     assert {k: v for k, v in labels(store, "take").items() if v} == {"a1": "1.5", "b1": "2"}
 
 
+def test_words_for_nothing_are_nothing_and_parts_of_recordings_are_no_labels(store: Path, tmp_path: Path) -> None:
+    """As in the manifest of an extraction: pandas writes nan where a group is missing."""
+    text = "id\tpath\tgroup\tstart\tend\na1\ta.wav\tnan\t0\t1\nb1\ta.wav\tG1\t1\t2\n"
+    report = relabel(store, manifest(tmp_path, text))
+    assert (report.changed, report.ignored) == ({"group": 2}, ["path", "start", "end"])
+    assert {k: labels(store, "group")[k] for k in ("a1", "b1")} == {"a1": None, "b1": "G1"}
+    nemo = tmp_path / "nemo.json"
+    nemo.write_text(json.dumps({"audio_filepath": "a1.wav", "duration": 1.0, "text": "hello"}) + "\n", encoding="utf-8")
+    assert relabel(store, nemo).changed == {"text": 1, "given_duration": 1}  # as extraction keeps it
+    assert labels(store, "text")["a1"] == "hello"
+
+
 def test_ids_that_are_not_there_are_named_and_a_manifest_of_another_corpus_is_refused(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,23 +1,25 @@
 """voxstrata bench"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, aligned, clock, print_json
+from voxstrata.cli.corpora import read_and_note
 
 
 @click.command(short_help="Measure how fast this machine runs MODEL.")
 @options.model
 @options.outputs
 @click.option("--corpus", type=options.PATH, help="Also say what this corpus would take in each context.")
-@options.split
+@options.reading
 @options.running
 @options.as_json
 def bench(
-    model: Path, outputs: str, corpus: Path | None, split: str | None, runtime: vs.Runtime, as_json: bool
+    model: Path, outputs: str, corpus: Path | None, reading: dict[str, Any], runtime: vs.Runtime, as_json: bool
 ) -> None:
     """Measure how fast this machine runs MODEL, in about two minutes, and remember it for `voxstrata plan`.
 
@@ -36,7 +38,7 @@ def bench(
     from voxstrata.engine.measuring import record_path
 
     opened = vs.open_model(model)
-    read = vs.read_corpus(corpus, split) if corpus else None  # a mistake in it shows before the measurement
+    read = read_and_note(corpus, reading) if corpus else None  # a mistake in it shows before the measurement
     estimates = {}
     with TerminalReporter() as reporter:
         record = run(opened, outputs, runtime, reporter)

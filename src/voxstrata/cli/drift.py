@@ -1,12 +1,14 @@
 """voxstrata drift"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, save_and_print
+from voxstrata.cli.corpora import read_and_note, refuse_swapped
 
 
 @click.command()
@@ -24,7 +26,7 @@ from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, sav
     type=options.PATH,
     help="Another export of the same checkpoint to be the reference, as for int8. [default: MODEL itself]",
 )
-@options.split
+@options.reading
 @options.out("Folder for drift.parquet, drift.md and drift.png; an earlier result there is replaced.", required=False)
 @options.running
 @options.as_json
@@ -34,7 +36,7 @@ def drift(
     clips: int,
     outputs: str,
     against: Path | None,
-    split: str | None,
+    reading: dict[str, Any],
     folder: Path | None,
     runtime: vs.Runtime,
     as_json: bool,
@@ -52,11 +54,12 @@ def drift(
     """
     from voxstrata.studies.drift.result import Drift
 
+    refuse_swapped(corpus, model)
     if folder is not None:
         Drift.refuse_foreign(folder)
     with TerminalReporter() as reporter:
         result = vs.drift(
-            vs.read_corpus(corpus, split),
+            read_and_note(corpus, reading),
             vs.open_model(model),
             clips=clips or None,
             outputs=outputs,

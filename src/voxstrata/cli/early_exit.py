@@ -8,6 +8,7 @@ import click
 
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
+from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
 
 
 @click.group(short_help="Whisper checkpoints whose encoder ends after block k.")
@@ -96,7 +97,7 @@ def write(
 @click.option("--bootstrap", "resamples", type=options.COUNT, default=1000, help="Resamples for 95 % intervals.")
 @click.option("--max-new-tokens", type=options.COUNT, default=224, help="Per transcript.")
 @click.option("--batch", type=options.COUNT, default=8, help="Recordings at a time.")
-@options.split
+@options.reading
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="PyTorch's device.")
 @_revision
 @options.overwrite
@@ -110,7 +111,7 @@ def sweep(
     task: str,
     max_new_tokens: int,
     batch: int,
-    split: str | None,
+    reading: dict[str, Any],
     device: str,
     revision: str | None,
     overwrite: bool,
@@ -131,13 +132,13 @@ def sweep(
     """
     import jiwer  # noqa: F401  (missing: say so at once)
 
-    from voxstrata.corpus import read_corpus
     from voxstrata.early_exit.checkpoint import load_transcriber
     from voxstrata.early_exit.decoding import Decoding
     from voxstrata.early_exit.scoring import Scoring
     from voxstrata.early_exit.sweeping import sweep as run
 
-    found = read_corpus(corpus, split)
+    refuse_swapped_checkpoint(checkpoint, corpus)
+    found = read_and_note(corpus, reading)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
     how: dict[str, Any] = {"blocks": _numbers(blocks), "scoring": Scoring(**scoring), "device": device}
     how["overwrite"] = overwrite
@@ -163,6 +164,7 @@ def sweep(
 @_decoding
 @click.option("--clips", type=options.COUNT, default=4, help="Recordings to compare on.")
 @click.option("--max-new-tokens", type=options.COUNT, default=48, help="Per recording.")
+@options.reading
 @_revision
 @options.as_json
 def check(
@@ -173,6 +175,7 @@ def check(
     task: str,
     clips: int,
     max_new_tokens: int,
+    reading: dict[str, Any],
     revision: str | None,
     as_json: bool,
 ) -> int:
@@ -185,13 +188,13 @@ def check(
     Example:
       voxstrata early-exit check openai/whisper-base speech.tsv
     """
-    from voxstrata.corpus import read_corpus
     from voxstrata.early_exit.checking import check_exits, checks_table
     from voxstrata.early_exit.checkpoint import load_transcriber
     from voxstrata.early_exit.decoding import Decoding
     from voxstrata.early_exit.exits import every_exit
 
-    found = read_corpus(corpus)
+    refuse_swapped_checkpoint(checkpoint, corpus)
+    found = read_and_note(corpus, reading)
     found = found.take(range(min(clips, len(found))))
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens)
     with TerminalReporter() as reporter:

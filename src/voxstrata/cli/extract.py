@@ -11,12 +11,14 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
+from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
 
 
 @click.command()
 @options.corpus
 @options.model
 @options.out("Store to make or to resume: a path or s3://…, gs://…", "store", type=str)
+@options.reading
 @options.storing
 @options.planning
 @options.running
@@ -30,7 +32,7 @@ def extract(
     store: str,
     spec: vs.StoreSpec,
     long: Any,
-    split: str | None,
+    reading: dict[str, Any],
     unit_mb: float | None,
     runtime: vs.Runtime,
     tokens: int | None,
@@ -40,18 +42,22 @@ def extract(
 ) -> int:
     """Extract the embeddings of CORPUS with MODEL into a zarr store.
 
-    CORPUS is a folder of audio, a manifest (.tsv, .csv, .jsonl, .parquet: path, and optionally id, language, group,
-    text, speaker) or a FLEURS folder. MODEL is a folder made by `voxstrata export`. When the store exists the run
-    resumes it.
+    CORPUS is a folder of audio; a manifest (.tsv, .csv, .jsonl, .parquet: path, and optionally id, language, group,
+    text, speaker, start, end, channel); or what others keep: FLEURS, Common Voice, CoVoST, NeMo, Kaldi, an audio folder
+    of Hugging Face. MODEL is a folder made by `voxstrata export`. When the store exists the run resumes it.
 
     \b
     Example:
       voxstrata extract speech.tsv base -o speech.zarr --outputs layer_03,layer_06,final
     """
+    refuse_swapped(corpus, model)
     with resume_hint(), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
+        read = vs.read_corpus(corpus, **reading)
+        if not as_json:
+            tell_corpus(corpus, read, err=True)
         report = vs.extract(
-            vs.read_corpus(corpus, split),
+            read,
             model,
             store,
             spec,
@@ -62,7 +68,7 @@ def extract(
             efficiency=efficiency,
         )
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | {"corpus": corpus_json(read)})
     else:
         click.echo(report.to_text())
     print_failures(report.failures, f"all in {store}/utterances.parquet")

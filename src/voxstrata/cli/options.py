@@ -22,7 +22,6 @@ outputs = click.option(
     "--outputs", default="all", help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final."
 )
 languages = click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
-split = click.option("--split", help="train, dev or test of a FLEURS folder. [default: all]")
 kernel = click.option(
     "--kernel",
     help="What compares frames: int16, float32, or triton (CUDA, float16). [default: int16 where the CPU has AVX2]",
@@ -34,6 +33,16 @@ overwrite = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 
+_READING = (
+    click.option("--split", help="train, dev, test, … of a folder that has them; Common Voice needs one."),
+    click.option(
+        "--columns", metavar="WHAT=NAME,…",
+        help="What a table's columns are, e.g. text=sentence,language=lang. [default: by their names]",
+    ),
+    click.option(
+        "--channel", type=click.IntRange(min=0), help="Take one channel; 0 is the first. [default: the average of all]"
+    ),
+)  # fmt: skip
 _STORING = (
     outputs,
     click.option(
@@ -49,7 +58,6 @@ _PLANNING = (
         "--long", type=click.Choice(["window", "error"]), default="window",
         help="Recordings over 30 s: cut into 30 s windows, or refuse.",
     ),
-    split,
     click.option(
         "--unit-mb", type=click.FloatRange(min=0, min_open=True),
         help="Megabytes of one unit (shard) over all outputs, and so of the buffer, rounded down to a power of two of "
@@ -68,6 +76,29 @@ def out(help: str, name: str = "folder", **settings: Any) -> Callable[[F], F]:
     return click.option("-o", "--out", name, help=help, **{"required": True, "type": FOLDER, **settings})
 
 
+def reading(f: F) -> F:
+    """How a corpus is read; the command gets it as `reading`, the keywords of `read_corpus`."""
+
+    @functools.wraps(f)
+    def with_reading(*args: Any, split: str | None, columns: str | None, channel: int | None, **others: Any) -> Any:
+        return f(*args, reading={"split": split, "columns": _columns(columns), "channel": channel}, **others)
+
+    return _with(_READING, cast(F, with_reading))
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    """`text=sentence,language=lang` as a dictionary."""
+    columns: dict[str, str] = {}
+    for part in text.split(",") if text else []:
+        what, _, name = (each.strip() for each in part.partition("="))
+        if not (what and name):
+            raise vs.UsageError(f"--columns {part}: give WHAT=NAME, such as text=sentence")
+        if what in columns:
+            raise vs.UsageError(f"--columns {text}: {what} is given twice; choose one column")
+        columns[what] = name
+    return columns
+
+
 def storing(f: F) -> F:
     """What is kept of a corpus; the command gets it as `spec`, a StoreSpec."""
 
@@ -79,7 +110,7 @@ def storing(f: F) -> F:
 
 
 def planning(f: F) -> F:
-    """How a corpus is planned: `long`, `split` and `unit_mb`."""
+    """How a corpus is planned: `long` and `unit_mb`."""
     return _with(_PLANNING, f)
 
 

@@ -1,18 +1,20 @@
 """voxstrata phonetics"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json
+from voxstrata.cli.corpora import read_and_note
 
 
 @click.command()
 @options.corpus
 @options.out("Folder for phonetics.parquet, ipa.parquet, distances.parquet, phonetics.md; an earlier one is replaced.")
-@options.split
+@options.reading
 @options.languages
 @click.option(
     "--ipa",
@@ -36,7 +38,7 @@ from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, pri
 def phonetics(
     corpus: Path,
     folder: Path,
-    split: str | None,
+    reading: dict[str, Any],
     languages: str | None,
     ipa: Path | None,
     voices: tuple[str, ...],
@@ -61,7 +63,7 @@ def phonetics(
         raise vs.UsageError(f"--voice {wrong[0]}: give LANGUAGE=VOICE, such as en=en-gb")
     with TerminalReporter() as reporter:
         result = vs.phonetics(
-            vs.read_corpus(corpus, split),
+            read_and_note(corpus, reading),
             folder,
             given=read_ipa(ipa) if ipa else None,
             voices={language: voice for language, _, voice in pairs},

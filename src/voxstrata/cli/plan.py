@@ -11,11 +11,13 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
+from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
 
 
 @click.command(short_help="What extracting CORPUS would take: storage and time.")
 @options.corpus
 @options.model
+@options.reading
 @options.storing
 @options.planning
 @options.running
@@ -25,7 +27,7 @@ def plan(
     model: Path,
     spec: vs.StoreSpec,
     long: Any,
-    split: str | None,
+    reading: dict[str, Any],
     unit_mb: float | None,
     runtime: vs.Runtime,
     as_json: bool,
@@ -42,16 +44,21 @@ def plan(
     from voxstrata.engine.estimating import estimate
     from voxstrata.engine.measuring import recorded
 
+    refuse_swapped(corpus, model)
     opened, runtime = vs.open_model(model), replace(runtime, unit_megabytes=unit_mb)
     record = recorded(opened, runtime)
+    read = vs.read_corpus(corpus, **reading)
+    if not as_json:
+        tell_corpus(corpus, read)
     with TerminalReporter() as reporter:
-        found = estimate(vs.read_corpus(corpus, split), opened, spec, runtime, record, reporter, long=long)
+        found = estimate(read, opened, spec, runtime, record, reporter, long=long)
     used, device = runtime.thread_count, runtime.device
     command = f"voxstrata bench {model} --device {device} --threads {used}"
     if as_json:
-        print_json(asdict(found) | {"device": str(device), "threads": used, "bench": None if record else command})
+        about = {"device": str(device), "threads": used, "bench": None if record else command}
+        print_json(asdict(found) | about | {"corpus": corpus_json(read)})
     else:
-        click.echo(f"{corpus} with {model}:\n\n{found.to_text()}")
+        click.echo(f"\n{corpus} with {model}:\n\n{found.to_text()}")
         if record:
             measured = f"the rate `voxstrata bench` stored ({len(record.modes[found.mode].outputs)} outputs)"
             click.echo(f"\nexpected time {found.time_text()} on {device}, {used} threads, by {measured}")

@@ -7,6 +7,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, resume_hint, save_and_print
+from voxstrata.cli.corpora import refuse_swapped
 
 
 @click.command(short_help="Sound or meaning, word by word.")
@@ -56,6 +57,7 @@ def words(
     from voxstrata.studies.words.measure import WordOptions, measure_words
     from voxstrata.studies.words.word_list import read_word_list
 
+    refuse_swapped(word_list, model)
     how = WordOptions(near, far, bootstrap)
     with resume_hint(), TerminalReporter() as reporter:
         entries = read_word_list(word_list)

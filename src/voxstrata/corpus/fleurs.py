@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus.folder import LANGUAGE
+from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import read_text, tsv_rows
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
 
@@ -35,8 +36,8 @@ def _is_table(folder: Path, split: str) -> bool:
     return len(fields) >= _FIELDS and fields[0].isdigit() and fields[1].lower().endswith(".wav")
 
 
-def read_fleurs(root: Path, languages: list[Path], split: str | None) -> Corpus:
-    """The recordings of one split (or of all) of the language folders `languages` below `root`.
+def read_fleurs(root: Path, reading: Reading) -> Corpus:
+    """The recordings of one split (or of all) of all language folders of the copy at `root`.
 
     id is "<lang>/<split>/<stem>", language the folder's name, group the sentence id, which translations
     share, text the raw transcription; FLEURS names no speakers. Audio lies in `<lang>/audio/<split>/` or, in
@@ -44,6 +45,7 @@ def read_fleurs(root: Path, languages: list[Path], split: str | None) -> Corpus:
 
     Raises UsageError for an unknown split, InputError for a malformed table or audio that was not unpacked.
     """
+    languages, split = find_fleurs(root), reading.split
     if split is not None and split not in SPLITS:
         raise UsageError(f"split {split!r} is not one of FLEURS: {', '.join(SPLITS)}")
     rows: dict[str, Row] = {}  # by path

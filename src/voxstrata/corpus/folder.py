@@ -2,29 +2,31 @@
 
 import os
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
+from voxstrata.corpus.languages import language_name
+from voxstrata.corpus.manifest import columns_guess
+from voxstrata.corpus.rows import table_header
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
+from voxstrata.encoders.card import CARD
 
 _SOUNDFILE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".sph", ".w64"}
 _PYAV = {".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr", ".3gp", ".ac3"}
 AUDIO_SUFFIXES = frozenset(_SOUNDFILE | _PYAV)
+_TABLES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".gz")
+_SHOWN = 12  # names in a note
 LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*")
-# Three letters each, but folders of these names hold a format or a split, not Waka, Rawang or Domung.
-_NOT_LANGUAGES = {"dev", "raw"} | {suffix[1:] for suffix in AUDIO_SUFFIXES}
-
-
-def language_of(folder: str) -> str | None:
-    """The folder's name if it looks like a language tag ("en", "pt-BR", "cmn_hans_cn"), else None."""
-    return folder if LANGUAGE.fullmatch(folder) and folder not in _NOT_LANGUAGES else None
 
 
 def read_folder(root: Path) -> Corpus:
     """Every audio file below `root`, by suffix, in the order of their relative paths.
 
     The id is the relative path without its suffix; where two files differ in their suffix alone, both keep
-    it. If the first folder of the path looks like a language tag, it is the language. Hidden files and
+    it. If the first folder of the path is a language code or name
+    (see `language_name`), it is the language; the notes say which are and which are not. Hidden files and
     folders are passed over (macOS leaves `._x.wav` beside `x.wav`), symbolic links are followed.
 
     Raises InputError if a folder cannot be read or no audio is found.
@@ -40,11 +42,48 @@ def read_folder(root: Path) -> Corpus:
         ]
     if not found and (root / "zarr.json").exists():
         raise InputError(f"{root}: a store, not a corpus; name the manifest or folder that it was extracted from")
+    if not found and (root / CARD).exists():
+        raise InputError(f"{root}: a model, not a corpus; name a folder of audio or a manifest")
+    if not found and (named := manifests_in(root)):
+        raise InputError(f"{root}: no audio file in it, but a manifest; name that: {named[0]}")
     if not found:
         raise InputError(f"{root}: no audio file in it (looked for {' '.join(sorted(AUDIO_SUFFIXES))})")
     found.sort()
-    rows: list[Row] = [{"path": p, "language": language_of(p.split("/")[0]) if "/" in p else None} for p in found]
-    return build(root, rows, [f"file {path!a}" for path in found], root)
+    folders_of = [path.split("/")[0] if "/" in path else None for path in found]
+    tops = {name: language_name(name) for name in dict.fromkeys(folders_of) if name is not None}
+    rows: list[Row] = [
+        {"path": path, "language": top if top is not None and tops[top] else None}
+        for path, top in zip(found, folders_of, strict=True)
+    ]
+    corpus = build(root, rows, [f"file {path!a}" for path in found], root)
+    return replace(corpus, notes=[*_language_notes(tops), *_manifest_notes(root)])
+
+
+def _language_notes(tops: Mapping[str, str | None]) -> list[str]:
+    known = {name: called for name, called in tops.items() if called}
+    languages = [name if name.lower() == called.lower() else f"{name} ({called})" for name, called in known.items()]
+    others = [name for name in tops if name not in known]
+    notes = [f"folders taken for languages: {_listed(languages)}"] if languages else []
+    return [*notes, f"folders that are no language code or name: {_listed(others)}"] if others else notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _manifest_notes(root: Path) -> list[str]:
+    """That the folder holds manifests, which were not read."""
+    return [
+        f"{path.name} here is a manifest, and was not read: name {path} in place of the folder"
+        for path in manifests_in(root)
+    ]
+
+
+def manifests_in(root: Path) -> list[Path]:
+    """Tables in a folder, not below it, that name recordings."""
+    tables = [path for path in sorted(root.iterdir()) if path.is_file() and path.name.lower().endswith(_TABLES)]
+    return [path for path in tables if columns_guess(table_header(path))]
 
 
 def _unreadable(error: OSError) -> None:

@@ -1,16 +1,54 @@
 """Finding out what kind of corpus a path is."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.corpus.audio_folder import find_metadata, is_metadata, read_audio_folder, read_metadata
+from voxstrata.corpus.common_voice import (
+    find_common_voice,
+    is_common_voice,
+    is_covost,
+    read_common_voice,
+    read_common_voice_folder,
+)
 from voxstrata.corpus.fleurs import find_fleurs, read_fleurs
 from voxstrata.corpus.folder import read_folder
+from voxstrata.corpus.formats import Format, Reading
+from voxstrata.corpus.kaldi import find_kaldi, read_kaldi
 from voxstrata.corpus.manifest import read_manifest
-from voxstrata.corpus.rows import SUFFIXES
+from voxstrata.corpus.nemo import is_nemo, read_nemo
+from voxstrata.corpus.rows import SUFFIXES, is_table
 from voxstrata.corpus.table import Corpus
 
+# The first that finds its own reads it: those that look closest come first, what takes anything comes last.
+FORMATS = (
+    Format("a FLEURS folder", lambda path: bool(find_fleurs(path)), read_fleurs, splits=True),
+    Format("a Kaldi data folder", find_kaldi, read_kaldi),
+    Format(
+        "a Common Voice folder", lambda path: bool(find_common_voice(path)), read_common_voice_folder,
+        splits=True, columns=True,
+    ),
+    Format("a Hugging Face audio folder", lambda path: bool(find_metadata(path)), read_audio_folder, True, True),
+    Format("a folder of audio", Path.is_dir, lambda path, _: read_folder(path)),
+    Format("a CoVoST table", is_covost, read_common_voice, columns=True),
+    Format("a Common Voice table", is_common_voice, read_common_voice, columns=True),
+    Format("a NeMo manifest", is_nemo, read_nemo, columns=True),
+    Format("metadata of a Hugging Face audio folder", is_metadata, read_metadata, columns=True),
+    Format("a manifest", is_table, read_manifest, columns=True),
+)  # fmt: skip
 
-def read_corpus(source: str | Path, split: str | None = None) -> Corpus:
+
+def read_corpus(
+    source: str | Path,
+    split: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    channel: int | None = None,
+) -> Corpus:
     """Read a folder of audio, a manifest or a local FLEURS folder, recognised by what is there.
 
     A manifest is a .tsv, .csv, .jsonl or .parquet file (see `read_manifest`). A folder that holds
@@ -21,19 +59,24 @@ def read_corpus(source: str | Path, split: str | None = None) -> Corpus:
     Raises UsageError for an unknown split, or a split of what is not FLEURS; InputError if the source is missing,
     malformed or without recordings.
     """
-    source = Path(source)
+    source, reading = Path(source), Reading(split, columns or {})
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of audio or a manifest")
-    languages = find_fleurs(source) if source.is_dir() else []
-    if languages:
-        return read_fleurs(source, languages, split)
-    if split is not None:
-        raise UsageError(f"{source}: a split ({split!r}) can be chosen of a FLEURS folder only; leave it out")
-    if source.is_dir():
-        return read_folder(source)
-    if source.suffix.lower() not in SUFFIXES:
+    for form in FORMATS:
+        if form.found(source):
+            break
+    else:
         raise InputError(
             f"{source}: not a folder and not a manifest ({', '.join(SUFFIXES)}); give the folder it lies in, "
             "or a manifest that names it"
         )
-    return read_manifest(source)
+    if split is not None and not form.splits:
+        raise UsageError(f"{source}: {form.name} has no splits; leave out the split {split!r}")
+    if columns and not form.columns:
+        raise UsageError(f"{source}: {form.name} has no columns to choose; leave them out")
+    corpus = form.read(source, reading)
+    if channel is not None:
+        at = corpus.table.column_names.index("channel")
+        of_all = pa.array([channel] * len(corpus), pa.int32())
+        corpus = replace(corpus, table=corpus.table.set_column(at, "channel", of_all))
+    return replace(corpus, notes=[f"read as {form.name}", *corpus.notes])

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,11 @@ CORPUS_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 PART_SCHEMA = pa.schema(
     [("member", pa.string()), ("offset", pa.float64()), ("duration", pa.float64()), ("channel", pa.int32())]
 )
+# What a store says of its utterances by itself.
+_STORE_NAMES = frozenset(
+    [*COLUMNS, *PART_SCHEMA.names, "seconds", "samples", "size_bytes", "failure", "status", "start", "length",
+     "row_start", "row_count", "given_path", "root"]
+)  # fmt: skip
 _NAMED = 5  # how many offenders a message lists before it only counts them
 
 Row = dict[str, str | None]
@@ -106,39 +111,113 @@ class Corpus:
 
 
 def build(root: Path, rows: Sequence[Row], places: Sequence[str], source: Path) -> Corpus:
-    """Make a corpus of `rows`; for errors, `places` says where each stands ("line 3"), and `source` in what.
+    """Make a corpus of `rows`; `places` says where each stands ("line 3"). See `build_table`."""
+    columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
+    return build_table(root, columns, places.__getitem__, source)
 
-    A missing id becomes the path without its suffix, or the whole path where that would name two recordings.
+
+def build_table(
+    root: Path,
+    columns: Mapping[str, Sequence[Any]],
+    place: Callable[[int], str],
+    source: Path,
+    extra: Mapping[str, Sequence[str | None]] | None = None,
+) -> Corpus:
+    """Make a corpus of columns of one length; for errors, `place` says where a row stands, and `source` in what.
+
+    columns: those of `Corpus.table`; `path` at the least, from `root`, never null. extra: strings that are kept beside
+    them; one whose name the corpus or a store uses is kept as `given_<name>`.
+
+    A missing id becomes the path without its suffix, or the whole path where that would name two recordings. Stretches
+    and channels of one file get theirs behind it: `talk@12.5-17`, `talk#1`.
     Raises InputError for duplicate ids and for text that UTF-8 cannot hold (undecodable file names).
     """
-    stems: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        stems[_stem(row)].add(str(row["path"]))
-    for row in rows:
-        row["id"] = row.get("id") or (_stem(row) if len(stems[_stem(row)]) == 1 else row["path"])
-
-    repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
-    if repeated:
+    ids = _ids(columns)
+    if len(set(ids)) < len(ids):
+        repeated = [name for name, count in Counter(ids).items() if count > 1]
         lines = defaultdict(list)
-        for row, place in zip(rows, places, strict=True):
-            lines[row["id"]].append(place)
+        for i, name in enumerate(ids):
+            lines[name].append(place(i))
         shown = "; ".join(f"{name!r} ({', '.join(lines[name][:_NAMED])})" for name in repeated[:_NAMED])
         more = f" and {len(repeated) - _NAMED} more" if len(repeated) > _NAMED else ""
         raise InputError(f"{source}: duplicate ids: {shown}{more}; give every row an id of its own")
-    for row, place in zip(rows, places, strict=True):
-        for name, value in row.items():
+    arrays: dict[str, pa.Array] = {}
+    for name, values in {**columns, "id": ids}.items():
+        arrays[name] = _array(name, values, place, source)
+    for name, values in (extra or {}).items():
+        kept = kept_name(name)
+        while kept in arrays:
+            kept += "_"
+        arrays[kept] = _array(kept, values, place, source)
+    return Corpus(root, pa.table(arrays))
+
+
+def kept_name(name: str) -> str:
+    """What a column that nothing reads is called in a corpus: another name where the corpus or a store uses it."""
+    return f"given_{name}" if name in _STORE_NAMES else name
+
+
+def _array(name: str, values: Sequence[Any], place: Callable[[int], str], source: Path) -> pa.Array:
+    known = name in PART_SCHEMA.names
+    try:
+        return pa.array(values, PART_SCHEMA.field(name).type if known else pa.string())
+    except UnicodeEncodeError:
+        for i, value in enumerate(values):
             try:
                 (value or "").encode()
             except UnicodeEncodeError:
                 raise InputError(
-                    f"{source}, {place}: {name} {value!a} is not valid Unicode; rename the file or correct the row"
+                    f"{source}, {place(i)}: {name} {value!a} is not valid Unicode; rename the file or correct the row"
                 ) from None
-    columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
-    return Corpus(root, pa.table(columns, schema=CORPUS_SCHEMA))
+        raise
 
 
-def _stem(row: Row) -> str:
-    return str(PurePosixPath(str(row["path"])).with_suffix(""))
+def _ids(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The ids that are given, and others made of the paths."""
+    paths: Sequence[str] = columns["path"]
+    nothing: Sequence[Any] = [None] * len(paths)
+    given = columns.get("id", nothing)
+    if None not in given:
+        return list(given)
+    stems = {path: str(PurePosixPath(path).with_suffix("")) for path in set(paths)}
+    shared = {stem for stem, count in Counter(stems.values()).items() if count > 1}
+    repeated = {path for path, count in Counter(paths).items() if count > 1}
+    parts = zip(*(columns.get(name, nothing) for name in ("offset", "duration", "channel")), strict=True)
+    made: list[str] = []
+    for name, path, (offset, duration, channel) in zip(given, paths, parts, strict=True):
+        if name is None:
+            name = path if stems[path] in shared else stems[path]
+            if path in repeated:
+                if offset is not None or duration is not None:
+                    begin = offset or 0.0
+                    name += f"@{_seconds(begin)}" + (f"-{_seconds(begin + duration)}" if duration is not None else "")
+                if channel is not None:
+                    name += f"#{channel}"
+        made.append(name)
+    return made
+
+
+def _seconds(value: float) -> str:
+    """To the microsecond, as short as that goes: "12.5"."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def joined(root: Path, corpora: Sequence[Corpus]) -> Corpus:
+    """Corpora as one below `root`, or what holds them all, in their order. Columns may differ; none is packed.
+
+    Raises InputError for an id that two of them have.
+    """
+    tables, root = [], Path(os.path.commonpath([root, *(corpus.root for corpus in corpora)]))
+    for corpus in corpora:
+        below = PurePosixPath(corpus.root.relative_to(root).as_posix())
+        at = corpus.table.column_names.index("path")
+        paths = [str(below / path) for path in corpus.table["path"].to_pylist()]
+        tables.append(corpus.table.set_column(at, "path", pa.array(paths, pa.string())))
+    table = pa.concat_tables(tables, promote_options="default")
+    twice = [name for name, count in Counter(table["id"].to_pylist()).items() if count > 1]
+    if twice:
+        raise InputError(f"{root}: duplicate ids: {', '.join(map(repr, twice[:_NAMED]))}; read its parts one by one")
+    return Corpus(root, table, notes=list(dict.fromkeys(note for corpus in corpora for note in corpus.notes)))
 
 
 def absolute_root(folder: Path) -> Path:

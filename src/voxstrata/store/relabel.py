@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError
 from voxstrata.corpus import Corpus, read_corpus
-from voxstrata.corpus.rows import SUFFIXES, read_rows
+from voxstrata.corpus.manifest import OWN, without_words_for_nothing
+from voxstrata.corpus.rows import read_table, table_header
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.store.files import parquet_bytes
 from voxstrata.store.labels import (
+    PLANNED_LABELS,
     RECORD,
     RELABELLED,
     UTTERANCES,
@@ -30,6 +32,7 @@ from voxstrata.store.several import open_store
 
 # What a recording is and where its frames are: no labels, whatever a manifest says.
 FIXED_COLUMNS = {"path", *PART_SCHEMA.names, *MEASURED_SCHEMA.names, *PLACED}
+FIXED_COLUMNS |= {name for what in ("offset", "duration", "end", "channel") for name in OWN[what]}
 _SHOWN = 5  # changes of a column that a report shows
 
 
@@ -134,12 +137,7 @@ def relabel(store: str | Path, manifest: Corpus | pa.Table | str | Path) -> Rela
 def _read_labels(manifest: Corpus | pa.Table | str | Path, origin: str) -> pa.Table:
     """A table of strings with an `id` in every row and no id twice; columns without a name of ours are the user's."""
     if isinstance(manifest, str | Path):
-        path = Path(manifest)
-        rows = [row for _, row in read_rows(path, None)] if path.suffix.lower() in SUFFIXES and path.is_file() else []
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        manifest = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})
-        if "id" not in names:
-            manifest = read_corpus(path)
+        manifest = _read_manifest(Path(manifest))
     if isinstance(manifest, Corpus):
         table = manifest.table.drop(PART_SCHEMA.names)
         manifest = table.select([name for name in table.column_names if table[name].null_count < len(table)])
@@ -151,6 +149,22 @@ def _read_labels(manifest: Corpus | pa.Table | str | Path, origin: str) -> pa.Ta
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         raise InputError(f"{origin}: {twice[0]!r} stands in {Counter(ids)[twice[0]]} rows; keep one for each utterance")
     return pa.table({name: _strings(manifest[name], f"{origin}, column {name!r}") for name in manifest.column_names})
+
+
+def _read_manifest(path: Path) -> Corpus | pa.Table:
+    """A table by its ids; what has none, or is of another form, as a corpus."""
+    header = table_header(path) if path.is_file() else []
+    if not {"id", "path"} <= set(header):
+        try:
+            return read_corpus(path)
+        except InputError:
+            if "id" not in header:
+                raise
+    table = read_table(path)
+    labels = ("id", *PLANNED_LABELS)
+    columns: dict[str, Any] = {name: table.strings(name, extra=name not in labels) for name in table.columns}
+    without_words_for_nothing(columns)
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
 def _strings(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:

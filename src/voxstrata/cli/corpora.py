@@ -1,0 +1,73 @@
+"""What commands say of the corpus they are given, before the work."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import voxstrata as vs
+
+if TYPE_CHECKING:
+    from voxstrata.corpus import Corpus
+
+_WIDTH = 79
+
+
+def read_and_note(source: Path, reading: Mapping[str, Any]) -> Corpus:
+    """Read a corpus, and say on standard error what a person should know of how that was done."""
+    corpus = vs.read_corpus(source, **reading)
+    for note in corpus.notes[1:]:
+        click.echo(f"{source}: {note}", err=True)
+    return corpus
+
+
+def tell_corpus(source: Path, corpus: Corpus, err: bool = False) -> None:
+    """What a corpus is, what it holds, and what was noted when it was read."""
+    from voxstrata.corpus.summary import CorpusSummary
+
+    first, *notes = corpus.notes
+    wrapped = textwrap.TextWrapper(
+        _WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    lines = [f"{source}: {first}", CorpusSummary.of(corpus).to_text(), *map(wrapped.fill, notes)]
+    click.echo("\n".join(lines), err=err)
+
+
+def corpus_json(corpus: Corpus) -> dict[str, Any]:
+    """Counts and notes of a corpus, for `--json`."""
+    from voxstrata.corpus.summary import CorpusSummary
+
+    return asdict(CorpusSummary.of(corpus)) | {"notes": list(corpus.notes)}
+
+
+def refuse_swapped(corpus: str | Path, model: str | Path) -> None:
+    """Raises UsageError where a command was given its model first and its corpus, or list of words, second."""
+    if _is_model(Path(corpus)) and not _is_model(Path(model)):
+        _refuse(f"{corpus} is a model and {model} is none", model, corpus)
+
+
+def refuse_swapped_checkpoint(checkpoint: str, corpus: Path) -> None:
+    """Raises UsageError where a command was given its corpus first and its checkpoint second."""
+    from voxstrata.corpus.rows import is_table
+
+    given = Path(checkpoint)
+    no_checkpoint = is_table(given) or (given.is_dir() and not (given / "config.json").is_file())
+    if no_checkpoint and ((corpus / "config.json").is_file() or not corpus.exists()):
+        _refuse(f"{checkpoint} is no checkpoint, and {corpus} may be one", corpus, checkpoint)
+
+
+def _is_model(path: Path) -> bool:
+    from voxstrata.encoders.card import CARD
+
+    return (path / CARD).is_file()
+
+
+def _refuse(why: str, first: str | Path, second: str | Path) -> None:
+    command = click.get_current_context().command_path
+    raise vs.UsageError(f"{why}: the order is the other: {command} {shlex.join([str(first), str(second)])} …")
