@@ -11,12 +11,14 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
+from voxstrata.cli.corpora import refuse_swapped, tell_corpus
 
 
 @click.command(short_help="Add CORPUS's recordings to a finished store.")
 @click.argument("store")
 @options.corpus
 @options.model
+@options.reading
 @options.planning
 @options.running
 @click.option("--tokens", type=options.COUNT, help="Batch size × computed positions. [default: by device]")
@@ -27,7 +29,7 @@ def append(
     corpus: Path,
     model: Path,
     long: Any,
-    split: str | None,
+    reading: dict[str, Any],
     unit_mb: float | None,
     runtime: vs.Runtime,
     tokens: int | None,
@@ -44,11 +46,15 @@ def append(
     Example:
       voxstrata append speech.zarr more.tsv base
     """
+    refuse_swapped(corpus, model)
     with resume_hint(), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
+        read = vs.read_corpus(corpus, **reading)
+        if not as_json:
+            tell_corpus(corpus, read, err=True)
         report = vs.append(
             store,
-            vs.read_corpus(corpus, split),
+            read,
             model,
             replace(runtime, tokens=tokens, unit_megabytes=unit_mb),
             reporter,
