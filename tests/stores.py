@@ -74,7 +74,8 @@ class MadeUpStore:
     """
 
     has_frames = True
-    files = SimpleNamespace(root="made-up.zarr")
+    name = "made-up.zarr"
+    files = SimpleNamespace(root=name)
     about: ClassVar = {
         "model": {"checkpoint": "made-up", "silence": {}},
         "spec": {"context": {"mode": "bucketed"}},

@@ -28,7 +28,7 @@ from voxstrata.base.folders import new_folder
 from voxstrata.engine import Runtime, extract
 from voxstrata.handover import formats
 from voxstrata.handover.converting import convert
-from voxstrata.handover.formats import FORMATS
+from voxstrata.handover.formats import FORMS
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 
 OUTPUTS = ("layer_01", "final")
@@ -148,7 +148,7 @@ def in_several_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 def need(to: str) -> None:
-    if (package := FORMATS[to].package) is not None:
+    if (package := FORMS[to].package) is not None:
         pytest.importorskip(package)
     if to == "hf":
         pytest.importorskip("datasets")
@@ -238,7 +238,7 @@ def test_a_pooled_store_gives_what_it_holds(store: EmbeddingStore, tiny_model: P
 # --- what is known of the utterances ---
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", FORMS)
 def test_metadata_go_along(store: EmbeddingStore, done: list[str], tmp_path: Path, to: str) -> None:
     need(to)
     convert(store, tmp_path / "out", to, "final")
@@ -320,7 +320,7 @@ def test_kaldi_ids_have_no_blanks(tiny_model: Path, make_corpus: Callable[..., P
 # --- bounded memory, whole or not at all ---
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", FORMS)
 def test_no_run_is_larger_than_it_may_be(
     store: EmbeddingStore, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,7 +328,12 @@ def test_a_store_of_another_corpus_is_refused_naming_what_differs(
 ) -> None:
     other = Path(shutil.copytree(corpus, tmp_path / "c"))
     soundfile.write(other / "en" / "new.wav", sound(1, 5), 16_000)
-    refused("1 utterances are not in the store, e.g. 'en/new'", other, tiny_model, written)
+    refused(
+        "1 utterances were not in the corpus that made it, e.g. 'en/new'; `voxstrata append ",
+        other,
+        tiny_model,
+        written,
+    )
     (other / "en" / "new.wav").unlink()
     (other / "fr" / "1.wav").unlink()
     refused(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from voxstrata.corpus.source import read_corpus as read_corpus
     from voxstrata.encoders.context import Context as Context
     from voxstrata.encoders.device import Device as Device
+    from voxstrata.engine.appending import append as append
     from voxstrata.engine.extraction import extract as extract
     from voxstrata.engine.model import open_speech_model
     from voxstrata.engine.runtime import Runtime as Runtime
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.ragged import Ragged as Ragged
     from voxstrata.retrieval.selection import select as select
     from voxstrata.retrieval.similarities import seqsim as seqsim
-    from voxstrata.store.reader import open_store as open_store
+    from voxstrata.store.relabel import relabel as relabel
+    from voxstrata.store.several import open_store as open_store
     from voxstrata.store.spec import StoreSpec as StoreSpec
     from voxstrata.store.training import LayerWeights as LayerWeights
     from voxstrata.studies.align.measure import AlignOptions as AlignOptions
@@ -60,6 +62,7 @@ _NAMES = {
     "corpus.source": "read_corpus",
     "encoders.context": "Context",
     "encoders.device": "Device",
+    "engine.appending": "append",
     "engine.extraction": "extract",
     "engine.model": "open_model",
     "engine.runtime": "Runtime",
@@ -70,7 +73,8 @@ _NAMES = {
     "retrieval.ragged": "Ragged",
     "retrieval.selection": "select",
     "retrieval.similarities": "seqsim",
-    "store.reader": "open_store",
+    "store.relabel": "relabel",
+    "store.several": "open_store",
     "store.spec": "StoreSpec",
     "store.training": "LayerWeights",
     "studies.align.measure": "AlignOptions align",

@@ -189,7 +189,8 @@ class SegmentReader:
                 block = self._block(file, k)[max(0, first - begin) : end - begin]
                 done += len(block)
                 yield block
-            if info.source_frames - done > file.tolerance():
+            missing = info.source_frames - done
+            if missing and missing > file.tolerance():
                 rate = info.source_rate
                 raise AudioError(
                     f"{source.name}: decoding ended at {(first + done) / rate:.2f} s, the segment goes on to "

@@ -5,7 +5,8 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 
@@ -24,33 +25,70 @@ def make_writable(folder: Path) -> None:
         raise InputError(f"{folder}: results cannot be written here ({e.strerror}); choose another folder") from e
 
 
-def check_vacant(folder: Path) -> None:
-    """Raises InputError when something is there already, other than an empty folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists already; remove it or choose another folder")
+def check_writable(folder: Path) -> None:
+    """As `make_writable`, but what was made is removed again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_writable(folder)
+    for path in missing:
+        path.rmdir()
 
 
 @contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def leaving_no_empty_folder(folder: Path) -> Iterator[None]:
+    """After an error or an interrupt, remove the folder and those above it that were made meanwhile and are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):  # something is in it
+                path.rmdir()
+        raise
+
+
+def check_vacant(folder: Path, replaced: Collection[str] = ()) -> None:
+    """Raise InputError when something is there already, other than an empty folder.
+
+    replaced: what an earlier result consists of, patterns of names, the first of the file that it is known by: such a
+    folder may be there, if nothing else is in it.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not replaced:
+        raise InputError(f"{folder}: exists already; remove it or choose another folder")
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in replaced)]
+    if foreign or next(iter(replaced)) not in names:
+        raise InputError(
+            f"{folder}: holds something else ({(foreign or names)[0]}), which is not overwritten; choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
     """A folder to fill, beside `target`. It becomes `target` at the end; after an error nothing is left of it.
 
-    What a killed process left of its own is removed when the next one begins.
+    replaced: as in `check_vacant`; what it names is removed once the new folder is whole. What a killed process left of
+    its own is removed when the next one begins.
     """
-    check_vacant(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    held = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)  # let go of when the process dies: by that leftovers are known
-        yield partial
-        partial.chmod(0o755)  # mkdtemp keeps others out
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(held)
+    check_vacant(target, replaced)
+    with leaving_no_empty_folder(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        old = partial.with_suffix(".old")
+        held = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)  # let go of when the process dies: by that leftovers are known
+            yield partial
+            partial.chmod(0o755)  # mkdtemp keeps others out
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
+        finally:
+            for path in (partial, old):
+                shutil.rmtree(path, ignore_errors=True)
+            os.close(held)
 
 
 def _sweep(target: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.figures import DPI, Figure, new_figure
-from voxstrata.base.folders import make_writable
+from voxstrata.base.folders import check_writable, make_writable
 from voxstrata.base.tables import TextTable
 
 _WIDTH = 112  # characters of a line of notes on a terminal
@@ -95,6 +95,7 @@ class Result(ABC):
         """
         folder = Path(folder)
         self.refuse_foreign(folder)
+        make_writable(folder)
         written = []
         for field, name in self.files.items():
             if field not in self.large:
@@ -136,15 +137,19 @@ class Result(ABC):
 
     @classmethod
     def refuse_foreign(cls, folder: str | Path) -> None:
-        """Make the folder, and refuse one that cannot be written or holds something else: before the work, not after.
+        """Refuse a folder that cannot be written or holds something else: before the work, not after. Makes none.
 
         Raises InputError; UsageError where matplotlib is missing and figures would be drawn.
         """
         folder = Path(folder)
         if cls.captions:
             new_figure(1, 1)
-        make_writable(folder)
-        if any(folder.iterdir()) and not any((folder / name).exists() for name in (*cls.files.values(), *cls.beside)):
+        check_writable(folder)
+        if (
+            folder.exists()
+            and any(folder.iterdir())
+            and not any((folder / name).exists() for name in (*cls.files.values(), *cls.beside))
+        ):
             raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
 
     def __repr__(self) -> str:

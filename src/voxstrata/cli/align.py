@@ -10,7 +10,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
-@click.argument("store")
+@options.stores
 @click.option("--phonetics", required=True, help="Folder that `voxstrata phonetics` wrote for the store's corpus.")
 @options.out("Folder for align.parquet, align.md, align.png and align.pdf; what an earlier run left there is replaced.")
 @options.outputs
@@ -42,7 +42,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 @options.bootstrap("groups")
 @options.as_json
 def align(
-    store: str,
+    stores: tuple[str, ...],
     phonetics: str,
     folder: Path,
     outputs: str,
@@ -60,6 +60,8 @@ def align(
     non-translations that sound closest; and with the means of speaker and language removed. Retrievers that see
     phonemes or durations alone stand beside it. A logistic regression says how much closeness in sound helps.
 
+    Several stores of one model are taken as one; no id may be in two of them.
+
     \b
     Example:
       voxstrata phonetics speech.tsv -o phonetics
@@ -67,6 +69,7 @@ def align(
     """
     from voxstrata.studies.align.result import Alignment
 
+    store = stores[0] if len(stores) == 1 else list(stores)
     opened = vs.open_store(store)
     print_left_out(opened)
     Alignment.refuse_foreign(folder)

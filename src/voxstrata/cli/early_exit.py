@@ -52,8 +52,11 @@ def _decoding(f: options.F) -> options.F:
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
 @_revision
+@options.overwrite
 @options.as_json
-def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision: str | None, as_json: bool) -> None:
+def write(
+    checkpoint: str, target: Path, after: int, final_norm: bool, revision: str | None, overwrite: bool, as_json: bool
+) -> None:
     """Write the checkpoint of CHECKPOINT that ends after block k.
 
     transformers loads it like any other, and so does what builds on it. Without the LayerNorm the weights are folded
@@ -68,7 +71,7 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
 
     at = EarlyExit(after, final_norm)
     with TerminalReporter() as reporter:
-        card = write_early_exit(checkpoint, target, at, revision=revision, reporter=reporter)
+        card = write_early_exit(checkpoint, target, at, revision=revision, overwrite=overwrite, reporter=reporter)
     if as_json:
         print_json({"checkpoint": str(target), "card": asdict(card)})
         return
@@ -97,6 +100,7 @@ def write(checkpoint: str, target: Path, after: int, final_norm: bool, revision:
 @options.reading
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="PyTorch's device.")
 @_revision
+@options.overwrite
 @options.as_json
 def sweep(
     checkpoint: str,
@@ -110,6 +114,7 @@ def sweep(
     reading: dict[str, Any],
     device: str,
     revision: str | None,
+    overwrite: bool,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -136,6 +141,7 @@ def sweep(
     found = read_and_note(corpus, reading)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
     how: dict[str, Any] = {"blocks": _numbers(blocks), "scoring": Scoring(**scoring), "device": device}
+    how["overwrite"] = overwrite
     with TerminalReporter() as reporter:
         result = run(
             load_transcriber(checkpoint, revision, reporter), found, folder, decoding=decoding, **how, reporter=reporter

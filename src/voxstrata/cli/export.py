@@ -34,6 +34,7 @@ from voxstrata.cli.console import TerminalReporter, print_json
     help="Cached keys of each attention head; 0 keeps one for every silent position.",
 )
 @click.option("--norm-every-layer", is_flag=True, help="Apply the final LayerNorm to every layer, as for early exit.")
+@options.overwrite
 @options.as_json
 def export(
     checkpoint: str,
@@ -44,6 +45,7 @@ def export(
     calibrate: Path | None,
     silence_keys: int,
     norm_every_layer: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Turn a Whisper CHECKPOINT into an ONNX model with per-layer outputs.
@@ -57,7 +59,7 @@ def export(
     """
     spec = vs.ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys)
     with TerminalReporter() as reporter:
-        card = vs.export(checkpoint, target, spec, revision=revision, reporter=reporter).card
+        card = vs.export(checkpoint, target, spec, revision=revision, overwrite=overwrite, reporter=reporter).card
     if as_json:
         print_json({"model": str(target), "card": card.to_dict()})
         return

@@ -95,6 +95,8 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         ("utterances", ", ".join(f"{n} {s}" for s, n in about["status"].items())),
         ("complete", "yes" if about["complete"] else "no: run the same extraction again, it resumes"),
     ]
+    if about.get("relabelled"):
+        rows.append(("relabelled", f"changes: {about['relabelled']}; what they replaced is in {path}/history"))
     _print_rows(f"{path}: store of embeddings", rows)
     by_language = sorted(about["languages"].items())
     table = [[name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])] for name, e in by_language]

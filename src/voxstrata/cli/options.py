@@ -17,6 +17,7 @@ COUNT = click.IntRange(min=1)
 
 corpus = click.argument("corpus", type=PATH)
 model = click.argument("model", type=PATH)
+stores = click.argument("stores", metavar="STORE...", nargs=-1, required=True)
 outputs = click.option(
     "--outputs", default="all", help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final."
 )
@@ -24,6 +25,11 @@ languages = click.option("--languages", help="Languages to take, e.g. en,es. [de
 kernel = click.option(
     "--kernel",
     help="What compares frames: int16, float32, or triton (CUDA, float16). [default: int16 where the CPU has AVX2]",
+)
+overwrite = click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace what this command left there, with whatever settings; anything else there is refused all the same.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 

@@ -10,7 +10,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 
 
 @click.command(short_help="Spoken-translation retrieval, layer by layer.")
-@click.argument("store")
+@options.stores
 @options.out("Folder for the results; what an earlier run left there is replaced.")
 @options.outputs
 @options.languages
@@ -24,7 +24,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 @options.kernel
 @options.as_json
 def retrieve(
-    store: str,
+    stores: tuple[str, ...],
     folder: Path,
     outputs: str,
     languages: str | None,
@@ -39,6 +39,8 @@ def retrieve(
     recall_by_layer.png and languages.png; every figure stands beside its pool size and chance. The table also holds
     CSLS and ratio-margin scores, hubness, and linear CKA between languages.
 
+    Several stores of one model are taken as one; no id may be in two of them.
+
     STORE may also be a folder that `voxstrata similarity` made. Recall then comes from its lists of the best
     candidates, and found.parquet and found.md are written.
 
@@ -52,7 +54,8 @@ def retrieve(
     from voxstrata.studies import retrieve as study
 
     result: study.Retrieval | study.FoundRetrieval
-    if is_similarity(store):
+    store = stores[0] if len(stores) == 1 else list(stores)
+    if isinstance(store, str) and is_similarity(store):
         if outputs != "all" or languages or similarities or kernel:
             raise vs.UsageError(f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it")
         study.FoundRetrieval.refuse_foreign(folder)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.command(short_help="SeqSim of all pairs: the best candidates of each.")
 @click.argument("store")
 @click.argument("other", required=False)
+@click.option("--join", multiple=True, metavar="STORE", help="Another store: with STORE it is one. May be repeated.")
 @options.out("Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.", type=str)
 @options.outputs
 @click.option("--x", "x_languages", help="Languages of the first set, e.g. en,es. [default: all]")
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     default=200,
     help="Queries per direction to measure --candidates on, by exact search.",
 )
+@options.overwrite
 @options.kernel
 @click.option("--tile-frames", type=options.COUNT, help="Frames per side of a tile; bounds memory.")
 @click.option("--part", help="I/N: compute every N-th tile row from the I-th on; N runs share the work.")
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 def similarity(
     store: str,
     other: str | None,
+    join: tuple[str, ...],
     folder: str,
     outputs: str,
     x_languages: str | None,
@@ -62,14 +65,15 @@ def similarity(
     matrix: str | None,
     candidates: int | None,
     kernel: str | None,
+    overwrite: bool,
     part: str | None,
     as_json: bool,
     **limits: Any,
 ) -> None:
     """SeqSim of all pairs of two sets of utterances, or of one set with itself.
 
-    The sets are parts of STORE, or of STORE and OTHER. Writes each utterance's best candidates to top.parquet; the
-    frames need not fit in memory. When the folder exists the run resumes it.
+    The sets are parts of STORE, or of STORE and OTHER; --join makes several stores one. Writes each utterance's best
+    candidates to top.parquet; the frames need not fit in memory. When the folder exists the run resumes it.
 
     \b
     Example:
@@ -79,7 +83,7 @@ def similarity(
     from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.retrieval.selection import refuse_bad_frames, refuse_incomparable
 
-    opened = vs.open_store(store)
+    opened = vs.open_store([store, *join])
     x = _selection(opened, x_languages, x_ids)
     y = None
     if other is not None or y_languages is not None or y_ids is not None:
@@ -92,6 +96,7 @@ def similarity(
         folders = {outputs: folder}
     by = choose_kernel(kernel)
     how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0, "part": _part(part)}
+    how["overwrite"] = overwrite
     reports = {}
     with TerminalReporter() as reporter, resume_hint():
         if len(folders) > 1:  # what a later output would be refused for is refused before the first takes its time

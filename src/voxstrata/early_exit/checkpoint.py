@@ -45,6 +45,7 @@ _DECODER_SIZES = {
     "max_target_positions": ("embed_positions.weight", 0),
     "decoder_ffn_dim": ("layers.0.fc1.weight", 0),
 }
+_WRITTEN = (_CARD, "config.json", "model*.safetensors*", "preprocessor_config.json", *_TEXT_FILES)
 
 
 @dataclass(frozen=True)
@@ -164,24 +165,27 @@ def write_early_exit(
     at: EarlyExit,
     *,
     revision: str | None = None,
+    overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> EarlyExitCard:
     """Write the checkpoint of `source` that ends after block `at.after` into the new folder `target`.
 
     The folder holds config.json, model.safetensors (dtype of the original; float32 without the LayerNorm), what the
     original has of tokenizer, feature extractor and generation settings, and the card. It appears only when its
-    encoder, loaded back, agrees with the original's layer_k.
+    encoder, loaded back, agrees with the original's layer_k. overwrite: an earlier one in `target` is replaced, if
+    nothing else is in the folder.
 
     Raises InputError for an unusable checkpoint or an existing target, UsageError for a block that is not there.
     """
     target = Path(target)
-    check_vacant(target)
+    replaced = _WRITTEN if overwrite else ()
+    check_vacant(target, replaced)
     if isinstance(source, str):
         reporter.step(f"loading {source}")
         source = load_transcriber(source, revision, reporter)
     layers = source.encoder.shape.layers
     check_exit(at, layers)
-    with new_folder(target) as folder:
+    with new_folder(target, replaced) as folder:
         reporter.step(f"writing {at}")
         model = shortened(source.model, at)
         with quiet_transformers():

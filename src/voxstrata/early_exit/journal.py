@@ -31,6 +31,11 @@ class Journal:
         self._file, self._texts = file, texts
         self.resumed = len(texts)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no text yet."""
+        return not self._texts
+
     def find(self, name: str, info: AudioInfo, at: EarlyExit) -> str | None:
         """The text of recording `name`, None where it was not transcribed."""
         return self._texts.get((name, info.size_bytes, info.samples, at))
@@ -45,10 +50,12 @@ class Journal:
 
 
 @contextmanager
-def open_journal(folder: Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
+def open_journal(folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> Iterator[Journal]:
     """Make or go on with transcripts.jsonl in `folder`; for this process alone.
 
-    settings: what decides the texts, the file's first line. A last line that a killed run left half-written is dropped.
+    settings: what decides the texts, the file's first line. overwrite: transcripts of other settings are thrown away.
+    A file without a transcript does not stay behind an error. A last line that a killed run left half-written is
+    dropped.
     Raises InputError when the file is of other settings (naming these), is not ours, or is in use.
     """
     path = folder / JOURNAL
@@ -62,6 +69,8 @@ def open_journal(folder: Path, settings: Mapping[str, Any]) -> Iterator[Journal]
             for line in rest:
                 at = EarlyExit(line["after"], line["final_norm"])
                 texts[line["id"], line["bytes"], line["samples"], at] = line["text"]
+            if overwrite and first != header:
+                rest, texts = [], {}
             if rest:
                 _refuse_others(path, first, header)
             else:
@@ -74,7 +83,13 @@ def open_journal(folder: Path, settings: Mapping[str, Any]) -> Iterator[Journal]
             if not whole:
                 file.write(json.dumps(header, ensure_ascii=False).encode() + b"\n")
                 file.flush()
-            yield Journal(file, texts)
+            journal = Journal(file, texts)
+            try:
+                yield journal
+            except BaseException:
+                if journal.empty:
+                    path.unlink()
+                raise
 
 
 def _refuse_others(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -83,7 +98,7 @@ def _refuse_others(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
         was, now = ({key: settings.get(key) for key in differ} for settings in (found, wanted))
         raise InputError(
             f"{path}: transcripts of a run with {_shown(was)}, now {_shown(now)}: to go on with them give the same "
-            "checkpoint, corpus and decoding; else choose another folder, or remove this file"
+            "checkpoint, corpus and decoding; else choose another folder, or give --overwrite"
         )
 
 

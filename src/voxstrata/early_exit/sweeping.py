@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
@@ -31,13 +32,14 @@ def sweep(
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     device: str = "cpu",
+    overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> EarlyExits:
     """Transcribe `corpus` with the encoder ended after `blocks` (None: each), score, and choose an exit.
 
     The result is saved in `folder`. Transcripts are written there as they come; a run that was stopped goes on when it
     is asked for again. Checkpoint, corpus, task, announced languages, tokens and device must be the same then; blocks
-    and scoring may be others.
+    and scoring may be others. overwrite: transcripts of another run in the folder are thrown away.
 
     Everything that can be refused without transcribing is refused before. Raises UsageError for blocks, languages, a
     task or settings that do not exist, InputError for missing texts, for a language that one part lacks, and for a
@@ -59,7 +61,7 @@ def sweep(
     decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
     exits = every_exit(transcriber.encoder.shape.layers, blocks)
     try:
-        with open_journal(folder, decides) as journal:
+        with leaving_no_empty_folder(folder), open_journal(folder, decides, overwrite) as journal:
             found = transcribe_recordings(
                 transcriber, corpus, exits, decoding, device=device, journal=journal, reporter=reporter
             )

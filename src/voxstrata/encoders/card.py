@@ -27,6 +27,8 @@ CARD, LOG_MEL, SILENCE, WEIGHTS = "card.json", "log_mel.onnx", "silence.npz", "e
 ENCODER, CACHED, CPU = "encoder_model.onnx", "encoder_cached.onnx", "encoder_cpu.onnx"
 # the encoder's graphs in a model of each dtype
 ENCODER_GRAPHS = {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}
+# what `export` leaves, the card first
+MODEL_FILES = (CARD, *ENCODER_GRAPHS["float32"], WEIGHTS, LOG_MEL, SILENCE, "config.json", "preprocessor_config.json")
 DTYPES = tuple(ENCODER_GRAPHS)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import clock
 from voxstrata.corpus import Corpus, read_corpus
@@ -22,6 +23,7 @@ from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sink import UnitSink
 from voxstrata.store.files import Files
+from voxstrata.store.labels import as_planned
 from voxstrata.store.plan import Plan
 from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
@@ -39,7 +41,7 @@ class ExtractReport:
         overlap, and `decode`, `log_mel`, `encode` and `reduce` add up threads.
     resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
     sgemm_rate: float32 matrix products in operations per second on the same threads just before the run; None unless
-        asked for.
+        asked for. passed_over: recordings that the store held before (`append`; the other figures are of what it adds).
     """
 
     store: str
@@ -54,6 +56,7 @@ class ExtractReport:
     overflows: int
     flops: int
     sgemm_rate: float | None = None
+    passed_over: int = 0
 
     @property
     def efficiency(self) -> float | None:
@@ -67,8 +70,12 @@ class ExtractReport:
     def to_text(self) -> str:
         """In a few lines, but for the failures."""
         lines = [f"{self.store}: {self.utterances - self.failed} of {self.utterances} utterances in {self.units} units"]
+        if self.passed_over:
+            lines.insert(0, f"{self.store}: {self.passed_over} recordings are there already")
+            if not self.units:
+                return f"{lines[0]}, nothing is new"
         if self.resumed_units:
-            lines[0] += f", {self.resumed_units} of them by an earlier run"
+            lines[-1] += f", {self.resumed_units} of them by an earlier run"
         if self.resumed_units == self.units:
             lines.append("nothing was left to do")
         else:
@@ -124,13 +131,13 @@ def extract(
         refuse_foreign(files)
         if files.exists(PLAN):
             with files.lock():
-                pass
+                corpus = as_planned(files, corpus)
         encoder = make_encoder(model, spec, runtime)
         plan, infos = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
         limit = sgemm_rate(encoder.threads) if efficiency else None
-        with files.lock():
+        with leaving_no_empty_folder(Path(files.local or "/")), files.lock():
             sink = UnitSink(StoreWriter(store, plan, model.card), allow_overflow)
-            return replace(_run(corpus, infos, encoder, sink, reporter), sgemm_rate=limit)
+            return replace(encode_units(corpus, infos, encoder, sink, reporter), sgemm_rate=limit)
     except OSError as e:
         raise InputError(
             f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
@@ -143,7 +150,7 @@ def make_encoder(model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> Encod
     return (CpuEncoder if runtime.device.kind == "cpu" else CudaEncoder)(model, spec, runtime)
 
 
-def _run(
+def encode_units(
     corpus: Corpus, infos: Sequence[AudioInfo | None], encoder: Encoder, sink: UnitSink, reporter: Reporter
 ) -> ExtractReport:
     """The units that are not committed yet, through the pipeline."""

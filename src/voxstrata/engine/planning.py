@@ -29,10 +29,12 @@ def plan_corpus(
     *,
     long: Long = "window",
     probed: Probed | None = None,
+    unit_rows: int | None = None,
 ) -> tuple[Plan, list[AudioInfo | None]]:
     """Plan the extraction of a corpus from what its headers say.
 
-    probed: what `probe_corpus` returned; by default headers are read now.
+    probed: what `probe_corpus` returned; by default headers are read now. unit_rows: of the store that the corpus is
+    added to.
 
     Returns the plan and what probing said of every row of the corpus. Raises UsageError for unknown outputs, and
     InputError when nothing can be read, or, with `long="error"`, when a recording is over 30 s.
@@ -44,7 +46,8 @@ def plan_corpus(
         _refuse_long(corpus, infos)
     if (megabytes := runtime.unit_megabytes) is None:
         megabytes = default_unit_megabytes(spec, model.card.d_model, runtime.device)
-    return make_plan(corpus, infos, unreadable, spec, model.card.d_model, unit_megabytes=megabytes), infos
+    d = model.card.d_model
+    return make_plan(corpus, infos, unreadable, spec, d, unit_megabytes=megabytes, unit_rows=unit_rows), infos
 
 
 def default_unit_megabytes(spec: StoreSpec, d_model: int, device: Device) -> float:

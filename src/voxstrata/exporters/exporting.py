@@ -8,7 +8,7 @@ from pathlib import Path
 from voxstrata.base.folders import check_vacant
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import read_corpus
-from voxstrata.encoders.card import ModelFolder, open_model
+from voxstrata.encoders.card import MODEL_FILES, ModelFolder, open_model
 from voxstrata.exporters.hub import check_source
 from voxstrata.exporters.spec import ExportSpec
 
@@ -19,19 +19,22 @@ def export(
     spec: ExportSpec | None = None,
     *,
     revision: str | None = None,
+    overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ModelFolder:
     """Export the encoder of `source` (see `load_checkpoint`) into the new folder `target`.
 
     The folder appears only when every graph agrees with PyTorch. `reporter` hears of steps, and is warned of recordings
-    that cannot serve calibration.
+    that cannot serve calibration. overwrite: an earlier model in `target` is replaced, if nothing else is in the
+    folder.
 
     Raises InputError for an unusable checkpoint or calibration corpus, an existing target, or a failed
     validation; UsageError for unknown outputs or dtype.
     """
     spec, target = spec or ExportSpec(), Path(target)
     spec.check()
-    check_vacant(target)
+    replaced = MODEL_FILES if overwrite else ()
+    check_vacant(target, replaced)
     check_source(source, revision)
     corpus = None if spec.calibrate is None else read_corpus(spec.calibrate)
 
@@ -39,5 +42,5 @@ def export(
     from voxstrata.exporters.writing import write_model
 
     reporter.step(f"loading {source}")
-    write_model(load_checkpoint(source, revision, reporter), target, spec, corpus, reporter)
+    write_model(load_checkpoint(source, revision, reporter), target, spec, corpus, reporter, replaced)
     return open_model(target)

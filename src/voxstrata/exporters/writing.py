@@ -1,7 +1,7 @@
 """Writing a model folder: graphs, weights, silence cache and card, validated before the folder appears."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -29,9 +29,17 @@ from voxstrata.exporters.weights import WeightsFile
 
 
 def write_model(
-    checkpoint: Checkpoint, target: Path, spec: ExportSpec, corpus: Corpus | None, reporter: Reporter
+    checkpoint: Checkpoint,
+    target: Path,
+    spec: ExportSpec,
+    corpus: Corpus | None,
+    reporter: Reporter,
+    replaced: Collection[str] = (),
 ) -> None:
-    """Write the new folder `target`; corpus: what the silence cache is calibrated on. Errors as of `export`."""
+    """Write the new folder `target`; corpus: what the silence cache is calibrated on. Errors as of `export`.
+
+    replaced: names of files of an earlier model that may be there.
+    """
     outputs = select_outputs(spec.outputs, output_names(checkpoint.shape.layers))
     if corpus is None:
         reporter.step("silence cache: pure")
@@ -40,7 +48,7 @@ def write_model(
         reporter.step(f"silence cache: calibrated on {spec.calibrate}")
         runs = run_on_recordings(checkpoint, calibration_recordings(corpus, reporter), reporter)
     silence, provenance = condense(runs, spec.silence_keys)
-    with new_folder(target) as folder:
+    with new_folder(target, replaced) as folder:
         reporter.step("writing the graphs")
         _write_graphs(folder, checkpoint, spec, outputs)
         silence.save(folder / layout.SILENCE)

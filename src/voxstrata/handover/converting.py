@@ -18,9 +18,10 @@ from voxstrata.base.folders import check_vacant, new_folder
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import distinct
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.handover.formats import FORMATS
+from voxstrata.handover.formats import FORMS
 from voxstrata.handover.share import Share
-from voxstrata.store.reader import EmbeddingStore, open_store
+from voxstrata.store.reader import EmbeddingStore
+from voxstrata.store.several import open_store
 from voxstrata.store.writer import DONE
 
 _NO_LANGUAGE = "__HIVE_DEFAULT_PARTITION__"  # what DuckDB, Polars and Arrow read as null in a folder's name
@@ -74,9 +75,9 @@ def convert(
     folder that holds something, a package that is not installed, and a store in which nothing is done.
     """
     store, target = store if isinstance(store, EmbeddingStore) else open_store(store), Path(folder)
-    (to,) = chosen("format", [to], list(FORMATS))
+    (to,) = chosen("format", [to], list(FORMS))
     names = select_outputs(outputs, store.outputs)
-    form, pooled = FORMATS[to], pooled or not store.has_frames
+    form, pooled = FORMS[to], pooled or not store.has_frames
     if form.package and find_spec(form.package) is None:
         raise InputError(f"{to}: {form.package} is not installed; pip install 'voxstrata[{form.extra}]'")
     if store.files.local is not None and target.resolve().is_relative_to(store.files.local.resolve()):

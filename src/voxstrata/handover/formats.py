@@ -24,7 +24,7 @@ SHARD_BYTES = 256 << 20  # of one file of those formats that want several
 
 
 @dataclass(frozen=True)
-class Format:
+class Form:
     """A form that others read.
 
     write: fills a folder with a share; gets the folder, and the path that it will have in the end.
@@ -234,11 +234,11 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"  # as YAML quotes
 
 
-FORMATS: Mapping[str, Format] = {
-    "parquet": Format(_parquet),
-    "npy": Format(_npy),
-    "safetensors": Format(_safetensors, "safetensors", "safetensors"),
-    "lance": Format(_lance, "lance", "lance"),
-    "kaldi": Format(_kaldi),
-    "hf": Format(_hf, index=_hf_card),
+FORMS: Mapping[str, Form] = {
+    "parquet": Form(_parquet),
+    "npy": Form(_npy),
+    "safetensors": Form(_safetensors, "safetensors", "safetensors"),
+    "lance": Form(_lance, "lance", "lance"),
+    "kaldi": Form(_kaldi),
+    "hf": Form(_hf, index=_hf_card),
 }

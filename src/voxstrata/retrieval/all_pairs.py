@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.retrieval.candidates import CandidateSets, measure_recall, nearest_pooled
 from voxstrata.retrieval.compare import Sink, Stages, compare
@@ -59,6 +60,7 @@ def similarity(
     *,
     kernel: Kernel | None = None,
     part: tuple[int, int] = (1, 1),
+    overwrite: bool = False,
     reporter: Reporter = SILENT,
     **settings: Any,
 ) -> SimilarityReport:
@@ -66,7 +68,7 @@ def similarity(
 
     output: encoder output whose frames are compared. kernel: by default the fastest of this machine; all parts of one
     comparison need the same. part: (i, n), this run takes every n-th tile row from the i-th on, i from 1; the run that
-    finds all rows done writes the final table.
+    finds all rows done writes the final table. overwrite: a result of other settings in the folder is replaced.
 
     Settings, all optional:
     top: candidates kept per query, by F1, in `top.parquet`: of every x (direction "forward") and of every y
@@ -84,24 +86,27 @@ def similarity(
     if not 1 <= part[0] <= part[1]:
         raise UsageError(f"part {part[0]}/{part[1]}: the first number runs from 1 to the second")
     plan = plan_tiles(x, y, output, kernel, **settings)
-    try:
-        run = _Run(plan, kernel, folder, reporter)
-    except OSError as e:
-        raise InputError(f"{folder}: cannot begin ({e}); mend it, or choose another folder") from e
-    try:
-        return run.go(part)
-    except OSError as e:
-        raise InputError(
-            f"{folder}: cannot go on ({e}); the tile rows that are committed are safe: mend it and run the same again"
-        ) from e
+    with leaving_no_empty_folder(Path(folder)):
+        try:
+            run = _Run(plan, kernel, folder, reporter, overwrite)
+        except OSError as e:
+            raise InputError(f"{folder}: cannot begin ({e}); mend it, or choose another folder") from e
+        try:
+            with run.results.kept_if_used(alone=part == (1, 1)):
+                return run.go(part)
+        except OSError as e:
+            raise InputError(
+                f"{folder}: cannot go on ({e}); the tile rows that are committed are safe: mend it and run the same "
+                "again"
+            ) from e
 
 
 class _Run:
     """One process' share of a plan."""
 
-    def __init__(self, plan: TilePlan, kernel: Kernel, folder: str | Path, reporter: Reporter) -> None:
+    def __init__(self, plan: TilePlan, kernel: Kernel, folder: str | Path, reporter: Reporter, overwrite: bool) -> None:
         self.plan, self.kernel, self._reporter = plan, kernel, reporter
-        self.results = Results(folder, plan, self._find if plan.candidates else None)
+        self.results = Results(folder, plan, self._find if plan.candidates else None, overwrite)
         self.sink = _TileRows(plan, self.results)
         self.stages = Stages()
 

@@ -47,21 +47,30 @@ class Results:
     A folder of another plan of which no tile row is committed or being computed (a run was refused, or stopped at once)
     is made anew; not in object stores, where nobody can tell whether another run is at it.
 
+    overwrite: results of another plan are replaced, too, unless another run is at them.
+
     find: computes the candidates, in candidate mode. Files are written whole or not at all, and a tile row counts once
     its marker exists, so a run may end at any instant and be run again. Who makes the folder or its final table holds
     the folder's lock; others wait for as long as that process lives.
     Raises InputError when the folder holds something else, or the results of another plan.
     """
 
-    def __init__(self, folder: str | Path, plan: TilePlan, find: Callable[[], CandidateSets] | None) -> None:
+    def __init__(
+        self, folder: str | Path, plan: TilePlan, find: Callable[[], CandidateSets] | None, overwrite: bool = False
+    ) -> None:
         self.files = Files(folder)
         self.plan = plan
         self._refuse_foreign()
         with _patient_lock(self.files):
             # nothing, or a creation that was cut short: no row can be committed yet
-            if not self.files.exists(PLAN_FILE) or (self._difference() and self._unused()):
-                self._create(find)
+            if not self.files.exists(PLAN_FILE) or (self._difference() and self._unused(overwrite)):
+                try:
+                    self._create(find)
+                except BaseException:
+                    self.files.clear()  # what it holds is of no use without its plan
+                    raise
             self._refuse_other_plan()
+            self._take_labels()
         self._matrix = Files(f"{self.files.root}/{_MATRIX}")
         if plan.matrix:
             root = zarr.open_group(self._matrix.zarr_store(read_only=False), mode="r+")
@@ -96,6 +105,18 @@ class Results:
                 self._refuse_other_plan()
                 stack.enter_context(Files(f"{self.files.root}/{_unit(row)}").lock())
             yield
+
+    @contextmanager
+    def kept_if_used(self, alone: bool) -> Iterator[None]:
+        """After an error, remove a folder in which nothing is committed; not where other runs share the work."""
+        try:
+            yield
+        except BaseException:
+            if alone and not self.plan.candidates:
+                with _patient_lock(self.files):
+                    if self._unused(overwrite=False):
+                        self.files.clear()
+            raise
 
     def put(self, name: str, xs: slice, ys: slice, scores: FloatMatrix) -> None:
         """Write a tile of a matrix: whole chunks, which no other tile row writes."""
@@ -169,10 +190,19 @@ class Results:
                 root.create_array(name, shape=shape, chunks=chunks, dimension_names=names, **kind)
         self.files.write(PLAN_FILE, _json({"schema": _SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
 
+    def _take_labels(self) -> None:
+        """Where `voxstrata relabel` has changed a store since: who says what, anew. Scores do not depend on it."""
+        for name, side in ((COLUMNS_FILE, self.plan.y), (ROWS_FILE, self.plan.x)):
+            if side is not None and _read(self.files, name) != (utterances := _utterances(side)):
+                self.files.remove(TOP_FILE)  # written last: until then the run is not finished
+                self.files.write(name, parquet_bytes(utterances))
+
     def _refuse_other_plan(self) -> None:
         difference = self._difference()
         if difference is not None:
-            raise InputError(f"{self.files.root}: cannot resume: {difference}; use the same or a new folder")
+            raise InputError(
+                f"{self.files.root}: cannot resume: {difference}; use the same, a new folder, or --overwrite"
+            )
 
     def _difference(self) -> str | None:
         """What the plan that the folder was made for has other than this one, in words."""
@@ -185,12 +215,12 @@ class Results:
                 return f"{key} is {stored.get(key)} there, {here.get(key)} here"
         return None
 
-    def _unused(self) -> bool:
-        """Whether no tile row is committed or being computed; then what is left of them is removed."""
+    def _unused(self, overwrite: bool) -> bool:
+        """Whether no tile row is committed (or may be overwritten) or being computed; then what is left is removed."""
         if self.files.local is None:
-            return False
+            return overwrite
         for name in self.files.names(_UNITS):
-            if self.files.exists(f"{_UNITS}/{name}/{_DONE}"):
+            if not overwrite and self.files.exists(f"{_UNITS}/{name}/{_DONE}"):
                 return False
             try:
                 with Files(f"{self.files.root}/{_UNITS}/{name}").lock():

@@ -21,6 +21,7 @@ from voxstrata.base.progress import Progress, Reporter
 from voxstrata.retrieval.kernels.base import runs
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
+from voxstrata.store.several import comparable, refuse_different
 from voxstrata.store.writer import DONE
 
 
@@ -85,7 +86,17 @@ class Selection:
     def identity(self) -> dict[str, Any]:
         """What decides the frames read from here, JSON-ready; where the store lies plays no part."""
         ids = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
-        return {"utterances": len(self), "ids": ids, "store": self.store.about["plan"], **comparable(self.store)}
+        return {"utterances": len(self), "ids": ids, "store": self._origin(), **comparable(self.store)}
+
+    def _origin(self) -> str | list[str]:
+        """The plans by which these utterances were stored; of several stores or appends those that they are from."""
+        begins, plans = [], []
+        for store, first in self.store.parts:
+            for part in ({"plan": store.about["plan"], "first_utterance": 0}, *store.about.get("appended", [])):
+                begins.append(first + part["first_utterance"])
+                plans.append(part["plan"])
+        found = np.unique(np.searchsorted(begins, self.indices, "right") - 1)
+        return plans[found[0]] if len(found) == 1 else [plans[i] for i in found]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +150,6 @@ def select(
     return Selection(store, np.flatnonzero(usable).astype(np.int64), one)
 
 
-def comparable(store: EmbeddingStore) -> dict[str, Any]:
-    """What two stores must share for their frames to be comparable, one level deep, JSON-ready."""
-    spec = store.spec
-    kept = {"arithmetic": spec.arithmetic, "dtype": spec.dtype, "every": spec.every, "d": store.model.d_model}
-    context = {f"context {key}": value for key, value in spec.context.to_dict().items()}
-    return {**context, **kept, **{f"model {k}": v for k, v in store.model.identity(spec.context).items()}}
-
-
 def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
     """Raise InputError or UsageError where the frames of `output` cannot be compared, before any is read.
 
@@ -156,24 +159,29 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
         where = side.store.files.root
         if not side.store.has_frames:
             raise InputError(f"{where}: holds pooled vectors, no frames to compare; extract without --pool")
-        side.store.array(output)  # names the outputs it has, if this is none of them
+        side.store.require_output(output)
         if not len(side):
             raise InputError(f"{where}: an empty set; choose at least one utterance")
     if y is None:
         return
-    there, here = comparable(x.store), comparable(y.store)
-    for key in there | here:
-        if there.get(key) != here.get(key):
-            raise InputError(
-                f"{x.store.files.root} and {y.store.files.root} cannot be compared: {key} is {there.get(key)} in the "
-                f"first, {here.get(key)} in the second; extract both with one model and the same settings"
-            )
-    shared = np.intersect1d(x.indices, y.indices)
-    if len(shared) and _place(x.store) == _place(y.store):
+    refuse_different(x.store, y.store)
+    shared = _shared(x, y)
+    if shared:
         raise UsageError(
-            f"the two sets share {len(shared)} utterances, e.g. {x.store.ids[int(shared[0])]!r}: choose disjoint "
+            f"the two sets share {len(shared)} utterances, e.g. {shared[0]!r}: choose disjoint "
             "sets, or leave out the second to compare a set with itself"
         )
+
+
+def _shared(x: Selection, y: Selection) -> list[str]:
+    """Ids of the utterances that are in both, of stores that are the same place."""
+    shared = []
+    for there, first in x.store.parts:
+        for here, begin in y.store.parts:
+            if _place(there) == _place(here):
+                own = np.intersect1d(x.indices - first, y.indices - begin)
+                shared += [there.ids[i] for i in own.tolist() if 0 <= i < len(there)]
+    return shared
 
 
 def _place(store: EmbeddingStore) -> str:

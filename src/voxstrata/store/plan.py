@@ -128,11 +128,14 @@ def make_plan(
     d_model: int,
     *,
     unit_megabytes: float = UNIT_MEGABYTES,
+    unit_rows: int | None = None,
 ) -> Plan:
     """Plan the extraction of a corpus whose lengths are known.
 
     `infos` and `failures` are what `probe_corpus` returned. A recording that is more than a unit may hold is one more
-    failure. Raises InputError when nothing can be encoded, UsageError for an impossible `unit_megabytes`.
+    failure. unit_rows: of the store that the corpus is added to; by default what the longest recording needs.
+    Raises InputError when nothing can be encoded, or a recording is longer than `unit_rows`, UsageError for an
+    impossible `unit_megabytes`.
     """
     if not 0 < unit_megabytes * 2**20 <= MAX_UNIT_BYTES:
         raise UsageError(f"units of {unit_megabytes} MB: choose more than 0, at most {MAX_UNIT_BYTES >> 20}")
@@ -160,8 +163,17 @@ def make_plan(
         fill = max(chunk_rows, _power_of_two(unit_megabytes * 2**20 / (row_bytes * len(spec.outputs))))
         # All shards have one shape, so the longest recording sets their rows. Units are still filled to `fill` alone:
         # one long recording, or a header that lies, must not make every unit as large. Unused rows take no space.
-        unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
-        unit_begin, start = _pack(length, [languages[i] for i in order], known, fill, unit_rows)
+        if unit_rows is None:
+            unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
+        elif length.max() > unit_rows:
+            seconds = unit_rows * spec.every * SAMPLES_PER_FRAME // SAMPLE_RATE
+            longer = np.flatnonzero(length > unit_rows)
+            raise InputError(
+                f"{corpus.root}: {len(longer)} recordings, e.g. {ids[order[longer[0]]]!r}, are longer than the "
+                f"{seconds} s that a unit of the store holds; cut them, or extract them into a store of their own: "
+                "retrieve, align and similarity take several stores"
+            )
+        unit_begin, start = _pack(length, [languages[i] for i in order], known, min(fill, unit_rows), unit_rows)
     start[known:] = 0
     table, begin = _utterance_table(corpus, order, samples, infos, reasons), np.array(unit_begin, np.int64)
     layout = (start, length.astype(np.int32), begin, unit_rows, chunk_rows)

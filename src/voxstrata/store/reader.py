@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -12,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
@@ -22,9 +19,10 @@ from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
 from voxstrata.store.shard import is_plain, read_shard_rows
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, UTTERANCES, marked_units, read_marker, stored_table
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans, stored_table
 
 if TYPE_CHECKING:
     import pandas
@@ -53,9 +51,11 @@ class EmbeddingStore:
         if not self.files.exists(PLAN):
             raise InputError(f"{path}: its creation was interrupted; run the extraction again, it will resume")
         self.about: dict[str, Any] = about
+        if self.files.names(HISTORY):  # so that results say which labels they were made with
+            about["relabelled"] = times_relabelled(read_utterances(self.files))
         self.model = ModelCard.from_dict(about["model"])
         self.spec = StoreSpec.from_dict(about["spec"])
-        self._root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r")
+        self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r")
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -66,6 +66,16 @@ class EmbeddingStore:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    @property
+    def name(self) -> str:
+        """Its name without the folders that it lies in."""
+        return Path(self.files.root).name
+
+    @property
+    def parts(self) -> list[tuple[EmbeddingStore, int]]:
+        """The stores that it consists of, each with the index of its first utterance: itself alone, or several."""
+        return [(self, 0)]
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -86,27 +96,37 @@ class EmbeddingStore:
     @cached_property
     def start(self) -> NDArray[np.int64]:
         """First row of each utterance, int64 (utterances,)."""
-        return np.asarray(zarr_array(self._root, "start")[:])
+        return np.asarray(zarr_array(self.root, "start")[:])
 
     @cached_property
     def length(self) -> NDArray[np.int32]:
         """Rows of each utterance, int32 (utterances,)."""
-        return np.asarray(zarr_array(self._root, "length")[:])
+        return np.asarray(zarr_array(self.root, "length")[:])
+
+    @cached_property
+    def _unit_bounds(self) -> list[tuple[int, int]]:
+        """First utterance of each unit, and the one after its last."""
+        plans = read_plans(self.files, self.about)
+        first = ((plan["first_utterance"], pairwise(plan["unit_begin"])) for plan in plans)
+        return [(n + a, n + b) for n, bounds in first for a, b in bounds]
+
+    @property
+    def _marked_units(self) -> list[int]:
+        return [unit for unit in marked_units(self.files) if unit < len(self._unit_bounds)]
 
     @cached_property
     def _failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
-        markers = [read_marker(self.files, unit) for unit in marked_units(self.files)]
+        markers = [read_marker(self.files, unit) for unit in self._marked_units]
         return {int(i): reason for marker in markers for i, reason in marker["failed"].items()}
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """0 pending, 1 done, 2 failed, for each utterance; up to date while a run is going on or was cut short."""
-        status = np.asarray(zarr_array(self._root, "status")[:])
+        status = np.asarray(zarr_array(self.root, "status")[:])
         if (status == PENDING).any():
-            begin = json.loads(self.files.read(PLAN))["unit_begin"]
-            for unit in marked_units(self.files):
-                status[begin[unit] : begin[unit + 1]] = DONE
+            for unit in self._marked_units:
+                status[slice(*self._unit_bounds[unit])] = DONE
             status[list(self._failures)] = FAILED
         return status
 
@@ -120,8 +140,9 @@ class EmbeddingStore:
         """Arrow table in index order: the columns of the corpus (id, path, language, group, text, speaker, member,
         offset, duration, channel, then others), seconds, samples, size_bytes, failure, row_start, row_count, status
         ("done", "failed" or "pending", up to date while a run is going on or was cut short)."""
-        table, failures = pq.read_table(io.BytesIO(self.files.read(UTTERANCES))), None
-        if (np.asarray(zarr_array(self._root, "status")[:]) == PENDING).any():
+        # an append that was cut short may have left rows there that are not in the arrays yet
+        table, failures = read_utterances(self.files).replace_schema_metadata(None).slice(0, len(self)), None
+        if (np.asarray(zarr_array(self.root, "status")[:]) == PENDING).any():
             failures = dict(enumerate(table["failure"].to_pylist())) | self._failures
         return stored_table(table, self.start, self.length, self.status, failures)
 
@@ -146,9 +167,13 @@ class EmbeddingStore:
 
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
+        self.require_output(output)
+        return zarr_array(self.root, f"{self.spec.group}/{output}")
+
+    def require_output(self, output: str) -> None:
+        """Raise UsageError for an output that is not stored."""
         if output not in self.outputs:
             raise UsageError(f"{self.files.root}: no output {output!r}; it holds {', '.join(self.outputs)}")
-        return zarr_array(self._root, f"{self.spec.group}/{output}")
 
     def frames(self, utterance: str | int, output: str) -> NDArray[Any]:
         """States of one utterance, (rows, d) in the stored dtype."""
@@ -193,8 +218,7 @@ class EmbeddingStore:
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
-        begin = json.loads(self.files.read(PLAN))["unit_begin"]
-        for a, b in pairwise(begin):
+        for a, b in self._unit_bounds:
             indices = a + np.flatnonzero(self.status[a:b] == DONE)
             if len(indices):
                 yield (indices, *self.ragged(output, indices))
@@ -216,7 +240,7 @@ class EmbeddingStore:
         self._require_done(index)
         array = self.array(output)
         if not self.has_frames:
-            return np.asarray(array.oindex[index, :], np.float32)
+            return np.asarray(array.oindex[self.start[index], :], np.float32)
         out = np.empty((len(index), array.shape[1]), np.float32)
         reads = np.cumsum(self.length[index], dtype=np.int64) // _POOLED_ROWS  # which read an utterance falls into
         for run in np.split(np.arange(len(index)), np.flatnonzero(np.diff(reads)) + 1):
@@ -283,11 +307,3 @@ class EmbeddingStore:
                 f"{self.files.root}: utterance {row['id']!r} is {row['status']}"
                 + (f": {row['failure']}" if row["failure"] else "; run the extraction to its end")
             )
-
-
-def open_store(path: str | Path) -> EmbeddingStore:
-    """Open a store, local or by URL (s3://, gs://), for reading.
-
-    Raises InputError when it is not a voxstrata store, or one of another schema.
-    """
-    return EmbeddingStore(path)

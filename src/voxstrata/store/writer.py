@@ -1,6 +1,5 @@
 """Create or resume a store, and commit units to it."""
 
-import io
 import json
 import math
 import re
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
@@ -27,13 +25,21 @@ from voxstrata.store.description import (
     store_readme,
 )
 from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, zarr_array
+from voxstrata.store.labels import (
+    PLANNED_LABELS,
+    UTTERANCES,
+    read_utterances,
+    times_relabelled,
+    with_column,
+    with_planned_labels,
+)
 from voxstrata.store.plan import Plan
 from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
-from voxstrata.store.spec import STORE_SCHEMA
+from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 
 PENDING, DONE, FAILED = 0, 1, 2
 _STATUS = pa.array(["pending", "done", "failed"])
-PLAN, UTTERANCES, UNITS = "plan.json", "utterances.parquet", "units"
+PLAN, UNITS, APPENDED = "plan.json", "units", "appended"
 # What is left of a root group's metadata when zarr is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
 
@@ -45,7 +51,12 @@ def marked_units(files: Files) -> list[int]:
 
 def read_marker(files: Files, unit: int) -> dict[str, Any]:
     """What the marker of a unit says: "unit", "failed" (reasons by index), "overflows"."""
-    return dict(json.loads(files.read(f"{UNITS}/{unit:06d}.json")))
+    return dict(json.loads(files.read(marker_name(unit))))
+
+
+def marker_name(unit: int) -> str:
+    """Where the marker of a unit lies."""
+    return f"{UNITS}/{unit:06d}.json"
 
 
 def stored_table(
@@ -63,10 +74,7 @@ def stored_table(
     if failures is not None:
         columns["failure"] = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
     for name, values in columns.items():
-        if name in utterances.column_names:
-            utterances = utterances.set_column(utterances.column_names.index(name), name, pa.array(values))
-        else:
-            utterances = utterances.append_column(name, pa.array(values))
+        utterances = with_column(utterances, name, pa.array(values))
     return utterances
 
 
@@ -83,6 +91,50 @@ def refuse_foreign(files: Files) -> None:
         raise InputError(f"{files.root}: holds data, but its {PLAN} is missing; copy it whole, or choose another name")
 
 
+def read_plans(files: Files, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is stored of the first plan and of those that were appended, in order.
+
+    Each has "fingerprint", "unit_rows", "first_unit", "first_utterance" and "unit_begin", the last counted from its own
+    first utterance. A file in appended/ beyond those that `about` counts is of an append that is not finished.
+    """
+    first = {"first_unit": 0, "first_utterance": 0, **json.loads(files.read(PLAN))}
+    return [first, *(json.loads(files.read(appended_name(n + 1))) for n in range(len(about.get("appended", []))))]
+
+
+def appended_name(number: int) -> str:
+    """Where the plan of an append lies, counted from 1."""
+    return f"{APPENDED}/{number:04d}.json"
+
+
+def compare_settings(files: Files, card: ModelCard, spec: StoreSpec) -> dict[str, Any]:
+    """Refuse a store of another model or other settings; what the store says of itself."""
+    about = root_attributes(files).get("voxstrata", {})
+    where = f"{files.root}: cannot resume: "
+    if about.get("schema") != STORE_SCHEMA:
+        raise InputError(
+            f"{where}its schema is {about.get('schema')}, this version writes {STORE_SCHEMA}; use a new name"
+        )
+    theirs, identity = ModelCard.from_dict(about["model"]), card.identity(spec.context)
+    for key, value in theirs.identity(spec.context).items():
+        if value != identity[key]:
+            raise InputError(
+                f"{where}it was made with another model: {key} is {value} there ({theirs.checkpoint}), "
+                f"{identity[key]} here ({card.checkpoint}); use that model or a new store"
+            )
+    if theirs.format != card.format:  # other graphs of the same network, which round otherwise
+        raise InputError(
+            f"{where}its model is of format {theirs.format}, this one of format {card.format}; "
+            "use the version of voxstrata that began it, or a new store"
+        )
+    there, here = _flat(about["spec"]), _flat(spec.to_dict())
+    for key in here | there:
+        if there.get(key) != here.get(key):
+            raise InputError(
+                f"{where}{key} is {there.get(key)} there, {here.get(key)} here; use the same or a new store"
+            )
+    return dict(about)
+
+
 class StoreWriter:
     """Writes the units of one plan made with one model.
 
@@ -91,6 +143,9 @@ class StoreWriter:
 
     Raises InputError when `path` holds something else, or a store of another schema, model or plan.
     """
+
+    # What an append adds to: the units and utterances of the store before it. A plan counts its own from 0.
+    first_unit = first_utterance = 0
 
     def __init__(self, path: str | Path, plan: Plan, card: ModelCard) -> None:
         self.files, self.plan, self.card = Files(path), plan, card
@@ -112,19 +167,23 @@ class StoreWriter:
 
     def done(self) -> set[int]:
         """Units that are committed; on a local disk not those whose shards are missing or cut short, as a copy may."""
-        return {unit for unit in marked_units(self.files) if self._whole(unit)}
+        own = (unit - self.first_unit for unit in marked_units(self.files))
+        return {unit for unit in own if 0 <= unit < self.plan.units and self._whole(unit)}
 
     def _whole(self, unit: int) -> bool:
         if self.files.local is None:
             return True
         plan = self.plan
         for array in self._arrays.values():
-            shard = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
+            shard = self.files.local / self._shard(array, unit)
             row_bytes = array.shape[1] * array.dtype.itemsize
             expected = shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows)
             if not shard.exists() or shard.stat().st_size < expected:
                 return set(plan.members(unit)) <= set(self.failures([unit])[0])  # which has no shards
         return True
+
+    def _shard(self, array: zarr.Array[Any], unit: int) -> str:
+        return f"{array.path}/{array.metadata.encode_chunk_key((self.first_unit + unit, 0))}"
 
     def commit(
         self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str], overflows: int = 0
@@ -136,22 +195,22 @@ class StoreWriter:
         """
         plan = self.plan
         for output, array in self._arrays.items():
-            shard = f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
             if blocks:
                 used = blocks[output][: plan.rows_used(unit)]
-                self.files.write(shard, *shard_parts(used, plan.chunk_rows, plan.unit_rows))
+                self.files.write(self._shard(array, unit), *shard_parts(used, plan.chunk_rows, plan.unit_rows))
             else:
-                self.files.remove(shard)
-        marker = {"unit": unit, "failed": {str(i): failures[i] for i in sorted(failures)}, "overflows": overflows}
-        self.files.write(f"{UNITS}/{unit:06d}.json", json.dumps(marker).encode())
+                self.files.remove(self._shard(array, unit))
+        number, failed = self.first_unit + unit, {str(self.first_utterance + i): failures[i] for i in sorted(failures)}
+        marker = {"unit": number, "failed": failed, "overflows": overflows}
+        self.files.write(marker_name(number), json.dumps(marker).encode())
 
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
         """Reasons by index of all that failed at probing or in these committed units, and the units' overflows."""
         failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
         overflows = 0
         for unit in units:
-            marker = read_marker(self.files, unit)
-            failures |= {int(i): reason for i, reason in marker["failed"].items()}
+            marker = read_marker(self.files, self.first_unit + unit)
+            failures |= {int(i) - self.first_utterance: reason for i, reason in marker["failed"].items()}
             overflows += marker["overflows"]
         return failures, overflows
 
@@ -161,16 +220,24 @@ class StoreWriter:
         A pure function of plan and markers, so it may be repeated.
         """
         failures, overflows = self.failures(range(self.plan.units))
-        status = np.full(len(self.plan.utterances), DONE, np.uint8)
-        status[list(failures)] = FAILED
-        self._write_utterances(status, failures)
-        zarr_array(self._root, "status")[:] = status
+        status, count = self._status(failures), len(self.plan.utterances)
+        stored = read_utterances(self.files)
+        # labels may have changed since the plan, and others may have been appended
+        table = stored if times_relabelled(stored) or len(stored) > count else self.plan.utterances
+        self._write_utterances(table, status, failures)
+        zarr_array(self._root, "status")[:count] = status
         return failures, overflows
 
-    def _write_utterances(self, status: NDArray[np.uint8], failures: Mapping[int, str]) -> None:
-        plan = self.plan
-        table = stored_table(plan.utterances, plan.start, plan.length, status, failures)
-        self.files.write(UTTERANCES, parquet_bytes(table))
+    def _status(self, failures: Mapping[int, str]) -> NDArray[np.uint8]:
+        status = np.full(len(self.plan.utterances), DONE, np.uint8)
+        status[list(failures)] = FAILED
+        return status
+
+    def _write_utterances(self, table: pa.Table, status: NDArray[np.uint8], failures: Mapping[int, str]) -> None:
+        own = stored_table(table.slice(0, len(status)), self.plan.start, self.plan.length, status, failures)
+        if len(table) > len(own):
+            own = pa.concat_tables([own, table.slice(len(own))])
+        self.files.write(UTTERANCES, parquet_bytes(own))
 
     def _create(self, card: ModelCard) -> zarr.Group:
         plan, spec = self.plan, self.plan.spec
@@ -216,7 +283,7 @@ class StoreWriter:
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             for group in (spec.group, ""):
                 zarr.consolidate_metadata(root.store, path=group)
-        self._write_utterances(status, self.failures([])[0])
+        self._write_utterances(plan.utterances, status, self.failures([])[0])
         self.files.write(README, store_readme(card, spec).encode())
         stored = {"schema": STORE_SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
         self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
@@ -224,39 +291,21 @@ class StoreWriter:
 
     def _compare(self, card: ModelCard) -> None:
         """Refuse to resume a store that something else made, saying what differs."""
-        about = root_attributes(self.files).get("voxstrata", {})
-        where = f"{self.files.root}: cannot resume: "
-        if about.get("schema") != STORE_SCHEMA:
-            raise InputError(
-                f"{where}its schema is {about.get('schema')}, this version writes {STORE_SCHEMA}; use a new name"
-            )
-        theirs, identity = ModelCard.from_dict(about["model"]), card.identity(self.plan.spec.context)
-        for key, value in theirs.identity(self.plan.spec.context).items():
-            if value != identity[key]:
-                raise InputError(
-                    f"{where}it was made with another model: {key} is {value} there ({theirs.checkpoint}), "
-                    f"{identity[key]} here ({card.checkpoint}); use that model or a new store"
-                )
-        if theirs.format != card.format:  # other graphs of the same network, which round otherwise
-            raise InputError(
-                f"{where}its model is of format {theirs.format}, this one of format {card.format}; "
-                "use the version of voxstrata that began it, or a new store"
-            )
-        there, here = _flat(about["spec"]), _flat(self.plan.spec.to_dict())
-        for key in here | there:
-            if there.get(key) != here.get(key):
-                raise InputError(
-                    f"{where}{key} is {there.get(key)} there, {here.get(key)} here; use the same or a new store"
-                )
+        about = compare_settings(self.files, card, self.plan.spec)
         if about["plan"] != self.plan.fingerprint():
-            raise InputError(f"{where}{self._first_difference(card.d_model)}")
+            raise InputError(f"{self.files.root}: cannot resume: {self._first_difference(card.d_model, about)}")
 
-    def _first_difference(self, d_model: int) -> str:
-        stored = pq.read_table(io.BytesIO(self.files.read(UTTERANCES)))
+    def _first_difference(self, d_model: int, about: Mapping[str, Any]) -> str:
+        stored = with_planned_labels(self.files, read_utterances(self.files))
+        if appended := about.get("appended"):
+            stored = stored.slice(0, appended[0]["first_utterance"])
         theirs = {r["id"]: r for r in stored.to_pylist()}
         ours = {r["id"]: r for r in self.plan.utterances.to_pylist()}
         if added := set(ours) - set(theirs):
-            return f"{len(added)} utterances are not in the store, e.g. {min(added)!r}; use a new store"
+            return (
+                f"{len(added)} utterances were not in the corpus that made it, e.g. {min(added)!r}; `voxstrata append "
+                f"{self.files.root} CORPUS MODEL` adds recordings to a store that is finished, or use a new store"
+            )
         if gone := set(theirs) - set(ours):
             return (
                 f"{len(gone)} utterances are only in the store, e.g. {min(gone)!r}; bring them back or use a new store"
@@ -264,9 +313,12 @@ class StoreWriter:
         for i, row in ours.items():
             if row["failure"] and theirs[i]["samples"]:
                 return f"{i!r} was readable then and is not now: {row['failure']}; mend it and run again"
-            for key in ("language", "group", "text", "speaker", "samples", "size_bytes"):
+            for key in (*PLANNED_LABELS, "samples", "size_bytes"):
                 if row[key] != theirs[i][key]:
-                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here; use a new store"
+                    mend = "; use a new store"
+                    if key in PLANNED_LABELS:
+                        mend = f": `voxstrata relabel {self.files.root} MANIFEST` changes labels, or use a new store"
+                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here{mend}"
         plan, spec = self.plan, self.plan.spec
         rows = json.loads(self.files.read(PLAN))["unit_rows"]
         # rounded up: a unit's rows are the largest power of two that fits

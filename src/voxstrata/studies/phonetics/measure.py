@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError
+from voxstrata.base.folders import leaving_no_empty_folder, make_writable
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
@@ -71,7 +72,14 @@ def measure_phonetics(
     metadata = {Phonetics.key: json.dumps(settings, ensure_ascii=False)}
     reporter.step("distances")
     distances = folder / Phonetics.files["distances"]
-    pairs, others, lone = _measure(sides, normalize, distances, metadata, reporter)
+    partial = distances.with_name(f"{distances.name}.partial")
+    with leaving_no_empty_folder(folder):
+        make_writable(folder)
+        try:
+            pairs, others, lone = _measure(sides, normalize, partial, metadata, reporter)
+            partial.replace(distances)
+        finally:
+            partial.unlink(missing_ok=True)
     if lone:
         notes.append(f"{', '.join(lone)}: no figure, since the pool holds one sentence and nothing can sound closer")
     found = json.dumps({"left_out": left_out, "notes": notes, "others": others}, ensure_ascii=False)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,7 +133,7 @@ def retrieve(
     settings = {**options.about(groups), "csls_k": hubness.HUB_NEIGHBOURS, "ratio_margin_k": hubness.MARGIN_NEIGHBOURS}
     settings |= {"kernel": kernel.name if kernel else None, "only_translations": trivial}
     table = pa.concat_tables(tables)
-    table = table.set_column(0, "store", pa.repeat(Path(store.files.root).name, len(table)))
+    table = table.set_column(0, "store", pa.repeat(store.name, len(table)))
     # what the figures come from travels with them
     about = {SETTINGS_KEY: json.dumps(settings), STORE: json.dumps(store.about)}
     return Retrieval(table.replace_schema_metadata(about))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.base.folders import make_writable
+from voxstrata.base.folders import leaving_no_empty_folder, make_writable
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import known
@@ -79,8 +79,9 @@ def measure_words(
     spoken = sum(not word.paths for word in entries)
     if spoken:
         reporter.step(f"speaking {spoken} words by espeak-ng")
-    make_writable(folder)
-    corpus, owners = word_corpus(entries, folder, voices, reporter)
+    with leaving_no_empty_folder(folder):
+        make_writable(folder)
+        corpus, owners = word_corpus(entries, folder, voices, reporter)
     reporter.step(f"extracting {len(corpus)} recordings")
     found = extract(corpus, model, folder / "words.zarr", StoreSpec(outputs), runtime, reporter)
     reporter.step("comparing")

@@ -1,0 +1,31 @@
+"""voxstrata relabel"""
+
+from pathlib import Path
+
+import click
+
+import voxstrata as vs
+from voxstrata.cli import options
+from voxstrata.cli.console import print_json
+
+
+@click.command(short_help="Change a store's texts, languages, groups, speakers.")
+@click.argument("store")
+@click.argument("manifest", type=options.PATH)
+@options.as_json
+def relabel(store: str, manifest: Path, as_json: bool) -> None:
+    """Change labels of STORE's utterances to those of MANIFEST, without encoding anything again.
+
+    MANIFEST is a table (.tsv, .csv, .jsonl, .parquet) with a column id and those that are to change: language, group,
+    text, speaker, or columns of your own. Utterances and columns that it does not name stay as they are. An empty value
+    empties the label. Recordings need not be there. What is replaced is kept in STORE/history.
+
+    \b
+    Example:
+      voxstrata relabel speech.zarr corrected.tsv
+    """
+    report = vs.relabel(store, manifest)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        click.echo(report.to_text())

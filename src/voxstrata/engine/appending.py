@@ -1,0 +1,90 @@
+"""Append: the recordings of a corpus that a finished store does not hold, as new units behind its own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from voxstrata.audio.decode import AudioInfo
+from voxstrata.base.errors import InputError
+from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.corpus import Corpus, probe_corpus, read_corpus
+from voxstrata.encoders import ModelFolder, open_model
+from voxstrata.engine.extraction import ExtractReport, encode_units, make_encoder
+from voxstrata.engine.planning import Long, plan_corpus
+from voxstrata.engine.runtime import Runtime
+from voxstrata.engine.sink import UnitSink
+from voxstrata.store.appender import StoreAppender
+from voxstrata.store.reader import EmbeddingStore
+from voxstrata.store.several import open_store
+from voxstrata.store.writer import compare_settings, read_plans
+
+
+def append(
+    store: str | Path,
+    corpus: Corpus | str | Path,
+    model: ModelFolder | str | Path,
+    runtime: Runtime | None = None,
+    reporter: Reporter = SILENT,
+    *,
+    long: Long = "window",
+    allow_overflow: bool = False,
+) -> ExtractReport:
+    """Add the recordings of a corpus to a finished store, with the settings that the store was made with.
+
+    Recordings whose id, length and size the store holds already are passed over, so a corpus that has grown can be
+    given whole. Those that are new are in the store all at once, when all are encoded. A run that ended before goes on
+    when it is called again. The other parameters are as those of `extract`. The report is of what is added.
+
+    Raises UsageError or InputError before any encoding: for a store that is not finished or that another process
+    writes, another model or device than the store's, an id of the store with another recording, a recording longer than
+    a unit of the store, an append of other recordings that was begun. During it as `extract`.
+    """
+    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    model = model if isinstance(model, ModelFolder) else open_model(model)
+    runtime = runtime or Runtime()
+    opened = open_store(store)
+    spec = opened.spec.for_model(model.card, runtime.device)
+    compare_settings(opened.files, model.card, spec)
+    encoder = make_encoder(model, spec, runtime)
+    infos, failures = probe_corpus(corpus, reporter=reporter)
+    try:
+        with opened.files.lock():
+            opened = open_store(store)  # as it is now that nobody else writes
+            new = _new_rows(opened, corpus, infos)
+            if not new:
+                return _nothing_new(opened, len(corpus))
+            infos, position = [infos[i] for i in new], {row: i for i, row in enumerate(new)}
+            probed = infos, {position[i]: reason for i, reason in failures.items() if i in position}
+            unit_rows, added = read_plans(opened.files, opened.about)[0]["unit_rows"], corpus.take(new)
+            plan, _ = plan_corpus(added, model, spec, runtime, reporter, long=long, probed=probed, unit_rows=unit_rows)
+            sink = UnitSink(StoreAppender(opened, plan, model.card), allow_overflow)
+            return replace(encode_units(added, infos, encoder, sink, reporter), passed_over=len(corpus) - len(new))
+    except OSError as e:
+        raise InputError(
+            f"{store}: cannot write ({e}); what is encoded is safe: mend it and run the same command to go on"
+        ) from e
+
+
+def _new_rows(store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo | None]) -> list[int]:
+    """Rows of the corpus whose ids the store does not hold. Raises InputError where it holds another recording."""
+    held = {row["id"]: row for row in store.utterances.to_pylist()}
+    new, other = [], []
+    for i, row in enumerate(corpus.table.select(["id", "offset", "channel"]).to_pylist()):
+        there, info = held.get(row["id"]), infos[i]
+        if there is None:
+            new.append(i)
+        elif info is not None:  # what is in the store may be gone by now
+            here = {**row, "samples": info.samples, "size_bytes": info.size_bytes}
+            differing = [name for name, value in here.items() if there.get(name) != value]
+            other += [(row["id"], name, there.get(name), here[name]) for name in differing[:1]]
+    if other:
+        name, what, there, here = other[0]
+        raise InputError(
+            f"{store.files.root}: holds other recordings under {len(other)} of these ids, e.g. {name!r}: {what} is "
+            f"{there} there, {here} here; give them ids of their own, or leave them out"
+        )
+    return new
+
+
+def _nothing_new(store: EmbeddingStore, passed_over: int) -> ExtractReport:
+    return ExtractReport(store.files.root, 0, 0, {}, 0, 0, 0.0, 0.0, {}, 0, 0, passed_over=passed_over)

@@ -1,0 +1,193 @@
+"""Change the labels of a store's utterances without encoding anything again."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voxstrata.base.errors import InputError
+from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.corpus.manifest import OWN, without_words_for_nothing
+from voxstrata.corpus.rows import read_table, table_header
+from voxstrata.corpus.table import PART_SCHEMA
+from voxstrata.store.files import parquet_bytes
+from voxstrata.store.labels import (
+    PLANNED_LABELS,
+    RECORD,
+    RELABELLED,
+    UTTERANCES,
+    read_utterances,
+    record_name,
+    times_relabelled,
+    with_column,
+)
+from voxstrata.store.plan import MEASURED_SCHEMA, PLACED
+from voxstrata.store.several import open_store
+
+# What a recording is and where its frames are: no labels, whatever a manifest says.
+FIXED_COLUMNS = {"path", *PART_SCHEMA.names, *MEASURED_SCHEMA.names, *PLACED}
+FIXED_COLUMNS |= {name for what in ("offset", "duration", "end", "channel") for name in OWN[what]}
+_SHOWN = 5  # changes of a column that a report shows
+
+
+@dataclass(frozen=True)
+class RelabelReport:
+    """What `relabel` changed.
+
+    changed: utterances by column, in the manifest's order; 0 where all are as they were. examples: the first changes of
+        a column, (id, old, new). named: utterances of the store that the manifest names, of so many `utterances`.
+    unknown: ids of the manifest that are not in the store. ignored: columns that are no labels.
+    record: the file that keeps what was replaced; None when nothing was.
+    """
+
+    store: str
+    changed: dict[str, int]
+    examples: dict[str, list[tuple[str, str | None, str | None]]]
+    utterances: int
+    named: int
+    unknown: list[str]
+    ignored: list[str]
+    record: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """In a few lines."""
+        lines = [f"{self.store}: {self.named} of {self.utterances} utterances are in the manifest"]
+        for name, count in self.changed.items():
+            lines.append(f"{name}: {count} changed")
+            lines += [f"  {i}: {_quoted(old)} → {_quoted(new)}" for i, old, new in self.examples[name]]
+            if count > len(self.examples[name]):
+                lines.append(f"  … and {count - len(self.examples[name])} more")
+        if self.unknown:
+            more = ", …" if len(self.unknown) > _SHOWN else ""
+            shown = ", ".join(map(repr, self.unknown[:_SHOWN])) + more
+            lines.append(f"{len(self.unknown)} ids of the manifest are not in the store: {shown}")
+        if self.ignored:
+            lines.append(f"no labels, left as they are: {', '.join(self.ignored)}")
+        lines.append(f"what was replaced is in {self.record}" if self.record else "nothing was changed")
+        return "\n".join(lines)
+
+
+def relabel(store: str | Path, manifest: Corpus | pa.Table | str | Path) -> RelabelReport:
+    """Change language, group, text, speaker and the user's own columns of a store's utterances, by id.
+
+    manifest: a table with a column `id` and those that are to change, in memory or as a .tsv, .csv, .jsonl or .parquet
+        file; or a corpus, or anything that `read_corpus` reads, of which columns without any value are left out.
+        Recordings need not be there. An empty value empties the label. Columns and ids that it does not have stay as
+        they are, a column that the store does not have is added.
+
+    Frames stay where they are, so units still hold the languages that the plan was made with. What is replaced is kept
+    in the store, in history/0001.parquet and on; a kill at any instant leaves the old labels or the new ones.
+
+    Raises InputError for a manifest that cannot be used, names an utterance twice or none of the store, and for a
+    store that another process writes.
+    """
+    files = open_store(store).files
+    origin = str(manifest) if isinstance(manifest, str | Path) else "the manifest"
+    labels = _read_labels(manifest, origin)
+    with files.lock():
+        now = read_utterances(files)
+        positions = pc.index_in(now["id"], value_set=labels["id"].combine_chunks())
+        named = positions.is_valid()
+        if not pc.any(named).as_py():
+            raise InputError(
+                f"{origin}: none of its {len(labels)} ids is in {files.root}; name utterances as it does, like "
+                f"{now['id'][0].as_py()!r}"
+            )
+        columns = [name for name in labels.column_names if name != "id" and name not in FIXED_COLUMNS]
+        table, records = now, []
+        for name in columns:
+            old = now[name] if name in now.column_names else pa.nulls(len(now), pa.string())
+            new = pc.if_else(named, labels[name].take(positions), old)
+            table = with_column(table, name, new)
+            records.append(_changes(now["id"], name, old, new))
+        record = pa.concat_tables(records) if records else pa.table({})
+        number = times_relabelled(now) + 1
+        if len(record):
+            in_file = isinstance(manifest, str | Path) and Path(manifest).is_file()
+            digest = hashlib.sha256(Path(origin).read_bytes() if in_file else parquet_bytes(labels)).hexdigest()
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"manifest": Path(origin).name, "sha256": digest, "when": when}
+            record = record.replace_schema_metadata({RECORD: json.dumps(about, ensure_ascii=False).encode()})
+            files.write(record_name(number), parquet_bytes(record))
+            # from here on the change counts
+            counted = {**(now.schema.metadata or {}), RELABELLED: str(number).encode()}
+            files.write(UTTERANCES, parquet_bytes(table.replace_schema_metadata(counted)))
+    return RelabelReport(
+        store=files.root,
+        changed={name: len(part) for name, part in zip(columns, records, strict=True)},
+        examples={name: _examples(part) for name, part in zip(columns, records, strict=True)},
+        utterances=len(now),
+        named=pc.sum(named).as_py(),
+        unknown=labels["id"].filter(pc.invert(pc.is_in(labels["id"], now["id"].combine_chunks()))).to_pylist(),
+        ignored=[name for name in labels.column_names if name in FIXED_COLUMNS],
+        record=record_name(number) if len(record) else None,
+    )
+
+
+def _read_labels(manifest: Corpus | pa.Table | str | Path, origin: str) -> pa.Table:
+    """A table of strings with an `id` in every row and no id twice; columns without a name of ours are the user's."""
+    if isinstance(manifest, str | Path):
+        manifest = _read_manifest(Path(manifest))
+    if isinstance(manifest, Corpus):
+        table = manifest.table.drop(PART_SCHEMA.names)
+        manifest = table.select([name for name in table.column_names if table[name].null_count < len(table)])
+    if "id" not in manifest.column_names:
+        raise InputError(f"{origin}: no column 'id'; name the utterances as the store does")
+    ids = manifest["id"].to_pylist()
+    if None in ids:
+        raise InputError(f"{origin}: row {ids.index(None) + 1} has no id; name the utterance or remove the row")
+    if twice := [name for name, count in Counter(ids).items() if count > 1]:
+        raise InputError(f"{origin}: {twice[0]!r} stands in {Counter(ids)[twice[0]]} rows; keep one for each utterance")
+    return pa.table({name: _strings(manifest[name], f"{origin}, column {name!r}") for name in manifest.column_names})
+
+
+def _read_manifest(path: Path) -> Corpus | pa.Table:
+    """A table by its ids; what has none, or is of another form, as a corpus."""
+    header = table_header(path) if path.is_file() else []
+    if not {"id", "path"} <= set(header):
+        try:
+            return read_corpus(path)
+        except InputError:
+            if "id" not in header:
+                raise
+    table = read_table(path)
+    labels = ("id", *PLANNED_LABELS)
+    columns: dict[str, Any] = {name: table.strings(name, extra=name not in labels) for name in table.columns}
+    without_words_for_nothing(columns)
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def _strings(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """A column as strings; null where it is empty or not a number."""
+    try:
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        column = column.cast(pa.string())
+    except pa.ArrowException as error:
+        raise InputError(f"{where}: {error}; make it strings") from None
+    return pc.if_else(pc.equal(column, ""), None, column)
+
+
+def _changes(ids: pa.ChunkedArray, column: str, old: pa.ChunkedArray, new: pa.ChunkedArray) -> pa.Table:
+    """What a column's new values replace: id, column, old, new, a row for each utterance that changes."""
+    same = pc.or_(pc.fill_null(pc.equal(old, new), False), pc.and_(pc.is_null(old), pc.is_null(new)))
+    table = pa.table({"id": ids, "column": pa.array([column] * len(ids), pa.string()), "old": old, "new": new})
+    return table.filter(pc.invert(same))
+
+
+def _examples(changes: pa.Table) -> list[tuple[str, str | None, str | None]]:
+    return [(row["id"], row["old"], row["new"]) for row in changes.slice(0, _SHOWN).to_pylist()]
+
+
+def _quoted(label: str | None) -> str:
+    return "–" if label is None else repr(label)

@@ -1,0 +1,155 @@
+"""Several stores read as one."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.store.files import Files
+from voxstrata.store.reader import EmbeddingStore
+
+
+def comparable(store: EmbeddingStore) -> dict[str, Any]:
+    """What two stores must share for their frames to be comparable, one level deep, JSON-ready."""
+    spec = store.spec
+    kept = {"arithmetic": spec.arithmetic, "dtype": spec.dtype, "every": spec.every, "d": store.model.d_model}
+    context = {f"context {key}": value for key, value in spec.context.to_dict().items()}
+    return {**context, **kept, **{f"model {k}": v for k, v in store.model.identity(spec.context).items()}}
+
+
+def refuse_different(x: EmbeddingStore, y: EmbeddingStore) -> None:
+    """Raise InputError where two stores hold what cannot be compared, saying what differs."""
+    there, here = comparable(x), comparable(y)
+    for key in there | here:
+        if there.get(key) != here.get(key):
+            raise InputError(
+                f"{x.files.root} and {y.files.root} cannot be compared: {key} is {there.get(key)} in the "
+                f"first, {here.get(key)} in the second; extract both with one model and the same settings"
+            )
+
+
+class StoreSet(EmbeddingStore):
+    """Stores of one model and the same settings, read as one store: the utterances of the first, then of the next.
+
+    outputs: those that all of them hold. start: rows in the arrays of each utterance's own store.
+    Raises InputError for stores that cannot be compared, that share an id or hold no output in common, and where some
+    hold frames and others pooled states.
+    """
+
+    def __init__(self, stores: Sequence[EmbeddingStore]) -> None:
+        first = stores[0]
+        self.stores = list(stores)
+        self.files = cast(Files, SimpleNamespace(root=" + ".join(s.files.root for s in stores), local=None))
+        for other in stores[1:]:
+            refuse_different(first, other)
+            if other.has_frames != first.has_frames:
+                pooled = other if first.has_frames else first
+                raise InputError(f"{pooled.files.root}: holds pooled vectors, others frames; give stores of one kind")
+        outputs = tuple(name for name in first.outputs if all(name in s.outputs for s in stores))
+        if not outputs:
+            raise InputError(f"{self.files.root}: no output is in all of them; extract the same outputs")
+        self._refuse_shared_ids()
+        self.model, self.spec = first.model, replace(first.spec, outputs=outputs)
+        own = ("plan", "appended", "relabelled")
+        self.about = {key: value for key, value in first.about.items() if key not in own}
+        self.about["spec"] = self.spec.to_dict()
+        self.about["stores"] = [{"store": s.name, **{k: s.about[k] for k in own if k in s.about}} for s in stores]
+
+    def _refuse_shared_ids(self) -> None:
+        where: dict[str, EmbeddingStore] = {}
+        for store in self.stores:
+            twice = [name for name in store.ids if name in where]
+            if twice:
+                raise InputError(
+                    f"{where[twice[0]].files.root} and {store.files.root} share {len(twice)} ids, e.g. {twice[0]!r}; "
+                    "leave one store out, or extract one again with ids of its own"
+                )
+            where |= dict.fromkeys(store.ids, store)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(store.name for store in self.stores)
+
+    @property
+    def parts(self) -> list[tuple[EmbeddingStore, int]]:
+        return list(zip(self.stores, self._first[:-1].tolist(), strict=True))
+
+    @cached_property
+    def _first(self) -> NDArray[np.int64]:
+        """Index of the first utterance of each store, and the number of all."""
+        return np.concatenate([[0], np.cumsum([len(store) for store in self.stores], dtype=np.int64)])
+
+    @cached_property
+    def start(self) -> NDArray[np.int64]:
+        return np.concatenate([store.start for store in self.stores])
+
+    @cached_property
+    def length(self) -> NDArray[np.int32]:
+        return np.concatenate([store.length for store in self.stores])
+
+    @cached_property
+    def status(self) -> NDArray[np.uint8]:
+        return np.concatenate([store.status for store in self.stores])
+
+    @cached_property
+    def utterances(self) -> pa.Table:
+        return pa.concat_tables([store.utterances for store in self.stores], promote_options="default")
+
+    def array(self, output: str) -> NoReturn:
+        raise UsageError(f"{self.files.root}: several stores have no one array; open one of them")
+
+    def _runs(self, index: NDArray[np.int64]) -> Iterator[tuple[EmbeddingStore, NDArray[np.int64]]]:
+        """Neighbours that lie in one store, with their indices in it."""
+        store = np.searchsorted(self._first, index, "right") - 1
+        for k, run in groupby(range(len(index)), store.__getitem__):
+            at = list(run)
+            yield self.stores[k], index[at] - self._first[k]
+
+    def ragged(
+        self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        self.require_output(output)
+        index = np.asarray(indices, np.int64)
+        self._require_done(index)
+        rows = [store.ragged(output, own)[0] for store, own in self._runs(index)]
+        offsets = np.concatenate([[0], np.cumsum(self.length[index], dtype=np.int64)])
+        return np.concatenate(rows) if rows else self.stores[0].ragged(output, [])[0], offsets
+
+    def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
+        self.require_output(output)
+        for store, first in self.parts:
+            for indices, rows, offsets in store.units(output):
+                yield indices + first, rows, offsets
+
+    def pooled(
+        self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[np.float32]:
+        self.require_output(output)
+        if indices is None:
+            return np.concatenate([store.pooled(output) for store in self.stores])
+        index = np.asarray(indices, np.int64)
+        self._require_done(index)
+        states = [store.pooled(output, own) for store, own in self._runs(index)]
+        return np.concatenate(states) if states else self.stores[0].pooled(output, [])
+
+
+def open_store(path: str | Path | Sequence[str | Path]) -> EmbeddingStore:
+    """Open a store, local or by URL (s3://, gs://), for reading; or several as one.
+
+    Raises InputError when it is not a voxstrata store, or one of another schema; and for several stores of other models
+    or settings, or that share an id.
+    """
+    if isinstance(path, str | Path):
+        return EmbeddingStore(path)
+    stores = [EmbeddingStore(one) for one in path]
+    if not stores:
+        raise UsageError("no store is named; give at least one")
+    return stores[0] if len(stores) == 1 else StoreSet(stores)
