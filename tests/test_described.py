@@ -118,10 +118,10 @@ def test_a_column_of_the_users_own_makes_room_for_ours(make_corpus: Callable[...
     corpus = replace(corpus, table=table)
     extract(corpus, tiny_model, path, StoreSpec("final"))
     row = pq.read_table(path / "utterances.parquet").to_pylist()[1]
-    assert (row["id"], row["corpus_status"], row["corpus_seconds"], row["mood"]) == (
+    assert (row["id"], row["given_status"], row["given_seconds"], row["mood"]) == (
         "b", "status of b", "seconds of b", "mood of b",
     )  # fmt: skip
-    assert (row["status"], row["seconds"], row["row_start"], row["corpus_row_start"]) == (
+    assert (row["status"], row["seconds"], row["row_start"], row["given_row_start"]) == (
         "done", 0.3, 25, "row_start of b",
     )  # fmt: skip
 

@@ -23,8 +23,7 @@ PART_SCHEMA = pa.schema(
 )
 # What a store says of its utterances by itself.
 _STORE_NAMES = frozenset(
-    [*COLUMNS, *PART_SCHEMA.names, "seconds", "samples", "size_bytes", "failure", "status", "start", "length",
-     "row_start", "row_count", "given_path", "root"]
+    [*COLUMNS, *PART_SCHEMA.names, "seconds", "samples", "size_bytes", "failure", "status", "row_start", "row_count"]
 )  # fmt: skip
 _NAMED = 5  # how many offenders a message lists before it only counts them
 
@@ -71,7 +70,7 @@ class Corpus:
             else pa.nulls(len(self), f.type)
             for f in known
         }
-        columns |= {name: self.table[name] for name in self.table.column_names if name not in names}
+        columns |= {kept_name(name): self.table[name] for name in self.table.column_names if name not in names}
         object.__setattr__(self, "table", pa.table(columns))
 
     def __len__(self) -> int:

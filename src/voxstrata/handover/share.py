@@ -71,7 +71,7 @@ class Share:
         """What is known of each, without what is the same for all; `row_start`, `row_count` in the share's own rows."""
         table = self.store.utterances.take(pa.array(self.index)).drop(["failure", "status", "row_start", "row_count"])
         taken = {*self.outputs, *ADDED}  # a column of the user's own of such a name makes room
-        table = table.rename_columns([f"corpus_{n}" if n in taken else n for n in table.column_names])
+        table = table.rename_columns([f"given_{n}" if n in taken else n for n in table.column_names])
         if self.pooled:
             return table
         start = np.cumsum(self.lengths) - self.lengths

@@ -208,9 +208,7 @@ def _utterance_table(
     sizes = [info.size_bytes if (info := infos[i]) else None for i in order]
     # a store may be published and a corpus may move: reasons name files as the manifest does
     failures = [corpus.without_root(reasons[i]) if i in reasons else None for i in order]
-    ours = {*MEASURED_SCHEMA.names, *PLACED}  # a column of the user's own of such a name makes room
-    table = corpus.table.rename_columns([f"corpus_{n}" if n in ours else n for n in corpus.table.column_names])
-    table = table.take(pa.array(order))
+    table = corpus.table.take(pa.array(order))
     measured = [(samples / SAMPLE_RATE).tolist(), samples.tolist(), sizes, failures]
     for about, values in zip(MEASURED_SCHEMA, measured, strict=True):
         table = table.append_column(about, pa.array(values, about.type))

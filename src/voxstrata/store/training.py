@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-Item = dict[str, Any]
+Example = dict[str, Any]
 _RUN_ROWS = 1 << 13  # rows of each output that a stream reads at once
 
 
@@ -41,7 +41,7 @@ class _States:
             self._opened, self._process = type(self._opened)(self._opened.files.root), os.getpid()
         return self._opened
 
-    def _items(self, positions: NDArray[np.int64]) -> Iterator[Item]:
+    def _items(self, positions: NDArray[np.int64]) -> Iterator[Example]:
         """One after the other; their rows are read in one piece where they lie beside each other."""
         index = self._index[positions]
         if self.pooled:
@@ -59,12 +59,12 @@ class _States:
             known = {name: self._known[name][position].as_py() for name in self._columns}
             yield {"index": int(self._index[position]), **known, "states": states[0] if self._flat else states}
 
-    def collate(self, items: Sequence[Item]) -> Item:
+    def collate(self, items: Sequence[Example]) -> Example:
         """A batch of items: `states` padded with zeros, `lengths` and `index` as int64 tensors, all else as lists.
 
         states: (batch, rows of the longest, d), or (batch, outputs, rows, d); pooled (batch, d) or (batch, outputs, d).
         """
-        batch: Item = {name: [item[name] for item in items] for name in self._columns}
+        batch: Example = {name: [item[name] for item in items] for name in self._columns}
         states = [item["states"] for item in items]
         batch["index"] = torch.tensor([item["index"] for item in items])
         if self.pooled:
@@ -76,7 +76,7 @@ class _States:
         return batch | {"states": padded, "lengths": lengths}
 
 
-class StoreDataset(_States, Dataset[Item]):  # type: ignore[misc]
+class StoreDataset(_States, Dataset[Example]):  # type: ignore[misc]
     """Utterances of a store by position; `EmbeddingStore.to_torch` makes it.
 
     An item: `index` in the store, `id`, the columns asked for, and `states`, (rows, d) in the stored dtype; of several
@@ -86,10 +86,10 @@ class StoreDataset(_States, Dataset[Item]):  # type: ignore[misc]
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, position: int) -> Item:
+    def __getitem__(self, position: int) -> Example:
         return self.__getitems__([position])[0]
 
-    def __getitems__(self, positions: Sequence[int]) -> list[Item]:
+    def __getitems__(self, positions: Sequence[int]) -> list[Example]:
         return list(self._items(np.asarray(positions, np.int64)))
 
     def batches(self, rows: int, *, shuffle: bool = False, seed: int = 0) -> "LengthBatches":
@@ -97,10 +97,10 @@ class StoreDataset(_States, Dataset[Item]):  # type: ignore[misc]
         return LengthBatches(self.lengths, rows, shuffle=shuffle, seed=seed)
 
 
-class StoreStream(_States, IterableDataset[Item]):  # type: ignore[misc]
+class StoreStream(_States, IterableDataset[Example]):  # type: ignore[misc]
     """The same items in the store's order, read in long runs; each is given once, however many workers share them."""
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         number = np.cumsum(self.lengths) // _RUN_ROWS  # of the run that an utterance belongs to
