@@ -543,6 +543,7 @@ def test_samples_in_memory_are_decoded_bit_by_bit() -> None:
     np.testing.assert_array_equal(decoded[2], stereo.mean(axis=1, dtype=np.float32))
     np.testing.assert_array_equal(decoded[3], floats[:99])
     assert len(decoded[4]) == 16_000
+    assert column(read_corpus(given, channel=1), "channel") == [1] * 5
     copy = pickle.loads(pickle.dumps(corpus.recording(0)))
     np.testing.assert_array_equal(decode(copy), floats)
 

@@ -57,7 +57,9 @@ def read_corpus(
 
     A manifest is a .tsv, .csv, .jsonl or .parquet file (see `read_manifest`). A folder that holds
     `<lang>/{train,dev,test}.tsv` of FLEURS' form, directly or below `data/`, is FLEURS (see `read_fleurs`);
-    any other folder is searched for audio files (see `read_folder`). No recording is opened here.
+    any other folder is searched for audio files (see `read_folder`). Parquet with audio, WebDataset shards and
+    manifests of lhotse are read where they lie (see `read_hub_parquet`, `read_tar`, `read_lhotse`), and so are objects
+    of Python (see `read_objects`). No recording is opened here.
 
     split: "train", "dev" or "test" of FLEURS; all of them when None.
     Raises UsageError for an unknown split, or a split of what is not FLEURS; InputError if the source is missing,
@@ -65,7 +67,7 @@ def read_corpus(
     """
     reading = Reading(split, columns or {})
     if not isinstance(source, str | Path):
-        return read_objects(source, reading)
+        return _of_channel(read_objects(source, reading), channel)
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of audio or a manifest")
@@ -81,9 +83,13 @@ def read_corpus(
         raise UsageError(f"{source}: {form.name} has no splits; leave out the split {split!r}")
     if columns and not form.columns:
         raise UsageError(f"{source}: {form.name} has no columns to choose; leave them out")
-    corpus = form.read(source, reading)
-    if channel is not None:
-        at = corpus.table.column_names.index("channel")
-        of_all = pa.array([channel] * len(corpus), pa.int32())
-        corpus = replace(corpus, table=corpus.table.set_column(at, "channel", of_all))
+    corpus = _of_channel(form.read(source, reading), channel)
     return replace(corpus, notes=[f"read as {form.name}", *corpus.notes])
+
+
+def _of_channel(corpus: Corpus, channel: int | None) -> Corpus:
+    if channel is None:
+        return corpus
+    at = corpus.table.column_names.index("channel")
+    of_all = pa.array([channel] * len(corpus), pa.int32())
+    return replace(corpus, table=corpus.table.set_column(at, "channel", of_all))
