@@ -16,7 +16,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Format:
+class CorpusFormat:
     """One way of keeping a corpus.
 
     name: as it completes "read as". found: whether a path, which exists, is kept so, by its content. read: reads it.

@@ -18,7 +18,7 @@ from voxstrata.corpus.common_voice import (
 )
 from voxstrata.corpus.fleurs import find_fleurs, read_fleurs
 from voxstrata.corpus.folder import read_folder
-from voxstrata.corpus.formats import Format, Reading
+from voxstrata.corpus.formats import CorpusFormat, Reading
 from voxstrata.corpus.hub import is_hub_parquet, read_hub_parquet
 from voxstrata.corpus.kaldi import find_kaldi, read_kaldi
 from voxstrata.corpus.lhotse import is_lhotse, read_lhotse
@@ -30,39 +30,38 @@ from voxstrata.corpus.table import Corpus
 from voxstrata.corpus.tar import is_tar, read_tar
 
 # The first that finds its own reads it: those that look closest come first, what takes anything comes last.
-FORMATS = (
-    Format("a FLEURS folder", lambda path: bool(find_fleurs(path)), read_fleurs, splits=True),
-    Format("a Kaldi data folder", find_kaldi, read_kaldi),
-    Format(
+CORPUS_FORMATS = (
+    CorpusFormat("a FLEURS folder", lambda path: bool(find_fleurs(path)), read_fleurs, splits=True),
+    CorpusFormat("a Kaldi data folder", find_kaldi, read_kaldi),
+    CorpusFormat(
         "a Common Voice folder", lambda path: bool(find_common_voice(path)), read_common_voice_folder,
         splits=True, columns=True,
     ),
-    Format("a Hugging Face audio folder", lambda path: bool(find_metadata(path)), read_audio_folder, True, True),
-    Format("Parquet with audio", is_hub_parquet, read_hub_parquet, splits=True, columns=True),
-    Format("WebDataset shards", is_tar, read_tar, columns=True),
-    Format("manifests of lhotse", is_lhotse, read_lhotse, splits=True, columns=True),
-    Format("a folder of audio", Path.is_dir, lambda path, _: read_folder(path)),
-    Format("a CoVoST table", is_covost, read_common_voice, columns=True),
-    Format("a Common Voice table", is_common_voice, read_common_voice, columns=True),
-    Format("a NeMo manifest", is_nemo, read_nemo, columns=True),
-    Format("metadata of a Hugging Face audio folder", is_metadata, read_metadata, columns=True),
-    Format("a manifest", is_table, read_manifest, columns=True),
+    CorpusFormat("a Hugging Face audio folder", lambda path: bool(find_metadata(path)), read_audio_folder, True, True),
+    CorpusFormat("Parquet with audio", is_hub_parquet, read_hub_parquet, splits=True, columns=True),
+    CorpusFormat("WebDataset shards", is_tar, read_tar, columns=True),
+    CorpusFormat("manifests of lhotse", is_lhotse, read_lhotse, splits=True, columns=True),
+    CorpusFormat("a folder of audio", Path.is_dir, lambda path, _: read_folder(path)),
+    CorpusFormat("a CoVoST table", is_covost, read_common_voice, columns=True),
+    CorpusFormat("a Common Voice table", is_common_voice, read_common_voice, columns=True),
+    CorpusFormat("a NeMo manifest", is_nemo, read_nemo, columns=True),
+    CorpusFormat("metadata of a Hugging Face audio folder", is_metadata, read_metadata, columns=True),
+    CorpusFormat("a manifest", is_table, read_manifest, columns=True),
 )  # fmt: skip
 
 
 def read_corpus(
     source: Any, split: str | None = None, *, columns: Mapping[str, str] | None = None, channel: int | None = None
 ) -> Corpus:
-    """Read a folder of audio, a manifest or a local FLEURS folder, recognised by what is there.
+    """Read a folder of audio, a manifest or a corpus as others keep it, recognised by what is there: see CORPUS_FORMATS.
 
-    A manifest is a .tsv, .csv, .jsonl or .parquet file (see `read_manifest`). A folder that holds
-    `<lang>/{train,dev,test}.tsv` of FLEURS' form, directly or below `data/`, is FLEURS (see `read_fleurs`);
-    any other folder is searched for audio files (see `read_folder`). Parquet with audio, WebDataset shards and
-    manifests of lhotse are read where they lie (see `read_hub_parquet`, `read_tar`, `read_lhotse`), and so are objects
-    of Python (see `read_objects`). No recording is opened here.
+    A table is read by `read_manifest`, and a folder that is nothing else is searched for audio files (`read_folder`).
+    No recording is opened here. Objects in memory are read by `read_objects`.
 
-    split: "train", "dev" or "test" of FLEURS; all of them when None.
-    Raises UsageError for an unknown split, or a split of what is not FLEURS; InputError if the source is missing,
+    split: of what has splits; all that there are when None, but Common Voice needs one.
+    columns: what a table's columns are, `{"text": "sentence"}`.
+    channel: the one that is taken of every recording, 0 is the first; when None the manifest's, or the average of all.
+    Raises UsageError for an unknown split, a split or columns of what has none; InputError if the source is missing,
     malformed or without recordings.
     """
     reading = Reading(split, columns or {})
@@ -71,7 +70,7 @@ def read_corpus(
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of audio or a manifest")
-    for form in FORMATS:
+    for form in CORPUS_FORMATS:
         if form.found(source):
             break
     else:
@@ -88,8 +87,8 @@ def read_corpus(
 
 
 def _of_channel(corpus: Corpus, channel: int | None) -> Corpus:
+    """The corpus with one channel of every recording; None leaves it as it is."""
     if channel is None:
         return corpus
     at = corpus.table.column_names.index("channel")
-    of_all = pa.array([channel] * len(corpus), pa.int32())
-    return replace(corpus, table=corpus.table.set_column(at, "channel", of_all))
+    return replace(corpus, table=corpus.table.set_column(at, "channel", pa.array([channel] * len(corpus), pa.int32())))
