@@ -109,6 +109,14 @@ def test_a_flac_after_another_is_not_dropped(tmp_path: Path) -> None:
         decode(path)
 
 
+@pytest.mark.parametrize("stray", [b"\xff\xf8\xc9", b"\xff\xf9\x19\x00", b"\xff\xf8\xc9\x08\x80"])
+def test_a_flac_whose_last_bytes_begin_like_a_frame_is_decoded(tmp_path: Path, stray: bytes) -> None:
+    whole = written(16_000, 16_000, 1, "FLAC")
+    (tmp_path / "whole.flac").write_bytes(whole)
+    (tmp_path / "x.flac").write_bytes(whole + stray)
+    np.testing.assert_array_equal(decode(tmp_path / "x.flac"), decode(tmp_path / "whole.flac"))
+
+
 @pytest.mark.parametrize("first", [(44_100, 1), (44_100, 2), (16_000, 1)])
 @pytest.mark.parametrize("then", [(48_000, 1), (22_050, 1), (44_100, 2), (44_100, 1)])
 @pytest.mark.parametrize("counted", [True, False])

@@ -20,8 +20,9 @@ UNITS = 10
 @pytest.fixture(scope="module")
 def corpus(make_corpus: Callable[..., Path]) -> Path:
     """One unit per language."""
-    root = make_corpus({f"l{chr(97 + u)}/{i}": 0.3 + 0.2 * i for u in range(UNITS) for i in range(6)})
-    (root / "la" / "bad.wav").write_text("not audio")
+    languages = ["ca", "de", "en", "es", "fi", "fr", "it", "nl", "pl", "pt"]
+    root = make_corpus({f"{language}/{i}": 0.3 + 0.2 * i for language in languages for i in range(6)})
+    (root / "ca" / "bad.wav").write_text("not audio")
     return root
 
 

@@ -239,7 +239,7 @@ def test_bench_prints_rates_and_what_a_corpus_takes(
     assert run("bench", tiny_model, "--threads", 1, "--corpus", corpus, "--outputs", "final", "--json") == 0
     out, err = capsys.readouterr()
     told = json.loads(out)
-    assert err == ""
+    assert err.endswith(": folders taken for languages: de (German), en (English)\n")
     assert set(told["corpus"]) == {"padded", "bucketed", "trimmed"}
     bucketed = told["modes"]["bucketed"]
     assert bucketed["outputs"] == ["final"]

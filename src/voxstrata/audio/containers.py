@@ -324,6 +324,8 @@ def _flac_frame(head: bytes, first: Kind) -> tuple[Kind, int, int, int] | None:
 
     RFC 9639, section 9.1.
     """
+    if len(head) < 5:  # the last bytes of the file look like a header's first
+        return None
     size_code, rate_code, assignment = head[2] >> 4, head[2] & 15, head[3] >> 4
     lead = 8 - (head[4] ^ 0xFF).bit_length()  # ones in front: the bytes of the number, coded as in UTF-8
     if assignment > 10 or head[3] & 1 or lead in (1, 8):

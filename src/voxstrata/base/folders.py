@@ -82,7 +82,7 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
             fcntl.flock(held, fcntl.LOCK_EX)  # let go of when the process dies: by that leftovers are known
             yield partial
             partial.chmod(0o755)  # mkdtemp keeps others out
-            if target.exists():
+            if replaced and target.exists():
                 target.rename(old)
             partial.rename(target)
         finally:
