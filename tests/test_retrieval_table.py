@@ -32,7 +32,7 @@ class FakeStore:
     frames: dict[str, Utterances]
     has_frames: bool = True
     files: ClassVar = MadeUpStore.files
-    name: ClassVar = "made up"
+    name: ClassVar = MadeUpStore.name
     about: ClassVar = MadeUpStore.about
     reads: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
 
