@@ -53,7 +53,7 @@ CORPUS_FORMATS = (
 def read_corpus(
     source: Any, split: str | None = None, *, columns: Mapping[str, str] | None = None, channel: int | None = None
 ) -> Corpus:
-    """Read a folder of audio, a manifest or a corpus as others keep it, recognised by its content: CORPUS_FORMATS.
+    """Read a folder of audio, a manifest or a corpus as others keep it, by what is there (CORPUS_FORMATS).
 
     A table is read by `read_manifest`, and a folder that is nothing else is searched for audio files (`read_folder`).
     No recording is opened here. Objects in memory are read by `read_objects`.
