@@ -269,14 +269,51 @@ def test_a_lossy_file_may_end_a_little_before_its_header_says(tmp_path: Path, sm
     for share, offset in ((0.97, 28), (0.5, 14), (0.5, 20)):
         (tmp_path / "x.mp3").write_bytes(data[: int(share * len(data))])
         assert probe(tmp_path / "x.mp3").source_frames == 480_000  # believes the header
-        with pytest.raises(
-            AudioError, match=rf"x\.mp3: decoding ended at \d\d\.\d\d s, .* to {offset + 2}\.00 s: trunc"
-        ):
+        with pytest.raises(AudioError, match=r"x\.mp3: header says 30\.00 s, the file holds \d\d\.\d\d s, .* trunc"):
             decode(segment(tmp_path / "x.mp3", offset, 2))
     (tmp_path / "x.mp3").write_bytes(data[: int(0.998 * len(data))])  # 0.06 s is gone
     found = decode(segment(tmp_path / "x.mp3", 28, 2))
     np.testing.assert_array_equal(found[:28_000], whole[448_000:476_000])
     assert not found[-500:].any()
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_segments_behind_a_damaged_ogg_page_are_refused(tmp_path: Path, subtype: str) -> None:
+    """The decoder drops the page, and what follows moves forward."""
+    path = tmp_path / "x.ogg"
+    soundfile.write(path, sound(40, 0), 16_000, subtype, format="OGG")
+    before, behind = (decode(segment(path, offset, 2)) for offset in (5, 30))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+    np.testing.assert_array_equal(decode(segment(path, 5, 2)), before)
+    with pytest.raises(AudioError, match=r"x\.ogg: a page is damaged or missing after 1\d\.\d\d s"):
+        decode(segment(path, 30, 2))
+    assert len(behind) == 32_000
+
+
+def test_an_mp3_that_lost_frames_gives_no_segments(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp3"
+    soundfile.write(path, sound(40, 0), 16_000)
+    data = path.read_bytes()
+    sync = data[len(data) // 4 :].index(data[:2]) + len(data) // 4  # all frames begin alike
+    later = data.index(data[:2], sync + 20_000)
+    path.write_bytes(data[:sync] + data[later:])
+    with pytest.raises(AudioError, match=r"x\.mp3: header says 40\.\d\d s, the file holds 3\d\.\d\d s"):
+        decode(segment(path, 30, 2))
+
+
+def test_a_flac_that_changes_midway_gives_no_segments(tmp_path: Path) -> None:
+    path = tmp_path / "x.flac"
+    parts = []
+    for rate in (16_000, 8_000):
+        soundfile.write(path, sound(2, 0), rate)
+        parts.append(path.read_bytes())
+    whole = bytearray(parts[0])
+    whole[21:26] = bytes([whole[21] & 0xF0, 0, 0, 0, 0])  # of unknown length
+    path.write_bytes(bytes(whole) + parts[1][parts[1].index(b"\xff\xf8") :])
+    with pytest.raises(AudioError, match="changes midway"):
+        decode(segment(path, 1, 0.5))
 
 
 def test_a_decoder_that_broke_off_is_not_asked_again_for_what_follows(
@@ -408,8 +445,9 @@ def test_segments_of_a_long_file_read_it_about_once(container: str, subtype: str
     in_order = np.argsort(corpus.table["offset"].to_numpy()).tolist()
     with SegmentReader() as reader, ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda i: read_segment(reader, source, infos[i]), in_order))
-    assert source.counts[0] <= 1.2 * source.size()
-    assert source.counts[1] == 2
+    checked = container in ("OGG", "MP3")  # their frames are counted before, without decoding
+    assert source.counts[0] <= (2.2 if checked else 1.2) * source.size()
+    assert source.counts[1] <= 2 + checked
 
 
 @pytest.mark.parametrize(
@@ -430,7 +468,7 @@ def test_an_extraction_of_segments_reads_their_file_about_once(
     corpus = packed(source, consecutive(seconds, count))
     done = extract(corpus, tiny_model, tmp_path / "s.zarr", StoreSpec("final"), Runtime(threads=2, unit_megabytes=1))
     assert (done.failed, done.units > 2) == (0, True)
-    assert source.counts[0] <= 1.2 * source.size()
+    assert source.counts[0] <= (2.2 if container == "MP3" else 1.2) * source.size()
 
 
 @pytest.mark.real
@@ -441,7 +479,7 @@ def test_an_extraction_of_ten_thousand_segments_reads_their_ten_hours_about_once
     corpus = packed(source, consecutive(36_000, 10_000))
     done = extract(corpus, tiny_model, tmp_path / "s.zarr", StoreSpec("final"))
     assert done.failed == 0
-    assert source.counts[0] <= 1.2 * source.size()
+    assert source.counts[0] <= (2.2 if container == "MP3" else 1.2) * source.size()
 
 
 def test_blocks_and_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +502,10 @@ def test_blocks_and_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.M
             np.testing.assert_array_equal(found, whole[i][second * 16_000 :][:72_000])
             with lock:
                 most = max(most, len(reader._files))
-                assert sum(block.nbytes for block in list(reader._blocks.values())) <= (1 << 20) + 3 * (1 << 19)
+
+            with reader._lock:
+                held = sum(block.nbytes for block in reader._blocks.values())
+            assert held <= (1 << 20) + 3 * (1 << 19)
 
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(ask, asked))

@@ -12,6 +12,7 @@ import io
 import math
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -34,6 +35,7 @@ _FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][\x10-\xff]", re.DOTALL)
 _FLAC_RATES = dict(enumerate((88200, 176400, 192000, 8000, 16000, 22050, 24000, 32000, 44100, 48000, 96000), 1))
 _FLAC_BITS = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
 _READ_BYTES = 1 << 20
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _SPHERE_NUMBER = re.compile(rb"^(\w+) -\S+ (\d+)\s*$", re.MULTILINE)
 
 _CHUNKED = {  # form and type: byte order of the sizes, name of the chunk that holds the samples
@@ -160,6 +162,39 @@ def ogg_streams(file: BinaryIO) -> int:
         at += 27 + page[26] + sum(page[27 : 27 + page[26]])
         file.seek(at)
     return streams
+
+
+def ogg_whole_until(file: BinaryIO) -> float:
+    """Seconds of an Ogg file of one stream before its first damaged or missing page; infinity where there is none.
+
+    Decoders drop such a page without a word, and what follows moves to its place. Pages are numbered and have a CRC
+    (RFC 3533, section 6): that of zlib with the bits of all bytes in the other order.
+    """
+    at, seconds, rate, expected = 0, 0.0, 0, None
+    while len(head := _read_at(file, at, 27)) == 27:
+        table = file.read(head[26])
+        page = head + table + file.read(sum(table))
+        (granule,), (_, number, crc) = struct.unpack("<q", page[6:14]), struct.unpack("<III", page[14:26])
+        zeroed = page[:22] + bytes(4) + page[26:]
+        if page[:4] != b"OggS" or number != (expected or 0) or _ogg_crc(zeroed) != crc:
+            return seconds
+        if expected is None:
+            body = page[27 + len(table) :]
+            rate = 48_000 if body[:8] == b"OpusHead" else int.from_bytes(body[12:16], "little")
+        if granule >= 0 and rate:
+            seconds = granule / rate
+        at, expected = at + len(page), number + 1
+    return math.inf
+
+
+def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
+    file.seek(at)
+    return file.read(size)
+
+
+def _ogg_crc(data: bytes) -> int:
+    register = zlib.crc32(data.translate(_MIRRORED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
+    return int.from_bytes(register.to_bytes(4, "little").translate(_MIRRORED), "big")
 
 
 def ogg_is_cut(file: BinaryIO, size: int) -> bool:

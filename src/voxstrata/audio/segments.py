@@ -8,6 +8,10 @@ before, and a run that is resumed stores the same bytes. Decoding may begin
   when decoded from the front (`tests/test_segments.py` compares every bit);
 - at the front alone, for all else: mp3 (after a seek libmpg123 misses bits that lie in earlier frames, and says so on
   stderr), ADPCM, GSM, and what PyAV reads. Segments that are asked for in order still cost one pass over the file.
+
+A decoder may drop what is damaged without a word, and then all that follows lies elsewhere. So Ogg and mp3 files are
+read once more before, but not decoded: segments behind the first bad page of an Ogg file are refused, and all segments
+of an mp3 file that holds fewer frames than its header counts. Damage in a block costs all segments in that block.
 """
 
 import threading
@@ -19,7 +23,7 @@ from typing import Self
 import numpy as np
 import soundfile
 
-from voxstrata.audio import readers
+from voxstrata.audio import containers, readers
 from voxstrata.audio.info import AudioInfo
 from voxstrata.audio.readers import UNKNOWN_FRAMES, Samples, SequentialFile
 from voxstrata.audio.source import Source
@@ -46,9 +50,10 @@ class _LongFile:
         self._read: Callable[[], Samples] | None = None  # the next block; shorter at the end of the file, then empty
         self._close: Callable[[], None] = lambda: None
         self.tolerance: Callable[[], int] = lambda: 0  # frames that a lossy file may end too early
-        self._stretch: int | None = None  # decoding may begin at every so-manieth block; None: at the first alone
+        self._stretch: int | None = None  # decoding may begin at every n-th block; None: at the first alone
         self._begun, self._next = 0, 0  # the blocks where decoding began, and that `_read` gives
         self._last = np.empty((0, info.channels), np.float32)  # the block before
+        self._whole_until: float | None = None  # seconds of an Ogg file before damage
         self._damage: dict[int, tuple[int, str]] = {}  # by where decoding began: the block where it failed, and why
 
     def close(self) -> None:
@@ -84,6 +89,14 @@ class _LongFile:
             raise AudioError(why) from None
         return self._last
 
+    def refuse_behind_damage(self, end: int) -> None:
+        """Raise AudioError where frames before `end` may not be those that were recorded there."""
+        if self._whole_until is not None and end / self._rate > self._whole_until:
+            raise AudioError(
+                f"{self.source.name}: a page is damaged or missing after {self._whole_until:.2f} s, and what follows "
+                "may lie elsewhere; fetch the file again or re-encode it"
+            )
+
     def _begin(self, k: int) -> int:
         """The block where decoding begins to get block `k`."""
         return 0 if self._stretch is None else k - k % self._stretch
@@ -112,6 +125,18 @@ class _LongFile:
         """Open the file at its front; returns what reads the next block."""
         self._begun = self._next = 0
         file = readers.open_soundfile(self.source, self.source.size())
+        if file and file.format == "OGG" and self._whole_until is None:
+            with self.source.open() as raw:
+                self._whole_until = containers.ogg_whole_until(raw)
+        if file and (file.format == "MP3" or file.frames == UNKNOWN_FRAMES):
+            file = readers.past_the_stated_end(self.source, file)
+            lost = file.frames - file.counted_frames
+            if file.format == "MP3" and not file.length_is_guessed and lost > readers.tolerance_frames(file):
+                stated, counted = file.frames / self._rate, file.counted_frames / self._rate
+                raise AudioError(
+                    f"{self.source.name}: header says {stated:.2f} s, the file holds {counted:.2f} s, so segments "
+                    "may lie elsewhere: truncated or damaged; re-encode it or remove it"
+                )
         if file is None:
             self.lossy = True
             return self._av_reader()
@@ -187,6 +212,7 @@ class SegmentReader:
             for k in range(first // file.block_frames, -(-end // file.block_frames)):
                 begin = k * file.block_frames
                 block = self._block(file, k)[max(0, first - begin) : end - begin]
+                file.refuse_behind_damage(end)
                 done += len(block)
                 yield block
             missing = info.source_frames - done

@@ -168,9 +168,10 @@ def encode_units(
             del rows  # the committing thread's: not to be held here while the next ones are waited for
             tally.add(batch)
         committing.settle()
-    for notice in sorted(decoding.notices)[:_NOTICES]:
+    notices = sorted(set(decoding.notices))  # segments of one file say the same
+    for notice in notices[:_NOTICES]:
         reporter.warn(corpus.without_root(notice))
-    if (more := len(decoding.notices) - _NOTICES) > 0:
+    if (more := len(notices) - _NOTICES) > 0:
         reporter.warn(f"and {more} more such recordings")
     failures, overflows = writer.finish()
     seconds, ids = time.perf_counter() - begin, plan.utterances["id"].to_pylist()
