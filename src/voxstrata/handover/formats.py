@@ -71,12 +71,19 @@ def _batches(share: Share) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 
 def _parquet(share: Share, folder: Path, _: Path) -> None:
     schema, batches = _batches(share)
-    texts = [field.name for field in schema if field.type == pa.string()]  # a dictionary of floats would only cost
-    with pq.ParquetWriter(folder / _table(share, "parquet"), schema, compression="zstd", use_dictionary=texts) as file:
+    with pq.ParquetWriter(folder / _table(share, "parquet"), schema, **_settings(share, schema)) as file:
         for batch in batches:
             file.write_batch(batch)
     if not share.pooled:
         share.write_utterances(folder, share.utterances())
+
+
+def _settings(share: Share, schema: pa.Schema) -> dict[str, Any]:
+    """How Parquet is written: states as they are, since compressing or summing them up costs more than it gains."""
+    known = [field for field in schema if field.name not in share.outputs]
+    names, texts = [field.name for field in known], [field.name for field in known if field.type == pa.string()]
+    # a column that `compression` does not name is not compressed
+    return {"compression": dict.fromkeys(names, "zstd"), "use_dictionary": texts, "write_statistics": names}
 
 
 def _lance(share: Share, folder: Path, _: Path) -> None:
@@ -197,7 +204,6 @@ def _hf(share: Share, folder: Path, _: Path) -> None:
     if "row_start" in table.column_names:
         table = table.drop(["row_start"])
     (folder / "data").mkdir()
-    texts = [field.name for field in table.schema if field.type == pa.string()]
     for shard, run in enumerate(share.runs(SHARD_BYTES)):
         part = table.slice(run.positions.start, len(run.positions)).replace_schema_metadata(share.metadata())
         for output, rows in run.rows.items():
@@ -207,7 +213,7 @@ def _hf(share: Share, folder: Path, _: Path) -> None:
             part = part.append_column(output, states)
         group = max(1, len(part) * RUN_BYTES // max(RUN_BYTES, part.nbytes))
         file = folder / "data" / f"train-{shard:05d}.parquet"
-        pq.write_table(part, file, row_group_size=group, compression="zstd", use_dictionary=texts)
+        pq.write_table(part, file, row_group_size=group, **_settings(share, part.schema))
 
 
 def _hf_card(shares: Mapping[str, str], share: Share, folder: Path) -> None:
