@@ -28,11 +28,13 @@ class Form:
     """A form that others read.
 
     write: fills a folder with a share; gets the folder, and the path that it will have in the end.
+    files: patterns of what it writes there beside voxstrata.json and utterances.parquet; OUTPUT stands for an output.
     package, extra: what it needs beside voxstrata's own packages, and the extra that brings it.
     index: fills the folder above, given the folders of all shares by name; where there is one share they are the same.
     """
 
     write: Callable[[Share, Path, Path], None]
+    files: tuple[str, ...]
     package: str | None = None
     extra: str | None = None
     index: Callable[[Mapping[str, str], Share, Path], None] | None = None
@@ -240,11 +242,17 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"  # as YAML quotes
 
 
+_LANCE = ("data/*.lance", "_transactions/*.txn", "_versions/*.manifest", "_versions/latest_version_hint.json")
+_KALDI_LISTS = ("text", "utt2spk", "spk2utt", "utt2dur", "utt2lang", "utt2num_frames")
+_KALDI = (*_KALDI_LISTS, *(f"{kind}.{suffix}" for kind in ("feats", "pooled") for suffix in ("scp", "ark")))
+
 FORMS: Mapping[str, Form] = {
-    "parquet": Form(_parquet),
-    "npy": Form(_npy),
-    "safetensors": Form(_safetensors, "safetensors", "safetensors"),
-    "lance": Form(_lance, "lance", "lance"),
-    "kaldi": Form(_kaldi),
-    "hf": Form(_hf, index=_hf_card),
+    "parquet": Form(_parquet, ("frames.parquet",)),
+    "npy": Form(_npy, ("OUTPUT.npy",)),
+    "safetensors": Form(_safetensors, ("OUTPUT-*.safetensors",), "safetensors", "safetensors"),
+    "lance": Form(
+        _lance, tuple(f"{kind}.lance/{name}" for kind in ("frames", "utterances") for name in _LANCE), "lance", "lance"
+    ),
+    "kaldi": Form(_kaldi, (*_KALDI, *(f"OUTPUT/{name}" for name in _KALDI))),
+    "hf": Form(_hf, ("README.md", "data/train-*.parquet"), index=_hf_card),
 }
