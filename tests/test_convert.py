@@ -270,7 +270,7 @@ def test_a_row_of_parquet_says_of_whom_it_is(store: EmbeddingStore, tmp_path: Pa
 def test_folders_of_languages_are_partitions(store: EmbeddingStore, tmp_path: Path) -> None:
     convert(store, tmp_path / "out", "parquet", "final", by_language=True)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "language=__HIVE_DEFAULT_PARTITION__", "language=en", "language=es",
+        "language=__HIVE_DEFAULT_PARTITION__", "language=en", "language=es", "voxstrata.json",
     ]  # fmt: skip
     read = f"read_parquet('{tmp_path}/out/*/utterances.parquet', hive_partitioning = true)"
     by_duckdb = dict(duckdb.sql(f"select id, language from {read}").fetchall())
@@ -342,6 +342,32 @@ def test_no_run_is_larger_than_it_may_be(
     assert max(n for n, _ in rows) == longest > 80
     assert all(n <= 80 for n, utterances in rows if utterances > 1)
     assert any(utterances > 1 for _, utterances in rows)
+
+
+@pytest.mark.parametrize(("to", "by_language"), [*((to, False) for to in FORMS), ("kaldi", True), ("lance", True)])
+def test_an_earlier_conversion_is_replaced_and_nothing_else(
+    store: EmbeddingStore, tmp_path: Path, to: str, by_language: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need(to)
+    out = tmp_path / "out"
+    for pooled in (True, False):
+        convert(store, out, to, pooled=pooled, by_language=by_language, overwrite=not pooled)
+    before = contents(out)
+    folder = max((path.parent for path in out.rglob("*") if path.is_file()), key=lambda p: len(p.parts))  # the deepest
+    for mine in (folder / "notes.txt", folder / "mine.npy", folder / "mine"):
+        mine.mkdir() if mine.name == "mine" else mine.write_text("mine")
+        with pytest.raises(InputError, match=rf"something else \({mine.relative_to(out)}\), which is not overwritten"):
+            convert(store, out, "npy", "final", overwrite=True)
+        mine.rmdir() if mine.name == "mine" else mine.unlink()
+    assert contents(out) == before
+    assert run("convert", store.files.root, "-o", out, "--to", "npy", "--outputs", "final") == 3
+    assert "exists already" in capsys.readouterr().err
+    assert run("convert", store.files.root, "-o", out, "--to", "npy", "--outputs", "final", "--overwrite") == 0
+    assert sorted(p.name for p in out.iterdir()) == ["final.npy", "utterances.parquet", "voxstrata.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    (out / "voxstrata.json").unlink()
+    with pytest.raises(InputError, match="holds something else"):
+        convert(store, out, "npy", overwrite=True)
 
 
 KILLED = """

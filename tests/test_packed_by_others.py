@@ -140,6 +140,8 @@ def holds_stretches(corpus: Corpus, stretches: dict[str, np.ndarray]) -> None:
     assert corpus.table["offset"].to_pylist() == [0.25, 0.25, 2.5, 2.5]
     assert corpus.table["duration"].to_pylist() == [1.1] * 4
     assert corpus.table["channel"].to_pylist() == [0, 1, 0, 1]
+    for i, samples in enumerate(stretches.values()):
+        np.testing.assert_array_equal(decode(corpus.recording(i)), samples)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])

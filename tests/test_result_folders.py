@@ -39,6 +39,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_m
 FAILING: dict[str, list[str]] = {
     "export": ["export", "none"],
     "extract": ["extract", "unreadable.tsv", "model"],
+    "convert": ["convert", "store.zarr", "--to", "npy", "--languages", "fr"],
     "retrieve": ["retrieve", "store.zarr"],
     "retrieve, found": ["retrieve", "pairs"],
     "similarity": ["similarity", "zeros.zarr", "--x", "a", "--y", "b", "--outputs", "final"],
@@ -73,7 +74,7 @@ def test_a_folder_with_something_else_is_left_alone(
         assert contents(tmp_path) == before
 
 
-REPLACING = ("export", "similarity", "early-exit write", "early-exit sweep")
+REPLACING = ("export", "convert", "similarity", "early-exit write", "early-exit sweep")
 
 
 def test_an_interrupt_leaves_no_folder(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,9 +171,29 @@ def test_similarity_equals_that_on_one_store(tmp_path: Path) -> None:
     # frames of several stores are another matter than those of one: the folder of one is not taken for the other's
     with pytest.raises(InputError, match="cannot resume: x store is"):
         similarity(select(several, ["a", "b"]), select(several, "c"), "final", tmp_path / "one-a,b-c", top=3)
-    # the same utterances on both sides are found, whichever way the stores are named
-    with pytest.raises(UsageError, match=r"share 12 utterances, e.g. 'c"):
-        similarity(select(several, "c"), select(open_store(paths[1])), "final", tmp_path / "shared")
+
+
+def test_the_same_utterances_on_both_sides_are_found_in_every_store(tmp_path: Path) -> None:
+    """Whichever way the stores are named, and whatever their place among the others."""
+    paths = [tmp_path / f"{letter}.zarr" for letter in "abc"]
+    for path in paths:
+        make_store(path, chosen(lambda name, path=path: name[0] == path.name[0]))
+    several, turned, last = open_store(paths), open_store(paths[::-1]), open_store(paths[2])
+    for x, y in ((several, last), (last, several), (several, several), (several, turned)):
+        with pytest.raises(UsageError, match=r"share 12 utterances, e.g. 'c\d+'"):
+            similarity(select(x, "c"), select(y, "c"), "final", tmp_path / "shared")
+    similarity(select(several, "c"), select(turned, "a"), "final", tmp_path / "apart")
+
+
+def test_frames_are_known_by_the_plans_of_all_stores_that_they_are_from(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{letter}.zarr" for letter in "abc"]
+    for path in paths:
+        make_store(path, chosen(lambda name, path=path: name[0] == path.name[0]))
+    a, b, c = (open_store(path).about["plan"] for path in paths)
+    assert len({a, b, c}) == 3
+    several = open_store(paths)
+    for languages, plans in (("a", a), ("c", c), (["b", "c"], [b, c]), (None, [a, b, c])):
+        assert select(several, languages).identity()["store"] == plans
 
 
 def test_align_equals_that_on_one_store(tmp_path: Path) -> None:

@@ -49,19 +49,26 @@ def leaving_no_empty_folder(folder: Path) -> Iterator[None]:
 def check_vacant(folder: Path, replaced: Collection[str] = ()) -> None:
     """Raise InputError when something is there already, other than an empty folder.
 
-    replaced: what an earlier result consists of, patterns of names, the first of the file that it is known by: such a
-    folder may be there, if nothing else is in it.
+    replaced: what an earlier result consists of, patterns of paths ("data/*.parquet"), the first of the file that it is
+    known by: such a folder may be there, if nothing else is in it.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not replaced:
         raise InputError(f"{folder}: exists already; remove it or choose another folder")
-    names = sorted(path.name for path in folder.iterdir())
-    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in replaced)]
+    below = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir())]
+    names = sorted(path.relative_to(folder).as_posix() for path in below)
+    foreign = [name for name in names if not any(_fits(name, pattern) for pattern in replaced)]
     if foreign or next(iter(replaced)) not in names:
         raise InputError(
             f"{folder}: holds something else ({(foreign or names)[0]}), which is not overwritten; choose another folder"
         )
+
+
+def _fits(path: str, pattern: str) -> bool:
+    """Whether each name on the path fits its pattern; `*` stays within a name, unlike fnmatch's."""
+    names, patterns = path.split("/"), pattern.split("/")
+    return len(names) == len(patterns) and all(map(fnmatch, names, patterns))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,7 @@ _FORMATS = ["parquet", "npy", "safetensors", "lance", "kaldi", "hf"]
 @click.option("--pooled", is_flag=True, help="One vector an utterance, the mean over its frames, instead of frames.")
 @options.languages
 @click.option("--by-language", is_flag=True, help="A folder for each language: language=en, …")
+@options.overwrite
 @options.as_json
 def convert(
     store: str,
@@ -30,6 +32,7 @@ def convert(
     pooled: bool,
     languages: str | None,
     by_language: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Write the states of STORE in a form that other tools read, with all that is known of the utterances.
@@ -44,9 +47,13 @@ def convert(
     """
     opened = vs.open_store(store)
     with TerminalReporter() as reporter:
-        report = vs.convert(
-            opened, folder, to, outputs, pooled=pooled, languages=languages, by_language=by_language, reporter=reporter
-        )
+        how: dict[str, Any] = {
+            "pooled": pooled,
+            "languages": languages,
+            "by_language": by_language,
+            "overwrite": overwrite,
+        }
+        report = vs.convert(opened, folder, to, outputs, **how, reporter=reporter)
     print_left_out(opened)
     if as_json:
         print_json(report.to_dict())

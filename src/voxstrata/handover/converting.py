@@ -19,12 +19,14 @@ from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import distinct
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.handover.formats import FORMS
-from voxstrata.handover.share import Share
+from voxstrata.handover.share import ABOUT_FILE, UTTERANCES_FILE, Share
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.several import open_store
 from voxstrata.store.writer import DONE
 
 _NO_LANGUAGE = "__HIVE_DEFAULT_PARTITION__"  # what DuckDB, Polars and Arrow read as null in a folder's name
+_BY_OUTPUT = [p.replace("OUTPUT", o) for f in FORMS.values() for p in f.files for o in ("final", "layer_[0-9][0-9]")]
+_WRITTEN = (ABOUT_FILE, UTTERANCES_FILE, *dict.fromkeys(_BY_OUTPUT))
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def convert(
     pooled: bool = False,
     languages: str | Sequence[str] | None = None,
     by_language: bool = False,
+    overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ConvertReport:
     """Write the states of a store, and all that is known of its utterances, in another form.
@@ -66,10 +69,12 @@ def convert(
     folder: made; it appears whole or not at all.
     to: "parquet", "npy", "safetensors", "lance", "kaldi" or "hf"; docs/convert.md has what each holds.
     pooled: one vector an utterance, the mean over its frames, in place of frames; always so for a pooled store.
-    languages: only these. by_language: a folder each, `language=en`.
+    languages: only these. by_language: a folder each, `language=en`. overwrite: an earlier conversion in
+    `folder`, of any format, is replaced, if nothing else is in the folder.
 
-    Values are the stored ones, bit for bit (Kaldi's are float32). In memory are 32 MB of them (safetensors and hf: a
-    file, 256 MB), or one utterance that has more. Utterances that are pending or failed are left out.
+    Values are the stored ones, bit for bit (Kaldi's are float32). Utterances that are pending or failed are left out.
+    Memory beyond an open store, as benchmarks/convert.py measured it on 614 MB: npy and kaldi 80 MiB, parquet and lance
+    360, safetensors 520, hf 810; more for an utterance of over 32 MB.
 
     Raises UsageError for an unknown format, output or language and for a folder inside the store; InputError for a
     folder that holds something, a package that is not installed, and a store in which nothing is done.
@@ -82,7 +87,8 @@ def convert(
         raise InputError(f"{to}: {form.package} is not installed; pip install 'voxstrata[{form.extra}]'")
     if store.files.local is not None and target.resolve().is_relative_to(store.files.local.resolve()):
         raise UsageError(f"{target}: inside the store; choose a folder beside it")
-    check_vacant(target)
+    replaced = (*_WRITTEN, *(f"language=*/{pattern}" for pattern in _WRITTEN)) if overwrite else ()
+    check_vacant(target, replaced)
     spoken = np.array([language or "" for language in store.utterances["language"].to_pylist()], object)
     if languages is not None:
         languages = chosen("language", languages, [name for name in distinct(store.utterances, "language") if name])
@@ -111,13 +117,14 @@ def convert(
         reporter.progress(Progress("converting", done["utterances"], len(index), "utterances", **work))
 
     total = len(index) if pooled else int(store.length[index].sum())
-    with new_folder(target) as partial:
+    with new_folder(target, replaced) as partial:
         below = {name: f"language={quote(name, safe='') or _NO_LANGUAGE}/" if by_language else "" for name in parts}
         for name, members in parts.items():
             share = Share(store, members, names, pooled, about, tell)
             (partial / below[name]).mkdir(exist_ok=True)
             form.write(share, partial / below[name], target.resolve() / below[name])
             share.write_about(partial / below[name])
+        share.write_about(partial)  # beside folders of languages, too: by it a conversion is known
         if form.index:
             form.index(below, share, partial)
         files = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())

@@ -28,11 +28,13 @@ class Form:
     """A form that others read.
 
     write: fills a folder with a share; gets the folder, and the path that it will have in the end.
+    files: patterns of what it writes there beside voxstrata.json and utterances.parquet; OUTPUT stands for an output.
     package, extra: what it needs beside voxstrata's own packages, and the extra that brings it.
     index: fills the folder above, given the folders of all shares by name; where there is one share they are the same.
     """
 
     write: Callable[[Share, Path, Path], None]
+    files: tuple[str, ...]
     package: str | None = None
     extra: str | None = None
     index: Callable[[Mapping[str, str], Share, Path], None] | None = None
@@ -71,12 +73,19 @@ def _batches(share: Share) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 
 def _parquet(share: Share, folder: Path, _: Path) -> None:
     schema, batches = _batches(share)
-    texts = [field.name for field in schema if field.type == pa.string()]  # a dictionary of floats would only cost
-    with pq.ParquetWriter(folder / _table(share, "parquet"), schema, compression="zstd", use_dictionary=texts) as file:
+    with pq.ParquetWriter(folder / _table(share, "parquet"), schema, **_settings(share, schema)) as file:
         for batch in batches:
             file.write_batch(batch)
     if not share.pooled:
         share.write_utterances(folder, share.utterances())
+
+
+def _settings(share: Share, schema: pa.Schema) -> dict[str, Any]:
+    """How Parquet is written: states as they are, since compressing or summing them up costs more than it gains."""
+    known = [field for field in schema if field.name not in share.outputs]
+    names, texts = [field.name for field in known], [field.name for field in known if field.type == pa.string()]
+    # a column that `compression` does not name is not compressed
+    return {"compression": dict.fromkeys(names, "zstd"), "use_dictionary": texts, "write_statistics": names}
 
 
 def _lance(share: Share, folder: Path, _: Path) -> None:
@@ -197,7 +206,6 @@ def _hf(share: Share, folder: Path, _: Path) -> None:
     if "row_start" in table.column_names:
         table = table.drop(["row_start"])
     (folder / "data").mkdir()
-    texts = [field.name for field in table.schema if field.type == pa.string()]
     for shard, run in enumerate(share.runs(SHARD_BYTES)):
         part = table.slice(run.positions.start, len(run.positions)).replace_schema_metadata(share.metadata())
         for output, rows in run.rows.items():
@@ -207,7 +215,7 @@ def _hf(share: Share, folder: Path, _: Path) -> None:
             part = part.append_column(output, states)
         group = max(1, len(part) * RUN_BYTES // max(RUN_BYTES, part.nbytes))
         file = folder / "data" / f"train-{shard:05d}.parquet"
-        pq.write_table(part, file, row_group_size=group, compression="zstd", use_dictionary=texts)
+        pq.write_table(part, file, row_group_size=group, **_settings(share, part.schema))
 
 
 def _hf_card(shares: Mapping[str, str], share: Share, folder: Path) -> None:
@@ -234,11 +242,17 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"  # as YAML quotes
 
 
+_LANCE = ("data/*.lance", "_transactions/*.txn", "_versions/*.manifest", "_versions/latest_version_hint.json")
+_KALDI_LISTS = ("text", "utt2spk", "spk2utt", "utt2dur", "utt2lang", "utt2num_frames")
+_KALDI = (*_KALDI_LISTS, *(f"{kind}.{suffix}" for kind in ("feats", "pooled") for suffix in ("scp", "ark")))
+
 FORMS: Mapping[str, Form] = {
-    "parquet": Form(_parquet),
-    "npy": Form(_npy),
-    "safetensors": Form(_safetensors, "safetensors", "safetensors"),
-    "lance": Form(_lance, "lance", "lance"),
-    "kaldi": Form(_kaldi),
-    "hf": Form(_hf, index=_hf_card),
+    "parquet": Form(_parquet, ("frames.parquet",)),
+    "npy": Form(_npy, ("OUTPUT.npy",)),
+    "safetensors": Form(_safetensors, ("OUTPUT-*.safetensors",), "safetensors", "safetensors"),
+    "lance": Form(
+        _lance, tuple(f"{kind}.lance/{name}" for kind in ("frames", "utterances") for name in _LANCE), "lance", "lance"
+    ),
+    "kaldi": Form(_kaldi, (*_KALDI, *(f"OUTPUT/{name}" for name in _KALDI))),
+    "hf": Form(_hf, ("README.md", "data/train-*.parquet"), index=_hf_card),
 }

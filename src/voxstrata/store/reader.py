@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -18,7 +19,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
 from voxstrata.store.shard import is_plain, read_shard_rows
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
@@ -29,6 +30,52 @@ if TYPE_CHECKING:
     import xarray
 
 _POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance: memory stays small
+# Arrays of stores and of their copies; zarr has other codecs, too, and some of those run code that a chunk holds.
+_TYPES = {"int64", "int32", "uint8", "float16", "float32", "string"}
+_CODECS = {"bytes", "sharding_indexed", "crc32c", "zstd", "gzip", "blosc", "transpose", "vlen-utf8"}
+
+
+def refuse_foreign_arrays(files: Files, spec: StoreSpec) -> None:
+    """Raise InputError for arrays that no store and no copy of one has, before zarr reads any.
+
+    That is zarr format 2 (whose filters may be pickles), and types, codecs and transformers that are not known here.
+    """
+    own = ["start", "length", "status", *(f"{spec.group}/{output}" for output in spec.outputs)]
+    others = [f"{spec.group}/{name}" for name in files.names(spec.group) if name != ROOT]  # xarray opens them, too
+    for name in dict.fromkeys(["", spec.group, "utterance", *own, *others]):
+        try:
+            node = json.loads(files.read(f"{name}/{ROOT}".lstrip("/")))
+            wrong = _foreign(node)
+        except (FileNotFoundError, NotADirectoryError):
+            wrong = "no zarr 3 array" if name in own else ""
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            wrong = f"not zarr's metadata ({e!r})"
+        if wrong:
+            raise InputError(
+                f"{files.root}: {name or ROOT}: {wrong}, which voxstrata neither writes nor reads; get another copy"
+            )
+
+
+def _foreign(node: Any) -> str:
+    """What is not ours in an array, or in a group and what it says of those below it (consolidated metadata)."""
+    if node["zarr_format"] != 3:
+        return f"zarr format {node['zarr_format']}"
+    if node["node_type"] == "group":
+        below = ((node.get("consolidated_metadata") or {}).get("metadata") or {}).values()
+        return next(filter(None, map(_foreign, below)), "")
+    if str(node["data_type"]) not in _TYPES:
+        return f"data type {node['data_type']}"
+    if node.get("storage_transformers"):
+        return "storage transformers"
+    return next((f"codec {name}" for name in _codecs(node["codecs"]) if name not in _CODECS), "")
+
+
+def _codecs(codecs: Any) -> Iterator[str]:
+    for codec in codecs:
+        known: dict[str, Any] = {"name": codec} if isinstance(codec, str) else codec
+        yield known["name"]
+        for inner in ("codecs", "index_codecs"):
+            yield from _codecs((known.get("configuration") or {}).get(inner, []))
 
 
 class EmbeddingStore:
@@ -55,7 +102,8 @@ class EmbeddingStore:
             about["relabelled"] = times_relabelled(read_utterances(self.files))
         self.model = ModelCard.from_dict(about["model"])
         self.spec = StoreSpec.from_dict(about["spec"])
-        self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r")
+        refuse_foreign_arrays(self.files, self.spec)
+        self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -261,7 +309,9 @@ class EmbeddingStore:
         """
         import xarray
 
-        arrays = xarray.open_zarr(self.files.zarr_store(read_only=True), group=self.spec.group, chunks=None)
+        arrays = xarray.open_zarr(
+            self.files.zarr_store(read_only=True), group=self.spec.group, chunks=None, zarr_format=3
+        )
         known = self.to_pandas().drop(columns=list(self.outputs), errors="ignore")
         columns = {name: ("utterance", values.to_numpy()) for name, values in known.items()}
         return arrays.assign_coords(utterance=self.ids, **columns)
