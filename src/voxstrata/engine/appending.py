@@ -75,6 +75,7 @@ def _new_rows(store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo |
             new.append(i)
         elif info is not None:  # what is in the store may be gone by now
             here = {**row, "samples": info.samples, "size_bytes": info.size_bytes}
+            here["offset"], there["offset"] = here["offset"] or None, there.get("offset") or None  # 0 s: no offset
             differing = [name for name, value in here.items() if there.get(name) != value]
             other += [(row["id"], name, there.get(name), here[name]) for name in differing[:1]]
     if other:
