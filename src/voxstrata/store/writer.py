@@ -313,14 +313,23 @@ class StoreWriter:
         for i, row in ours.items():
             if row["failure"] and theirs[i]["samples"]:
                 return f"{i!r} was readable then and is not now: {row['failure']}; mend it and run again"
-            for key in (*PLANNED_LABELS, "samples", "size_bytes"):
-                if row[key] != theirs[i][key]:
+            for key in (*PLANNED_LABELS, "samples", "size_bytes", "offset", "channel"):
+                there, here = theirs[i].get(key), row[key]  # stores of 0.1.0 have no offset and no channel
+                if there != here and not (key == "offset" and not there and not here):
                     mend = "; use a new store"
                     if key in PLANNED_LABELS:
                         mend = f": `voxstrata relabel {self.files.root} MANIFEST` changes labels, or use a new store"
-                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here{mend}"
+                    return f"{key} of {i!r} is {there!r} there, {here!r} here{mend}"
         plan, spec = self.plan, self.plan.spec
         rows = json.loads(self.files.read(PLAN))["unit_rows"]
+        if rows == plan.unit_rows:
+            moved = [i for i, j in zip(theirs, ours, strict=True) if i != j]
+            if not moved:
+                return "the same recordings are cut into units otherwise; give --unit-mb as then, or use a new store"
+            return (
+                f"the recordings come in another order, from {moved[0]!r} on: segments go by the names of their files; "
+                "name these as then, or use a new store"
+            )
         # rounded up: a unit's rows are the largest power of two that fits
         there, here = (
             f"{math.ceil(n * d_model * spec.stored_dtype.itemsize * len(spec.outputs) * 1e6 / 2**20) / 1e6:.16g}"
