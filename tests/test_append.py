@@ -198,6 +198,39 @@ def test_paths_lead_from_the_first_corpus(corpus: Corpus, tiny_model: Path, tmp_
         assert (tmp_path / "s.zarr" / str(attributes["corpus_root"]) / row["path"]).exists(), row["path"]
 
 
+def test_a_whole_file_may_be_given_as_a_stretch_from_0_s(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:
+    path, whole = tmp_path / "s.zarr", part(corpus, "en-0", "en-1")
+    extract(whole, tiny_model, path, FRAMES)
+    table = whole.table.drop(["offset", "duration"])
+    table = table.append_column("offset", pa.array([0.0, 0.0])).append_column("duration", pa.array([0.4, 0.7]))
+    stated = Corpus(corpus.root, table)
+    assert extract(stated, tiny_model, path, FRAMES).resumed_units == 1
+    report = append(path, stated, tiny_model)
+    assert (report.passed_over, report.utterances) == (2, 0)
+
+
+class Warnings(Reporter):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_what_failed_and_can_be_read_now_is_passed_over_and_said(
+    corpus: Corpus, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus.root, tmp_path / "c")
+    path, moved, heard = tmp_path / "s.zarr", read_corpus(tmp_path / "c" / "speech.tsv"), Warnings()
+    extract(part(moved, "en"), tiny_model, path, FRAMES)
+    shutil.copy(tmp_path / "c" / "en-0.wav", tmp_path / "c" / "en-bad.wav")
+    report = append(path, part(moved, "en", "es"), tiny_model, reporter=heard)
+    assert (report.passed_over, report.utterances) == (4, 3)
+    (warning,) = heard.warnings
+    assert "1 recordings that can be read now, e.g. 'en-bad', are passed over" in warning
+    assert open_store(path).utterances["failure"][open_store(path).index("en-bad")].as_py() in warning
+
+
 def test_results_of_what_was_there_before_an_append_go_on(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:
     path, folder = tmp_path / "s.zarr", tmp_path / "pairs"
     extract(part(corpus, "en", "es"), tiny_model, path, FRAMES)

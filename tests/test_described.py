@@ -110,6 +110,24 @@ def test_the_root_and_the_path_lead_to_the_recording(corpus: Path, tiny_model: P
     }
 
 
+def test_a_finished_store_keeps_its_columns_and_paths_when_extract_runs_again(
+    make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    """With another manifest of the same recordings, and after the corpus has moved."""
+    corpus = read_corpus(make_corpus({"a": 0.5, "b": 0.3}))
+    with_mood = replace(corpus, table=corpus.table.append_column("mood", pa.array(["glad", "sad"])))
+    extract(with_mood, tiny_model, tmp_path / "s.zarr", StoreSpec("final"))
+    before = contents(tmp_path / "s.zarr")
+    extract(corpus, tiny_model, tmp_path / "s.zarr", StoreSpec("final"))
+    assert contents(tmp_path / "s.zarr") == before
+    (tmp_path / "moved" / "deeper").mkdir(parents=True)
+    for name in "ab":
+        shutil.copy(corpus.root / f"{name}.wav", tmp_path / "moved" / "deeper")
+    (tmp_path / "moved" / "m.tsv").write_text("id\tpath\ttune\na\tdeeper/a.wav\tla\nb\tdeeper/b.wav\tlo\n")
+    extract(tmp_path / "moved" / "m.tsv", tiny_model, tmp_path / "s.zarr", StoreSpec("final"))
+    assert contents(tmp_path / "s.zarr") == before
+
+
 def test_a_column_of_the_users_own_makes_room_for_ours(make_corpus: Callable[..., Path], tiny_model: Path) -> None:
     corpus = read_corpus(make_corpus({"a": 0.5, "b": 0.3}))
     path, table = corpus.root / "s.zarr", corpus.table

@@ -14,6 +14,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 import xarray
@@ -22,6 +23,7 @@ from conftest import sound
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import Progress, Reporter
+from voxstrata.corpus import Corpus
 from voxstrata.encoders import Context, Device, open_model
 from voxstrata.encoders.card import write_card
 from voxstrata.engine import CpuEncoder, Runtime, extract
@@ -344,6 +346,26 @@ def test_a_store_of_another_corpus_is_refused_naming_what_differs(
     )
     soundfile.write(other / "fr" / "1.wav", sound(0.8, 5), 16_000, subtype="FLOAT")
     refused("samples of 'fr/1' is 11200 there, 12800 here; use a new store", other, tiny_model, written)
+
+
+def test_segments_elsewhere_or_in_another_order_are_refused_for_what_they_are(tiny_model: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", np.stack([sound(2, 1), sound(2, 2)], axis=1), 16_000)
+
+    def stretches(offset: float, channel: int, paths: str = "ab") -> Corpus:
+        table = {"id": ["x", "y"], "path": [f"{p}.wav" for p in paths], "language": ["en"] * 2}
+        parts = {"offset": [offset] * 2, "duration": [0.5] * 2, "channel": pa.array([channel] * 2, pa.int32())}
+        return Corpus(tmp_path, pa.table({**table, **parts}))
+
+    store = tmp_path / "s.zarr"
+    extract(stretches(0.5, 0), tiny_model, store, StoreSpec(OUTPUTS))
+    for given, message in (
+        (stretches(0.75, 0), "offset of 'x' is 0.5 there, 0.75 here; use a new store"),
+        (stretches(0.5, 1), "channel of 'x' is 0 there, 1 here; use a new store"),
+        (stretches(0.5, 0, "ba"), "the recordings come in another order, from 'x' on: segments go by"),
+    ):
+        with pytest.raises(InputError, match=f"cannot resume: {message}"):
+            extract(given, tiny_model, store, StoreSpec(OUTPUTS))
 
 
 def test_a_recording_that_became_unreadable_is_to_be_mended_not_the_store_given_up(

@@ -32,8 +32,9 @@ def append(
     """Add the recordings of a corpus to a finished store, with the settings that the store was made with.
 
     Recordings whose id, length and size the store holds already are passed over, so a corpus that has grown can be
-    given whole. Those that are new are in the store all at once, when all are encoded. A run that ended before goes on
-    when it is called again. The other parameters are as those of `extract`. The report is of what is added.
+    given whole; so are those that it holds as failed, with a warning where they can be read now. Those that are new are
+    in the store all at once, when all are encoded. A run that ended before goes on when it is called again. The other
+    parameters are as those of `extract`. The report is of what is added.
 
     Raises UsageError or InputError before any encoding: for a store that is not finished or that another process
     writes, another model or device than the store's, an id of the store with another recording, a recording longer than
@@ -50,7 +51,7 @@ def append(
     try:
         with opened.files.lock():
             opened = open_store(store)  # as it is now that nobody else writes
-            new = _new_rows(opened, corpus, infos)
+            new = _new_rows(opened, corpus, infos, reporter)
             if not new:
                 return _nothing_new(opened, len(corpus))
             infos, position = [infos[i] for i in new], {row: i for i, row in enumerate(new)}
@@ -65,16 +66,21 @@ def append(
         ) from e
 
 
-def _new_rows(store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo | None]) -> list[int]:
+def _new_rows(
+    store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo | None], reporter: Reporter
+) -> list[int]:
     """Rows of the corpus whose ids the store does not hold. Raises InputError where it holds another recording."""
     held = {row["id"]: row for row in store.utterances.to_pylist()}
-    new, other = [], []
+    new, other, mended = [], [], []
     for i, row in enumerate(corpus.table.select(["id", "offset", "channel"]).to_pylist()):
         there, info = held.get(row["id"]), infos[i]
         if there is None:
             new.append(i)
+        elif info is not None and not there["samples"]:  # nothing is known of what failed when it was probed
+            mended.append((row["id"], there["failure"]))
         elif info is not None:  # what is in the store may be gone by now
             here = {**row, "samples": info.samples, "size_bytes": info.size_bytes}
+            here["offset"], there["offset"] = here["offset"] or None, there.get("offset") or None  # 0 s: no offset
             differing = [name for name, value in here.items() if there.get(name) != value]
             other += [(row["id"], name, there.get(name), here[name]) for name in differing[:1]]
     if other:
@@ -82,6 +88,12 @@ def _new_rows(store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo |
         raise InputError(
             f"{store.files.root}: holds other recordings under {len(other)} of these ids, e.g. {name!r}: {what} is "
             f"{there} there, {here} here; give them ids of their own, or leave them out"
+        )
+    if mended:
+        name, reason = mended[0]
+        reporter.warn(
+            f"{store.files.root}: {len(mended)} recordings that can be read now, e.g. {name!r}, are passed over, since "
+            f"the store holds them as failed ({reason}); give them ids of their own, or extract all into a new store"
         )
     return new
 

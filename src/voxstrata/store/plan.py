@@ -114,7 +114,9 @@ class Plan:
         columns = ("id", "language", "group", "text", "speaker", "samples", "size_bytes")
         for row in zip(*(self.utterances[c].to_pylist() for c in columns), strict=True):
             h.update(json.dumps(row).encode())
-        parts = [self.utterances[c].to_pylist() for c in ("offset", "channel")]
+        # from 0 s on is from the beginning: what ends elsewhere has other samples
+        parts = [[value or None for value in self.utterances["offset"].to_pylist()]]
+        parts.append(self.utterances["channel"].to_pylist())
         if any(value is not None for part in parts for value in part):  # stores without were made before there were any
             h.update(json.dumps(parts).encode())
         return h.hexdigest()

@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.description import (
@@ -25,14 +26,7 @@ from voxstrata.store.description import (
     store_readme,
 )
 from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, zarr_array
-from voxstrata.store.labels import (
-    PLANNED_LABELS,
-    UTTERANCES,
-    read_utterances,
-    times_relabelled,
-    with_column,
-    with_planned_labels,
-)
+from voxstrata.store.labels import PLANNED_LABELS, UTTERANCES, read_utterances, with_column, with_planned_labels
 from voxstrata.store.plan import Plan
 from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
@@ -221,12 +215,19 @@ class StoreWriter:
         """
         failures, overflows = self.failures(range(self.plan.units))
         status, count = self._status(failures), len(self.plan.utterances)
-        stored = read_utterances(self.files)
-        # labels may have changed since the plan, and others may have been appended
-        table = stored if times_relabelled(stored) or len(stored) > count else self.plan.utterances
+        # As it was made, relabelled and appended to: the manifest of this run may lack columns, or lie elsewhere.
+        table = self._with_parts(read_utterances(self.files))
         self._write_utterances(table, status, failures)
         zarr_array(self._root, "status")[:count] = status
         return failures, overflows
+
+    def _with_parts(self, stored: pa.Table) -> pa.Table:
+        """A stored table with the columns of PART_SCHEMA, which those of 0.1.0 lack, in the places of the plan's."""
+        lacking = [name for name in PART_SCHEMA.names if name not in stored.column_names]
+        for name in lacking if len(stored) == len(self.plan.utterances) else ():
+            at = self.plan.utterances.schema.get_field_index(name)
+            stored = stored.add_column(at, name, self.plan.utterances[name])
+        return stored
 
     def _status(self, failures: Mapping[int, str]) -> NDArray[np.uint8]:
         status = np.full(len(self.plan.utterances), DONE, np.uint8)
@@ -313,14 +314,23 @@ class StoreWriter:
         for i, row in ours.items():
             if row["failure"] and theirs[i]["samples"]:
                 return f"{i!r} was readable then and is not now: {row['failure']}; mend it and run again"
-            for key in (*PLANNED_LABELS, "samples", "size_bytes"):
-                if row[key] != theirs[i][key]:
+            for key in (*PLANNED_LABELS, "samples", "size_bytes", "offset", "channel"):
+                there, here = theirs[i].get(key), row[key]  # stores of 0.1.0 have no offset and no channel
+                if there != here and not (key == "offset" and not there and not here):
                     mend = "; use a new store"
                     if key in PLANNED_LABELS:
                         mend = f": `voxstrata relabel {self.files.root} MANIFEST` changes labels, or use a new store"
-                    return f"{key} of {i!r} is {theirs[i][key]!r} there, {row[key]!r} here{mend}"
+                    return f"{key} of {i!r} is {there!r} there, {here!r} here{mend}"
         plan, spec = self.plan, self.plan.spec
         rows = json.loads(self.files.read(PLAN))["unit_rows"]
+        if rows == plan.unit_rows:
+            moved = [i for i, j in zip(theirs, ours, strict=True) if i != j]
+            if not moved:
+                return "the same recordings are cut into units otherwise; give --unit-mb as then, or use a new store"
+            return (
+                f"the recordings come in another order, from {moved[0]!r} on: segments go by the names of their files; "
+                "name these as then, or use a new store"
+            )
         # rounded up: a unit's rows are the largest power of two that fits
         there, here = (
             f"{math.ceil(n * d_model * spec.stored_dtype.itemsize * len(spec.outputs) * 1e6 / 2**20) / 1e6:.16g}"
