@@ -68,7 +68,7 @@ def cut_item(cut: Mapping[str, Any], place: str, folder: Path, memory: dict[str,
     """A cut as an utterance: its stretch of the recording, and what its supervisions say.
 
     Their texts are joined in the order of time; a language or speaker counts where all name the same. Sound files that
-    the cut holds itself are added to `memory`, by name.
+    the cut holds itself are added to `memory`, by its id.
     """
     kind = cut.get("type", "MonoCut")
     if kind not in _STRETCH or "tracks" in cut:
@@ -144,7 +144,7 @@ def _item(
     if kind == "file":
         item.path = _absolute(folder, where)
     elif memory is not None and kind == "memory" and isinstance(where, bytes):
-        item.member = str(recording["id"])
+        item.member = name  # the recording's id may be that of the whole, of which this holds a part
         memory[item.member] = BytesSource(item.member, where)
     else:
         raise InputError(f"{place}: {what} is of type {kind!r}, not a file; {_SAVE}")
