@@ -12,6 +12,7 @@ from typing import Any
 
 from voxstrata.audio.source import Source
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.corpus.folder import unnamed_notes
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.items import DESCRIBED, Item, items_corpus
 from voxstrata.corpus.manifest import Names
@@ -61,6 +62,8 @@ def read_lhotse(path: Path, reading: Reading) -> Corpus:
     else:
         for recordings, supervisions in dict.fromkeys(_pair(file, kind) for file, kind in files.items()):
             items += _utterances(recordings, supervisions, notes)
+    if path.is_dir() and not reading.split and "supervisions" not in kinds:
+        notes += unnamed_notes([path], {item.path for item in items}, ", ".join(file.name for file in files))
     return items_corpus(path, reading, LHOTSE_NAMES, items, notes=notes)
 
 
