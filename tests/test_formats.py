@@ -437,11 +437,34 @@ def test_a_hugging_face_audio_folder(tmp_path: Path, name: str) -> None:
     for source in (tmp_path, tmp_path / name):
         corpus = read_corpus(source)
         assert "Hugging Face audio folder" in corpus.notes[0]
+        unnamed = f"1 audio file is not named by {name}, and left out, such as {tmp_path / 'unnamed.wav'}"
+        assert (unnamed in corpus.notes) == (source == tmp_path)
         assert column(corpus, "id") == ["a", "sub/b"]
         assert column(corpus, "text") == ["One, two", "three"]
         assert column(corpus, "speaker") == ["7", "8"]
         assert corpus.table["accent"].to_pylist() == ["x", None]
         assert all_there(corpus)
+
+
+def test_files_and_languages_that_no_table_names_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    audio(folder, "de/a.wav", "de/b.wav", "en/a.wav", "en/b.wav")
+    write(folder / "de" / "metadata.csv", "file_name,text\na.wav,ja\n")
+    lost = f"not named by de/metadata.csv, and left out, such as {folder / 'de' / 'b.wav'}"
+    assert f"3 audio files are {lost}" in read_corpus(folder).notes
+    assert f"1 audio file is {lost}" in read_corpus(folder, split="de").notes
+    voices = tmp_path / "voices"
+    for language in ("eu", "fr", "pt"):
+        common_voice(voices / language, language)
+    (voices / "fr" / "clips").rename(voices / "fr" / "sounds")
+    (voices / "pt" / "train.tsv").unlink()
+    corpus = read_corpus(voices, split="train")
+    assert set(column(corpus, "language")) == {"eu"}
+    assert corpus.notes[-2:] == ["fr is left out: it has no folder clips", "pt is left out: it has no train.tsv"]
+    data = kaldi(tmp_path / "recipe")
+    assert not any("not named" in note for note in read_corpus(data).notes)
+    audio(data, "more.wav")
+    assert any("1 audio file is not named by wav.scp" in note for note in read_corpus(data).notes)
 
 
 def test_splits_of_an_audio_folder_are_read_together_or_one(tmp_path: Path) -> None:

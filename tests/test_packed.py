@@ -444,6 +444,8 @@ def test_cuts_are_utterances(tmp_path: Path) -> None:
         cut("sharp", 0, 2.0, {**mono, "transforms": [resample(16_000)]}),
     ]
     corpus = read_corpus(jsonl(tmp_path / "cuts.jsonl", cuts))
+    (tmp_path / "other.wav").touch()
+    assert any("1 audio file is not named by cuts.jsonl" in note for note in read_corpus(tmp_path).notes)
     assert parts(corpus) == [
         ("left", "s.wav", 0.25, 1.5, 0),
         ("right", "s.wav", None, None, 1),

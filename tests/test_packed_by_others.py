@@ -169,3 +169,8 @@ def test_cuts_that_lhotse_writes_and_holds(tmp_path: Path) -> None:
     held = lhotse.Recording.from_bytes((tmp_path / "audio" / "talk.wav").read_bytes(), "talk")
     memory = read_corpus(lhotse.CutSet.from_cuts([held.to_cut()]))
     np.testing.assert_array_equal(decode(memory.recording(0)), decode(one.recording(0)))
+    # parts keep the id of their recording
+    moved = read_corpus(lhotse.CutSet.from_cuts([cut.move_to_memory("flac") for cut in made]))
+    assert moved.table["id"].to_pylist() == list(stretches)
+    for i, samples in enumerate(stretches.values()):
+        np.testing.assert_allclose(decode(moved.recording(i)), samples, rtol=0, atol=2**-14)

@@ -184,6 +184,44 @@ def test_a_new_folder_takes_the_place_of_an_old_one_once_it_is_whole(tmp_path: P
             check_vacant(target, replaced)
 
 
+def test_an_old_folder_survives_what_ends_its_replacement_half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "model", Path.rename
+    fill(target, "1")
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if path.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt), new_folder(target, ["card"]) as folder:
+            fill(folder, "2")
+    assert contents(tmp_path) == {"model/card": b"1"}
+
+    # killed between the two renames
+    target.rename(tmp_path / ".model.abcd_123.old")
+    fill(tmp_path / ".model.abcd_123.partial", "2")
+    with pytest.raises(vs.InputError, match="exists already"), new_folder(target):
+        pass
+    assert contents(tmp_path) == {"model/card": b"1"}
+    # killed after them
+    fill(tmp_path / ".model.abcd_123.old", "0")
+    with pytest.raises(RuntimeError), new_folder(target, ["card"]):
+        raise RuntimeError
+    assert contents(tmp_path) == {"model/card": b"1"}
+    # another process is between them
+    with new_folder(target, ["card"]) as folder:
+        fill(folder, "2")
+        target.rename(folder.with_suffix(".old"))
+        with pytest.raises(RuntimeError), new_folder(target, ["card"]):
+            raise RuntimeError
+        assert not target.exists()
+    assert contents(tmp_path) == {"model/card": b"2"}
+
+
 def test_only_what_was_made_meanwhile_and_is_empty_goes(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -76,12 +76,12 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
     """A folder to fill, beside `target`. It becomes `target` at the end; after an error nothing is left of it.
 
     replaced: as in `check_vacant`; what it names is removed once the new folder is whole. What a killed process left of
-    its own is removed when the next one begins.
+    its own is removed when the next one begins, which puts back what that had moved away and not replaced yet.
     """
+    _sweep(target)
     check_vacant(target, replaced)
     with leaving_no_empty_folder(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
         partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         old = partial.with_suffix(".old")
         held = os.open(partial, os.O_RDONLY)
@@ -93,20 +93,26 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
                 target.rename(old)
             partial.rename(target)
         finally:
+            if old.exists() and not target.exists():
+                old.rename(target)
             for path in (partial, old):
                 shutil.rmtree(path, ignore_errors=True)
             os.close(held)
 
 
 def _sweep(target: Path) -> None:
-    """Remove unfinished folders of `target` that no process holds."""
-    for found in target.parent.iterdir():
-        if not re.fullmatch(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.partial", found.name) or not found.is_dir():
-            continue
-        with contextlib.suppress(OSError):  # held, or gone
-            fd = os.open(found, os.O_RDONLY)
-            try:
+    """Remove unfinished folders of `target` that no process holds, and what they replaced; without `target`, that is
+    put back first."""
+    name = re.compile(rf"(\.{re.escape(target.name)}\.[a-z0-9_]{{8}})\.(partial|old)")
+    names = [path.name for path in target.parent.iterdir() if path.is_dir()] if target.parent.is_dir() else []
+    for stem in sorted({found[1] for found in map(name.fullmatch, names) if found}):
+        partial, old = (target.with_name(f"{stem}.{suffix}") for suffix in ("partial", "old"))
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # held, or gone
+            if partial.exists():
+                fd = os.open(partial, os.O_RDONLY)
+                stack.callback(os.close, fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(found, ignore_errors=True)
-            finally:
-                os.close(fd)
+            if old.exists() and not target.exists():
+                old.rename(target)
+            for path in (partial, old):
+                shutil.rmtree(path, ignore_errors=True)

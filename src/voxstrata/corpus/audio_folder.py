@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from voxstrata.base.errors import UsageError
+from voxstrata.corpus.folder import unnamed_notes
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.manifest import Names, read_manifest
 from voxstrata.corpus.rows import table_header
@@ -49,6 +50,8 @@ def find_metadata(root: Path) -> list[Path]:
 def read_audio_folder(root: Path, reading: Reading) -> Corpus:
     """The recordings that the metadata files name; of one split, where splits are folders with a file each.
 
+    A note counts the audio files that they do not name.
+
     Raises UsageError for a split that is not there, and what `read_manifest` raises.
     """
     files, root = find_metadata(root), absolute_root(root)
@@ -66,4 +69,8 @@ def read_audio_folder(root: Path, reading: Reading) -> Corpus:
             ids = [f"{file.parent.name}/{name}" for name in corpus.table["id"].to_pylist()]
             corpus = replace(corpus, table=corpus.table.set_column(at, "id", pa.array(ids, pa.string())))
         corpora.append(corpus)
-    return joined(root, corpora)
+    corpus = joined(root, corpora)
+    named = {str(corpus.root / path) for path in corpus.table["path"].to_pylist()}
+    by = ", ".join(absolute_root(file).relative_to(root).as_posix() for file in files)
+    below = [root] if reading.split is None else [file.parent for file in files]
+    return replace(corpus, notes=[*corpus.notes, *unnamed_notes(below, named, by)])

@@ -59,16 +59,28 @@ def find_common_voice(root: Path) -> dict[str, list[Path]]:
     if root.is_dir():
         folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
         for folder in folders:
-            for table in sorted(folder.glob("*.tsv")) if (folder / "clips").is_dir() else []:
-                if is_common_voice(table):
-                    found.setdefault(table.stem, []).append(table)
+            for table in _tables(folder) if (folder / "clips").is_dir() else []:
+                found.setdefault(table.stem, []).append(table)
     return found
 
 
+def _tables(folder: Path) -> list[Path]:
+    return [table for table in sorted(folder.glob("*.tsv")) if is_common_voice(table)]
+
+
 def read_common_voice_folder(root: Path, reading: Reading) -> Corpus:
-    """One split of each language of a Common Voice folder. Raises UsageError without a split that is there."""
+    """One split of each language of a Common Voice folder; notes name languages without that split or without clips.
+
+    Raises UsageError without a split that is there.
+    """
     tables = find_common_voice(root)
     if reading.split not in tables:
         said = "name a split" if reading.split is None else f"no {reading.split}.tsv"
         raise UsageError(f"{root}: a Common Voice folder: {said}; choose one: --split {', '.join(tables)}")
-    return joined(absolute_root(root), [read_common_voice(table, reading) for table in tables[reading.split]])
+    corpus = joined(absolute_root(root), [read_common_voice(table, reading) for table in tables[reading.split]])
+    read, notes = {table.parent for table in tables[reading.split]}, []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if folder not in read and _tables(folder):
+            lacks = f"{reading.split}.tsv" if (folder / "clips").is_dir() else "folder clips"
+            notes.append(f"{folder.name} is left out: it has no {lacks}")
+    return replace(corpus, notes=[*corpus.notes, *notes])

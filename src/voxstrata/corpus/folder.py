@@ -69,6 +69,23 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def unnamed_notes(folders: Sequence[Path], named: Collection[str], by: str) -> list[str]:
+    """How many audio files below `folders` are none of those that `by` names, by their absolute paths."""
+    found = {os.path.join(folder, path) for folder in map(absolute_root, folders) for path in _audio_below(folder)}
+    if not (unnamed := found.difference(named)):
+        return []
+    are = "audio file is" if len(unnamed) == 1 else "audio files are"
+    return [f"{len(unnamed)} {are} not named by {by}, and left out, such as {min(unnamed)}"]
+
+
+def _audio_below(folder: Path) -> list[str]:
+    """As `files_below`; none where something cannot be listed, which matters only to who names it."""
+    try:
+        return files_below(folder, AUDIO_SUFFIXES)
+    except InputError:
+        return []
+
+
 def _manifest_notes(root: Path) -> list[str]:
     """That the folder holds manifests, which were not read."""
     return [

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError
+from voxstrata.corpus.folder import unnamed_notes
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import read_text
 from voxstrata.corpus.table import Corpus, absolute_root, build_table
@@ -68,6 +69,7 @@ def read_kaldi(root: Path, reading: Reading) -> Corpus:
     others = sorted(path.name for path in root.iterdir() if path.is_file() and path.name not in read)
     notes += [f"kept with the data, not used: {', '.join(extra)}"] if extra else []
     notes += [f"not read: {', '.join(others)}"] if others else []
+    notes += unnamed_notes([root], set(paths.values()), "wav.scp")
     corpus = build_table(common, columns, lambda i: f"line {lines[i]}", source, extra)
     return replace(corpus, notes=notes)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from voxstrata.audio.source import Source
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.corpus.folder import unnamed_notes
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.items import DESCRIBED, Item, items_corpus
 from voxstrata.corpus.manifest import Names
@@ -61,6 +62,8 @@ def read_lhotse(path: Path, reading: Reading) -> Corpus:
     else:
         for recordings, supervisions in dict.fromkeys(_pair(file, kind) for file, kind in files.items()):
             items += _utterances(recordings, supervisions, notes)
+    if path.is_dir() and not reading.split and "supervisions" not in kinds:
+        notes += unnamed_notes([path], {item.path for item in items}, ", ".join(file.name for file in files))
     return items_corpus(path, reading, LHOTSE_NAMES, items, notes=notes)
 
 
@@ -68,7 +71,7 @@ def cut_item(cut: Mapping[str, Any], place: str, folder: Path, memory: dict[str,
     """A cut as an utterance: its stretch of the recording, and what its supervisions say.
 
     Their texts are joined in the order of time; a language or speaker counts where all name the same. Sound files that
-    the cut holds itself are added to `memory`, by name.
+    the cut holds itself are added to `memory`, by its id.
     """
     kind = cut.get("type", "MonoCut")
     if kind not in _STRETCH or "tracks" in cut:
@@ -144,7 +147,7 @@ def _item(
     if kind == "file":
         item.path = _absolute(folder, where)
     elif memory is not None and kind == "memory" and isinstance(where, bytes):
-        item.member = str(recording["id"])
+        item.member = name  # the recording's id may be that of the whole, of which this holds a part
         memory[item.member] = BytesSource(item.member, where)
     else:
         raise InputError(f"{place}: {what} is of type {kind!r}, not a file; {_SAVE}")
