@@ -151,6 +151,11 @@ def test_xarray_opens_an_appended_store(corpus: Corpus, tiny_model: Path, tmp_pa
             length = int(root["length"].sel(utterance="es-1"))
             there = store.pooled("final", [store.index("es-1")]) if kind == "pooled" else store.frames("es-1", "final")
             np.testing.assert_array_equal(array[start : start + length].values, there)
+        ours = store.to_xarray()["final"]
+        if kind == "pooled":
+            assert (ours.dims, ours.dtype) == (("utterance", "d_model"), np.float32)
+            assert not ours.sel(utterance="en-bad").any()
+            np.testing.assert_array_equal(ours.sel(utterance="es-1"), store.pooled("final", [store.index("es-1")])[0])
 
 
 def test_the_first_extraction_still_resumes_and_mends_its_own(corpus: Corpus, tiny_model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,27 @@ def test_sessions_are_made_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatc
         for outputs in (["final"], ["layer_01"]):
             model.encode(sound(0.2, 1), 16_000, outputs, spec=spec, runtime=ONE)
     assert sorted(made) == ["encoder_cpu.onnx", "log_mel.onnx"]
+
+
+def test_threads_are_kept_from_call_to_call(tiny_model: Path) -> None:
+    model, x = vs.open_model(tiny_model), sound(0.2, 1)
+
+    def ours() -> set[int | None]:
+        return {thread.ident for thread in threading.enumerate() if thread.name.startswith("encode")}
+
+    before = ours()
+    for _ in range(3):
+        model.encode(x, 16_000, runtime=ONE)
+        after = ours() - before
+        assert len(after) == 1
+    model.encode(x, 16_000, runtime=ONE)
+    assert ours() - before == after
+
+
+def test_channels_that_cancel_each_other_out_are_said(tiny_model: Path) -> None:
+    x = sound(0.5, 1)
+    with pytest.warns(UserWarning, match=r"the recording: its channels are opposite .*; give one, samples\[:, 0\]"):
+        vs.open_model(tiny_model).encode(np.stack([x, -x], axis=1), 16_000, runtime=ONE)
 
 
 def test_a_used_model_can_be_sent_to_another_process(tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,23 @@ def test_a_set_reads_as_its_stores_do(stores: tuple[EmbeddingStore, list[Path]])
     ):
         with pytest.raises(UsageError, match=message):
             call()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_a_set_goes_to_workers_and_says_what_xarray_takes(stores: tuple[EmbeddingStore, list[Path]]) -> None:
+    from torch.utils.data import DataLoader
+
+    several = open_store(stores[1])
+    again = pickle.loads(pickle.dumps(several))
+    assert again.ids == several.ids
+    np.testing.assert_array_equal(again.pooled("final"), several.pooled("final"))
+    with pytest.raises(UsageError, match="several stores have no one array; call to_xarray of each"):
+        several.to_xarray()
+    data = several.to_torch("final")
+    for method in ("fork", "spawn"):
+        how = {"num_workers": 1, "multiprocessing_context": method, "timeout": 120}
+        batches = DataLoader(data, batch_size=9, collate_fn=data.collate, **how)
+        assert [name for batch in batches for name in batch["id"]] == several.ids
 
 
 def test_one_path_in_a_list_is_that_store(stores: tuple[EmbeddingStore, list[Path]]) -> None:

@@ -1,6 +1,8 @@
 """A model for samples in memory: what `extract` would store of them, for a notebook, a server or a test."""
 
+import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -86,23 +88,30 @@ class SpeechModel(ModelFolder):
         if len(rates) != len(given):
             raise UsageError(f"{len(rates)} rates for {len(given)} recordings; give one for all, or one for each")
         names = [f"recording {i}" for i in range(len(given))] if several else ["the recording"]
-        audio = [_decoded(*recording) for recording in zip(names, given, rates, strict=True)]
-        found = _states(names, audio, self._encoder(spec, runtime))
+        notices: list[str] = []
+        audio = [_decoded(*recording, notices) for recording in zip(names, given, rates, strict=True)]
+        for notice in notices:
+            warnings.warn(notice, stacklevel=2)
+        found = _states(names, audio, *self._encoder(spec, runtime))
         return found if several else found[0]
 
     @cached_property
-    def _encoder(self) -> Callable[[StoreSpec, Runtime], Encoder]:
+    def _encoder(self) -> Callable[[StoreSpec, Runtime], tuple[Encoder, ThreadPoolExecutor]]:
+        """What gives the encoder for settings, and its threads, which end when it is dropped."""
         lock, cpu_sessions = threading.Lock(), dict[str, Any]()
 
         @lru_cache(_ENCODERS_KEPT)
-        def make(spec: StoreSpec, runtime: Runtime) -> Encoder:
+        def make(spec: StoreSpec, runtime: Runtime, process: int) -> tuple[Encoder, ThreadPoolExecutor]:
+            encoder: Encoder
             if runtime.device.kind == "cpu":
-                return CpuEncoder(self, spec, runtime, cpu_sessions)
-            return CudaEncoder(self, spec, runtime)
+                encoder = CpuEncoder(self, spec, runtime, cpu_sessions)
+            else:
+                encoder = CudaEncoder(self, spec, runtime)
+            return encoder, ThreadPoolExecutor(encoder.concurrency, "encode")  # threads begin when there is work
 
-        def kept(spec: StoreSpec, runtime: Runtime) -> Encoder:
+        def kept(spec: StoreSpec, runtime: Runtime) -> tuple[Encoder, ThreadPoolExecutor]:
             with lock:
-                return make(spec, runtime)
+                return make(spec, runtime, os.getpid())  # in a forked process the threads from before are gone
 
         return kept
 
@@ -117,18 +126,24 @@ def open_speech_model(path: str | Path) -> SpeechModel:
     return SpeechModel(folder.path, folder.card)
 
 
-def _decoded(name: str, samples: ArrayLike, rate: Any) -> Samples:
-    """Samples at 16 kHz, by the code that decodes files."""
+def _decoded(name: str, samples: ArrayLike, rate: Any, notices: list[str]) -> Samples:
+    """Samples at 16 kHz, by the code that decodes files; notices: gets a sentence if channels cancel each other out."""
     if not isinstance(rate, Real) or isinstance(rate, bool) or rate < 1 or not rate < 1e9:
         raise UsageError(f"{name}: a rate of {rate!r}; give samples per second")
     try:
         array = np.asarray(samples)
     except ValueError as e:
         raise InputError(f"{name}: no array of numbers ({e}); give (frames,) or (frames, channels)") from e
-    return decode(samples_source(name, array, rate))
+    heard: list[str] = []
+    found = decode(samples_source(name, array, rate), notices=heard)
+    if heard:  # what decode says of it is how to choose one on the command line
+        notices.append(
+            f"{name}: its channels are opposite to each other, and their average is silence; give one, samples[:, 0]"
+        )
+    return found
 
 
-def _states(names: Sequence[str], audio: Sequence[Samples], encoder: Encoder) -> list[States]:
+def _states(names: Sequence[str], audio: Sequence[Samples], encoder: Encoder, pool: ThreadPoolExecutor) -> list[States]:
     """What is stored of each recording; as many batches at once as the encoder takes."""
     spec, width = encoder.spec, encoder.model.card.d_model
     frames = [encoder_frames(len(x)) for x in audio]
@@ -139,11 +154,10 @@ def _states(names: Sequence[str], audio: Sequence[Samples], encoder: Encoder) ->
     def encoded(batch: tuple[int, list[Window]]) -> StoredRows:
         return encoder.stored_rows([audio[w.utterance][w.sample :][: w.samples] for w in batch[1]], batch[0])
 
-    with ThreadPoolExecutor(encoder.concurrency, "encode") as pool:  # threads begin when there is work for them
-        for (_, batch), stored in zip(batches, pool.map(encoded, batches), strict=True):
-            for output, rows, finite in zip(spec.outputs, stored.rows, stored.finite, strict=True):
-                for w, own in zip(batch, rows, strict=True):
-                    target = place_rows(found[w.utterance][output], w, own, frames[w.utterance], spec)
-                    if not finite and not all_finite(target):
-                        overflows_of(names[w.utterance], output, target, spec, allow=False)
+    for (_, batch), stored in zip(batches, pool.map(encoded, batches), strict=True):
+        for output, rows, finite in zip(spec.outputs, stored.rows, stored.finite, strict=True):
+            for w, own in zip(batch, rows, strict=True):
+                target = place_rows(found[w.utterance][output], w, own, frames[w.utterance], spec)
+                if not finite and not all_finite(target):
+                    overflows_of(names[w.utterance], output, target, spec, allow=False)
     return [{o: x[0] for o, x in states.items()} for states in found] if spec.pool else found

@@ -314,6 +314,10 @@ class EmbeddingStore:
         )
         known = self.to_pandas().drop(columns=list(self.outputs), errors="ignore")
         columns = {name: ("utterance", values.to_numpy()) for name, values in known.items()}
+        if not self.has_frames and "row" in arrays.dims:  # appended to: between the units are rows of nobody
+            arrays = arrays.isel(row=xarray.DataArray(self.start, dims="utterance"))
+            done = xarray.DataArray(self.status == DONE, dims="utterance")
+            arrays = arrays if done.all() else arrays.where(done, 0)  # as they are before an append
         return arrays.assign_coords(utterance=self.ids, **columns)
 
     def to_torch(

@@ -106,6 +106,15 @@ class StoreSet(EmbeddingStore):
     def array(self, output: str) -> NoReturn:
         raise UsageError(f"{self.files.root}: several stores have no one array; open one of them")
 
+    def to_xarray(self) -> NoReturn:
+        raise UsageError(
+            f"{self.files.root}: several stores have no one array; call to_xarray of each, and join them by "
+            "xarray.concat where they are pooled"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, ([store.files.root for store in self.stores],)  # in another process they are opened anew
+
     def _runs(self, index: NDArray[np.int64]) -> Iterator[tuple[EmbeddingStore, NDArray[np.int64]]]:
         """Neighbours that lie in one store, with their indices in it."""
         store = np.searchsorted(self._first, index, "right") - 1

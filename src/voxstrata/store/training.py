@@ -38,7 +38,8 @@ class _States:
     def _store(self) -> Any:
         """The store, opened anew in a forked worker, where the threads of the one from before are gone."""
         if self._process != os.getpid():
-            self._opened, self._process = type(self._opened)(self._opened.files.root), os.getpid()
+            reopen, where = self._opened.__reduce__()
+            self._opened, self._process = reopen(*where), os.getpid()
         return self._opened
 
     def _items(self, positions: NDArray[np.int64]) -> Iterator[Example]:
