@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from voxstrata.audio.decode import decode
 from voxstrata.audio.readers import Samples
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import UsageError
 from voxstrata.corpus.memory import samples_source
 from voxstrata.encoders.card import ModelFolder, open_model
 from voxstrata.encoders.frames import encoder_frames
@@ -119,13 +118,7 @@ def open_speech_model(path: str | Path) -> SpeechModel:
 
 def _decoded(name: str, samples: ArrayLike, rate: Any) -> Samples:
     """Samples at 16 kHz, by the code that decodes files."""
-    if not isinstance(rate, Real) or isinstance(rate, bool) or rate < 1 or not rate < 1e9:
-        raise UsageError(f"{name}: a rate of {rate!r}; give samples per second")
-    try:
-        array = np.asarray(samples)
-    except ValueError as e:
-        raise InputError(f"{name}: no array of numbers ({e}); give (frames,) or (frames, channels)") from e
-    return decode(samples_source(name, array, rate))
+    return decode(samples_source(name, samples, rate))
 
 
 def _states(names: Sequence[str], audio: Sequence[Samples], encoder: Encoder) -> list[States]:
