@@ -94,6 +94,8 @@ def test_a_duration_alone_is_the_recordings_and_not_a_stretch(tmp_path: Path) ->
     assert column(corpus, "duration") == [None]
     assert column(corpus, "given_duration") == ["3.2"]
     assert any("duration stands without an offset" in note for note in corpus.notes)
+    ends = read_corpus(write(tmp_path / "e.tsv", "path\tend\na.wav\t3.2\n"))
+    assert ends.notes[1:] == ["end stands without a start, and is not used"]
     chosen = read_corpus(tmp_path / "m.tsv", columns={"duration": "duration"})
     assert column(chosen, "duration") == [3.2]
 

@@ -559,11 +559,15 @@ def test_samples_in_memory_are_decoded_bit_by_bit() -> None:
         (("a", np.zeros(5, np.float32), 0), "a rate of 0"),
         (("a", np.zeros(5, np.float32), 16_000.5), "a rate of 16000.5"),
         (("a", np.zeros(5, np.float32)), r"item 0: a tuple; give \(id, samples, rate\)"),
+        (("a", [[0.1], [0.2, 0.3]], 16_000), "a: no array of numbers"),
+        (("a", np.zeros(5, np.float32), None), "a: a rate of None"),
+        (("a", np.zeros(5, np.float32), float("nan")), "a: a rate of nan"),
+        (("a", np.zeros(5, np.float32), 16_000, "de"), "item 0: its fourth value is a str; give a mapping"),
         ("abc", r"item 0: a str; give \(id, samples, rate\)"),
     ],
 )
 def test_samples_of_another_form_are_refused(item: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, UsageError), match=message):
         read_corpus([item])
 
 

@@ -19,7 +19,7 @@ from kills import contents
 from stores import Utterance, make_store
 from test_cli import run
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.engine import extract
@@ -152,6 +152,26 @@ def test_words_for_nothing_are_nothing_and_parts_of_recordings_are_no_labels(sto
     nemo.write_text(json.dumps({"audio_filepath": "a1.wav", "duration": 1.0, "text": "hello"}) + "\n", encoding="utf-8")
     assert relabel(store, nemo).changed == {"text": 1, "given_duration": 1}  # as extraction keeps it
     assert labels(store, "text")["a1"] == "hello"
+
+
+def test_columns_are_understood_as_extract_does_or_chosen(store: Path, tmp_path: Path) -> None:
+    voices = "id\tclient_id\tpath\tsentence\tgroup\na1\tx\ta1.mp3\tHello.\t\nb0\ty\tb0.mp3\tYes.\t\n"
+    report = relabel(store, manifest(tmp_path, voices))
+    assert (report.changed, report.ignored) == ({"speaker": 2, "text": 2, "group": 2}, ["path"])
+    assert {k: labels(store, "text")[k] for k in ("a1", "b0")} == {"a1": "Hello.", "b0": "Yes."}
+    assert labels(store, "group")["a1"] is None  # a column of nothing else empties, too
+    path = manifest(tmp_path, "id\tpath\tsaid\tseconds\na1\ta1.wav\tHello, you.\t1\n")
+    assert run("relabel", store, path, "--columns", "text=said") == 0
+    assert labels(store, "text")["a1"] == "Hello, you."
+    assert "said" not in open_store(store).utterances.column_names
+    bare = manifest(tmp_path, "utt\ttext\tsaid\na1\t-\tBye.\n")
+    assert relabel(store, bare, columns={"id": "utt", "text": "said"}).changed == {"given_text": 1, "text": 1}
+    assert labels(store, "text")["a1"] == "Bye."
+    for columns, message in (({"text": "x"}, "has no column 'x'"), ({"end": "said"}, "end is not chosen here")):
+        with pytest.raises(UsageError, match=message):
+            relabel(store, bare, columns={"id": "utt", **columns})
+    with pytest.raises(UsageError, match="rename those of a table in memory"):
+        relabel(store, pa.table({"id": ["a1"]}), columns={"text": "said"})
 
 
 def test_ids_that_are_not_there_are_named_and_a_manifest_of_another_corpus_is_refused(

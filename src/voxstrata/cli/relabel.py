@@ -12,19 +12,26 @@ from voxstrata.cli.console import print_json
 @click.command(short_help="Change a store's texts, languages, groups, speakers.")
 @click.argument("store")
 @click.argument("manifest", type=options.PATH)
+@click.option(
+    "--columns",
+    metavar="WHAT=NAME,…",
+    callback=lambda _, __, text: options._columns(text),
+    help="What a table's columns are, e.g. text=sentence,language=lang. [default: by their names]",
+)
 @options.as_json
-def relabel(store: str, manifest: Path, as_json: bool) -> None:
+def relabel(store: str, manifest: Path, columns: dict[str, str], as_json: bool) -> None:
     """Change labels of STORE's utterances to those of MANIFEST, without encoding anything again.
 
     MANIFEST is a table (.tsv, .csv, .jsonl, .parquet) with a column id and those that are to change: language, group,
-    text, speaker, or columns of your own. Utterances and columns that it does not name stay as they are. An empty value
-    empties the label. Recordings need not be there. What is replaced is kept in STORE/history.
+    text, speaker, or columns of your own. A table with paths is read as `voxstrata extract` does. Utterances and
+    columns that it does not name stay as they are. An empty value empties the label. Recordings need not be there. What
+    is replaced is kept in STORE/history.
 
     \b
     Example:
       voxstrata relabel speech.zarr corrected.tsv
     """
-    report = vs.relabel(store, manifest)
+    report = vs.relabel(store, manifest, columns=columns)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -24,10 +24,10 @@ LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*")
 def read_folder(root: Path) -> Corpus:
     """Every audio file below `root`, by suffix, in the order of their relative paths.
 
-    The id is the relative path without its suffix; where two files differ in their suffix alone, both keep
-    it. If the first folder of the path is a language code or name
-    (see `language_name`), it is the language; the notes say which are and which are not. Hidden files and
-    folders are passed over (macOS leaves `._x.wav` beside `x.wav`), symbolic links are followed.
+    The id is the relative path without its suffix; where two files differ in their suffix alone, both keep it. If the
+    first folder of the path is a language code or name (see `language_name`), it is the language; the notes say which
+    are and which are not. Hidden files and folders are passed over (macOS leaves `._x.wav` beside `x.wav`), symbolic
+    links are followed.
 
     Raises InputError if a folder cannot be read or no audio is found.
     """

@@ -91,7 +91,7 @@ def columns_corpus(
     extra = {name: values for name, values in strings.items() if name not in used.values()}
     corpus = build_table(root, found, place, source, extra)
     packs = {below.get(path, path): pack for path, pack in (packs or {}).items()}
-    return replace(corpus, packs=packs, notes=[*notes, *unused_notes(list(extra), [], used | _WHERE, None)])
+    return replace(corpus, packs=packs, notes=[*notes, *unused_notes(list(extra), [], used | _WHERE, ())])
 
 
 def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> dict[str, str]:

@@ -105,8 +105,8 @@ def names_recordings(names: Sequence[str]) -> bool:
     return "path" in names or columns_guess(names) is not None
 
 
-def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> tuple[dict[str, str], str | None]:
-    """The column of each thing that is read, and the one of durations that count for nothing as they stand alone."""
+def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> tuple[dict[str, str], list[str]]:
+    """The column of each thing that is read, and durations and ends that count for nothing without an offset."""
     chosen = {"offset" if what == "start" else what: name for what, name in chosen.items()}
     for what, name in chosen.items():
         if what not in OWN:
@@ -127,11 +127,9 @@ def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> tuple[
     table.require(path, "name it in the header" + (f", or choose it: {guess}" if guess else ""))
     if "end" in used and "offset" in used and "duration" not in chosen:
         used.pop("duration", None)
-    alone = None
+    alone = []
     if "offset" not in used:
-        alone = None if "duration" in chosen else used.pop("duration", None)
-        if "end" not in chosen:
-            used.pop("end", None)
+        alone = [used.pop(what) for what in ("duration", "end") if what in used and what not in chosen]
     return used, alone
 
 
@@ -237,12 +235,17 @@ def _kept(name: str) -> str:
     return name if kept_name(name) == name else f"{name} (as {kept_name(name)})"
 
 
-def unused_notes(unused: Sequence[str], binary: Sequence[str], used: Mapping[str, str], alone: str | None) -> list[str]:
-    guesses = _guesses([name for name in unused if name != alone], used)
+def unused_notes(
+    unused: Sequence[str], binary: Sequence[str], used: Mapping[str, str], alone: Sequence[str]
+) -> list[str]:
+    guesses = _guesses([name for name in unused if name not in alone], used)
     notes = [f"ignored: {name} (did you mean {what}? --columns {what}={name})" for name, what in guesses.items()]
-    if alone:
-        notes.append(f"{alone} stands without an offset: taken for the length of the recording, and not used")
-    if kept := [name for name in unused if name not in (*guesses, *binary, alone)]:
+    for name in alone:
+        if name in OWN["end"]:
+            notes.append(f"{name} stands without a start, and is not used")
+        else:
+            notes.append(f"{name} stands without an offset: taken for the length of the recording, and not used")
+    if kept := [name for name in unused if name not in (*guesses, *binary, *alone)]:
         notes.append(f"kept with the data, not used: {', '.join(map(_kept, kept))}")
     if binary:
         notes.append(f"left out, as they hold bytes: {', '.join(binary)}")

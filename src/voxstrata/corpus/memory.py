@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -10,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from voxstrata.audio.source import Source
-from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.corpus.table import Pack
 
 MEMORY = "memory"  # the path of recordings that lie in no file
@@ -76,9 +77,15 @@ def samples_source(name: str, samples: Any, rate: Any) -> SamplesSource:
     """Samples of a recording, anything that numpy takes as an array: float or int16 or int32, mono (frames,) or
     (frames, channels), at `rate` samples per second. Floats are kept as float32.
 
-    Raises InputError for another type or shape, and for a rate that is no whole number of at least 1.
+    Raises InputError for another type or shape and for a rate that is not whole, UsageError for one that is no number
+    or below 1.
     """
-    array = np.asarray(samples)
+    if not _is_rate(rate):
+        raise UsageError(f"{name}: a rate of {rate!r}; give samples per second")
+    try:
+        array = np.asarray(samples)
+    except ValueError as e:
+        raise InputError(f"{name}: no array of numbers ({e}); give (frames,) or (frames, channels)") from e
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what becomes infinite is refused when it is decoded
             array = array.astype(np.float32, copy=False)
@@ -87,6 +94,11 @@ def samples_source(name: str, samples: Any, rate: Any) -> SamplesSource:
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or (array.shape[1] > min(_MOST_CHANNELS, len(array)) and len(array)):
         raise InputError(f"{name}: samples of shape {np.shape(samples)}; give (frames,) or (frames, channels)")
-    if int(rate) != rate or rate < 1:
+    if int(rate) != rate:
         raise InputError(f"{name}: a rate of {rate!r}; give samples per second as a whole number")
     return SamplesSource(name, array, int(rate))
+
+
+def _is_rate(rate: Any) -> bool:
+    number: Any = rate
+    return isinstance(rate, Real) and not isinstance(rate, bool) and bool(1 <= number < 1e9)

@@ -55,9 +55,13 @@ def _read_samples(source: Iterable[Any], reading: Reading) -> Corpus:
     for i, given in enumerate(source):
         if not isinstance(given, Iterable) or isinstance(given, str) or len(parts := tuple(given)) not in (3, 4):
             raise InputError(f"item {i}: a {type(given).__name__}; give (id, samples, rate)")
-        name, values = str(parts[0]), dict(parts[3]) if len(parts) == 4 else {}
+        name, values = str(parts[0]), parts[3] if len(parts) == 4 else {}
+        if not isinstance(values, Mapping):
+            raise InputError(
+                f"item {i}: its fourth value is a {type(values).__name__}; give a mapping, or leave it out"
+            )
         sources[name] = samples_source(name, parts[1], parts[2])
-        items.append(Item(f"item {i}", name, MEMORY, name, values=values))
+        items.append(Item(f"item {i}", name, MEMORY, name, values=dict(values)))
     names = {what: () if what == "id" else (what,) for what in DESCRIBED}
     return items_corpus(_HERE, reading, names, items, {MEMORY: MemoryPack(sources)})
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from voxstrata.audio.decode import decode
 from voxstrata.audio.readers import Samples
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import UsageError
 from voxstrata.corpus.memory import samples_source
 from voxstrata.encoders.card import ModelFolder, open_model
 from voxstrata.encoders.frames import encoder_frames
@@ -128,14 +127,8 @@ def open_speech_model(path: str | Path) -> SpeechModel:
 
 def _decoded(name: str, samples: ArrayLike, rate: Any, notices: list[str]) -> Samples:
     """Samples at 16 kHz, by the code that decodes files; notices: gets a sentence if channels cancel each other out."""
-    if not isinstance(rate, Real) or isinstance(rate, bool) or rate < 1 or not rate < 1e9:
-        raise UsageError(f"{name}: a rate of {rate!r}; give samples per second")
-    try:
-        array = np.asarray(samples)
-    except ValueError as e:
-        raise InputError(f"{name}: no array of numbers ({e}); give (frames,) or (frames, channels)") from e
     heard: list[str] = []
-    found = decode(samples_source(name, array, rate), notices=heard)
+    found = decode(samples_source(name, samples, rate), notices=heard)
     if heard:  # what decode says of it is how to choose one on the command line
         notices.append(
             f"{name}: its channels are opposite to each other, and their average is silence; give one, samples[:, 0]"

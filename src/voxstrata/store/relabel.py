@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.corpus.audio_folder import is_metadata
+from voxstrata.corpus.hub import is_hub_parquet
+from voxstrata.corpus.lhotse import is_lhotse
 from voxstrata.corpus.manifest import OWN, without_words_for_nothing
+from voxstrata.corpus.nemo import is_nemo
 from voxstrata.corpus.rows import read_table, table_header
-from voxstrata.corpus.table import PART_SCHEMA
+from voxstrata.corpus.table import PART_SCHEMA, kept_name
 from voxstrata.store.files import parquet_bytes
 from voxstrata.store.labels import (
     PLANNED_LABELS,
@@ -77,23 +82,26 @@ class RelabelReport:
         return "\n".join(lines)
 
 
-def relabel(store: str | Path, manifest: Corpus | pa.Table | str | Path) -> RelabelReport:
+def relabel(
+    store: str | Path, manifest: Corpus | pa.Table | str | Path, *, columns: Mapping[str, str] | None = None
+) -> RelabelReport:
     """Change language, group, text, speaker and the user's own columns of a store's utterances, by id.
 
     manifest: a table with a column `id` and those that are to change, in memory or as a .tsv, .csv, .jsonl or .parquet
         file; or a corpus, or anything that `read_corpus` reads, of which columns without any value are left out.
         Recordings need not be there. An empty value empties the label. Columns and ids that it does not have stay as
         they are, a column that the store does not have is added.
+    columns: what columns of a file are, `{"text": "sentence"}`, as of `read_corpus`.
 
     Frames stay where they are, so units still hold the languages that the plan was made with. What is replaced is kept
     in the store, in history/0001.parquet and on; a kill at any instant leaves the old labels or the new ones.
 
-    Raises InputError for a manifest that cannot be used, names an utterance twice or none of the store, and for a
-    store that another process writes.
+    Raises UsageError for columns that cannot be chosen; InputError for a manifest that cannot be used, names an
+    utterance twice or none of the store, and for a store that another process writes.
     """
     files = open_store(store).files
     origin = str(manifest) if isinstance(manifest, str | Path) else "the manifest"
-    labels = _read_labels(manifest, origin)
+    labels = _read_labels(manifest, origin, columns or {})
     with files.lock():
         now = read_utterances(files)
         positions = pc.index_in(now["id"], value_set=labels["id"].combine_chunks())
@@ -103,9 +111,9 @@ def relabel(store: str | Path, manifest: Corpus | pa.Table | str | Path) -> Rela
                 f"{origin}: none of its {len(labels)} ids is in {files.root}; name utterances as it does, like "
                 f"{now['id'][0].as_py()!r}"
             )
-        columns = [name for name in labels.column_names if name != "id" and name not in FIXED_COLUMNS]
+        changing = [name for name in labels.column_names if name != "id" and name not in FIXED_COLUMNS]
         table, records = now, []
-        for name in columns:
+        for name in changing:
             old = now[name] if name in now.column_names else pa.nulls(len(now), pa.string())
             new = pc.if_else(named, labels[name].take(positions), old)
             table = with_column(table, name, new)
@@ -124,8 +132,8 @@ def relabel(store: str | Path, manifest: Corpus | pa.Table | str | Path) -> Rela
             files.write(UTTERANCES, parquet_bytes(table.replace_schema_metadata(counted)))
     return RelabelReport(
         store=files.root,
-        changed={name: len(part) for name, part in zip(columns, records, strict=True)},
-        examples={name: _examples(part) for name, part in zip(columns, records, strict=True)},
+        changed={name: len(part) for name, part in zip(changing, records, strict=True)},
+        examples={name: _examples(part) for name, part in zip(changing, records, strict=True)},
         utterances=len(now),
         named=pc.sum(named).as_py(),
         unknown=labels["id"].filter(pc.invert(pc.is_in(labels["id"], now["id"].combine_chunks()))).to_pylist(),
@@ -134,10 +142,12 @@ def relabel(store: str | Path, manifest: Corpus | pa.Table | str | Path) -> Rela
     )
 
 
-def _read_labels(manifest: Corpus | pa.Table | str | Path, origin: str) -> pa.Table:
+def _read_labels(manifest: Corpus | pa.Table | str | Path, origin: str, columns: Mapping[str, str]) -> pa.Table:
     """A table of strings with an `id` in every row and no id twice; columns without a name of ours are the user's."""
     if isinstance(manifest, str | Path):
-        manifest = _read_manifest(Path(manifest))
+        manifest = _read_manifest(Path(manifest), columns)
+    elif columns:
+        raise UsageError("columns are chosen of files; rename those of a table in memory")
     if isinstance(manifest, Corpus):
         table = manifest.table.drop(PART_SCHEMA.names)
         manifest = table.select([name for name in table.column_names if table[name].null_count < len(table)])
@@ -151,18 +161,51 @@ def _read_labels(manifest: Corpus | pa.Table | str | Path, origin: str) -> pa.Ta
     return pa.table({name: _strings(manifest[name], f"{origin}, column {name!r}") for name in manifest.column_names})
 
 
-def _read_manifest(path: Path) -> Corpus | pa.Table:
-    """A table by its ids; what has none, or is of another form, as a corpus."""
+def _read_manifest(path: Path, columns: Mapping[str, str]) -> Corpus | pa.Table:
+    """What `read_corpus` makes of it; a table that has ids and no paths by these."""
     header = table_header(path) if path.is_file() else []
-    if not {"id", "path"} <= set(header):
-        try:
-            return read_corpus(path)
-        except InputError:
-            if "id" not in header:
-                raise
-    table = read_table(path)
-    labels = ("id", *PLANNED_LABELS)
-    columns: dict[str, Any] = {name: table.strings(name, extra=name not in labels) for name in table.columns}
+    has_id, has_path = (columns.get(what, what) in header for what in ("id", "path"))
+    if has_id and not has_path and not _names_paths_otherwise(path):
+        return _read_bare(path, columns)
+    corpus = read_corpus(path, columns=columns)
+    return _as_it_stands(corpus, header, columns) if has_id else corpus
+
+
+def _names_paths_otherwise(path: Path) -> bool:
+    """Whether a table without a column `path` is of a form that calls it otherwise."""
+    return is_nemo(path) or is_metadata(path) or is_hub_parquet(path) or is_lhotse(path)
+
+
+def _as_it_stands(corpus: Corpus, header: Sequence[str], columns: Mapping[str, str]) -> pa.Table:
+    """The labels of a table with ids: also those that are empty in each row, and in its order. What says where a
+    recording is stays by its name there."""
+    fixed = [name for name in header if name in FIXED_COLUMNS and name not in columns.values()]
+    said = {*header, *columns, *corpus.extra}
+    found = {
+        name: corpus.table[name]
+        for name in corpus.table.column_names
+        if name not in FIXED_COLUMNS and name.removeprefix("given_") not in fixed
+        if name in said or corpus.table[name].null_count < len(corpus)
+    }
+    found |= dict.fromkeys(fixed, pa.chunked_array([pa.nulls(len(corpus), pa.string())]))
+    order = {name: i for i, name in enumerate(header)}
+    return pa.table({name: found[name] for name in sorted(found, key=lambda name: order.get(name, len(order)))})
+
+
+def _read_bare(path: Path, chosen: Mapping[str, str]) -> pa.Table:
+    table, known = read_table(path), ("id", *PLANNED_LABELS)
+    for what, name in chosen.items():
+        if what not in known:
+            raise UsageError(f"--columns {what}={name}: {what} is not chosen here; choose of {', '.join(known)}")
+        if name not in table.columns:
+            raise UsageError(
+                f"--columns {what}={name}: {path} has no column {name!r}; found: {', '.join(table.columns)}"
+            )
+    called = {name: what for what, name in chosen.items()}
+    columns: dict[str, Any] = {}
+    for name in table.columns:
+        label = called.get(name, kept_name(name) if name in chosen else name)
+        columns[label] = table.strings(name, extra=label not in known)
     without_words_for_nothing(columns)
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
