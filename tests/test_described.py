@@ -24,6 +24,7 @@ from voxstrata.corpus import read_corpus
 from voxstrata.encoders import Context, open_model
 from voxstrata.encoders.outputs import describe
 from voxstrata.engine import Runtime, extract
+from voxstrata.handover.converting import convert
 from voxstrata.store import StoreSpec, open_store
 from voxstrata.store.description import store_readme
 
@@ -142,6 +143,27 @@ def test_a_column_of_the_users_own_makes_room_for_ours(make_corpus: Callable[...
     assert (row["status"], row["seconds"], row["row_start"], row["given_row_start"]) == (
         "done", 0.3, 25, "row_start of b",
     )  # fmt: skip
+
+
+def test_no_two_columns_of_the_users_own_get_one_name(
+    make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Nothing is overwritten where the name that makes room is taken, too, whichever comes first."""
+    root = make_corpus({"a": 0.3})
+    own = ["given_path", "final", "status", "given_final", "given_status", "given_frame", "frame"]
+    lines = ["\t".join(["audio", *own, "path"]), "\t".join(["other.wav", *(f"my {n}" for n in own), "a.wav"])]
+    (root / "m.tsv").write_text("\n".join(lines), encoding="utf-8")
+    table = read_corpus(root / "m.tsv").table
+    for name in ("seconds", "given_seconds"):
+        table = table.append_column(name, pa.array([f"my {name}"]))
+    corpus = replace(read_corpus(root / "m.tsv"), table=table)
+    extract(corpus, tiny_model, tmp_path / "s.zarr", StoreSpec("final"))
+    convert(tmp_path / "s.zarr", tmp_path / "out", "hf")
+    expected = sorted(["other.wav", *(f"my {name}" for name in (*own, "seconds", "given_seconds"))])
+    for file in (tmp_path / "s.zarr" / "utterances.parquet", tmp_path / "out" / "data" / "train-00000.parquet"):
+        (row,) = pq.read_table(file).to_pylist()
+        assert row["path"] == "a.wav"
+        assert sorted(v for v in row.values() if isinstance(v, str) and v.startswith(("my", "other"))) == expected
 
 
 # --- attributes ---

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -70,7 +70,9 @@ class Corpus:
             else pa.nulls(len(self), f.type)
             for f in known
         }
-        columns |= {kept_name(name): self.table[name] for name in self.table.column_names if name not in names}
+        for name in self.table.column_names:
+            if name not in names:
+                columns[kept_name(name, columns)] = self.table[name]
         object.__setattr__(self, "table", pa.table(columns))
 
     def __len__(self) -> int:
@@ -144,16 +146,17 @@ def build_table(
     for name, values in {**columns, "id": ids}.items():
         arrays[name] = _array(name, values, place, source)
     for name, values in (extra or {}).items():
-        kept = kept_name(name)
-        while kept in arrays:
-            kept += "_"
+        kept = kept_name(name, arrays)
         arrays[kept] = _array(kept, values, place, source)
     return Corpus(root, pa.table(arrays))
 
 
-def kept_name(name: str) -> str:
-    """What a column that nothing reads is called in a corpus: another name where the corpus or a store uses it."""
-    return f"given_{name}" if name in _STORE_NAMES else name
+def kept_name(name: str, others: Container[str] = ()) -> str:
+    """What a column that nothing reads is called in a corpus: another name where it, a store or others use that."""
+    kept = f"given_{name}" if name in _STORE_NAMES else name
+    while kept in others:
+        kept += "_"
+    return kept
 
 
 def _array(name: str, values: Sequence[Any], place: Callable[[int], str], source: Path) -> pa.Array:

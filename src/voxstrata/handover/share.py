@@ -71,7 +71,13 @@ class Share:
         """What is known of each, without what is the same for all; `row_start`, `row_count` in the share's own rows."""
         table = self.store.utterances.take(pa.array(self.index)).drop(["failure", "status", "row_start", "row_count"])
         taken = {*self.outputs, *ADDED}  # a column of the user's own of such a name makes room
-        table = table.rename_columns([f"given_{n}" if n in taken else n for n in table.column_names])
+        names: list[str] = []
+        for name in table.column_names:
+            kept = f"given_{name}" if name in taken else name
+            while kept in names:
+                kept += "_"
+            names.append(kept)
+        table = table.rename_columns(names)
         if self.pooled:
             return table
         start = np.cumsum(self.lengths) - self.lengths
