@@ -81,12 +81,12 @@ def reading(f: F) -> F:
 
     @functools.wraps(f)
     def with_reading(*args: Any, split: str | None, columns: str | None, channel: int | None, **others: Any) -> Any:
-        return f(*args, reading={"split": split, "columns": _columns(columns), "channel": channel}, **others)
+        return f(*args, reading={"split": split, "columns": column_names(columns), "channel": channel}, **others)
 
     return _with(_READING, cast(F, with_reading))
 
 
-def _columns(text: str | None) -> dict[str, str]:
+def column_names(text: str | None) -> dict[str, str]:
     """`text=sentence,language=lang` as a dictionary."""
     columns: dict[str, str] = {}
     for part in text.split(",") if text else []:

@@ -15,7 +15,7 @@ from voxstrata.cli.console import print_json
 @click.option(
     "--columns",
     metavar="WHAT=NAME,…",
-    callback=lambda _, __, text: options._columns(text),
+    callback=lambda _, __, text: options.column_names(text),
     help="What a table's columns are, e.g. text=sentence,language=lang. [default: by their names]",
 )
 @options.as_json
