@@ -53,7 +53,8 @@ class CorpusSummary:
         named = [f"{name} {count}" for name, count in self.languages.items()]
         shown = ", ".join(named[:_SHOWN]) + (", …" if len(named) > _SHOWN else "")
         unnamed = f"; {self.without_language} recordings name none" if self.languages and self.without_language else ""
-        parts = f", of {self.files} files" if self.files < self.recordings else ""
+        files = "file" if self.files == 1 else "files"
+        parts = f", of {self.files} {files}" if self.files < self.recordings else ""
         lines = {
             "recordings": f"{self.recordings}{parts}",
             "languages": f"{len(self.languages)}: {shown}{unnamed}" if self.languages else "none named",
