@@ -6,7 +6,7 @@ from contextlib import closing
 
 import soundfile
 
-from voxstrata.audio import containers
+from voxstrata.audio import containers, frame_counts
 from voxstrata.audio.pyav import AvBlocks, broken_off, changes_midway, not_audio
 from voxstrata.audio.pyav import Samples as Samples
 from voxstrata.audio.source import Source
@@ -145,7 +145,7 @@ def past_the_stated_end(source: Source, file: SequentialFile) -> SequentialFile:
             patch = containers.flac_length_patch(raw)
             if patch is None:  # not where we look for it
                 return file
-            samples = containers.flac_samples(raw)
+            samples = frame_counts.flac_samples(raw)
             if file.frames != UNKNOWN_FRAMES:
                 stated_frames = file.frames
                 file.close()
@@ -155,7 +155,7 @@ def past_the_stated_end(source: Source, file: SequentialFile) -> SequentialFile:
                 file = endless
                 file.stated_frames = stated_frames
         else:
-            samples, in_frame = containers.mp3_samples(raw)
+            samples, in_frame = frame_counts.mp3_samples(raw)
             stated = containers.mp3_stated_frames(raw)
             counted = next(iter(samples.values()), 0)
             if stated is not None and counted - (1 + stated) * in_frame > tolerance_frames(file):

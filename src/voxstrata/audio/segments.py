@@ -54,6 +54,7 @@ class _LongFile:
         self._begun, self._next = 0, 0  # the blocks where decoding began, and that `_read` gives
         self._last = np.empty((0, info.channels), np.float32)  # the block before
         self._whole_until: float | None = None  # seconds of an Ogg file before damage
+        self._counted = False  # whether an mp3, or a FLAC of unknown length, was found to be all there
         self._damage: dict[int, tuple[int, str]] = {}  # by where decoding began: the block where it failed, and why
 
     def close(self) -> None:
@@ -128,15 +129,17 @@ class _LongFile:
         if file and file.format == "OGG" and self._whole_until is None:
             with self.source.open() as raw:
                 self._whole_until = containers.ogg_whole_until(raw)
-        if file and (file.format == "MP3" or file.frames == UNKNOWN_FRAMES):
+        if file and not self._counted and (file.format == "MP3" or file.frames == UNKNOWN_FRAMES):
             file = readers.past_the_stated_end(self.source, file)
             lost = file.frames - file.counted_frames
             if file.format == "MP3" and not file.length_is_guessed and lost > readers.tolerance_frames(file):
                 stated, counted = file.frames / self._rate, file.counted_frames / self._rate
+                file.close()
                 raise AudioError(
                     f"{self.source.name}: header says {stated:.2f} s, the file holds {counted:.2f} s, so segments "
                     "may lie elsewhere: truncated or damaged; re-encode it or remove it"
                 )
+            self._counted = True
         if file is None:
             self.lossy = True
             return self._av_reader()
