@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, Probed
 from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -47,7 +47,7 @@ def random_plan(
         schema=CORPUS_SCHEMA,
     )
     infos = [AudioInfo(n * SAMPLES_PER_FRAME, SAMPLE_RATE, n * SAMPLES_PER_FRAME, 1, 44) for *_, n in rows]
-    return make_plan(Corpus(Path("/"), table), infos, {}, spec, d, unit_megabytes=unit_megabytes)
+    return make_plan(Corpus(Path("/"), table), Probed.of(infos, {}), spec, d, unit_megabytes=unit_megabytes)
 
 
 def make_store(path: Path, lengths: Mapping[str, NDArray[np.int64]], d: int, seed: int = 0) -> None:

@@ -94,7 +94,7 @@ def mode_of(name: str) -> Mode:
 def run_session(mode: Mode, corpus: Corpus, model: ModelFolder, audio: Sequence[Samples], threads: int) -> Run:
     """Our session over the batches of `extract`: `audio` holds the samples of every row of the corpus."""
     spec = StoreSpec(context=Context(mode))
-    plan, _ = plan_corpus(corpus, model, spec)
+    plan = plan_corpus(corpus, model, spec)
     row = {name: i for i, name in enumerate(corpus.table["id"].to_pylist())}
     of = [audio[row[name]] for name in plan.utterances["id"].to_pylist()]
     begin = time.perf_counter()
@@ -308,7 +308,7 @@ def main() -> int:
         near = cosines(stores, checkpoint, corpus, part[:CHECKED])
         flops = {}
         for name in systems:
-            plan, _ = plan_corpus(corpus, model, StoreSpec(context=Context(mode_of(name))))
+            plan = plan_corpus(corpus, model, StoreSpec(context=Context(mode_of(name))))
             flops[name] = Work.of(plan, EncoderSize.of(model, model.card.outputs)).flops
 
     audio_seconds = int(plan.samples.sum()) / SAMPLE_RATE

@@ -31,7 +31,7 @@ ALLOWED = 1.10  # ratio of the peaks
 
 def spaced_by_length(corpus: Corpus, clips: int) -> Corpus:
     """`clips` recordings evenly spaced from the longest to the shortest."""
-    infos, _ = probe_corpus(corpus)
+    infos = probe_corpus(corpus).infos()
     by_length = np.argsort([-(i.samples if i else 0) for i in infos], kind="stable")
     chosen = by_length[np.linspace(0, len(corpus) - 1, clips).astype(int)]
     return corpus.take(np.sort(chosen))

@@ -18,7 +18,7 @@ from _common import Table, environment, say, write_report
 from _synthetic import random_card
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, Probed
 from voxstrata.store import StoreSpec, StoreWriter, make_plan, open_store
 from voxstrata.store.relabel import relabel
 
@@ -42,7 +42,9 @@ def main() -> int:
             "text": [f"sentence {i // 2} as it was" for i in range(n)],
         }
         corpus = Corpus(Path("/"), pa.table(columns))
-        plan = make_plan(corpus, [AudioInfo(32_000, 16_000, 32_000, 1, 64_044)] * n, {}, StoreSpec(("final",)), D)
+        plan = make_plan(
+            corpus, Probed.of([AudioInfo(32_000, 16_000, 32_000, 1, 64_044)] * n, {}), StoreSpec(("final",)), D
+        )
         StoreWriter(store, plan, random_card(D, ("final",)))
         lines = [
             f"{i}\t{language}\tnew{k // 2}\tsentence {k // 2} as it ought to be\t{speaker}"

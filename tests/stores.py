@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, Probed
 from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -53,7 +53,9 @@ def make_store(
         "speaker": [None] * len(ids),
     }
     infos = [AudioInfo(n, SAMPLE_RATE, n, 1, 44) for n in samples]
-    plan = make_plan(Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA)), infos, {}, spec, d, unit_megabytes=1)
+    plan = make_plan(
+        Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA)), Probed.of(infos, {}), spec, d, unit_megabytes=1
+    )
     writer = StoreWriter(path, plan, card(d, **changes))
     names = plan.utterances["id"].to_pylist()
     for unit in range(plan.units):

@@ -69,7 +69,7 @@ def test_a_run_reports_the_arithmetic_of_its_plan_and_a_resumed_one_of_what_was_
     model = open_model(tiny_model)
     for mode in ("padded", "bucketed", "trimmed"):
         spec = StoreSpec(context=Context(mode))
-        plan, _ = plan_corpus(read_corpus(corpus), model, spec)
+        plan = plan_corpus(read_corpus(corpus), model, spec)
         work = Work.of(plan, EncoderSize.of(model, model.card.outputs))
         store = tmp_path / f"{mode}.zarr"
         assert extract(corpus, model, store, spec).flops == work.flops

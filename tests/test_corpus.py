@@ -325,7 +325,8 @@ def test_one_bad_file_never_stops_the_probing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "probe", sometimes_broken)
     monkeypatch.setattr(module, "_SLICE", 7)
     told = Heard()
-    infos, failures = probe_corpus(corpus, workers=3, reporter=told)
+    probed = probe_corpus(corpus, workers=3, reporter=told)
+    infos, failures = probed.infos(), probed.failures
     assert [info.samples if info else None for info in infos] == [
         None if i in (3, 11, 15) else 100 + i for i in range(20)
     ]
@@ -353,7 +354,8 @@ def test_the_prompts_are_four_translations_of_157_sentences() -> None:
     assert len(corpus) == 628
     groups = set(zip(column(corpus, "group"), column(corpus, "language"), strict=True))
     assert len(groups) == 157 * 4
-    infos, failures = probe_corpus(corpus)
+    probed = probe_corpus(corpus)
+    infos, failures = probed.infos(), probed.failures
     assert not failures
     assert sum(info.samples for info in infos if info) / 16_000 / 60 == pytest.approx(49, abs=0.5)
     folder = read_corpus(table.parent)
@@ -365,7 +367,8 @@ def test_every_assorted_clip_is_probed() -> None:
     if not (DATA / "assorted").is_dir():
         pytest.skip("shared/data is not here")
     corpus = read_corpus(DATA / "assorted")
-    infos, failures = probe_corpus(corpus)
+    probed = probe_corpus(corpus)
+    infos, failures = probed.infos(), probed.failures
     assert not failures
     assert len(infos) == 35
     assert {"silero_vad_test.mp3", "silero_vad_test.opus"} < set(column(corpus, "id"))

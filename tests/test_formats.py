@@ -43,7 +43,7 @@ def column(corpus: Corpus, name: str) -> list[Any]:
 
 
 def all_there(corpus: Corpus) -> bool:
-    return not probe_corpus(corpus)[1]
+    return not probe_corpus(corpus).failures
 
 
 def run(*args: object) -> int:

@@ -45,7 +45,8 @@ def expected(spoken: list[Spoken] = SPOKEN) -> dict[str, tuple[Any, ...]]:
 def same_sound(corpus: Corpus, spoken: list[Spoken] = SPOKEN) -> None:
     """Every recording's bytes are those of its file, also after pickling, and probing fails for none."""
     data = {s.name: s.data for s in spoken}
-    infos, failures = probe_corpus(corpus)
+    probed = probe_corpus(corpus)
+    infos, failures = probed.infos(), probed.failures
     assert failures == {}
     assert all(infos)
     for i, name in enumerate(column(corpus, "id")):
@@ -144,7 +145,7 @@ def test_a_row_without_bytes_is_the_file_that_it_names(tmp_path: Path) -> None:
     nothing = [{"bytes": s.data, "path": None} for s in SPOKEN[:2]] + [{"bytes": b"", "path": None}, None]
     corpus = read_corpus(parquet(tmp_path / "x.parquet", SPOKEN[:4], audio=pa.array(nothing, struct)))
     assert column(corpus, "id") == ["x/0", "x/1", "x/2", "x/3"]
-    _, failures = probe_corpus(corpus)
+    failures = probe_corpus(corpus).failures
     assert sorted(failures) == [2, 3]
     assert "x.parquet[2]: holds no audio bytes" in failures[2]
 
@@ -256,7 +257,8 @@ def test_a_damaged_row_group_fails_alone(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[chunk.data_page_offset : chunk.data_page_offset + 20] = b"\xff" * 20
     path.write_bytes(data)
-    infos, failures = probe_corpus(corpus)
+    probed = probe_corpus(corpus)
+    infos, failures = probed.infos(), probed.failures
     assert sorted(failures) == [2, 3]
     assert all("damaged" in reason for reason in failures.values())
     assert infos[4] is not None
@@ -356,7 +358,7 @@ def test_a_tar_that_is_cut_after_planning_fails_recording_by_recording(tmp_path:
     path = tar(tmp_path / "x.tar", samples_of(SPOKEN))
     corpus = read_corpus(path)
     path.write_bytes(path.read_bytes()[:3000])
-    _, failures = probe_corpus(corpus)
+    failures = probe_corpus(corpus).failures
     assert sorted(failures) == [0, 1, 2, 3, 4]
     assert "x.tar[e.wav]: the tar ends inside it" in failures[4]
 
@@ -501,7 +503,7 @@ def test_what_is_no_stretch_of_a_file_is_refused_by_name(tmp_path: Path) -> None
 def test_a_missing_file_of_a_cut_fails_before_anything_is_encoded(tmp_path: Path) -> None:
     (tmp_path / "here.wav").write_bytes(sound_file(1.0, 0))
     cuts = [cut(name, 0, 1.0, recording(name, f"{name}.wav", 1.0)) for name in ("here", "gone")]
-    _, failures = probe_corpus(read_corpus(jsonl(tmp_path / "cuts.jsonl", cuts)))
+    failures = probe_corpus(read_corpus(jsonl(tmp_path / "cuts.jsonl", cuts))).failures
     assert list(failures) == [1]
     assert "gone.wav: no such file" in failures[1]
 
@@ -574,7 +576,7 @@ def test_samples_of_another_form_are_refused(item: Any, message: str) -> None:
 def test_ids_in_memory_are_each_their_own() -> None:
     with pytest.raises(InputError, match=r"duplicate ids: 'a' \(item 0, item 1\)"):
         read_corpus([("a", np.zeros(5, np.float32), 16_000)] * 2)
-    _, failures = probe_corpus(read_corpus([("a", np.zeros(0, np.float32), 16_000)]))
+    failures = probe_corpus(read_corpus([("a", np.zeros(0, np.float32), 16_000)])).failures
     assert "holds no samples" in failures[0]
 
 

@@ -24,7 +24,8 @@ def holds_them(corpus: Corpus, tmp_path: Path, spoken: list[Spoken] = SPOKEN, sp
     names = ["id", "language", "text", *(["speaker"] if speakers else [])]
     files = read_corpus(unpacked(tmp_path / "files", spoken))
     assert corpus.table.select(names).to_pylist() == files.table.select(names).to_pylist()
-    (infos, failures), (expected, _) = probe_corpus(corpus), probe_corpus(files)
+    probed, expected = probe_corpus(corpus), probe_corpus(files).infos()
+    infos, failures = probed.infos(), probed.failures
     assert failures == {}
     assert infos == expected
     for i in range(len(files)):

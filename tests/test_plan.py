@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, Probed
 from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.encoders import Context
 from voxstrata.engine.pipeline import BATCHES_SORTED, batches
@@ -47,7 +47,7 @@ def plan_of(
     infos = [None if r.samples is None else AudioInfo(r.samples, 16_000, r.samples, 1, 44) for r in recordings]
     failures = {i: f"{root}/{r.id}.wav: no" for i, r in enumerate(recordings) if r.samples is None}
     corpus = Corpus(Path(root), pa.table(columns, schema=CORPUS_SCHEMA))
-    return make_plan(corpus, infos, failures, spec, D_MODEL, unit_megabytes=megabytes)
+    return make_plan(corpus, Probed.of(infos, failures), spec, D_MODEL, unit_megabytes=megabytes)
 
 
 def random_recordings(n: int, seed: int = 0) -> list[Recording]:
@@ -192,10 +192,12 @@ def test_fingerprint_tells_apart_all_that_decides_the_content() -> None:
         plan_of(base, megabytes=2 * MEGABYTES),
     ]
     first = plans[0]
-    for column, value in {"text": "t", "group": "g", "speaker": "s", "size_bytes": 45}.items():
-        at = first.utterances.schema.get_field_index(column)
-        table = first.utterances.set_column(at, column, pa.array([value] * 10))
-        plans.append(replace(first, utterances=table))
+    for column, value in {"text": "t", "group": "g", "speaker": "s"}.items():
+        table = first.corpus.table
+        table = table.set_column(table.schema.get_field_index(column), column, pa.array([value] * 10))
+        plans.append(replace(first, corpus=replace(first.corpus, table=table)))
+    sizes = [replace(info, size_bytes=45) for info in first.probed.infos() if info]
+    plans.append(replace(first, probed=Probed.of(sizes, {})))
     assert len({p.fingerprint() for p in plans}) == len(plans)
 
 

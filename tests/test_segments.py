@@ -439,7 +439,8 @@ def packed(source: Source, times: Times) -> Corpus:
 def test_segments_of_a_long_file_read_it_about_once(container: str, subtype: str, seconds: int) -> None:
     source = Counted(encoded(seconds, 8_000, container, subtype))
     corpus = packed(source, consecutive(seconds, seconds // 4))
-    infos, failures = probe_corpus(corpus)
+    probed = probe_corpus(corpus)
+    infos, failures = probed.infos(), probed.failures
     assert not failures
     assert source.counts[1] == 1  # the header is read once for all
     in_order = np.argsort(corpus.table["offset"].to_numpy()).tolist()

@@ -11,18 +11,16 @@ from voxstrata.audio.info import AudioInfo, part_of
 from voxstrata.audio.source import Recording
 from voxstrata.base.errors import AudioError, error_text
 from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.corpus.probed import Probed
 from voxstrata.corpus.table import Corpus
 
 _SLICE = 4096  # files handed to the threads at once: bounds memory, and the wait after an interrupt
 
 
-def probe_corpus(
-    corpus: Corpus, workers: int | None = None, reporter: Reporter = SILENT
-) -> tuple[list[AudioInfo | None], dict[int, str]]:
+def probe_corpus(corpus: Corpus, workers: int | None = None, reporter: Reporter = SILENT) -> Probed:
     """Probe every recording of `corpus`; a bad one never stops the others. The reporter is told after each.
 
     workers: threads; by default four more than there are cores, at most 32, since disks take most of the time.
-    Returns one AudioInfo per row, None where probing failed, and the reasons of the failures by row index.
     """
 
     def attempt(rows: NDArray[np.int64]) -> list[AudioInfo | str]:
@@ -51,7 +49,7 @@ def probe_corpus(
                         infos[i] = outcome
                     done += 1
                     reporter.progress(Progress("reading headers", done, total, "recordings", failed=len(failures)))
-    return infos, dict(sorted(failures.items()))
+    return Probed.of(infos, failures)
 
 
 def _part(recording: Recording, whole: AudioInfo) -> AudioInfo | str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError
@@ -47,19 +48,18 @@ def append(
     spec = opened.spec.for_model(model.card, runtime.device)
     compare_settings(opened.files, model.card, spec)
     encoder = make_encoder(model, spec, runtime)
-    infos, failures = probe_corpus(corpus, reporter=reporter)
+    probed = probe_corpus(corpus, reporter=reporter)
     try:
         with opened.files.lock():
             opened = open_store(store)  # as it is now that nobody else writes
-            new = _new_rows(opened, corpus, infos, reporter)
+            new = _new_rows(opened, corpus, probed.infos(), reporter)
             if not new:
                 return _nothing_new(opened, len(corpus))
-            infos, position = [infos[i] for i in new], {row: i for i, row in enumerate(new)}
-            probed = infos, {position[i]: reason for i, reason in failures.items() if i in position}
-            unit_rows, added = read_plans(opened.files, opened.about)[0]["unit_rows"], corpus.take(new)
-            plan, _ = plan_corpus(added, model, spec, runtime, reporter, long=long, probed=probed, unit_rows=unit_rows)
+            unit_rows = read_plans(opened.files, opened.about)[0]["unit_rows"]
+            how: dict[str, Any] = {"long": long, "probed": probed.take(new), "unit_rows": unit_rows}
+            plan = plan_corpus(corpus.take(new), model, spec, runtime, reporter, **how)
             sink = UnitSink(StoreAppender(opened, plan, model.card), allow_overflow)
-            return replace(encode_units(added, infos, encoder, sink, reporter), passed_over=len(corpus) - len(new))
+            return replace(encode_units(encoder, sink, reporter), passed_over=len(corpus) - len(new))
     except OSError as e:
         raise InputError(
             f"{store}: cannot write ({e}); what is encoded is safe: mend it and run the same command to go on"

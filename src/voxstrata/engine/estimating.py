@@ -5,12 +5,12 @@ from typing import Any, Self
 
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable, aligned, clock
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import EncoderSize, Work
 from voxstrata.engine.measuring import Record
-from voxstrata.engine.planning import Long, Probed, plan_corpus
+from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.shard import shard_bytes
 from voxstrata.store.spec import StoreSpec
@@ -104,7 +104,7 @@ def estimate(
     context. probed: what `probe_corpus` returned, where headers were read already.
     Raises what planning raises: UsageError for unknown outputs, InputError for a corpus of which nothing can be read.
     """
-    plan, _ = plan_corpus(corpus, model, spec, runtime, reporter, long=long, probed=probed)
+    plan = plan_corpus(corpus, model, spec, runtime, reporter, long=long, probed=probed)
     spec = plan.spec
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = work.flops / record.modes[spec.context.mode].flops_per_second if record else None

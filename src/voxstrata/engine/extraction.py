@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Progress, Reporter
@@ -133,11 +132,11 @@ def extract(
             with files.lock():
                 corpus = as_planned(files, corpus)
         encoder = make_encoder(model, spec, runtime)
-        plan, infos = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
+        plan = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
         limit = sgemm_rate(encoder.threads) if efficiency else None
         with leaving_no_empty_folder(Path(files.local or "/")), files.lock():
             sink = UnitSink(StoreWriter(store, plan, model.card), allow_overflow)
-            return replace(encode_units(corpus, infos, encoder, sink, reporter), sgemm_rate=limit)
+            return replace(encode_units(encoder, sink, reporter), sgemm_rate=limit)
     except OSError as e:
         raise InputError(
             f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
@@ -150,16 +149,14 @@ def make_encoder(model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> Encod
     return (CpuEncoder if runtime.device.kind == "cpu" else CudaEncoder)(model, spec, runtime)
 
 
-def encode_units(
-    corpus: Corpus, infos: Sequence[AudioInfo | None], encoder: Encoder, sink: UnitSink, reporter: Reporter
-) -> ExtractReport:
+def encode_units(encoder: Encoder, sink: UnitSink, reporter: Reporter) -> ExtractReport:
     """The units that are not committed yet, through the pipeline."""
     begin, writer, plan = time.perf_counter(), sink.writer, sink.plan
     done = writer.done()
     units = _working_order(plan, done)
     tally = _Tally(encoder, plan, units, len(writer.failures(done)[0]), reporter)
     with (
-        DecodeStage(corpus, infos, plan, units, encoder) as decoding,
+        DecodeStage(plan, units, encoder) as decoding,
         CommitStage(sink) as committing,
         EncodeStage(encoder) as encoding,
     ):
@@ -170,7 +167,7 @@ def encode_units(
         committing.settle()
     notices = sorted(set(decoding.notices))  # segments of one file say the same
     for notice in notices[:_NOTICES]:
-        reporter.warn(corpus.without_root(notice))
+        reporter.warn(plan.corpus.without_root(notice))
     if (more := len(notices) - _NOTICES) > 0:
         reporter.warn(f"and {more} more such recordings")
     failures, overflows = writer.finish()

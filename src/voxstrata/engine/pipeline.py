@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.audio.readers import Samples
-from voxstrata.corpus import Corpus
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.engine.decoding import DecodeAhead, Stage
@@ -74,28 +73,21 @@ def equal_batches(windows: Iterable[Window], context: Context, encoder: Encoder)
 
 
 class DecodeStage(DecodeAhead):
-    """The first stage: the batches of `units` with their audio, for each window its samples.
+    """The first stage: the batches of `units` with their audio, for each window its samples."""
 
-    infos: what probing said of every row of the corpus.
-    """
-
-    def __init__(
-        self, corpus: Corpus, infos: Sequence[AudioInfo | None], plan: Plan, units: Sequence[int], encoder: Encoder
-    ) -> None:
-        self._corpus, self._infos, self._plan, self._units, self._encoder = corpus, infos, plan, units, encoder
+    def __init__(self, plan: Plan, units: Sequence[int], encoder: Encoder) -> None:
+        self._plan, self._units, self._encoder = plan, units, encoder
         ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * SAMPLES_PER_FRAME
-        super().__init__(corpus, self._recordings(), encoder.threads, ahead)
+        super().__init__(plan.corpus, self._recordings(), encoder.threads, ahead)
 
     def _recordings(self) -> Iterator[tuple[int, int, AudioInfo]]:
         """Recordings in the order of the plan: that in which batches ask for them, but for segments, which batches take
         longest first, and which are decoded in the order in which they lie in their file."""
-        rows = {name: i for i, name in enumerate(self._corpus.table["id"].to_pylist())}
-        corpus_row = [rows[name] for name in self._plan.utterances["id"].to_pylist()]
         for unit in self._units:
             for u in self._plan.members(unit):
-                info = self._infos[corpus_row[u]]
+                info = self._plan.probed.info(u)
                 assert info is not None, "what cannot be probed is in no unit"
-                yield u, corpus_row[u], info
+                yield u, u, info
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Samples]]]:
         return itertools.chain.from_iterable(map(self._unit, self._units))
@@ -110,7 +102,7 @@ class DecodeStage(DecodeAhead):
             for u in dict.fromkeys(w.utterance for w in windows if w.utterance not in asked):
                 found = self.get(u)
                 if isinstance(found, str):
-                    failures[u] = self._corpus.without_root(found)
+                    failures[u] = self._plan.corpus.without_root(found)
                 else:
                     held[u] = found
                 asked.add(u)

@@ -1,12 +1,12 @@
 """From a corpus and a model to a plan: for `extract`, which carries it out, and for `estimate`, which only tells."""
 
-from collections.abc import Sequence
 from typing import Literal
 
-from voxstrata.audio.decode import AudioInfo
+import numpy as np
+
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
-from voxstrata.corpus import Corpus, probe_corpus
+from voxstrata.corpus import Corpus, Probed, probe_corpus
 from voxstrata.encoders import Device, ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SAMPLES
 from voxstrata.engine.runtime import DEFAULT_TOKENS, Runtime
@@ -16,7 +16,6 @@ from voxstrata.store.spec import StoreSpec
 # Batches stay within a unit, and a GPU's are large: 128 MB of large-v3 with all outputs is one or two windows.
 GPU_UNIT_BATCHES = 8
 
-Probed = tuple[list[AudioInfo | None], dict[int, str]]  # what `probe_corpus` returns
 Long = Literal["window", "error"]
 
 
@@ -30,24 +29,24 @@ def plan_corpus(
     long: Long = "window",
     probed: Probed | None = None,
     unit_rows: int | None = None,
-) -> tuple[Plan, list[AudioInfo | None]]:
+) -> Plan:
     """Plan the extraction of a corpus from what its headers say.
 
     probed: what `probe_corpus` returned; by default headers are read now. unit_rows: of the store that the corpus is
     added to.
 
-    Returns the plan and what probing said of every row of the corpus. Raises UsageError for unknown outputs, and
-    InputError when nothing can be read, or, with `long="error"`, when a recording is over 30 s.
+    Raises UsageError for unknown outputs, and InputError when nothing can be read, or, with `long="error"`, when a
+    recording is over 30 s.
     """
     runtime = runtime or Runtime()
     spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
-    infos, unreadable = probed or probe_corpus(corpus, reporter=reporter)
+    probed = probed or probe_corpus(corpus, reporter=reporter)
     if long == "error":
-        _refuse_long(corpus, infos)
+        _refuse_long(corpus, probed)
     if (megabytes := runtime.unit_megabytes) is None:
         megabytes = default_unit_megabytes(spec, model.card.d_model, runtime.device)
     d = model.card.d_model
-    return make_plan(corpus, infos, unreadable, spec, d, unit_megabytes=megabytes, unit_rows=unit_rows), infos
+    return make_plan(corpus, probed, spec, d, unit_megabytes=megabytes, unit_rows=unit_rows)
 
 
 def default_unit_megabytes(spec: StoreSpec, d_model: int, device: Device) -> float:
@@ -59,10 +58,10 @@ def default_unit_megabytes(spec: StoreSpec, d_model: int, device: Device) -> flo
     return min(max(filled, UNIT_MEGABYTES), MAX_UNIT_BYTES / 2**20)
 
 
-def _refuse_long(corpus: Corpus, infos: Sequence[AudioInfo | None]) -> None:
-    long = [(i, info.samples) for i, info in enumerate(infos) if info and info.samples > WINDOW_SAMPLES]
-    if long:
-        row, samples = long[0]
+def _refuse_long(corpus: Corpus, probed: Probed) -> None:
+    long = np.flatnonzero(probed.samples > WINDOW_SAMPLES)
+    if len(long):
+        row, samples = int(long[0]), int(probed.samples[long[0]])
         raise InputError(
             f"{corpus.recording(row).source.name}: {samples / SAMPLE_RATE:.1f} s, over the 30 s window "
             f"({len(long)} recordings are); use --long window, or cut them"

@@ -143,6 +143,6 @@ class StoreAppender(StoreWriter):
         root = root_attributes(self.files).get("corpus_root")
         if root is not None:
             there = os.path.normpath(os.path.join(self.files.local or "", root))
-            paths = [os.path.relpath(self.plan.root / path, there) for path in table["path"].to_pylist()]
+            paths = [os.path.relpath(self.plan.corpus.root / path, there) for path in table["path"].to_pylist()]
             table = with_column(table, "path", pa.array([Path(path).as_posix() for path in paths]))
         return with_column(table, "failure", pa.array([failures.get(i) for i in range(len(table))], pa.string()))

@@ -23,10 +23,13 @@ ROOT = "zarr.json"  # of the root group
 
 
 class Files:
-    """Whole-file reads and writes below the root of a store; a file is there entirely or not at all."""
+    """Whole-file reads and writes below the root of a store; a file is there entirely or not at all.
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = str(root).rstrip("/")
+    durable: what is written has reached the disk when `write` returns, so that a power cut does not take it back.
+    """
+
+    def __init__(self, root: str | Path, *, durable: bool = True) -> None:
+        self.root, self.durable = str(root).rstrip("/"), durable
         try:
             self._fs, self._path = fsspec.core.url_to_fs(self.root)
         except (ImportError, ValueError) as e:
@@ -65,7 +68,12 @@ class Files:
         with partial.open("wb") as f:
             for part in parts:
                 f.write(part)
+            if self.durable:
+                f.flush()
+                os.fsync(f.fileno())
         partial.replace(target)
+        if self.durable:
+            sync_folder(target.parent)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -104,6 +112,15 @@ class Files:
         finally:
             path.unlink(missing_ok=True)
             os.close(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _locked(path: Path) -> int:

@@ -8,17 +8,16 @@ every array, one piece of work, one commit. The corpus' own order plays no part.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
 from voxstrata.store.spec import StoreSpec
 
@@ -67,17 +66,17 @@ def windows_of(utterance: int, samples: int) -> list[Window]:
 class Plan:
     """Where everything goes.
 
-    utterances: the corpus with the columns of MEASURED_SCHEMA, in storage order; those whose length is unknown (failed)
-        come last.
+    corpus: the recordings in storage order; those whose length is unknown (failed) come last.
+    probed: what their headers say, in the same order; what cannot be stored is a failure, too.
     samples, frames: int64 (utterances,), 16 kHz samples and valid encoder frames; 0 where failed.
     start, length: int64 and int32 (utterances,), first row and number of rows in the arrays.
     unit_begin: int64 (units + 1,): unit u holds the utterances unit_begin[u] … unit_begin[u + 1] - 1.
     unit_rows: rows of one unit, that is of one shard. chunk_rows: rows of one inner chunk.
-    root: the folder of the corpus.
     """
 
     spec: StoreSpec
-    utterances: pa.Table
+    corpus: Corpus
+    probed: Probed
     samples: NDArray[np.int64]
     frames: NDArray[np.int64]
     start: NDArray[np.int64]
@@ -85,7 +84,20 @@ class Plan:
     unit_begin: NDArray[np.int64]
     unit_rows: int
     chunk_rows: int
-    root: Path
+
+    @cached_property
+    def utterances(self) -> pa.Table:
+        """The corpus with the columns of MEASURED_SCHEMA, in storage order."""
+        table, probed = self.corpus.table, self.probed.table
+        measured = [
+            pa.array(self.samples / SAMPLE_RATE),
+            pa.array(self.samples),
+            probed["size_bytes"],
+            probed["failure"],
+        ]
+        for about, values in zip(MEASURED_SCHEMA, measured, strict=True):
+            table = table.append_column(about, values)
+        return table
 
     @property
     def units(self) -> int:
@@ -124,8 +136,7 @@ class Plan:
 
 def make_plan(
     corpus: Corpus,
-    infos: Sequence[AudioInfo | None],
-    failures: Mapping[int, str],
+    probed: Probed,
     spec: StoreSpec,
     d_model: int,
     *,
@@ -134,7 +145,7 @@ def make_plan(
 ) -> Plan:
     """Plan the extraction of a corpus whose lengths are known.
 
-    `infos` and `failures` are what `probe_corpus` returned. A recording that is more than a unit may hold is one more
+    probed: what `probe_corpus` returned. A recording that is more than a unit may hold is one more
     failure. unit_rows: of the store that the corpus is added to; by default what the longest recording needs.
     Raises InputError when nothing can be encoded, or a recording is longer than `unit_rows`, UsageError for an
     impossible `unit_megabytes`.
@@ -142,14 +153,14 @@ def make_plan(
     if not 0 < unit_megabytes * 2**20 <= MAX_UNIT_BYTES:
         raise UsageError(f"units of {unit_megabytes} MB: choose more than 0, at most {MAX_UNIT_BYTES >> 20}")
     row_bytes = d_model * spec.stored_dtype.itemsize
-    samples, reasons = _usable_samples(infos, failures, spec, row_bytes)
+    samples, reasons = _usable_samples(probed, spec, row_bytes)
     if not samples.any():
         reason = next(iter(reasons.values()), "it is empty")
         raise InputError(f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}")
     languages = [x or "" for x in corpus.table["language"].to_pylist()]
     frames = -(-samples // SAMPLES_PER_FRAME)
     ids = corpus.table["id"].to_pylist()
-    places = [place or () for place in corpus.reading_places([bool(i and i.is_segment) for i in infos])]
+    places = [place or () for place in corpus.reading_places(probed.table["is_segment"].fill_null(False).to_pylist())]
     keys = list(zip((samples == 0).tolist(), languages, places, (-frames).tolist(), ids, strict=True))
     order = sorted(range(len(keys)), key=keys.__getitem__)
     samples, frames = samples[order], frames[order]
@@ -177,17 +188,17 @@ def make_plan(
             )
         unit_begin, start = _pack(length, [languages[i] for i in order], known, min(fill, unit_rows), unit_rows)
     start[known:] = 0
-    table, begin = _utterance_table(corpus, order, samples, infos, reasons), np.array(unit_begin, np.int64)
-    layout = (start, length.astype(np.int32), begin, unit_rows, chunk_rows)
-    return Plan(spec, table, samples, frames, *layout, corpus.root)
+    # a store may be published and a corpus may move: reasons name files as the manifest does
+    failure = [corpus.without_root(reasons[i]) if i in reasons else None for i in order]
+    found = probed.take(order).table
+    found = found.set_column(found.schema.get_field_index("failure"), "failure", pa.array(failure, pa.string()))
+    layout = (start, length.astype(np.int32), np.array(unit_begin, np.int64), unit_rows, chunk_rows)
+    return Plan(spec, corpus.take(order), Probed(found), samples, frames, *layout)
 
 
-def _usable_samples(
-    infos: Sequence[AudioInfo | None], failures: Mapping[int, str], spec: StoreSpec, row_bytes: int
-) -> tuple[NDArray[np.int64], dict[int, str]]:
+def _usable_samples(probed: Probed, spec: StoreSpec, row_bytes: int) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Samples at 16 kHz by row of the corpus, int64, 0 where a recording fails, and why it does by row."""
-    samples = np.array([i.samples if i else 0 for i in infos], np.int64)
-    reasons = dict(failures)
+    samples, reasons = probed.samples.copy(), dict(probed.failures)
     if not spec.pool:
         longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * SAMPLES_PER_FRAME
         for i in np.flatnonzero(samples > longest).tolist():
@@ -197,24 +208,6 @@ def _usable_samples(
             )
             samples[i] = 0
     return samples, reasons
-
-
-def _utterance_table(
-    corpus: Corpus,
-    order: Sequence[int],
-    samples: NDArray[np.int64],
-    infos: Sequence[AudioInfo | None],
-    reasons: Mapping[int, str],
-) -> pa.Table:
-    """The corpus in storage order, with MEASURED_SCHEMA; samples: in storage order, infos and reasons: by row."""
-    sizes = [info.size_bytes if (info := infos[i]) else None for i in order]
-    # a store may be published and a corpus may move: reasons name files as the manifest does
-    failures = [corpus.without_root(reasons[i]) if i in reasons else None for i in order]
-    table = corpus.table.take(pa.array(order))
-    measured = [(samples / SAMPLE_RATE).tolist(), samples.tolist(), sizes, failures]
-    for about, values in zip(MEASURED_SCHEMA, measured, strict=True):
-        table = table.append_column(about, pa.array(values, about.type))
-    return table
 
 
 def _pack(

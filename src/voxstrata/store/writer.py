@@ -250,7 +250,7 @@ class StoreWriter:
             "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
         }
         self.files.clear()
-        where = {"corpus_root": corpus_root(plan.root, self.files.local)}
+        where = {"corpus_root": corpus_root(plan.corpus.root, self.files.local)}
         attributes = {"voxstrata": about, **where, **COORDINATES}
         root = zarr.create_group(self.files.zarr_store(read_only=False), attributes=attributes)
         count = len(plan.utterances)

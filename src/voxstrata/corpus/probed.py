@@ -1,0 +1,68 @@
+"""What the headers of a corpus say, in columns: a row a recording, as large corpora need it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from voxstrata.audio.info import AudioInfo
+
+# The fields of AudioInfo, null where a recording fails; `failure` is why.
+PROBED_SCHEMA = pa.schema(
+    [
+        ("samples", pa.int64()),
+        ("source_rate", pa.int32()),
+        ("source_frames", pa.int64()),
+        ("channels", pa.int32()),
+        ("size_bytes", pa.int64()),
+        ("first_frame", pa.int64()),
+        ("is_segment", pa.bool_()),
+        ("failure", pa.string()),
+    ]
+)
+_INFO = PROBED_SCHEMA.names[:-1]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What `probe_corpus` found. table: columns of PROBED_SCHEMA, a row a recording, in the order of its corpus."""
+
+    table: pa.Table
+
+    @classmethod
+    def of(cls, infos: Sequence[AudioInfo | None], failures: Mapping[int, str]) -> "Probed":
+        """Of what is known of every recording, None where it fails, and the reasons by row."""
+        columns = {name: [None if i is None else getattr(i, name) for i in infos] for name in _INFO}
+        columns["failure"] = [failures.get(row) for row in range(len(infos))]
+        return cls(pa.table(columns, PROBED_SCHEMA))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def samples(self) -> NDArray[np.int64]:
+        """Samples at 16 kHz, int64 (recordings,), 0 where a recording fails."""
+        return np.asarray(self.table["samples"].fill_null(0).to_numpy())
+
+    def info(self, row: int) -> AudioInfo | None:
+        """What is known of one recording, None where it fails."""
+        values = [self.table[name][row].as_py() for name in _INFO]
+        return None if values[0] is None else AudioInfo(*values)
+
+    def infos(self) -> list[AudioInfo | None]:
+        """`info` of every recording."""
+        columns = (self.table[name].to_pylist() for name in _INFO)
+        return [None if row[0] is None else AudioInfo(*row) for row in zip(*columns, strict=True)]
+
+    @cached_property
+    def failures(self) -> dict[int, str]:
+        """Why recordings fail, by row."""
+        failed = np.flatnonzero(self.table["failure"].is_valid().to_numpy())
+        return dict(zip(failed.tolist(), self.table["failure"].take(pa.array(failed)).to_pylist(), strict=True))
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer]) -> "Probed":
+        """Of the recordings in some rows, in that order."""
+        return Probed(self.table.take(pa.array(rows, pa.int64())))
