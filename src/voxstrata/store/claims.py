@@ -4,6 +4,7 @@ Claims save work, they keep nothing right: a unit that two workers do all the sa
 bytes, and counts once.
 """
 
+import contextlib
 import fcntl
 import os
 from typing import Self
@@ -34,8 +35,13 @@ class Claims:
             return self._leases.take(self._name(number))
         assert self._files.local is not None
         path = self._files.local / self._name(number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                break
+            except FileNotFoundError:  # who finishes the whole removes the folder
+                continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -50,6 +56,16 @@ class Claims:
             self._leases.drop(self._name(number))
         if (fd := self._held.pop(number, None)) is not None:
             os.close(fd)
+
+    def clear(self) -> None:
+        """Remove what is left of everybody's claims, once all pieces are done."""
+        if self._files.local is None:
+            self._files.remove_folder(self._folder)
+            return
+        for name in self._files.names(self._folder):
+            self._files.remove(f"{self._folder}/{name}")
+        with contextlib.suppress(OSError):  # not there, or somebody has just looked for work
+            (self._files.local / self._folder).rmdir()
 
     def __enter__(self) -> Self:
         return self

@@ -303,8 +303,8 @@ def zarr_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
     return array
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file."""
+def parquet_bytes(table: pa.Table, group_rows: int | None = None) -> bytes:
+    """A table as a Parquet file; group_rows: rows of a row group, at most."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=group_rows)
     return buffer.getvalue()

@@ -84,7 +84,7 @@ class Leases:
         while not self.take(name):
             if name in self._seen and self._seen[name].moved:
                 raise InputError(f"{self._files.root}: {holder}; wait for it or stop it")
-            time.sleep(self._seconds / _BEATS_PER_LEASE / 2)
+            time.sleep(min(1.0, self._seconds / _BEATS_PER_LEASE / 2))
 
     def drop(self, name: str) -> None:
         """Let go of a lease; nothing happens to one that is not held."""
