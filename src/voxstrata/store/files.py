@@ -19,6 +19,7 @@ from zarr.abc.store import Store
 from voxstrata.base.errors import InputError
 
 LOCK = ".voxstrata-lock"
+GROUP_ROWS = 1 << 16  # of a Parquet file: what is read for one row of it
 ROOT = "zarr.json"  # of the root group
 
 
@@ -159,7 +160,7 @@ def zarr_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file."""
+    """A table as a Parquet file, in groups of rows that can be read by themselves."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
     return buffer.getvalue()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
+from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
@@ -58,7 +59,7 @@ def stored_table(
     start: NDArray[np.int64],
     length: NDArray[np.int32],
     status: NDArray[np.uint8],
-    failures: Mapping[int, str | None] | None = None,
+    failures: Mapping[int, str] | None = None,
 ) -> pa.Table:
     """What `utterances.parquet` holds: a plan's utterances, where their rows are, and what has become of them.
 
@@ -66,7 +67,7 @@ def stored_table(
     """
     columns = {"row_start": start, "row_count": length, "status": _STATUS.take(pa.array(status.astype(np.int64)))}
     if failures is not None:
-        columns["failure"] = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
+        columns["failure"] = scattered(failures, len(utterances))
     for name, values in columns.items():
         utterances = with_column(utterances, name, pa.array(values))
     return utterances
@@ -200,7 +201,7 @@ class StoreWriter:
 
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
         """Reasons by index of all that failed at probing or in these committed units, and the units' overflows."""
-        failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
+        failures = dict(self.plan.probed.failures)
         overflows = 0
         for unit in units:
             marker = read_marker(self.files, self.first_unit + unit)
@@ -249,6 +250,8 @@ class StoreWriter:
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
         }
+        if plan.corpus.lengths != "headers":
+            about["lengths"] = plan.corpus.lengths
         self.files.clear()
         where = {"corpus_root": corpus_root(plan.corpus.root, self.files.local)}
         attributes = {"voxstrata": about, **where, **COORDINATES}
@@ -293,10 +296,13 @@ class StoreWriter:
     def _compare(self, card: ModelCard) -> None:
         """Refuse to resume a store that something else made, saying what differs."""
         about = compare_settings(self.files, card, self.plan.spec)
-        if about["plan"] != self.plan.fingerprint():
+        if not self.plan.is_that_of(about["plan"]):
             raise InputError(f"{self.files.root}: cannot resume: {self._first_difference(card.d_model, about)}")
 
     def _first_difference(self, d_model: int, about: Mapping[str, Any]) -> str:
+        there, here = about.get("lengths", "headers"), self.plan.corpus.lengths
+        if there != here:
+            return f"its lengths are those of {there}, here those of {here}; give --lengths {there}, or use a new store"
         stored = with_planned_labels(self.files, read_utterances(self.files))
         if appended := about.get("appended"):
             stored = stored.slice(0, appended[0]["first_utterance"])
