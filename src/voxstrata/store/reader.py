@@ -104,6 +104,7 @@ class EmbeddingStore:
         self.spec = StoreSpec.from_dict(about["spec"])
         refuse_foreign_arrays(self.files, self.spec)
         self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -218,7 +219,9 @@ class EmbeddingStore:
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
         self.require_output(output)
-        return zarr_array(self.root, f"{self.spec.group}/{output}")
+        if output not in self._arrays:  # zarr takes longer to find an array than we to read an utterance
+            self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
+        return self._arrays[output]
 
     def require_output(self, output: str) -> None:
         """Raise UsageError for an output that is not stored."""
