@@ -6,7 +6,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -82,12 +82,28 @@ class Files:
             raise
         if self.durable:
             for folder in (target.parent, *(made.parent for made in new)):
-                sync_folder(folder)
+                sync_path(folder)
+
+    def sync(self, names: Iterable[str]) -> None:
+        """Have files that zarr wrote reach the disk, and the folders that they are in; names of none are left out."""
+        if self.local is None or not self.durable:
+            return
+        paths = [path for path in map(self.local.joinpath, names) if path.exists()]
+        for path in paths:
+            sync_path(path)
+        depth = len(self.local.parents)
+        for folder in {f for path in paths for f in path.parents if len(f.parents) >= depth}:
+            sync_path(folder)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._path}/{name}")
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder and all below it if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(f"{self._path}/{name}", recursive=True)
 
     def clear(self) -> None:
         """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
@@ -137,9 +153,9 @@ def patient_lock(files: Files) -> Iterator[None]:
         yield
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder reach the disk."""
-    fd = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Have a file, or the names in a folder, reach the disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
