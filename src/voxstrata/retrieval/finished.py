@@ -98,8 +98,8 @@ def read_plan(files: Files) -> dict[str, Any]:
 def read_result(files: Files, name: str, plan: str) -> Any:
     """A table, or the object of a JSON file, of a folder whose plan has this fingerprint.
 
-    Those that 0.1.0 wrote have no checksum, and do not say of which plan they are. Raises InputError where it is damaged
-    or of another plan, OSError where it is missing.
+    Those of 0.1.0 have no checksum, and do not say of which plan they are. Raises InputError where it is damaged or of
+    another plan, OSError where it is missing.
     """
     data = files.read(name)
     try:
