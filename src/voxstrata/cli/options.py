@@ -132,6 +132,22 @@ def running(f: F) -> F:
     return _with(_RUNNING, cast(F, with_runtime))
 
 
+def running_several(f: F) -> F:
+    """As `running`, on one device or several; the command also gets them as `devices`."""
+    device = click.option(
+        "--device",
+        default="cpu",
+        help="cpu, cuda, cuda:1, tensorrt, …; several as cuda:0,1,2,3: a process each. A GPU is never assumed.",
+    )
+
+    @functools.wraps(f)
+    def with_runtime(*args: Any, device: str, threads: int | None, **others: Any) -> Any:
+        devices = vs.Device.parse_several(device)
+        return f(*args, runtime=vs.Runtime(devices[0], threads), devices=devices, **others)
+
+    return _with((device, *_RUNNING[1:]), cast(F, with_runtime))
+
+
 def part(f: F) -> F:
     """The share of one of several runs; the command gets it as `part`, a Part, or None where it works alone."""
     option = click.option(
