@@ -1,7 +1,6 @@
 """Manifests: tables, a row a recording or a stretch of one, with the columns that we name or others choose."""
 
 import difflib
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,7 +143,7 @@ def _used(
 
 
 def without_words_for_nothing(columns: dict[str, Any]) -> list[str]:
-    """Takes words that programs write for a missing value out of `columns`, lists of strings or of Arrow, and says so."""
+    """Takes words that programs write for a missing value out of `columns`, lists or of Arrow, and says so."""
     notes = []
     for name in [name for name in _MISSING_IN if name in columns]:
         column = as_column(columns[name])
@@ -242,8 +241,8 @@ def _rooted(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tuple[P
         return _rooted_each(table, paths, folder)
     # what all have in common, the first and the last in order have
     ends = pc.min_max(paths).as_py()
-    common = os.path.commonprefix([ends["min"], ends["max"]])
-    root = folder if common.startswith(os.path.join(folder, "")) else Path(common[: common.rfind("/")] or "/")
+    common = os.path.commonpath([os.path.dirname(ends["min"]), os.path.dirname(ends["max"])])
+    root = folder if os.path.join(common, "").startswith(os.path.join(folder, "")) else Path(common)
     return root, pc.utf8_slice_codeunits(paths, len(os.path.join(root, "")))
 
 

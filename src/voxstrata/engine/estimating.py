@@ -15,7 +15,7 @@ from voxstrata.engine.budget import EncoderSize, Work
 from voxstrata.engine.measuring import Record
 from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
-from voxstrata.store.shard import shard_bytes
+from voxstrata.store.shard import ShardLayout
 from voxstrata.store.spec import StoreSpec
 
 
@@ -111,9 +111,9 @@ def estimate(
     spec = plan.spec
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = work.flops / record.modes[spec.context.mode].flops_per_second if record else None
-    row_bytes = model.card.d_model * spec.stored_dtype.itemsize
+    layout = ShardLayout(plan.chunk_rows, plan.unit_rows, model.card.d_model * spec.stored_dtype.itemsize)
     used = zip(*(x.tolist() for x in np.unique(plan.used, return_counts=True)), strict=True)
-    per_output = sum(n * shard_bytes(rows, row_bytes, plan.chunk_rows, plan.unit_rows) for rows, n in used)
+    per_output = sum(n * layout.size(rows) for rows, n in used)
     reasons = plan.probed.failures
     ids = plan.corpus.table["id"].take(pa.array(list(reasons), pa.int64())).to_pylist()
     return Estimate(
