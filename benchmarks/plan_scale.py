@@ -58,8 +58,9 @@ def card() -> Any:
     """That of an encoder as large as whisper-base, of which nothing is there but its size."""
     from voxstrata.encoders.card import ModelCard
 
-    sizes: tuple[Any, ...] = (6, 512, 8, 80, "float32", 17, ("layer_03", "layer_06", "final"), "final")
-    return ModelCard(1, "made-up", None, "0" * 64, *sizes, {"sha256": "1" * 64, "groups": 0}, {}, {})
+    weights, silence = "0" * 64, {"sha256": "1" * 64, "groups": 0}
+    outputs = ("layer_03", "layer_06", "final")
+    return ModelCard(1, "made-up", None, weights, 6, 512, 8, 80, "float32", 17, outputs, "final", silence, {}, {})
 
 
 class Stages:
@@ -85,9 +86,9 @@ def plan(manifest: Path, store: Path) -> dict[str, Any]:
     stages, about = Stages(), card()
     spec = StoreSpec(about.outputs)
     stages.of("imports", lambda: None)
-    read = [stages.of("read the manifest", lambda: read_corpus(manifest, lengths="manifest"))]
+    read: list[Any] = [stages.of("read the manifest", lambda: read_corpus(manifest, lengths="manifest"))]
     read.append(stages.of("lengths", lambda: probe_corpus(read[0])))
-    found = stages.of("plan", lambda: make_plan(*read, spec, about.d_model))
+    found = stages.of("plan", lambda: make_plan(read[0], read[1], spec, about.d_model))
     read.clear()
     stages.of("prepare the store", lambda: StoreWriter(store, found, about))
     stages.of("arithmetic", lambda: Work.of(found, EncoderSize(6, 512, 2048, 80, 0)))

@@ -138,8 +138,8 @@ def build_table(
 ) -> Corpus:
     """Make a corpus of columns of one length; for errors, `place` says where a row stands, and `source` in what.
 
-    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra: strings that are
-    kept beside them; one whose name the corpus or a store uses is kept as `given_<name>`.
+    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra:
+    strings that are kept beside them; one whose name the corpus or a store uses is kept as `given_<name>`.
 
     A missing id becomes the path without its suffix, or the whole path where that would name two recordings. Stretches
     and channels of one file get theirs behind it: `talk@12.5-17`, `talk#1`.

@@ -309,9 +309,9 @@ class StoreWriter:
             raise InputError(f"{self.files.root}: cannot resume: {self._first_difference(card.d_model, about)}")
 
     def _first_difference(self, d_model: int, about: Mapping[str, Any]) -> str:
-        there, here = about.get("lengths", "headers"), self.plan.corpus.lengths
-        if there != here:
-            return f"its lengths are those of {there}, here those of {here}; give --lengths {there}, or use a new store"
+        lengths = about.get("lengths", "headers")
+        if lengths != self.plan.corpus.lengths:
+            return f"its lengths are those of {lengths}; give --lengths {lengths}, or use a new store"
         stored = with_planned_labels(self.files, read_utterances(self.files))
         if appended := about.get("appended"):
             stored = stored.slice(0, appended[0]["first_utterance"])
