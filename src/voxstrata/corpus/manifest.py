@@ -232,12 +232,11 @@ def _rooted(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tuple[P
     if (i := _first(pc.is_null(paths))) is not None:
         raise InputError(f"{table.path}, {table.place(i)}: path is empty; name the recording or remove the row")
     absolute = pc.starts_with(paths, "/")
-    odd = pc.match_substring_regex(pc.if_else(absolute, pc.utf8_slice_codeunits(paths, 1), paths), _ODD)
-    if pc.any(odd).as_py():
-        return _rooted_each(table, paths, folder)
     if not pc.any(absolute).as_py():
-        return folder, paths
-    if not pc.all(absolute).as_py():
+        odd = pc.match_substring_regex(paths, _ODD)
+        return _rooted_each(table, paths, folder) if pc.any(odd).as_py() else (folder, paths)
+    odd = pc.match_substring_regex(pc.utf8_slice_codeunits(paths, 1), _ODD)
+    if not pc.all(absolute).as_py() or pc.any(odd).as_py():
         return _rooted_each(table, paths, folder)
     # what all have in common, the first and the last in order have
     ends = pc.min_max(paths).as_py()
@@ -251,7 +250,7 @@ def _rooted_each(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tu
 
     def normal() -> Iterator[list[str]]:
         for (own,) in slices([paths]):
-            yield [os.path.normpath(os.path.join(folder, value)) for value in own]
+            yield [re.sub("^//", "/", os.path.normpath(os.path.join(folder, value))) for value in own]
 
     root, below = folder, os.path.join(folder, "")
     if not all(path.startswith(below) for own in normal() for path in own):

@@ -117,6 +117,10 @@ class Files:
     def _at_once(self) -> dict[str, int]:
         return _READ_AT_ONCE.get(self._kind, {})
 
+    def open(self, name: str) -> Any:
+        """A file to be read piece by piece, as Arrow reads one."""
+        return self._fs.open(f"{self._path}/{name}", "rb") if self.local is None else pa.OSFile(str(self.local / name))
+
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write a file of these parts so that a kill at any instant leaves the old one, the new one, or none."""
         if self.local is None:

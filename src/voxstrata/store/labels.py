@@ -7,6 +7,7 @@ cut short before it counted.
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +25,19 @@ RELABELLED = b"voxstrata_relabelled"  # in the metadata of utterances.parquet: t
 RECORD = b"voxstrata"  # in those of a record: which manifest, and when
 
 
-def read_utterances(files: Files) -> pa.Table:
-    """`utterances.parquet` as it is stored, with its metadata."""
-    return pq.read_table(io.BytesIO(files.read(UTTERANCES)))
+def read_utterances(files: Files, columns: Sequence[str] | None = None) -> pa.Table:
+    """`utterances.parquet` as it is stored, with its metadata; of some columns alone, the others are not read."""
+    if columns is None:
+        return pq.read_table(io.BytesIO(files.read(UTTERANCES)))
+    with files.open(UTTERANCES) as data, pq.ParquetFile(data) as file:
+        return file.read(list(columns))
+
+
+def utterance_columns(files: Files) -> list[str]:
+    """Names of the columns of `utterances.parquet`."""
+    with files.open(UTTERANCES) as data:
+        names: list[str] = pq.read_schema(data).names
+    return names
 
 
 def times_relabelled(utterances: pa.Table) -> int:

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import zarr
 from numpy.typing import NDArray
 
 from voxstrata.base.choices import chosen
+from voxstrata.base.columns import places_of, scattered
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
-from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
+from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
+from voxstrata.store.plan import PLACED
 from voxstrata.store.shard import ShardLayout
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans, stored_table
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     import pandas
     import xarray
 
+# Ids are looked up by reading through them, a hundredth of a microsecond each, until that takes longer than an index of
+# about 100 bytes an utterance.
+_INDEXED, _LOOKED_UP = 1 << 16, 100
 _POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance: memory stays small
 # Arrays of stores and of their copies; zarr has other codecs, too, and some of those run code that a chunk holds.
 _TYPES = {"int64", "int32", "uint8", "float16", "float32", "string"}
@@ -86,6 +92,8 @@ class EmbeddingStore:
     (112, 512)
     """
 
+    _looked_up = 0  # how often `indices` was asked for ids
+
     def __init__(self, path: str | Path) -> None:
         self.files = Files(path)
         about = root_attributes(self.files).get("voxstrata")
@@ -105,6 +113,7 @@ class EmbeddingStore:
         refuse_foreign_arrays(self.files, self.spec)
         self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._known: dict[str, pa.ChunkedArray] = {}  # columns of `utterances` that were read by themselves
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -172,10 +181,14 @@ class EmbeddingStore:
         return {int(i): reason for marker in self.markers.values() for i, reason in marker["failed"].items()}
 
     @cached_property
+    def _stored_status(self) -> NDArray[np.uint8]:
+        return np.asarray(zarr_array(self.root, "status")[:])
+
+    @cached_property
     def status(self) -> NDArray[np.uint8]:
         """0 pending, 1 done, 2 failed, for each utterance; up to date while a run is going on or was cut short."""
-        status = np.asarray(zarr_array(self.root, "status")[:])
-        if (status == PENDING).any():
+        status = self._stored_status.copy()
+        if PENDING in status:
             for unit in self.markers:
                 status[slice(*self._unit_bounds[unit])] = DONE
             status[list(self._failures)] = FAILED
@@ -192,15 +205,38 @@ class EmbeddingStore:
         offset, duration, channel, then others), seconds, samples, size_bytes, failure, row_start, row_count, status
         ("done", "failed" or "pending", up to date while a run is going on or was cut short)."""
         # an append that was cut short may have left rows there that are not in the arrays yet
-        table, failures = read_utterances(self.files).replace_schema_metadata(None).slice(0, len(self)), None
-        if (np.asarray(zarr_array(self.root, "status")[:]) == PENDING).any():
-            failures = dict(enumerate(table["failure"].to_pylist())) | self._failures
-        return stored_table(table, self.start, self.length, self.status, failures)
+        table = self._with_failures(read_utterances(self.files).replace_schema_metadata(None).slice(0, len(self)))
+        return stored_table(table, self.start, self.length, self.status)
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of `utterances`, read without the others: a store may hold millions of utterances."""
+        if "utterances" in self.__dict__:
+            return self.utterances.select(list(columns))
+        if missing := [name for name in columns if name not in self._known]:
+            stored = read_utterances(self.files, [name for name in missing if name not in PLACED])
+            stored = self._with_failures(stored.replace_schema_metadata(None).slice(0, len(self)))
+            if any(name in PLACED for name in missing):
+                stored = stored_table(stored, self.start, self.length, self.status)
+            self._known |= {name: stored[name] for name in missing}
+        return pa.table({name: self._known[name] for name in columns})
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of `utterances`."""
+        return utterance_columns(self.files)
+
+    def _with_failures(self, table: pa.Table) -> pa.Table:
+        """Stored columns of utterances with the failures of a run that has not finished."""
+        if "failure" in table.column_names and PENDING in self._stored_status:
+            news = pc.coalesce(scattered(self._failures, len(self)), table["failure"])
+            table = table.set_column(table.schema.get_field_index("failure"), "failure", news)
+        return table
 
     @cached_property
     def ids(self) -> list[str]:
         """Utterance ids in index order."""
-        return [str(i) for i in self.utterances["id"].to_pylist()]
+        ids: list[str] = self.table(["id"])["id"].to_pylist()
+        return ids
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -209,12 +245,25 @@ class EmbeddingStore:
     def index(self, utterance: str | int) -> int:
         """Index of an utterance given by id or index. Raises UsageError for an unknown one."""
         if isinstance(utterance, str):
-            if utterance not in self._index:
-                raise UsageError(f"{self.files.root}: no utterance {utterance!r}, it holds e.g. {self.ids[0]!r}")
-            return self._index[utterance]
+            return int(self.indices([utterance])[0])
         if not 0 <= utterance < len(self):
             raise UsageError(f"{self.files.root}: index {utterance} out of range, it holds {len(self)} utterances")
         return int(utterance)
+
+    def indices(self, utterances: Sequence[str | int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Indices of utterances given by ids or indices, int64 (utterances,). Raises UsageError for an unknown one."""
+        names = list(dict.fromkeys(name for name in utterances if isinstance(name, str)))
+        where = dict.fromkeys(names, -1)
+        self._looked_up += bool(names)
+        if len(self) <= _INDEXED or self._looked_up > _LOOKED_UP:
+            where |= {name: self._index[name] for name in names if name in self._index}
+        elif names:
+            where |= places_of(self.table(["id"])["id"], names)
+        for name in names:
+            if where[name] < 0:
+                held = self.table(["id"])["id"][0].as_py()
+                raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held!r}")
+        return np.array([where[u] if isinstance(u, str) else self.index(int(u)) for u in utterances], np.int64)
 
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
@@ -343,10 +392,9 @@ class EmbeddingStore:
         """
         from voxstrata.store.training import StoreDataset, StoreStream
 
-        known = [name for name in self.utterances.column_names if name not in ("index", "states", "lengths")]
+        known = [name for name in self.columns if name not in ("index", "states", "lengths")]
         chosen("column", list(columns) or None, known)
-        asked = np.flatnonzero(self.status == DONE) if utterances is None else [self.index(u) for u in utterances]
-        index = np.asarray(asked, np.int64)
+        index = np.flatnonzero(self.status == DONE) if utterances is None else self.indices(utterances)
         self._require_done(index)
         names, one = select_outputs(outputs, self.outputs), isinstance(outputs, str) and outputs in self.outputs
         return (StoreStream if iterable else StoreDataset)(self, names, one, index, columns)
@@ -361,7 +409,7 @@ class EmbeddingStore:
         bad = index[self.status[index] != DONE]
         if len(bad):
             i = int(bad[0])
-            row = self.utterances.slice(i, 1).to_pylist()[0]
+            row = self.table(["id", "status", "failure"]).slice(i, 1).to_pylist()[0]
             raise UsageError(
                 f"{self.files.root}: utterance {row['id']!r} is {row['status']}"
                 + (f": {row['failure']}" if row["failure"] else "; run the extraction to its end")
