@@ -6,7 +6,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +21,7 @@ from zarr.abc.store import Store
 from voxstrata.base.errors import InputError
 
 LOCK = ".voxstrata-lock"
+GROUP_ROWS = 1 << 16  # of a Parquet file: what is read for one row of it
 ROOT = "zarr.json"  # of the root group
 
 
@@ -89,10 +90,10 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._path}/{name}")
 
-    def clear(self) -> None:
-        """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
+    def clear(self, keep: Collection[str] = (LOCK,)) -> None:
+        """Remove everything but what is kept; the root's metadata last, since they say whose folder this is."""
         for name in sorted(self.names(), key=lambda n: n == ROOT):
-            if name != LOCK:
+            if name not in keep:
                 self._fs.rm(f"{self._path}/{name}", recursive=True)
 
     def sweep(self) -> None:
