@@ -241,10 +241,9 @@ class _Check:
                         lost = [ids[i] for i in range(a, b) if _lies_in(bad, start[i], length[i]) and i not in failed]
                         self._add(file, what, unit, tuple(lost))
             begun += rows[unit]
-            work = {"work": begun, "work_total": total, "rated": begun * row_bytes / 1e6, "rate_unit": "MB/s"}
-            self._reporter.progress(
-                Progress("verifying", unit + 1, self.units, "units", **work, failed=len(self.damages))
-            )
+            rated, failed = begun * row_bytes / 1e6, len(self.damages)
+            progress = Progress("verifying", unit + 1, self.units, "units", begun, total, rated, "MB/s", failed)
+            self._reporter.progress(progress)
 
     def _shard_damages(
         self, store: EmbeddingStore, unit: int, rows: int, marker: Mapping[str, Any]
@@ -255,6 +254,8 @@ class _Check:
         for output in store.outputs:
             array = store.array(output)
             layout, name = ShardLayout.of(array), array.path
+            bad: list[int] = []
+            found: int | None = None
             try:
                 if layout is None or layout.shard_rows != unit_rows:  # a copy that other tools made
                     with reading_zarr(self.files, name):
@@ -263,7 +264,7 @@ class _Check:
                     chunk_rows = read_json(self.files, PLAN).get("chunk_rows")
                     if chunk_rows is None:
                         continue
-                    found, bad = shard_checksum(ShardLayout(chunk_rows, unit_rows, block.strides[0]).parts(block)), []
+                    found = shard_checksum(ShardLayout(chunk_rows, unit_rows, block.strides[0]).parts(block))
                 else:
                     name += f"/{array.metadata.encode_chunk_key((unit, 0))}"
                     data = self._bytes(name)
