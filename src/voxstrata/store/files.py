@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -214,10 +214,10 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             self._ask(name, lambda path: self._fs.rm(path, recursive=True))
 
-    def clear(self) -> None:
-        """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
+    def clear(self, keep: Collection[str] = (LOCK,)) -> None:
+        """Remove everything but what is kept; the root's metadata last, since they say whose folder this is."""
         for name in sorted(self.names(), key=lambda n: n == ROOT):
-            if name != LOCK:
+            if name not in keep:
                 self.remove_folder(name)
 
     def sweep(self) -> None:
