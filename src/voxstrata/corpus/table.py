@@ -102,8 +102,9 @@ class Corpus:
     def reading_places(self, segments: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Which rows are best read in the order in which they lie in their file, and their positions in its pack.
 
-        segments: bool (rows,), whether a row is less than the whole sound file. Returns bool (rows,), and int64 (rows,):
-        0 of what is in no pack, or in one that any order suits. Within a file, such rows go by position, then `offset`.
+        segments: bool (rows,), whether a row is less than the whole sound file. Returns bool (rows,), and int64
+        (rows,): 0 of what is in no pack, or in one that any order suits. Within a file, such rows go by position, then
+        `offset`.
         """
         in_order, positions = segments.copy(), np.zeros(len(self), np.int64)
         members = self.table["member"]
@@ -137,8 +138,8 @@ def build_table(
 ) -> Corpus:
     """Make a corpus of columns of one length; for errors, `place` says where a row stands, and `source` in what.
 
-    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra: strings that are kept beside
-    them; one whose name the corpus or a store uses is kept as `given_<name>`.
+    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra:
+    strings that are kept beside them; one whose name the corpus or a store uses is kept as `given_<name>`.
 
     A missing id becomes the path without its suffix, or the whole path where that would name two recordings. Stretches
     and channels of one file get theirs behind it: `talk@12.5-17`, `talk#1`.

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +117,10 @@ class Files:
     def _at_once(self) -> dict[str, int]:
         return _READ_AT_ONCE.get(self._kind, {})
 
+    def open(self, name: str) -> Any:
+        """A file to be read piece by piece, as Arrow reads one."""
+        return self._fs.open(f"{self._path}/{name}", "rb") if self.local is None else pa.OSFile(str(self.local / name))
+
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write a file of these parts so that a kill at any instant leaves the old one, the new one, or none."""
         if self.local is None:
@@ -210,10 +214,10 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             self._ask(name, lambda path: self._fs.rm(path, recursive=True))
 
-    def clear(self) -> None:
-        """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
+    def clear(self, keep: Collection[str] = (LOCK,)) -> None:
+        """Remove everything but what is kept; the root's metadata last, since they say whose folder this is."""
         for name in sorted(self.names(), key=lambda n: n == ROOT):
-            if name != LOCK:
+            if name not in keep:
                 self.remove_folder(name)
 
     def sweep(self) -> None:
