@@ -116,6 +116,14 @@ class Corpus:
                 in_order[row], positions[row] = True, position
         return in_order, positions
 
+    def refuse_gone(self) -> None:
+        """Raise InputError where the folder of the recordings is not there any more, or empty: no fault of theirs."""
+        if self.packs or (self.root.is_dir() and any(self.root.iterdir())):
+            return
+        raise InputError(
+            f"{self.root}: no recording is there any more; bring it back, or mount it, and run the same again"
+        )
+
     def recording(self, i: int) -> Recording:
         """What is decoded for row `i`."""
         path, member, offset, duration, channel = (self.table[n][i].as_py() for n in ("path", *PART_SCHEMA.names))
