@@ -21,7 +21,7 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
-from voxstrata.store.shard import ShardLayout
+from voxstrata.store.shard import RemoteShard, ShardLayout
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans, stored_table
 
@@ -105,6 +105,7 @@ class EmbeddingStore:
         refuse_foreign_arrays(self.files, self.spec)
         self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._indexes: dict[str, bytes] = {}  # of shards on an object store
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -256,18 +257,25 @@ class EmbeddingStore:
         return rows, offsets
 
     def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
-        """Rows of an array from `begin`, into `out`; on a local disk straight from the shards."""
+        """Rows of an array from `begin`, into `out`; straight from the shards where they are laid out as ours."""
         layout = ShardLayout.of(array)
-        if self.files.local is None or layout is None:
+        if layout is None:
             out[:] = array[begin : begin + len(out)]
             return
         shard_rows, end, at = layout.shard_rows, begin + len(out), begin
         while at < end:
             unit = at // shard_rows
             stop = min(end, (unit + 1) * shard_rows)
-            path = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
-            layout.read(path, at % shard_rows, out[at - begin : stop - begin])
+            name = f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
+            layout.read(self._shard(name), at % shard_rows, out[at - begin : stop - begin])
             at = stop
+
+    def _shard(self, name: str) -> Path | RemoteShard:
+        if self.files.local is not None:
+            return self.files.local / name
+        return RemoteShard(
+            f"{self.files.root}/{name}", lambda begin, end: self.files.read_range(name, begin, end), self._indexes
+        )
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
