@@ -27,6 +27,7 @@ from voxstrata.store.leases import Leases
 from voxstrata.store.remote_arrays import PatientStore
 
 LOCK = ".voxstrata-lock"
+GROUP_ROWS = 1 << 16  # of a Parquet file: what is read for one row of it
 ROOT = "zarr.json"  # of the root group
 # Larger objects go up in parts of this size, a few at once: one request carries 5 GB at the most.
 _PART_BYTES = 32 << 20
@@ -302,8 +303,8 @@ def zarr_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
     return array
 
 
-def parquet_bytes(table: pa.Table, group_rows: int | None = None) -> bytes:
-    """A table as a Parquet file; group_rows: rows of a row group, at most."""
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file, in groups of rows that can be read by themselves."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=group_rows)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
     return buffer.getvalue()

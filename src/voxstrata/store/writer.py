@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
+from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
@@ -31,7 +32,7 @@ from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, z
 from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
 from voxstrata.store.plan import Plan
 from voxstrata.store.planned import PLAN as PLAN
-from voxstrata.store.planned import PROBE, PROBE_ROWS, refuse_other_plan
+from voxstrata.store.planned import PROBE, refuse_other_plan
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 
@@ -70,7 +71,7 @@ def stored_table(
     start: NDArray[np.int64],
     length: NDArray[np.int32],
     status: NDArray[np.uint8],
-    failures: Mapping[int, str | None] | None = None,
+    failures: Mapping[int, str] | None = None,
 ) -> pa.Table:
     """What `utterances.parquet` holds: a plan's utterances, where their rows are, and what has become of them.
 
@@ -78,7 +79,7 @@ def stored_table(
     """
     columns = {"row_start": start, "row_count": length, "status": _STATUS.take(pa.array(status.astype(np.int64)))}
     if failures is not None:
-        columns["failure"] = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
+        columns["failure"] = scattered(failures, len(utterances))
     for name, values in columns.items():
         utterances = with_column(utterances, name, pa.array(values))
     return utterances
@@ -233,7 +234,7 @@ class StoreWriter:
 
         Raises InputError for a unit without a marker that can be read.
         """
-        failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
+        failures = dict(self.plan.probed.failures)
         overflows = 0
         for unit in units:
             marker = read_marker(self.files, self.first_unit + unit)
@@ -287,6 +288,8 @@ class StoreWriter:
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
         }
+        if plan.corpus.lengths != "headers":
+            about["lengths"] = plan.corpus.lengths
         self.files.clear()
         where = {"corpus_root": corpus_root(plan.corpus.root, self.files.local)}
         attributes = {"voxstrata": about, **where, **COORDINATES}
@@ -324,7 +327,7 @@ class StoreWriter:
                 zarr.consolidate_metadata(root.store, path=group)
         self._write_utterances(plan.utterances, status, self.failures([])[0])
         self.files.write(README, store_readme(card, spec).encode())
-        self.files.write(PROBE, parquet_bytes(plan.probed.table, PROBE_ROWS))
+        self.files.write(PROBE, parquet_bytes(plan.probed.table))
         stored = {"schema": STORE_SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
         stored |= {"chunk_rows": plan.chunk_rows}
         self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
@@ -333,7 +336,7 @@ class StoreWriter:
     def _compare(self, card: ModelCard) -> None:
         """Refuse to resume a store that something else made, saying what differs."""
         about = compare_settings(self.files, card, self.plan.spec)
-        if about["plan"] != self.plan.fingerprint():
+        if not self.plan.is_that_of(about["plan"]):
             refuse_other_plan(self.files, about, self.plan, card.d_model)
 
 
