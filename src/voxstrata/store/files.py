@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -22,14 +22,13 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.remote import causes, open_remote, patiently, shown, status_of
+from voxstrata.base.remote import T, causes, open_remote, patiently, shown, status_of
 from voxstrata.store.leases import Leases
 from voxstrata.store.remote_arrays import PatientStore
 
 LOCK = ".voxstrata-lock"
 GROUP_ROWS = 1 << 16  # of a Parquet file: what is read for one row of it
 ROOT = "zarr.json"  # of the root group
-T = TypeVar("T")
 # Larger objects go up in parts of this size, a few at once: one request carries 5 GB at the most.
 _PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4

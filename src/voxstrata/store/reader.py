@@ -21,7 +21,7 @@ from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.checked import MEND, about_store, identity
 from voxstrata.store.files import Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
-from voxstrata.store.shard import ShardLayout
+from voxstrata.store.shard import RemoteShard, ShardLayout
 from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.utterances import Places, StoredUtterances
@@ -62,6 +62,7 @@ class EmbeddingStore:
         self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
         self._some: StoredUtterances | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._indexes: dict[str, bytes] = {}  # of shards on an object store
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -212,7 +213,7 @@ class EmbeddingStore:
         return ids
 
     @cached_property
-    def _places(self) -> Places:
+    def _where(self) -> Places:
         return Places(lambda: self.table(["id"])["id"])
 
     def index(self, utterance: str | int) -> int:
@@ -226,7 +227,7 @@ class EmbeddingStore:
     def indices(self, utterances: Sequence[str | int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Indices of utterances given by ids or indices, int64 (utterances,). Raises UsageError for an unknown one."""
         names = list(dict.fromkeys(name for name in utterances if isinstance(name, str)))
-        where = self._places.of(names)
+        where = self._where.of(names)
         for name in names:
             if name not in where:
                 held = self.table(["id"])["id"][0].as_py()
@@ -284,7 +285,7 @@ class EmbeddingStore:
         return out
 
     def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
-        """Rows of an array from `begin`, into `out`; on a local disk straight from the shards."""
+        """Rows of an array from `begin`, into `out`; straight from the shards where they are laid out as ours."""
         layout = ShardLayout.of(array)
         if layout is None:
             with reading_zarr(self.files, array.path):
@@ -294,15 +295,16 @@ class EmbeddingStore:
         while at < end:
             unit = at // shard_rows
             stop = min(end, (unit + 1) * shard_rows)
-            part, name = out[at - begin : stop - begin], f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
-            if self.files.local is not None:
-                layout.read(self.files.local / name, at % shard_rows, part)
-            else:
-                with reading_zarr(self.files, name):
-                    part[:] = array[at:stop]
-                if not part[0].any() and not self.files.exists(name):  # what is missing reads as zeros
-                    raise InputError(f"{self.files.root}: {name}: missing; run the same extraction again")
+            name = f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
+            layout.read(self._shard(name), at % shard_rows, out[at - begin : stop - begin])
             at = stop
+
+    def _shard(self, name: str) -> Path | RemoteShard:
+        if self.files.local is not None:
+            return self.files.local / name
+        return RemoteShard(
+            f"{self.files.root}/{name}", lambda begin, end: self.files.read_range(name, begin, end), self._indexes
+        )
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""

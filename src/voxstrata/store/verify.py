@@ -241,8 +241,8 @@ class _Check:
                         lost = [ids[i] for i in range(a, b) if _lies_in(bad, start[i], length[i]) and i not in failed]
                         self._add(file, what, unit, tuple(lost))
             begun += rows[unit]
-            rated, failed = begun * row_bytes / 1e6, len(self.damages)
-            progress = Progress("verifying", unit + 1, self.units, "units", begun, total, rated, "MB/s", failed)
+            rated, bad_units = begun * row_bytes / 1e6, len(self.damages)
+            progress = Progress("verifying", unit + 1, self.units, "units", begun, total, rated, "MB/s", bad_units)
             self._reporter.progress(progress)
 
     def _shard_damages(
