@@ -10,10 +10,10 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
-from voxstrata.engine.extraction import ExtractReport, encode_units, make_encoder
+from voxstrata.engine.extraction import ExtractReport, report
 from voxstrata.engine.planning import Long, plan_corpus
+from voxstrata.engine.run import Extraction, make_encoder
 from voxstrata.engine.runtime import Runtime
-from voxstrata.engine.sink import UnitSink
 from voxstrata.store.appender import StoreAppender
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.several import open_store
@@ -58,8 +58,11 @@ def append(
             unit_rows = read_plans(opened.files, opened.about)[0]["unit_rows"]
             how: dict[str, Any] = {"long": long, "probed": probed.take(new), "unit_rows": unit_rows}
             plan = plan_corpus(corpus.take(new), model, spec, runtime, reporter, **how)
-            sink = UnitSink(StoreAppender(opened, plan, model.card), allow_overflow)
-            return replace(encode_units(encoder, sink, reporter), passed_over=len(corpus) - len(new))
+            run = Extraction(StoreAppender(opened, plan, model.card), model, allow_overflow)
+            left = run.pending()
+            worked = run.work(encoder, left, reporter)
+            done = report(run, worked, plan.units - len(left), 0, *run.writer.finish())
+            return replace(done, passed_over=len(corpus) - len(new))
     except OSError as e:
         raise InputError(
             f"{store}: cannot write ({e}); what is encoded is safe: mend it and run the same command to go on"

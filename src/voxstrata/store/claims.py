@@ -4,6 +4,7 @@ Claims save work, they keep nothing right: a unit that two workers do all the sa
 bytes, and counts once.
 """
 
+import contextlib
 import fcntl
 import os
 from typing import Self
@@ -29,8 +30,13 @@ class Claims:
         if self._files.local is None:
             return True  # to be done: leases by conditional writes
         path = self._files.local / self._folder / f"{number:06d}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                break
+            except FileNotFoundError:  # who finishes the whole removes the folder
+                continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -43,6 +49,14 @@ class Claims:
         """Let go of a claim; nothing happens to one that is not held."""
         if (fd := self._held.pop(number, None)) is not None:
             os.close(fd)
+
+    def clear(self) -> None:
+        """Remove what is left of everybody's claims, once all pieces are done."""
+        for name in self._files.names(self._folder):
+            self._files.remove(f"{self._folder}/{name}")
+        if self._files.local is not None:
+            with contextlib.suppress(OSError):  # not there, or somebody has just looked for work
+                (self._files.local / self._folder).rmdir()
 
     def __enter__(self) -> Self:
         return self
