@@ -51,8 +51,9 @@ def nodes(cores: int = 1) -> Iterator[Nodes]:
     import ray
 
     found = Nodes(cores)
-    found.join()
+    # before another joins: of several on one machine Ray takes any, and this process must not lose its own
     ray.init(address=found.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    found.join()
     try:
         yield found
     finally:

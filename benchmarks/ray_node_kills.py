@@ -26,12 +26,15 @@ from voxstrata.store import StoreSpec
 
 
 class Losses(Reporter):
-    """Counts the workers that Ray lost."""
+    """Counts the workers that Ray lost, and has a node join for each where asked to."""
 
-    lost = 0
+    def __init__(self, joining: Nodes | None) -> None:
+        self.lost, self._joining = 0, joining
 
     def warn(self, text: str) -> None:
         self.lost += "lost" in text
+        if self._joining is not None:
+            self._joining.join()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -62,13 +65,11 @@ def main() -> int:
             def ready(store: Path = store, at: int = at) -> bool:
                 return len(list(store.glob("units/*.json"))) >= at
 
-            def kill(wait: float = wait, again: bool = again, cluster: Nodes = cluster) -> None:
+            def kill(wait: float = wait, cluster: Nodes = cluster) -> None:
                 time.sleep(wait)
                 cluster.kill()
-                if again:
-                    cluster.join()
 
-            reporter = Losses()
+            reporter = Losses(cluster if again else None)
             begin = time.perf_counter()
             with watching(ready, kill):
                 extract_on_ray(args.corpus, args.exported, store, spec, runtime, Workers(number=2), reporter)
