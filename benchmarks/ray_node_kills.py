@@ -1,8 +1,8 @@
 """Kill one of two Ray nodes in the middle of an extraction, again and again, and hold each store against one process'.
 
-Both nodes are on this machine (`ray.cluster_utils`), a core and a worker each. The raylet of one is killed (SIGKILL; its
-workers die with it) once a number of units is committed, drawn anew each time, and a random instant later. Every other
-time a new node joins after that, on which Ray may start the lost worker; else what is left is done by the other one.
+Both nodes are on this machine (`ray.cluster_utils`), a core and a worker each. The raylet of one gets a SIGKILL, and
+its workers die with it, a random instant after a number of units, drawn anew each time, are committed. Every other time
+a new node joins then, on which Ray may start the lost worker; else what is left is done by the other one.
 Exit status 1 when a store is not the one that `extract` makes in one process, byte for byte.
 """
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import voxstrata as vs
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, quiet_ray, resume_hint
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
+
+if TYPE_CHECKING:
+    from voxstrata.cluster.actors import Workers
 
 
 @click.command()
@@ -22,6 +25,7 @@ from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
 @options.storing
 @options.planning
 @options.running
+@options.on_ray
 @click.option("--tokens", type=options.COUNT, help="Batch size × computed positions. [default: by device]")
 @click.option("--allow-overflow", is_flag=True, help="Store values beyond float16 as infinities.")
 @click.option("--efficiency", is_flag=True, help="Also report the share of this CPU's matrix product rate (sgemm).")
@@ -35,6 +39,7 @@ def extract(
     reading: dict[str, Any],
     unit_mb: float | None,
     runtime: vs.Runtime,
+    workers: Workers | None,
     tokens: int | None,
     allow_overflow: bool,
     efficiency: bool,
@@ -56,17 +61,17 @@ def extract(
         read = vs.read_corpus(corpus, **reading)
         if not as_json:
             tell_corpus(corpus, read, err=True)
-        report = vs.extract(
-            read,
-            model,
-            store,
-            spec,
-            replace(runtime, tokens=tokens, unit_megabytes=unit_mb),
-            reporter,
-            long=long,
-            allow_overflow=allow_overflow,
-            efficiency=efficiency,
-        )
+        what = (read, model, store, spec, replace(runtime, tokens=tokens, unit_megabytes=unit_mb), reporter)
+        how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow}
+        if workers is None:
+            report = vs.extract(*what, **how, efficiency=efficiency)
+        else:
+            if efficiency:
+                raise vs.UsageError("--efficiency is of one machine; leave out --ray or it")
+            from voxstrata.cluster.extracting import extract_on_ray
+
+            with quiet_ray():
+                report = extract_on_ray(*what, **how, workers=workers, source=corpus, reading=reading)
     if as_json:
         print_json(report.to_dict() | {"corpus": corpus_json(read)})
     else:

@@ -1,8 +1,8 @@
 """Numbered pieces of work on Ray actors.
 
 Ray places the workers, finds out which are lost with their node, and starts them elsewhere; what a lost one had in
-flight goes to the next that is free. Only numbers and figures travel: what is worked on, and what comes of it, lie where
-every node sees them.
+flight goes to the next that is free. Only numbers and figures travel: what is worked on, and what comes of it, lie
+where every node sees them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOSSES = 5  # so often a piece may lose its worker; then it is taken for what k
 _TICK = 1.0  # seconds
 
 Found = TypeVar("Found")
-Work = Callable[..., Callable[[Sequence[int]], Found]]
+Maker = Callable[..., Callable[[Sequence[int]], Found]]
 
 
 @dataclass(frozen=True)
@@ -33,41 +33,44 @@ class Workers:
     """Workers on Ray, in the end those that there is room for.
 
     address: of a cluster, "auto", HOST:PORT or ray://…; LOCAL for Ray on this machine alone.
-    number, threads: of workers, and of each; None for what suits. gpus: of each; a part of one may do.
+    number, threads: of workers, and of each; None for what suits. gpus: of each, a part of one may do; None for none
+    but where work needs one.
     """
 
     address: str = LOCAL
     number: int | None = None
     threads: int | None = None
-    gpus: float = 0.0
+    gpus: float | None = None
 
     def settled(self, nodes: Sequence[Mapping[str, Any]], reporter: Reporter) -> Workers:
         """With `number` and `threads` that suit these nodes, each described as `ray.nodes()` does.
 
-        By default as many workers as there is room for; a worker with all cores of a node, or with a GPU's share of them.
+        By default as many workers as there is room for, each with all cores of a node, or with a GPU's share of them.
         Raises InputError where Ray on this machine alone has no room for a worker; a cluster may get more nodes.
         """
-        alive = [node["Resources"] for node in nodes if node["Alive"]]
-        fits = [n for n in alive if n.get("CPU", 0) >= (self.threads or 1) and n.get("GPU", 0) >= self.gpus]
+        alive, gpus = [node["Resources"] for node in nodes if node["Alive"]], self.gpus or 0
+        fits = [n for n in alive if n.get("CPU", 0) >= (self.threads or 1) and n.get("GPU", 0) >= gpus]
         if not fits:
-            cores, gpus = (sum(n.get(kind, 0) for n in alive) for kind in ("CPU", "GPU"))
-            lack = f"{self.threads or 1} cores" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
-            lack = (
-                f"Ray at {self.address} has no node with {lack} for a worker: {cores:g} cores and {gpus:g} GPUs in all"
-            )
+            wanted = f"{self.threads or 1} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+            has = [
+                f"{sum(n.get(kind, 0) for n in alive):g} {name}" for kind, name in (("CPU", "cores"), ("GPU", "GPUs"))
+            ]
+            lack = f"Ray at {self.address} has no node with {wanted} for a worker; it has {' and '.join(has)} in all"
             if self.address == LOCAL:
-                raise InputError(f"{lack}; ask for less")
-            reporter.warn(f"{lack}; waiting for one that joins")
-            return replace(self, number=self.number or 1, threads=self.threads or 1)
+                raise InputError(f"{lack}: ask for less")
+            reporter.warn(f"{lack}: waiting for a node that joins")
+            return replace(self, number=self.number or 1, threads=self.threads or 1, gpus=gpus)
+        places = [int(n["GPU"] / gpus + 1e-9) if gpus else 1 for n in fits]  # workers of a node, by GPUs
         threads = self.threads
         if threads is None:
-            shares = [int(n["CPU"] / max(1, n["GPU"] // self.gpus if self.gpus else 1)) for n in fits]
+            shares = [int(n["CPU"] / place) for n, place in zip(fits, places, strict=True)]
             threads = min(shares)
-            if self.number and not self.gpus:  # several may have to share a node
-                threads = min(threads, sum(shares) // self.number)
+            if self.number and not gpus:  # several may have to share a node
+                threads = min(threads, int(sum(n["CPU"] for n in fits)) // self.number)
             threads = max(1, threads)
-        by = [min(n["CPU"] // threads, n["GPU"] // self.gpus if self.gpus else n["CPU"]) for n in fits]
-        return replace(self, number=self.number or max(1, int(sum(by))), threads=threads)
+        cores = [int(n["CPU"] // threads) for n in fits]
+        room = sum(min(pair) for pair in zip(cores, places, strict=True)) if gpus else sum(cores)
+        return replace(self, number=self.number or max(1, room), threads=threads, gpus=gpus)
 
 
 @contextmanager
@@ -100,7 +103,7 @@ def connected(address: str) -> Iterator[Any]:
 def on_actors(
     ray: Any,
     workers: Workers,
-    work: Work[Found],
+    work: Maker[Found],
     arguments: Mapping[str, Any],
     pieces: Sequence[int],
     reporter: Reporter,
@@ -126,9 +129,11 @@ def on_actors(
             if time.monotonic() > asked + _TICK:
                 busy |= {actor.do.remote([]): (actor, []) for actor in restarting}
                 restarting, asked = [], time.monotonic()
-            done = ray.wait(list(busy), timeout=_TICK)[0] if busy else time.sleep(_TICK)
+            if not busy:
+                time.sleep(_TICK)
+            done = ray.wait(list(busy), timeout=_TICK)[0] if busy else []
             yield None
-            for ref in done or []:
+            for ref in done:
                 actor, handful = busy.pop(ref)
                 try:
                     found, error = ray.get(ref)
@@ -172,7 +177,7 @@ _ERRORS = {kind.__name__: kind for kind in (InputError, UsageError)}
 class _Worker:
     """Lives on a node of Ray. Errors for the user are returned: raised, they would come back as tracebacks."""
 
-    def __init__(self, work: Work[Any], arguments: Mapping[str, Any]) -> None:
+    def __init__(self, work: Maker[Any], arguments: Mapping[str, Any]) -> None:
         self._make, self._arguments = work, arguments
         self._work: Callable[[Sequence[int]], Any] | None = None
 

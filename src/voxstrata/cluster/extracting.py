@@ -12,7 +12,7 @@ from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.cluster.actors import Workers, connected, on_actors
 from voxstrata.cluster.node import same_everywhere
 from voxstrata.cluster.units import ExtractUnits
-from voxstrata.corpus import read_corpus
+from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.extraction import ExtractReport, report
 from voxstrata.engine.planning import Long
@@ -26,14 +26,15 @@ _SEEN_SECONDS = 90.0  # so long a network file system may take until it shows he
 
 
 def extract_on_ray(
-    corpus: str | Path,
+    corpus: Corpus,
     model: str | Path,
     store: str | Path,
     spec: StoreSpec | None,
     runtime: Runtime,
-    workers: Workers,
     reporter: Reporter = SILENT,
     *,
+    workers: Workers,
+    source: str | Path,
     reading: dict[str, Any] | None = None,
     long: Long = "window",
     allow_overflow: bool = False,
@@ -41,22 +42,27 @@ def extract_on_ray(
 ) -> ExtractReport:
     """`extract` by workers on Ray: planned and finished here, units done there.
 
-    runtime: of each worker; its threads are those of `workers`. reading: keywords of `read_corpus`. The others are those
-    of `extract`. Raises what `extract` raises, and InputError for a cluster that does not answer, or whose nodes do not
-    see store, model or corpus.
+    runtime: of each worker; its threads are cores that Ray reserves. source, reading: what `read_corpus` made the
+    corpus of, for workers that cannot do without. The others are those of `extract`.
+
+    Raises what `extract` raises, and InputError for a cluster that does not answer, or whose nodes do not see store,
+    model or corpus.
     """
-    if runtime.device.index:
-        raise UsageError(f"device {runtime.device}: Ray says which GPU a worker gets; give {runtime.device.kind}")
-    if (runtime.device.kind == "cpu") != (not workers.gpus):
-        raise UsageError(f"device {runtime.device} and {workers.gpus:g} GPUs for each worker: give both a GPU, or none")
+    device = runtime.device
+    if device.index:
+        raise UsageError(f"device {device}: Ray says which GPU a worker gets; give {device.kind}")
+    workers = replace(workers, threads=runtime.threads)
+    if workers.gpus is None:
+        workers = replace(workers, gpus=float(device.kind != "cpu"))
+    if (device.kind == "cpu") != (not workers.gpus):
+        raise UsageError(f"device {device}, and {workers.gpus:g} GPUs for each worker: give a GPU to both or to none")
     with connected(workers.address) as ray:
         workers = workers.settled(ray.nodes(), reporter)
         how: dict[str, Any] = {"allow_overflow": allow_overflow, "durable": durable}
-        read = read_corpus(Path(corpus), **(reading or {}))
-        run = prepare(read, model, store, spec, runtime, reporter, long=long, **how)
+        run = prepare(corpus, model, store, spec, runtime, reporter, long=long, **how)
         begin, pending, worked = time.perf_counter(), run.pending(), Worked()
         if _elsewhere(run, store):
-            how |= {"corpus": same_everywhere(corpus), "reading": reading}
+            how |= {"corpus": same_everywhere(source), "reading": reading}
         how |= {"store": same_everywhere(store), "model": same_everywhere(model)}
         how["runtime"] = replace(runtime, threads=workers.threads)
         whole = _Whole(run, pending, reporter)
@@ -64,6 +70,7 @@ def extract_on_ray(
             worked += more or Worked()
             whole.look()
         _wait_until_seen(run)
+        whole.look(again=True)
         found = run.finish()
     worked = replace(worked, seconds=time.perf_counter() - begin)
     return report(run, worked, run.plan.units - len(pending), 0, *found)
@@ -105,8 +112,9 @@ class _Whole:
         self._left, self._next = set(pending), 0.0
         self._failed = len(run.writer.failures(set(range(run.plan.units)) - self._left)[0])
 
-    def look(self) -> None:
-        if (now := time.monotonic()) < self._next:
+    def look(self, again: bool = False) -> None:
+        """Look and tell, unless that was done a moment ago."""
+        if (now := time.monotonic()) < self._next and not again:
             return
         new = self._left & self._writer.marked()
         markers = (read_marker(self._writer.files, unit) for unit in new)

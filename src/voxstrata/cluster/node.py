@@ -12,8 +12,8 @@ def refuse_unseen(what: str, paths: Iterable[str | Path]) -> None:
     local = [str(path) for path in paths if "://" not in str(path)]
     if local and not any(Path(path).exists() for path in local):
         raise InputError(
-            f"node {socket.gethostname()} does not see the {what} {Path(local[0]).absolute()}: put it where all nodes see it under one "
-            "path, on shared storage or in an object store"
+            f"node {socket.gethostname()} does not see the {what} {Path(local[0]).absolute()}: put it where all nodes "
+            "see it under one path, on shared storage or in an object store"
         )
 
 

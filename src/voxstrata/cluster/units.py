@@ -43,7 +43,7 @@ class ExtractUnits:
         allow_overflow: bool = False,
         durable: bool = True,
     ) -> None:
-        """store, model, corpus: absolute paths that hold on every node, or URLs. runtime: what a worker may use of its node.
+        """store, model, corpus: absolute paths that hold on every node, or URLs. runtime: what a worker may use there.
 
         corpus, and the keywords of `read_corpus` for it in `reading`: needed where recordings lie in tar or Parquet
         files, or elsewhere than when the store was prepared. allow_overflow, durable: as for `extract`.

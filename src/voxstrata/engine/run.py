@@ -165,8 +165,8 @@ class Extraction:
         return taken(pieces, self._claims, self.writer.committed)
 
     def given(self, units: Iterable[int]) -> Iterator[int]:
-        """Those of these units that are not committed, for a worker that is told which to do: each is claimed just before
-        it is given where nobody has it, and done all the same where somebody has. `work` drops the claims."""
+        """Those of these units that are not committed, for a worker that is told which to do: each is claimed just
+        before it is given if nobody has it, and done all the same if somebody has. `work` drops the claims."""
         for unit in units:
             if not self.writer.committed(unit):
                 self._claims.take(unit)
