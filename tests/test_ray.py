@@ -248,7 +248,8 @@ def test_without_room_this_machine_refuses_and_a_cluster_waits() -> None:
         (["--ray=local", "--device", "cuda:1"], "Ray says which GPU"),
         (["--ray=local", "--gpus-per-worker", 1], "to both or to none"),
         (["--ray=local", "--device", "cuda", "--gpus-per-worker", 0], "to both or to none"),
-        (["--ray=local", "--efficiency"], "--efficiency is of one machine"),
+        (["--ray=local", "--part", "1/2"], "leave out --part, --efficiency"),
+        (["--ray=local", "--efficiency"], "leave out --part, --efficiency"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

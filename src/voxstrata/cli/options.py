@@ -1,6 +1,7 @@
 """Options that several commands share. Those that belong together reach the command as one object."""
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import click
 
 import voxstrata as vs
 from voxstrata.cluster.actors import LOCAL, Workers
+from voxstrata.store.part import Part
 from voxstrata.store.plan import UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,6 +45,11 @@ _READING = (
     ),
     click.option(
         "--channel", type=click.IntRange(min=0), help="Take one channel; 0 is the first. [default: the average of all]"
+    ),
+    click.option(
+        "--lengths", type=click.Choice(["headers", "manifest"]), default="headers",
+        help="Where the lengths of recordings come from: `manifest` takes its durations and reads no header before "
+        "decoding; for millions of files.",
     ),
 )  # fmt: skip
 _STORING = (
@@ -94,8 +101,9 @@ def reading(f: F) -> F:
     """How a corpus is read; the command gets it as `reading`, the keywords of `read_corpus`."""
 
     @functools.wraps(f)
-    def with_reading(*args: Any, split: str | None, columns: str | None, channel: int | None, **others: Any) -> Any:
-        return f(*args, reading={"split": split, "columns": column_names(columns), "channel": channel}, **others)
+    def with_reading(*args: Any, columns: str | None, **others: Any) -> Any:
+        reading = {name: others.pop(name) for name in ("split", "channel", "lengths")}
+        return f(*args, reading={**reading, "columns": column_names(columns)}, **others)
 
     return _with(_READING, cast(F, with_reading))
 
@@ -152,6 +160,39 @@ def on_ray(f: F) -> F:
         return f(*args, workers=None if ray is None else Workers(ray, workers, None, gpus), **others)
 
     return _with(_ON_RAY, cast(F, with_workers))
+
+
+def running_several(f: F) -> F:
+    """As `running`, on one device or several; the command also gets them as `devices`."""
+    device = click.option(
+        "--device",
+        default="cpu",
+        help="cpu, cuda, cuda:1, tensorrt, …; several as cuda:0,1,2,3: a process each. A GPU is never assumed.",
+    )
+
+    @functools.wraps(f)
+    def with_runtime(*args: Any, device: str, threads: int | None, **others: Any) -> Any:
+        devices = vs.Device.parse_several(device)
+        return f(*args, runtime=vs.Runtime(devices[0], threads), devices=devices, **others)
+
+    return _with((device, *_RUNNING[1:]), cast(F, with_runtime))
+
+
+def part(f: F) -> F:
+    """The share of one of several runs; the command gets it as `part`, a Part, or None where it works alone."""
+    option = click.option(
+        "--part",
+        metavar="I/N",
+        help="Work beside N - 1 other runs: do this share, then what others have not begun, and end. [default: that of "
+        "the Slurm array task, if it is one]",
+    )
+
+    @functools.wraps(f)
+    def with_part(*args: Any, part: str | None, **others: Any) -> Any:
+        share = Part.of_slurm(os.environ) if part is None else Part.parse(part)
+        return f(*args, part=share, **others)
+
+    return option(cast(F, with_part))
 
 
 def _with(options: tuple[Callable[[F], F], ...], f: F) -> F:

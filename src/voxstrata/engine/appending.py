@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.info import AudioInfo, Stated
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
@@ -70,7 +70,7 @@ def append(
 
 
 def _new_rows(
-    store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo | None], reporter: Reporter
+    store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo | Stated | None], reporter: Reporter
 ) -> list[int]:
     """Rows of the corpus whose ids the store does not hold. Raises InputError where it holds another recording."""
     held = {row["id"]: row for row in store.utterances.to_pylist()}
@@ -82,7 +82,9 @@ def _new_rows(
         elif info is not None and not there["samples"]:  # nothing is known of what failed when it was probed
             mended.append((row["id"], there["failure"]))
         elif info is not None:  # what is in the store may be gone by now
-            here = {**row, "samples": info.samples, "size_bytes": info.size_bytes}
+            here = {**row, "samples": info.samples}
+            if isinstance(info, AudioInfo) and there["size_bytes"] is not None:  # None: lengths are the manifest's
+                here["size_bytes"] = info.size_bytes
             here["offset"], there["offset"] = here["offset"] or None, there.get("offset") or None  # 0 s: no offset
             differing = [name for name, value in here.items() if there.get(name) != value]
             other += [(row["id"], name, there.get(name), here[name]) for name in differing[:1]]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.info import AudioInfo, Stated
 from voxstrata.audio.readers import Samples
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
@@ -83,7 +83,7 @@ class DecodeStage(DecodeAhead):
         ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * SAMPLES_PER_FRAME
         super().__init__(plan.corpus, self._recordings(), encoder.threads, ahead)
 
-    def _recordings(self) -> Iterator[tuple[int, int, AudioInfo]]:
+    def _recordings(self) -> Iterator[tuple[int, int, AudioInfo | Stated]]:
         """Recordings in the order of the plan: that in which batches ask for them, but for segments, which batches take
         longest first, and which are decoded in the order in which they lie in their file."""
         for unit in self._units:
@@ -107,6 +107,7 @@ class DecodeStage(DecodeAhead):
             for u in dict.fromkeys(w.utterance for w in windows if w.utterance not in asked):
                 found = self.get(u)
                 if isinstance(found, str):
+                    self._plan.corpus.refuse_gone()
                     failures[u] = self._plan.corpus.without_root(found)
                 else:
                     held[u] = found

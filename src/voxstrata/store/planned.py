@@ -8,7 +8,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
+from voxstrata.base.columns import sorted_codes
 from voxstrata.base.errors import InputError
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
@@ -28,7 +28,6 @@ from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
 PLAN, PROBE = "plan.json", "probe.parquet"
-PROBE_ROWS = 1 << 16  # of a row group
 _RECORDING = ("offset", "duration", "channel")  # which part of a file it is; files may have moved since
 
 
@@ -73,6 +72,7 @@ def refuse_other_units(files: Files, plan: Plan, d_model: int, unit_megabytes: f
 
 def refuse_other_plan(files: Files, about: Mapping[str, Any], plan: Plan, d_model: int) -> None:
     """Raise InputError saying how a plan differs from that of a store, which has another fingerprint."""
+    _refuse_other_lengths(files, plan.corpus)
     stored, here = _planned_utterances(files, about), plan.utterances
     rows = _rows_as_stored(files, stored, here)
     there, here = stored, here.take(rows)
@@ -108,22 +108,40 @@ def _corpus_of(files: Files, stored: pa.Table) -> Corpus:
         )
     root = os.path.join(files.local or "", root_attributes(files)["corpus_root"])
     own = [name for name in stored.column_names if name not in (*MEASURED_SCHEMA.names, *PLACED)]
-    return Corpus(Path(os.path.normpath(root)), stored.select(own))
+    lengths = root_attributes(files)["voxstrata"].get("lengths", "headers")
+    return Corpus(Path(os.path.normpath(root)), stored.select(own), lengths=lengths)
 
 
 def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -> Corpus:
     """A corpus in the order of a store. Raises InputError where it is another one."""
+    _refuse_other_lengths(files, corpus)
     corpus = as_planned(files, corpus)
     corpus = corpus.take(_rows_as_stored(files, stored, corpus.table))
     _refuse_other_values(files, stored, corpus.table, (*PLANNED_LABELS, *_RECORDING))
     # what goes by the place in its file was planned in that order, language by language
-    segments = probed.table["is_segment"].fill_null(False)
-    if pc.any(segments).as_py() or corpus.packs:
-        places = list(zip(stored["language"].to_pylist(), corpus.reading_places(segments.to_pylist()), strict=True))
-        for row, (before, after) in enumerate(pairwise(places)):
-            if before[1] and after[1] and before[0] == after[0] and before[1] > after[1]:
-                raise _other_order(files, stored["id"][row].as_py())
+    segments = np.asarray(probed.table["is_segment"].fill_null(False).to_numpy())
+    if segments.any() or corpus.packs:
+        in_order, positions = corpus.reading_places(segments)
+        path, offset = sorted_codes(corpus.table["path"]), corpus.table["offset"].fill_null(0.0).to_numpy()
+        language = sorted_codes(pc.fill_null(stored["language"], ""))
+        together = in_order[1:] & in_order[:-1] & (language[1:] == language[:-1])
+        back, level = np.zeros(len(together), bool), np.ones(len(together), bool)
+        for key in (path, positions, offset):
+            back |= level & (key[:-1] > key[1:])
+            level &= key[:-1] == key[1:]
+        if (moved := np.flatnonzero(together & back)).size:
+            raise _other_order(files, stored["id"][moved[0]].as_py())
     return corpus
+
+
+def _refuse_other_lengths(files: Files, corpus: Corpus) -> None:
+    """Raise InputError where a store's lengths are from elsewhere than a corpus' are."""
+    there = root_attributes(files)["voxstrata"].get("lengths", "headers")
+    if there != corpus.lengths:
+        raise InputError(
+            f"{files.root}: cannot resume: its lengths are those of {there}, here those of {corpus.lengths}; give "
+            f"--lengths {there}, or use a new store"
+        )
 
 
 def _rows_as_stored(files: Files, stored: pa.Table, given: pa.Table) -> NDArray[np.int64]:

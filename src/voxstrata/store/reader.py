@@ -21,7 +21,7 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
-from voxstrata.store.shard import is_plain, read_shard_rows
+from voxstrata.store.shard import ShardLayout
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans, stored_table
 
@@ -104,6 +104,7 @@ class EmbeddingStore:
         self.spec = StoreSpec.from_dict(about["spec"])
         refuse_foreign_arrays(self.files, self.spec)
         self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -218,7 +219,9 @@ class EmbeddingStore:
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
         self.require_output(output)
-        return zarr_array(self.root, f"{self.spec.group}/{output}")
+        if output not in self._arrays:  # zarr takes longer to find an array than we to read an utterance
+            self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
+        return self._arrays[output]
 
     def require_output(self, output: str) -> None:
         """Raise UsageError for an output that is not stored."""
@@ -254,16 +257,16 @@ class EmbeddingStore:
 
     def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
         """Rows of an array from `begin`, into `out`; on a local disk straight from the shards."""
-        if self.files.local is None or not is_plain(array):
+        layout = ShardLayout.of(array)
+        if self.files.local is None or layout is None:
             out[:] = array[begin : begin + len(out)]
             return
-        assert array.shards is not None
-        shard_rows, end, at = array.shards[0], begin + len(out), begin
+        shard_rows, end, at = layout.shard_rows, begin + len(out), begin
         while at < end:
             unit = at // shard_rows
             stop = min(end, (unit + 1) * shard_rows)
             path = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
-            read_shard_rows(path, at % shard_rows, array.chunks[0], shard_rows, out[at - begin : stop - begin])
+            layout.read(path, at % shard_rows, out[at - begin : stop - begin])
             at = stop
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:

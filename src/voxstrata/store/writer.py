@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
+from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
@@ -29,8 +32,8 @@ from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, z
 from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
 from voxstrata.store.plan import Plan
 from voxstrata.store.planned import PLAN as PLAN
-from voxstrata.store.planned import PROBE, PROBE_ROWS, refuse_other_plan
-from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
+from voxstrata.store.planned import PROBE, refuse_other_plan
+from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 
 PENDING, DONE, FAILED = 0, 1, 2
@@ -68,7 +71,7 @@ def stored_table(
     start: NDArray[np.int64],
     length: NDArray[np.int32],
     status: NDArray[np.uint8],
-    failures: Mapping[int, str | None] | None = None,
+    failures: Mapping[int, str] | None = None,
 ) -> pa.Table:
     """What `utterances.parquet` holds: a plan's utterances, where their rows are, and what has become of them.
 
@@ -76,7 +79,7 @@ def stored_table(
     """
     columns = {"row_start": start, "row_count": length, "status": _STATUS.take(pa.array(status.astype(np.int64)))}
     if failures is not None:
-        columns["failure"] = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
+        columns["failure"] = scattered(failures, len(utterances))
     for name, values in columns.items():
         utterances = with_column(utterances, name, pa.array(values))
     return utterances
@@ -162,13 +165,18 @@ class StoreWriter:
         else:  # nothing, or a creation that was cut short: no unit can have been committed yet
             self._root = self._create(card)
         self._arrays = {o: zarr_array(self._root, f"{plan.spec.group}/{o}") for o in plan.spec.outputs}
+        row_bytes = card.d_model * plan.spec.stored_dtype.itemsize
+        expected = ShardLayout(plan.chunk_rows, plan.unit_rows, row_bytes)
+        self._layouts: dict[str, ShardLayout] = {}
         for output, array in self._arrays.items():
-            layout = (array.chunks[0], array.shards and array.shards[0], array.dtype)
-            if not is_plain(array) or layout != (plan.chunk_rows, plan.unit_rows, plan.spec.stored_dtype):
+            layout = ShardLayout.of(array)
+            known = layout in (expected, replace(expected, checksums=False))  # as stores of 0.1.0
+            if layout is None or not known or array.dtype != plan.spec.stored_dtype:
                 raise InputError(
                     f"{self.files.root}: cannot resume: {output} was stored again with other chunks, byte order or "
                     "compression; this copy can be read, resume the original"
                 )
+            self._layouts[output] = layout
 
     def marked(self) -> set[int]:
         """Units that have a marker, whatever it says."""
@@ -189,10 +197,9 @@ class StoreWriter:
     def _whole(self, unit: int) -> bool:
         assert self.files.local is not None
         plan = self.plan
-        for array in self._arrays.values():
+        for output, array in self._arrays.items():
             shard = self.files.local / self._shard(array, unit)
-            row_bytes = array.shape[1] * array.dtype.itemsize
-            expected = shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows)
+            expected = self._layouts[output].size(plan.rows_used(unit))
             if not shard.exists() or shard.stat().st_size < expected:
                 return False
         return True
@@ -208,15 +215,18 @@ class StoreWriter:
         `blocks`: empty for a unit without a readable recording, which gets no shards: its rows read as zeros.
         `failures`: reasons by utterance index. `overflows`: stored values that are infinite.
         """
-        plan = self.plan
+        checksums = {}
         for output, array in self._arrays.items():
             if blocks:
-                used = blocks[output][: plan.rows_used(unit)]
-                self.files.write(self._shard(array, unit), *shard_parts(used, plan.chunk_rows, plan.unit_rows))
+                parts = self._layouts[output].parts(blocks[output][: self.plan.rows_used(unit)])
+                self.files.write(self._shard(array, unit), *parts)
+                checksums[output] = shard_checksum(parts)
             else:
                 self.files.remove(self._shard(array, unit))
         number, failed = self.first_unit + unit, {str(self.first_utterance + i): failures[i] for i in sorted(failures)}
-        marker = {"unit": number, "failed": failed, "overflows": overflows}
+        marker: dict[str, Any] = {"unit": number, "failed": failed, "overflows": overflows}
+        if all(layout.checksums for layout in self._layouts.values()):
+            marker["checksums"] = checksums
         self.files.write(marker_name(number), json.dumps(marker).encode())
 
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
@@ -224,7 +234,7 @@ class StoreWriter:
 
         Raises InputError for a unit without a marker that can be read.
         """
-        failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
+        failures = dict(self.plan.probed.failures)
         overflows = 0
         for unit in units:
             marker = read_marker(self.files, self.first_unit + unit)
@@ -278,6 +288,8 @@ class StoreWriter:
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
         }
+        if plan.corpus.lengths != "headers":
+            about["lengths"] = plan.corpus.lengths
         self.files.clear()
         where = {"corpus_root": corpus_root(plan.corpus.root, self.files.local)}
         attributes = {"voxstrata": about, **where, **COORDINATES}
@@ -293,7 +305,7 @@ class StoreWriter:
                 chunks=(plan.chunk_rows, card.d_model),
                 shards=(plan.unit_rows, card.d_model),
                 dtype=spec.stored_dtype,
-                compressors=None,
+                compressors=[Crc32cCodec()],
                 fill_value=0,
                 dimension_names=dims,
                 attributes=output_attributes(output, card, spec),
@@ -306,7 +318,7 @@ class StoreWriter:
                 "attributes": {"long_name": ARRAY_MEANINGS[name]},
                 "dimension_names": ("utterance",),
             }
-            root.create_array(name, data=values, chunks=(count,), compressors=None, **about_it)
+            root.create_array(name, data=values, chunks=(count,), compressors=[Crc32cCodec()], **about_it)
         with warnings.catch_warnings():
             # Zarr's format 3 does not specify consolidated metadata yet, which zarr warns of. With them readers find
             # the arrays in one read, and do not stumble over the files that are none.
@@ -315,7 +327,7 @@ class StoreWriter:
                 zarr.consolidate_metadata(root.store, path=group)
         self._write_utterances(plan.utterances, status, self.failures([])[0])
         self.files.write(README, store_readme(card, spec).encode())
-        self.files.write(PROBE, parquet_bytes(plan.probed.table, PROBE_ROWS))
+        self.files.write(PROBE, parquet_bytes(plan.probed.table))
         stored = {"schema": STORE_SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
         stored |= {"chunk_rows": plan.chunk_rows}
         self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
@@ -324,7 +336,7 @@ class StoreWriter:
     def _compare(self, card: ModelCard) -> None:
         """Refuse to resume a store that something else made, saying what differs."""
         about = compare_settings(self.files, card, self.plan.spec)
-        if about["plan"] != self.plan.fingerprint():
+        if not self.plan.is_that_of(about["plan"]):
             refuse_other_plan(self.files, about, self.plan, card.d_model)
 
 
