@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +31,8 @@ class Work:
 
     command: arguments of `voxstrata`, "{target}" for the folder. parts: runs that share the work; 1 is given no part.
     begins_from: what the folder is a copy of; None: nothing is there. plan: the file with which preparing ends.
-    markers: pattern of the files that each say that a unit is done; last: of the unit that is done last of `units`.
+    markers: pattern of the files that each say that a unit is done. markers_before: of them in `begins_from`. units: of
+    the work. ignored: files whose names begin so say when they were made.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Work:
     markers: str = "units/*.json"
     markers_before: int = 0
     units: int = 0
+    ignored: str = "\0"
 
     def arguments(self, target: Path, part: int) -> list[str]:
         """Of one run."""
@@ -54,6 +59,20 @@ class Work:
     def committed(self, target: Path) -> int:
         """Units that have a marker."""
         return len(list(target.glob(self.markers))) - self.markers_before
+
+    def result(self, target: Path) -> dict[str, bytes]:
+        """What it made, file by file."""
+        found = contents(target) if target.is_dir() else {}
+        return {name: data for name, data in found.items() if not name.startswith(self.ignored)}
+
+    def marked(self, made: Mapping[str, bytes]) -> dict[str, list[str]]:
+        """By the file that says that a unit is done: the files that hold it."""
+        units: dict[str, list[str]] = {}
+        for name in fnmatch.filter(made, self.markers):
+            number = int(re.findall(r"\d{6}", name)[0])
+            shards = fnmatch.filter(made, f"frames/*/c/{number}/0")
+            units[name] = shards or fnmatch.filter(made, f"{Path(name).parent}/top.parquet")
+        return units
 
     def stage(self, target: Path) -> str:
         """Where the work stands, by what lies there."""
@@ -199,3 +218,35 @@ def model_and_sounds(folder: Path) -> tuple[Path, Path]:
     )
     subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(folder)], check=True)
     return folder / "model", write_sounds(folder / "sounds", 4)
+
+
+def made_works(folder: Path, names: Sequence[str]) -> list[Work]:
+    """The works of these names, with what they need made in a folder."""
+    model, sounds = model_and_sounds(folder)
+    more = write_sounds(folder / "more", 2, 0.4, ("da", "el", "hu"))
+    for path in sorted(more.rglob("*.wav")):  # ids are paths: none of the first corpus
+        path.rename(path.with_name(f"more_{path.name}"))
+    running = ("--threads", "1", "--tokens", "1500")
+    extract = ("extract", str(sounds), str(model), "-o", "{target}", "--outputs", "layer_01,final", *running)
+    store = folder / "store.zarr"
+    similarity = ("similarity", str(store), "--outputs", "final", "-o", "{target}", "--kernel", "float32")
+    similarity += ("--tile-frames", "120")
+    candidates = ("--candidates", "6", "--top", "3", "--sample", "10")
+    made = Process([a.format(target=store) for a in extract], folder / "log.txt")
+    while made.poll() is None:
+        time.sleep(0.01)
+    if made.code not in DONE:
+        raise SystemExit(made.said())
+    labels = folder / "labels.tsv"
+    labels.write_text("".join(f"{row}\n" for row in ["id\tspeaker", *(f"{k}/1\tsomebody" for k in LANGUAGES)]))
+    rows = {"markers": "units/*/done.json"}
+    found = [
+        Work("extract", extract),
+        Work("extract, 4 parts", extract, parts=4),
+        Work("similarity", (*similarity, "--matrix", "f1"), **rows),
+        Work("similarity, 3 parts", (*similarity, *candidates), parts=3, **rows),
+        Work("append", ("append", "{target}", str(more), str(model), *running), begins_from=store,
+             plan="appended/0001.json", markers_before=len(list(store.glob("units/*.json")))),
+        Work("relabel", ("relabel", "{target}", str(labels)), begins_from=store, ignored="history/"),
+    ]  # fmt: skip
+    return [work for work in found if work.name in names or work.name.split(",")[0] in names]

@@ -22,14 +22,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from _common import say
-from _work import DONE, STAGES, Process, Work, contents, differing, model_and_sounds, warm, write_sounds
+from _work import DONE, STAGES, Process, Work, differing, made_works, warm
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PATIENCE = 120  # seconds that a run may take
@@ -87,7 +87,7 @@ class Interrupted:
         prepare, units = named.get("prepare", named.get("start", 0.0)), named.get("finish", end)
         finish = max(reached.values())
         self.seconds = {"start": prepare, "prepare": units - prepare, "units": finish - units, "finish": end - finish}
-        self.expected = contents(target)
+        self.expected = self.work.result(target)
 
     def until(self, kills: int, fresh: int) -> Tally:
         """Do the work again and again until there were so many kills."""
@@ -127,7 +127,9 @@ class Interrupted:
             if time.monotonic() - begin > PATIENCE:
                 self._fault(f"takes over {PATIENCE} s after {told}", running)
                 return
-        if lost and differing(self.expected, contents(self.target))[1]:  # the others had ended before one was lost
+        if (
+            lost and differing(self.expected, self.work.result(self.target))[1]
+        ):  # the others had ended before one was lost
             tally.again += 1
             last = self._started(lost[-1], fork)
             while last.poll() is None:
@@ -135,7 +137,7 @@ class Interrupted:
             if last.code not in DONE:
                 self._fault(f"run {lost[-1]} ended with {last.code} after {told}: {last.said()}")
                 return
-        wrong, names = differing(self.expected, contents(self.target))
+        wrong, names = differing(self.expected, self.work.result(self.target))
         tally.bytes_wrong += wrong
         if names:
             self._fault(f"{wrong} bytes differ after {told}: {', '.join(names[:6])}")
@@ -187,35 +189,6 @@ class Interrupted:
             shutil.copytree(self.target, self.keep / f"{self.work.name} {self.tally.works}", dirs_exist_ok=True)
 
 
-def works(folder: Path, names: Sequence[str]) -> list[Work]:
-    """The works of these names, with what they need made in a folder."""
-    model, sounds = model_and_sounds(folder)
-    more = write_sounds(folder / "more", 2, 0.4, ("da", "el", "hu"))
-    for path in sorted(more.rglob("*.wav")):  # ids are paths: none of the first corpus
-        path.rename(path.with_name(f"more_{path.name}"))
-    running = ("--threads", "1", "--tokens", "1500")
-    extract = ("extract", str(sounds), str(model), "-o", "{target}", "--outputs", "layer_01,final", *running)
-    store = folder / "store.zarr"
-    similarity = ("similarity", str(store), "--outputs", "final", "-o", "{target}", "--kernel", "float32")
-    similarity += ("--tile-frames", "120")
-    candidates = ("--candidates", "6", "--top", "3", "--sample", "10")
-    made = Process([a.format(target=store) for a in extract], folder / "log.txt")
-    while made.poll() is None:
-        time.sleep(0.01)
-    if made.code not in DONE:
-        raise SystemExit(made.said())
-    rows = {"markers": "units/*/done.json"}
-    found = [
-        Work("extract", extract),
-        Work("extract, 4 parts", extract, parts=4),
-        Work("similarity", (*similarity, "--matrix", "f1"), **rows),
-        Work("similarity, 3 parts", (*similarity, *candidates), parts=3, **rows),
-        Work("append", ("append", "{target}", str(more), str(model), *running), begins_from=store,
-             plan="appended/0001.json", markers_before=len(list(store.glob("units/*.json")))),
-    ]  # fmt: skip
-    return [work for work in found if work.name in names or work.name.split(",")[0] in names]
-
-
 def table(results: dict[str, Tally]) -> str:
     """As Markdown."""
     head = ["work", "kills", *STAGES, "by signal", "works", "runs", "again", "identical", "bytes lost or changed"]
@@ -241,7 +214,7 @@ def main() -> int:
     warm()
     results, begin = dict[str, Tally](), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="voxstrata-kills-") as scratch:
-        for work in works(Path(scratch), args.works):
+        for work in made_works(Path(scratch), args.works):
             folder = Path(scratch) / work.name.replace(", ", "_").replace(" ", "_")
             folder.mkdir()
             interrupted = Interrupted(work, folder, args.seed, args.keep)
