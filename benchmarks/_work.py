@@ -21,6 +21,8 @@ import soundfile
 
 LANGUAGES = ("ca", "de", "en", "es", "fi", "fr", "it", "nl", "pl", "pt")
 MAIN = "from voxstrata.cli import main; main()"
+WORKS = ("extract", "extract, 4 parts", "similarity", "similarity, 3 parts", "append", "relabel")
+LOCK = ".voxstrata-lock"  # of whoever died; the next run takes it
 DONE = (0, 4)  # exit codes: all of it, all but some recordings
 STAGES = ("start", "prepare", "first units", "last units", "finish")
 
@@ -63,7 +65,7 @@ class Work:
     def result(self, target: Path) -> dict[str, bytes]:
         """What it made, file by file."""
         found = contents(target) if target.is_dir() else {}
-        return {name: data for name, data in found.items() if not name.startswith(self.ignored)}
+        return {name: data for name, data in found.items() if not name.startswith((self.ignored, LOCK))}
 
     def marked(self, made: Mapping[str, bytes]) -> dict[str, list[str]]:
         """By the file that says that a unit is done: the files that hold it."""
@@ -249,4 +251,4 @@ def made_works(folder: Path, names: Sequence[str]) -> list[Work]:
              plan="appended/0001.json", markers_before=len(list(store.glob("units/*.json")))),
         Work("relabel", ("relabel", "{target}", str(labels)), begins_from=store, ignored="history/"),
     ]  # fmt: skip
-    return [work for work in found if work.name in names or work.name.split(",")[0] in names]
+    return [work for work in found if work.name in names]

@@ -29,7 +29,7 @@ from types import MappingProxyType
 
 import numpy as np
 from _common import say
-from _work import DONE, STAGES, Process, Work, differing, made_works, warm
+from _work import DONE, STAGES, WORKS, Process, Work, differing, made_works, warm
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PATIENCE = 120  # seconds that a run may take
@@ -205,7 +205,7 @@ def main() -> int:
     """Run and print."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kills", type=int, help="of each work [700 and 300 of extract, 150 and 150 of similarity, 100]")
-    p.add_argument("--works", nargs="+", default=["extract", "similarity", "append"], help="names begin with one of")
+    p.add_argument("--works", nargs="+", default=[name for name in WORKS if name != "relabel"], choices=WORKS)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--fresh", type=int, default=20, help="every so-manieth work by processes that are not forked")
     p.add_argument("--keep", type=Path, help="folder for what went wrong")

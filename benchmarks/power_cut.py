@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 from _common import say
-from _work import DONE, Process, Work, contents, differing, made_works, warm
+from _work import DONE, WORKS, Process, Work, contents, differing, made_works, warm
 
 HEAD = struct.Struct("<c3xiiiqII")
 BLOCK = 4096
@@ -321,7 +321,7 @@ def main() -> int:
     """Run and print."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--instants", type=int, default=100, help="power cuts for each work and seed")
-    p.add_argument("--works", nargs="+", default=["extract", "similarity", "append", "relabel"])
+    p.add_argument("--works", nargs="+", default=[*WORKS], choices=WORKS)
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
     p.add_argument("--no-fsync", dest="fsync", action="store_false", help="the control, which must show losses")
     p.add_argument("--keep", type=Path, help="folder for states that went wrong")
