@@ -104,6 +104,7 @@ class StoreAppender(StoreWriter):
         """
         plan = self.plan
         failures, overflows = self.failures(range(plan.units))
+        self.files.sweep()
         root = json.loads(self.files.read(ROOT))
         arrays = root["consolidated_metadata"]["metadata"]
         start = np.where(plan.length > 0, plan.start + self.first_unit * plan.unit_rows, 0)

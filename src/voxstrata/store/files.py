@@ -24,6 +24,7 @@ from zarr.abc.store import Store
 from voxstrata.base.errors import InputError
 from voxstrata.base.remote import T, causes, open_remote, patiently, shown, status_of
 from voxstrata.store.leases import Leases
+from voxstrata.store.local_arrays import LocalArrays
 from voxstrata.store.remote_arrays import PatientStore
 
 LOCK = ".voxstrata-lock"
@@ -83,7 +84,7 @@ class Files:
     def zarr_store(self, *, read_only: bool) -> Store:
         """The same place as zarr sees it."""
         if self.local is not None:
-            return zarr.storage.LocalStore(self.local, read_only=read_only)
+            return LocalArrays(self.local, self.write, read_only=read_only)
         return PatientStore.of(self.root, read_only=read_only)
 
     def _ask(self, name: str, action: Callable[[str], T]) -> T:
@@ -126,8 +127,7 @@ class Files:
             self._upload(name, parts)
             return
         target = self.local / name
-        new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         # a name of its own: should two processes write one file, neither cuts what the other moves into place
         partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
         try:
@@ -142,8 +142,15 @@ class Files:
             partial.unlink(missing_ok=True)
             raise
         if self.durable:
-            for folder in (target.parent, *(made.parent for made in new)):
-                sync_path(folder)
+            sync_path(target.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a local folder, and those above it, if they are not there."""
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.durable:
+            for made in new:
+                sync_path(made.parent)
 
     def _upload(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         """One PUT; a large file in several, which make an object when the last is there."""
@@ -229,10 +236,10 @@ class Files:
             if name not in keep:
                 self.remove_folder(name)
 
-    def sweep(self) -> None:
-        """Remove what a killed run left half-written, here and in zarr's local store (both say `.partial`)."""
+    def sweep(self, name: str = "**/*") -> None:
+        """Remove what killed runs left half-written: all of it, or that of files which nobody writes now."""
         if self.local is not None:
-            for leftover in self.local.rglob("*.partial"):
+            for leftover in self.local.glob(f"{name}.partial"):
                 leftover.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -247,7 +254,7 @@ class Files:
                 leases.wait(f"{LOCK}/plan", "another run is writing this store")
                 yield
             return
-        self.local.mkdir(parents=True, exist_ok=True)
+        self._make_folder(self.local)
         path = self.local / LOCK
         fd = _locked(path)
         try:

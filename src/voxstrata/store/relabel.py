@@ -26,6 +26,7 @@ from voxstrata.corpus.table import PART_SCHEMA, kept_name
 from voxstrata.store.checked import identity_of, table_bytes
 from voxstrata.store.files import parquet_bytes
 from voxstrata.store.labels import (
+    HISTORY,
     PLANNED_LABELS,
     RECORD,
     RELABELLED,
@@ -109,6 +110,8 @@ def relabel(
     origin = str(manifest) if isinstance(manifest, str | Path) else "the manifest"
     labels = _read_labels(manifest, origin, columns or {})
     with files.lock():
+        for name in (f"{UTTERANCES}.*", f"{HISTORY}/*"):
+            files.sweep(name)
         now, store_id = read_utterances(files), identity_of(files)
         positions = pc.index_in(now["id"], value_set=labels["id"].combine_chunks())
         named = positions.is_valid()

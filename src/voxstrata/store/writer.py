@@ -50,8 +50,8 @@ from voxstrata.store.strings import string_chunk
 PENDING, DONE, FAILED = 0, 1, 2
 STATUS = ("pending", "done", "failed")
 UNITS, APPENDED = "units", "appended"
-# What is left of a root group's metadata when zarr is killed while it writes them for the first time.
-_PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
+# What is left of a root group's metadata when a run is killed while it writes them for the first time.
+_PARTIAL_ROOT = re.compile(r"zarr\.(json\.)?[0-9a-f]+\.partial")
 
 
 def marked_units(files: Files) -> list[int]:
