@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import voxstrata as vs
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, quiet_ray, resume_hint
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
 from voxstrata.store.part import Part
+
+if TYPE_CHECKING:
+    from voxstrata.cluster.actors import Workers
 
 
 @click.command()
@@ -23,6 +26,7 @@ from voxstrata.store.part import Part
 @options.storing
 @options.planning
 @options.running_several
+@options.on_ray
 @click.option("--tokens", type=options.COUNT, help="Batch size × computed positions. [default: by device]")
 @click.option("--allow-overflow", is_flag=True, help="Store values beyond float16 as infinities.")
 @options.part
@@ -40,6 +44,7 @@ def extract(
     unit_mb: float | None,
     runtime: vs.Runtime,
     devices: list[vs.Device],
+    workers: Workers | None,
     tokens: int | None,
     allow_overflow: bool,
     part: Part | None,
@@ -59,12 +64,15 @@ def extract(
     Example:
       voxstrata extract speech.tsv base -o speech.zarr --outputs layer_03,layer_06,final
     """
+    from voxstrata.cluster.extracting import extract_on_ray
     from voxstrata.engine.devices import extract_on
     from voxstrata.engine.run import prepare
 
     refuse_swapped(corpus, model)
     if efficiency and len(devices) > 1:
         raise vs.UsageError("--efficiency is that of one device; leave it out")
+    if workers is not None and (efficiency or part is not None or len(devices) > 1):
+        raise vs.UsageError("--ray shares the work out by itself: leave out --part, --efficiency and several devices")
     runtime = replace(runtime, tokens=tokens, unit_megabytes=unit_mb)
     how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": not no_fsync}
     with resume_hint(), TerminalReporter() as reporter:
@@ -77,7 +85,11 @@ def extract(
             reporter.clear()
             _tell_prepared(store, run.plan.units, len(run.pending()), as_json)
             return 0
-        if len(devices) > 1:
+        if workers is not None:
+            with quiet_ray():
+                about: dict[str, Any] = {"workers": workers, "source": corpus, "reading": reading, **how}
+                report = extract_on_ray(read, model, store, spec, runtime, reporter, **about)
+        elif len(devices) > 1:
             report = extract_on(devices, read, model, store, spec, runtime, reporter, part=part, **how)
         else:
             report = vs.extract(read, model, store, spec, runtime, reporter, efficiency=efficiency, part=part, **how)

@@ -162,6 +162,14 @@ class Extraction:
         pieces = [unit for unit in (part or Part()).order(self.order) if unit in left]
         return taken(pieces, self._claims, self.writer.committed)
 
+    def given(self, units: Iterable[int]) -> Iterator[int]:
+        """Those of these units that are not committed, for a worker that is told which to do: each is claimed just
+        before it is given if nobody has it, and done all the same if somebody has. `work` drops the claims."""
+        for unit in units:
+            if not self.writer.committed(unit):
+                self._claims.take(unit)
+                yield unit
+
     def work(self, encoder: Encoder, units: Iterable[int], reporter: Reporter = SILENT) -> Worked:
         """Decode, encode and commit units, overlapped. The next is asked for just before its decoding begins.
 

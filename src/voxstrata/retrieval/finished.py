@@ -71,7 +71,7 @@ def read_similarity(folder: str | Path) -> FoundSimilarity:
     if not files.exists(TOP_FILE):
         raise InputError(f"{folder}: `voxstrata similarity` has not finished here; run it again, it will resume")
     try:
-        plan = read_plan(files)
+        plan = read_tile_plan(files)
         of = str(plan["fingerprint"])
         x = read_result(files, ROWS_FILE, of)
         y = x if plan["one set with itself"] else read_result(files, COLUMNS_FILE, of)
@@ -81,7 +81,7 @@ def read_similarity(folder: str | Path) -> FoundSimilarity:
         raise InputError(f"{folder}: cannot be read ({e}); mend it, or run `voxstrata similarity` again") from e
 
 
-def read_plan(files: Files) -> dict[str, Any]:
+def read_tile_plan(files: Files) -> dict[str, Any]:
     """The plan of a folder, "schema" and "fingerprint" beside it. Raises InputError where it is damaged."""
     where = f"{files.root}/{PLAN_FILE}"
     data = files.read(PLAN_FILE)

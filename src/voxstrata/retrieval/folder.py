@@ -40,8 +40,8 @@ from voxstrata.retrieval.finished import (
     PLAN_FILE,
     ROWS_FILE,
     TOP_FILE,
-    read_plan,
     read_result,
+    read_tile_plan,
 )
 from voxstrata.retrieval.kernels.base import FloatMatrix
 from voxstrata.retrieval.tileplan import TilePlan, settings_sha256
@@ -302,7 +302,7 @@ class Results:
 
     def _difference(self) -> str | None:
         """What the plan that the folder was made for has other than this one, in words."""
-        stored = read_plan(self.files)
+        stored = read_tile_plan(self.files)
         here = {"schema": _SCHEMA, **self.plan.settings}
         for key in here | stored:
             if key != "fingerprint" and stored.get(key) != here.get(key):
