@@ -41,14 +41,19 @@ class Claims:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                break
             except FileNotFoundError:  # who finishes the whole removes the folder
                 continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return False
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # the holder before us may have removed the file between our open and our lock
+                if path.exists() and os.fstat(fd).st_ino == path.stat().st_ino:
+                    break
+                os.close(fd)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            except FileNotFoundError:
+                os.close(fd)
         os.ftruncate(fd, 0)
         os.write(fd, f"process {os.getpid()} on {platform.node()}".encode())
         self._held[number] = fd
@@ -59,6 +64,7 @@ class Claims:
         if self._leases:
             self._leases.drop(self._name(number))
         if (fd := self._held.pop(number, None)) is not None:
+            self._files.remove(self._name(number))
             os.close(fd)
 
     def holders(self, numbers: Iterable[int]) -> dict[int, str]:
