@@ -100,7 +100,9 @@ def relabel(
     Raises UsageError for columns that cannot be chosen; InputError for a manifest that cannot be used, names an
     utterance twice or none of the store, and for a store that another process writes.
     """
-    files = open_store(store).files
+    opened = open_store(store)
+    opened.utterances  # noqa: B018  # a damaged store is refused, not written to
+    files = opened.files
     origin = str(manifest) if isinstance(manifest, str | Path) else "the manifest"
     labels = _read_labels(manifest, origin, columns or {})
     with files.lock():
