@@ -165,9 +165,10 @@ def _flipped(name: str) -> Callable[[Path], None]:
 
 
 def _value(name: str, at: int, value: int) -> Callable[[Path], None]:
-    """Written by zarr, so with a right checksum: as in a store that has none."""
+    """In a store without checksums."""
 
     def change(store: Path) -> None:
+        without_checksums(store)
         zarr.open_group(store, mode="r+")[name][at] = value
 
     return change

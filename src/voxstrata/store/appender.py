@@ -20,6 +20,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
+from voxstrata.base.remote import is_url
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.checked import identity, json_bytes, read_json, table_bytes, with_checksum
 from voxstrata.store.files import ROOT, root_attributes, zarr_array
@@ -104,6 +105,7 @@ class StoreAppender(StoreWriter):
         """
         plan = self.plan
         failures, overflows = self.failures(range(plan.units))
+        self.files.sweep()
         root = json.loads(self.files.read(ROOT))
         arrays = root["consolidated_metadata"]["metadata"]
         start = np.where(plan.length > 0, plan.start + self.first_unit * plan.unit_rows, 0)
@@ -154,7 +156,15 @@ class StoreAppender(StoreWriter):
         table = self.plan.utterances
         root = root_attributes(self.files).get("corpus_root")
         if root is not None:
-            there = os.path.normpath(os.path.join(self.files.local or "", root))
-            paths = [os.path.relpath(self.plan.corpus.root / path, there) for path in table["path"].to_pylist()]
-            table = with_column(table, "path", pa.array([Path(path).as_posix() for path in paths]))
+            there = root if is_url(root) else os.path.normpath(os.path.join(self.files.local or "", root))
+            paths = [_path_from(there, self.plan.corpus.root, path) for path in table["path"].to_pylist()]
+            table = with_column(table, "path", pa.array(paths, pa.string()))
         return with_column(table, "failure", scattered(failures, len(table)))
+
+
+def _path_from(there: str, root: Path | str, path: str) -> str:
+    """The path of a recording below `root` as it is seen from `there`; a URL where it lies elsewhere."""
+    if is_url(path) or isinstance(root, str):
+        url = path if is_url(path) else f"{root}/{path}"
+        return url.removeprefix(f"{there}/")
+    return f"file://{root / path}" if is_url(there) else Path(os.path.relpath(root / path, there)).as_posix()

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -81,7 +81,7 @@ def json_bytes(content: Mapping[str, Any], store: str | None) -> bytes:
 def table_bytes(table: pa.Table, store: str | None) -> bytes:
     """A Parquet file of a store, in groups of rows that can be read by themselves."""
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(table, row_group_size=GROUP_ROWS)
         # not in the schema, which a table keeps that is read and written again
         writer.add_key_value_metadata({**({} if store is None else {STORE: store}), CHECKSUM: _BLANK.decode()})
@@ -105,12 +105,20 @@ def read_json(files: Files, name: str, store: str | None = None) -> dict[str, An
     return content
 
 
-def read_table(files: Files, name: str, store: str | None = None) -> pa.Table:
-    """A Parquet file of a store, with its metadata. Raises InputError as `read_json` does."""
-    data = _read(files, name, store)
+def read_table(files: Files, name: str, store: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file of a store, with its metadata. Raises InputError as `read_json` does.
+
+    columns: those that are wanted; by default all. From an object store these alone are fetched, each page with a
+    checksum of its own.
+    """
+    part = columns is not None and files.local is None and store is not None
     try:
-        known = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-        table = pq.read_table(pa.BufferReader(data))
+        source = files.open(name) if part else pa.BufferReader(_read(files, name, store))
+        with source as data, pq.ParquetFile(data, page_checksum_verification=part) as file:
+            known = file.metadata.metadata or {}
+            table = file.read(None if columns is None else list(columns))
+    except FileNotFoundError:
+        raise _damaged(files, name, "missing") from None
     except (pa.ArrowException, OSError, ValueError) as e:
         raise _damaged(files, name, f"not readable as Parquet ({e})") from None
     _refuse_stranger(files, name, (known.get(STORE.encode()) or b"").decode() or None, store)

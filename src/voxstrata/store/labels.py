@@ -6,11 +6,13 @@ cut short before it counted.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from voxstrata.base.tables import distinct
 from voxstrata.corpus import Corpus
@@ -24,12 +26,19 @@ RELABELLED = b"voxstrata_relabelled"  # in the metadata of utterances.parquet: t
 RECORD = b"voxstrata"  # in those of a record: which manifest, and when
 
 
-def read_utterances(files: Files) -> pa.Table:
-    """`utterances.parquet` as it is stored, with its metadata.
+def read_utterances(files: Files, columns: Sequence[str] | None = None) -> pa.Table:
+    """`utterances.parquet` as it is stored, with its metadata; of some columns alone, the others are not decoded.
 
     Raises InputError where it is missing, damaged or another store's.
     """
-    return read_table(files, UTTERANCES, identity_of(files))
+    return read_table(files, UTTERANCES, identity_of(files), columns)
+
+
+def utterance_columns(files: Files) -> list[str]:
+    """Names of the columns of `utterances.parquet`."""
+    with files.open(UTTERANCES) as data:
+        names: list[str] = pq.read_schema(data).names
+    return names
 
 
 def times_relabelled(utterances: pa.Table) -> int:

@@ -20,11 +20,12 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.checked import MEND, about_store, identity
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
-from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
-from voxstrata.store.shard import ShardLayout
-from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays, refuse_other_table
+from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
+from voxstrata.store.shard import RemoteShard, ShardLayout
+from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans, stored_table
+from voxstrata.store.utterances import Places, StoredUtterances
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans
 
 if TYPE_CHECKING:
     import pandas
@@ -54,13 +55,15 @@ class EmbeddingStore:
             raise InputError(f"{path}: its creation was interrupted; run the extraction again, it will resume")
         self.about: dict[str, Any] = about_store(self.files)
         if self.files.names(HISTORY):  # so that results say which labels they were made with
-            self.about["relabelled"] = times_relabelled(read_utterances(self.files))
+            self.about["relabelled"] = times_relabelled(read_utterances(self.files, ()))
         self.model = ModelCard.from_dict(about["model"])
         self.spec = StoreSpec.from_dict(about["spec"])
         refuse_foreign_arrays(self.files, self.spec)
         with reading_zarr(self.files, ROOT):
             self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
+        self._some: StoredUtterances | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._indexes: dict[str, bytes] = {}  # of shards on an object store
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -157,7 +160,7 @@ class EmbeddingStore:
         return {unit: marker for unit, marker in markers.items() if marker is not None}
 
     @property
-    def _failures(self) -> dict[int, str]:
+    def marked_failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
         return {int(i): reason for marker in self.markers.values() for i, reason in marker["failed"].items()}
 
@@ -176,7 +179,7 @@ class EmbeddingStore:
         if (status == PENDING).any():
             for unit in self.markers:
                 status[slice(*self.unit_bounds[unit])] = DONE
-            status[list(self._failures)] = FAILED
+            status[list(self.marked_failures)] = FAILED
         return status
 
     @property
@@ -189,31 +192,48 @@ class EmbeddingStore:
         """Arrow table in index order: the columns of the corpus (id, path, language, group, text, speaker, member,
         offset, duration, channel, then others), seconds, samples, size_bytes, failure, row_start, row_count, status
         ("done", "failed" or "pending", up to date while a run is going on or was cut short)."""
-        # an append that was cut short may have left rows there that are not in the arrays yet
-        table, failures = read_utterances(self.files).replace_schema_metadata(None).slice(0, len(self)), None
-        refuse_other_table(self.files, table, self.start, self.length, self.stored_status)
-        if (self.stored_status == PENDING).any():
-            failures = dict(enumerate(table["failure"].to_pylist())) | self._failures
-        return stored_table(table, self.start, self.length, self.status, failures)
+        return StoredUtterances(self).whole()
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of `utterances`, read without the others: a store may hold millions of utterances."""
+        # a table that does not say whose it is is held against the arrays, whole
+        if "utterances" in self.__dict__ or identity(self.about) is None:
+            return self.utterances.select(list(columns))
+        self._some = self._some or StoredUtterances(self)
+        return self._some.some(columns)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of `utterances`."""
+        return utterance_columns(self.files)
 
     @cached_property
     def ids(self) -> list[str]:
         """Utterance ids in index order."""
-        return [str(i) for i in self.utterances["id"].to_pylist()]
+        ids: list[str] = self.table(["id"])["id"].to_pylist()
+        return ids
 
     @cached_property
-    def _index(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.ids)}
+    def _where(self) -> Places:
+        return Places(lambda: self.table(["id"])["id"])
 
     def index(self, utterance: str | int) -> int:
         """Index of an utterance given by id or index. Raises UsageError for an unknown one."""
         if isinstance(utterance, str):
-            if utterance not in self._index:
-                raise UsageError(f"{self.files.root}: no utterance {utterance!r}, it holds e.g. {self.ids[0]!r}")
-            return self._index[utterance]
+            return int(self.indices([utterance])[0])
         if not 0 <= utterance < len(self):
             raise UsageError(f"{self.files.root}: index {utterance} out of range, it holds {len(self)} utterances")
         return int(utterance)
+
+    def indices(self, utterances: Sequence[str | int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Indices of utterances given by ids or indices, int64 (utterances,). Raises UsageError for an unknown one."""
+        names = list(dict.fromkeys(name for name in utterances if isinstance(name, str)))
+        where = self._where.of(names)
+        for name in names:
+            if name not in where:
+                held = self.table(["id"])["id"][0].as_py()
+                raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held!r}")
+        return np.array([where[u] if isinstance(u, str) else self.index(int(u)) for u in utterances], np.int64)
 
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
@@ -267,7 +287,7 @@ class EmbeddingStore:
         return out
 
     def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
-        """Rows of an array from `begin`, into `out`; on a local disk straight from the shards."""
+        """Rows of an array from `begin`, into `out`; straight from the shards where they are laid out as ours."""
         layout = ShardLayout.of(array)
         if layout is None:
             with reading_zarr(self.files, array.path):
@@ -277,15 +297,16 @@ class EmbeddingStore:
         while at < end:
             unit = at // shard_rows
             stop = min(end, (unit + 1) * shard_rows)
-            part, name = out[at - begin : stop - begin], f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
-            if self.files.local is not None:
-                layout.read(self.files.local / name, at % shard_rows, part)
-            else:
-                with reading_zarr(self.files, name):
-                    part[:] = array[at:stop]
-                if not part[0].any() and not self.files.exists(name):  # what is missing reads as zeros
-                    raise InputError(f"{self.files.root}: {name}: missing; run the same extraction again")
+            name = f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
+            layout.read(self._shard(name), at % shard_rows, out[at - begin : stop - begin])
             at = stop
+
+    def _shard(self, name: str) -> Path | RemoteShard:
+        if self.files.local is not None:
+            return self.files.local / name
+        return RemoteShard(
+            f"{self.files.root}/{name}", lambda begin, end: self.files.read_range(name, begin, end), self._indexes
+        )
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
@@ -361,10 +382,9 @@ class EmbeddingStore:
         """
         from voxstrata.store.training import StoreDataset, StoreStream
 
-        known = [name for name in self.utterances.column_names if name not in ("index", "states", "lengths")]
+        known = [name for name in self.columns if name not in ("index", "states", "lengths")]
         chosen("column", list(columns) or None, known)
-        asked = np.flatnonzero(self.status == DONE) if utterances is None else [self.index(u) for u in utterances]
-        index = np.asarray(asked, np.int64)
+        index = np.flatnonzero(self.status == DONE) if utterances is None else self.indices(utterances)
         self._require_done(index)
         names, one = select_outputs(outputs, self.outputs), isinstance(outputs, str) and outputs in self.outputs
         return (StoreStream if iterable else StoreDataset)(self, names, one, index, columns)
@@ -379,7 +399,7 @@ class EmbeddingStore:
         bad = index[self.status[index] != DONE]
         if len(bad):
             i = int(bad[0])
-            row = self.utterances.slice(i, 1).to_pylist()[0]
+            row = self.table(["id", "status", "failure"]).slice(i, 1).to_pylist()[0]
             raise UsageError(
                 f"{self.files.root}: utterance {row['id']!r} is {row['status']}"
                 + (f": {row['failure']}" if row["failure"] else "; run the extraction to its end")

@@ -244,12 +244,9 @@ class _Check:
                         lost = [ids[i] for i in range(a, b) if _lies_in(bad, start[i], length[i]) and i not in failed]
                         self._add(file, what, unit, tuple(lost))
             begun += rows[unit]
-            so_far: dict[str, Any] = {
-                "rated": begun * row_bytes / 1e6,
-                "rate_unit": "MB/s",
-                "failed": len(self.damages),
-            }
-            self._reporter.progress(Progress("verifying", unit + 1, self.units, "units", begun, total, **so_far))
+            rated, bad_units = begun * row_bytes / 1e6, len(self.damages)
+            progress = Progress("verifying", unit + 1, self.units, "units", begun, total, rated, "MB/s", bad_units)
+            self._reporter.progress(progress)
 
     def _shard_damages(
         self, store: EmbeddingStore, unit: int, rows: int, marker: Mapping[str, Any]

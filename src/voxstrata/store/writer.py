@@ -46,12 +46,13 @@ from voxstrata.store.planned import PROBE, refuse_other_plan
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
+from voxstrata.store.strings import string_chunk
 
 PENDING, DONE, FAILED = 0, 1, 2
-_STATUS = pa.array(["pending", "done", "failed"])
+STATUS = ("pending", "done", "failed")
 UNITS, APPENDED = "units", "appended"
-# What is left of a root group's metadata when zarr is killed while it writes them for the first time.
-_PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
+# What is left of a root group's metadata when a run is killed while it writes them for the first time.
+_PARTIAL_ROOT = re.compile(r"zarr\.(json\.)?[0-9a-f]+\.partial")
 
 
 def marked_units(files: Files) -> list[int]:
@@ -89,7 +90,11 @@ def stored_table(
 
     utterances: of a plan, or stored ones, whose columns are renewed. failures: reasons by index; None leaves them.
     """
-    columns = {"row_start": start, "row_count": length, "status": _STATUS.take(pa.array(status.astype(np.int64)))}
+    columns = {
+        "row_start": start,
+        "row_count": length,
+        "status": pa.array(STATUS).take(pa.array(status.astype(np.int64))),
+    }
     if failures is not None:
         columns["failure"] = scattered(failures, len(utterances))
     for name, values in columns.items():
@@ -337,14 +342,21 @@ class StoreWriter:
                 attributes=output_attributes(output, card, spec),
             )
         status = np.where(plan.samples > 0, PENDING, FAILED).astype(np.uint8)
-        ids = np.array(plan.utterances["id"].to_pylist(), np.dtypes.StringDType())
-        along = {"utterance": ids, "start": plan.start, "length": plan.length, "status": status}
+        along = {"utterance": None, "start": plan.start, "length": plan.length, "status": status}
         for name, values in along.items():
             about_it: dict[str, Any] = {
                 "attributes": {"long_name": ARRAY_MEANINGS[name]},
                 "dimension_names": ("utterance",),
+                "chunks": (count,),
+                "compressors": [Crc32cCodec()],
             }
-            root.create_array(name, data=values, chunks=(count,), compressors=[Crc32cCodec()], **about_it)
+            if values is not None:
+                root.create_array(name, data=values, **about_it)
+            else:
+                ids = root.create_array(name, shape=(count,), dtype=np.dtypes.StringDType(), **about_it)
+                self.files.write(
+                    f"{name}/{ids.metadata.encode_chunk_key((0,))}", *string_chunk(plan.corpus.table["id"])
+                )
         with warnings.catch_warnings():
             # Zarr's format 3 does not specify consolidated metadata yet, which zarr warns of. With them readers find
             # the arrays in one read, and do not stumble over the files that are none.
