@@ -92,7 +92,9 @@ def without_checksums(path: Path) -> None:
             inner |= {name: below[f"{file.parent.name}/{name}"] for name in inner}
             file.write_text(json.dumps(node))
     for file in [*path.glob("*.parquet"), *path.glob("history/*.parquet")]:
-        pq.write_table(pq.read_table(file), file)
+        table = pq.read_table(file)
+        known = {k: v for k, v in (table.schema.metadata or {}).items() if k not in (b"store", b"checksum")}
+        pq.write_table(table.replace_schema_metadata(known), file)
     for file in [path / "plan.json", *path.glob("units/*.json")]:
         added = ("store", "checksum", "checksums", "readme")
         file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k not in added}))
