@@ -19,7 +19,7 @@ from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.checked import MEND, about_store, identity
-from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
 from voxstrata.store.shard import RemoteShard, ShardLayout
 from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
@@ -59,7 +59,8 @@ class EmbeddingStore:
         self.model = ModelCard.from_dict(about["model"])
         self.spec = StoreSpec.from_dict(about["spec"])
         refuse_foreign_arrays(self.files, self.spec)
-        self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
+        with reading_zarr(self.files, ROOT):
+            self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
         self._some: StoredUtterances | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._indexes: dict[str, bytes] = {}  # of shards on an object store
@@ -238,7 +239,8 @@ class EmbeddingStore:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
         self.require_output(output)
         if output not in self._arrays:  # zarr takes longer to find an array than we to read an utterance
-            self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
+            with reading_zarr(self.files, f"{self.spec.group}/{output}"):
+                self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
         return self._arrays[output]
 
     def require_output(self, output: str) -> None:
