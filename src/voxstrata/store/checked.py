@@ -24,6 +24,7 @@ from voxstrata.store.files import GROUP_ROWS, Files, root_attributes
 from voxstrata.store.spec import StoreSpec
 
 CHECKSUM, STORE = "checksum", "store"
+_SEALED = (CHECKSUM, STORE)
 ROOT_CHECKSUM = "voxstrata_checksum"  # in the attributes of the root group
 _BLANK = b"crc32c:00000000"
 _SEAL = re.compile(rb"crc32c:[0-9a-f]{8}")
@@ -80,6 +81,9 @@ def json_bytes(content: Mapping[str, Any], store: str | None) -> bytes:
 
 def table_bytes(table: pa.Table, store: str | None) -> bytes:
     """A Parquet file of a store, in groups of rows that can be read by themselves."""
+    # a table that was read may have them in its schema, too
+    known = {key: value for key, value in (table.schema.metadata or {}).items() if key.decode() not in _SEALED}
+    table = table.replace_schema_metadata(known or None)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True) as writer:
         # in one piece: where a column's pieces end must not decide the bytes
