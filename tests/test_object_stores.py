@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import subprocess
-import sys
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from voxstrata.store.files import Files
 from voxstrata.store.shard import RemoteShard, ShardLayout
 
 SPEC, RUNTIME = StoreSpec(outputs=("layer_03", "final")), Runtime(unit_megabytes=0.05, threads=1)
+PROCESSES = multiprocessing.get_context("forkserver")
 SECRET = "wJalrXUtnFEMIbPxRfiCYEXAMPLEKEY"
 
 
@@ -69,14 +72,17 @@ def _objects(url: str) -> dict[str, bytes]:
     return _comparable({name.removeprefix(f"{path}/"): fs.cat_file(name) for name in fs.find(path)})
 
 
-def _worker(corpus: Path, model: Path, store: str, *options: str) -> subprocess.Popen[bytes]:
-    quick = "from voxstrata.store import leases; leases.LEASE_SECONDS = 1.2; from voxstrata.cli import main; main()"
-    about = ["--outputs", "layer_03,final", "--unit-mb", "0.05", "--threads", "1"]
-    return subprocess.Popen(
-        [sys.executable, "-c", quick, "extract", corpus, model, "-o", store, *about, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def _extract_there(environment: dict[str, str], corpus: Path, model: Path, store: str) -> None:
+    os.environ.update(environment)
+    leases.LEASE_SECONDS = 1.2
+    extract(corpus, model, store, SPEC, RUNTIME)
+
+
+def _worker(s3: S3Server, corpus: Path, model: Path, store: str) -> BaseProcess:
+    """An extraction in a process of its own."""
+    child = PROCESSES.Process(target=_extract_there, args=(s3.environment(SECRET), corpus, model, store))
+    child.start()
+    return child
 
 
 def test_a_store_on_s3_is_the_store_on_a_disk(
@@ -136,23 +142,25 @@ def test_a_killed_run_resumes_and_leaves_the_same_bytes(
     s3: S3Server, corpus: Path, tiny_model: Path, on_disk: dict[str, bytes]
 ) -> None:
     url = "s3://bucket/killed.zarr"
-    for wanted in (f"{name}" for name in ("killed.zarr/probe.parquet", "killed.zarr/units/000001.json")):
-        child = _worker(corpus, tiny_model, url)
-        while child.poll() is None and not s3.count("PUT", wanted):
-            time.sleep(0.002)
+    for last in ("probe.parquet", "frames/layer_03/c/0/0", "units/000001.json"):  # the request it is killed at
+        child = _worker(s3, corpus, tiny_model, url)
+        while child.is_alive() and not s3.count("PUT", f"killed.zarr/{last}"):
+            time.sleep(0.001)
         child.kill()
-        assert child.communicate() is not None
-        assert child.returncode == -9
-    child = _worker(corpus, tiny_model, url)
-    assert child.communicate()[0].decode().count("an earlier run") == 1
-    assert child.returncode == 0
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    child = _worker(s3, corpus, tiny_model, url)
+    child.join()
+    assert child.exitcode == 0
     assert _objects(url) == on_disk
 
 
 def test_two_workers_share_the_units(s3: S3Server, corpus: Path, tiny_model: Path, on_disk: dict[str, bytes]) -> None:
     url = "s3://bucket/shared.zarr"
-    workers = [_worker(corpus, tiny_model, url) for _ in range(2)]
-    assert [worker.communicate() and worker.returncode for worker in workers] == [0, 0]
+    workers = [_worker(s3, corpus, tiny_model, url) for _ in range(2)]
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
     assert _objects(url) == on_disk
     shards = [path for method, path, _ in s3.requests if method == "PUT" and "/shared.zarr/frames/final/c/" in path]
     assert len(shards) == len(set(shards)) > 2  # no unit was done twice
@@ -260,7 +268,7 @@ def test_errors_name_the_object_and_no_key(s3: S3Server, monkeypatch: pytest.Mon
         Files("s3://nobody").write("x", b"x")
     with s3.failing(lambda _: 403), pytest.raises(InputError, match=r"s3://bucket/x/y: access denied .*credentials"):
         Files("s3://bucket/x").read("y")
-    with pytest.raises(InputError, match="no credentials in the name of a bucket") as error:
+    with pytest.raises(InputError, match="no credentials in the name of a store") as error:
         Files(f"s3://AKIA:{SECRET}@bucket/x")
     assert SECRET not in str(error.value)
     assert SECRET not in remote.redacted(f"signed with {SECRET}; see https://me:{SECRET}@a.b/?X-Amz-Signature={SECRET}")
