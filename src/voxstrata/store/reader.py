@@ -162,7 +162,7 @@ class EmbeddingStore:
     @property
     def pending_units(self) -> list[int]:
         """Units that are not committed."""
-        return [unit for unit in range(len(self._unit_bounds)) if unit not in self.markers]
+        return [unit for unit in range(len(self.unit_bounds)) if unit not in self.markers]
 
     @property
     def marked_failures(self) -> dict[int, str]:
