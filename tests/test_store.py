@@ -27,6 +27,7 @@ from voxstrata.encoders import Context, Device, open_model
 from voxstrata.encoders.card import write_card
 from voxstrata.engine import CpuEncoder, Runtime, extract
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
+from voxstrata.store.checked import with_checksum
 from voxstrata.store.files import Files
 from voxstrata.store.part import Part
 from voxstrata.store.writer import StoreWriter
@@ -280,6 +281,7 @@ def edit(path: Path, **changes: Any) -> None:
     file = path / "zarr.json"
     d = json.loads(file.read_text())
     d["attributes"]["voxstrata"] |= changes
+    d["attributes"] = with_checksum(d["attributes"])
     file.write_text(json.dumps(d))
 
 
@@ -464,7 +466,18 @@ def test_what_is_no_store_is_left_alone(corpus: Path, tiny_model: Path, written:
     refused("exists and is not a voxstrata store", corpus, tiny_model, tmp_path / "other.zarr")
     headless = Path(shutil.copytree(written, tmp_path / "headless"))
     (headless / "plan.json").unlink()
-    refused("holds data, but its plan.json is missing", corpus, tiny_model, headless)
+    refused("holds units of another corpus, model or settings", corpus / "en", tiny_model, headless)
+
+
+def test_a_store_without_its_plan_is_prepared_again_and_keeps_its_units(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    for lost in (("plan.json",), ("plan.json", "zarr.json"), ("plan.json", "utterances.parquet", "frames/zarr.json")):
+        headless = Path(shutil.copytree(written, tmp_path / str(len(list(tmp_path.iterdir())))))
+        for name in lost:
+            (headless / name).unlink()
+        assert extract(corpus, tiny_model, headless, StoreSpec(OUTPUTS)).resumed_units == 3
+        assert contents(headless) == contents(written)
 
 
 def test_an_empty_folder_becomes_a_store(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from voxstrata.store.several import open_store as open_store
     from voxstrata.store.spec import StoreSpec as StoreSpec
     from voxstrata.store.training import LayerWeights as LayerWeights
+    from voxstrata.store.verify import verify as verify
     from voxstrata.studies.align.measure import AlignOptions as AlignOptions
     from voxstrata.studies.align.measure import align as align
     from voxstrata.studies.drift.measure import measure_drift
@@ -81,6 +82,7 @@ _NAMES = {
     "store.several": "open_store",
     "store.spec": "StoreSpec",
     "store.training": "LayerWeights",
+    "store.verify": "verify",
     "studies.align.measure": "AlignOptions align",
     "studies.drift.measure": "drift",
     "studies.explain.measure": "explain",

@@ -12,8 +12,8 @@ from voxstrata.base.errors import VoxstrataError
 
 INTERRUPTED = 130
 _COMMANDS = (
-    "export", "bench", "plan", "extract", "info", "relabel", "append", "convert", "retrieve", "similarity", "explain",
-    "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "convert", "retrieve", "similarity",
+    "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
 )  # fmt: skip
 
 

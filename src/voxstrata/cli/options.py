@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import click
 
 import voxstrata as vs
+from voxstrata.base.remote import is_url
 from voxstrata.cluster.actors import LOCAL, Workers
 from voxstrata.store.part import Part
 from voxstrata.store.plan import UNIT_MEGABYTES
@@ -17,9 +18,19 @@ from voxstrata.store.plan import UNIT_MEGABYTES
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH, FOLDER = click.Path(path_type=Path), click.Path(file_okay=False, path_type=Path)
+
+
+class _Place(click.Path):
+    """A path, or a URL as it is written: a Path would make one slash of its two."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
+PLACE = _Place(path_type=Path)
 COUNT = click.IntRange(min=1)
 
-corpus = click.argument("corpus", type=PATH)
+corpus = click.argument("corpus", type=PLACE)
 model = click.argument("model", type=PATH)
 stores = click.argument("stores", metavar="STORE...", nargs=-1, required=True)
 outputs = click.option(

@@ -46,8 +46,8 @@ def extract_on(
     """`extract` with a process for each device, among which the threads of `runtime` are divided.
 
     A process that dies is told of, and its units are taken by the others. An interrupt ends all of them. They are
-    spawned: a script calls this below `if __name__ == "__main__":`. Raises what `extract` raises, and InputError when no
-    process is left and units are pending.
+    spawned: a script calls this below `if __name__ == "__main__":`. Raises what `extract` raises, and InputError when
+    no process is left and units are pending.
     """
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     model = model if isinstance(model, ModelFolder) else open_model(model)
