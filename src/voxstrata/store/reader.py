@@ -159,6 +159,11 @@ class EmbeddingStore:
         return {unit: marker for unit, marker in markers.items() if marker is not None}
 
     @property
+    def pending_units(self) -> list[int]:
+        """Units that are not committed."""
+        return [unit for unit in range(len(self._unit_bounds)) if unit not in self.markers]
+
+    @property
     def marked_failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
         return {int(i): reason for marker in self.markers.values() for i, reason in marker["failed"].items()}
