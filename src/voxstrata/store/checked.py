@@ -86,7 +86,8 @@ def table_bytes(table: pa.Table, store: str | None) -> bytes:
     table = table.replace_schema_metadata(known or None)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True) as writer:
-        writer.write_table(table, row_group_size=GROUP_ROWS)
+        # in one piece: where a column's pieces end must not decide the bytes
+        writer.write_table(table.combine_chunks(), row_group_size=GROUP_ROWS)
         # not in the schema, which a table keeps that is read and written again
         writer.add_key_value_metadata({**({} if store is None else {STORE: store}), CHECKSUM: _BLANK.decode()})
     return _sealed(buffer.getvalue())
