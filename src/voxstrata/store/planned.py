@@ -46,8 +46,9 @@ def read_plan(files: Files, corpus: Corpus | None = None) -> Plan:
     layout = read_json(files, PLAN, own)
     if not files.exists(PROBE):
         raise InputError(f"{files.root}: begun by an older version; go on with `voxstrata extract` and its corpus")
-    stored = _planned_utterances(files, about)
     probed = Probed(read_table(files, PROBE, own))
+    # an append that was cut short may have left rows there that do not count
+    stored = _planned_utterances(files, about).slice(0, len(probed))
     corpus = _corpus_of(files, stored) if corpus is None else _as_stored(files, stored, corpus, probed)
     samples, start, length = (np.asarray(stored[name].to_numpy()) for name in ("samples", "row_start", "row_count"))
     return Plan(
