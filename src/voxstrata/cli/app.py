@@ -53,7 +53,7 @@ class _Lazy(click.Group):
             sys.exit(3)
         except ModuleNotFoundError as e:
             extra = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"}
-            extra |= {"matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr"}
+            extra |= {"matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr", "ray": "ray"}
             name = (e.name or "").split(".")[0]
             if name not in extra:
                 raise

@@ -20,12 +20,14 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
+from voxstrata.base.remote import is_url
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.checked import identity, json_bytes, read_json, table_bytes, with_checksum
 from voxstrata.store.files import ROOT, root_attributes, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
 from voxstrata.store.plan import Plan
 from voxstrata.store.reader import EmbeddingStore
+from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.writer import (
     PENDING,
     StoreWriter,
@@ -69,7 +71,7 @@ class StoreAppender(StoreWriter):
         root = json.loads(self.files.read(ROOT))
         if root.get("consolidated_metadata") is None:
             raise InputError(f"{self.files.root}: a copy without consolidated metadata; append to the original")
-        if (np.asarray(zarr_array(self._store.root, "status")[:]) == PENDING).any():
+        if (self._store.stored_status == PENDING).any():
             raise InputError(f"{self.files.root}: not finished; run its extraction to the end, then append")
 
     def _compare(self, card: ModelCard) -> None:
@@ -103,6 +105,7 @@ class StoreAppender(StoreWriter):
         """
         plan = self.plan
         failures, overflows = self.failures(range(plan.units))
+        self.files.sweep()
         root = json.loads(self.files.read(ROOT))
         arrays = root["consolidated_metadata"]["metadata"]
         start = np.where(plan.length > 0, plan.start + self.first_unit * plan.unit_rows, 0)
@@ -133,7 +136,8 @@ class StoreAppender(StoreWriter):
         return failures, overflows
 
     def _along(self, name: str) -> NDArray[Any]:
-        return np.asarray(zarr_array(self._root, name)[:])
+        with reading_zarr(self.files, name):
+            return np.asarray(zarr_array(self._root, name)[:])
 
     def _write_longer(self, name: str, metadata: dict[str, Any], values: NDArray[Any]) -> None:
         """Write an array's values anew, as one chunk, and change its metadata to say so.
@@ -152,7 +156,15 @@ class StoreAppender(StoreWriter):
         table = self.plan.utterances
         root = root_attributes(self.files).get("corpus_root")
         if root is not None:
-            there = os.path.normpath(os.path.join(self.files.local or "", root))
-            paths = [os.path.relpath(self.plan.corpus.root / path, there) for path in table["path"].to_pylist()]
-            table = with_column(table, "path", pa.array([Path(path).as_posix() for path in paths]))
+            there = root if is_url(root) else os.path.normpath(os.path.join(self.files.local or "", root))
+            paths = [_path_from(there, self.plan.corpus.root, path) for path in table["path"].to_pylist()]
+            table = with_column(table, "path", pa.array(paths, pa.string()))
         return with_column(table, "failure", scattered(failures, len(table)))
+
+
+def _path_from(there: str, root: Path | str, path: str) -> str:
+    """The path of a recording below `root` as it is seen from `there`; a URL where it lies elsewhere."""
+    if is_url(path) or isinstance(root, str):
+        url = path if is_url(path) else f"{root}/{path}"
+        return url.removeprefix(f"{there}/")
+    return f"file://{root / path}" if is_url(there) else Path(os.path.relpath(root / path, there)).as_posix()

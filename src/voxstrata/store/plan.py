@@ -227,7 +227,7 @@ def _storage_order(
     keys.append(-frames)
     # sorted by the last key first, each time keeping the order of what is equal
     for key in reversed(keys):
-        order = order[np.argsort(key[order], kind="stable")]
+        order = np.asarray(order[np.argsort(key[order], kind="stable")])
     return order
 
 

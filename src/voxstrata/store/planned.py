@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.columns import sorted_codes
 from voxstrata.base.errors import InputError
+from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.checked import about_store, identity, read_json, read_table
@@ -104,10 +105,11 @@ def _corpus_of(files: Files, stored: pa.Table) -> Corpus:
         raise InputError(
             f"{files.root}: its recordings lie in tar or Parquet files, or in memory; give the corpus it was made of"
         )
-    root = os.path.join(files.local or "", root_attributes(files)["corpus_root"])
+    root = root_attributes(files)["corpus_root"]
+    where = root if is_url(root) else Path(os.path.normpath(os.path.join(files.local or "", root)))
     own = [name for name in stored.column_names if name not in (*MEASURED_SCHEMA.names, *PLACED)]
     lengths = root_attributes(files)["voxstrata"].get("lengths", "headers")
-    return Corpus(Path(os.path.normpath(root)), stored.select(own), lengths=lengths)
+    return Corpus(where, stored.select(own), lengths=lengths)
 
 
 def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -> Corpus:

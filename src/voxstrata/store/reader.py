@@ -19,9 +19,9 @@ from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.checked import MEND, about_store, identity
-from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
-from voxstrata.store.shard import ShardLayout
+from voxstrata.store.shard import RemoteShard, ShardLayout
 from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.utterances import IdPlaces, StoredUtterances
@@ -59,9 +59,11 @@ class EmbeddingStore:
         self.model = ModelCard.from_dict(about["model"])
         self.spec = StoreSpec.from_dict(about["spec"])
         refuse_foreign_arrays(self.files, self.spec)
-        self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
+        with reading_zarr(self.files, ROOT):
+            self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
         self._some = StoredUtterances(self)
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._indexes: dict[str, bytes] = {}  # of shards on an object store
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -158,6 +160,11 @@ class EmbeddingStore:
         return {unit: marker for unit, marker in markers.items() if marker is not None}
 
     @property
+    def pending_units(self) -> list[int]:
+        """Units that are not committed."""
+        return [unit for unit in range(len(self.unit_bounds)) if unit not in self.markers]
+
+    @property
     def marked_failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
         return {int(i): reason for marker in self.markers.values() for i, reason in marker["failed"].items()}
@@ -235,7 +242,8 @@ class EmbeddingStore:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
         self.require_output(output)
         if output not in self._arrays:  # zarr takes longer to find an array than we to read an utterance
-            self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
+            with reading_zarr(self.files, f"{self.spec.group}/{output}"):
+                self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
         return self._arrays[output]
 
     def require_output(self, output: str) -> None:
@@ -282,7 +290,7 @@ class EmbeddingStore:
         return out
 
     def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
-        """Rows of an array from `begin`, into `out`; on a local disk straight from the shards."""
+        """Rows of an array from `begin`, into `out`; straight from the shards where they are laid out as ours."""
         layout = ShardLayout.of(array)
         if layout is None:
             with reading_zarr(self.files, array.path):
@@ -292,15 +300,16 @@ class EmbeddingStore:
         while at < end:
             unit = at // shard_rows
             stop = min(end, (unit + 1) * shard_rows)
-            part, name = out[at - begin : stop - begin], f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
-            if self.files.local is not None:
-                layout.read(self.files.local / name, at % shard_rows, part)
-            else:
-                with reading_zarr(self.files, name):
-                    part[:] = array[at:stop]
-                if not part[0].any() and not self.files.exists(name):  # what is missing reads as zeros
-                    raise InputError(f"{self.files.root}: {name}: missing; run the same extraction again")
+            name = f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
+            layout.read(self._shard(name), at % shard_rows, out[at - begin : stop - begin])
             at = stop
+
+    def _shard(self, name: str) -> Path | RemoteShard:
+        if self.files.local is not None:
+            return self.files.local / name
+        return RemoteShard(
+            f"{self.files.root}/{name}", lambda begin, end: self.files.read_range(name, begin, end), self._indexes
+        )
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""

@@ -8,7 +8,7 @@ taking it apart: benchmarks/writing.py. To zarr it is as if zarr had written it:
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,8 @@ from voxstrata.base.errors import InputError
 
 MISSING = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
+_MOST_FETCHED = 64 << 20  # bytes of one request to an object store: they are held beside the rows
+_MOST_INDEXES = 4096  # kept of an open store
 _MEND = "`voxstrata verify STORE --repair`, then the same extraction again, which writes what is lost"
 
 
@@ -97,12 +99,14 @@ class ShardLayout:
         table = index.tobytes()
         return [*parts, table, _crc(table)]
 
-    def _offsets_of(self, f: Any, path: Path) -> NDArray[np.uint64]:
+    def chunk_offsets(self, f: Any, path: "Path | RemoteShard") -> NDArray[np.uint64]:
         """Where each chunk of an open shard file begins, (chunks,); MISSING where it is not there.
 
         Raises InputError where the index is damaged.
         """
         tail_bytes = 16 * self.chunks + _CRC_BYTES
+        if isinstance(f, RemoteShard):
+            return self._offsets(f.tail(tail_bytes), f"{path}")
         f.seek(max(0, f.seek(0, os.SEEK_END) - tail_bytes))
         return self._offsets(f.read(tail_bytes), f"{path}")
 
@@ -116,15 +120,17 @@ class ShardLayout:
             raise InputError(f"{where}: damaged, or of another store: its chunks are of another size; {_MEND}")
         return offsets
 
-    def read(self, path: Path, begin: int, out: NDArray[Any]) -> None:
-        """Read rows of the shard file `path`, from `begin` on, into `out` (rows, d); zeros where no chunk is there.
+    def read(self, path: "Path | RemoteShard", begin: int, out: NDArray[Any]) -> None:
+        """Read rows of the shard `path`, from `begin` on, into `out` (rows, d); zeros where no chunk is there.
 
         Each chunk that they lie in is read whole where it has a checksum, and held against it.
         Raises InputError for a shard that is damaged or missing.
         """
         end, others = begin + len(out), np.empty(0, np.uint8)
         with _opened(path) as f:
-            offsets = self._offsets_of(f, path)
+            offsets = self.chunk_offsets(f, path)
+            if isinstance(f, RemoteShard):
+                f.expect(offsets[begin // self.chunk_rows : -(-end // self.chunk_rows)], self.stored_bytes)
             for first, last in self._reads(offsets, begin, end):
                 a, b = max(begin, first * self.chunk_rows), min(end, last * self.chunk_rows)
                 target = out[a - begin : b - begin].reshape(-1).view(np.uint8)
@@ -175,6 +181,62 @@ class ShardLayout:
         return pairwise(edges)
 
 
+class RemoteShard:
+    """A shard on an object store as `ShardLayout.read` takes it: read in few requests, one for chunks side by side.
+
+    name: in errors. fetch: gives the bytes from one place to before another; from the end on where the first is < 0.
+    indexes: keeps the bytes of the index by name, so that it is asked for once.
+    """
+
+    def __init__(self, name: str, fetch: Callable[[int, int | None], bytes], indexes: dict[str, bytes]) -> None:
+        self.name, self._fetch, self._indexes = name, fetch, indexes
+        self._spans: list[tuple[int, int]] = []
+        self._at, self._held = 0, memoryview(b"")
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held = memoryview(b"")
+
+    def tail(self, count: int) -> bytes:
+        """The last bytes."""
+        if self.name not in self._indexes:
+            if len(self._indexes) >= _MOST_INDEXES:
+                self._indexes.clear()
+            self._indexes[self.name] = self._get(-count, None)
+        return self._indexes[self.name]
+
+    def expect(self, offsets: NDArray[np.uint64], stored_bytes: int) -> None:
+        """What will be filled from: chunks of `stored_bytes` that begin there."""
+        there = offsets[offsets != MISSING].astype(np.int64)
+        for run in np.split(there, np.flatnonzero(np.diff(there) != stored_bytes) + 1):
+            step = stored_bytes * max(1, _MOST_FETCHED // stored_bytes)
+            end = int(run[-1]) + stored_bytes if len(run) else 0
+            self._spans += [(a, min(a + step, end)) for a in range(int(run[0]), end, step)] if len(run) else []
+
+    def fill(self, offset: int, views: list[memoryview]) -> int:
+        """Read the bytes from an offset into buffers, as os.preadv does; how many."""
+        if not self._at <= offset < self._at + len(self._held):
+            begin, end = next(span for span in self._spans if span[0] <= offset < span[1])
+            self._at, self._held = begin, memoryview(self._get(begin, end))
+        piece, done = self._held[offset - self._at :], 0
+        for view in views:
+            part = piece[done : done + len(view)]
+            view.cast("B")[: len(part)] = part
+            done += len(part)
+        return done
+
+    def _get(self, begin: int, end: int | None) -> bytes:
+        try:
+            return self._fetch(begin, end)
+        except FileNotFoundError:
+            raise InputError(f"{self}: missing; run the same extraction again, it writes what is lost") from None
+
+
 def shard_checksum(parts: list[memoryview | bytes]) -> int:
     """One number for what a shard's parts hold: the CRC-32C of its chunks' checksums, in order."""
     return int(google_crc32c.value(b"".join(bytes(part) for part in parts[1:-2:2])))
@@ -187,18 +249,20 @@ def _crc(*pieces: NDArray[np.uint8] | bytes) -> bytes:
     return checksum.to_bytes(_CRC_BYTES, "little")
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path | RemoteShard) -> Any:
+    if isinstance(path, RemoteShard):
+        return path
     try:
         return path.open("rb", buffering=0)
     except FileNotFoundError:
         raise InputError(f"{path}: missing; run the same extraction again, it writes what is lost") from None
 
 
-def _fill(f: Any, offset: int, targets: list[Any], path: Path) -> None:
+def _fill(f: Any, offset: int, targets: list[Any], path: Path | RemoteShard) -> None:
     """Read a file's bytes from an offset into buffers, one after the other."""
     views = [memoryview(target) for target in targets if len(target)]
     while views:
-        count = os.preadv(f.fileno(), views, offset)
+        count = f.fill(offset, views) if isinstance(f, RemoteShard) else os.preadv(f.fileno(), views, offset)
         if not count:
             raise InputError(f"{path}: cut short; {_MEND}")
         offset += count
