@@ -23,7 +23,7 @@ from _common import Table, environment, write_report
 from voxstrata.corpus import Corpus, probe_corpus
 from voxstrata.encoders import Device
 from voxstrata.engine.planning import default_unit_megabytes
-from voxstrata.engine.run import _LOOK_SECONDS
+from voxstrata.engine.tally import _LOOK_SECONDS, _LOOK_SHARE
 from voxstrata.store import StoreSpec, make_plan
 from voxstrata.store.leases import _BEATS_PER_LEASE, LEASE_SECONDS
 from voxstrata.store.shard import ShardLayout
@@ -83,7 +83,7 @@ def needs(setting: Setting, count: int, seconds: float, gpus: int, rate: float) 
     stores = math.ceil(count / CAPACITY)
     # a worker lists the markers of the store that it is at; it never spends more than a twentieth of its time so
     look = math.ceil(units / stores / LISTED)
-    looks = hours * 3600 / max(_LOOK_SECONDS, 20 * look * LIST_SECONDS)
+    looks = hours * 3600 / max(_LOOK_SECONDS, _LOOK_SHARE * look * LIST_SECONDS)
     renewals = unit_seconds // (LEASE_SECONDS / _BEATS_PER_LEASE)
     puts = units * (len(spec.outputs) + 1 + 1 + renewals)
     gets, lists = count + units, looks * look * gpus
