@@ -18,6 +18,7 @@ pytest.importorskip("jiwer")
 
 from voxstrata.early_exit import decoding as module
 from voxstrata.early_exit.result import EarlyExits
+from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
 
 OPTIONS = ("--blocks", "3", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")
@@ -30,17 +31,22 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EarlyExits, "figures", lambda _: {})
 
 
-@pytest.fixture
-def speech(tmp_path: Path) -> Path:
+def write_speech(folder: Path) -> Path:
+    """A manifest of eight recordings of two languages, and of one that is none."""
     lines = ["id\tpath\tlanguage\tgroup\ttext"]
     for g in range(4):
         for j, language in enumerate(("en", "es")):
-            soundfile.write(tmp_path / f"{language}{g}.wav", sound(0.5 + 0.2 * g, 10 * g + j), 16_000)
+            soundfile.write(folder / f"{language}{g}.wav", sound(0.5 + 0.2 * g, 10 * g + j), 16_000)
             lines.append(f"{language}{g}\t{language}{g}.wav\t{language}\ts{g}\tDoor {g} is open")
-    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    (folder / "bad.wav").write_bytes(b"no audio")
     lines.append("bad\tbad.wav\tes\ts0\tnever heard")
-    (tmp_path / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
-    return tmp_path / "speech.tsv"
+    (folder / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "speech.tsv"
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    return write_speech(tmp_path)
 
 
 @pytest.fixture
@@ -119,8 +125,10 @@ def test_scoring_anew_needs_no_decoding_and_other_settings_are_refused_by_name(
     refused("max_new_tokens 6, now max_new_tokens 9:", *arguments[2:], *out, "--max-new-tokens", "9")
     refused("task transcribe, now task translate", *arguments[2:], *out, "--task", "translate")
     refused("prompts {}, now prompts {'en': 'ja', 'es': 'ja'}", *arguments[2:], *out, "--language", "ja")
-    with Files(tmp_path / "out").lock():
-        refused("another run", *arguments[2:], *out)
+    with Claims(Files(tmp_path / "out")) as other:
+        other.take(0)
+        message = "of a run at work with max_new_tokens 6, now max_new_tokens 9"
+        refused(message, *arguments[2:], *out, "--max-new-tokens", "9", "--overwrite")
     other = tmp_path / "other"
     shutil.copytree(tiny_transcriber, other)
     settings = json.loads((other / "generation_config.json").read_text(encoding="utf-8"))

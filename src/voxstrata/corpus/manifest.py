@@ -150,7 +150,7 @@ def _used(
 
 
 def without_words_for_nothing(columns: dict[str, Any]) -> list[str]:
-    """Takes words that programs write for a missing value out of `columns`, lists of strings or of Arrow, and says so."""
+    """Takes words that programs write for a missing value out of `columns`, lists or of Arrow, and says so."""
     notes = []
     for name in [name for name in _MISSING_IN if name in columns]:
         column = as_column(columns[name])
@@ -238,17 +238,16 @@ def _rooted(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tuple[P
     """
     _require_paths(table, paths)
     absolute = pc.starts_with(paths, "/")
-    odd = pc.match_substring_regex(pc.if_else(absolute, pc.utf8_slice_codeunits(paths, 1), paths), _ODD)
-    if pc.any(odd).as_py():
-        return _rooted_each(table, paths, folder)
     if not pc.any(absolute).as_py():
-        return folder, paths
-    if not pc.all(absolute).as_py():
+        odd = pc.match_substring_regex(paths, _ODD)
+        return _rooted_each(table, paths, folder) if pc.any(odd).as_py() else (folder, paths)
+    odd = pc.match_substring_regex(pc.utf8_slice_codeunits(paths, 1), _ODD)
+    if not pc.all(absolute).as_py() or pc.any(odd).as_py():
         return _rooted_each(table, paths, folder)
     # what all have in common, the first and the last in order have
     ends = pc.min_max(paths).as_py()
-    common = os.path.commonprefix([ends["min"], ends["max"]])
-    root = folder if common.startswith(os.path.join(folder, "")) else Path(common[: common.rfind("/")] or "/")
+    common = os.path.commonpath([os.path.dirname(ends["min"]), os.path.dirname(ends["max"])])
+    root = folder if os.path.join(common, "").startswith(os.path.join(folder, "")) else Path(common)
     return root, pc.utf8_slice_codeunits(paths, len(os.path.join(root, "")))
 
 
@@ -263,7 +262,7 @@ def _rooted_each(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tu
 
     def normal() -> Iterator[list[str]]:
         for (own,) in slices([paths]):
-            yield [os.path.normpath(os.path.join(folder, value)) for value in own]
+            yield [re.sub("^//", "/", os.path.normpath(os.path.join(folder, value))) for value in own]
 
     root, below = folder, os.path.join(folder, "")
     if not all(path.startswith(below) for own in normal() for path in own):

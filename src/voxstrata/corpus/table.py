@@ -55,10 +55,10 @@ class Corpus:
 
     table: one row a recording. Columns of strings: id, path, language, group, text, speaker; what is not known is null,
         id and path never are, and ids are unique. `path` is relative to `root`, with "/" between its parts, or a
-        URL. `group` names what an utterance translates: rows of one group mean the same. Then columns that say which part of the
-        file a recording is, null for all of it: `member` (string; its name in a pack), `offset` and `duration`
-        (float64, seconds), `channel` (int32, 0 is the first). Columns after these are strings that the store keeps and
-        nothing reads. Columns that are left out are null.
+        URL. `group` names what an utterance translates: rows of one group mean the same. Then columns that say which
+        part of the file a recording is, null for all of it: `member` (string; its name in a pack), `offset` and
+        `duration` (float64, seconds), `channel` (int32, 0 is the first). Columns after these are strings that the store
+        keeps and nothing reads. Columns that are left out are null.
     packs: by `path`, the files that hold many recordings.
     signed: by `path`, URLs that need more to be read than may be stored or printed.
     notes: what a person should know of how the corpus was read, a sentence each.
@@ -106,8 +106,9 @@ class Corpus:
     def reading_places(self, segments: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Which rows are best read in the order in which they lie in their file, and their positions in its pack.
 
-        segments: bool (rows,), whether a row is less than the whole sound file. Returns bool (rows,), and int64 (rows,):
-        0 of what is in no pack, or in one that any order suits. Within a file, such rows go by position, then `offset`.
+        segments: bool (rows,), whether a row is less than the whole sound file. Returns bool (rows,), and int64
+        (rows,): 0 of what is in no pack, or in one that any order suits. Within a file, such rows go by position, then
+        `offset`.
         """
         in_order, positions = segments.copy(), np.zeros(len(self), np.int64)
         members = self.table["member"]
@@ -118,6 +119,14 @@ class Corpus:
             if position is not None:
                 in_order[row], positions[row] = True, position
         return in_order, positions
+
+    def refuse_gone(self) -> None:
+        """Raise InputError where the folder of the recordings is not there any more, or empty: no fault of theirs."""
+        if self.packs or isinstance(self.root, str) or (self.root.is_dir() and any(self.root.iterdir())):
+            return
+        raise InputError(
+            f"{self.root}: no recording is there any more; bring it back, or mount it, and run the same again"
+        )
 
     def recording(self, i: int) -> Recording:
         """What is decoded for row `i`."""
@@ -146,8 +155,8 @@ def build_table(
 ) -> Corpus:
     """Make a corpus of columns of one length; for errors, `place` says where a row stands, and `source` in what.
 
-    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra: strings that are kept beside
-    them; one whose name the corpus or a store uses is kept as `given_<name>`.
+    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra:
+    strings that are kept beside them; one whose name the corpus or a store uses is kept as `given_<name>`.
 
     A missing id becomes the path without its suffix, or the whole path where that would name two recordings. Stretches
     and channels of one file get theirs behind it: `talk@12.5-17`, `talk#1`.

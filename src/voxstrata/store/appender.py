@@ -22,10 +22,12 @@ from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
 from voxstrata.base.remote import is_url
 from voxstrata.encoders.card import ModelCard
-from voxstrata.store.files import ROOT, parquet_bytes, root_attributes, zarr_array
+from voxstrata.store.checked import identity, json_bytes, read_json, table_bytes, with_checksum
+from voxstrata.store.files import ROOT, root_attributes, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
 from voxstrata.store.plan import Plan
 from voxstrata.store.reader import EmbeddingStore
+from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.writer import (
     PENDING,
     StoreWriter,
@@ -41,7 +43,7 @@ from voxstrata.store.writer import (
 def pending_append(store: EmbeddingStore) -> dict[str, Any] | None:
     """The plan of an append that was begun and does not count yet."""
     name = appended_name(len(store.about.get("appended", [])) + 1)
-    return dict(json.loads(store.files.read(name))) if store.files.exists(name) else None
+    return read_json(store.files, name, identity(store.about)) if store.files.exists(name) else None
 
 
 class StoreAppender(StoreWriter):
@@ -60,11 +62,16 @@ class StoreAppender(StoreWriter):
         self.first_utterance = len(store)
         super().__init__(store.files.root, plan, card)
 
+    def _fingerprint(self) -> str:
+        pending = pending_append(self._store)
+        assert pending is not None  # written by `_compare`
+        return str(pending["fingerprint"])
+
     def _refuse_unfinished(self) -> None:
         root = json.loads(self.files.read(ROOT))
         if root.get("consolidated_metadata") is None:
             raise InputError(f"{self.files.root}: a copy without consolidated metadata; append to the original")
-        if (np.asarray(zarr_array(self._store.root, "status")[:]) == PENDING).any():
+        if (self._store.stored_status == PENDING).any():
             raise InputError(f"{self.files.root}: not finished; run its extraction to the end, then append")
 
     def _compare(self, card: ModelCard) -> None:
@@ -88,7 +95,7 @@ class StoreAppender(StoreWriter):
             place = {"first_unit": self.first_unit, "first_utterance": self.first_utterance}
             about = {"fingerprint": fingerprint, "unit_rows": self.plan.unit_rows, **place}
             about["unit_begin"] = self.plan.unit_begin.tolist()
-            self.files.write(name, json.dumps(about).encode())
+            self.files.write(name, json_bytes(about, identity(self._store.about)))
 
     def finish(self) -> tuple[dict[int, str], int]:
         """Once every unit is committed: make the appended utterances part of the store.
@@ -98,6 +105,7 @@ class StoreAppender(StoreWriter):
         """
         plan = self.plan
         failures, overflows = self.failures(range(plan.units))
+        self.files.sweep()
         root = json.loads(self.files.read(ROOT))
         arrays = root["consolidated_metadata"]["metadata"]
         start = np.where(plan.length > 0, plan.start + self.first_unit * plan.unit_rows, 0)
@@ -117,15 +125,19 @@ class StoreAppender(StoreWriter):
         before = read_utterances(self.files).slice(0, self.first_utterance)
         table = pa.concat_tables([before, self._added_table(failures)], promote_options="default")
         table = stored_table(table, whole["start"], whole["length"], whole["status"])
-        self.files.write(UTTERANCES, parquet_bytes(table.replace_schema_metadata(before.schema.metadata)))
+        table = table.replace_schema_metadata(before.schema.metadata)
+        self.files.write(UTTERANCES, table_bytes(table, identity(self._store.about)))
         about = root["attributes"]["voxstrata"]
         part = {"plan": plan.fingerprint(), "first_utterance": self.first_utterance}
         about["appended"] = [*about.get("appended", []), part]
+        if about.get("checksums"):
+            root["attributes"] = with_checksum(root["attributes"])
         self.files.write(ROOT, json.dumps(root, indent=2).encode())  # from here on all of it counts
         return failures, overflows
 
     def _along(self, name: str) -> NDArray[Any]:
-        return np.asarray(zarr_array(self._root, name)[:])
+        with reading_zarr(self.files, name):
+            return np.asarray(zarr_array(self._root, name)[:])
 
     def _write_longer(self, name: str, metadata: dict[str, Any], values: NDArray[Any]) -> None:
         """Write an array's values anew, as one chunk, and change its metadata to say so.

@@ -4,7 +4,6 @@ A store keeps what the headers of its recordings said, so nobody reads them agai
 store, and a corpus is compared column by column. A file that has changed is found when it is decoded.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,17 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import zarr
 from numpy.typing import NDArray
 
+from voxstrata.audio.info import OVERSHOOT_SECONDS, WHOLE_WITHIN_SECONDS
 from voxstrata.base.columns import sorted_codes
 from voxstrata.base.errors import InputError
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.store.files import Files, root_attributes, zarr_array
-from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_planned_labels
+from voxstrata.store.checked import about_store, identity, read_json, read_table
+from voxstrata.store.files import Files, root_attributes
+from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_column, with_planned_labels
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
@@ -41,15 +40,15 @@ def read_plan(files: Files, corpus: Corpus | None = None) -> Plan:
     Raises InputError for a store that an older version began, which keeps no headers, and for other recordings, naming
     what differs.
     """
-    about, layout = root_attributes(files)["voxstrata"], json.loads(files.read(PLAN))
+    about = about_store(files)
+    own = identity(about)
+    layout = read_json(files, PLAN, own)
     if not files.exists(PROBE):
         raise InputError(f"{files.root}: begun by an older version; go on with `voxstrata extract` and its corpus")
     stored = _planned_utterances(files, about)
-    probed = Probed(pq.read_table(pa.BufferReader(files.read(PROBE))))
+    probed = Probed(read_table(files, PROBE, own))
     corpus = _corpus_of(files, stored) if corpus is None else _as_stored(files, stored, corpus, probed)
-    root = zarr.open_group(files.zarr_store(read_only=True), mode="r", zarr_format=3)
-    start, length = (np.asarray(zarr_array(root, name)[: len(stored)]) for name in ("start", "length"))
-    samples = np.asarray(stored["samples"].to_numpy())
+    samples, start, length = (np.asarray(stored[name].to_numpy()) for name in ("samples", "row_start", "row_count"))
     return Plan(
         spec=StoreSpec.from_dict(about["spec"]),
         corpus=corpus,
@@ -85,7 +84,7 @@ def refuse_other_plan(files: Files, about: Mapping[str, Any], plan: Plan, d_mode
             "run again"
         )
     _refuse_other_values(files, there, here, (*PLANNED_LABELS, "samples", "size_bytes", "offset", "channel"))
-    unit_rows = json.loads(files.read(PLAN))["unit_rows"]
+    unit_rows = read_json(files, PLAN, identity(about))["unit_rows"]
     if unit_rows == plan.unit_rows and (moved := np.flatnonzero(rows != np.arange(len(rows)))).size:
         raise _other_order(files, there["id"][moved[0]].as_py())
     raise InputError(f"{files.root}: cannot resume: {_other_units(unit_rows, plan, d_model)}")
@@ -119,7 +118,8 @@ def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -
     _refuse_other_lengths(files, corpus)
     corpus = as_planned(files, corpus)
     corpus = corpus.take(_rows_as_stored(files, stored, corpus.table))
-    _refuse_other_values(files, stored, corpus.table, (*PLANNED_LABELS, *_RECORDING))
+    there, here = (_without_whole_lengths(table, probed) for table in (stored, corpus.table))
+    _refuse_other_values(files, there, here, (*PLANNED_LABELS, *_RECORDING))
     # what goes by the place in its file was planned in that order, language by language
     segments = np.asarray(probed.table["is_segment"].fill_null(False).to_numpy())
     if segments.any() or corpus.packs:
@@ -134,6 +134,18 @@ def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -
         if (moved := np.flatnonzero(together & back)).size:
             raise _other_order(files, stored["id"][moved[0]].as_py())
     return corpus
+
+
+def _without_whole_lengths(table: pa.Table, probed: Probed) -> pa.Table:
+    """Utterances without durations that are those of their whole files, as `part_of` has it."""
+    found = probed.table
+    over = pc.subtract(
+        pc.multiply(table["duration"], pc.cast(found["source_rate"], pa.float64())), found["source_frames"]
+    )
+    over = pc.divide(over, pc.cast(found["source_rate"], pa.float64()))  # seconds
+    fits = pc.and_(pc.greater_equal(over, -WHOLE_WITHIN_SECONDS), pc.less_equal(over, OVERSHOOT_SECONDS))
+    whole = pc.fill_null(pc.and_(fits, pc.invert(found["is_segment"])), False)
+    return with_column(table, "duration", pc.if_else(whole, None, table["duration"]))
 
 
 def _refuse_other_lengths(files: Files, corpus: Corpus) -> None:

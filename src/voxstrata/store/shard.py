@@ -104,19 +104,20 @@ class ShardLayout:
 
         Raises InputError where the index is damaged.
         """
-        table_bytes = 16 * self.chunks
+        tail_bytes = 16 * self.chunks + _CRC_BYTES
         if isinstance(f, RemoteShard):
-            tail = f.tail(table_bytes + _CRC_BYTES)
-        else:
-            f.seek(max(0, f.seek(0, os.SEEK_END) - table_bytes - _CRC_BYTES))
-            tail = f.read(table_bytes + _CRC_BYTES)
-        table = tail[:table_bytes]
-        if len(table) < table_bytes or tail[table_bytes:] != _crc(table):
-            raise InputError(f"{path}: damaged, the checksum of its index is wrong; {_MEND}")
+            return self._offsets(f.tail(tail_bytes), f"{path}")
+        f.seek(max(0, f.seek(0, os.SEEK_END) - tail_bytes))
+        return self._offsets(f.read(tail_bytes), f"{path}")
+
+    def _offsets(self, tail: bytes, where: str) -> NDArray[np.uint64]:
+        table = tail[:-_CRC_BYTES]
+        if len(table) < 16 * self.chunks or tail[-_CRC_BYTES:] != _crc(table):
+            raise InputError(f"{where}: damaged, the checksum of its index is wrong; {_MEND}")
         offsets, sizes = np.frombuffer(table, "<u8").reshape(-1, 2).T
         there = offsets != MISSING
         if (sizes[there] != self.stored_bytes).any():
-            raise InputError(f"{path}: damaged, or of another store: its chunks are of another size; {_MEND}")
+            raise InputError(f"{where}: damaged, or of another store: its chunks are of another size; {_MEND}")
         return offsets
 
     def read(self, path: "Path | RemoteShard", begin: int, out: NDArray[Any]) -> None:
@@ -147,6 +148,27 @@ class ShardLayout:
                     if checksum != _crc(*whole):
                         rows = f"rows {first * self.chunk_rows} to {last * self.chunk_rows - 1}"
                         raise InputError(f"{path}: damaged, the checksum of its {rows} is wrong; {_MEND}")
+
+    def check(self, data: NDArray[np.uint8], rows: int) -> tuple[list[int], int | None]:
+        """What is wrong in a shard's file of which `rows` rows are used.
+
+        data: its bytes. Returns the chunks that are damaged, and the `shard_checksum` of what is there (None where
+        chunks have no checksums). Raises InputError where the whole of it is of no use.
+        """
+        used, bad, checksums = -(-rows // self.chunk_rows), [], []
+        if len(data) < self.size(rows) - used * self.stored_bytes:
+            raise InputError("cut short")
+        offsets = self._offsets(bytes(data[-16 * self.chunks - _CRC_BYTES :]), "its index")
+        for chunk, offset in enumerate(offsets[:used].tolist()):
+            if offset == MISSING:  # of zeros: zarr leaves such a chunk out of a copy
+                checksums.append(_crc(np.zeros(self.chunk_bytes, np.uint8)))
+                continue
+            piece = data[offset : offset + self.stored_bytes]
+            whole, own = piece[: self.chunk_bytes], bytes(piece[self.chunk_bytes :])
+            if len(piece) < self.stored_bytes or (self.checksums and own != _crc(whole)):
+                bad.append(chunk)
+            checksums.append(own)
+        return bad, int(google_crc32c.value(b"".join(checksums))) if self.checksums else None
 
     def _reads(self, offsets: NDArray[np.uint64], begin: int, end: int) -> Iterator[tuple[int, int]]:
         """The chunks of some rows, first and one after the last, as they are read at once: one by one, so that a chunk
