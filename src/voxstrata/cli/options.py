@@ -1,6 +1,7 @@
 """Options that several commands share. Those that belong together reach the command as one object."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -8,6 +9,7 @@ from typing import Any, TypeVar, cast
 import click
 
 import voxstrata as vs
+from voxstrata.store.part import Part
 from voxstrata.store.plan import UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -128,6 +130,23 @@ def running(f: F) -> F:
         return f(*args, runtime=vs.Runtime(vs.Device.parse(device), threads), **others)
 
     return _with(_RUNNING, cast(F, with_runtime))
+
+
+def part(f: F) -> F:
+    """The share of one of several runs; the command gets it as `part`, a Part, or None where it works alone."""
+    option = click.option(
+        "--part",
+        metavar="I/N",
+        help="Work beside N - 1 other runs: do this share, then what others have not begun, and end. [default: that of "
+        "the Slurm array task, if it is one]",
+    )
+
+    @functools.wraps(f)
+    def with_part(*args: Any, part: str | None, **others: Any) -> Any:
+        share = Part.of_slurm(os.environ) if part is None else Part.parse(part)
+        return f(*args, part=share, **others)
+
+    return option(cast(F, with_part))
 
 
 def _with(options: tuple[Callable[[F], F], ...], f: F) -> F:

@@ -161,8 +161,8 @@ class Extraction:
         """The pending units that no other run is at, each claimed just before it is given: first those of a part, in
         working order, then those of the others from the end. `work` drops the claims."""
         left = set(self.pending())
-        pieces = [unit for unit in (part or Part()).order(self.order) if unit in left]
-        return taken(pieces, self._claims, self.writer.committed)
+        pieces = (unit for unit in (part or Part()).order(self.order) if unit in left)
+        return taken(pieces, self._claims, self.writer.committed, lambda: left - self.writer.marked())
 
     def work(self, encoder: Encoder, units: Iterable[int], reporter: Reporter = SILENT) -> Worked:
         """Decode, encode and commit units, overlapped. The next is asked for just before its decoding begins.

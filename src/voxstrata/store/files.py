@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,7 +139,7 @@ class Files:
             partial.unlink(missing_ok=True)
             raise
         if self.durable:
-            sync_folder(target.parent)
+            sync_path(target.parent)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a local folder, and those above it, if they are not there."""
@@ -147,7 +147,7 @@ class Files:
         folder.mkdir(parents=True, exist_ok=True)
         if self.durable:
             for made in new:
-                sync_folder(made.parent)
+                sync_path(made.parent)
 
     def _upload(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         """One PUT; a large file in several, which make an object when the last is there."""
@@ -206,6 +206,16 @@ class Files:
         """Write a small file anew, or, if that fails, not: the next time will do."""
         with contextlib.suppress(Exception):
             self._fs.pipe_file(f"{self._path}/{name}", data)
+
+    def sync(self, names: Iterable[str]) -> None:
+        """Have files that zarr wrote reach the disk, and the folders that they are in; names of none are left out."""
+        if self.local is None or not self.durable:
+            return
+        paths = [path for path in map(self.local.joinpath, names) if path.exists()]
+        depth = len(self.local.parents)
+        folders = {folder for path in paths for folder in path.parents if len(folder.parents) >= depth}
+        for each in (*paths, *folders):
+            sync_path(each)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -267,9 +277,9 @@ def patient_lock(files: Files) -> Iterator[None]:
         yield
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder reach the disk."""
-    fd = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Have a file, or the names in a folder, reach the disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
