@@ -12,8 +12,8 @@ from voxstrata.base.errors import VoxstrataError
 
 INTERRUPTED = 130
 _COMMANDS = (
-    "export", "bench", "plan", "extract", "info", "relabel", "append", "convert", "retrieve", "similarity", "explain",
-    "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "convert", "retrieve", "similarity",
+    "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class _Lazy(click.Group):
             sys.exit(3)
         except ModuleNotFoundError as e:
             extra = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"}
-            extra |= {"matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr"}
+            extra |= {"matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr", "ray": "ray"}
             name = (e.name or "").split(".")[0]
             if name not in extra:
                 raise

@@ -11,7 +11,7 @@ from voxstrata.cli.console import print_json
 
 @click.command(short_help="Change a store's texts, languages, groups, speakers.")
 @click.argument("store")
-@click.argument("manifest", type=options.PATH)
+@click.argument("manifest", type=options.PLACE)
 @click.option(
     "--columns",
     metavar="WHAT=NAME,…",

@@ -94,7 +94,7 @@ def _about(transcriber: Transcriber, corpus: Corpus) -> dict[str, Any]:
     """Which checkpoint, corpus and versions."""
     encoder = transcriber.encoder
     about: dict[str, Any] = {"checkpoint": encoder.name, "revision": encoder.revision}
-    about |= {"weights_sha256": encoder.sha256(), "layers": encoder.shape.layers, "corpus": corpus.root.name}
+    about |= {"weights_sha256": encoder.sha256(), "layers": encoder.shape.layers, "corpus": Path(corpus.root).name}
     return {**about, "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")}}
 
 

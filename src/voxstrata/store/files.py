@@ -8,10 +8,10 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.remote import causes, open_remote, patiently, shown, status_of
+from voxstrata.base.remote import T, causes, open_remote, patiently, shown, status_of
 from voxstrata.store.leases import Leases
 from voxstrata.store.local_arrays import LocalArrays
 from voxstrata.store.remote_arrays import PatientStore
@@ -30,7 +30,6 @@ from voxstrata.store.remote_arrays import PatientStore
 LOCK = ".voxstrata-lock"
 GROUP_ROWS = 1 << 16  # of a Parquet file: what is read for one row of it
 ROOT = "zarr.json"  # of the root group
-T = TypeVar("T")
 # Larger objects go up in parts of this size, a few at once: one request carries 5 GB at the most.
 _PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4
@@ -117,6 +116,10 @@ class Files:
     @property
     def _at_once(self) -> dict[str, int]:
         return _READ_AT_ONCE.get(self._kind, {})
+
+    def open(self, name: str) -> Any:
+        """A file to be read piece by piece, as Arrow reads one."""
+        return self._fs.open(f"{self._path}/{name}", "rb") if self.local is None else pa.OSFile(str(self.local / name))
 
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write a file of these parts so that a kill at any instant leaves the old one, the new one, or none."""
@@ -227,10 +230,10 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             self._ask(name, lambda path: self._fs.rm(path, recursive=True))
 
-    def clear(self) -> None:
-        """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
+    def clear(self, keep: Collection[str] = (LOCK,)) -> None:
+        """Remove everything but what is kept; the root's metadata last, since they say whose folder this is."""
         for name in sorted(self.names(), key=lambda n: n == ROOT):
-            if name != LOCK:
+            if name not in keep:
                 self.remove_folder(name)
 
     def sweep(self, name: str = "**/*") -> None:
