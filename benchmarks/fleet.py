@@ -80,6 +80,7 @@ class Bucket:
         self.fleet, self.clock, self.root = fleet, clock, "made-up"
         self.leases: dict[str, tuple[str, float, Worker]] = {}
         self.committed: set[int] = set()
+        self.pending = set(range(fleet.units))
         self.requests: Counter[str] = Counter()
         self.worker: Worker | None = None  # who asks
 
@@ -113,11 +114,21 @@ class Bucket:
         self._ask("is it done")
         return unit in self.committed
 
-    def left(self) -> set[int]:
-        pages = -(-max(1, len(self.committed)) // NAMES_PER_LIST)
+    def left(self, claimed: bool = True) -> set[int]:
+        """What is not committed; with `claimed` also without what the names of claims say is being done."""
+        pages = 1 + len(self.committed) // NAMES_PER_LIST
         self.requests["list"] += pages
         self.clock.now += pages * self.fleet.listed
-        return set(range(self.fleet.units)) - self.committed
+        if not claimed:
+            return set(self.pending)
+        pages = 1 + len(self.leases) // NAMES_PER_LIST
+        self.requests["list"] += pages
+        self.clock.now += pages * self.fleet.listed
+        return self.pending - {int(name.split("/")[1].split(".")[0]) for name in self.leases}
+
+    def commit(self, unit: int) -> None:
+        self.committed.add(unit)
+        self.pending.discard(unit)
 
 
 class Claimed:
@@ -142,13 +153,15 @@ class Worker:
         self.number, self.bucket, self.slow, self.comes, self.lost_at = number, bucket, slow, comes, lost_at
         self.claims = Claimed(bucket, self)
         self.part = Part(number, bucket.fleet.workers)
-        self.waited = 0.0
-        self.holding: int | None = None
+        self.looks, self.following, self.ready = 2, None, 0.0
 
     def units(self) -> Iterator[int]:
         """As `Extraction.claimed` gives them."""
-        left = None if self.bucket.fleet.one_by_one else self.bucket.left
-        return taken(self.part.order(range(self.bucket.fleet.units)), self.claims, self.bucket.done, left)  # type: ignore[arg-type]
+        bucket, all_units = self.bucket, range(self.bucket.fleet.units)
+        left = bucket.left(claimed=False)
+        pieces = (unit for unit in self.part.order(all_units) if unit in left)
+        look = None if bucket.fleet.one_by_one else bucket.left
+        return taken(pieces, self.claims, bucket.done, look)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -202,36 +215,30 @@ def simulate(fleet: Fleet) -> Outcome:
         clock.now = when
         if what == "look":
             units = worker.units()
-            begins, held = when, next(units, None)
+            following = next(units, None)
         else:  # a unit is committed; the next was claimed meanwhile
             if unit in bucket.committed:
                 outcome.twice += 1
             else:
-                bucket.committed.add(unit)
+                bucket.commit(unit)
                 outcome.useful += cost[unit] * worker.slow
-                outcome.seconds = max(outcome.seconds, when)
+                outcome.seconds = when
                 if len(bucket.committed) == fleet.units - fleet.workers:
                     quarter = when
             worker.claims.drop(unit)
-            held = worker.holding
-            begins = max(when, worker.ready)  # type: ignore[has-type]
-            if held is None:  # what it asked for then had no end yet, or was all there is
-                clock.now = begins
-                held = next(units, None) if units is not None else None
-                begins = clock.now
-        begins = max(begins, clock.now) if what == "look" else begins
-        if held is None:  # nothing that it may take: looks twice, then leaves, as `share` does
-            outcome.left_at = max(outcome.left_at, begins)
-            if len(bucket.committed) < fleet.units and not worker.waited:
-                worker.waited = 1.0
-                at(begins + 1.0, "look", worker)
+            clock.now, following = max(when, worker.ready), worker.following
+        if following is None:
+            # as `share`: it looks again at once where it got something, then once more a little later, then it leaves
+            outcome.left_at = max(outcome.left_at, clock.now)
+            if len(bucket.committed) < fleet.units and worker.looks:
+                worker.looks -= 1
+                at(clock.now + (0.0 if worker.looks else 0.5), "look", worker)
             continue
-        worker.waited = 0.0
-        ends = begins + cost[held] * worker.slow
-        clock.now = begins  # the next one is claimed while this one is encoded
-        worker.holding = next(units, None) if units is not None else None
+        worker.looks = 2
+        ends = clock.now + cost[following] * worker.slow
+        worker.following = next(units, None) if units is not None else None  # claimed while this one is encoded
         worker.ready = clock.now
-        at(ends, "end", worker, held, units)
+        at(ends, "end", worker, following, units)
     outcome.unfinished = fleet.units - len(bucket.committed)
     if outcome.unfinished:  # one more run, which waits for the leases, and does them
         rest = sorted(set(range(fleet.units)) - bucket.committed)
@@ -242,3 +249,62 @@ def simulate(fleet: Fleet) -> Outcome:
     outcome.tail = outcome.seconds - quarter
     outcome.requests = bucket.requests
     return outcome
+
+
+def told(outcome: Outcome) -> list[str]:
+    """A row of the table."""
+    fleet, r = outcome.fleet, outcome.requests or Counter()
+    per = (r["claim"] + r["look at a claim"] + r["is it done"] + r["drop"]) / fleet.units
+    cells = [fleet.name, f"{fleet.workers:,}", f"{fleet.units:,}", f"{fleet.unit_seconds:g}"]
+    cells += [f"{outcome.utilisation:.3f}", f"{outcome.useful / outcome.there:.3f}", f"{outcome.seconds / 3600:.2f}"]
+    cells += [f"{outcome.tail:.0f}", f"{outcome.twice}", f"{outcome.unfinished}", f"{per:.2f}", f"{r['refused']:,}"]
+    return [*cells, f"{r['list']:,}"]
+
+
+HEADER = ["", "workers", "units", "s a unit", "utilisation", "of those there", "hours", "tail, s", "done twice",
+          "left to one more run", "requests a unit", "claims refused", "list requests"]  # fmt: skip
+
+
+def cases(units: int) -> list[Fleet]:
+    """A fleet, and what might break it."""
+    usual = Fleet(units=units)
+    few = replace(usual, units=units // 10)
+    return [
+        usual,
+        replace(few, name="a tenth of the units"),
+        replace(few, name="units of 2 s", unit_seconds=2.0),
+        replace(few, name="units of 200 s", unit_seconds=200.0),
+        replace(few, name="100 units a worker"),
+        replace(few, name="10 units a worker", units=10 * few.workers),
+        replace(few, name="10 even units a worker, nobody slow or lost", units=10 * few.workers, stragglers=0, lost=0,
+                late=0, uneven=0, spread=0),
+        replace(few, name="a lease of 5 minutes", lease=300.0),
+        replace(few, name="requests of 0.3 s", request=0.3, listed=1.0),
+        replace(few, name="a tenth is lost, a tenth slow", lost=0.1, stragglers=0.1),
+        replace(few, name="100 workers", workers=100),
+        replace(few, name="asked one by one, without lists", one_by_one=True),
+    ]  # fmt: skip
+
+
+def main() -> int:
+    """Run and print."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--units", type=int, default=1_000_000)
+    p.add_argument("--only", type=int, nargs="+", help="numbers of cases, from 0")
+    args = p.parse_args()
+    rows = [HEADER, ["---"] * len(HEADER)]
+    first = None
+    for k, fleet in enumerate(cases(args.units)):
+        if args.only and k not in args.only:
+            continue
+        begin = time.perf_counter()
+        outcome = simulate(fleet)
+        first = first or outcome
+        rows.append(told(outcome))
+        say(f"{' '.join(rows[-1])} ({time.perf_counter() - begin:.0f} s)")
+    print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    return int(first is not None and first.utilisation < 0.97)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

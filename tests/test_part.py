@@ -56,3 +56,13 @@ def test_pieces_that_are_held_or_done_meanwhile_are_not_taken(tmp_path: Path) ->
         assert others.take(1)
         assert list(taken([0, 1, 2, 3], claims, done)) == [0, 3]
         assert others.take(2)  # was let go of
+
+
+def test_claims_of_an_object_store_are_seen_at_once() -> None:
+    files = Files("memory://claims-that-are-seen")
+    with Claims(files) as others, Claims(files) as claims:
+        assert others.take(3)
+        assert others.take(12)
+        assert claims.held() == {3, 12}
+        others.drop(3)
+        assert list(taken([3, 12], claims, lambda _: False, lambda: {3, 12} - claims.held())) == [3]

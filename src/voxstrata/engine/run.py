@@ -160,7 +160,12 @@ class Extraction:
         working order, then those of the others from the end. `work` drops the claims."""
         left = set(self.pending())
         pieces = (unit for unit in (part or Part()).order(self.order) if unit in left)
-        return taken(pieces, self._claims, self.writer.committed, lambda: left - self.writer.marked())
+
+        def free() -> set[int]:
+            # who is no part waits, and takes what the dead held: it looks at each claim
+            return left - self.writer.marked() - (self._claims.held() if part else set())
+
+        return taken(pieces, self._claims, self.writer.committed, free)
 
     def given(self, units: Iterable[int]) -> Iterator[int]:
         """Those of these units that are not committed, for a worker that is told which to do: each is claimed just

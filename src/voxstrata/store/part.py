@@ -69,20 +69,19 @@ def taken(
 ) -> Iterator[int]:
     """The pieces that this run gets to do, each claimed just before it is given. The caller drops the claims.
 
-    done: whether one is. left: all that are not, in a few requests; asked where one was found done, now and then, so
-    that who comes late does not ask for each of a million.
+    done: whether one is. left: all that may still be taken, in a few requests; asked where one was found done or held,
+    now and then, so that who comes late does not ask for each of a million.
     """
     known: Collection[int] | None = None
     look = time.monotonic()
     for piece in pieces:
         if known is not None and piece not in known:
             continue
-        if done(piece):
+        if done(piece) or not claims.take(piece):
             if left is not None and (begin := time.monotonic()) >= look:
                 known = left()
                 look = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - begin))
-        elif claims.take(piece):
-            if done(piece):  # since the look before
-                claims.drop(piece)
-            else:
-                yield piece
+        elif done(piece):  # since the look before
+            claims.drop(piece)
+        else:
+            yield piece
