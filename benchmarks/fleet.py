@@ -79,8 +79,8 @@ class Bucket:
     def __init__(self, fleet: Fleet, clock: Clock) -> None:
         self.fleet, self.clock, self.root = fleet, clock, "made-up"
         self.leases: dict[str, tuple[str, float, Worker]] = {}
-        self.committed: set[int] = set()
-        self.pending = set(range(fleet.units))
+        self.done_units, self.committed = bytearray(fleet.units), 0
+        self.looks: dict[bool, tuple[Units, float]] = {}
         self.requests: Counter[str] = Counter()
         self.worker: Worker | None = None  # who asks
 
@@ -112,23 +112,39 @@ class Bucket:
 
     def done(self, unit: int) -> bool:
         self._ask("is it done")
-        return unit in self.committed
+        return bool(self.done_units[unit])
 
-    def left(self, claimed: bool = True) -> set[int]:
-        """What is not committed; with `claimed` also without what the names of claims say is being done."""
-        pages = 1 + len(self.committed) // NAMES_PER_LIST
+    def left(self, claimed: bool = True) -> Units:
+        """What is not committed; with `claimed` also without what the names of claims say is being done.
+
+        Who asks within a second of another sees what that saw.
+        """
+        pages = 1 + self.committed // NAMES_PER_LIST + claimed * (1 + len(self.leases) // NAMES_PER_LIST)
         self.requests["list"] += pages
         self.clock.now += pages * self.fleet.listed
-        if not claimed:
-            return set(self.pending)
-        pages = 1 + len(self.leases) // NAMES_PER_LIST
-        self.requests["list"] += pages
-        self.clock.now += pages * self.fleet.listed
-        return self.pending - {int(name.split("/")[1].split(".")[0]) for name in self.leases}
+        seen, when = self.looks.get(claimed, (None, -1.0))
+        if seen is None or not when <= self.clock.now < when + 1:
+            taken_now = bytearray(self.done_units)
+            if claimed:
+                for name in self.leases:
+                    taken_now[int(name[7:14])] = 1
+            seen = Units(bytes(taken_now))
+            self.looks[claimed] = seen, self.clock.now
+        return seen
 
     def commit(self, unit: int) -> None:
-        self.committed.add(unit)
-        self.pending.discard(unit)
+        self.done_units[unit] = 1
+        self.committed += 1
+
+
+class Units:
+    """What is left, by a byte for each unit."""
+
+    def __init__(self, done: bytes) -> None:
+        self._done = done
+
+    def __contains__(self, unit: object) -> bool:
+        return not self._done[unit]  # type: ignore[index]
 
 
 class Claimed:
@@ -140,10 +156,10 @@ class Claimed:
 
     def take(self, unit: int) -> bool:
         self._bucket.worker = self._worker
-        return self._leases.take(f"claims/{unit:06d}")
+        return self._leases.take(f"claims/{unit:07d}")
 
     def drop(self, unit: int) -> None:
-        self._leases.drop(f"claims/{unit:06d}")
+        self._leases.drop(f"claims/{unit:07d}")
 
 
 class Worker:
@@ -217,20 +233,20 @@ def simulate(fleet: Fleet) -> Outcome:
             units = worker.units()
             following = next(units, None)
         else:  # a unit is committed; the next was claimed meanwhile
-            if unit in bucket.committed:
+            if bucket.done_units[unit]:
                 outcome.twice += 1
             else:
                 bucket.commit(unit)
                 outcome.useful += cost[unit] * worker.slow
                 outcome.seconds = when
-                if len(bucket.committed) == fleet.units - fleet.workers:
+                if bucket.committed == fleet.units - fleet.workers:
                     quarter = when
             worker.claims.drop(unit)
             clock.now, following = max(when, worker.ready), worker.following
         if following is None:
             # as `share`: it looks again at once where it got something, then once more a little later, then it leaves
             outcome.left_at = max(outcome.left_at, clock.now)
-            if len(bucket.committed) < fleet.units and worker.looks:
+            if bucket.committed < fleet.units and worker.looks:
                 worker.looks -= 1
                 at(clock.now + (0.0 if worker.looks else 0.5), "look", worker)
             continue
@@ -239,9 +255,9 @@ def simulate(fleet: Fleet) -> Outcome:
         worker.following = next(units, None) if units is not None else None  # claimed while this one is encoded
         worker.ready = clock.now
         at(ends, "end", worker, following, units)
-    outcome.unfinished = fleet.units - len(bucket.committed)
+    outcome.unfinished = fleet.units - bucket.committed
     if outcome.unfinished:  # one more run, which waits for the leases, and does them
-        rest = sorted(set(range(fleet.units)) - bucket.committed)
+        rest = [unit for unit in range(fleet.units) if not bucket.done_units[unit]]
         outcome.useful += float(cost[rest].sum())
         outcome.seconds = max(outcome.seconds, outcome.left_at) + fleet.lease + float(cost[rest].sum()) / fleet.workers
         outcome.seconds += float(cost[rest].max())

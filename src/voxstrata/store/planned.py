@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from voxstrata.audio.info import OVERSHOOT_SECONDS, WHOLE_WITHIN_SECONDS
 from voxstrata.base.columns import sorted_codes
 from voxstrata.base.errors import InputError
 from voxstrata.base.remote import is_url
@@ -22,7 +23,7 @@ from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.checked import about_store, identity, read_json, read_table
 from voxstrata.store.files import Files, root_attributes
-from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_planned_labels
+from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_column, with_planned_labels
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
@@ -117,7 +118,8 @@ def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -
     _refuse_other_lengths(files, corpus)
     corpus = as_planned(files, corpus)
     corpus = corpus.take(_rows_as_stored(files, stored, corpus.table))
-    _refuse_other_values(files, stored, corpus.table, (*PLANNED_LABELS, *_RECORDING))
+    there, here = (_without_whole_lengths(table, probed) for table in (stored, corpus.table))
+    _refuse_other_values(files, there, here, (*PLANNED_LABELS, *_RECORDING))
     # what goes by the place in its file was planned in that order, language by language
     segments = np.asarray(probed.table["is_segment"].fill_null(False).to_numpy())
     if segments.any() or corpus.packs:
@@ -132,6 +134,18 @@ def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -
         if (moved := np.flatnonzero(together & back)).size:
             raise _other_order(files, stored["id"][moved[0]].as_py())
     return corpus
+
+
+def _without_whole_lengths(table: pa.Table, probed: Probed) -> pa.Table:
+    """Utterances without durations that are those of their whole files, as `part_of` has it."""
+    found = probed.table
+    over = pc.subtract(
+        pc.multiply(table["duration"], pc.cast(found["source_rate"], pa.float64())), found["source_frames"]
+    )
+    over = pc.divide(over, pc.cast(found["source_rate"], pa.float64()))  # seconds
+    fits = pc.and_(pc.greater_equal(over, -WHOLE_WITHIN_SECONDS), pc.less_equal(over, OVERSHOOT_SECONDS))
+    whole = pc.fill_null(pc.and_(fits, pc.invert(found["is_segment"])), False)
+    return with_column(table, "duration", pc.if_else(whole, None, table["duration"]))
 
 
 def _refuse_other_lengths(files: Files, corpus: Corpus) -> None:
