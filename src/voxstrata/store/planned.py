@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import zarr
 from numpy.typing import NDArray
 
 from voxstrata.audio.info import OVERSHOOT_SECONDS, WHOLE_WITHIN_SECONDS
@@ -22,7 +23,7 @@ from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.checked import about_store, identity, read_json, read_table
-from voxstrata.store.files import Files, root_attributes
+from voxstrata.store.files import Files, root_attributes, zarr_array
 from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_column, with_planned_labels
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
@@ -93,12 +94,11 @@ def refuse_other_plan(files: Files, about: Mapping[str, Any], plan: Plan, d_mode
 
 def _planned_utterances(files: Files, about: Mapping[str, Any]) -> pa.Table:
     """The utterances of the first plan, with the labels that it was made with."""
-    stored = read_utterances(files)
     if appended := about.get("appended"):
-        planned = with_planned_labels(files, stored).slice(0, appended[0]["first_utterance"])
-    else:
-        planned = with_planned_labels(files, stored)
-    return planned.replace_schema_metadata(None)
+        count = appended[0]["first_utterance"]
+    else:  # an append that was cut short may have left rows in the table that do not count
+        count = zarr_array(zarr.open_group(files.zarr_store(read_only=True), mode="r", zarr_format=3), "start").shape[0]
+    return with_planned_labels(files, read_utterances(files)).slice(0, count).replace_schema_metadata(None)
 
 
 def _corpus_of(files: Files, stored: pa.Table) -> Corpus:
