@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -211,16 +211,6 @@ class Files:
         """Write a small file anew, or, if that fails, not: the next time will do."""
         with contextlib.suppress(Exception):
             self._fs.pipe_file(f"{self._path}/{name}", data)
-
-    def sync(self, names: Iterable[str]) -> None:
-        """Have files that zarr wrote reach the disk, and the folders that they are in; names of none are left out."""
-        if self.local is None or not self.durable:
-            return
-        paths = [path for path in map(self.local.joinpath, names) if path.exists()]
-        depth = len(self.local.parents)
-        folders = {folder for path in paths for folder in path.parents if len(folder.parents) >= depth}
-        for each in (*paths, *folders):
-            sync_path(each)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
