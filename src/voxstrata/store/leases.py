@@ -6,22 +6,28 @@ generation + 1, again by a conditional write. No two clocks are compared, and on
 be looked at: an outage of the store ends no lease. A holder that was taken for dead too early goes on all the same.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 from uuid import uuid4
 
 from voxstrata.base.errors import InputError
 
-if TYPE_CHECKING:
-    from voxstrata.store.files import Files
-
 LEASE_SECONDS = 30.0
 _BEATS_PER_LEASE = 6
 _LOOKS_PER_LEASE = 4  # at the least, before a holder is taken for dead
+
+
+class LeaseObjects(Protocol):
+    """Where leases lie: what `Files` of an object store does for them."""
+
+    root: str
+
+    def create(self, name: str, data: bytes) -> bool: ...
+    def read(self, name: str) -> bytes: ...
+    def touch(self, name: str, data: bytes) -> None: ...
+    def remove(self, name: str) -> None: ...
 
 
 @dataclass
@@ -41,7 +47,7 @@ class Leases:
     Leaving it as a context lets go of what is still held.
     """
 
-    def __init__(self, files: Files, seconds: float | None = None) -> None:
+    def __init__(self, files: LeaseObjects, seconds: float | None = None) -> None:
         self._files, self._seconds = files, LEASE_SECONDS if seconds is None else seconds
         self._owner, self._beats = uuid4().hex, 0
         self._held: dict[str, int] = {}  # generations by name
