@@ -89,15 +89,29 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
             fcntl.flock(held, fcntl.LOCK_EX)  # let go of when the process dies: by that leftovers are known
             yield partial
             partial.chmod(0o755)  # mkdtemp keeps others out
+            for path in (*partial.rglob("*"), partial):  # whole after a power cut, too
+                _sync(path)
             if replaced and target.exists():
                 target.rename(old)
             partial.rename(target)
+            _sync(target.parent)
         finally:
             if old.exists() and not target.exists():
                 old.rename(target)
             for path in (partial, old):
                 shutil.rmtree(path, ignore_errors=True)
             os.close(held)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, reach the disk."""
+    if path.is_symlink():
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sweep(target: Path) -> None:

@@ -37,6 +37,7 @@ from voxstrata.store.writer import (
     marker_name,
     read_plans,
     stored_table,
+    written_by_zarr,
 )
 
 
@@ -122,6 +123,12 @@ class StoreAppender(StoreWriter):
                 longer["attributes"]["valid_rows"] = "row start[i] of utterance i, where status[i] is 1"
         for name in (*whole, *(array.path for array in self._arrays.values())):
             self.files.write(f"{name}/{ROOT}", json.dumps(arrays[name], indent=2).encode())
+        group = f"{plan.spec.group}/{ROOT}"
+        own = json.loads(self.files.read(group))
+        if inner := (own.get("consolidated_metadata") or {}).get("metadata"):
+            inner |= {output: arrays[array.path] for output, array in self._arrays.items()}
+            self.files.write(group, json.dumps(own, indent=2).encode())
+        self.files.sync(written_by_zarr(*whole))
         before = read_utterances(self.files).slice(0, self.first_utterance)
         table = pa.concat_tables([before, self._added_table(failures)], promote_options="default")
         table = stored_table(table, whole["start"], whole["length"], whole["status"])

@@ -21,6 +21,7 @@ from voxstrata.store.checked import checksum, identity, read_json, read_table, t
 from voxstrata.store.description import README, store_readme
 from voxstrata.store.files import ROOT, Files, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, record_name, times_relabelled
+from voxstrata.store.planned import APPENDED, appended_name
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.soundness import reading_zarr
@@ -173,7 +174,7 @@ class _Check:
             self.complete = True
 
     def _add(self, file: str, what: str, *of: Any) -> None:
-        self.damages.append(Damage(file, what, *of))
+        self.damages.append(Damage(file, what.removeprefix(f"{file}: "), *of))
 
     def _add_metadata(self, file: str, what: str) -> None:
         self.metadata.add(file)
@@ -183,7 +184,8 @@ class _Check:
         """Everything but the units."""
         files, own = self.files, identity(store.about)
         plan = read_json(files, PLAN, own)
-        for name, what in _zarr_damages(files):
+        pending = appended_name(len(store.about.get("appended", [])) + 1)
+        for name, what in () if files.exists(pending) else _zarr_damages(files):  # an append may be half done
             self._add_metadata(name, what)
         for name in (*ALONG[:3], *(ALONG[3:] if ALONG[3] in store.root else ())):
             self._try(name, lambda name=name: store.along(name))
@@ -335,6 +337,8 @@ def _repair(check: _Check) -> None:
     first_units = len(read_json(files, PLAN)["unit_begin"]) - 1 if store is not None else 0
     if store is None or check.metadata - set(ALONG) or any(unit >= first_units for unit in lost):
         files.remove(PLAN)  # extraction makes everything but the units anew
+        for name in {damage.file for damage in check.damages if damage.file.startswith(APPENDED)}:
+            files.remove(name)
         try:
             json.loads(files.read(ROOT))
         except (ValueError, FileNotFoundError):

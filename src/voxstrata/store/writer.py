@@ -20,7 +20,6 @@ from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.checked import (
-    MEND,
     about_store,
     checksum,
     identity,
@@ -42,8 +41,10 @@ from voxstrata.store.description import (
 from voxstrata.store.files import LOCK, ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, UTTERANCES, read_utterances, relabelled, with_column
 from voxstrata.store.plan import Plan
+from voxstrata.store.planned import APPENDED, PROBE, refuse_other_plan
 from voxstrata.store.planned import PLAN as PLAN
-from voxstrata.store.planned import PROBE, refuse_other_plan
+from voxstrata.store.planned import appended_name as appended_name
+from voxstrata.store.planned import read_plans as read_plans
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
@@ -51,7 +52,7 @@ from voxstrata.store.strings import string_chunk
 
 PENDING, DONE, FAILED = 0, 1, 2
 STATUS = ("pending", "done", "failed")
-UNITS, APPENDED = "units", "appended"
+UNITS = "units"
 # What is left of a root group's metadata when a run is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.(json\.)?[0-9a-f]+\.partial")
 
@@ -115,24 +116,9 @@ def refuse_foreign(files: Files) -> None:
         )
 
 
-def read_plans(files: Files, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is stored of the first plan and of those that were appended, in order.
-
-    Each has "fingerprint", "unit_rows", "first_unit", "first_utterance" and "unit_begin", the last counted from its own
-    first utterance. A file in appended/ beyond those that `about` counts is of an append that is not finished.
-    """
-    store = identity(about)
-    first = {"first_unit": 0, "first_utterance": 0, **read_json(files, PLAN, store)}
-    plans = [first, *(read_json(files, appended_name(n + 1), store) for n in range(len(about.get("appended", []))))]
-    expected = [about["plan"], *(part["plan"] for part in about.get("appended", []))]
-    if any(plan.get("fingerprint") != own for plan, own in zip(plans, expected, strict=True)):
-        raise InputError(f"{files.root}: {PLAN}: damaged, or of another store; {MEND}")
-    return plans
-
-
-def appended_name(number: int) -> str:
-    """Where the plan of an append lies, counted from 1."""
-    return f"{APPENDED}/{number:04d}.json"
+def written_by_zarr(*arrays: str) -> list[str]:
+    """The files that zarr writes of arrays along the utterances: metadata, and the one chunk under either name."""
+    return [f"{array}/{name}" for array in arrays for name in (ROOT, "c/0", "c.0")]
 
 
 def compare_settings(files: Files, card: ModelCard, spec: StoreSpec) -> dict[str, Any]:
@@ -294,6 +280,7 @@ class StoreWriter:
         self._write_utterances(table, status, failures)
         with reading_zarr(self.files, "status"):  # those that were appended are kept
             zarr_array(self._root, "status")[:count] = status
+        self.files.sync(written_by_zarr("status"))
         return failures, overflows
 
     def _with_parts(self, stored: pa.Table) -> pa.Table:
@@ -371,6 +358,10 @@ class StoreWriter:
                 zarr.consolidate_metadata(root.store, path=group)
         known = self.failures([])[0]
         table = stored_table(plan.utterances, plan.start, plan.length, status, known)
+        arrays = (*along, *(f"{spec.group}/{output}" for output in spec.outputs))
+        self.files.sync(
+            [ROOT, f"{spec.group}/{ROOT}", *written_by_zarr(*arrays)]
+        )  # before the plan says that all is there
         self._write_utterances(relabelled(self.files, table), status, known)
         readme = store_readme(card, spec).encode()
         self.files.write(README, readme)
