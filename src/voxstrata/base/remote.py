@@ -225,7 +225,7 @@ def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, int | str) and str(value).isdigit() else None
 
 
-def side_by_side(ask: Callable[[Asked], T], about: Sequence[Asked]) -> Iterator[T]:
+def at_once(ask: Callable[[Asked], T], about: Sequence[Asked]) -> Iterator[T]:
     """What `ask` gives for each, in order, many at a time: for small requests, which take time but no work."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for begin in range(0, len(about), 1 << 12):  # so that few answers wait in memory

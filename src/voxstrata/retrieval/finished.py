@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError
 from voxstrata.retrieval.tileplan import settings_sha256
-from voxstrata.store.checked import read_json, read_table
+from voxstrata.store.checked import checked_table, read_json
 from voxstrata.store.files import Files
 
 PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE = "plan.json", "top.parquet", "rows.parquet", "columns.parquet"
 CANDIDATES_FILE, MISSES_FILE = "candidates.npz", "candidates.json"
 ABOUT = "voxstrata_similarity"  # in tables' metadata and zarr's attributes: of which plan
-MEND = "remove the folder and run `voxstrata similarity` again"
+COMPARE_AGAIN = "remove the folder and run `voxstrata similarity` again"
 _AGAIN = "run `voxstrata similarity` again, which makes it anew"
 
 
@@ -90,7 +90,7 @@ def read_tile_plan(files: Files) -> dict[str, Any]:
         if plan["fingerprint"] != settings_sha256(settings):
             raise ValueError("its content is not what its fingerprint says")
     except (ValueError, TypeError, KeyError, RecursionError) as e:
-        raise InputError(f"{where}: damaged ({e}); {MEND}") from e
+        raise InputError(f"{where}: damaged ({e}); {COMPARE_AGAIN}") from e
     return plan
 
 
@@ -103,7 +103,7 @@ def read_result(files: Files, name: str, plan: str) -> Any:
     try:
         if name.endswith(".json"):
             return read_json(files, name)
-        table = read_table(files, name)
+        table = checked_table(files, name)
         about = (table.schema.metadata or {}).get(ABOUT.encode())
         of = plan if about is None else dict(json.loads(about)).get("plan")
     except (InputError, ValueError, TypeError) as e:

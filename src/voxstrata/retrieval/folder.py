@@ -36,7 +36,7 @@ from voxstrata.retrieval.finished import (
     ABOUT,
     CANDIDATES_FILE,
     COLUMNS_FILE,
-    MEND,
+    COMPARE_AGAIN,
     MISSES_FILE,
     PLAN_FILE,
     ROWS_FILE,
@@ -116,7 +116,7 @@ class Results:
                     raise ValueError("of another comparison")
                 return CandidateSets(stored["forward"], stored["backward"])
         except (ValueError, KeyError, EOFError, BadZipFile) as e:
-            raise InputError(f"{self.files.root}/{CANDIDATES_FILE}: damaged ({e}); {MEND}") from e
+            raise InputError(f"{self.files.root}/{CANDIDATES_FILE}: damaged ({e}); {COMPARE_AGAIN}") from e
 
     @contextmanager
     def claim(self, row: int) -> Iterator[bool]:
@@ -284,9 +284,9 @@ class Results:
             plan = dict(root.attrs)[ABOUT]["plan"]  # type: ignore[index,call-overload]
             arrays = {name: zarr_array(root, name) for name in self.plan.matrix}
         except (OSError, ValueError, TypeError, KeyError, AssertionError) as e:
-            raise InputError(f"{where}: damaged ({e}); {MEND}") from e
+            raise InputError(f"{where}: damaged ({e}); {COMPARE_AGAIN}") from e
         if plan != self.plan.fingerprint:
-            raise InputError(f"{where}: of another comparison; {MEND}")
+            raise InputError(f"{where}: of another comparison; {COMPARE_AGAIN}")
         return arrays
 
     def _refuse_other_plan(self) -> None:

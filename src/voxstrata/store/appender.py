@@ -37,7 +37,6 @@ from voxstrata.store.writer import (
     marker_name,
     read_plans,
     stored_table,
-    written_by_zarr,
 )
 
 
@@ -128,7 +127,6 @@ class StoreAppender(StoreWriter):
         if inner := (own.get("consolidated_metadata") or {}).get("metadata"):
             inner |= {output: arrays[array.path] for output, array in self._arrays.items()}
             self.files.write(group, json.dumps(own, indent=2).encode())
-        self.files.sync(written_by_zarr(*whole))
         before = read_utterances(self.files).slice(0, self.first_utterance)
         table = pa.concat_tables([before, self._added_table(failures)], promote_options="default")
         table = stored_table(table, whole["start"], whole["length"], whole["status"])

@@ -18,7 +18,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.store.checked import MEND, about_store, identity
+from voxstrata.store.checked import REPAIR, about_store, identity
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
 from voxstrata.store.shard import RemoteShard, ShardLayout
@@ -120,10 +120,10 @@ class EmbeddingStore:
         start, length = self.along("start"), self.along("length")
         expected = first_rows(length, self._plans)
         if len(start) != len(length) or expected is None or not np.array_equal(start, expected):
-            raise InputError(f"{self.files.root}: start or length: damaged, or not of this plan; {MEND}")
+            raise InputError(f"{self.files.root}: start or length: damaged, or not of this plan; {REPAIR}")
         rows = min(self.array(output).shape[0] for output in self.outputs)
         if (start.astype(np.int64) + length > rows).any():
-            raise InputError(f"{self.files.root}: {self.spec.group}: has fewer rows than its utterances; {MEND}")
+            raise InputError(f"{self.files.root}: {self.spec.group}: has fewer rows than its utterances; {REPAIR}")
         return start, length
 
     def along(self, name: str) -> NDArray[Any]:
@@ -174,7 +174,7 @@ class EmbeddingStore:
         """The array `status` as it is stored."""
         status = self.along("status")
         if len(status) != len(self) or (status > FAILED).any():
-            raise InputError(f"{self.files.root}: status: damaged, it holds what no status is; {MEND}")
+            raise InputError(f"{self.files.root}: status: damaged, it holds what no status is; {REPAIR}")
         return status
 
     @cached_property

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, VoxstrataError
-from voxstrata.store.checked import MEND
+from voxstrata.store.checked import REPAIR
 from voxstrata.store.files import ROOT, Files
 from voxstrata.store.spec import StoreSpec
 
@@ -71,7 +71,7 @@ def reading_zarr(files: Files, name: str) -> Iterator[None]:
     except VoxstrataError:
         raise
     except Exception as e:  # whatever a codec makes of bytes that are not its own
-        raise InputError(f"{files.root}: {name}: cannot be read ({type(e).__name__}: {e}); {MEND}") from e
+        raise InputError(f"{files.root}: {name}: cannot be read ({type(e).__name__}: {e}); {REPAIR}") from e
 
 
 def first_rows(length: NDArray[np.int32], plans: Sequence[Mapping[str, Any]]) -> NDArray[np.int64] | None:
@@ -107,4 +107,4 @@ def refuse_other_table(
         if fits and status.all():
             fits = np.array_equal(pc.equal(table["status"], "done").to_numpy(), status == 1)
     if not fits:
-        raise InputError(f"{files.root}: utterances.parquet: not of the arrays beside it; {MEND}")
+        raise InputError(f"{files.root}: utterances.parquet: not of the arrays beside it; {REPAIR}")

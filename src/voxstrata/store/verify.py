@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
-from voxstrata.store.checked import checksum, identity, read_json, read_table, table_bytes
+from voxstrata.store.checked import checked_table, checksum, identity, read_json, table_bytes
 from voxstrata.store.description import README, store_readme
 from voxstrata.store.files import ROOT, Files, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, record_name, times_relabelled
@@ -198,13 +198,13 @@ class _Check:
         if known and store.along(ALONG[3]).tolist() != store.ids:
             self._add_metadata(ALONG[3], f"other ids than {UTTERANCES}")
         if "chunk_rows" in plan or files.exists("probe.parquet"):
-            self._try("probe.parquet", lambda: read_table(files, "probe.parquet", own))
+            self._try("probe.parquet", lambda: checked_table(files, "probe.parquet", own))
         if "readme" in plan and (not files.exists(README) or checksum(files.read(README)) != plan["readme"]):
             self._add(README, "missing, damaged or changed")
         if UTTERANCES not in self.metadata:
             for number in range(times_relabelled(read_utterances(files))):
                 try:
-                    read_table(files, record_name(number + 1), own)
+                    checked_table(files, record_name(number + 1), own)
                 except InputError as e:
                     self._add(record_name(number + 1), f"{_said(e)}; it cannot be brought back")
 

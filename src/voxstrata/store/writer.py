@@ -15,7 +15,7 @@ from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
-from voxstrata.base.remote import side_by_side
+from voxstrata.base.remote import at_once
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
@@ -114,11 +114,6 @@ def refuse_foreign(files: Files) -> None:
         raise InputError(
             f"{files.root}: exists and is not a voxstrata store (it holds {found[0]}); choose another name"
         )
-
-
-def written_by_zarr(*arrays: str) -> list[str]:
-    """The files that zarr writes of arrays along the utterances: metadata, and the one chunk under either name."""
-    return [f"{array}/{name}" for array in arrays for name in (ROOT, "c/0", "c.0")]
 
 
 def compare_settings(files: Files, card: ModelCard, spec: StoreSpec) -> dict[str, Any]:
@@ -257,7 +252,7 @@ class StoreWriter:
         def read(unit: int) -> dict[str, Any] | None:
             return read_marker(self.files, self.first_unit + unit, self._identity)
 
-        markers = map(read, units) if self.files.local is not None else side_by_side(read, units)
+        markers = map(read, units) if self.files.local is not None else at_once(read, units)
         for unit, marker in zip(units, markers, strict=True):
             if marker is None:
                 name = marker_name(self.first_unit + unit)
@@ -280,7 +275,6 @@ class StoreWriter:
         self._write_utterances(table, status, failures)
         with reading_zarr(self.files, "status"):  # those that were appended are kept
             zarr_array(self._root, "status")[:count] = status
-        self.files.sync(written_by_zarr("status"))
         return failures, overflows
 
     def _with_parts(self, stored: pa.Table) -> pa.Table:
@@ -358,10 +352,6 @@ class StoreWriter:
                 zarr.consolidate_metadata(root.store, path=group)
         known = self.failures([])[0]
         table = stored_table(plan.utterances, plan.start, plan.length, status, known)
-        arrays = (*along, *(f"{spec.group}/{output}" for output in spec.outputs))
-        self.files.sync(
-            [ROOT, f"{spec.group}/{ROOT}", *written_by_zarr(*arrays)]
-        )  # before the plan says that all is there
         self._write_utterances(relabelled(self.files, table), status, known)
         readme = store_readme(card, spec).encode()
         self.files.write(README, readme)
