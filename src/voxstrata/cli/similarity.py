@@ -12,6 +12,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, resume_hint
+from voxstrata.cli.saying import say
 
 if TYPE_CHECKING:
     from voxstrata.retrieval.all_pairs import SimilarityReport
@@ -138,19 +139,19 @@ def _part(text: str | None) -> tuple[int, int]:
 def _print(report: SimilarityReport) -> None:
     resumed = f", {report.resumed_rows} of them by other runs" if report.resumed_rows else ""
     rows = f"{report.rows_done} of {report.rows} tile rows done{resumed}"
-    click.echo(f"{report.folder}: {report.x} × {report.y} utterances, {rows}")
+    say(f"{report.folder}: {report.x} × {report.y} utterances, {rows}")
     if report.pairs:
         busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
-        click.echo(
+        say(
             f"{report.pairs} pairs in {clock(report.seconds)}: {report.pairs / report.seconds:.0f} pairs/s "
             f"({report.kernel})\nseconds by stage (all but compare and wait overlap): {busy}"
         )
     for direction, found in (report.candidates or {}).items():
         share, queries = found["translation_among_candidates"], found["queries_with_translation"]
         translation = "" if share is None else f"; the translation for {100 * share:.1f} % of {queries} queries"
-        click.echo(
+        say(
             f"candidates, {direction}: hold the exact best for {100 * found['exact_top1_among_candidates']:.1f} % of "
             f"{found['sampled']} sampled queries{translation}"
         )
     finished = f"{report.folder}/top.parquet: the best candidates of every query"
-    click.echo(finished if report.merged else "top.parquet is written by the run that finds all tile rows done")
+    say(finished if report.merged else "top.parquet is written by the run that finds all tile rows done")
