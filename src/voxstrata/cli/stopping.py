@@ -3,10 +3,15 @@
 Imports little, so that signals are answered from the first milliseconds on.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # `typing` takes a tenth of a second, in which nobody would answer
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT
 _RETRY_SECONDS = 0.1
