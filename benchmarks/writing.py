@@ -12,7 +12,8 @@ Reading one output of one language, the store already open:
 - numpy: `readinto` of the memmap files of that output and language, whole, into one array
 - zarr-python: `array[a:b]` of the language's rows, through either pipeline
 once from the page cache, and once after the files' pages were dropped (POSIX_FADV_DONTNEED after fsync), which a
-virtual machine's disk may still serve from its host's memory.
+virtual machine's disk may still serve from its host's memory; and the same utterances one by one in random order, from
+the page cache (raw reads and rows without checksums take the utterance alone, else whole chunks are read).
 
 Contestants take turns, `--repeats` times; the table gives medians and ranges of bytes per second. Exit status 1 when
 what is read is not what was written. The project's marks: writing ≥ 0.8 of numpy.memmap, reading ≥ 0.7 of
@@ -41,8 +42,10 @@ from numpy.typing import NDArray
 from voxstrata.store import Plan, StoreSpec, StoreWriter, open_store
 
 Read = Callable[[], NDArray[np.float16]]
+One = Callable[[int], NDArray[np.float16]]  # an utterance's frames, by index
+
 Write = Callable[[Path, Plan, int, NDArray[np.float16]], None]
-Open = Callable[[Path, Plan, int, NDArray[np.int64]], Read]
+Open = Callable[[Path, Plan, int, NDArray[np.int64]], tuple[Read, One]]
 
 OUTPUTS = tuple(f"layer_{k:02d}" for k in range(8))
 FRAMES = 300  # of each utterance
@@ -98,13 +101,13 @@ def write_zarr(path: Path, plan: Plan, d: int, blocks: NDArray[np.float16]) -> N
             array[begin : begin + rows] = block[:rows]
 
 
-def open_voxstrata(path: Path, plan: Plan, d: int, members: NDArray[np.int64]) -> Read:
+def open_voxstrata(path: Path, plan: Plan, d: int, members: NDArray[np.int64]) -> tuple[Read, One]:
     store = open_store(path)
     store.ragged(OUTPUTS[-1], members[:1])  # where utterances begin is read once
-    return lambda: store.ragged(OUTPUTS[-1], members)[0]
+    return lambda: store.ragged(OUTPUTS[-1], members)[0], lambda i: store.frames(i, OUTPUTS[-1])
 
 
-def open_raw(path: Path, plan: Plan, d: int, members: NDArray[np.int64]) -> Read:
+def open_raw(path: Path, plan: Plan, d: int, members: NDArray[np.int64]) -> tuple[Read, One]:
     units = np.unique(plan.start[members] // plan.unit_rows).tolist()
 
     def read() -> NDArray[np.float16]:
@@ -116,14 +119,23 @@ def open_raw(path: Path, plan: Plan, d: int, members: NDArray[np.int64]) -> Read
             at += rows
         return out
 
-    return read
+    def one(i: int) -> NDArray[np.float16]:
+        unit, row = divmod(int(plan.start[i]), plan.unit_rows)
+        frames = np.empty((int(plan.length[i]), d), np.float16)
+        with (path / f"{OUTPUTS[-1]}-{unit:04d}").open("rb", buffering=0) as f:
+            f.seek(row * d * 2)
+            f.readinto(frames.reshape(-1).view(np.uint8).data)
+        return frames
+
+    return read, one
 
 
-def open_zarr(path: Path, plan: Plan, d: int, members: NDArray[np.int64]) -> Read:
+def open_zarr(path: Path, plan: Plan, d: int, members: NDArray[np.int64]) -> tuple[Read, One]:
     array = zarr.open_group(zarr.storage.LocalStore(path, read_only=True), mode="r")[f"frames/{OUTPUTS[-1]}"]
     units = np.unique(plan.start[members] // plan.unit_rows).tolist()
     spans = [(u * plan.unit_rows, u * plan.unit_rows + plan.rows_used(u)) for u in units]
-    return lambda: np.concatenate([array[a:b] for a, b in spans])
+    read = lambda: np.concatenate([array[a:b] for a, b in spans])  # noqa: E731
+    return read, lambda i: array[int(plan.start[i]) : int(plan.start[i] + plan.length[i])]
 
 
 def main() -> int:
@@ -167,11 +179,16 @@ def main() -> int:
                     synced(path)
                     durable = time.perf_counter()
                     times = {"write": size / (written - begin), "write and fsync": size / (durable - begin)}
-                    read = opened(path, plan, args.d, english)
+                    read, one = opened(path, plan, args.d, english)
                     read()
                     begin = time.perf_counter()
                     got = read()
                     times["read, cached"] = share / (time.perf_counter() - begin)
+                    order = np.random.default_rng(repeat).permutation(english).tolist()
+                    begin = time.perf_counter()
+                    for i in order:
+                        one(i)
+                    times["one by one"] = share / (time.perf_counter() - begin)
                     dropped(path)
                     begin = time.perf_counter()
                     again = read()

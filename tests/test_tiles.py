@@ -33,7 +33,6 @@ from test_cli import run
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.encoders import Context
-from voxstrata.retrieval import folder as results
 from voxstrata.retrieval import tileplan
 from voxstrata.retrieval.all_pairs import similarity as similarity_of
 from voxstrata.retrieval.kernels.base import Packed
@@ -41,7 +40,7 @@ from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.retrieval.selection import select
 from voxstrata.retrieval.topk import TopK
-from voxstrata.store import EmbeddingStore, StoreSpec, open_store
+from voxstrata.store import EmbeddingStore, StoreSpec, files, open_store
 from voxstrata.store.files import Files
 
 D = 8
@@ -385,7 +384,7 @@ def test_runs_wait_as_long_as_another_one_holds_the_folder(
 ) -> None:
     """One that makes it, maybe searching candidates for long, and one that merges or is about to look."""
     an_hour_a_look = SimpleNamespace(sleep=time.sleep, monotonic=count(0, 3600).__next__)
-    monkeypatch.setattr(results, "time", an_hour_a_look)
+    monkeypatch.setattr(files, "time", an_hour_a_look)
     with ExitStack() as folder:
 
         def hold() -> None:

@@ -12,7 +12,7 @@ from voxstrata.engine.budget import EncoderSize, Work
 from voxstrata.engine.measuring import Record
 from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
-from voxstrata.store.shard import shard_bytes
+from voxstrata.store.shard import ShardLayout
 from voxstrata.store.spec import StoreSpec
 
 
@@ -108,9 +108,8 @@ def estimate(
     spec = plan.spec
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = work.flops / record.modes[spec.context.mode].flops_per_second if record else None
-    row_bytes = model.card.d_model * spec.stored_dtype.itemsize
-    used = map(plan.rows_used, range(plan.units))
-    per_output = sum(shard_bytes(rows, row_bytes, plan.chunk_rows, plan.unit_rows) for rows in used)
+    layout = ShardLayout(plan.chunk_rows, plan.unit_rows, model.card.d_model * spec.stored_dtype.itemsize)
+    per_output = sum(layout.size(plan.rows_used(unit)) for unit in range(plan.units))
     ids, reasons = (plan.utterances[c].to_pylist() for c in ("id", "failure"))
     return Estimate(
         recordings=len(ids),

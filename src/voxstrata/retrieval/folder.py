@@ -11,8 +11,8 @@ FOLDER/
 
 import io
 import json
+import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,13 +31,14 @@ from voxstrata.retrieval.kernels.base import FloatMatrix
 from voxstrata.retrieval.selection import Selection
 from voxstrata.retrieval.tileplan import TilePlan
 from voxstrata.retrieval.topk import TopK, named
-from voxstrata.store.files import LOCK, Files, parquet_bytes, zarr_array
+from voxstrata.store.files import LOCK, Files, parquet_bytes, patient_lock, zarr_array
 
 _SCHEMA = 1
 PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE = "plan.json", "top.parquet", "rows.parquet", "columns.parquet"
 CANDIDATES_FILE, MISSES_FILE = "candidates.npz", "candidates.json"
 _UNITS, _DONE, _MATRIX = "units", "done.json", "matrix.zarr"
 _NAMES = {PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE, _UNITS, _MATRIX}
+_PARTIAL = re.compile(rf"({'|'.join(map(re.escape, sorted(_NAMES)))})(\.[0-9a-f]+)?\.partial")
 FORWARD, BACKWARD = "forward", "backward"
 
 
@@ -61,7 +62,7 @@ class Results:
         self.files = Files(folder)
         self.plan = plan
         self._refuse_foreign()
-        with _patient_lock(self.files):
+        with patient_lock(self.files):
             # nothing, or a creation that was cut short: no row can be committed yet
             if not self.files.exists(PLAN_FILE) or (self._difference() and self._unused(overwrite)):
                 try:
@@ -101,7 +102,7 @@ class Results:
         Raises InputError when another process holds it, or has made the folder anew for another plan.
         """
         with ExitStack() as stack:
-            with _patient_lock(self.files):  # so that no other plan moves in between the look and the lock
+            with patient_lock(self.files):  # so that no other plan moves in between the look and the lock
                 self._refuse_other_plan()
                 stack.enter_context(Files(f"{self.files.root}/{_unit(row)}").lock())
             yield
@@ -113,7 +114,7 @@ class Results:
             yield
         except BaseException:
             if alone and not self.plan.candidates:
-                with _patient_lock(self.files):
+                with patient_lock(self.files):
                     if self._unused(overwrite=False):
                         self.files.clear()
             raise
@@ -136,7 +137,7 @@ class Results:
         """
         if len(self.done()) < len(self.plan.tiles.rows):  # the run that commits the last of them comes here after that
             return None
-        with _patient_lock(self.files):
+        with patient_lock(self.files):
             if not self.merged():
                 if measure is not None:
                     self.files.write(MISSES_FILE, _json(measure()))
@@ -163,8 +164,7 @@ class Results:
         where, local = self.files.root, self.files.local
         if local is not None and local.exists() and not local.is_dir():
             raise InputError(f"{where}: a file, not a folder; choose another name")
-        known = {*_NAMES, LOCK, *(f"{name}.partial" for name in _NAMES)}
-        foreign = [name for name in self.files.names() if name not in known]
+        foreign = [name for name in self.files.names() if name not in {*_NAMES, LOCK} and not _PARTIAL.fullmatch(name)]
         if foreign:
             raise InputError(f"{where}: exists and holds something else ({foreign[0]}); choose another name")
         if not self.files.exists(PLAN_FILE) and self.files.names(_UNITS):
@@ -312,17 +312,3 @@ def _utterances(side: Selection) -> pa.Table:
 
 def _json(d: dict[str, Any]) -> bytes:
     return (json.dumps(d, indent=1) + "\n").encode()
-
-
-@contextmanager
-def _patient_lock(files: Files) -> Iterator[None]:
-    """The folder's lock, waited for as long as another process has it."""
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(files.lock())
-            except InputError:
-                time.sleep(0.1)
-            else:
-                break
-        yield

@@ -5,9 +5,11 @@ import fcntl
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 import pyarrow as pa
@@ -63,17 +65,24 @@ class Files:
             self._fs.pipe_file(f"{self._path}/{name}", b"".join(parts))  # one PUT
             return
         target = self.local / name
+        new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        with partial.open("wb") as f:
-            for part in parts:
-                f.write(part)
-            if self.durable:
-                f.flush()
-                os.fsync(f.fileno())
-        partial.replace(target)
+        # a name of its own: should two processes write one file, neither cuts what the other moves into place
+        partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
+        try:
+            with partial.open("xb") as f:
+                for part in parts:
+                    f.write(part)
+                if self.durable:
+                    f.flush()
+                    os.fsync(f.fileno())
+            partial.replace(target)
+        except OSError:  # a full disk must not stay full
+            partial.unlink(missing_ok=True)
+            raise
         if self.durable:
-            sync_folder(target.parent)
+            for folder in (target.parent, *(made.parent for made in new)):
+                sync_folder(folder)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -112,6 +121,20 @@ class Files:
         finally:
             path.unlink(missing_ok=True)
             os.close(fd)
+
+
+@contextlib.contextmanager
+def patient_lock(files: Files) -> Iterator[None]:
+    """The lock of `Files.lock`, waited for as long as another process has it: for what takes seconds."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(files.lock())
+            except InputError:
+                time.sleep(0.1)
+            else:
+                break
+        yield
 
 
 def sync_folder(folder: Path) -> None:

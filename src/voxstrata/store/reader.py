@@ -21,7 +21,7 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
-from voxstrata.store.shard import is_plain, read_shard_rows
+from voxstrata.store.shard import ShardLayout
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans, stored_table
 
@@ -252,16 +252,16 @@ class EmbeddingStore:
 
     def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
         """Rows of an array from `begin`, into `out`; on a local disk straight from the shards."""
-        if self.files.local is None or not is_plain(array):
+        layout = ShardLayout.of(array)
+        if self.files.local is None or layout is None:
             out[:] = array[begin : begin + len(out)]
             return
-        assert array.shards is not None
-        shard_rows, end, at = array.shards[0], begin + len(out), begin
+        shard_rows, end, at = layout.shard_rows, begin + len(out), begin
         while at < end:
             unit = at // shard_rows
             stop = min(end, (unit + 1) * shard_rows)
             path = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
-            read_shard_rows(path, at % shard_rows, array.chunks[0], shard_rows, out[at - begin : stop - begin])
+            layout.read(path, at % shard_rows, out[at - begin : stop - begin])
             at = stop
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:

@@ -1,14 +1,18 @@
-"""A shard's bytes: rows as they lie in memory, then zarr's index of the chunks.
+"""A shard's bytes: rows as they lie in memory, each chunk with its checksum, then zarr's index of the chunks.
 
-Zarr v3's sharding codec without compression (zarr-specs, codecs/sharding-indexed): chunk after chunk, then for every
-chunk of the shard its offset and length as little-endian uint64, both 2⁶⁴ - 1 for a chunk that is not there, then the
-CRC-32C of that index. Our chunks are whole rows, so the chunks in order are the rows in order, and a shard is written
-without taking it apart, and read with as few requests as its rows allow: benchmarks/writing.py. To zarr it is as if
-zarr had written it: tests/test_shard.py.
+Zarr v3's sharding codec without compression (zarr-specs, codecs/sharding-indexed): chunk after chunk, each followed by
+the CRC-32C of its bytes (codecs/crc32c), then for every chunk of the shard its offset and length as little-endian
+uint64, both 2⁶⁴ - 1 for a chunk that is not there, then the CRC-32C of that index. Stores of 0.1.0 have no checksums of
+chunks. Our chunks are whole rows, so the chunks in order are the rows in order, and a shard is written and read without
+taking it apart: benchmarks/writing.py. To zarr it is as if zarr had written it: tests/test_shard.py.
 """
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import google_crc32c
 import numpy as np
@@ -20,80 +24,161 @@ from voxstrata.base.errors import InputError
 
 MISSING = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
-_MEND = "delete it and run the same extraction again, it writes what is lost"
+_MEND = "`voxstrata verify STORE --repair`, then the same extraction again, which writes what is lost"
 
 
-def shard_bytes(rows: int, row_bytes: int, chunk_rows: int, shard_rows: int) -> int:
-    """Size in bytes of a shard of which `rows` rows are used: whole chunks, index, checksum."""
-    return -(-rows // chunk_rows) * chunk_rows * row_bytes + 16 * (shard_rows // chunk_rows) + _CRC_BYTES
+@dataclass(frozen=True)
+class ShardLayout:
+    """How the shards of an array lie on disk.
 
-
-def shard_parts(block: NDArray[np.generic], chunk_rows: int, shard_rows: int) -> list[memoryview | bytes]:
-    """The file of a shard in pieces to be written one after the other, `block`'s rows without a copy.
-
-    block: (rows, d), the shard's first rows; the rest of its last chunk is zeros, chunks beyond are not there.
+    chunk_rows, shard_rows: of a chunk and of a shard. row_bytes: of a row. checksums: whether each chunk has its own.
     """
-    rows, d = block.shape
-    little = np.ascontiguousarray(block, block.dtype.newbyteorder("<"))
-    chunk_bytes = chunk_rows * d * block.dtype.itemsize
-    used = -(-rows // chunk_rows)
-    index = np.full((shard_rows // chunk_rows, 2), MISSING, "<u8")
-    index[:used, 0] = np.arange(used) * chunk_bytes
-    index[:used, 1] = chunk_bytes
-    table = index.tobytes()
-    checksum = int(google_crc32c.value(table)).to_bytes(_CRC_BYTES, "little")
-    return [little.reshape(-1).view(np.uint8).data, bytes(used * chunk_bytes - little.nbytes), table, checksum]
 
+    chunk_rows: int
+    shard_rows: int
+    row_bytes: int
+    checksums: bool = True
 
-def is_plain(array: zarr.Array[Any]) -> bool:
-    """Whether an array's shards are laid out as here; a copy that other tools made may be compressed."""
-    codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
-    if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
-        return False
-    sharding, little = codecs[0], (BytesCodec(endian="little"),)
-    return (
-        sharding.codecs == little
-        and sharding.index_codecs == (*little, Crc32cCodec())
-        and sharding.index_location == ShardingCodecIndexLocation.end
-        and sharding.chunk_shape[1:] == array.shape[1:]
-    )
+    @classmethod
+    def of(cls, array: zarr.Array[Any]) -> Self | None:
+        """That of an array; None where it is another than here: a copy that other tools made may be compressed."""
+        codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
+        if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
+            return None
+        sharding, little = codecs[0], (BytesCodec(endian="little"),)
+        plain = (
+            sharding.codecs in (little, (*little, Crc32cCodec()))
+            and sharding.index_codecs == (*little, Crc32cCodec())
+            and sharding.index_location == ShardingCodecIndexLocation.end
+            and sharding.chunk_shape[1:] == array.shape[1:]
+        )
+        if not plain or array.shards is None:
+            return None
+        row_bytes = array.shape[1] * array.dtype.itemsize
+        return cls(array.chunks[0], array.shards[0], row_bytes, len(sharding.codecs) > 1)
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Of a chunk's rows."""
+        return self.chunk_rows * self.row_bytes
 
-def read_shard_rows(path: Path, begin: int, chunk_rows: int, shard_rows: int, out: NDArray[Any]) -> None:
-    """Read the rows from `begin` of the shard file `path` into `out` (rows, d); zeros for a chunk that is not there.
+    @property
+    def stored_bytes(self) -> int:
+        """Of a chunk with its checksum."""
+        return self.chunk_bytes + _CRC_BYTES * self.checksums
 
-    Raises InputError for a shard that is damaged or missing.
-    """
-    end = begin + len(out)
-    try:
-        f = path.open("rb", buffering=0)
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; run the same extraction again, it writes what is lost") from None
-    with f:
-        table_bytes = 16 * (shard_rows // chunk_rows)
-        f.seek(max(0, f.seek(0, 2) - table_bytes - _CRC_BYTES))
+    @property
+    def chunks(self) -> int:
+        """Of a shard."""
+        return self.shard_rows // self.chunk_rows
+
+    def size(self, rows: int) -> int:
+        """Size in bytes of a shard of which `rows` rows are used: whole chunks, index, checksum."""
+        return -(-rows // self.chunk_rows) * self.stored_bytes + 16 * self.chunks + _CRC_BYTES
+
+    def parts(self, block: NDArray[np.generic]) -> list[memoryview | bytes]:
+        """The file of a shard in pieces to be written one after the other: for each chunk its rows and its checksum
+        (empty where chunks have none), then the index and that of the index.
+
+        block: (rows, d), the shard's first rows, taken without a copy but for the last chunk when it is not full: the
+        rest of it is zeros. Chunks beyond are not there.
+        """
+        rows = np.ascontiguousarray(block, block.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        used = -(-len(block) // self.chunk_rows)
+        parts: list[memoryview | bytes] = []
+        for chunk in range(used):
+            piece = rows[chunk * self.chunk_bytes : (chunk + 1) * self.chunk_bytes]
+            if len(piece) < self.chunk_bytes:
+                piece = np.pad(piece, (0, self.chunk_bytes - len(piece)))
+            parts += [piece.data, _crc(piece) if self.checksums else b""]
+        index = np.full((self.chunks, 2), MISSING, "<u8")
+        index[:used, 0] = np.arange(used) * self.stored_bytes
+        index[:used, 1] = self.stored_bytes
+        table = index.tobytes()
+        return [*parts, table, _crc(table)]
+
+    def chunk_offsets(self, f: Any, path: Path) -> NDArray[np.uint64]:
+        """Where each chunk of an open shard file begins, (chunks,); MISSING where it is not there.
+
+        Raises InputError where the index is damaged.
+        """
+        table_bytes = 16 * self.chunks
+        f.seek(max(0, f.seek(0, os.SEEK_END) - table_bytes - _CRC_BYTES))
         tail = f.read(table_bytes + _CRC_BYTES)
         table = tail[:table_bytes]
-        if int.from_bytes(tail[table_bytes:], "little") != google_crc32c.value(table) or len(table) < table_bytes:
+        if len(table) < table_bytes or tail[table_bytes:] != _crc(table):
             raise InputError(f"{path}: damaged, the checksum of its index is wrong; {_MEND}")
-        offsets = np.frombuffer(table, "<u8").reshape(-1, 2)[:, 0]
-        row_bytes = out.strides[0]
-        first, last = begin // chunk_rows, (end - 1) // chunk_rows
-        # runs of chunks that follow each other in the file, as all do in a shard of ours
-        follows = offsets[first + 1 : last + 1] == offsets[first:last] + np.uint64(chunk_rows * row_bytes)
-        for run in np.split(np.arange(first, last + 1), np.flatnonzero(~follows) + 1):
-            a, b = max(begin, int(run[0]) * chunk_rows), min(end, (int(run[-1]) + 1) * chunk_rows)
-            target = out[a - begin : b - begin]
-            if offsets[run[0]] == MISSING:
-                target[:] = 0
-                continue
-            f.seek(int(offsets[run[0]]) + (a - int(run[0]) * chunk_rows) * row_bytes)
-            _fill(f, target.reshape(-1).view(np.uint8).data, path)
+        offsets, sizes = np.frombuffer(table, "<u8").reshape(-1, 2).T
+        there = offsets != MISSING
+        if (sizes[there] != self.stored_bytes).any():
+            raise InputError(f"{path}: damaged, or of another store: its chunks are of another size; {_MEND}")
+        return offsets
+
+    def read(self, path: Path, begin: int, out: NDArray[Any]) -> None:
+        """Read rows of the shard file `path`, from `begin` on, into `out` (rows, d); zeros where no chunk is there.
+
+        Each chunk that they lie in is read whole where it has a checksum, and held against it.
+        Raises InputError for a shard that is damaged or missing.
+        """
+        end, spare = begin + len(out), np.empty(0, np.uint8)
+        with _opened(path) as f:
+            offsets = self.chunk_offsets(f, path)
+            for first, last in self._reads(offsets, begin, end):
+                a, b = max(begin, first * self.chunk_rows), min(end, last * self.chunk_rows)
+                target = out[a - begin : b - begin].reshape(-1).view(np.uint8)
+                skipped = (a - first * self.chunk_rows) * self.row_bytes
+                if offsets[first] == MISSING:
+                    target[:] = 0
+                elif not self.checksums:
+                    _fill(f, int(offsets[first]) + skipped, [target], path)
+                else:
+                    whole = target
+                    if len(target) < self.chunk_bytes:
+                        whole = spare = spare if len(spare) else np.empty(self.chunk_bytes, np.uint8)
+                    checksum = bytearray(_CRC_BYTES)
+                    _fill(f, int(offsets[first]), [whole, checksum], path)
+                    if checksum != _crc(whole):
+                        rows = f"rows {first * self.chunk_rows} to {last * self.chunk_rows - 1}"
+                        raise InputError(f"{path}: damaged, the checksum of its {rows} is wrong; {_MEND}")
+                    if whole is spare:
+                        target[:] = spare[skipped : skipped + len(target)]
+
+    def _reads(self, offsets: NDArray[np.uint64], begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """The chunks of some rows, first and one after the last, as they are read at once: one by one, so that a chunk
+        is in the processor's cache when it is summed up; those without checksums as they follow each other."""
+        first, last = begin // self.chunk_rows, -(-end // self.chunk_rows)
+        cut = np.ones(last - first - 1, bool)
+        if not self.checksums:
+            cut = offsets[first + 1 : last] != offsets[first : last - 1] + np.uint64(self.chunk_bytes)
+        edges = [first, *(first + 1 + np.flatnonzero(cut)).tolist(), last]
+        return pairwise(edges)
 
 
-def _fill(f: Any, target: memoryview, path: Path) -> None:
-    while len(target):
-        count = f.readinto(target)
+def shard_checksum(parts: list[memoryview | bytes]) -> int:
+    """One number for what a shard's parts hold: the CRC-32C of its chunks' checksums, in order."""
+    return int(google_crc32c.value(b"".join(bytes(part) for part in parts[1:-2:2])))
+
+
+def _crc(data: NDArray[np.uint8] | bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; run the same extraction again, it writes what is lost") from None
+
+
+def _fill(f: Any, offset: int, targets: list[Any], path: Path) -> None:
+    """Read a file's bytes from an offset into buffers, one after the other."""
+    views = [memoryview(target) for target in targets]
+    while views:
+        count = os.preadv(f.fileno(), views, offset)
         if not count:
             raise InputError(f"{path}: cut short; {_MEND}")
-        target = target[count:]
+        offset += count
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if count:
+            views[0] = views[0][count:]

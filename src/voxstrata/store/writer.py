@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import PART_SCHEMA
@@ -28,7 +30,7 @@ from voxstrata.store.description import (
 from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, zarr_array
 from voxstrata.store.labels import PLANNED_LABELS, UTTERANCES, read_utterances, with_column, with_planned_labels
 from voxstrata.store.plan import Plan
-from voxstrata.store.shard import is_plain, shard_bytes, shard_parts
+from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 
 PENDING, DONE, FAILED = 0, 1, 2
@@ -151,13 +153,18 @@ class StoreWriter:
         else:  # nothing, or a creation that was cut short: no unit can have been committed yet
             self._root = self._create(card)
         self._arrays = {o: zarr_array(self._root, f"{plan.spec.group}/{o}") for o in plan.spec.outputs}
+        row_bytes = card.d_model * plan.spec.stored_dtype.itemsize
+        expected = ShardLayout(plan.chunk_rows, plan.unit_rows, row_bytes)
+        self._layouts: dict[str, ShardLayout] = {}
         for output, array in self._arrays.items():
-            layout = (array.chunks[0], array.shards and array.shards[0], array.dtype)
-            if not is_plain(array) or layout != (plan.chunk_rows, plan.unit_rows, plan.spec.stored_dtype):
+            layout = ShardLayout.of(array)
+            known = layout in (expected, replace(expected, checksums=False))  # as stores of 0.1.0
+            if layout is None or not known or array.dtype != plan.spec.stored_dtype:
                 raise InputError(
                     f"{self.files.root}: cannot resume: {output} was stored again with other chunks, byte order or "
                     "compression; this copy can be read, resume the original"
                 )
+            self._layouts[output] = layout
 
     def done(self) -> set[int]:
         """Units that are committed; on a local disk not those whose shards are missing or cut short, as a copy may."""
@@ -168,10 +175,9 @@ class StoreWriter:
         if self.files.local is None:
             return True
         plan = self.plan
-        for array in self._arrays.values():
+        for output, array in self._arrays.items():
             shard = self.files.local / self._shard(array, unit)
-            row_bytes = array.shape[1] * array.dtype.itemsize
-            expected = shard_bytes(plan.rows_used(unit), row_bytes, plan.chunk_rows, plan.unit_rows)
+            expected = self._layouts[output].size(plan.rows_used(unit))
             if not shard.exists() or shard.stat().st_size < expected:
                 return set(plan.members(unit)) <= set(self.failures([unit])[0])  # which has no shards
         return True
@@ -187,15 +193,18 @@ class StoreWriter:
         `blocks`: empty for a unit without a readable recording, which gets no shards: its rows read as zeros.
         `failures`: reasons by utterance index. `overflows`: stored values that are infinite.
         """
-        plan = self.plan
+        checksums = {}
         for output, array in self._arrays.items():
             if blocks:
-                used = blocks[output][: plan.rows_used(unit)]
-                self.files.write(self._shard(array, unit), *shard_parts(used, plan.chunk_rows, plan.unit_rows))
+                parts = self._layouts[output].parts(blocks[output][: self.plan.rows_used(unit)])
+                self.files.write(self._shard(array, unit), *parts)
+                checksums[output] = shard_checksum(parts)
             else:
                 self.files.remove(self._shard(array, unit))
         number, failed = self.first_unit + unit, {str(self.first_utterance + i): failures[i] for i in sorted(failures)}
-        marker = {"unit": number, "failed": failed, "overflows": overflows}
+        marker: dict[str, Any] = {"unit": number, "failed": failed, "overflows": overflows}
+        if all(layout.checksums for layout in self._layouts.values()):
+            marker["checksums"] = checksums
         self.files.write(marker_name(number), json.dumps(marker).encode())
 
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
@@ -264,7 +273,7 @@ class StoreWriter:
                 chunks=(plan.chunk_rows, card.d_model),
                 shards=(plan.unit_rows, card.d_model),
                 dtype=spec.stored_dtype,
-                compressors=None,
+                compressors=[Crc32cCodec()],
                 fill_value=0,
                 dimension_names=dims,
                 attributes=output_attributes(output, card, spec),
@@ -277,7 +286,7 @@ class StoreWriter:
                 "attributes": {"long_name": ARRAY_MEANINGS[name]},
                 "dimension_names": ("utterance",),
             }
-            root.create_array(name, data=values, chunks=(count,), compressors=None, **about_it)
+            root.create_array(name, data=values, chunks=(count,), compressors=[Crc32cCodec()], **about_it)
         with warnings.catch_warnings():
             # Zarr's format 3 does not specify consolidated metadata yet, which zarr warns of. With them readers find
             # the arrays in one read, and do not stumble over the files that are none.
