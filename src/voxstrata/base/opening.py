@@ -39,13 +39,13 @@ def check_regular(path: str | Path) -> os.stat_result:
     return status
 
 
-def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """A regular file's bytes. Raises as `check_regular` does."""
     check_regular(path)
     # what may be put in its place now does not block either
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(fd).st_mode):
-        return os.fdopen(fd, "rb", buffering)
+        return os.fdopen(fd, "rb")
     os.close(fd)
     raise InputError(f"{path}: is no regular file any more")
 
@@ -72,7 +72,7 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_regular(path, JSON_BYTES).decode("utf-8"))
 
 
-def open_unpacked(path: str | Path) -> BinaryIO:
+def open_unpacked(path: str | Path) -> io.BufferedReader:
     """A gzipped file's bytes, unpacked. Reading raises InputError where they are far more than such a file may hold."""
     packed = open_regular(path)
     most = max(_FREE_BYTES, _MOST_RATIO * os.fstat(packed.fileno()).st_size)
@@ -101,14 +101,14 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-def load_arrays(data: bytes, names: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
+def load_arrays(file: BinaryIO, names: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file, without pickles. Raises ValueError for anything else than what numpy writes.
 
     names: which to load, where they are there; None for all. Nothing is made of a size that the file does not bear out.
     """
     found: dict[str, NDArray[Any]] = {}
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        with zipfile.ZipFile(file) as packed:
             for member in packed.infolist():
                 name = member.filename.removesuffix(".npy")
                 if names is not None and name not in names:

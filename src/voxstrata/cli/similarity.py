@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.opening import read_regular
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, resume_hint
 from voxstrata.cli.saying import say
@@ -119,7 +120,7 @@ def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -
     named = None
     if ids is not None:
         try:
-            named = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
+            named = [line.strip() for line in read_regular(ids).decode("utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as e:
             raise vs.InputError(f"{ids}: cannot be read as a list of ids ({e})") from e
         if not named:

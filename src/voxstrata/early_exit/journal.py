@@ -11,6 +11,7 @@ import torch
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json, read_regular
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.exits import EarlyExit
@@ -61,11 +62,11 @@ def open_journal(folder: Path, settings: Mapping[str, Any], overwrite: bool = Fa
     path = folder / JOURNAL
     header = {"format": _FORMAT, **json.loads(json.dumps(settings))}
     with Files(folder).lock():
-        data = path.read_bytes() if path.exists() else b""
+        data = read_regular(path) if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         texts: dict[tuple[str, int, int, EarlyExit], str] = {}
         try:
-            first, *rest = [json.loads(line) for line in whole.splitlines()] or [header]
+            first, *rest = [parse_json(line) for line in whole.splitlines()] or [header]
             for line in rest:
                 at = EarlyExit(line["after"], line["final_norm"])
                 texts[line["id"], line["bytes"], line["samples"], at] = line["text"]

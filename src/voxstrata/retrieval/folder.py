@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import zarr
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import load_arrays
 from voxstrata.retrieval.candidates import CandidateSets
 from voxstrata.retrieval.kernels.base import FloatMatrix
 from voxstrata.retrieval.selection import Selection
@@ -92,8 +93,11 @@ class Results:
         """What candidate mode looks at; None when all pairs are compared."""
         if not self.plan.candidates:
             return None
-        with np.load(io.BytesIO(self.files.read(CANDIDATES_FILE))) as stored:
+        try:
+            stored = load_arrays(io.BytesIO(self.files.read(CANDIDATES_FILE)))
             return CandidateSets(stored["forward"], stored["backward"])
+        except (ValueError, KeyError) as e:
+            raise InputError(f"{self.files.root}/{CANDIDATES_FILE}: damaged ({e}); remove the folder") from e
 
     @contextmanager
     def lock(self, row: int) -> Iterator[None]:

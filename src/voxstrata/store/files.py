@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import io
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -19,9 +18,19 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import check_regular, parse_json, read_regular
 
 LOCK = ".voxstrata-lock"
 ROOT = "zarr.json"  # of the root group
+
+
+class _RegularStore(zarr.storage.LocalStore):
+    """Arrays on a disk, of regular files alone: a FIFO in a stranger's store would be waited for without end."""
+
+    async def get(self, key: str, *args: Any, **options: Any) -> Any:
+        with contextlib.suppress(OSError):  # not there, which zarr answers
+            check_regular(self.root / key)
+        return await super().get(key, *args, **options)
 
 
 class Files:
@@ -41,7 +50,7 @@ class Files:
     def zarr_store(self, *, read_only: bool) -> Store:
         """The same place as zarr sees it."""
         if self.local is not None:
-            return zarr.storage.LocalStore(self.local, read_only=read_only)
+            return _RegularStore(self.local, read_only=read_only)
         return zarr.storage.FsspecStore.from_url(self.root, read_only=read_only)
 
     def exists(self, name: str) -> bool:
@@ -57,6 +66,8 @@ class Files:
         return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in found)
 
     def read(self, name: str) -> bytes:
+        if self.local is not None:
+            return read_regular(self.local / name)
         return bytes(self._fs.cat_file(f"{self._path}/{name}"))
 
     def write(self, name: str, *parts: bytes | memoryview) -> None:
@@ -168,7 +179,7 @@ def _locked(path: Path) -> int:
 def root_attributes(files: Files) -> dict[str, Any]:
     """Attributes of the root group; empty where there is no readable zarr group."""
     try:
-        attributes = json.loads(files.read(ROOT)).get("attributes", {})
+        attributes = parse_json(files.read(ROOT)).get("attributes", {})
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
         return {}
     return attributes if isinstance(attributes, dict) else {}

@@ -100,8 +100,11 @@ class EmbeddingStore:
         self.about: dict[str, Any] = about
         if self.files.names(HISTORY):  # so that results say which labels they were made with
             about["relabelled"] = times_relabelled(read_utterances(self.files))
-        self.model = ModelCard.from_dict(about["model"])
-        self.spec = StoreSpec.from_dict(about["spec"])
+        try:
+            self.model = ModelCard.from_dict(about["model"])
+            self.spec = StoreSpec.from_dict(about["spec"])
+        except (KeyError, TypeError, ValueError, UsageError) as e:
+            raise InputError(f"{path}: what it says of its model is damaged ({e}); get another copy") from e
         refuse_foreign_arrays(self.files, self.spec)
         self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
 
