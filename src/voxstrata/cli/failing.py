@@ -69,9 +69,9 @@ def unforeseen_text(error: BaseException) -> str:
     text = f"{place}: {what}" if place else what
     if isinstance(error, MemoryError):
         return f"{text}; give it smaller files, or a machine with more"
-    report = f"please report it, with what `voxstrata --debug …` (or {DEBUG}=1) prints"
     return (
-        f"{text}\nvoxstrata did not foresee this: the file may be damaged in a new way, or the fault is ours; {report}"
+        f"{text}\nNobody foresaw this: a file is damaged in a way of its own, or the fault is ours. Please report it, "
+        f"with what the same command prints as `voxstrata --debug …`, or with {DEBUG}=1 set."
     )
 
 

@@ -79,39 +79,43 @@ class ModelCard:
     def from_dict(cls, d: dict[str, Any]) -> Self:
         """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError for what is no card."""
         card = cls(**{**d, "outputs": tuple(d["outputs"])})
-        card._check()
-        return card
-
-    def _check(self) -> None:
-        """A card may be a stranger's: nothing is made of a size, or looked up by a name, that cannot be."""
-        for name, most in _MOST.items():
-            value = getattr(self, name)
+        for name, most in _MOST.items():  # nothing is made of a size that cannot be
+            value = getattr(card, name)
             if type(value) is not int or not 0 < value <= most:
                 raise ValueError(f"{name} is {_short(value)}, not a whole number from 1 to {most}")
+        kinds = {"checkpoint weights_sha256 dtype final_norm": str, "silence validation tools": dict}
+        for names, kind in kinds.items():
+            for name in names.split():
+                if not isinstance(getattr(card, name), kind):
+                    raise TypeError(f"{name} is {_short(getattr(card, name))}")
+        if not isinstance(card.revision, str | None) or not all(isinstance(o, str) for o in card.outputs):
+            raise TypeError(f"revision is {_short(card.revision)}, outputs are {_short(card.outputs)}")
+        return card
+
+    def check(self) -> None:
+        """Raises ValueError for a card that no export writes."""
         if self.d_model % self.heads:
             raise ValueError(f"{self.heads} heads do not divide d_model {self.d_model}")
-        for name in ("checkpoint", "weights_sha256", "dtype", "final_norm"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} is {_short(getattr(self, name))}, not text")
-        if not isinstance(self.revision, str | None):
-            raise ValueError(f"revision is {_short(self.revision)}, not text")
         if self.dtype not in DTYPES or self.final_norm not in ("final", "every"):
             raise ValueError(f"dtype {_short(self.dtype)} or final_norm {_short(self.final_norm)} is unknown")
         known = output_names(self.layers)
         if not self.outputs or [o for o in known if o in self.outputs] != list(self.outputs):
             raise ValueError(f"outputs are {_short(self.outputs)}, not some of {known[0]} … {known[-1]}, in this order")
-        for name in ("silence", "validation", "tools"):
-            if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"{name} is {_short(getattr(self, name))}, not an object")
         groups, first = (self.silence.get(name) for name in ("groups", "first"))
-        if not (type(groups) is int and type(first) is int and 0 <= groups <= WINDOW_FRAMES and first >= 0):
+        if not (type(groups) is int and type(first) is int and groups in range(WINDOW_FRAMES + 1) and first >= 0):
             raise ValueError(f"silence has {_short(groups)} groups from frame {_short(first)}")
-        if not all(isinstance(self.silence.get(name), str) for name in ("kind", "sha256")):
-            raise ValueError("silence is without kind or sha256")
-        try:
-            self.validation_table()
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"validation is incomplete ({e!r})") from None
+        source = self.silence.get("recordings" if self.silence.get("kind") == "calibrated" else "pad_level")
+        if not (isinstance(self.silence.get("sha256"), str) and isinstance(source, list | float | int)):
+            raise ValueError("silence is without sha256, or without recordings or pad_level")
+        for name in ("outputs", "outputs_cached"):
+            found = self.validation.get(name)
+            if not isinstance(found, dict) or not all(isinstance(found.get(o), float | int) for o in self.outputs):
+                raise ValueError(f"validation has {_short(found)} as {name}")
+            if not all(isinstance(value, float | int) for value in found.values()):
+                raise ValueError(f"validation has {_short(found)} as {name}")
+        for name in ("lengths_seconds", "cached_lengths_seconds"):
+            if not isinstance(self.validation.get(name), list):
+                raise ValueError(f"validation is without {name}")
 
     def validation_table(self) -> TextTable:
         """For each output how far it is from PyTorch's."""
@@ -185,6 +189,7 @@ def open_model(path: str | Path) -> ModelFolder:
     try:
         files = d.pop("files")
         card = ModelCard.from_dict(d)
+        card.check()
         graphs = (*ENCODER_GRAPHS[card.dtype], LOG_MEL)
         if not isinstance(files, dict) or not {*graphs, WEIGHTS, SILENCE} <= files.keys() <= set(MODEL_FILES):
             raise ValueError(f"its files are {_short(files)}")
