@@ -135,7 +135,15 @@ def _structured(path: Path, rng: np.random.Generator) -> None:
             arrays = dict(held)
         name = list(arrays)[rng.integers(len(arrays))]
         a = arrays[name]
-        changed = [a[..., :1], a.astype(np.float64), a[..., None], a.ravel(), np.zeros(0), np.array(10**9), a * 1000]
+        changed = [
+            np.atleast_1d(a)[..., :1],
+            a.astype(np.float64),
+            a[..., None],
+            a.ravel(),
+            np.zeros(0),
+            np.array(10**9),
+            a * 1000,
+        ]
         arrays[name] = changed[rng.integers(len(changed))] if a.ndim else np.array([3, -5, 10**9, 1.5][rng.integers(4)])
         (np.savez_compressed if rng.random() < 0.3 else np.savez)(path, **arrays)
     elif kind == ".onnx":

@@ -131,7 +131,7 @@ class Silence:
         layers, heads, _, dim = key.shape if key.ndim == 4 else (0, 0, 0, 0)
         if not 0 <= self.first <= WINDOW_FRAMES or key.ndim != 4 or key.shape[2] != WINDOW_FRAMES - self.first:
             raise InputError(f"{path}: the silence cache does not reach frame {WINDOW_FRAMES}; export again")
-        fits = key.shape == value.shape and key.dtype == value.dtype == np.float16
+        fits = key.shape == value.shape and key.dtype == value.dtype and key.dtype in (np.float16, np.float32)
         if group is not None:  # the group of a position, by which memory is made
             fits &= group.shape == key.shape[:3] and group.dtype == np.int16
             fits = fits and (not group.size or 0 <= int(group.min()) <= int(group.max()) < WINDOW_FRAMES)
