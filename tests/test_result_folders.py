@@ -84,7 +84,7 @@ def test_an_interrupt_leaves_no_folder(desk: Path, monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     for place, command in (
-        ("voxstrata.engine.extraction.StoreWriter", ["extract", "speech.tsv", "model"]),
+        ("voxstrata.engine.run.StoreWriter", ["extract", "speech.tsv", "model"]),
         ("voxstrata.retrieval.folder.Results._create", ["similarity", "store.zarr", "--outputs", "final"]),
         ("voxstrata.studies.phonetics.measure._measure", ["phonetics", "speech.tsv"]),
         ("voxstrata.studies.retrieve.retrieve", ["retrieve", "store.zarr"]),

@@ -7,15 +7,19 @@ mp4, webm, aac, wma …).
 from contextlib import closing, nullcontext
 from pathlib import Path
 
+import numpy as np
+
 from voxstrata.audio import readers
 from voxstrata.audio.gather import Gathered
 from voxstrata.audio.info import AudioInfo as AudioInfo
-from voxstrata.audio.info import part_of, resampled_length
+from voxstrata.audio.info import Stated, part_of, resampled_length
 from voxstrata.audio.readers import UNKNOWN_FRAMES, Samples, open_soundfile
 from voxstrata.audio.segments import SegmentReader
 from voxstrata.audio.source import Recording, Source, recording_of
 from voxstrata.base.errors import AudioError
+from voxstrata.encoders.frames import SAMPLE_RATE
 
+STATED_WITHIN_SECONDS = 0.05  # manifests round lengths, to a tenth of a second at the worst
 # Laboratories sample at up to 768 kHz. Under 1 kHz there is no speech.
 _MIN_SOURCE_RATE, _MAX_SOURCE_RATE = 1_000, 768_000
 
@@ -56,7 +60,7 @@ def _probe_file(source: Source) -> AudioInfo:
 
 def decode(
     what: Recording | Source | str | Path,
-    expected: AudioInfo | None = None,
+    expected: AudioInfo | Stated | None = None,
     segments: SegmentReader | None = None,
     notices: list[str] | None = None,
 ) -> Samples:
@@ -67,17 +71,22 @@ def decode(
     [-1, 1). Float files are not scaled, even where they go beyond [-1, 1]. Of several audio streams in a container the
     first is taken. The same recording always gives the same samples.
 
-    expected: what `probe` said of this recording, with which it is compared; if None, it is probed again.
+    expected: what `probe` said of this recording, with which it is compared; if None, it is probed again. So it is of
+        `Stated`, the length that a manifest states, which the result has: the very end is cut or filled with zeros
+        where that differs by no more than rounding.
     segments: what reads segments; one for many of them opens a long file once. By default one for this segment.
     notices: gets a sentence if the channels cancel each other out.
 
-    Returns float32 (expected.samples,). Raises AudioError for all that `probe` refuses; for damaged data, several Ogg
+    Returns float32 (expected.samples,). Raises AudioError for all that `probe` refuses; for a file that ends more than
+    0.05 s before the end that a manifest states; for damaged data, several Ogg
     streams one after another, and samples that are NaN, infinite or beyond ±1e10; and when the decoded length is not
     the header's. In lossy formats it may differ by LOSSY_CODEC_FRAMES frames of the codec; then it is cut or filled
     with zeros.
     """
     recording = recording_of(what)
     source = recording.source
+    if isinstance(expected, Stated):
+        return _decode_stated(recording, expected, segments, notices)
     expected = expected or probe(recording)
     stated = expected.source_frames / expected.source_rate
     size = source.size()
@@ -112,6 +121,23 @@ def decode(
             "choose one with --channel 0"
         )
     return sound.result(tolerance)
+
+
+def _decode_stated(
+    recording: Recording, stated: Stated, segments: SegmentReader | None, notices: list[str] | None
+) -> Samples:
+    """A recording of which nothing is known but the length that a manifest states."""
+    source = recording.source
+    whole = segments.header(source, _probe_file) if segments else _probe_file(source)
+    samples = decode(recording, part_of(recording, whole), segments, notices)
+    missing = stated.samples - len(samples)
+    if missing > STATED_WITHIN_SECONDS * SAMPLE_RATE:
+        begin = recording.offset or 0.0
+        raise AudioError(
+            f"{source.name}: the manifest says {stated.samples / SAMPLE_RATE:.2f} s from {begin:g} s on, the file ends "
+            f"at {whole.source_frames / whole.source_rate:.2f} s; correct the row or fetch the file again"
+        )
+    return np.pad(samples, (0, missing)) if missing > 0 else samples[: stated.samples]
 
 
 def _info(source: Source, frames: int, rate: int, channels: int, size: int) -> AudioInfo:

@@ -26,6 +26,13 @@ class AudioInfo:
     is_segment: bool = False  # less than the whole file
 
 
+@dataclass(frozen=True)
+class Stated:
+    """The length that a manifest states of a recording whose header is not read before it is decoded."""
+
+    samples: int  # at 16 kHz
+
+
 def resampled_length(frames: int, rate: int) -> int:
     """Samples at 16 kHz that `frames` samples at `rate` per second become: ceil(frames * 16000 / rate)."""
     return -(-frames * SAMPLE_RATE // rate)

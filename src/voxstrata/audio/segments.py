@@ -17,6 +17,7 @@ of an mp3 file that holds fewer frames than its header counts. Damage in a block
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Self
 
@@ -189,6 +190,7 @@ class SegmentReader:
         self._files: OrderedDict[Source, _LongFile] = OrderedDict()  # the one used last is last; so for blocks
         self._blocks: OrderedDict[tuple[Source, int], Samples] = OrderedDict()
         self._cached = 0  # bytes of `_blocks`
+        self._headers: OrderedDict[Source, Future[AudioInfo]] = OrderedDict()
 
     def __enter__(self) -> Self:
         return self
@@ -225,6 +227,21 @@ class SegmentReader:
                     f"{source.name}: decoding ended at {(first + done) / rate:.2f} s, the segment goes on to "
                     f"{end / rate:.2f} s: truncated or damaged; re-encode it or remove it"
                 )
+
+    def header(self, source: Source, probe: Callable[[Source], AudioInfo]) -> AudioInfo:
+        """What `probe` says of a file, which is asked once for the segments that follow each other in it."""
+        with self._lock:
+            header = self._headers.get(source)
+            if mine := header is None:
+                header = self._headers[source] = Future()
+                if len(self._headers) > _OPEN_FILES:
+                    self._headers.popitem(last=False)
+        if mine:
+            try:
+                header.set_result(probe(source))
+            except BaseException as error:
+                header.set_exception(error)
+        return header.result()
 
     @contextmanager
     def _used(self, source: Source, info: AudioInfo) -> Iterator[_LongFile]:

@@ -21,6 +21,10 @@ class InputError(VoxstrataError):
     exit_code = 3
 
 
+class UnreachableError(InputError):
+    """A server does not answer, or answers nobody: costs the run, never a recording, since later it may be there."""
+
+
 class AudioError(InputError):
     """One recording cannot be decoded; costs that recording alone during extraction."""
 

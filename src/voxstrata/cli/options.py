@@ -42,6 +42,11 @@ _READING = (
     click.option(
         "--channel", type=click.IntRange(min=0), help="Take one channel; 0 is the first. [default: the average of all]"
     ),
+    click.option(
+        "--lengths", type=click.Choice(["headers", "manifest"]), default="headers",
+        help="Where the lengths of recordings come from: `manifest` takes its durations and reads no header before "
+        "decoding; for millions of files.",
+    ),
 )  # fmt: skip
 _STORING = (
     outputs,
@@ -80,8 +85,9 @@ def reading(f: F) -> F:
     """How a corpus is read; the command gets it as `reading`, the keywords of `read_corpus`."""
 
     @functools.wraps(f)
-    def with_reading(*args: Any, split: str | None, columns: str | None, channel: int | None, **others: Any) -> Any:
-        return f(*args, reading={"split": split, "columns": column_names(columns), "channel": channel}, **others)
+    def with_reading(*args: Any, columns: str | None, **others: Any) -> Any:
+        reading = {name: others.pop(name) for name in ("split", "channel", "lengths")}
+        return f(*args, reading={**reading, "columns": column_names(columns)}, **others)
 
     return _with(_READING, cast(F, with_reading))
 

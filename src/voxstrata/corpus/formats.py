@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from voxstrata.corpus.table import Corpus
+from voxstrata.corpus.table import Corpus, Lengths
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the caller chose: a split, columns by what they are (`{"text": "sentence"}`)."""
+    """What the caller chose: a split, columns by what they are (`{"text": "sentence"}`), whose lengths count."""
 
     split: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    lengths: Lengths = "headers"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class CorpusFormat:
     """One way of keeping a corpus.
 
     name: as it completes "read as". found: whether a path, which exists, is kept so, by its content. read: reads it.
-    splits, columns: whether it has splits, or columns, to choose; where it has none, choosing is refused.
+    splits, columns, durations: whether it has splits, columns, or lengths to choose; where it has none, choosing is
+    refused.
     """
 
     name: str
@@ -28,3 +30,4 @@ class CorpusFormat:
     read: Callable[[Path, Reading], Corpus]
     splits: bool = False
     columns: bool = False
+    durations: bool = False

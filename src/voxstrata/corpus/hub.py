@@ -4,7 +4,6 @@ A column of audio is struct<bytes: binary, path: string>; the schema's metadata,
 numbers stand for names.
 """
 
-import json
 import os
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import parquet_file, read_parquet_table
 from voxstrata.corpus.folder import files_below, language_folder
 from voxstrata.corpus.formats import Reading
@@ -45,9 +45,14 @@ _SHARD = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.parquet", re.IGNORECASE)
 def is_hub_parquet(path: Path) -> bool:
     """Whether a Parquet file, or the first in a folder, has a column of audio."""
     try:
-        return any(_audio_columns(pq.read_schema(file)) for file in _files(path)[:1])
+        return any(_audio_columns(_schema(file)) for file in _files(path)[:1])
     except (OSError, pa.ArrowException):
         return False
+
+
+def _schema(file: Path) -> pa.Schema:
+    with parquet_file(file) as opened:
+        return opened.schema_arrow
 
 
 def read_hub_parquet(path: Path, reading: Reading) -> Corpus:
@@ -138,7 +143,7 @@ def _splits(root: Path, file: Path) -> list[str]:
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """What datasets says of each column."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: about for name, about in features.items() if isinstance(about, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}

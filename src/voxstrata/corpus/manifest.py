@@ -1,18 +1,21 @@
 """Manifests: tables, a row a recording or a stretch of one, with the columns that we name or others choose."""
 
 import difflib
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voxstrata.base.columns import SLICE, as_column, slices
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import StringTable, read_table
-from voxstrata.corpus.table import COLUMNS, Corpus, absolute_root, build_table, kept_name
+from voxstrata.corpus.table import COLUMNS, Corpus, Lengths, absolute_root, build_table, kept_name, string_column
 
 Names = Mapping[str, Sequence[str]]  # what a column is -> what it may be called, the first that is there counts
 
@@ -79,19 +82,22 @@ def read_manifest(
     How files are read: see `read_table`. Raises UsageError for columns to choose that are not there, or that nothing is
     called; InputError, naming file, line and fix, for anything else.
     """
-    table = read_table(path)
-    used, alone = _used(table, (reading or Reading()).columns, names or {})
+    table, reading = read_table(path), reading or Reading()
+    used, alone = _used(table, reading.columns, names or {}, reading.lengths)
     if not len(table):
         raise InputError(f"{path}: has no rows; add one row per recording")
-    columns: dict[str, Sequence[Any]] = {what: table.strings(used[what]) for what in COLUMNS if what in used}
+    columns: dict[str, Any] = {what: table.column(used[what]) for what in COLUMNS if what in used}
     notes = without_words_for_nothing(columns)
     columns |= _parts(table, used)
+    if reading.lengths == "manifest":
+        _require_durations(table, columns.get("duration"))
     root, columns["path"] = _rooted(table, columns["path"], absolute_root(audio or path.parent))
     unused = [name for name in table.columns if name not in used.values()]
     binary = [name for name in unused if table.is_binary(name)]
-    extra = {name: table.strings(name, extra=True) for name in unused if name not in binary}
+    extra = {name: table.column(name, extra=True) for name in unused if name not in binary}
     corpus = build_table(root, columns, table.place, path, extra)
-    return replace(corpus, notes=[*notes, *unused_notes(unused, binary, used, alone)])
+    notes += unused_notes(unused, binary, used, alone)
+    return replace(corpus, notes=notes, lengths=reading.lengths)
 
 
 def columns_guess(names: Sequence[str]) -> str | None:
@@ -105,8 +111,11 @@ def names_recordings(names: Sequence[str]) -> bool:
     return "path" in names or columns_guess(names) is not None
 
 
-def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> tuple[dict[str, str], list[str]]:
-    """The column of each thing that is read, and durations and ends that count for nothing without an offset."""
+def _used(
+    table: StringTable, chosen: Mapping[str, str], names: Names, lengths: Lengths
+) -> tuple[dict[str, str], list[str]]:
+    """The column of each thing that is read, and durations and ends that count for nothing without an offset, where
+    lengths are those of headers."""
     chosen = {"offset" if what == "start" else what: name for what, name in chosen.items()}
     for what, name in chosen.items():
         if what not in OWN:
@@ -128,89 +137,135 @@ def _used(table: StringTable, chosen: Mapping[str, str], names: Names) -> tuple[
     if "end" in used and "offset" in used and "duration" not in chosen:
         used.pop("duration", None)
     alone = []
-    if "offset" not in used:
+    if "offset" not in used and lengths == "headers":
         alone = [used.pop(what) for what in ("duration", "end") if what in used and what not in chosen]
     return used, alone
 
 
-def without_words_for_nothing(columns: dict[str, Sequence[Any]]) -> list[str]:
-    """Takes words that programs write for a missing value out of `columns`, and says so."""
+def without_words_for_nothing(columns: dict[str, Any]) -> list[str]:
+    """Takes words that programs write for a missing value out of `columns`, lists of strings or of Arrow, and says so."""
     notes = []
-    for name, words in _MISSING_IN.items():
-        values = columns.get(name, ())
-        if found := words.intersection(values):
-            columns[name] = [None if value in words else value for value in values]
-            number = sum(value in words for value in values)
-            notes.append(f"{name}: {', '.join(sorted(found))} in {number} rows is taken as missing")
+    for name in [name for name in _MISSING_IN if name in columns]:
+        column = as_column(columns[name])
+        nothing = pc.is_in(column, pa.array(sorted(_MISSING_IN[name])))
+        if number := pc.sum(nothing).as_py():
+            found = sorted(pc.unique(column.filter(nothing)).to_pylist())
+            columns[name] = pc.if_else(nothing, None, column)
+            notes.append(f"{name}: {', '.join(found)} in {number} rows is taken as missing")
     return notes
 
 
-def _parts(table: StringTable, used: Mapping[str, str]) -> dict[str, Sequence[Any]]:
+def _parts(table: StringTable, used: Mapping[str, str]) -> dict[str, pa.ChunkedArray]:
     """offset and duration, in seconds, and channel, where the table has them."""
-    columns: dict[str, Sequence[Any]] = {}
-    offsets = _times(table, used["offset"]) if "offset" in used else None
-    if offsets is not None:
-        columns["offset"] = offsets
+    columns: dict[str, pa.ChunkedArray] = {}
+    if "offset" in used:
+        columns["offset"] = _times(table, used["offset"])
     if "duration" in used:
         columns["duration"] = lengths = _times(table, used["duration"])
-        if 0.0 in lengths:
-            raise _bad(table, used["duration"], lengths.index(0.0), "is no length; write the seconds that are meant")
+        if (i := _first(pc.equal(lengths, 0.0))) is not None:
+            raise _bad(table, used["duration"], i, "is no length; write the seconds that are meant")
     if "end" in used:
         ends = _times(table, used["end"])
-        begins = offsets or [None] * len(ends)
-        for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-            if end is not None and end <= (begin or 0.0):
-                raise _bad(table, used["end"], i, f"is not after the start, {begin or 0:g}; correct one of the two")
-        columns["duration"] = [
-            None if end is None else round(end - (begin or 0.0), 9) for begin, end in zip(begins, ends, strict=True)
-        ]
+        begins = pc.fill_null(columns["offset"], 0.0) if "offset" in columns else pa.scalar(0.0)
+        if (i := _first(pc.less_equal(ends, begins))) is not None:
+            begin = begins[i].as_py() if "offset" in columns else 0.0
+            raise _bad(table, used["end"], i, f"is not after the start, {begin:g}; correct one of the two")
+        columns["duration"] = _rounded(pc.subtract(ends, begins))
     if "channel" in used:
-        values = table.strings(used["channel"])
-        for i, value in enumerate(values):
-            if value is not None and not (value.isascii() and value.isdigit() and len(value) < 5):
-                raise _bad(table, used["channel"], i, "is no channel; write 0 for the first, or rename the column")
-        columns["channel"] = [None if value is None else int(value) for value in values]
+        values = table.column(used["channel"])
+        if (i := _first(pc.invert(pc.match_substring_regex(values, "^[0-9]{1,4}$")))) is not None:
+            raise _bad(table, used["channel"], i, "is no channel; write 0 for the first, or rename the column")
+        columns["channel"] = values.cast(pa.int32())
     return columns
 
 
-def _times(table: StringTable, name: str) -> list[float | None]:
-    """A column of seconds; None where nothing is written."""
-    times: list[float | None] = []
+def _times(table: StringTable, name: str) -> pa.ChunkedArray:
+    """A column of seconds, float64; null where nothing is written."""
+    times = table.numbers(name)
+    if times is None:
+        times = as_column(_numbers(table, name), pa.float64())
+    if (i := _first(pc.invert(pc.and_(pc.is_finite(times), pc.greater_equal(times, 0.0))))) is not None:
+        raise _bad(table, name, i, "is no time in a recording; write seconds from 0 on, such as 12.5")
+    return times
+
+
+def _numbers(table: StringTable, name: str) -> list[float | None]:
+    """A column of numbers as Python reads them."""
+    numbers: list[float | None] = []
     for i, value in enumerate(table.strings(name)):
         try:
-            time = None if value is None else float(value)
+            numbers.append(None if value is None else float(value))
         except ValueError:
             raise _bad(table, name, i, "is no number; write seconds, such as 12.5, or rename the column") from None
-        if time is not None and not (math.isfinite(time) and time >= 0):
-            raise _bad(table, name, i, "is no time in a recording; write seconds from 0 on, such as 12.5")
-        times.append(time)
-    return times
+    return numbers
+
+
+def _rounded(seconds: pa.ChunkedArray) -> pa.ChunkedArray:
+    """To the nanosecond, as Python rounds: a difference of two times is what was meant."""
+    pieces = ([None if v is None else round(v, 9) for v in own] for (own,) in slices([seconds]))
+    return pa.chunked_array([pa.array(piece, pa.float64()) for piece in pieces], pa.float64())
+
+
+def _first(mask: pa.ChunkedArray) -> int | None:
+    """The first row where a mask is true."""
+    i = pc.index(mask, True).as_py()
+    return None if i < 0 else int(i)
+
+
+def _require_durations(table: StringTable, durations: pa.ChunkedArray | None) -> None:
+    mend = "add it, or take the lengths of headers (--lengths headers)"
+    if durations is None:
+        raise InputError(f"{table.path}: no column of durations, and lengths are to be the manifest's; {mend}")
+    if (i := _first(pc.is_null(durations))) is not None:
+        raise InputError(f"{table.path}, {table.place(i)}: no duration, and lengths are to be the manifest's; {mend}")
 
 
 def _bad(table: StringTable, name: str, i: int, why: str) -> InputError:
     return InputError(f"{table.path}, {table.place(i)}: {name} {table.strings(name)[i]!r} {why}")
 
 
-def _rooted(table: StringTable, values: Sequence[str | None], folder: Path) -> tuple[Path, list[str]]:
+def _rooted(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tuple[Path, pa.ChunkedArray]:
     """The folder that holds all recordings, `folder` if it does, and their paths from there, with "/" between parts.
 
     Links are not resolved, so they may lead out of it.
     """
-    outside: dict[str, str] = {}  # by value: the absolute path of what does not lie plainly below `folder`
-    for i, value in enumerate(values):
-        if value is None:
-            raise InputError(f"{table.path}, {table.place(i)}: path is empty; name the recording or remove the row")
-        if value not in outside and (value[0] == "/" or _PLAIN.search(value)):
-            outside[value] = os.path.normpath(os.path.join(folder, value))
-    root, known = folder, outside
-    if not all(path.startswith(f"{folder}{os.sep}") for path in outside.values()):
-        known = {str(value): os.path.normpath(os.path.join(folder, str(value))) for value in values}
-        root = Path(os.path.commonpath([os.path.dirname(path) for path in known.values()]))
-    start = len(os.path.join(root, ""))
-    return root, [known[value][start:] if value in known else value for value in map(str, values)]
+    if (i := _first(pc.is_null(paths))) is not None:
+        raise InputError(f"{table.path}, {table.place(i)}: path is empty; name the recording or remove the row")
+    absolute = pc.starts_with(paths, "/")
+    odd = pc.match_substring_regex(pc.if_else(absolute, pc.utf8_slice_codeunits(paths, 1), paths), _ODD)
+    if pc.any(odd).as_py():
+        return _rooted_each(table, paths, folder)
+    if not pc.any(absolute).as_py():
+        return folder, paths
+    if not pc.all(absolute).as_py():
+        return _rooted_each(table, paths, folder)
+    # what all have in common, the first and the last in order have
+    ends = pc.min_max(paths).as_py()
+    common = os.path.commonprefix([ends["min"], ends["max"]])
+    root = folder if common.startswith(os.path.join(folder, "")) else Path(common[: common.rfind("/")] or "/")
+    return root, pc.utf8_slice_codeunits(paths, len(os.path.join(root, "")))
 
 
-_PLAIN = re.compile(r"(^|/)\.{0,2}(/|$)")  # what normalising changes: ".", "..", and empty parts
+def _rooted_each(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tuple[Path, pa.ChunkedArray]:
+    """The same of paths that are to be normalised, or of which only some are absolute."""
+
+    def normal() -> Iterator[list[str]]:
+        for (own,) in slices([paths]):
+            yield [os.path.normpath(os.path.join(folder, value)) for value in own]
+
+    root, below = folder, os.path.join(folder, "")
+    if not all(path.startswith(below) for own in normal() for path in own):
+        root = Path(
+            os.path.commonpath([os.path.commonpath([os.path.dirname(path) for path in own]) for own in normal()])
+        )
+    start, done = len(os.path.join(root, "")), list[pa.ChunkedArray]()
+    for n, own in enumerate(normal()):
+        places = lambda i, n=n: table.place(n * SLICE + i)  # noqa: E731
+        done.append(string_column("path", [path[start:] for path in own], places, table.path))
+    return root, pa.chunked_array([chunk for own in done for chunk in own.chunks])
+
+
+_ODD = r"(^|/)\.{0,2}(/|$)"  # what normalising changes: ".", "..", and empty parts
 
 
 def _guesses(names: Sequence[str], used: Mapping[str, str]) -> dict[str, str]:

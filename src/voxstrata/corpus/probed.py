@@ -1,16 +1,19 @@
 """What the headers of a corpus say, in columns: a row a recording, as large corpora need it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from voxstrata.audio.info import AudioInfo
+from voxstrata.audio.info import AudioInfo, Stated
+from voxstrata.base.columns import scattered, take_rows
 
-# The fields of AudioInfo, null where a recording fails; `failure` is why.
+# The fields of AudioInfo, null where a recording fails; `failure` is why. Where a manifest states the lengths, all but
+# `samples` and `is_segment` are null.
 PROBED_SCHEMA = pa.schema(
     [
         ("samples", pa.int64()),
@@ -36,8 +39,15 @@ class Probed:
     def of(cls, infos: Sequence[AudioInfo | None], failures: Mapping[int, str]) -> "Probed":
         """Of what is known of every recording, None where it fails, and the reasons by row."""
         columns = {name: [None if i is None else getattr(i, name) for i in infos] for name in _INFO}
-        columns["failure"] = [failures.get(row) for row in range(len(infos))]
-        return cls(pa.table(columns, PROBED_SCHEMA))
+        return cls.of_columns(columns, failures)
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Any], failures: Mapping[int, str]) -> "Probed":
+        """Of the fields of AudioInfo, a value a recording, null where it fails or is not known; reasons by row."""
+        count = len(columns["samples"])
+        arrays = {f.name: pa.array(columns[f.name], f.type) for f in PROBED_SCHEMA if f.name in columns}
+        arrays = {f.name: arrays.get(f.name, pa.nulls(count, f.type)) for f in PROBED_SCHEMA}
+        return cls(pa.table({**arrays, "failure": scattered(failures, count)}, PROBED_SCHEMA))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -47,15 +57,13 @@ class Probed:
         """Samples at 16 kHz, int64 (recordings,), 0 where a recording fails."""
         return np.asarray(self.table["samples"].fill_null(0).to_numpy())
 
-    def info(self, row: int) -> AudioInfo | None:
+    def info(self, row: int) -> AudioInfo | Stated | None:
         """What is known of one recording, None where it fails."""
-        values = [self.table[name][row].as_py() for name in _INFO]
-        return None if values[0] is None else AudioInfo(*values)
+        return _info(self.table[name][row].as_py() for name in _INFO)
 
-    def infos(self) -> list[AudioInfo | None]:
+    def infos(self) -> list[AudioInfo | Stated | None]:
         """`info` of every recording."""
-        columns = (self.table[name].to_pylist() for name in _INFO)
-        return [None if row[0] is None else AudioInfo(*row) for row in zip(*columns, strict=True)]
+        return list(map(_info, zip(*(self.table[name].to_pylist() for name in _INFO), strict=True)))
 
     @cached_property
     def failures(self) -> dict[int, str]:
@@ -65,4 +73,11 @@ class Probed:
 
     def take(self, rows: Sequence[int] | NDArray[np.integer]) -> "Probed":
         """Of the recordings in some rows, in that order."""
-        return Probed(self.table.take(pa.array(rows, pa.int64())))
+        return Probed(take_rows(self.table, rows))
+
+
+def _info(values: Iterable[Any]) -> AudioInfo | Stated | None:
+    samples, *others = values
+    if samples is None:
+        return None
+    return Stated(samples) if others[0] is None else AudioInfo(samples, *others)

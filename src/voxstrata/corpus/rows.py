@@ -2,24 +2,29 @@
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+import pyarrow.csv
 
+from voxstrata.base.columns import SLICE, slices, without_empty
 from voxstrata.base.errors import InputError
-from voxstrata.corpus.table import Row
+from voxstrata.base.opening import open_regular, open_unpacked, parse_json, read_regular
+from voxstrata.base.parquet import parquet_file, read_parquet_table
+from voxstrata.corpus.table import Row, string_column
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 Places = Iterator[tuple[str, Row]]  # where a row stands ("line 3"), and its values
 _GZIP = b"\x1f\x8b"
+_EXACT = float(1 << 53)  # floats below hold every whole number
 _HEAD = 1 << 16  # bytes of a file in which a line may be looked for
 
 
@@ -57,7 +62,12 @@ class StringTable:
                 raise InputError(f"{self.path}, {self.place(i)}: no key {name!r}; found: {found}; add it")
 
     def strings(self, name: str, extra: bool = False) -> list[str | None]:
-        """The values of a column; None where nothing, null or NaN is written.
+        """The values of `column`."""
+        values: list[str | None] = self.column(name, extra).to_pylist()
+        return values
+
+    def column(self, name: str, extra: bool = False) -> pa.ChunkedArray:
+        """A column as strings; null where nothing, null or NaN is written.
 
         Whole numbers are written as such, also where the column is of floats (as pandas makes it of integers when some
         are missing). extra: nobody reads them, so lists and objects are written as JSON, and the name may stand twice.
@@ -66,7 +76,29 @@ class StringTable:
             raise InputError(f"{self.path}: column {name!r} stands twice in the header; remove one")
         values = self.columns[name]
         if isinstance(values, pa.ChunkedArray):
-            values = self._of_arrow(name, values)
+            if pa.types.is_floating(values.type) and values.type.bit_width > 16:
+                return _of_floats(values)
+            if not (pa.types.is_floating(values.type) or pa.types.is_nested(values.type)):
+                return without_empty(self._cast(name, values))
+            values = values.to_pylist()
+        return string_column(name, self._as_strings(name, values, extra), self.place, self.path)
+
+    def numbers(self, name: str) -> pa.ChunkedArray | None:
+        """A column of float64; None where Arrow cannot tell of all its values which number they are."""
+        values = self.columns[name]
+        if name in self.twice or not isinstance(values, pa.ChunkedArray):
+            return None
+        kind = values.type
+        if pa.types.is_floating(kind):
+            return pc.if_else(pc.is_nan(values), None, values).cast(pa.float64()) if kind.bit_width > 16 else None
+        try:
+            if pa.types.is_integer(kind):
+                return values.cast(pa.float64())
+            return without_empty(values).cast(pa.float64()) if pa.types.is_string(kind) else None
+        except pa.ArrowInvalid:
+            return None
+
+    def _as_strings(self, name: str, values: Sequence[Any], extra: bool) -> Sequence[str | None]:
         kinds = set(map(type, values))
         if kinds <= {str, type(None)}:
             return [value or None for value in values]
@@ -84,22 +116,25 @@ class StringTable:
         values = self.columns[name]
         return isinstance(values, pa.ChunkedArray) and "binary" in str(values.type)
 
-    def _of_arrow(self, name: str, column: pa.ChunkedArray) -> list[Any]:
-        """Floats, lists and structs stay what they are; all else becomes strings."""
-        if not (pa.types.is_floating(column.type) or pa.types.is_nested(column.type)):
-            try:
-                column = column.cast(pa.string())
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise InputError(f"{self.path}: {name} cannot be read as strings: {error}; write it again") from None
+    def _cast(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         try:
-            values: list[Any] = column.to_pylist()
-        except UnicodeDecodeError as error:  # Arrow checks bytes that are cast, not bytes that are called strings
-            bad = bytes(error.object)
-            raise InputError(
-                f"{self.path}: not UTF-8: byte 0x{bad[error.start]:02x} in the {name} {bad[:40]!r}; "
-                "write it again as UTF-8"
-            ) from None
-        return values
+            column = column.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(f"{self.path}: {name} cannot be read as strings: {error}; write it again") from None
+        try:
+            column.validate(full=True)  # Arrow checks bytes that are cast, not bytes that are called strings
+        except pa.ArrowInvalid:
+            for i in range(0, len(column), SLICE):
+                try:
+                    column.slice(i, SLICE).to_pylist()
+                except UnicodeDecodeError as error:
+                    bad = bytes(error.object)
+                    raise InputError(
+                        f"{self.path}: not UTF-8: byte 0x{bad[error.start]:02x} in the {name} {bad[:40]!r}; "
+                        "write it again as UTF-8"
+                    ) from None
+            raise
+        return column
 
 
 def read_table(path: Path) -> StringTable:
@@ -129,15 +164,16 @@ def table_header(path: Path) -> list[str]:
     try:
         kind = _kind(path)
         if kind == "parquet":
-            return [name.strip() for name in pq.read_schema(path).names]
+            with parquet_file(path) as file:
+                return [name.strip() for name in file.schema_arrow.names]
         first = _first_line(path) or ""
         if kind == "jsonl":
-            record = json.loads(first)
+            record = parse_json(first)
             return list(record) if isinstance(record, dict) else []
         if kind == "csv":
             return [name.strip() for name in next(csv.reader([first]), [])]
         return [name.strip() for name in first.split("\t")] if kind and first else []
-    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException):
+    except (InputError, OSError, ValueError, EOFError, zlib.error, csv.Error, pa.ArrowException):
         return []
 
 
@@ -157,12 +193,21 @@ def read_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Pl
 
 def read_text(path: Path) -> str:
     """A UTF-8 file without its byte order mark, line ends untouched; a gzipped one unpacked."""
-    data = path.read_bytes()
-    if data.startswith(_GZIP):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
-            raise InputError(f"{path}: a damaged gzip file: {error}; fetch it again") from None
+    return _decoded(path, _unpacked(path))
+
+
+def _unpacked(path: Path) -> bytes:
+    data = read_regular(path)
+    if not data.startswith(_GZIP):
+        return data
+    try:
+        with open_unpacked(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: a damaged gzip file: {error}; fetch it again") from None
+
+
+def _decoded(path: Path, data: bytes) -> str:
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -191,9 +236,9 @@ def tsv_rows(path: Path, text: str, fields: int | None = None) -> Iterator[tuple
 
 def _first_line(path: Path) -> str | None:
     """The first line that is not blank; None where there is none that UTF-8 can read."""
-    with path.open("rb") as raw:
+    with open_regular(path) as raw:
         zipped = raw.read(2) == _GZIP
-    with gzip.open(path) if zipped else path.open("rb") as file:
+    with open_unpacked(path) if zipped else open_regular(path) as file:
         for _ in range(1000):
             line = file.readline(1 << 24)
             if line.strip() or not line:
@@ -207,7 +252,7 @@ def _first_line(path: Path) -> str | None:
 def _kind(path: Path) -> str | None:
     """How a file holds its table, by its content; what has none to tell is what its name says."""
     named = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD)
     if head.startswith(b"PAR1") or named == "parquet":
         return "parquet"
@@ -225,11 +270,37 @@ def _kind(path: Path) -> str | None:
 
 
 def _tsv(path: Path) -> StringTable:
-    return _under_header(path, tsv_rows(path, read_text(path)))
+    data = _unpacked(path)
+    return _plain_lines(path, data, "\t") or _under_header(path, tsv_rows(path, _decoded(path, data)))
 
 
 def _csv(path: Path) -> StringTable:
-    return _under_header(path, _csv_rows(path))
+    data = _unpacked(path)
+    plain = None if b'"' in data else _plain_lines(path, data, ",")
+    return plain or _under_header(path, _csv_rows(path, _decoded(path, data)))
+
+
+def _plain_lines(path: Path, data: bytes, delimiter: str) -> StringTable | None:
+    """A table that Arrow reads as it is written, at many times the speed: none of its lines is blank, and none is
+    longer or shorter than the first. None for others: these are read line by line, which says what is wrong where."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    first, end, _ = data.partition(b"\n")
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    if lines < 2 or not first.strip() or data.count(b"\r") != data.count(b"\r\n") or b"\0" in data:
+        return None
+    try:
+        names, twice = _distinct(first.removesuffix(b"\r").decode().split(delimiter))
+        table = pa.csv.read_csv(
+            pa.BufferReader(pa.py_buffer(data).slice(len(first) + len(end))),
+            pa.csv.ReadOptions(column_names=names),
+            pa.csv.ParseOptions(delimiter=delimiter, quote_char=False, double_quote=False),
+            pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return None
+    if len(table) != lines - 1 or table.column_names != names:
+        return None
+    return StringTable(path, dict(zip(names, table.columns, strict=True)), range(2, lines + 1), twice=twice)
 
 
 def _under_header(path: Path, rows: Iterator[tuple[int, list[str]]]) -> StringTable:
@@ -252,9 +323,9 @@ def _distinct(header: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, twice
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each line that is not blank; all have as many fields as the first."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     fields = 0
     try:
         for row in filter(None, reader):
@@ -281,8 +352,8 @@ def _jsonl(path: Path) -> StringTable:
         if not content.strip():
             continue
         try:
-            record = json.loads(content)
-        except (json.JSONDecodeError, RecursionError) as error:
+            record = parse_json(content)
+        except ValueError as error:
             raise InputError(f"{path}, line {line}: not JSON: {error}; write one object per line") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {line}: a {type(record).__name__}; write one JSON object per line")
@@ -294,12 +365,21 @@ def _jsonl(path: Path) -> StringTable:
 
 def _parquet(path: Path) -> StringTable:
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # damaged or no Parquet
+        table = read_parquet_table(path)
+    except pa.ArrowException as error:  # damaged or no Parquet
         raise InputError(f"{path}: not a parquet table of strings: {error}; write it again") from None
     names, twice = _distinct(table.column_names)
     return StringTable(path, dict(zip(names, table.columns, strict=True)), range(1, len(table) + 1), "row", twice)
+
+
+def _of_floats(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Floats as Python writes them; whole numbers where all are."""
+    column = pc.if_else(pc.is_nan(column), None, column)
+    whole = pc.all(pc.and_(pc.is_finite(column), pc.equal(pc.floor(column), column))).as_py()
+    if whole and pc.max(pc.abs(column)).as_py() < _EXACT:
+        return column.cast(pa.int64()).cast(pa.string())
+    pieces = ([None if v is None else str(int(v) if whole else v) for v in piece] for (piece,) in slices([column]))
+    return pa.chunked_array([pa.array(piece, pa.string()) for piece in pieces], pa.string())
 
 
 def _string(value: Any) -> str | None:

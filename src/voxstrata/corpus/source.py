@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.opening import check_regular
 from voxstrata.corpus.audio_folder import find_metadata, is_metadata, read_audio_folder, read_metadata
 from voxstrata.corpus.common_voice import (
     find_common_voice,
@@ -26,7 +27,7 @@ from voxstrata.corpus.manifest import read_manifest
 from voxstrata.corpus.nemo import is_nemo, read_nemo
 from voxstrata.corpus.objects import read_objects
 from voxstrata.corpus.rows import SUFFIXES, is_table
-from voxstrata.corpus.table import Corpus
+from voxstrata.corpus.table import Corpus, Lengths
 from voxstrata.corpus.tar import is_tar, read_tar
 
 # The first that finds its own reads it: those that look closest come first, what takes anything comes last.
@@ -42,16 +43,21 @@ CORPUS_FORMATS = (
     CorpusFormat("WebDataset shards", is_tar, read_tar, columns=True),
     CorpusFormat("manifests of lhotse", is_lhotse, read_lhotse, splits=True, columns=True),
     CorpusFormat("a folder of audio", Path.is_dir, lambda path, _: read_folder(path)),
-    CorpusFormat("a CoVoST table", is_covost, read_common_voice, columns=True),
-    CorpusFormat("a Common Voice table", is_common_voice, read_common_voice, columns=True),
-    CorpusFormat("a NeMo manifest", is_nemo, read_nemo, columns=True),
-    CorpusFormat("metadata of a Hugging Face audio folder", is_metadata, read_metadata, columns=True),
-    CorpusFormat("a manifest", is_table, read_manifest, columns=True),
+    CorpusFormat("a CoVoST table", is_covost, read_common_voice, columns=True, durations=True),
+    CorpusFormat("a Common Voice table", is_common_voice, read_common_voice, columns=True, durations=True),
+    CorpusFormat("a NeMo manifest", is_nemo, read_nemo, columns=True, durations=True),
+    CorpusFormat("metadata of a Hugging Face audio folder", is_metadata, read_metadata, columns=True, durations=True),
+    CorpusFormat("a manifest", is_table, read_manifest, columns=True, durations=True),
 )  # fmt: skip
 
 
 def read_corpus(
-    source: Any, split: str | None = None, *, columns: Mapping[str, str] | None = None, channel: int | None = None
+    source: Any,
+    split: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    channel: int | None = None,
+    lengths: Lengths = "headers",
 ) -> Corpus:
     """Read a folder of audio, a manifest or a corpus as others keep it, by what is there (CORPUS_FORMATS).
 
@@ -61,15 +67,23 @@ def read_corpus(
     split: of what has splits; all that there are when None, but Common Voice needs one.
     columns: what a table's columns are, `{"text": "sentence"}`.
     channel: the one that is taken of every recording, 0 is the first; when None the manifest's, or the average of all.
-    Raises UsageError for an unknown split, a split or columns of what has none; InputError if the source is missing,
-    malformed or without recordings.
+    lengths: "headers" reads the header of every recording before it is planned. "manifest" reads none: each recording
+        is `duration` seconds long, as its row says, and what turns out otherwise fails alone when it is decoded.
+    Raises UsageError for an unknown split, a split, columns or durations of what has none; InputError if the source is
+    missing, malformed or without recordings.
     """
-    reading = Reading(split, columns or {})
+    if lengths not in get_args(Lengths):
+        raise UsageError(f"unknown lengths {lengths!r}; choose {' or '.join(get_args(Lengths))}")
+    reading = Reading(split, columns or {}, lengths)
     if not isinstance(source, str | Path):
+        if lengths == "manifest":
+            raise UsageError("lengths of a manifest: objects in memory have none; leave them out")
         return _of_channel(read_objects(source, reading), channel)
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of audio or a manifest")
+    if not source.is_dir():
+        check_regular(source)
     for form in CORPUS_FORMATS:
         if form.found(source):
             break
@@ -82,6 +96,8 @@ def read_corpus(
         raise UsageError(f"{source}: {form.name} has no splits; leave out the split {split!r}")
     if columns and not form.columns:
         raise UsageError(f"{source}: {form.name} has no columns to choose; leave them out")
+    if lengths == "manifest" and not form.durations:
+        raise UsageError(f"{source}: {form.name} has no durations to plan with; leave out the lengths of a manifest")
     corpus = _of_channel(form.read(source, reading), channel)
     return replace(corpus, notes=[f"read as {form.name}", *corpus.notes])
 

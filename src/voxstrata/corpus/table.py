@@ -2,18 +2,21 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from voxstrata.audio.source import FileSource, Recording, Source
+from voxstrata.base.columns import all_differ, as_column, take_rows
 from voxstrata.base.errors import InputError
+from voxstrata.corpus.ids import made_ids
 
 COLUMNS = ("id", "path", "language", "group", "text", "speaker")
 CORPUS_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
@@ -28,6 +31,8 @@ _STORE_NAMES = frozenset(
 _NAMED = 5  # how many offenders a message lists before it only counts them
 
 Row = dict[str, str | None]
+# Where the lengths of recordings come from before they are decoded.
+Lengths = Literal["headers", "manifest"]
 
 
 class Pack(ABC):
@@ -54,12 +59,15 @@ class Corpus:
         nothing reads. Columns that are left out are null.
     packs: by `path`, the files that hold many recordings.
     notes: what a person should know of how the corpus was read, a sentence each.
+    lengths: where those of the recordings come from: "headers", or `duration` in "manifest", and then no header is read
+        before a recording is decoded.
     """
 
     root: Path
     table: pa.Table
     packs: Mapping[str, Pack] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    lengths: Lengths = "headers"
 
     def __post_init__(self) -> None:
         known = [*CORPUS_SCHEMA, *PART_SCHEMA]
@@ -85,24 +93,27 @@ class Corpus:
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> "Corpus":
         """The recordings in some rows, in that order."""
-        return replace(self, table=self.table.take(pa.array(rows, pa.int64())))
+        return replace(self, table=take_rows(self.table, rows))
 
     def without_root(self, text: str) -> str:
         """`text` with paths below the corpus made relative to it."""
         return text.replace(f"{self.root}{os.sep}", "")
 
-    def reading_places(self, segments: Sequence[bool]) -> list[tuple[str, int, float] | None]:
-        """Where each row stands among recordings that are best read in the order in which they lie in their file.
+    def reading_places(self, segments: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which rows are best read in the order in which they lie in their file, and their positions in its pack.
 
-        None where any order costs the same. segments: for each row, whether it is less than the whole sound file.
+        segments: bool (rows,), whether a row is less than the whole sound file. Returns bool (rows,), and int64 (rows,):
+        0 of what is in no pack, or in one that any order suits. Within a file, such rows go by position, then `offset`.
         """
-        places: list[tuple[str, int, float] | None] = []
-        columns = (self.table[name].to_pylist() for name in ("path", "member", "offset"))
-        for is_segment, path, member, offset in zip(segments, *columns, strict=True):
+        in_order, positions = segments.copy(), np.zeros(len(self), np.int64)
+        members = self.table["member"]
+        if members.null_count == len(self):
+            return in_order, positions
+        for row, (path, member) in enumerate(zip(self.table["path"].to_pylist(), members.to_pylist(), strict=True)):
             position = None if member is None else self.packs[path].position(member)
-            in_order = is_segment or position is not None
-            places.append((path, position or 0, offset or 0.0) if in_order else None)
-        return places
+            if position is not None:
+                in_order[row], positions[row] = True, position
+        return in_order, positions
 
     def recording(self, i: int) -> Recording:
         """What is decoded for row `i`."""
@@ -119,36 +130,41 @@ def build(root: Path, rows: Sequence[Row], places: Sequence[str], source: Path) 
 
 def build_table(
     root: Path,
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Any],
     place: Callable[[int], str],
     source: Path,
-    extra: Mapping[str, Sequence[str | None]] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Corpus:
     """Make a corpus of columns of one length; for errors, `place` says where a row stands, and `source` in what.
 
-    columns: those of `Corpus.table`; `path` at the least, from `root`, never null. extra: strings that are kept beside
+    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra: strings that are kept beside
     them; one whose name the corpus or a store uses is kept as `given_<name>`.
 
     A missing id becomes the path without its suffix, or the whole path where that would name two recordings. Stretches
     and channels of one file get theirs behind it: `talk@12.5-17`, `talk#1`.
     Raises InputError for duplicate ids and for text that UTF-8 cannot hold (undecodable file names).
     """
-    ids = _ids(columns)
-    if len(set(ids)) < len(ids):
-        repeated = [name for name, count in Counter(ids).items() if count > 1]
-        lines = defaultdict(list)
-        for i, name in enumerate(ids):
-            lines[name].append(place(i))
-        shown = "; ".join(f"{name!r} ({', '.join(lines[name][:_NAMED])})" for name in repeated[:_NAMED])
-        more = f" and {len(repeated) - _NAMED} more" if len(repeated) > _NAMED else ""
-        raise InputError(f"{source}: duplicate ids: {shown}{more}; give every row an id of its own")
-    arrays: dict[str, pa.Array] = {}
-    for name, values in {**columns, "id": ids}.items():
-        arrays[name] = _array(name, values, place, source)
+    arrays = {name: string_column(name, v, place, source) for name, v in columns.items() if name in COLUMNS}
+    arrays |= {name: as_column(columns[name], PART_SCHEMA.field(name).type) for name in columns if name not in arrays}
+    if "id" not in arrays or arrays["id"].null_count:
+        arrays["id"] = made_ids(arrays)
+    if not all_differ(arrays["id"]):
+        raise InputError(f"{source}: duplicate ids: {_repeated(arrays['id'], place)}; give every row an id of its own")
     for name, values in (extra or {}).items():
         kept = kept_name(name, arrays)
-        arrays[kept] = _array(kept, values, place, source)
+        arrays[kept] = string_column(kept, values, place, source)
     return Corpus(root, pa.table(arrays))
+
+
+def _repeated(ids: pa.ChunkedArray, place: Callable[[int], str]) -> str:
+    """The first of the ids that stand more than once, and where they do."""
+    counts = pc.value_counts(ids).flatten()
+    names = counts[0].filter(pc.greater(counts[1], 1))
+    shown = []
+    for name in names[:_NAMED].to_pylist():
+        rows = np.flatnonzero(pc.equal(ids, name).to_numpy())[:_NAMED]
+        shown.append(f"{name!r} ({', '.join(place(int(i)) for i in rows)})")
+    return "; ".join(shown) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def kept_name(name: str, others: Container[str] = ()) -> str:
@@ -159,10 +175,10 @@ def kept_name(name: str, others: Container[str] = ()) -> str:
     return kept
 
 
-def _array(name: str, values: Sequence[Any], place: Callable[[int], str], source: Path) -> pa.Array:
-    known = name in PART_SCHEMA.names
+def string_column(name: str, values: Any, place: Callable[[int], str], source: Path) -> pa.ChunkedArray:
+    """A column of strings. Raises InputError, saying where, for text that UTF-8 cannot hold."""
     try:
-        return pa.array(values, PART_SCHEMA.field(name).type if known else pa.string())
+        return as_column(values)
     except UnicodeEncodeError:
         for i, value in enumerate(values):
             try:
@@ -172,42 +188,6 @@ def _array(name: str, values: Sequence[Any], place: Callable[[int], str], source
                     f"{source}, {place(i)}: {name} {value!a} is not valid Unicode; rename the file or correct the row"
                 ) from None
         raise
-
-
-def _ids(columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The ids that are given, and others made of the paths."""
-    paths: Sequence[str] = columns["path"]
-    nothing: Sequence[Any] = [None] * len(paths)
-    given = columns.get("id", nothing)
-    if None not in given:
-        return list(given)
-    stems = {path: _stem(path) for path in set(paths)}
-    shared = {stem for stem, count in Counter(stems.values()).items() if count > 1}
-    repeated = {path for path, count in Counter(paths).items() if count > 1}
-    parts = zip(*(columns.get(name, nothing) for name in ("offset", "duration", "channel")), strict=True)
-    made: list[str] = []
-    for name, path, (offset, duration, channel) in zip(given, paths, parts, strict=True):
-        if name is None:
-            name = path if stems[path] in shared else stems[path]
-            if path in repeated:
-                if offset is not None or duration is not None:
-                    begin = offset or 0.0
-                    name += f"@{_seconds(begin)}" + (f"-{_seconds(begin + duration)}" if duration is not None else "")
-                if channel is not None:
-                    name += f"#{channel}"
-        made.append(name)
-    return made
-
-
-def _stem(path: str) -> str:
-    """The path without its suffix."""
-    stem, suffix = os.path.splitext(path)
-    return path if suffix == "." else stem
-
-
-def _seconds(value: float) -> str:
-    """To the microsecond, as short as that goes: "12.5"."""
-    return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 def joined(root: Path, corpora: Sequence[Corpus]) -> Corpus:

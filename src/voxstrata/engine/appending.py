@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.info import AudioInfo, Stated
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
-from voxstrata.engine.extraction import ExtractReport, encode_units, make_encoder
+from voxstrata.engine.extraction import ExtractReport, report
 from voxstrata.engine.planning import Long, plan_corpus
+from voxstrata.engine.run import Extraction, make_encoder
 from voxstrata.engine.runtime import Runtime
-from voxstrata.engine.sink import UnitSink
 from voxstrata.store.appender import StoreAppender
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.several import open_store
@@ -58,8 +58,11 @@ def append(
             unit_rows = read_plans(opened.files, opened.about)[0]["unit_rows"]
             how: dict[str, Any] = {"long": long, "probed": probed.take(new), "unit_rows": unit_rows}
             plan = plan_corpus(corpus.take(new), model, spec, runtime, reporter, **how)
-            sink = UnitSink(StoreAppender(opened, plan, model.card), allow_overflow)
-            return replace(encode_units(encoder, sink, reporter), passed_over=len(corpus) - len(new))
+            run = Extraction(StoreAppender(opened, plan, model.card), model, allow_overflow)
+            left = run.pending()
+            worked = run.work(encoder, left, reporter)
+            done = report(run, worked, plan.units - len(left), 0, *run.writer.finish())
+            return replace(done, passed_over=len(corpus) - len(new))
     except OSError as e:
         raise InputError(
             f"{store}: cannot write ({e}); what is encoded is safe: mend it and run the same command to go on"
@@ -67,7 +70,7 @@ def append(
 
 
 def _new_rows(
-    store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo | None], reporter: Reporter
+    store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo | Stated | None], reporter: Reporter
 ) -> list[int]:
     """Rows of the corpus whose ids the store does not hold. Raises InputError where it holds another recording."""
     held = {row["id"]: row for row in store.utterances.to_pylist()}
@@ -79,7 +82,9 @@ def _new_rows(
         elif info is not None and not there["samples"]:  # nothing is known of what failed when it was probed
             mended.append((row["id"], there["failure"]))
         elif info is not None:  # what is in the store may be gone by now
-            here = {**row, "samples": info.samples, "size_bytes": info.size_bytes}
+            here = {**row, "samples": info.samples}
+            if isinstance(info, AudioInfo) and there["size_bytes"] is not None:  # None: lengths are the manifest's
+                here["size_bytes"] = info.size_bytes
             here["offset"], there["offset"] = here["offset"] or None, there.get("offset") or None  # 0 s: no offset
             differing = [name for name, value in here.items() if there.get(name) != value]
             other += [(row["id"], name, there.get(name), here[name]) for name in differing[:1]]

@@ -17,15 +17,16 @@ Softmax, LayerNorm, GELU and log-mel are left out.
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_json
 from voxstrata.encoders import Context, ModelFolder
-from voxstrata.encoders.frames import WINDOW_FRAMES
+from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
 from voxstrata.encoders.outputs import depth
 from voxstrata.store.plan import Plan
 
@@ -97,12 +98,15 @@ class Work:
     def of(cls, plan: Plan, size: EncoderSize) -> Self:
         """Of all windows of a plan."""
         context = plan.spec.context
-        kept = (w.frames for u in range(len(plan.utterances)) for w in plan.windows(u))
-        windows = Counter((context.frames_computed(n), n) for n in kept)
+        whole, rest = np.divmod(plan.samples[plan.samples > 0], WINDOW_SAMPLES)
+        numbers = np.bincount(-(-rest // SAMPLES_PER_FRAME), minlength=WINDOW_FRAMES + 1)  # of windows, by their frames
+        numbers[0] = 0
+        numbers[WINDOW_FRAMES] += whole.sum()
+        windows = [(n, int(numbers[n]), context.frames_computed(n)) for n in np.flatnonzero(numbers).tolist()]
         return cls(
-            windows.total(),
-            sum(n * m for (m, _), n in windows.items()),
-            sum(n * size.window_flops(m, context, kept) for (m, kept), n in windows.items()),
+            sum(number for _, number, _ in windows),
+            sum(number * m for _, number, m in windows),
+            sum(number * size.window_flops(m, context, kept) for kept, number, m in windows),
         )
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from voxstrata.audio.decode import AudioInfo, decode
+from voxstrata.audio.info import Stated
 from voxstrata.audio.readers import Samples
 from voxstrata.audio.segments import SegmentReader
 from voxstrata.base.errors import AudioError, error_text
@@ -34,7 +35,9 @@ class DecodeAhead(Stage):
     for before others that precede it, these are decoded, too, and held until it is their turn.
     """
 
-    def __init__(self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo]], workers: int, ahead: int) -> None:
+    def __init__(
+        self, corpus: Corpus, order: Iterable[tuple[int, int, AudioInfo | Stated]], workers: int, ahead: int
+    ) -> None:
         self.seconds: dict[str, float] = defaultdict(float)  # decode: over all threads; wait: the encoder's for audio
         self.notices: list[str] = []  # what is to be said of recordings that did not fail
         super().__init__(workers, "decode")
@@ -57,7 +60,7 @@ class DecodeAhead(Stage):
             self._pending[key] = info.samples, self._pool.submit(self._decode, row, info)
             self._ahead += info.samples
 
-    def _decode(self, row: int, info: AudioInfo) -> tuple[Samples | str, float]:
+    def _decode(self, row: int, info: AudioInfo | Stated) -> tuple[Samples | str, float]:
         begin = time.perf_counter()
         result: Samples | str
         try:

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import numpy as np
+import pyarrow as pa
+
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable, aligned, clock
 from voxstrata.corpus import Corpus, Probed
@@ -109,11 +112,13 @@ def estimate(
     work = Work.of(plan, EncoderSize.of(model, spec.outputs))
     seconds = work.flops / record.modes[spec.context.mode].flops_per_second if record else None
     layout = ShardLayout(plan.chunk_rows, plan.unit_rows, model.card.d_model * spec.stored_dtype.itemsize)
-    per_output = sum(layout.size(plan.rows_used(unit)) for unit in range(plan.units))
-    ids, reasons = (plan.utterances[c].to_pylist() for c in ("id", "failure"))
+    used = zip(*(x.tolist() for x in np.unique(plan.used, return_counts=True)), strict=True)
+    per_output = sum(n * layout.size(rows) for rows, n in used)
+    reasons = plan.probed.failures
+    ids = plan.corpus.table["id"].take(pa.array(list(reasons), pa.int64())).to_pylist()
     return Estimate(
-        recordings=len(ids),
-        failures={str(i): r for i, r in zip(ids, reasons, strict=True) if r is not None},
+        recordings=len(corpus),
+        failures=dict(zip(map(str, ids), reasons.values(), strict=True)),
         audio_seconds=int(plan.samples.sum()) / SAMPLE_RATE,
         units=plan.units,
         windows=work.windows,

@@ -1,33 +1,28 @@
 """Extraction: plan a corpus, then decode, encode and write it unit by unit, overlapped, resumable."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from voxstrata.base.errors import InputError, UsageError
-from voxstrata.base.folders import leaving_no_empty_folder
-from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.base.errors import UsageError
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import clock
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
-from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SAMPLES
-from voxstrata.engine.budget import EncoderSize, sgemm_rate
-from voxstrata.engine.cpu_encoder import CpuEncoder
-from voxstrata.engine.cuda_encoder import CudaEncoder
+from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.encoder import Encoder
-from voxstrata.engine.pipeline import Batch, CommitStage, DecodeStage, EncodeStage
-from voxstrata.engine.planning import Long, plan_corpus
+from voxstrata.engine.planning import Long
+from voxstrata.engine.run import Extraction, Worked, make_encoder, prepare, writing
 from voxstrata.engine.runtime import Runtime
-from voxstrata.engine.sink import UnitSink
 from voxstrata.store.files import Files
-from voxstrata.store.labels import as_planned
-from voxstrata.store.plan import Plan
+from voxstrata.store.part import Part
 from voxstrata.store.spec import StoreSpec
-from voxstrata.store.writer import PLAN, StoreWriter, refuse_foreign
+from voxstrata.store.writer import refuse_foreign
 
-_NOTICES = 10  # of recordings that did not fail, said after a run
+_LEAST_WAIT, _MOST_WAIT = 0.1, 2.0  # seconds from one look for units of runs that died to the next
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,8 @@ class ExtractReport:
     seconds: wall seconds of this run, from the first unit to the last. stages: busy seconds of each stage; they
         overlap, and `decode`, `log_mel`, `encode` and `reduce` add up threads.
     resumed_units: committed by an earlier run. overflows: values of the whole store that are beyond float16.
+    others_units: committed by other runs meanwhile. pending_units: left to them; while there are any, the store is not
+        complete, and `failures` are those that are known.
     sgemm_rate: float32 matrix products in operations per second on the same threads just before the run; None unless
         asked for. passed_over: recordings that the store held before (`append`; the other figures are of what it adds).
     """
@@ -56,6 +53,8 @@ class ExtractReport:
     flops: int
     sgemm_rate: float | None = None
     passed_over: int = 0
+    others_units: int = 0
+    pending_units: int = 0
 
     @property
     def efficiency(self) -> float | None:
@@ -75,8 +74,14 @@ class ExtractReport:
                 return f"{lines[0]}, nothing is new"
         if self.resumed_units:
             lines[-1] += f", {self.resumed_units} of them by an earlier run"
+        if self.others_units:
+            lines[-1] += f", {self.others_units} by other runs meanwhile"
+        if self.pending_units:
+            lines.append(f"{self.pending_units} units are left to other runs, which are at them: the last completes it")
         if self.resumed_units == self.units:
             lines.append("nothing was left to do")
+        elif not self.audio_seconds:
+            lines.append("nothing was left to do here")
         else:
             rate = self.audio_seconds / self.seconds
             lines += [
@@ -104,124 +109,87 @@ def extract(
     long: Long = "window",
     allow_overflow: bool = False,
     efficiency: bool = False,
+    part: Part | None = None,
+    durable: bool = True,
 ) -> ExtractReport:
-    """Extract the embeddings of a corpus into a store; resumes the store when it exists.
+    """Extract the embeddings of a corpus into a store; resumes the store when it exists, and shares the work with other
+    runs that are at it.
 
     spec: what is kept, in which context it is computed; by default every frame of all outputs as float16, `bucketed`.
     runtime: what the run may use of the machine; by default all cores, no GPU.
     long: "window" cuts recordings over 30 s into windows, "error" refuses the corpus naming them.
     allow_overflow: values beyond float16 are stored as infinities; by default they end the run.
     efficiency: this machine's rate of matrix products is measured, too, for the report: about a second on the CPU.
+    part: of several runs; it begins with its own share of the units, and does not wait for those of the others.
+    durable: what is committed has reached the disk, so that a power cut does not take it back.
 
     Raises UsageError or InputError before any encoding for unknown outputs, efficiency asked of a GPU, an unusable
     model or corpus, and a store that something else made. During it: no space, float16 overflow. What is committed
     stays; the same call resumes.
     """
-    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
-    model = model if isinstance(model, ModelFolder) else open_model(model)
     runtime = runtime or Runtime()
     if efficiency and runtime.device.kind != "cpu":
         raise UsageError("efficiency is measured against the CPU's sgemm rate; leave it out on a GPU")
-    spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
-    try:
-        # What can be known is known before minutes of reading headers: a store that is another's or in use, a device
-        # that does not start.
-        files = Files(store)
+    model = model if isinstance(model, ModelFolder) else open_model(model)
+    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    files = Files(store)
+    # What can be known is known before minutes of reading headers: a store that is another's, a device that does not
+    # start.
+    with writing(files):
         refuse_foreign(files)
-        if files.exists(PLAN):
-            with files.lock():
-                corpus = as_planned(files, corpus)
-        encoder = make_encoder(model, spec, runtime)
-        plan = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
+        encoder = make_encoder(model, (spec or StoreSpec()).for_model(model.card, runtime.device), runtime)
+        how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": durable}
+        run = prepare(corpus, model, store, spec, runtime, reporter, **how)
         limit = sgemm_rate(encoder.threads) if efficiency else None
-        with leaving_no_empty_folder(Path(files.local or "/")), files.lock():
-            sink = UnitSink(StoreWriter(store, plan, model.card), allow_overflow)
-            return replace(encode_units(encoder, sink, reporter), sgemm_rate=limit)
-    except OSError as e:
-        raise InputError(
-            f"{store}: cannot write ({e}); the units that are committed are safe: mend it and run the same "
-            "command to go on"
-        ) from e
+        return replace(share(run, encoder, reporter, part), sgemm_rate=limit)
 
 
-def make_encoder(model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> Encoder:
-    """What encodes on that device. Raises what `Encoder` raises."""
-    return (CpuEncoder if runtime.device.kind == "cpu" else CudaEncoder)(model, spec, runtime)
+def share(run: Extraction, encoder: Encoder, reporter: Reporter = SILENT, part: Part | None = None) -> ExtractReport:
+    """Work on a prepared store beside other runs until nothing is left, and complete it.
+
+    Units that other runs have claimed are waited for, and taken when these die. A part does not wait: it ends when
+    other runs are at all that is left, and the last of these completes the store.
+    """
+    begin, before, worked, waited = time.perf_counter(), len(run.writer.done()), Worked(), 0.0
+    while True:
+        more = run.work(encoder, run.claimed(part), reporter)
+        worked += more
+        left = run.pending()
+        if not left:
+            break
+        if more.units:
+            waited = 0.0
+            continue
+        if part is not None and waited:
+            break  # looked twice: who only asks who is at a unit holds it for an instant
+        if not waited:
+            reporter.step(f"{len(left)} units are left, and other runs are at them")
+        waited = min(_MOST_WAIT, 2 * waited or _LEAST_WAIT)
+        time.sleep(waited)
+    found = run.writer.failures(set(run.order) - set(left)) if left else run.finish()
+    return report(run, replace(worked, seconds=time.perf_counter() - begin), before, len(left), *found)
 
 
-def encode_units(encoder: Encoder, sink: UnitSink, reporter: Reporter) -> ExtractReport:
-    """The units that are not committed yet, through the pipeline."""
-    begin, writer, plan = time.perf_counter(), sink.writer, sink.plan
-    done = writer.done()
-    units = _working_order(plan, done)
-    tally = _Tally(encoder, plan, units, len(writer.failures(done)[0]), reporter)
-    with (
-        DecodeStage(plan, units, encoder) as decoding,
-        CommitStage(sink) as committing,
-        EncodeStage(encoder) as encoding,
-    ):
-        for batch, rows in encoding.encoded(decoding):
-            committing.put(batch, rows)
-            del rows  # the committing thread's: not to be held here while the next ones are waited for
-            tally.add(batch)
-        committing.settle()
-    notices = sorted(set(decoding.notices))  # segments of one file say the same
-    for notice in notices[:_NOTICES]:
-        reporter.warn(plan.corpus.without_root(notice))
-    if (more := len(notices) - _NOTICES) > 0:
-        reporter.warn(f"and {more} more such recordings")
-    failures, overflows = writer.finish()
-    seconds, ids = time.perf_counter() - begin, plan.utterances["id"].to_pylist()
+def report(
+    run: Extraction, worked: Worked, before: int, left: int, failures: Mapping[int, str], overflows: int
+) -> ExtractReport:
+    """What this run `worked`, and what has become of the store.
+
+    before, left: units that were committed before this run, and that are not. failures, overflows: as `finish` gives.
+    """
+    ids = run.plan.corpus.table["id"]
     return ExtractReport(
-        store=writer.files.root,
+        store=run.writer.files.root,
         utterances=len(ids),
         failed=len(failures),
-        failures={str(ids[i]): reason for i, reason in sorted(failures.items())},
-        units=plan.units,
-        resumed_units=len(done),
-        audio_seconds=tally.encoded / SAMPLE_RATE,
-        seconds=seconds,
-        stages={k: round(v, 3) for k, v in (decoding.seconds | encoder.seconds | sink.seconds).items()},
+        failures={ids[i].as_py(): reason for i, reason in sorted(failures.items())},
+        units=run.plan.units,
+        resumed_units=before,
+        audio_seconds=worked.samples / SAMPLE_RATE,
+        seconds=worked.seconds,
+        stages={stage: round(seconds, 3) for stage, seconds in worked.stages.items()},
         overflows=overflows,
-        flops=tally.flops,
+        flops=worked.flops,
+        others_units=max(0, run.plan.units - left - before - worked.units),
+        pending_units=left,
     )
-
-
-def _working_order(plan: Plan, done: set[int]) -> list[int]:
-    """The units that are left, those with the longest windows first.
-
-    What memory a run needs it needs at the start, and smaller batches fit into that. The units of a language stay in
-    order, since segments of one file are read in the order in which they lie there: an earlier unit counts as long as
-    the later ones.
-    """
-    language, longest = plan.utterances["language"].to_pylist(), [0] * plan.units
-    for unit in reversed(range(plan.units)):
-        members = plan.members(unit)
-        longest[unit] = min(int(plan.samples[members].max()), WINDOW_SAMPLES)
-        if unit + 1 < plan.units and language[members[-1]] == language[members[-1] + 1]:
-            longest[unit] = max(longest[unit], longest[unit + 1])
-    return sorted(set(range(plan.units)) - done, key=lambda unit: (-longest[unit], unit))
-
-
-class _Tally:
-    """Counts the batches that a run has encoded, and tells the reporter.
-
-    encoded: samples. flops: arithmetic they took. Recordings that fail are work that is done, but not encoded.
-    """
-
-    def __init__(self, encoder: Encoder, plan: Plan, units: Sequence[int], failed: int, reporter: Reporter) -> None:
-        self.encoded = self.flops = 0
-        self._size, self._context = EncoderSize.of(encoder.model, plan.spec.outputs), plan.spec.context
-        self._units, self._units_total, self._failed, self._reporter = 0, len(units), failed, reporter
-        self._samples, self._samples_total = 0, sum(int(plan.samples[plan.members(u)].sum()) for u in units)
-
-    def add(self, batch: Batch) -> None:
-        self.encoded += sum(w.samples for w in batch.windows)
-        self.flops += sum(self._size.window_flops(batch.frames, self._context, w.frames) for w in batch.windows)
-        self._units += batch.last
-        self._samples += batch.samples
-        self._failed += len(batch.failures)
-        audio, total = self._samples / SAMPLE_RATE, self._samples_total / SAMPLE_RATE
-        work: dict[str, Any] = {"work": audio, "work_total": total, "rated": audio, "rate_unit": "audio-h/h"}
-        units = (self._units, self._units_total, "units")
-        self._reporter.progress(Progress("extracting", *units, **work, failed=self._failed))

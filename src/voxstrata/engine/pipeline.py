@@ -4,13 +4,12 @@ Batches pass from one stage to the next in the order of the plan, and every stag
 that memory does not grow with the corpus.
 """
 
-import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from voxstrata.audio.decode import AudioInfo
+from voxstrata.audio.info import AudioInfo, Stated
 from voxstrata.audio.readers import Samples
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
@@ -73,24 +72,30 @@ def equal_batches(windows: Iterable[Window], context: Context, encoder: Encoder)
 
 
 class DecodeStage(DecodeAhead):
-    """The first stage: the batches of `units` with their audio, for each window its samples."""
+    """The first stage: the batches of `units` with their audio, for each window its samples.
 
-    def __init__(self, plan: Plan, units: Sequence[int], encoder: Encoder) -> None:
+    A unit is asked for when the first of its recordings is about to be decoded, ahead of the encoder.
+    """
+
+    def __init__(self, plan: Plan, units: Iterable[int], encoder: Encoder) -> None:
         self._plan, self._units, self._encoder = plan, units, encoder
+        self._begun: deque[int] = deque()  # units whose batches have not been asked for
         ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * SAMPLES_PER_FRAME
         super().__init__(plan.corpus, self._recordings(), encoder.threads, ahead)
 
-    def _recordings(self) -> Iterator[tuple[int, int, AudioInfo]]:
+    def _recordings(self) -> Iterator[tuple[int, int, AudioInfo | Stated]]:
         """Recordings in the order of the plan: that in which batches ask for them, but for segments, which batches take
         longest first, and which are decoded in the order in which they lie in their file."""
         for unit in self._units:
+            self._begun.append(unit)
             for u in self._plan.members(unit):
                 info = self._plan.probed.info(u)
                 assert info is not None, "what cannot be probed is in no unit"
                 yield u, u, info
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Samples]]]:
-        return itertools.chain.from_iterable(map(self._unit, self._units))
+        while self._begun:  # with the last recording of a unit the next unit is begun
+            yield from self._unit(self._begun.popleft())
 
     def _unit(self, unit: int) -> Iterator[tuple[Batch, list[Samples]]]:
         left = {u: len(self._plan.windows(u)) for u in self._plan.members(unit)}
@@ -147,9 +152,10 @@ class CommitStage(Stage):
     Leaving it lets that thread finish: after an interrupt a unit is committed whole or not at all.
     """
 
-    def __init__(self, sink: UnitSink) -> None:
+    def __init__(self, sink: UnitSink, committed: Callable[[int], None]) -> None:
+        """committed: called with each unit after its commit, on that thread."""
         super().__init__(1, "sink")
-        self._sink = sink
+        self._sink, self._committed = sink, committed
         self._failures: dict[int, str] = {}  # of the unit
         self._in_flight: deque[Future[None]] = deque()
 
@@ -171,3 +177,4 @@ class CommitStage(Stage):
         if batch.last:
             self._sink.commit(batch.unit, self._failures)
             self._failures = {}
+            self._committed(batch.unit)

@@ -42,7 +42,7 @@ def plan_corpus(
     spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
     probed = probed or probe_corpus(corpus, reporter=reporter)
     if long == "error":
-        _refuse_long(corpus, probed)
+        refuse_long(corpus, probed)
     if (megabytes := runtime.unit_megabytes) is None:
         megabytes = default_unit_megabytes(spec, model.card.d_model, runtime.device)
     d = model.card.d_model
@@ -58,7 +58,8 @@ def default_unit_megabytes(spec: StoreSpec, d_model: int, device: Device) -> flo
     return min(max(filled, UNIT_MEGABYTES), MAX_UNIT_BYTES / 2**20)
 
 
-def _refuse_long(corpus: Corpus, probed: Probed) -> None:
+def refuse_long(corpus: Corpus, probed: Probed) -> None:
+    """Raise InputError where a recording is over 30 s."""
     long = np.flatnonzero(probed.samples > WINDOW_SAMPLES)
     if len(long):
         row, samples = int(long[0]), int(probed.samples[long[0]])

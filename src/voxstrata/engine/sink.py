@@ -67,6 +67,10 @@ class UnitSink:
         self._overflows, self._blocks = 0, {}
         self.seconds["write"] += time.perf_counter() - begin
 
+    def discard(self) -> None:
+        """Forget the rows of a unit that was given up."""
+        self._overflows, self._blocks = 0, {}
+
 
 def place_rows(own: NDArray[Any], window: Window, rows: NDArray[Any], frames: int, spec: StoreSpec) -> NDArray[Any]:
     """Put a window's rows into its utterance's `own` (length, d), which begin as zeros; returns their place.

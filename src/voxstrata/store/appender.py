@@ -18,6 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
+from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.files import ROOT, parquet_bytes, root_attributes, zarr_array
@@ -71,7 +72,7 @@ class StoreAppender(StoreWriter):
         pending = pending_append(self._store)
         fingerprint, name = self.plan.fingerprint(), appended_name(len(self._store.about.get("appended", [])) + 1)
         units = [unit for unit in marked_units(self.files) if unit >= self.first_unit]
-        if pending is not None and pending["fingerprint"] != fingerprint:
+        if pending is not None and not self.plan.is_that_of(pending["fingerprint"]):
             if units:
                 raise InputError(
                     f"{self.files.root}: an append of other recordings was begun and is not finished ({len(units)} "
@@ -145,4 +146,4 @@ class StoreAppender(StoreWriter):
             there = os.path.normpath(os.path.join(self.files.local or "", root))
             paths = [os.path.relpath(self.plan.corpus.root / path, there) for path in table["path"].to_pylist()]
             table = with_column(table, "path", pa.array([Path(path).as_posix() for path in paths]))
-        return with_column(table, "failure", pa.array([failures.get(i) for i in range(len(table))], pa.string()))
+        return with_column(table, "failure", scattered(failures, len(table)))

@@ -4,11 +4,13 @@ Claims save work, they keep nothing right: a unit that two workers do all the sa
 bytes, and counts once.
 """
 
+import contextlib
 import fcntl
 import os
 from typing import Self
 
 from voxstrata.store.files import Files
+from voxstrata.store.leases import Leases
 
 CLAIMS = "claims"
 
@@ -17,20 +19,29 @@ class Claims:
     """The claims of one worker on numbered pieces of work below a root: units of a store, tile rows of a comparison.
 
     On a local disk a claim is a lock on a file, and the operating system lets go of it when the process dies, however
-    it dies. Leaving it as a context drops what is still held.
+    it dies. On an object store it is a lease of so many seconds (`Leases`): that of a worker which died is free once it
+    was seen to be idle for that time, by the same Claims asked again and again.
+    Leaving it as a context drops what is still held.
     """
 
-    def __init__(self, files: Files, folder: str = CLAIMS) -> None:
+    def __init__(self, files: Files, folder: str = CLAIMS, lease_seconds: float | None = None) -> None:
         self._files, self._folder = files, folder
         self._held: dict[int, int] = {}  # file descriptors by number
+        self._leases = Leases(files, lease_seconds) if files.local is None else None
 
     def take(self, number: int) -> bool:
         """Claim a piece of work; False where another worker has it. It is held until `drop`."""
-        if self._files.local is None:
-            return True  # to be done: leases by conditional writes
-        path = self._files.local / self._folder / f"{number:06d}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if self._leases:
+            return self._leases.take(self._name(number))
+        assert self._files.local is not None
+        path = self._files.local / self._name(number)
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                break
+            except FileNotFoundError:  # who finishes the whole removes the folder
+                continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,12 +52,29 @@ class Claims:
 
     def drop(self, number: int) -> None:
         """Let go of a claim; nothing happens to one that is not held."""
+        if self._leases:
+            self._leases.drop(self._name(number))
         if (fd := self._held.pop(number, None)) is not None:
             os.close(fd)
+
+    def clear(self) -> None:
+        """Remove what is left of everybody's claims, once all pieces are done."""
+        if self._files.local is None:
+            self._files.remove_folder(self._folder)
+            return
+        for name in self._files.names(self._folder):
+            self._files.remove(f"{self._folder}/{name}")
+        with contextlib.suppress(OSError):  # not there, or somebody has just looked for work
+            (self._files.local / self._folder).rmdir()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._leases:
+            self._leases.__exit__()
         for number in list(self._held):
             self.drop(number)
+
+    def _name(self, number: int) -> str:
+        return f"{self._folder}/{number:06d}"

@@ -3,14 +3,17 @@
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import time
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
@@ -19,9 +22,43 @@ from zarr.abc.store import Store
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import check_regular, parse_json, read_regular
+from voxstrata.base.remote import causes, open_remote, patiently, shown, status_of
+from voxstrata.store.leases import Leases
+from voxstrata.store.remote_arrays import PatientStore
 
 LOCK = ".voxstrata-lock"
+GROUP_ROWS = 1 << 16  # of a Parquet file: what is read for one row of it
 ROOT = "zarr.json"  # of the root group
+T = TypeVar("T")
+# Larger objects go up in parts of this size, a few at once: one request carries 5 GB at the most.
+_PART_BYTES = 32 << 20
+_PARTS_AT_ONCE = 4
+# One request a read. By default these would ask for the size first, and then read in several.
+_READ_AT_ONCE = {"s3": {"max_concurrency": 1}, "gs": {"concurrency": 1}}
+# Servers that write whatever a condition says, and those that do not.
+_unconditional: set[str] = set()
+_conditional: set[str] = set()
+_log = logging.getLogger("voxstrata")
+
+
+class Joined:
+    """Parts as one sequence of bytes, of which slices are copied, never the whole: what fsspec uploads in pieces."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._parts = [memoryview(part).cast("B") for part in parts if len(part)]
+        self._begin = [0, *accumulate(map(len, self._parts))]
+
+    def __len__(self) -> int:
+        return self._begin[-1]
+
+    def __getitem__(self, wanted: slice) -> bytes:
+        begin, end, _ = wanted.indices(len(self))
+        pieces, k = [], bisect_right(self._begin, begin) - 1
+        while begin < end:
+            stop = min(end, self._begin[k + 1])
+            pieces.append(self._parts[k][begin - self._begin[k] : stop - self._begin[k]])
+            begin, k = stop, k + 1
+        return b"".join(pieces)
 
 
 class _RegularStore(zarr.storage.LocalStore):
@@ -37,30 +74,43 @@ class Files:
     """Whole-file reads and writes below the root of a store; a file is there entirely or not at all.
 
     durable: what is written has reached the disk when `write` returns, so that a power cut does not take it back.
+
+    On object stores each request is tried again as `patiently` does. Raises what it raises.
     """
 
     def __init__(self, root: str | Path, *, durable: bool = True) -> None:
         self.root, self.durable = str(root).rstrip("/"), durable
-        try:
-            self._fs, self._path = fsspec.core.url_to_fs(self.root)
-        except (ImportError, ValueError) as e:
-            raise InputError(f"{root}: {e}; object stores need the extra `remote`") from e
+        if shown(self.root) != self.root:
+            raise InputError(
+                f"{shown(self.root)}: no credentials in the name of a store, which is kept in all that is made of it; "
+                "give them by the environment"
+            )
+        self._fs, self._path = open_remote(self.root)
         self.local = Path(self._path) if isinstance(self._fs, LocalFileSystem) else None
+        kinds = self._fs.protocol
+        self._kind = kinds if isinstance(kinds, str) else kinds[0]
 
     def zarr_store(self, *, read_only: bool) -> Store:
         """The same place as zarr sees it."""
         if self.local is not None:
             return _RegularStore(self.local, read_only=read_only)
-        return zarr.storage.FsspecStore.from_url(self.root, read_only=read_only)
+        return PatientStore.of(self.root, read_only=read_only)
+
+    def _ask(self, name: str, action: Callable[[str], T]) -> T:
+        """What an action on the path of a file gives, patiently where that is no local disk."""
+        path = f"{self._path}/{name}".rstrip("/")
+        if self.local is not None:
+            return action(path)
+        return patiently(f"{self.root}/{name}", lambda: action(path))
 
     def exists(self, name: str) -> bool:
-        return bool(self._fs.exists(f"{self._path}/{name}"))
+        return bool(self._ask(name, self._fs.exists))
 
     def names(self, folder: str = "") -> list[str]:
         """Names directly below a folder, sorted; none when it is not there."""
         self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(f"{self._path}/{folder}".rstrip("/"), detail=False)
+            found = self._ask(folder, lambda path: self._fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
         return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in found)
@@ -68,12 +118,22 @@ class Files:
     def read(self, name: str) -> bytes:
         if self.local is not None:
             return read_regular(self.local / name)
-        return bytes(self._fs.cat_file(f"{self._path}/{name}"))
+        return bytes(self._ask(name, lambda path: self._fs.cat_file(path, **self._at_once)))
+
+    def read_range(self, name: str, begin: int, end: int | None = None) -> bytes:
+        """The bytes from `begin` to before `end` of a file, in one request; the last -begin ones where that is < 0."""
+        if self.local is not None:
+            check_regular(self.local / name)
+        return bytes(self._ask(name, lambda path: self._fs.cat_file(path, start=begin, end=end, **self._at_once)))
+
+    @property
+    def _at_once(self) -> dict[str, int]:
+        return _READ_AT_ONCE.get(self._kind, {})
 
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write a file of these parts so that a kill at any instant leaves the old one, the new one, or none."""
         if self.local is None:
-            self._fs.pipe_file(f"{self._path}/{name}", b"".join(parts))  # one PUT
+            self._upload(name, parts)
             return
         target = self.local / name
         new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
@@ -95,16 +155,79 @@ class Files:
             for folder in (target.parent, *(made.parent for made in new)):
                 sync_folder(folder)
 
+    def _upload(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        """One PUT; a large file in several, which make an object when the last is there."""
+        data, how = Joined(parts), dict[str, int]()
+        if self._kind in ("s3", "gs") and len(data) >= 2 * _PART_BYTES:
+            how = {"chunksize": _PART_BYTES} | ({"max_concurrency": _PARTS_AT_ONCE} if self._kind == "s3" else {})
+        value = data if how else data[:]
+        try:
+            self._ask(name, lambda path: self._fs.pipe_file(path, value, **how))
+        except FileNotFoundError as e:
+            raise InputError(f"{self.root}: no such bucket ({e}); make it, or correct the name") from None
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file that is not there; False where it is. Not for local disks.
+
+        At once, in the stores that know conditional writes: of two who call it one gets True. Others are noted, and
+        asked before: there two may get True.
+        """
+        server = urlsplit(self.root).netloc
+
+        def attempt(path: str) -> bool:
+            try:
+                if server not in _unconditional:
+                    self._fs.pipe_file(path, data, mode="create")
+                    return True
+            except FileExistsError:
+                return False
+            except Exception as error:
+                chain = causes(error)
+                if not any(status_of(e) == 501 or isinstance(e, TypeError | NotImplementedError) for e in chain):
+                    raise
+                self._note_unconditional(server)
+            if self._fs.exists(path):
+                return False
+            self._fs.pipe_file(path, data)
+            return True
+
+        try:
+            made = self._ask(name, attempt)
+        except FileExistsError:
+            return False
+        if made and server not in _unconditional | _conditional:
+            if self._ask(name, attempt):  # a store that minds conditions has it now
+                self._note_unconditional(server)
+            _conditional.add(server)
+        return made
+
+    def _note_unconditional(self, server: str) -> None:
+        if server not in _unconditional:
+            _unconditional.add(server)
+            _log.warning(
+                "%s: no conditional writes here: two workers may do the same unit, which costs time, no data", self.root
+            )
+
+    def touch(self, name: str, data: bytes) -> None:
+        """Write a small file anew, or, if that fails, not: the next time will do."""
+        with contextlib.suppress(Exception):
+            self._fs.pipe_file(f"{self._path}/{name}", data)
+
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._path}/{name}")
+            self._ask(name, self._fs.rm_file)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder and all below it if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(name, lambda path: self._fs.rm(path, recursive=True))
 
     def clear(self) -> None:
         """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
         for name in sorted(self.names(), key=lambda n: n == ROOT):
             if name != LOCK:
-                self._fs.rm(f"{self._path}/{name}", recursive=True)
+                self.remove_folder(name)
 
     def sweep(self) -> None:
         """Remove what a killed run left half-written, here and in zarr's local store (both say `.partial`)."""
@@ -116,11 +239,13 @@ class Files:
     def lock(self) -> Iterator[None]:
         """Hold the store for writing; the operating system lets go of it when the process dies, however it dies.
 
-        Object stores have no locks: there, writing twice at once is the caller's to avoid.
-        Makes the folder where there is none. Raises InputError when another process holds it.
+        Makes the folder where there is none. Raises InputError when another process holds it. Object stores have no
+        locks: there it is a lease, and that of a process which died is waited for.
         """
         if self.local is None:
-            yield
+            with Leases(self) as leases:
+                leases.wait(f"{LOCK}/plan", "another run is writing this store")
+                yield
             return
         self.local.mkdir(parents=True, exist_ok=True)
         path = self.local / LOCK
@@ -193,7 +318,7 @@ def zarr_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file."""
+    """A table as a Parquet file, in groups of rows that can be read by themselves."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
     return buffer.getvalue()

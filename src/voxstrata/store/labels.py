@@ -47,6 +47,8 @@ def read_record(files: Files, number: int) -> tuple[pa.Table, dict[str, Any]]:
 
 def with_planned_labels(files: Files, utterances: pa.Table) -> pa.Table:
     """A stored table with the labels that its plan was made with."""
+    if not times_relabelled(utterances):
+        return utterances
     rows = {name: i for i, name in enumerate(utterances["id"].to_pylist())}
     columns = {name: utterances[name].to_pylist() for name in PLANNED_LABELS}
     for number in range(times_relabelled(utterances), 0, -1):

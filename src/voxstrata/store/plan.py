@@ -6,19 +6,19 @@ file, so that it is read about once. A unit is one shard of
 every array, one piece of work, one commit. The corpus' own order plays no part.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from voxstrata.base.columns import scattered, sorted_codes
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
+from voxstrata.store.fingerprint import SECOND, fingerprint_of, first_fingerprint_of
 from voxstrata.store.spec import StoreSpec
 
 CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least
@@ -109,29 +109,35 @@ class Plan:
 
     def rows_used(self, unit: int) -> int:
         """Rows of a unit that belong to its utterances; the rest of the shard belongs to nobody."""
-        last = self.members(unit)[-1]
-        return int(self.start[last] + self.length[last]) - unit * self.unit_rows
+        return int(self.used[unit])
+
+    @cached_property
+    def used(self) -> NDArray[np.int64]:
+        """`rows_used` of every unit, int64 (units,)."""
+        last = self.unit_begin[1:] - 1
+        return self.start[last] + self.length[last] - np.arange(self.units) * self.unit_rows
 
     def windows(self, utterance: int) -> list[Window]:
         """The windows of at most 30 s that an utterance is encoded in."""
         return windows_of(utterance, int(self.samples[utterance]))
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides the content of the store but the model.
+        """SHA-256 over everything that decides the content of the store but the model: see `fingerprint_of`."""
+        return self._fingerprint
 
-        Where the recordings lie (`path`) is left out, so that a corpus may move; their sizes stand for their bytes.
-        """
-        h = hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode())
-        h.update(f"{self.unit_rows} {self.chunk_rows} {self.unit_begin.tolist()}".encode())
-        columns = ("id", "language", "group", "text", "speaker", "samples", "size_bytes")
-        for row in zip(*(self.utterances[c].to_pylist() for c in columns), strict=True):
-            h.update(json.dumps(row).encode())
-        # from 0 s on is from the beginning: what ends elsewhere has other samples
-        parts = [[value or None for value in self.utterances["offset"].to_pylist()]]
-        parts.append(self.utterances["channel"].to_pylist())
-        if any(value is not None for part in parts for value in part):  # stores without were made before there were any
-            h.update(json.dumps(parts).encode())
-        return h.hexdigest()
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint_of(self.spec.to_dict(), self._layout, self.utterances)
+
+    def is_that_of(self, fingerprint: str) -> bool:
+        """Whether a fingerprint, of this form or of that of 0.1.0, is this plan's."""
+        if fingerprint.startswith(SECOND):
+            return fingerprint == self.fingerprint()
+        return fingerprint == first_fingerprint_of(self.spec.to_dict(), self._layout, self.utterances)
+
+    @property
+    def _layout(self) -> tuple[int, int, NDArray[np.int64]]:
+        return self.unit_rows, self.chunk_rows, self.unit_begin
 
 
 def make_plan(
@@ -157,19 +163,17 @@ def make_plan(
     if not samples.any():
         reason = next(iter(reasons.values()), "it is empty")
         raise InputError(f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}")
-    languages = [x or "" for x in corpus.table["language"].to_pylist()]
+    languages = sorted_codes(pc.fill_null(corpus.table["language"], ""))
     frames = -(-samples // SAMPLES_PER_FRAME)
-    ids = corpus.table["id"].to_pylist()
-    places = [place or () for place in corpus.reading_places(probed.table["is_segment"].fill_null(False).to_pylist())]
-    keys = list(zip((samples == 0).tolist(), languages, places, (-frames).tolist(), ids, strict=True))
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    samples, frames = samples[order], frames[order]
+    order = _storage_order(corpus, probed, languages, frames)
+    samples, frames, languages = samples[order], frames[order], languages[order]
+    corpus, root = corpus.take(order), corpus.root
     known = int(np.count_nonzero(samples))
     length = np.ones(len(order), np.int64) if spec.pool else -(-frames // spec.every)
     length[known:] = 0
     if spec.pool:
         unit_rows = chunk_rows = POOLED_UNIT
-        unit_begin = [*range(0, known, unit_rows), known]
+        unit_begin = np.array([*range(0, known, unit_rows), known], np.int64)
         start = np.arange(len(order))
     else:
         chunk_rows = _power_of_two(CHUNK_BYTES / row_bytes)
@@ -182,18 +186,49 @@ def make_plan(
             seconds = unit_rows * spec.every * SAMPLES_PER_FRAME // SAMPLE_RATE
             longer = np.flatnonzero(length > unit_rows)
             raise InputError(
-                f"{corpus.root}: {len(longer)} recordings, e.g. {ids[order[longer[0]]]!r}, are longer than the "
-                f"{seconds} s that a unit of the store holds; cut them, or extract them into a store of their own: "
-                "retrieve, align and similarity take several stores"
+                f"{root}: {len(longer)} recordings, e.g. {corpus.table['id'][int(longer[0])].as_py()!r}, are longer "
+                f"than the {seconds} s that a unit of the store holds; cut them, or extract them into a store of their "
+                "own: retrieve, align and similarity take several stores"
             )
-        unit_begin, start = _pack(length, [languages[i] for i in order], known, min(fill, unit_rows), unit_rows)
+        unit_begin, start = _pack(length[:known], languages[:known], min(fill, unit_rows), unit_rows)
+        start = np.append(start, np.zeros(len(order) - known, np.int64))
     start[known:] = 0
-    # a store may be published and a corpus may move: reasons name files as the manifest does
-    failure = [corpus.without_root(reasons[i]) if i in reasons else None for i in order]
     found = probed.take(order).table
-    found = found.set_column(found.schema.get_field_index("failure"), "failure", pa.array(failure, pa.string()))
-    layout = (start, length.astype(np.int32), np.array(unit_begin, np.int64), unit_rows, chunk_rows)
-    return Plan(spec, corpus.take(order), Probed(found), samples, frames, *layout)
+    if reasons:
+        # a store may be published and a corpus may move: reasons name files as the manifest does
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        named = {int(place[row]): corpus.without_root(reason) for row, reason in reasons.items()}
+        found = found.set_column(found.schema.get_field_index("failure"), "failure", scattered(named, len(order)))
+    layout = (start, length.astype(np.int32), unit_begin, unit_rows, chunk_rows)
+    return Plan(spec, corpus, Probed(found), samples, frames, *layout)
+
+
+def _storage_order(
+    corpus: Corpus, probed: Probed, languages: NDArray[np.int64], frames: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The rows in the order in which they are stored: what failed last, by language, by place in the file where that
+    counts, the longest first, by id in the order of code points.
+
+    languages: a number for each row's, in their order. Returns int64 (rows,).
+    """
+    by_id = pc.sort_indices(corpus.table["id"]).to_numpy().astype(np.int64)
+    in_order, positions = corpus.reading_places(
+        probed.table["is_segment"].fill_null(False).to_numpy(zero_copy_only=False)
+    )
+    keys = [languages + (frames == 0) * (int(languages.max()) + 1)]
+    if in_order.any():
+        rows = np.flatnonzero(in_order)
+        some = corpus.table.select(["path", "offset"]).take(pa.array(rows))
+        file, offset = np.zeros(len(corpus), np.int64), np.zeros(len(corpus))
+        file[rows], offset[rows] = sorted_codes(some["path"]) + 1, some["offset"].fill_null(0.0).to_numpy()
+        keys += [file, np.where(in_order, positions, 0), offset]
+    keys.append(-frames)
+    # sorted by the last key first, each time keeping the order of what is equal
+    order = by_id
+    for key in reversed(keys):
+        order = order[np.argsort(key[order], kind="stable")]
+    return order
 
 
 def _usable_samples(probed: Probed, spec: StoreSpec, row_bytes: int) -> tuple[NDArray[np.int64], dict[int, str]]:
@@ -211,17 +246,24 @@ def _usable_samples(probed: Probed, spec: StoreSpec, row_bytes: int) -> tuple[ND
 
 
 def _pack(
-    length: NDArray[np.int64], languages: Sequence[str], known: int, fill: int, unit_rows: int
-) -> tuple[list[int], NDArray[np.int64]]:
-    """Fill units in order, opening a new one when one would exceed `fill` rows or the language changes."""
-    begin, start, used = [0], np.zeros(len(length), np.int64), 0
-    for i in range(known):
-        if i and (used + length[i] > fill or languages[i] != languages[i - 1]):
-            begin.append(i)
-            used = 0
-        start[i] = (len(begin) - 1) * unit_rows + used
-        used += int(length[i])
-    return [*begin, known], start
+    length: NDArray[np.int64], languages: NDArray[np.int64], fill: int, unit_rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fill units in order, opening a new one when one would exceed `fill` rows or the language changes.
+
+    Returns the first utterance of each unit, and their number, and the first row of each utterance; int64.
+    """
+    before = np.append(0, np.cumsum(length))  # rows before each utterance, and of all
+    following = np.searchsorted(before, before[:-1] + fill, "right") - 1  # of the unit after, were there one language
+    following = np.maximum(following, np.arange(1, len(length) + 1))
+    changes = np.append(np.flatnonzero(np.diff(languages)) + 1, len(length))
+    following = np.minimum(following, changes[np.searchsorted(changes, np.arange(len(length)), "right")])
+    begin = [0]
+    while begin[-1] < len(length):
+        begin.append(int(following[begin[-1]]))
+    unit_begin = np.array(begin, np.int64)
+    members = np.diff(unit_begin)
+    first = np.arange(len(members)) * unit_rows - before[unit_begin[:-1]]
+    return unit_begin, before[:-1] + np.repeat(first, members)
 
 
 def _power_of_two(x: float) -> int:

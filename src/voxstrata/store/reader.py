@@ -107,6 +107,7 @@ class EmbeddingStore:
             raise InputError(f"{path}: what it says of its model is damaged ({e}); get another copy") from e
         refuse_foreign_arrays(self.files, self.spec)
         self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -161,22 +162,24 @@ class EmbeddingStore:
         first = ((plan["first_utterance"], pairwise(plan["unit_begin"])) for plan in plans)
         return [(n + a, n + b) for n, bounds in first for a, b in bounds]
 
-    @property
-    def _marked_units(self) -> list[int]:
-        return [unit for unit in marked_units(self.files) if unit < len(self._unit_bounds)]
-
     @cached_property
+    def markers(self) -> dict[int, dict[str, Any]]:
+        """What the markers of the committed units say, by unit."""
+        units = [unit for unit in marked_units(self.files) if unit < len(self._unit_bounds)]
+        markers = {unit: read_marker(self.files, unit) for unit in units}
+        return {unit: marker for unit, marker in markers.items() if marker is not None}
+
+    @property
     def _failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
-        markers = [read_marker(self.files, unit) for unit in self._marked_units]
-        return {int(i): reason for marker in markers for i, reason in marker["failed"].items()}
+        return {int(i): reason for marker in self.markers.values() for i, reason in marker["failed"].items()}
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """0 pending, 1 done, 2 failed, for each utterance; up to date while a run is going on or was cut short."""
         status = np.asarray(zarr_array(self.root, "status")[:])
         if (status == PENDING).any():
-            for unit in self._marked_units:
+            for unit in self.markers:
                 status[slice(*self._unit_bounds[unit])] = DONE
             status[list(self._failures)] = FAILED
         return status
@@ -219,7 +222,9 @@ class EmbeddingStore:
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
         self.require_output(output)
-        return zarr_array(self.root, f"{self.spec.group}/{output}")
+        if output not in self._arrays:  # zarr takes longer to find an array than we to read an utterance
+            self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
+        return self._arrays[output]
 
     def require_output(self, output: str) -> None:
         """Raise UsageError for an output that is not stored."""

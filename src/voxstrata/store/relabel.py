@@ -206,9 +206,9 @@ def _read_bare(path: Path, chosen: Mapping[str, str]) -> pa.Table:
     columns: dict[str, Any] = {}
     for name in table.columns:
         label = called.get(name, kept_name(name) if name in chosen else name)
-        columns[label] = table.strings(name, extra=label not in known)
+        columns[label] = table.column(name, extra=label not in known)
     without_words_for_nothing(columns)
-    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    return pa.table(columns)
 
 
 def _strings(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:

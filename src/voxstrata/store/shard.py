@@ -121,28 +121,26 @@ class ShardLayout:
         Each chunk that they lie in is read whole where it has a checksum, and held against it.
         Raises InputError for a shard that is damaged or missing.
         """
-        end, spare = begin + len(out), np.empty(0, np.uint8)
+        end, others = begin + len(out), np.empty(0, np.uint8)
         with _opened(path) as f:
             offsets = self.chunk_offsets(f, path)
             for first, last in self._reads(offsets, begin, end):
                 a, b = max(begin, first * self.chunk_rows), min(end, last * self.chunk_rows)
                 target = out[a - begin : b - begin].reshape(-1).view(np.uint8)
-                skipped = (a - first * self.chunk_rows) * self.row_bytes
+                before = (a - first * self.chunk_rows) * self.row_bytes
                 if offsets[first] == MISSING:
                     target[:] = 0
                 elif not self.checksums:
-                    _fill(f, int(offsets[first]) + skipped, [target], path)
+                    _fill(f, int(offsets[first]) + before, [target], path)
                 else:
-                    whole = target
-                    if len(target) < self.chunk_bytes:
-                        whole = spare = spare if len(spare) else np.empty(self.chunk_bytes, np.uint8)
+                    if len(others) < self.chunk_bytes - len(target):
+                        others = np.empty(self.chunk_bytes, np.uint8)
+                    whole = [others[:before], target, others[before : self.chunk_bytes - len(target)]]
                     checksum = bytearray(_CRC_BYTES)
-                    _fill(f, int(offsets[first]), [whole, checksum], path)
-                    if checksum != _crc(whole):
+                    _fill(f, int(offsets[first]), [*whole, checksum], path)
+                    if checksum != _crc(*whole):
                         rows = f"rows {first * self.chunk_rows} to {last * self.chunk_rows - 1}"
                         raise InputError(f"{path}: damaged, the checksum of its {rows} is wrong; {_MEND}")
-                    if whole is spare:
-                        target[:] = spare[skipped : skipped + len(target)]
 
     def _reads(self, offsets: NDArray[np.uint64], begin: int, end: int) -> Iterator[tuple[int, int]]:
         """The chunks of some rows, first and one after the last, as they are read at once: one by one, so that a chunk
@@ -160,8 +158,11 @@ def shard_checksum(parts: list[memoryview | bytes]) -> int:
     return int(google_crc32c.value(b"".join(bytes(part) for part in parts[1:-2:2])))
 
 
-def _crc(data: NDArray[np.uint8] | bytes) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
+def _crc(*pieces: NDArray[np.uint8] | bytes) -> bytes:
+    checksum = 0
+    for piece in pieces:
+        checksum = google_crc32c.extend(checksum, piece)
+    return checksum.to_bytes(_CRC_BYTES, "little")
 
 
 def _opened(path: Path) -> Any:
@@ -173,7 +174,7 @@ def _opened(path: Path) -> Any:
 
 def _fill(f: Any, offset: int, targets: list[Any], path: Path) -> None:
     """Read a file's bytes from an offset into buffers, one after the other."""
-    views = [memoryview(target) for target in targets]
+    views = [memoryview(target) for target in targets if len(target)]
     while views:
         count = os.preadv(f.fileno(), views, offset)
         if not count:

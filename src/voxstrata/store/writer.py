@@ -1,7 +1,6 @@
 """Create or resume a store, and commit units to it."""
 
 import json
-import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,10 +14,12 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
+from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
+from voxstrata.store.claims import Claims
 from voxstrata.store.description import (
     ARRAY_MEANINGS,
     COORDINATES,
@@ -28,14 +29,16 @@ from voxstrata.store.description import (
     store_readme,
 )
 from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, zarr_array
-from voxstrata.store.labels import PLANNED_LABELS, UTTERANCES, read_utterances, with_column, with_planned_labels
+from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
 from voxstrata.store.plan import Plan
+from voxstrata.store.planned import PLAN as PLAN
+from voxstrata.store.planned import PROBE, refuse_other_plan
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 
 PENDING, DONE, FAILED = 0, 1, 2
 _STATUS = pa.array(["pending", "done", "failed"])
-PLAN, UNITS, APPENDED = "plan.json", "units", "appended"
+UNITS, APPENDED = "units", "appended"
 # What is left of a root group's metadata when zarr is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
 
@@ -45,9 +48,17 @@ def marked_units(files: Files) -> list[int]:
     return [int(name.removesuffix(".json")) for name in files.names(UNITS) if name.endswith(".json")]
 
 
-def read_marker(files: Files, unit: int) -> dict[str, Any]:
-    """What the marker of a unit says: "unit", "failed" (reasons by index), "overflows"."""
-    return dict(json.loads(files.read(marker_name(unit))))
+def read_marker(files: Files, unit: int) -> dict[str, Any] | None:
+    """What the marker of a unit says: "unit", "failed" (reasons by index), "overflows".
+
+    None where there is none, or one that cannot be read, as a power cut may leave it: the unit is to be done again.
+    """
+    try:
+        marker = json.loads(files.read(marker_name(unit)))
+        whole = marker["unit"] == unit and all(int(i) >= 0 for i in marker["failed"]) and marker["overflows"] >= 0
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return marker if whole else None
 
 
 def marker_name(unit: int) -> str:
@@ -60,7 +71,7 @@ def stored_table(
     start: NDArray[np.int64],
     length: NDArray[np.int32],
     status: NDArray[np.uint8],
-    failures: Mapping[int, str | None] | None = None,
+    failures: Mapping[int, str] | None = None,
 ) -> pa.Table:
     """What `utterances.parquet` holds: a plan's utterances, where their rows are, and what has become of them.
 
@@ -68,7 +79,7 @@ def stored_table(
     """
     columns = {"row_start": start, "row_count": length, "status": _STATUS.take(pa.array(status.astype(np.int64)))}
     if failures is not None:
-        columns["failure"] = pa.array([failures.get(i) for i in range(len(utterances))], pa.string())
+        columns["failure"] = scattered(failures, len(utterances))
     for name, values in columns.items():
         utterances = with_column(utterances, name, pa.array(values))
     return utterances
@@ -143,12 +154,13 @@ class StoreWriter:
     # What an append adds to: the units and utterances of the store before it. A plan counts its own from 0.
     first_unit = first_utterance = 0
 
-    def __init__(self, path: str | Path, plan: Plan, card: ModelCard) -> None:
-        self.files, self.plan, self.card = Files(path), plan, card
+    def __init__(self, path: str | Path | Files, plan: Plan, card: ModelCard, *, stored: bool = False) -> None:
+        """stored: the plan was read from there, and model and settings were compared."""
+        self.files, self.plan, self.card = path if isinstance(path, Files) else Files(path), plan, card
         refuse_foreign(self.files)
         if self.files.exists(PLAN):
-            self._compare(card)
-            self.files.sweep()
+            if not stored:
+                self._compare(card)
             self._root = zarr.open_group(self.files.zarr_store(read_only=False), mode="r+")
         else:  # nothing, or a creation that was cut short: no unit can have been committed yet
             self._root = self._create(card)
@@ -166,20 +178,30 @@ class StoreWriter:
                 )
             self._layouts[output] = layout
 
-    def done(self) -> set[int]:
-        """Units that are committed; on a local disk not those whose shards are missing or cut short, as a copy may."""
+    def marked(self) -> set[int]:
+        """Units that have a marker, whatever it says."""
         own = (unit - self.first_unit for unit in marked_units(self.files))
-        return {unit for unit in own if 0 <= unit < self.plan.units and self._whole(unit)}
+        return {unit for unit in own if 0 <= unit < self.plan.units}
+
+    def done(self) -> set[int]:
+        """Units that are committed, as `committed` says; in an object store those with a marker."""
+        return self.marked() if self.files.local is None else set(filter(self.committed, self.marked()))
+
+    def committed(self, unit: int) -> bool:
+        """Whether a unit has a marker that can be read; on a local disk not where its shards are missing or cut short,
+        as a copy may leave them."""
+        if (marker := read_marker(self.files, self.first_unit + unit)) is None:
+            return False
+        return self.files.local is None or len(marker["failed"]) == len(self.plan.members(unit)) or self._whole(unit)
 
     def _whole(self, unit: int) -> bool:
-        if self.files.local is None:
-            return True
+        assert self.files.local is not None
         plan = self.plan
         for output, array in self._arrays.items():
             shard = self.files.local / self._shard(array, unit)
             expected = self._layouts[output].size(plan.rows_used(unit))
             if not shard.exists() or shard.stat().st_size < expected:
-                return set(plan.members(unit)) <= set(self.failures([unit])[0])  # which has no shards
+                return False
         return True
 
     def _shard(self, array: zarr.Array[Any], unit: int) -> str:
@@ -208,11 +230,17 @@ class StoreWriter:
         self.files.write(marker_name(number), json.dumps(marker).encode())
 
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
-        """Reasons by index of all that failed at probing or in these committed units, and the units' overflows."""
-        failures = {i: r for i, r in enumerate(self.plan.utterances["failure"].to_pylist()) if r is not None}
+        """Reasons by index of all that failed at probing or in these committed units, and the units' overflows.
+
+        Raises InputError for a unit without a marker that can be read.
+        """
+        failures = dict(self.plan.probed.failures)
         overflows = 0
         for unit in units:
             marker = read_marker(self.files, self.first_unit + unit)
+            if marker is None:
+                name = marker_name(self.first_unit + unit)
+                raise InputError(f"{self.files.root}/{name}: missing or damaged; run the same extraction again")
             failures |= {int(i) - self.first_utterance: reason for i, reason in marker["failed"].items()}
             overflows += marker["overflows"]
         return failures, overflows
@@ -220,9 +248,11 @@ class StoreWriter:
     def finish(self) -> tuple[dict[int, str], int]:
         """Once every unit is committed: write `status` and the failures; returns all failures by index, and overflows.
 
-        A pure function of plan and markers, so it may be repeated.
+        A pure function of plan and markers, so it may be repeated. What killed runs left half-written is removed.
         """
         failures, overflows = self.failures(range(self.plan.units))
+        self.files.sweep()  # only now: until then other runs write
+        Claims(self.files).clear()
         status, count = self._status(failures), len(self.plan.utterances)
         # As it was made, relabelled and appended to: the manifest of this run may lack columns, or lie elsewhere.
         table = self._with_parts(read_utterances(self.files))
@@ -258,6 +288,8 @@ class StoreWriter:
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
         }
+        if plan.corpus.lengths != "headers":
+            about["lengths"] = plan.corpus.lengths
         self.files.clear()
         where = {"corpus_root": corpus_root(plan.corpus.root, self.files.local)}
         attributes = {"voxstrata": about, **where, **COORDINATES}
@@ -295,57 +327,17 @@ class StoreWriter:
                 zarr.consolidate_metadata(root.store, path=group)
         self._write_utterances(plan.utterances, status, self.failures([])[0])
         self.files.write(README, store_readme(card, spec).encode())
+        self.files.write(PROBE, parquet_bytes(plan.probed.table))
         stored = {"schema": STORE_SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
+        stored |= {"chunk_rows": plan.chunk_rows}
         self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
         return root
 
     def _compare(self, card: ModelCard) -> None:
         """Refuse to resume a store that something else made, saying what differs."""
         about = compare_settings(self.files, card, self.plan.spec)
-        if about["plan"] != self.plan.fingerprint():
-            raise InputError(f"{self.files.root}: cannot resume: {self._first_difference(card.d_model, about)}")
-
-    def _first_difference(self, d_model: int, about: Mapping[str, Any]) -> str:
-        stored = with_planned_labels(self.files, read_utterances(self.files))
-        if appended := about.get("appended"):
-            stored = stored.slice(0, appended[0]["first_utterance"])
-        theirs = {r["id"]: r for r in stored.to_pylist()}
-        ours = {r["id"]: r for r in self.plan.utterances.to_pylist()}
-        if added := set(ours) - set(theirs):
-            return (
-                f"{len(added)} utterances were not in the corpus that made it, e.g. {min(added)!r}; `voxstrata append "
-                f"{self.files.root} CORPUS MODEL` adds recordings to a store that is finished, or use a new store"
-            )
-        if gone := set(theirs) - set(ours):
-            return (
-                f"{len(gone)} utterances are only in the store, e.g. {min(gone)!r}; bring them back or use a new store"
-            )
-        for i, row in ours.items():
-            if row["failure"] and theirs[i]["samples"]:
-                return f"{i!r} was readable then and is not now: {row['failure']}; mend it and run again"
-            for key in (*PLANNED_LABELS, "samples", "size_bytes", "offset", "channel"):
-                there, here = theirs[i].get(key), row[key]  # stores of 0.1.0 have no offset and no channel
-                if there != here and not (key == "offset" and not there and not here):
-                    mend = "; use a new store"
-                    if key in PLANNED_LABELS:
-                        mend = f": `voxstrata relabel {self.files.root} MANIFEST` changes labels, or use a new store"
-                    return f"{key} of {i!r} is {there!r} there, {here!r} here{mend}"
-        plan, spec = self.plan, self.plan.spec
-        rows = json.loads(self.files.read(PLAN))["unit_rows"]
-        if rows == plan.unit_rows:
-            moved = [i for i, j in zip(theirs, ours, strict=True) if i != j]
-            if not moved:
-                return "the same recordings are cut into units otherwise; give --unit-mb as then, or use a new store"
-            return (
-                f"the recordings come in another order, from {moved[0]!r} on: segments go by the names of their files; "
-                "name these as then, or use a new store"
-            )
-        # rounded up: a unit's rows are the largest power of two that fits
-        there, here = (
-            f"{math.ceil(n * d_model * spec.stored_dtype.itemsize * len(spec.outputs) * 1e6 / 2**20) / 1e6:.16g}"
-            for n in (rows, plan.unit_rows)
-        )
-        return f"units of {there} MB there, {here} MB here; give --unit-mb {there}, or use a new store"
+        if not self.plan.is_that_of(about["plan"]):
+            refuse_other_plan(self.files, about, self.plan, card.d_model)
 
 
 def _flat(d: dict[str, Any]) -> dict[str, Any]:
