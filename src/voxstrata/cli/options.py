@@ -13,7 +13,7 @@ from voxstrata.store.plan import UNIT_MEGABYTES
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH, FOLDER = click.Path(path_type=Path), click.Path(file_okay=False, path_type=Path)
-COUNT = click.IntRange(min=1)
+COUNT = click.IntRange(1, 1 << 31)
 
 corpus = click.argument("corpus", type=PATH)
 model = click.argument("model", type=PATH)
@@ -40,7 +40,8 @@ _READING = (
         help="What a table's columns are, e.g. text=sentence,language=lang. [default: by their names]",
     ),
     click.option(
-        "--channel", type=click.IntRange(min=0), help="Take one channel; 0 is the first. [default: the average of all]"
+        "--channel", type=click.IntRange(0, 9999),
+        help="Take one channel; 0 is the first. [default: the average of all]",
     ),
     click.option(
         "--lengths", type=click.Choice(["headers", "manifest"]), default="headers",

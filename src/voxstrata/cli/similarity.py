@@ -131,7 +131,7 @@ def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -
 def _part(text: str | None) -> tuple[int, int]:
     if text is None:
         return 1, 1
-    if not re.fullmatch(r"\d+/\d+", text):
+    if not re.fullmatch(r"\d{1,9}/\d{1,9}", text):
         raise vs.UsageError(f"--part {text}: write it as I/N, like 2/8")
     i, n = text.split("/")
     return int(i), int(n)

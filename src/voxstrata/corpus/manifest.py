@@ -1,6 +1,7 @@
 """Manifests: tables, a row a recording or a stretch of one, with the columns that we name or others choose."""
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
