@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -57,8 +58,9 @@ def card() -> Any:
     """That of an encoder as large as whisper-base, of which nothing is there but its size."""
     from voxstrata.encoders.card import ModelCard
 
-    sizes: tuple[Any, ...] = (6, 512, 8, 80, "float32", 17, ("layer_03", "layer_06", "final"), "final")
-    return ModelCard(1, "made-up", None, "0" * 64, *sizes, {"sha256": "1" * 64, "groups": 0}, {}, {})
+    weights, silence = "0" * 64, {"sha256": "1" * 64, "groups": 0}
+    outputs = ("layer_03", "layer_06", "final")
+    return ModelCard(1, "made-up", None, weights, 6, 512, 8, 80, "float32", 17, outputs, "final", silence, {}, {})
 
 
 class Stages:
@@ -84,10 +86,10 @@ def plan(manifest: Path, store: Path) -> dict[str, Any]:
     stages, about = Stages(), card()
     spec = StoreSpec(about.outputs)
     stages.of("imports", lambda: None)
-    corpus = stages.of("read the manifest", lambda: read_corpus(manifest, lengths="manifest"))
-    probed = stages.of("lengths", lambda: probe_corpus(corpus))
-    found = stages.of("plan", lambda: make_plan(corpus, probed, spec, about.d_model))
-    del corpus, probed
+    read: list[Any] = [stages.of("read the manifest", lambda: read_corpus(manifest, lengths="manifest"))]
+    read.append(stages.of("lengths", lambda: probe_corpus(read[0])))
+    found = stages.of("plan", lambda: make_plan(read[0], read[1], spec, about.d_model))
+    read.clear()
     stages.of("prepare the store", lambda: StoreWriter(store, found, about))
     stages.of("arithmetic", lambda: Work.of(found, EncoderSize(6, 512, 2048, 80, 0)))
     return {"stages": stages.found, "units": found.units, "rows": int(found.length.sum())}
@@ -117,10 +119,10 @@ def wrong(manifest: Path) -> list[str]:
     rows = corpus.table.select(["id", "language", "duration"]).to_pylist()
     found = make_plan(corpus, probe_corpus(corpus), StoreSpec(card().outputs), card().d_model)
     samples = {row["id"]: round(row["duration"] * 16_000) for row in rows}
-    order = sorted(rows, key=lambda row: (row["language"] or "", -(-(-samples[row["id"]] // 320)), row["id"]))
+    order = sorted(rows, key=lambda row: (row["language"] or "", -math.ceil(samples[row["id"]] / 320), row["id"]))
     place, unit, used, previous, fill = {}, -1, 0, None, 1 << 15  # the largest power of two of rows below 128 MB
     for row in order:
-        length = -(-samples[row["id"]] // 320)
+        length = math.ceil(samples[row["id"]] / 320)
         if row["language"] != previous or used + length > fill:
             unit, used, previous = unit + 1, 0, row["language"]
         place[row["id"]] = (unit * found.unit_rows + used, length)

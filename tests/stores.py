@@ -95,6 +95,9 @@ class MadeUpStore:
         ids: list[str] = self.utterances["id"].to_pylist()
         return ids
 
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        return self.utterances.select(list(columns))
+
     @property
     def length(self) -> np.ndarray:
         return np.array([len(states) for states in next(iter(self._frames.values()))])

@@ -19,6 +19,7 @@ from voxstrata.evaluation.metrics import chance_mrr
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.selection import select
 from voxstrata.store import EmbeddingStore
+from voxstrata.store.part import Part
 from voxstrata.studies.retrieve import FoundRetrieval, RetrievalOptions, evaluate_similarity, retrieve
 
 PER_LANGUAGE = 20
@@ -163,7 +164,9 @@ def test_groups_that_nobody_knows_leave_figures_open(tmp_path: Path) -> None:
 def test_an_unfinished_comparison_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.zarr", spoilt(6, "en-3", math.nan))
     with pytest.raises(InputError, match="'en-3': frame"):
-        similarity(select(store, ["en"]), select(store, ["es"]), "final", tmp_path / "r", tile_frames=24, part=(1, 2))
+        similarity(
+            select(store, ["en"]), select(store, ["es"]), "final", tmp_path / "r", tile_frames=24, part=Part(1, 2)
+        )
     with pytest.raises(InputError, match="has not finished here; run it again"):
         evaluate_similarity(tmp_path / "r")
     similarity(select(store, ["es"]), None, "final", tmp_path / "whole")

@@ -24,7 +24,7 @@ from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.engine import extract
 from voxstrata.retrieval.all_pairs import similarity
-from voxstrata.retrieval.folder import read_similarity
+from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.selection import select
 from voxstrata.store import StoreSpec, open_store
 from voxstrata.store.files import Files

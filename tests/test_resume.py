@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,23 +74,27 @@ def test_shards_that_a_copy_lost_are_refused_by_name_and_written_again(
     assert contents(store) == expected
 
 
-def test_a_second_process_is_refused_while_the_first_runs(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
-    from voxstrata.base.errors import InputError
+def test_a_second_run_takes_over_when_the_first_is_killed(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from voxstrata.base.progress import Reporter
     from voxstrata.engine import extract
+    from voxstrata.engine.extraction import ExtractReport
 
-    messages: list[str] = []
+    assert run(corpus, tiny_model, tmp_path / "whole.zarr", SETTINGS, lambda: None) == 0
+    store, reports, left = tmp_path / "s.zarr", list[ExtractReport](), threading.Event()
+
+    class Left(Reporter):
+        def step(self, text: str) -> None:
+            if "other runs are at them" in text:
+                left.set()
+
+    second = threading.Thread(target=lambda: reports.append(extract(corpus, tiny_model, store, *SETTINGS, Left())))
 
     def stop() -> int | None:
-        if committed(tmp_path / "s.zarr"):
-            try:
-                extract(corpus, tiny_model, tmp_path / "s.zarr", *SETTINGS)
-            except InputError as e:
-                messages.append(str(e))
-            return signal.SIGKILL
-        time.sleep(0.001)
-        return None
+        if committed(store) and not second.ident:
+            second.start()
+        return signal.SIGKILL if left.is_set() else None
 
-    assert run(corpus, tiny_model, tmp_path / "s.zarr", SETTINGS, stop, hold_at=1) == -signal.SIGKILL
-    assert "another run (process " in messages[0]
-    # the killed process' lock is gone with it
-    assert run(corpus, tiny_model, tmp_path / "s.zarr", SETTINGS, lambda: None) == 0
+    assert run(corpus, tiny_model, store, SETTINGS, stop, hold_at=1) == -signal.SIGKILL
+    second.join()
+    assert reports[0].pending_units == 0
+    assert contents(store) == contents(tmp_path / "whole.zarr")

@@ -18,7 +18,7 @@ from test_cli import run
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval.all_pairs import similarity
-from voxstrata.retrieval.folder import read_similarity
+from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.selection import select
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.studies.align.measure import AlignOptions, align

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,12 +22,14 @@ from conftest import sound
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import Progress, Reporter
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, Device, open_model
 from voxstrata.encoders.card import write_card
 from voxstrata.engine import CpuEncoder, Runtime, extract
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
+from voxstrata.store.checked import with_checksum
 from voxstrata.store.files import Files
+from voxstrata.store.part import Part
 from voxstrata.store.writer import StoreWriter
 
 OUTPUTS = ("layer_01", "final")
@@ -280,6 +281,7 @@ def edit(path: Path, **changes: Any) -> None:
     file = path / "zarr.json"
     d = json.loads(file.read_text())
     d["attributes"]["voxstrata"] |= changes
+    d["attributes"] = with_checksum(d["attributes"])
     file.write_text(json.dumps(d))
 
 
@@ -318,11 +320,12 @@ def test_units_of_another_size_are_refused_with_the_size_that_goes_on(
     store = tmp_path / "s.zarr"
     first = extract(corpus, tiny_model, store, runtime=Runtime(unit_megabytes=0.7))
     with pytest.raises(InputError, match=r"units of .* MB there") as refusal:
-        extract(corpus, tiny_model, store)
+        extract(corpus, tiny_model, store, runtime=Runtime(unit_megabytes=128))
     told = re.search(r"--unit-mb ([0-9.]+)", str(refusal.value))
     assert told
-    again = extract(corpus, tiny_model, store, runtime=Runtime(unit_megabytes=float(told[1])))
-    assert again.resumed_units == first.units
+    for size in (float(told[1]), None):  # without a wish it goes on as it is
+        again = extract(corpus, tiny_model, store, runtime=Runtime(unit_megabytes=size))
+        assert again.resumed_units == first.units
 
 
 def test_a_store_of_another_corpus_is_refused_naming_what_differs(
@@ -344,8 +347,6 @@ def test_a_store_of_another_corpus_is_refused_naming_what_differs(
         tiny_model,
         written,
     )
-    soundfile.write(other / "fr" / "1.wav", sound(0.8, 5), 16_000, subtype="FLOAT")
-    refused("samples of 'fr/1' is 11200 there, 12800 here; use a new store", other, tiny_model, written)
 
 
 def test_segments_elsewhere_or_in_another_order_are_refused_for_what_they_are(tiny_model: Path, tmp_path: Path) -> None:
@@ -368,18 +369,59 @@ def test_segments_elsewhere_or_in_another_order_are_refused_for_what_they_are(ti
             extract(given, tiny_model, store, StoreSpec(OUTPUTS))
 
 
-def test_a_recording_that_became_unreadable_is_to_be_mended_not_the_store_given_up(
+def test_a_file_that_changed_fails_alone_and_only_where_it_is_still_needed(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, path = Path(shutil.copytree(corpus, tmp_path / "c")), Path(shutil.copytree(written, tmp_path / "s.zarr"))
+    soundfile.write(other / "fr" / "1.wav", sound(0.8, 5), 16_000, subtype="FLOAT")
+    names = sorted(str(p.relative_to(corpus).with_suffix("")) for p in corpus.rglob("*.wav"))
+    (other / "m.tsv").write_text("\n".join(["path\tlanguage", *(f"{name}.wav\t{name[:2]}" for name in names)]))
+    (other / "fr" / "2.wav").unlink()
+    assert extract(other / "m.tsv", tiny_model, path, StoreSpec(OUTPUTS)).resumed_units == 3
+    assert contents(path) == contents(written)
+    (path / "units" / "000002.json").unlink()
+    report = extract(other / "m.tsv", tiny_model, path, StoreSpec(OUTPUTS))
+    assert sorted(report.failures) == ["en/bad", "fr/1", "fr/2"]
+    sizes = [(folder / "fr" / "1.wav").stat().st_size for folder in (other, corpus)]
+    assert f"{sizes[0]} bytes, but {sizes[1]} when it was probed: the file has changed" in report.failures["fr/1"]
+    assert report.failures["fr/2"].startswith("fr/2.wav: no such file")
+    np.testing.assert_array_equal(open_store(path).frames("fr/0", "final"), open_store(written).frames("fr/0", "final"))
+
+
+def test_a_disk_that_is_gone_stops_the_run_and_fails_no_recording(
     corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
 ) -> None:
-    names = sorted(str(p.relative_to(corpus).with_suffix("")) for p in corpus.rglob("*.wav"))
-    lines = ["path\tlanguage", *(f"{name}.wav\t{name[:2]}" for name in names)]
-    other = Path(shutil.copytree(corpus, tmp_path / "c"))
-    (other / "m.tsv").write_text("\n".join(lines))
-    (other / "fr" / "1.wav").unlink()
-    reason = r"'fr/1' was readable then and is not now: fr/1\.wav: no such file; .*; mend it and run again$"
-    refused(f"cannot resume: {reason}", other / "m.tsv", tiny_model, written)
-    shutil.copy(corpus / "fr" / "1.wav", other / "fr")
-    assert extract(other / "m.tsv", tiny_model, written, StoreSpec(OUTPUTS)).resumed_units == 3
+    other, path = Path(shutil.copytree(corpus, tmp_path / "c")), Path(shutil.copytree(written, tmp_path / "s.zarr"))
+    (path / "units" / "000002.json").unlink()
+    read = read_corpus(other)
+    shutil.rmtree(other)
+    for empty in (False, True):
+        if empty:  # where a disk is not mounted
+            other.mkdir()
+        with pytest.raises(InputError, match=r"c: no recording is there any more.*mount it, and run the same"):
+            extract(read, tiny_model, path, StoreSpec(OUTPUTS))
+    other.rmdir()
+    shutil.copytree(corpus, other)
+    extract(read, tiny_model, path, StoreSpec(OUTPUTS))
+    assert contents(path) == contents(written)
+
+
+def test_markers_that_cannot_be_read_count_as_missing(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    """A power cut may leave them empty or in part."""
+    for i, data in enumerate(
+        (b"", b"\0" * 40, b'{"unit": 1, "fai', b"[]", b'{"unit": 2, "failed": {}, "overflows": 0}')
+    ):
+        path = Path(shutil.copytree(written, tmp_path / f"{i}.zarr"))
+        status = zarr.open_array(path / "status", mode="r+")
+        status[:] = np.where(status[:] == 1, 0, status[:])  # as it is before the end
+        (path / "units" / "000001.json").write_bytes(data)
+        opened = open_store(path)
+        assert [opened.ids[i][:2] for i in np.flatnonzero(opened.status == 0)] == ["en"] * 4
+        assert not opened.complete
+        assert extract(corpus, tiny_model, path, StoreSpec(OUTPUTS)).resumed_units == 2
+        assert contents(path) == contents(written)
 
 
 def test_a_store_of_another_model_is_refused_naming_what_differs(
@@ -428,7 +470,18 @@ def test_what_is_no_store_is_left_alone(corpus: Path, tiny_model: Path, written:
     refused("exists and is not a voxstrata store", corpus, tiny_model, tmp_path / "other.zarr")
     headless = Path(shutil.copytree(written, tmp_path / "headless"))
     (headless / "plan.json").unlink()
-    refused("holds data, but its plan.json is missing", corpus, tiny_model, headless)
+    refused("holds units of another corpus, model or settings", corpus / "en", tiny_model, headless)
+
+
+def test_a_store_without_its_plan_is_prepared_again_and_keeps_its_units(
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+) -> None:
+    for lost in (("plan.json",), ("plan.json", "zarr.json"), ("plan.json", "utterances.parquet", "frames/zarr.json")):
+        headless = Path(shutil.copytree(written, tmp_path / str(len(list(tmp_path.iterdir())))))
+        for name in lost:
+            (headless / name).unlink()
+        assert extract(corpus, tiny_model, headless, StoreSpec(OUTPUTS)).resumed_units == 3
+        assert contents(headless) == contents(written)
 
 
 def test_an_empty_folder_becomes_a_store(corpus: Path, tiny_model: Path, written: Path, tmp_path: Path) -> None:
@@ -437,24 +490,27 @@ def test_an_empty_folder_becomes_a_store(corpus: Path, tiny_model: Path, written
     assert contents(tmp_path / "s.zarr") == contents(written)
 
 
-def test_a_second_run_on_the_same_store_is_refused_from_start_to_end(
+def test_a_second_run_on_the_same_store_does_what_the_first_is_not_at(
     corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
 ) -> None:
-    path, messages = tmp_path / "s.zarr", []
+    path, seconds = tmp_path / "s.zarr", []
 
     class Second(Reporter):
         def progress(self, progress: Progress) -> None:
             if progress.stage == "extracting":
-                with pytest.raises(InputError) as caught:
-                    extract(corpus, tiny_model, path, StoreSpec(OUTPUTS))
-                messages.append(str(caught.value))
+                report = extract(corpus, tiny_model, path, StoreSpec(OUTPUTS), Runtime(threads=1), part=Part(1, 1))
+                seconds.append(report)
 
-    extract(corpus, tiny_model, path, StoreSpec(OUTPUTS), reporter=Second())
-    assert len(messages) >= 4
-    assert set(messages) == {
-        f"{path}: another run (process {os.getpid()}) is writing this store; wait for it or stop it"
-    }
+    tokens = Runtime(threads=1, tokens=100)  # so that the first has one unit, and the second begins with others
+    first = extract(corpus, tiny_model, path, StoreSpec(OUTPUTS), tokens, Second())
     assert contents(path) == contents(written)
+    assert seconds[0].pending_units > 0
+    assert f"{seconds[0].pending_units} units are left to other runs" in seconds[0].to_text()
+    assert seconds[0].audio_seconds > 0
+    assert first.pending_units == 0
+    assert first.others_units > 0
+    encoded = first.audio_seconds + sum(report.audio_seconds for report in seconds)
+    assert encoded == pytest.approx(3 * (0.4 + 0.7 + 1.0 + 1.3))  # each recording once
 
 
 def test_the_lock_file_of_a_dead_process_does_not_block(

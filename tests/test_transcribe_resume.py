@@ -18,6 +18,7 @@ pytest.importorskip("jiwer")
 
 from voxstrata.early_exit import decoding as module
 from voxstrata.early_exit.result import EarlyExits
+from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
 
 OPTIONS = ("--blocks", "3", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")
@@ -119,8 +120,10 @@ def test_scoring_anew_needs_no_decoding_and_other_settings_are_refused_by_name(
     refused("max_new_tokens 6, now max_new_tokens 9:", *arguments[2:], *out, "--max-new-tokens", "9")
     refused("task transcribe, now task translate", *arguments[2:], *out, "--task", "translate")
     refused("prompts {}, now prompts {'en': 'ja', 'es': 'ja'}", *arguments[2:], *out, "--language", "ja")
-    with Files(tmp_path / "out").lock():
-        refused("another run", *arguments[2:], *out)
+    with Claims(Files(tmp_path / "out")) as other:
+        other.take(0)
+        message = "of a run at work with max_new_tokens 6, now max_new_tokens 9"
+        refused(message, *arguments[2:], *out, "--max-new-tokens", "9", "--overwrite")
     other = tmp_path / "other"
     shutil.copytree(tiny_transcriber, other)
     settings = json.loads((other / "generation_config.json").read_text(encoding="utf-8"))

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from voxstrata.base.errors import VoxstrataError as VoxstrataError
     from voxstrata.base.progress import Progress as Progress
     from voxstrata.base.progress import Reporter as Reporter
+    from voxstrata.cluster.units import ExtractUnits as ExtractUnits
     from voxstrata.corpus.source import read_corpus as read_corpus
     from voxstrata.encoders.context import Context as Context
     from voxstrata.encoders.device import Device as Device
     from voxstrata.engine.appending import append as append
     from voxstrata.engine.extraction import extract as extract
     from voxstrata.engine.model import open_speech_model
+    from voxstrata.engine.run import prepare as prepare
     from voxstrata.engine.runtime import Runtime as Runtime
     from voxstrata.exporters.exporting import export as export
     from voxstrata.exporters.spec import ExportSpec as ExportSpec
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from voxstrata.store.several import open_store as open_store
     from voxstrata.store.spec import StoreSpec as StoreSpec
     from voxstrata.store.training import LayerWeights as LayerWeights
+    from voxstrata.store.verify import verify as verify
     from voxstrata.studies.align.measure import AlignOptions as AlignOptions
     from voxstrata.studies.align.measure import align as align
     from voxstrata.studies.drift.measure import measure_drift
@@ -60,12 +63,14 @@ if TYPE_CHECKING:
 _NAMES = {
     "base.errors": "AudioError InputError UsageError VoxstrataError",
     "base.progress": "Progress Reporter",
+    "cluster.units": "ExtractUnits",
     "corpus.source": "read_corpus",
     "encoders.context": "Context",
     "encoders.device": "Device",
     "engine.appending": "append",
     "engine.extraction": "extract",
     "engine.model": "open_model",
+    "engine.run": "prepare",
     "engine.runtime": "Runtime",
     "exporters.exporting": "export",
     "exporters.spec": "ExportSpec",
@@ -78,6 +83,7 @@ _NAMES = {
     "store.several": "open_store",
     "store.spec": "StoreSpec",
     "store.training": "LayerWeights",
+    "store.verify": "verify",
     "studies.align.measure": "AlignOptions align",
     "studies.drift.measure": "drift",
     "studies.explain.measure": "explain",

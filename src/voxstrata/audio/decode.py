@@ -5,6 +5,7 @@ mp4, webm, aac, wma …).
 """
 
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,12 @@ def decode(
     if isinstance(expected, Stated):
         return _decode_stated(recording, expected, segments, notices)
     expected = expected or probe(recording)
+    if source.is_remote and not expected.is_segment:
+        with source.fetched(expected.size_bytes) as here:
+            return decode(replace(recording, source=here), expected, segments, notices)
     stated = expected.source_frames / expected.source_rate
-    size = source.size()
+    # a remote file of segments is compared by what reads them, once
+    size = expected.size_bytes if source.is_remote else source.size()
     if size != expected.size_bytes:
         raise AudioError(
             f"{source.name}: {size} bytes, but {expected.size_bytes} when it was probed: "

@@ -18,7 +18,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 import numpy as np
@@ -28,7 +28,7 @@ from voxstrata.audio import containers, readers
 from voxstrata.audio.info import AudioInfo
 from voxstrata.audio.readers import UNKNOWN_FRAMES, Samples, SequentialFile
 from voxstrata.audio.source import Source
-from voxstrata.base.errors import AudioError, error_text
+from voxstrata.base.errors import AudioError, UnreachableError, error_text
 
 _BLOCK_VALUES = 1 << 17  # of all channels; 8 s of 16 kHz mono. A jump to another place decodes up to one block too much
 _CACHED_BYTES = 64 << 20  # of decoded blocks, of all files: segments overlap, and threads take them almost in order
@@ -45,6 +45,7 @@ class _LongFile:
 
     def __init__(self, source: Source, info: AudioInfo) -> None:
         self.source, self.users, self.lock, self.lossy = source, 0, threading.Lock(), False
+        self._size, self._here, self._kept = info.size_bytes, source, ExitStack()
         self.block_frames = max(1, _BLOCK_VALUES // info.channels)
         self._rate, self._channels = info.source_rate, info.channels
         self._file: SequentialFile | None = None  # None for what PyAV reads
@@ -64,6 +65,22 @@ class _LongFile:
         self._file = self._read = None
         self._close = lambda: None
 
+    def release(self) -> None:
+        """Let go of the file and of what was fetched; no block is read after that."""
+        self.close()
+        self._kept.close()
+
+    def _fetch(self) -> Source:
+        """Where the file is read from: where it is, or, when that is far, what was fetched of it, once."""
+        if self._here is self.source and self.source.is_remote:
+            self._here = self._kept.enter_context(self.source.fetched(self._size))
+            if (size := self._here.size()) != self._size:
+                raise AudioError(
+                    f"{self.source.name}: {size} bytes, but {self._size} when it was probed: the file has changed "
+                    "since; plan the extraction again"
+                )
+        return self._here
+
     def block(self, k: int) -> Samples:
         """Frames k · block_frames … of all channels, float32 (frames, channels). Raises AudioError.
 
@@ -77,6 +94,9 @@ class _LongFile:
             while self._next <= k:
                 self._last = read()
                 self._next += 1
+        except UnreachableError:  # it may be there later
+            self.close()
+            raise
         except Exception as error:
             self.close()
             if isinstance(error, AudioError):
@@ -126,12 +146,13 @@ class _LongFile:
     def _open(self) -> Callable[[], Samples]:
         """Open the file at its front; returns what reads the next block."""
         self._begun = self._next = 0
-        file = readers.open_soundfile(self.source, self.source.size())
+        source = self._fetch()
+        file = readers.open_soundfile(source, source.size())
         if file and file.format == "OGG" and self._whole_until is None:
-            with self.source.open() as raw:
+            with source.open() as raw:
                 self._whole_until = containers.ogg_whole_until(raw)
         if file and not self._counted and (file.format == "MP3" or file.frames == UNKNOWN_FRAMES):
-            file = readers.past_the_stated_end(self.source, file)
+            file = readers.past_the_stated_end(source, file)
             lost = file.frames - file.counted_frames
             if file.format == "MP3" and not file.length_is_guessed and lost > readers.tolerance_frames(file):
                 stated, counted = file.frames / self._rate, file.counted_frames / self._rate
@@ -154,7 +175,7 @@ class _LongFile:
         return lambda: _read(file, self.block_frames)
 
     def _av_reader(self) -> Callable[[], Samples]:
-        decoder = readers.av_blocks(self.source, None)
+        decoder = readers.av_blocks(self._fetch(), None)
         self._close = decoder.close
         self.tolerance = lambda: readers.av_tolerance_frames(decoder, self._rate)
         rest = np.empty((0, self._channels), np.float32)
@@ -201,7 +222,7 @@ class SegmentReader:
     def close(self) -> None:
         """Let go of the files and the blocks."""
         for file in self._files.values():
-            file.close()
+            file.release()
         self._files.clear()
         self._blocks.clear()
         self._cached = 0
@@ -256,7 +277,7 @@ class SegmentReader:
                 self._cached -= self._blocks.pop(key).nbytes
         try:
             for other in dropped:
-                other.close()
+                other.release()
             yield file
         finally:
             with self._lock:

@@ -4,9 +4,11 @@ import io
 import os
 import stat
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from voxstrata.base.errors import AudioError
 
@@ -14,8 +16,10 @@ from voxstrata.base.errors import AudioError
 class Source(ABC):
     """One sound file, wherever its bytes are: on a disk, packed with others in one file, or in memory.
 
-    Equal sources are the same bytes, and sources can be hashed and pickled.
+    Equal sources are the same bytes, and sources can be hashed and pickled. is_remote: each read is a request.
     """
+
+    is_remote: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -34,6 +38,11 @@ class Source(ABC):
         """All its bytes."""
         with self.open() as file:
             return file.read()
+
+    @contextmanager
+    def fetched(self, size: int = 0) -> Iterator["Source"]:
+        """The same bytes where they can be read often: here. size: of the file, where it is known."""
+        yield self
 
     def for_library(self) -> str | BinaryIO:
         """What libsndfile or FFmpeg opens: the path where there is one."""

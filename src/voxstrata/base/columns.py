@@ -56,12 +56,25 @@ def sorted_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return place[codes]
 
 
+def places_of(column: pa.ChunkedArray, wanted: Sequence[str]) -> dict[str, int]:
+    """The first row of each of some strings in a column; those that it has not are left out."""
+    if len(wanted) == 1:
+        row = pc.index(column, wanted[0]).as_py()
+        return {wanted[0]: row} if row >= 0 else {}
+    found = pc.index_in(column, value_set=pa.array(wanted))  # an index of the few that are asked for
+    rows = np.flatnonzero(found.is_valid().to_numpy())[::-1]
+    return {wanted[n]: row for n, row in zip(found.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True)}
+
+
 def take_rows(table: pa.Table, rows: Sequence[int] | NDArray[np.integer[Any]]) -> pa.Table:
     """Some rows of a table, in that order; columns of more text than one array holds come in several."""
     index = pa.array(np.asarray(rows, np.int64))
     columns = {}
     for name in table.column_names:
         column = table[name]
+        if column.null_count == len(column) >= len(index):  # nothing to copy
+            columns[name] = column.slice(0, len(index))
+            continue
         share = column.nbytes / max(1, len(column)) * len(index)  # an estimate: rows may be taken more than once
         if share < _MOST_BYTES / 4 or not pa.types.is_string(column.type):
             columns[name] = column.take(index)

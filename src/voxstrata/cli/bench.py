@@ -15,7 +15,7 @@ from voxstrata.cli.saying import say
 @click.command(short_help="Measure how fast this machine runs MODEL.")
 @options.model
 @options.outputs
-@click.option("--corpus", type=options.PATH, help="Also say what this corpus would take in each context.")
+@click.option("--corpus", type=options.PLACE, help="Also say what this corpus would take in each context.")
 @options.reading
 @options.running
 @options.as_json

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -49,6 +50,13 @@ def resume_hint() -> Iterator[None]:
         yield
     except KeyboardInterrupt as e:
         raise KeyboardInterrupt("what is committed is safe, the same command goes on from there") from e
+
+
+@contextmanager
+def quiet_ray() -> Iterator[None]:
+    """Keep from standard output what Ray prints there of lost workers; those that matter the reporter tells."""
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 def print_failures(failures: Mapping[str, str], rest: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.remote import is_url, shown
 from voxstrata.cli.saying import say
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def read_and_note(source: Path, reading: Mapping[str, Any]) -> Corpus:
     """Read a corpus, and say on standard error what a person should know of how that was done."""
     corpus = vs.read_corpus(source, **reading)
     for note in corpus.notes[1:]:
-        say(f"{source}: {note}", err=True)
+        say(f"{shown(str(source))}: {note}", err=True)
     return corpus
 
 
@@ -36,7 +37,7 @@ def tell_corpus(source: Path, corpus: Corpus, err: bool = False) -> None:
     wrapped = textwrap.TextWrapper(
         _WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
-    lines = [f"{source}: {first}", CorpusSummary.of(corpus).to_text(), *map(wrapped.fill, notes)]
+    lines = [f"{shown(str(source))}: {first}", CorpusSummary.of(corpus).to_text(), *map(wrapped.fill, notes)]
     say("\n".join(lines), err=err)
 
 
@@ -57,6 +58,8 @@ def refuse_swapped_checkpoint(checkpoint: str, corpus: Path) -> None:
     """Raises UsageError where a command was given its corpus first and its checkpoint second."""
     from voxstrata.corpus.rows import is_table
 
+    if is_url(corpus):
+        return
     given = Path(checkpoint)
     no_checkpoint = is_table(given) or (given.is_dir() and not (given / "config.json").is_file())
     if no_checkpoint and ((corpus / "config.json").is_file() or not corpus.exists()):

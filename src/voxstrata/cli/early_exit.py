@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
 from voxstrata.cli.saying import say
+from voxstrata.store.part import Part
 
 
 @click.group(short_help="Whisper checkpoints whose encoder ends after block k.")
@@ -101,6 +102,7 @@ def write(
 @options.reading
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="PyTorch's device.")
 @_revision
+@options.part
 @options.overwrite
 @options.as_json
 def sweep(
@@ -115,6 +117,7 @@ def sweep(
     reading: dict[str, Any],
     device: str,
     revision: str | None,
+    part: Part | None,
     overwrite: bool,
     as_json: bool,
     **scoring: Any,
@@ -124,8 +127,8 @@ def sweep(
     CORPUS needs texts and languages. Writes early_exit.md (figures) and early_exit.png, transcripts.md (the transcripts
     of every k side by side), errors.parquet, choices.parquet and transcripts.parquet.
 
-    Each transcript is also a line of transcripts.jsonl, written as it is made. So the same command goes on after a
-    stop, and scores anew with other --normalizer, --seed, --dev-share or --bootstrap.
+    Each transcript is also a line of transcripts.jsonl, so the same command goes on after a stop, and scores anew with
+    other --normalizer, --seed, --dev-share or --bootstrap. Several runs at once share the work.
 
     \b
     Example:
@@ -142,11 +145,15 @@ def sweep(
     found = read_and_note(corpus, reading)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
     how: dict[str, Any] = {"blocks": _numbers(blocks), "scoring": Scoring(**scoring), "device": device}
-    how["overwrite"] = overwrite
-    with TerminalReporter() as reporter:
+    how |= {"part": part, "overwrite": overwrite}
+    with TerminalReporter() as reporter, resume_hint():
         result = run(
             load_transcriber(checkpoint, revision, reporter), found, folder, decoding=decoding, **how, reporter=reporter
         )
+    if result is None:
+        left = "other runs have batches in work; the run that finds all transcribed scores them"
+        print_json({"results": None, "left": left}) if as_json else say(f"{folder}: {left}")
+        return 0
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
         print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})

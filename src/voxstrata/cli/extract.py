@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import voxstrata as vs
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, quiet_ray, resume_hint
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
 from voxstrata.cli.saying import say
+from voxstrata.store.part import Part
+
+if TYPE_CHECKING:
+    from voxstrata.cluster.actors import Workers
 
 
 @click.command()
@@ -22,9 +26,13 @@ from voxstrata.cli.saying import say
 @options.reading
 @options.storing
 @options.planning
-@options.running
+@options.running_several
+@options.on_ray
 @click.option("--tokens", type=options.COUNT, help="Batch size × computed positions. [default: by device]")
 @click.option("--allow-overflow", is_flag=True, help="Store values beyond float16 as infinities.")
+@options.part
+@click.option("--prepare", "prepare_only", is_flag=True, help="Make plan and arrays, for runs to come, and end.")
+@click.option("--no-fsync", is_flag=True, help="Do not wait for the disk at each commit: a power cut may cost some.")
 @click.option("--efficiency", is_flag=True, help="Also report the share of this CPU's matrix product rate (sgemm).")
 @options.as_json
 def extract(
@@ -36,8 +44,13 @@ def extract(
     reading: dict[str, Any],
     unit_mb: float | None,
     runtime: vs.Runtime,
+    devices: list[vs.Device],
+    workers: Workers | None,
     tokens: int | None,
     allow_overflow: bool,
+    part: Part | None,
+    prepare_only: bool,
+    no_fsync: bool,
     efficiency: bool,
     as_json: bool,
 ) -> int:
@@ -45,32 +58,52 @@ def extract(
 
     CORPUS is a folder of audio; a manifest (.tsv, .csv, .jsonl, .parquet: path, and optionally id, language, group,
     text, speaker, start, end, channel); or what others keep: FLEURS, Common Voice, CoVoST, NeMo, Kaldi, an audio folder
-    of Hugging Face. MODEL is a folder made by `voxstrata export`. When the store exists the run resumes it.
+    of Hugging Face. MODEL is a folder made by `voxstrata export`. When the store exists the run resumes it, and shares
+    the work with other runs that are at it.
 
     \b
     Example:
       voxstrata extract speech.tsv base -o speech.zarr --outputs layer_03,layer_06,final
     """
+    from voxstrata.cluster.extracting import extract_on_ray
+    from voxstrata.engine.devices import extract_on
+    from voxstrata.engine.run import prepare
+
     refuse_swapped(corpus, model)
+    if efficiency and len(devices) > 1:
+        raise vs.UsageError("--efficiency is that of one device; leave it out")
+    if workers is not None and (efficiency or part is not None or len(devices) > 1):
+        raise vs.UsageError("--ray shares the work out by itself: leave out --part, --efficiency and several devices")
+    runtime = replace(runtime, tokens=tokens, unit_megabytes=unit_mb)
+    how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": not no_fsync}
     with resume_hint(), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
         read = vs.read_corpus(corpus, **reading)
         if not as_json:
             tell_corpus(corpus, read, err=True)
-        report = vs.extract(
-            read,
-            model,
-            store,
-            spec,
-            replace(runtime, tokens=tokens, unit_megabytes=unit_mb),
-            reporter,
-            long=long,
-            allow_overflow=allow_overflow,
-            efficiency=efficiency,
-        )
+        if prepare_only:
+            run = prepare(read, model, store, spec, runtime, reporter, **how)
+            reporter.clear()
+            _tell_prepared(store, run.plan.units, len(run.pending()), as_json)
+            return 0
+        if workers is not None:
+            with quiet_ray():
+                about: dict[str, Any] = {"workers": workers, "source": corpus, "reading": reading, **how}
+                report = extract_on_ray(read, model, store, spec, runtime, reporter, **about)
+        elif len(devices) > 1:
+            report = extract_on(devices, read, model, store, spec, runtime, reporter, part=part, **how)
+        else:
+            report = vs.extract(read, model, store, spec, runtime, reporter, efficiency=efficiency, part=part, **how)
     if as_json:
         print_json(report.to_dict() | {"corpus": corpus_json(read)})
     else:
         say(report.to_text())
     print_failures(report.failures, f"all in {store}/utterances.parquet")
-    return PARTIAL if report.failed else 0
+    return PARTIAL if report.failed and not report.pending_units else 0
+
+
+def _tell_prepared(store: str, units: int, pending: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"store": store, "units": units, "pending_units": pending})
+    else:
+        say(f"{store}: prepared, {pending} of {units} units are to be done; the same without --prepare does them")

@@ -18,7 +18,7 @@ UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 DEBUG = "VOXSTRATA_DEBUG"  # set: tracebacks are shown
 
 _EXTRAS = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"} | {
-    "matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr",
+    "matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr", "ray": "ray",
 }  # fmt: skip
 _OURS = str(Path(__file__).parents[1])
 

@@ -1,6 +1,5 @@
 """voxstrata info"""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +34,32 @@ def info(path: str, as_json: bool) -> None:
 
 
 def _store(store: Any) -> dict[str, Any]:
-    table = store.utterances
-    rows = zip(*(table[c].to_pylist() for c in ("language", "seconds", "status")), strict=True)
-    languages: dict[str, dict[str, float]] = {}
-    for language, seconds, status in rows:
-        entry = languages.setdefault(language or "(none)", {"utterances": 0, "seconds": 0.0, "done": 0})
-        entry["utterances"] += 1
-        entry["seconds"] += seconds if status == "done" else 0.0
-        entry["done"] += status == "done"
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from voxstrata.base.columns import without_empty
+    from voxstrata.store.writer import DONE, STATUS
+
+    table, done = store.table(["language", "seconds", "failure"]), store.status == DONE
+    language = pc.fill_null(without_empty(table["language"]), "(none)")
+    seconds = np.where(done, table["seconds"].to_numpy(), 0.0)
+    counted = pa.table({"language": language, "done": done.astype(np.int64), "seconds": seconds})
+    counted = counted.group_by("language", use_threads=False).aggregate(
+        [("done", "count"), ("seconds", "sum"), ("done", "sum")]
+    )
+    keys = {"done_count": "utterances", "seconds_sum": "seconds", "done_sum": "done"}
+    languages = {row["language"]: {keys[k]: row[k] for k in keys} for row in counted.to_pylist()}
+    statuses, first, numbers = np.unique(store.status, return_index=True, return_counts=True)
+    failed = pa.array(np.flatnonzero(table["failure"].is_valid().to_numpy()))
+    ids = store.table(["id"])["id"].take(failed).to_pylist() if len(failed) else []
     row_bytes = store.model.d_model * store.spec.stored_dtype.itemsize
     return {
         "kind": "store",
         "complete": store.complete,
-        "status": dict(Counter(table["status"].to_pylist())),
+        "status": {STATUS[int(statuses[i])]: int(numbers[i]) for i in np.argsort(first)},
         "languages": languages,
-        "failures": {i: f for i, f in zip(store.ids, table["failure"].to_pylist(), strict=True) if f},
+        "failures": dict(zip(ids, table["failure"].take(failed).to_pylist(), strict=True)),
         "bytes_per_output": int(store.length[store.status == 1].sum()) * row_bytes,
         **store.about,
     }

@@ -1,6 +1,8 @@
 """Options that several commands share. Those that belong together reach the command as one object."""
 
 import functools
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -8,14 +10,27 @@ from typing import Any, TypeVar, cast
 import click
 
 import voxstrata as vs
+from voxstrata.base.remote import is_url
+from voxstrata.cluster.actors import LOCAL, Workers
+from voxstrata.store.part import Part
 from voxstrata.store.plan import UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH, FOLDER = click.Path(path_type=Path), click.Path(file_okay=False, path_type=Path)
+
+
+class _Place(click.Path):
+    """A path, or a URL as it is written: a Path would make one slash of its two."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
+PLACE = _Place(path_type=Path)
 COUNT = click.IntRange(1, 1 << 31)
 
-corpus = click.argument("corpus", type=PATH)
+corpus = click.argument("corpus", type=PLACE)
 model = click.argument("model", type=PATH)
 stores = click.argument("stores", metavar="STORE...", nargs=-1, required=True)
 outputs = click.option(
@@ -75,6 +90,18 @@ _RUNNING = (
     click.option("--device", default="cpu", help="cpu, cuda, cuda:1, tensorrt, …; a GPU is never assumed."),
     click.option("--threads", type=COUNT, help="Threads for inference and decoding. [default: all cores]"),
 )
+_ON_RAY = (
+    click.option(
+        "--ray", metavar="[ADDRESS]", is_flag=False, flag_value=LOCAL,
+        help="Have workers on Ray do it: of the cluster at ADDRESS (auto, HOST:PORT), or on this machine (--ray=local, "
+        "or --ray as the last word).",
+    ),
+    click.option("--workers", type=COUNT, help="With --ray: how many. [default: as many as there is room for]"),
+    click.option(
+        "--gpus-per-worker", "gpus", type=click.FloatRange(min=0),
+        help="With --ray: GPUs of each; 0.5 for two workers on one. [default: 1 where the device is a GPU]",
+    ),
+)  # fmt: skip
 
 
 def out(help: str, name: str = "folder", **settings: Any) -> Callable[[F], F]:
@@ -129,6 +156,55 @@ def running(f: F) -> F:
         return f(*args, runtime=vs.Runtime(vs.Device.parse(device), threads), **others)
 
     return _with(_RUNNING, cast(F, with_runtime))
+
+
+def on_ray(f: F) -> F:
+    """Where others do the work; the command gets it as `workers`, a Workers, or None where it does the work itself."""
+
+    @functools.wraps(f)
+    def with_workers(*args: Any, ray: str | None, workers: int | None, gpus: float | None, **others: Any) -> Any:
+        if ray is None and (workers is not None or gpus is not None):
+            raise vs.UsageError("--workers and --gpus-per-worker are of --ray; add it, or leave them out")
+        if ray is not None and not re.fullmatch(rf"{LOCAL}|auto|ray://\S+|[^\s/]+:\d+", ray):
+            raise vs.UsageError(
+                f"--ray {ray}: no address; write auto, HOST:PORT or ray://HOST:PORT, or --ray=local for this machine"
+            )
+        return f(*args, workers=None if ray is None else Workers(ray, workers, None, gpus), **others)
+
+    return _with(_ON_RAY, cast(F, with_workers))
+
+
+def running_several(f: F) -> F:
+    """As `running`, on one device or several; the command also gets them as `devices`."""
+    device = click.option(
+        "--device",
+        default="cpu",
+        help="cpu, cuda, cuda:1, tensorrt, …; several as cuda:0,1,2,3: a process each. A GPU is never assumed.",
+    )
+
+    @functools.wraps(f)
+    def with_runtime(*args: Any, device: str, threads: int | None, **others: Any) -> Any:
+        devices = vs.Device.parse_several(device)
+        return f(*args, runtime=vs.Runtime(devices[0], threads), devices=devices, **others)
+
+    return _with((device, *_RUNNING[1:]), cast(F, with_runtime))
+
+
+def part(f: F) -> F:
+    """The share of one of several runs; the command gets it as `part`, a Part, or None where it works alone."""
+    option = click.option(
+        "--part",
+        metavar="I/N",
+        help="Work beside N - 1 other runs: do this share, then what others have not begun, and end. [default: that of "
+        "the Slurm array task, if it is one]",
+    )
+
+    @functools.wraps(f)
+    def with_part(*args: Any, part: str | None, **others: Any) -> Any:
+        share = Part.of_slurm(os.environ) if part is None else Part.parse(part)
+        return f(*args, part=share, **others)
+
+    return option(cast(F, with_part))
 
 
 def _with(options: tuple[Callable[[F], F], ...], f: F) -> F:

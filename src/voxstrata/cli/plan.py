@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.remote import shown
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
@@ -59,7 +60,7 @@ def plan(
         about = {"device": str(device), "threads": used, "bench": None if record else command}
         print_json(asdict(found) | about | {"corpus": corpus_json(read)})
     else:
-        say(f"\n{corpus} with {model}:\n\n{found.to_text()}")
+        say(f"\n{shown(str(corpus))} with {model}:\n\n{found.to_text()}")
         if record:
             measured = f"the rate `voxstrata bench` stored ({len(record.modes[found.mode].outputs)} outputs)"
             say(f"\nexpected time {found.time_text()} on {device}, {used} threads, by {measured}")

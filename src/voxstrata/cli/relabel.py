@@ -12,7 +12,7 @@ from voxstrata.cli.saying import say
 
 @click.command(short_help="Change a store's texts, languages, groups, speakers.")
 @click.argument("store")
-@click.argument("manifest", type=options.PATH)
+@click.argument("manifest", type=options.PLACE)
 @click.option(
     "--columns",
     metavar="WHAT=NAME,…",

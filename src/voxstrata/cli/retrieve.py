@@ -49,7 +49,7 @@ def retrieve(
       voxstrata retrieve speech.zarr -o results --outputs layer_03,layer_06,final
       voxstrata retrieve en-es -o en-es-results
     """
-    from voxstrata.retrieval.folder import is_similarity
+    from voxstrata.retrieval.finished import is_similarity
     from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.studies import retrieve as study
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.all_pairs import SimilarityReport
     from voxstrata.retrieval.selection import Selection
     from voxstrata.store import EmbeddingStore
+    from voxstrata.store.part import Part
 
 
 @click.command(short_help="SeqSim of all pairs: the best candidates of each.")
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @options.overwrite
 @options.kernel
 @click.option("--tile-frames", type=options.COUNT, help="Frames per side of a tile; bounds memory.")
-@click.option("--part", help="I/N: compute every N-th tile row from the I-th on; N runs share the work.")
+@options.part
 @options.as_json
 def similarity(
     store: str,
@@ -68,7 +68,7 @@ def similarity(
     candidates: int | None,
     kernel: str | None,
     overwrite: bool,
-    part: str | None,
+    part: Part | None,
     as_json: bool,
     **limits: Any,
 ) -> None:
@@ -82,6 +82,7 @@ def similarity(
       voxstrata similarity speech.zarr --outputs layer_06 --x en --y es -o en-es
     """
     from voxstrata.encoders.outputs import select_outputs
+    from voxstrata.retrieval.all_pairs import compare_outputs
     from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.retrieval.selection import refuse_bad_frames, refuse_incomparable
 
@@ -97,17 +98,14 @@ def similarity(
     if outputs in folders:  # one alone, by its name
         folders = {outputs: folder}
     by = choose_kernel(kernel)
-    how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0, "part": _part(part)}
-    how["overwrite"] = overwrite
-    reports = {}
+    how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0, "part": part}
+    how |= {"overwrite": overwrite, **limits}
     with TerminalReporter() as reporter, resume_hint():
         if len(folders) > 1:  # what a later output would be refused for is refused before the first takes its time
             for name in folders:
                 refuse_incomparable(x, y, name)
             refuse_bad_frames([x] if y is None else [x, y], list(folders), by.block_frames, reporter)
-        for name, where in folders.items():
-            reporter.step(f"comparing {name}")
-            reports[name] = vs.similarity(x, y, name, where, kernel=by, **limits, **how, reporter=reporter)
+        reports = compare_outputs(x, y, folders, kernel=by, **how, reporter=reporter)
     if as_json:
         found = {name: asdict(report) for name, report in reports.items()}
         print_json(found.get(outputs, found))
@@ -126,15 +124,6 @@ def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -
         if not named:
             raise vs.InputError(f"{ids}: holds no id; write one on each line")
     return vs.select(store, languages, named)
-
-
-def _part(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 1, 1
-    if not re.fullmatch(r"\d{1,9}/\d{1,9}", text):
-        raise vs.UsageError(f"--part {text}: write it as I/N, like 2/8")
-    i, n = text.split("/")
-    return int(i), int(n)
 
 
 def _print(report: SimilarityReport) -> None:

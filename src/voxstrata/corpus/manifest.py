@@ -1,7 +1,6 @@
 """Manifests: tables, a row a recording or a stretch of one, with the columns that we name or others choose."""
 
 import difflib
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import StringTable, read_table
 from voxstrata.corpus.table import COLUMNS, Corpus, Lengths, absolute_root, build_table, kept_name, string_column
+from voxstrata.corpus.urls import rooted_urls
 
 Names = Mapping[str, Sequence[str]]  # what a column is -> what it may be called, the first that is there counts
 
@@ -65,7 +65,7 @@ _MISSING_IN = {"group": _MISSING, "speaker": _MISSING, "language": _MISSING - {"
 
 
 def read_manifest(
-    path: Path, reading: Reading | None = None, *, names: Names | None = None, audio: Path | None = None
+    path: Path, reading: Reading | None = None, *, names: Names | None = None, audio: Path | str | None = None
 ) -> Corpus:
     """Read a manifest with the columns id, path, language, group, text, speaker; only path is required.
 
@@ -74,12 +74,12 @@ def read_manifest(
     one that is taken; 0 is the first. Other columns are kept as strings, and the notes name them. Values are strings as
     written ("007" stays); an empty one is null, and so is NaN.
 
-    Paths are relative to the manifest's folder, or absolute. The corpus root, to which stores name their recordings, is
-    the manifest's folder; where a recording lies outside that, the folder that holds them all. A missing id becomes the
-    path from the root without its suffix (with it, where that would name two recordings).
+    Paths are relative to the manifest's folder, absolute, or URLs (see `rooted_urls`). The corpus root, to which stores
+    name their recordings, is the manifest's folder; where a recording lies outside that, the folder that holds them
+    all. A missing id becomes the path from the root without its suffix (with it, where that would name two recordings).
 
     reading.columns: what columns are, `{"text": "sentence"}`. names: what the format calls them beside our own names.
-    audio: what paths are relative to, where it is not the manifest's folder.
+    audio: what paths are relative to, where it is not the manifest's folder; a folder or a URL.
     How files are read: see `read_table`. Raises UsageError for columns to choose that are not there, or that nothing is
     called; InputError, naming file, line and fix, for anything else.
     """
@@ -92,13 +92,19 @@ def read_manifest(
     columns |= _parts(table, used)
     if reading.lengths == "manifest":
         _require_durations(table, columns.get("duration"))
-    root, columns["path"] = _rooted(table, columns["path"], absolute_root(audio or path.parent))
+    folder, signed = audio if isinstance(audio, str) else absolute_root(audio or path.parent), dict[str, str]()
+    root: Path | str
+    if isinstance(folder, Path) and not pc.any(pc.match_substring(columns["path"], "://")).as_py():
+        root, columns["path"] = _rooted(table, columns["path"], folder)
+    else:
+        given = _require_paths(table, columns["path"]).to_pylist()
+        root, columns["path"], signed = rooted_urls(given, folder, lambda i: f"{path}, {table.place(i)}")
     unused = [name for name in table.columns if name not in used.values()]
     binary = [name for name in unused if table.is_binary(name)]
     extra = {name: table.column(name, extra=True) for name in unused if name not in binary}
     corpus = build_table(root, columns, table.place, path, extra)
     notes += unused_notes(unused, binary, used, alone)
-    return replace(corpus, notes=notes, lengths=reading.lengths)
+    return replace(corpus, notes=notes, lengths=reading.lengths, signed=signed)
 
 
 def columns_guess(names: Sequence[str]) -> str | None:
@@ -144,7 +150,7 @@ def _used(
 
 
 def without_words_for_nothing(columns: dict[str, Any]) -> list[str]:
-    """Takes words that programs write for a missing value out of `columns`, lists of strings or of Arrow, and says so."""
+    """Takes words that programs write for a missing value out of `columns`, lists or of Arrow, and says so."""
     notes = []
     for name in [name for name in _MISSING_IN if name in columns]:
         column = as_column(columns[name])
@@ -230,21 +236,25 @@ def _rooted(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tuple[P
 
     Links are not resolved, so they may lead out of it.
     """
-    if (i := _first(pc.is_null(paths))) is not None:
-        raise InputError(f"{table.path}, {table.place(i)}: path is empty; name the recording or remove the row")
+    _require_paths(table, paths)
     absolute = pc.starts_with(paths, "/")
-    odd = pc.match_substring_regex(pc.if_else(absolute, pc.utf8_slice_codeunits(paths, 1), paths), _ODD)
-    if pc.any(odd).as_py():
-        return _rooted_each(table, paths, folder)
     if not pc.any(absolute).as_py():
-        return folder, paths
-    if not pc.all(absolute).as_py():
+        odd = pc.match_substring_regex(paths, _ODD)
+        return _rooted_each(table, paths, folder) if pc.any(odd).as_py() else (folder, paths)
+    odd = pc.match_substring_regex(pc.utf8_slice_codeunits(paths, 1), _ODD)
+    if not pc.all(absolute).as_py() or pc.any(odd).as_py():
         return _rooted_each(table, paths, folder)
     # what all have in common, the first and the last in order have
     ends = pc.min_max(paths).as_py()
-    common = os.path.commonprefix([ends["min"], ends["max"]])
-    root = folder if common.startswith(os.path.join(folder, "")) else Path(common[: common.rfind("/")] or "/")
+    common = os.path.commonpath([os.path.dirname(ends["min"]), os.path.dirname(ends["max"])])
+    root = folder if os.path.join(common, "").startswith(os.path.join(folder, "")) else Path(common)
     return root, pc.utf8_slice_codeunits(paths, len(os.path.join(root, "")))
+
+
+def _require_paths(table: StringTable, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    if (i := _first(pc.is_null(paths))) is not None:
+        raise InputError(f"{table.path}, {table.place(i)}: path is empty; name the recording or remove the row")
+    return paths
 
 
 def _rooted_each(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tuple[Path, pa.ChunkedArray]:
@@ -252,7 +262,7 @@ def _rooted_each(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tu
 
     def normal() -> Iterator[list[str]]:
         for (own,) in slices([paths]):
-            yield [os.path.normpath(os.path.join(folder, value)) for value in own]
+            yield [re.sub("^//", "/", os.path.normpath(os.path.join(folder, value))) for value in own]
 
     root, below = folder, os.path.join(folder, "")
     if not all(path.startswith(below) for own in normal() for path in own):

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import check_regular
+from voxstrata.base.remote import is_url
 from voxstrata.corpus.audio_folder import find_metadata, is_metadata, read_audio_folder, read_metadata
 from voxstrata.corpus.common_voice import (
     find_common_voice,
@@ -26,6 +27,7 @@ from voxstrata.corpus.lhotse import is_lhotse, read_lhotse
 from voxstrata.corpus.manifest import read_manifest
 from voxstrata.corpus.nemo import is_nemo, read_nemo
 from voxstrata.corpus.objects import read_objects
+from voxstrata.corpus.remote import read_remote
 from voxstrata.corpus.rows import SUFFIXES, is_table
 from voxstrata.corpus.table import Corpus, Lengths
 from voxstrata.corpus.tar import is_tar, read_tar
@@ -79,6 +81,9 @@ def read_corpus(
         if lengths == "manifest":
             raise UsageError("lengths of a manifest: objects in memory have none; leave them out")
         return _of_channel(read_objects(source, reading), channel)
+    if is_url(source):
+        name, corpus = read_remote(str(source), reading)
+        return replace(_of_channel(corpus, channel), notes=[f"read as {name}", *corpus.notes])
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of audio or a manifest")

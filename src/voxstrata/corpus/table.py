@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from voxstrata.audio.remote import RemoteSource
 from voxstrata.audio.source import FileSource, Recording, Source
 from voxstrata.base.columns import all_differ, as_column, take_rows
 from voxstrata.base.errors import InputError
+from voxstrata.base.remote import is_url
 from voxstrata.corpus.ids import made_ids
 
 COLUMNS = ("id", "path", "language", "group", "text", "speaker")
@@ -49,25 +51,27 @@ class Pack(ABC):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Recordings below one folder.
+    """Recordings below one folder, or below a URL such as s3://bucket/speech.
 
     table: one row a recording. Columns of strings: id, path, language, group, text, speaker; what is not known is null,
-        id and path never are, and ids are unique. `path` is relative to `root`, with "/" between its parts. `group`
-        names what an utterance translates: rows of one group mean the same. Then columns that say which part of the
-        file a recording is, null for all of it: `member` (string; its name in a pack), `offset` and `duration`
+        id and path never are, and ids are unique. `path` is relative to `root`, with "/" between its parts, or a
+        URL. `group` names what an utterance translates: rows of one group mean the same. Then columns that say which
+        part of the file a recording is, null for all of it: `member` (string; its name in a pack), `offset` and `duration`
         (float64, seconds), `channel` (int32, 0 is the first). Columns after these are strings that the store keeps and
         nothing reads. Columns that are left out are null.
     packs: by `path`, the files that hold many recordings.
+    signed: by `path`, URLs that need more to be read than may be stored or printed.
     notes: what a person should know of how the corpus was read, a sentence each.
     lengths: where those of the recordings come from: "headers", or `duration` in "manifest", and then no header is read
         before a recording is decoded.
     """
 
-    root: Path
+    root: Path | str
     table: pa.Table
     packs: Mapping[str, Pack] = field(default_factory=dict)
     notes: Sequence[str] = ()
     lengths: Lengths = "headers"
+    signed: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         known = [*CORPUS_SCHEMA, *PART_SCHEMA]
@@ -102,8 +106,9 @@ class Corpus:
     def reading_places(self, segments: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Which rows are best read in the order in which they lie in their file, and their positions in its pack.
 
-        segments: bool (rows,), whether a row is less than the whole sound file. Returns bool (rows,), and int64 (rows,):
-        0 of what is in no pack, or in one that any order suits. Within a file, such rows go by position, then `offset`.
+        segments: bool (rows,), whether a row is less than the whole sound file. Returns bool (rows,), and int64
+        (rows,): 0 of what is in no pack, or in one that any order suits. Within a file, such rows go by position, then
+        `offset`.
         """
         in_order, positions = segments.copy(), np.zeros(len(self), np.int64)
         members = self.table["member"]
@@ -115,30 +120,43 @@ class Corpus:
                 in_order[row], positions[row] = True, position
         return in_order, positions
 
+    def refuse_gone(self) -> None:
+        """Raise InputError where the folder of the recordings is not there any more, or empty: no fault of theirs."""
+        if self.packs or isinstance(self.root, str) or (self.root.is_dir() and any(self.root.iterdir())):
+            return
+        raise InputError(
+            f"{self.root}: no recording is there any more; bring it back, or mount it, and run the same again"
+        )
+
     def recording(self, i: int) -> Recording:
         """What is decoded for row `i`."""
         path, member, offset, duration, channel = (self.table[n][i].as_py() for n in ("path", *PART_SCHEMA.names))
-        source = FileSource(self.root / path) if member is None else self.packs[path].source(member)
+        source = self._file(path) if member is None else self.packs[path].source(member)
         return Recording(source, offset, duration, channel)
 
+    def _file(self, path: str) -> Source:
+        if isinstance(self.root, Path) and not is_url(path):
+            return FileSource(self.root / path)
+        return RemoteSource(self.signed.get(path, path if is_url(path) else f"{self.root}/{path}"))
 
-def build(root: Path, rows: Sequence[Row], places: Sequence[str], source: Path) -> Corpus:
+
+def build(root: Path | str, rows: Sequence[Row], places: Sequence[str], source: Path | str) -> Corpus:
     """Make a corpus of `rows`; `places` says where each stands ("line 3"). See `build_table`."""
     columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
     return build_table(root, columns, places.__getitem__, source)
 
 
 def build_table(
-    root: Path,
+    root: Path | str,
     columns: Mapping[str, Any],
     place: Callable[[int], str],
-    source: Path,
+    source: Path | str,
     extra: Mapping[str, Any] | None = None,
 ) -> Corpus:
     """Make a corpus of columns of one length; for errors, `place` says where a row stands, and `source` in what.
 
-    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra: strings that are kept beside
-    them; one whose name the corpus or a store uses is kept as `given_<name>`.
+    columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra:
+    strings that are kept beside them; one whose name the corpus or a store uses is kept as `given_<name>`.
 
     A missing id becomes the path without its suffix, or the whole path where that would name two recordings. Stretches
     and channels of one file get theirs behind it: `talk@12.5-17`, `talk#1`.
@@ -175,7 +193,7 @@ def kept_name(name: str, others: Container[str] = ()) -> str:
     return kept
 
 
-def string_column(name: str, values: Any, place: Callable[[int], str], source: Path) -> pa.ChunkedArray:
+def string_column(name: str, values: Any, place: Callable[[int], str], source: Path | str) -> pa.ChunkedArray:
     """A column of strings. Raises InputError, saying where, for text that UTF-8 cannot hold."""
     try:
         return as_column(values)
@@ -197,7 +215,7 @@ def joined(root: Path, corpora: Sequence[Corpus]) -> Corpus:
     """
     tables, root = [], Path(os.path.commonpath([root, *(corpus.root for corpus in corpora)]))
     for corpus in corpora:
-        below = PurePosixPath(corpus.root.relative_to(root).as_posix())
+        below = PurePosixPath(Path(corpus.root).relative_to(root).as_posix())
         at = corpus.table.column_names.index("path")
         paths = [str(below / path) for path in corpus.table["path"].to_pylist()]
         tables.append(corpus.table.set_column(at, "path", pa.array(paths, pa.string())))

@@ -1,10 +1,12 @@
 """Transcribe a corpus with the encoder ended after every block; decoding is transformers' `generate`."""
 
 import copy
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,8 +23,10 @@ from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.journal import Journal
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
 from voxstrata.phonology.voices import primary_code
+from voxstrata.store.part import Part
 
 _TASKS = ("transcribe", "translate")
+_LOOK_AGAIN = 1.0  # seconds until a run that waits for others looks again
 _PROMPT_TOKENS = 4  # start, language, task, no timestamps
 
 
@@ -131,70 +135,145 @@ def transcribe_recordings(
     *,
     device: str = "cpu",
     journal: Journal | None = None,
+    part: Part | None = None,
     reporter: Reporter = SILENT,
-) -> Transcripts:
+) -> Transcripts | None:
     """Transcribe every recording of at most 30 s with every exit; one that is longer, or fails, is a failure.
 
     device: of torch, "cpu" or "cuda". The model runs in its own dtype on a GPU, in float32 on the CPU.
-    journal: what was transcribed before, and where transcripts are written as they come.
+    journal: what was transcribed before, and where transcripts are written as they come. Runs with one journal share
+    the batches: each takes those of its part first, then what others have not begun. A run with a part returns None
+    where others have not finished theirs; one without waits for them.
 
     Raises UsageError for exits, languages or a task the model has not, InputError without tokenizer or when no
     recording can be used.
     """
     for at in exits:
         check_exit(at, transcriber.encoder.shape.layers)
-    rows = corpus.table.to_pylist()
-    tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
-    tokenizer = _tokenizer(transcriber)
-    model = in_float32(transcriber.model) if device == "cpu" else transcriber.model.to(torch.device(device))
-    infos, failures = find_recordings(corpus)
-    names = {i: str(rows[i]["id"]) for i in infos}
-    texts: dict[EarlyExit, dict[int, str]] = {at: {} for at in exits}
-    for at, i in product(exits, infos):
-        if journal and (text := journal.find(names[i], infos[i], at)) is not None:
-            texts[at][i] = text
-    before, total = sum(map(len, texts.values())), len(infos) * len(exits)
-    # one language to a batch, and the longest first, so that running out of memory shows at once
-    order = sorted(infos, key=lambda i: (str(rows[i]["language"]), -infos[i].samples))
-    batches = deque(_batches(order, rows, decoding.batch))
-    while batches:
-        batch = batches.popleft()
-        if all(of.keys() >= set(batch) for of in texts.values()):
+    lots = _Lots(transcriber, corpus, exits, decoding, device, journal, reporter)
+    while left := lots.left():
+        worked = [lots.take(lot) for lot in (part or Part()).order(range(len(lots.batches))) if lot in left]
+        if any(worked):
             continue
-        audio = {}
+        if part is not None:
+            return None
+        reporter.step(f"waiting for {len(left)} batches that other runs transcribe")
+        time.sleep(_LOOK_AGAIN)
+    return lots.transcripts()
+
+
+class _Lots:
+    """Batches of recordings, and what every exit makes of them. They are the same whoever transcribes how many.
+
+    batches: of rows of the corpus; one language to a batch, and the longest first, so that running out of memory shows
+    at once.
+    """
+
+    def __init__(
+        self, transcriber: Transcriber, corpus: Corpus, exits: Sequence[EarlyExit], decoding: Decoding,
+        device: str, journal: Journal | None, reporter: Reporter,
+    ) -> None:  # fmt: skip
+        self._transcriber, self._corpus, self._exits, self._decoding = transcriber, corpus, exits, decoding
+        self._journal, self._reporter = journal, reporter
+        self._rows = rows = corpus.table.to_pylist()
+        self._tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
+        self._tokenizer = _tokenizer(transcriber)
+        on_cpu = device == "cpu"
+        self._model = in_float32(transcriber.model) if on_cpu else transcriber.model.to(torch.device(device))
+        self._infos, self._failures = find_recordings(corpus)
+        self._names = {i: str(rows[i]["id"]) for i in self._infos}
+        self._texts: dict[EarlyExit, dict[int, str]] = {at: {} for at in exits}
+        order = sorted(self._infos, key=lambda i: (str(rows[i]["language"]), -self._infos[i].samples))
+        self.batches = _batches(order, rows, decoding.batch)
+        self._learn(self._infos)
+        self._before = self._known
+
+    @property
+    def _known(self) -> int:
+        return sum(map(len, self._texts.values()))
+
+    def left(self) -> set[int]:
+        """Batches of which a text is missing, as far as is known here."""
+        if self._journal:
+            self._journal.refresh()
+        self._learn(self._infos)
+        return {lot for lot, batch in enumerate(self.batches) if self._missing(batch)}
+
+    def take(self, lot: int) -> bool:
+        """Transcribe what is missing of a batch; False where another run does, or has by now."""
+        batch = self.batches[lot]
+        with self._journal.claim(lot) if self._journal else nullcontext(True) as mine:
+            self._learn(batch)
+            if not mine or not self._missing(batch):
+                return False
+            pieces = deque([batch])
+            while pieces:
+                self._transcribe(pieces)
+            return True
+
+    def transcripts(self) -> Transcripts:
+        """Of the recordings that every exit has a text of. Raises InputError where there is none."""
+        whole = [i for i in sorted(self._infos) if all(i in of for of in self._texts.values())]
+        refuse_if_none(self._corpus, whole, self._failures)
+        texts = {at: tuple(of[i] for i in whole) for at, of in self._texts.items()}
+        heard = {self._names[i] for i in whole}  # some maybe at a second trial
+        failures = {name: reason for name, reason in self._failures.items() if name not in heard}
+        return Transcripts(tuple(self._rows[i] for i in whole), texts, failures)
+
+    def _missing(self, batch: Iterable[int]) -> bool:
+        failed = self._failures
+        return any(i not in of and self._names[i] not in failed for of in self._texts.values() for i in batch)
+
+    def _learn(self, batch: Iterable[int]) -> None:
+        """What the journal has of these recordings."""
+        if self._journal is None:
+            return
+        for i in batch:
+            name, info = self._names[i], self._infos[i]
+            for at in self._exits:
+                if i not in self._texts[at] and (text := self._journal.find(name, info, at)) is not None:
+                    self._texts[at][i] = text
+            if (reason := self._journal.failure(name, info)) is not None:
+                self._failures[name] = reason
+
+    def _fail(self, i: int, reason: str) -> None:
+        self._failures[self._names[i]] = reason
+        if self._journal:
+            self._journal.fail(self._names[i], self._infos[i], reason)
+
+    def _transcribe(self, pieces: deque[list[int]]) -> None:
+        """Transcribe the first of these batches; where that fails, its recordings come back one by one."""
+        batch, texts, audio = pieces.popleft(), self._texts, {}
         for i in batch:
             try:
-                audio[i] = read_recording(corpus, i, infos[i])
+                audio[i] = read_recording(self._corpus, i, self._infos[i])
             except AudioError as e:
-                failures[names[i]] = str(e)
-        missing = [at for at in exits if not texts[at].keys() >= audio.keys()]
+                self._fail(i, str(e))
+        missing = [at for at in self._exits if not texts[at].keys() >= audio.keys()]
         if not missing:
-            continue
-        token = tokens.get(str(rows[batch[0]]["language"]))
+            return
+        token = self._tokens.get(str(self._rows[batch[0]]["language"]))
         try:
-            features = spectrograms(transcriber.encoder, list(audio.values())).to(model.device, model.dtype)
+            features = spectrograms(self._transcriber.encoder, list(audio.values()))
+            features = features.to(self._model.device, self._model.dtype)
             for at in missing:
-                ids = generate_tokens(model, features, at, token, decoding)
-                for i, text in zip(audio, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+                ids = generate_tokens(self._model, features, at, token, self._decoding)
+                for i, text in zip(audio, self._tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                     if i not in texts[at]:
                         texts[at][i] = text.strip()
-                        if journal:
-                            journal.add(names[i], infos[i], at, texts[at][i])
-                done = sum(map(len, texts.values()))
-                reporter.progress(Progress("transcribing", done - before, total - before, "transcripts"))
+                        if self._journal:
+                            self._journal.add(self._names[i], self._infos[i], at, texts[at][i])
+                done, total = self._known - self._before, len(self._infos) * len(self._exits) - self._before
+                self._reporter.progress(Progress("transcribing", done, total, "transcripts"))
         except OSError:  # the journal's, not a recording's
             raise
         except Exception as e:  # one bad recording must cost neither its neighbours nor the run
             if len(audio) == 1:
-                failures.update({names[i]: failure_reason(corpus, i, e) for i in audio})
-            batches.extendleft([i] for i in audio if len(audio) > 1)
-    whole = [i for i in sorted(infos) if all(i in of for of in texts.values())]
-    refuse_if_none(corpus, whole, failures)
-    return Transcripts(
-        tuple(rows[i] for i in whole), {at: tuple(of[i] for i in whole) for at, of in texts.items()}, failures
-    )
+                for i in audio:
+                    self._fail(i, failure_reason(self._corpus, i, e))
+            pieces.extendleft([i] for i in audio if len(audio) > 1)
 
 
 def in_float32(model: Any) -> Any:

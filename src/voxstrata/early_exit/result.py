@@ -15,11 +15,12 @@ from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST
+from voxstrata.store.files import LOCK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-JOURNAL = "transcripts.jsonl"
+JOURNAL, LOTS = "transcripts.jsonl", "lots"
 _SIDE_BY_SIDE = "transcripts.md"
 _TRANSCRIPTS_SHOWN = 120  # rows of a report: there is one for every utterance and exit
 
@@ -44,7 +45,7 @@ class EarlyExits(Result):
 
     command = "early-exit sweep"
     files: ClassVar = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet"}
-    beside = (JOURNAL,)
+    beside = (JOURNAL, LOCK)
     key = "voxstrata"
     markdown = "early_exit.md"
     captions: ClassVar = {"early_exit": "Errors by exit, test part"}

@@ -21,6 +21,8 @@ from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
 from voxstrata.early_exit.rates import Rates, both_parts, choose_exits, rates_table
 from voxstrata.early_exit.result import JOURNAL, EarlyExits
 from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of, split_groups
+from voxstrata.store.files import patient_lock
+from voxstrata.store.part import Part
 
 
 def sweep(
@@ -32,14 +34,17 @@ def sweep(
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     device: str = "cpu",
+    part: Part | None = None,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
-) -> EarlyExits:
+) -> EarlyExits | None:
     """Transcribe `corpus` with the encoder ended after `blocks` (None: each), score, and choose an exit.
 
     The result is saved in `folder`. Transcripts are written there as they come; a run that was stopped goes on when it
     is asked for again. Checkpoint, corpus, task, announced languages, tokens and device must be the same then; blocks
     and scoring may be others. overwrite: transcripts of another run in the folder are thrown away.
+    part: of several runs at once, which share the batches. It ends where the others have not finished theirs, and then
+    returns None; without a part the run waits for them, and takes over should they die.
 
     Everything that can be refused without transcribing is refused before. Raises UsageError for blocks, languages, a
     task or settings that do not exist, InputError for missing texts, for a language that one part lacks, and for a
@@ -63,8 +68,10 @@ def sweep(
     try:
         with leaving_no_empty_folder(folder), open_journal(folder, decides, overwrite) as journal:
             found = transcribe_recordings(
-                transcriber, corpus, exits, decoding, device=device, journal=journal, reporter=reporter
+                transcriber, corpus, exits, decoding, device=device, journal=journal, part=part, reporter=reporter
             )
+            if found is None:
+                return None
             scores = score(found, [parts[row["id"]] for row in found.rows], scoring, english, transcriber.folder)
             dev, test = both_parts(scores, scoring)
             settings = {**_about(transcriber, corpus), **decides, "utterances": len(found.rows)}
@@ -73,7 +80,8 @@ def sweep(
             settings["notes"] = _notes(found.rows, normalizers, dev, test, scoring)
             settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, journal.resumed)
-            result.save(folder)
+            with patient_lock(journal.files):  # others may be as far
+                result.save(folder)
     except OSError as e:
         raise InputError(
             f"{folder}: cannot write ({e}); the transcripts in {JOURNAL} are safe: mend it and run the same command to "
@@ -86,7 +94,7 @@ def _about(transcriber: Transcriber, corpus: Corpus) -> dict[str, Any]:
     """Which checkpoint, corpus and versions."""
     encoder = transcriber.encoder
     about: dict[str, Any] = {"checkpoint": encoder.name, "revision": encoder.revision}
-    about |= {"weights_sha256": encoder.sha256(), "layers": encoder.shape.layers, "corpus": corpus.root.name}
+    about |= {"weights_sha256": encoder.sha256(), "layers": encoder.shape.layers, "corpus": Path(corpus.root).name}
     return {**about, "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")}}
 
 

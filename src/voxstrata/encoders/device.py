@@ -22,6 +22,17 @@ class Device:
             raise UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
         return cls(m[1], int(m[2] or 0))
 
+    @classmethod
+    def parse_several(cls, text: str) -> list[Self]:
+        """From "cuda:0,1,2", "cpu,cpu", … or one. Raises UsageError for anything else, and for several kinds."""
+        devices: list[Self] = []
+        for name in (part.strip() for part in text.split(",")):
+            follows = devices and devices[-1].kind != "cpu" and re.fullmatch(r"\d+", name)
+            devices.append(cls.parse(f"{devices[-1].kind}:{name}" if follows else name))
+        if len({device.kind for device in devices}) > 1:
+            raise UsageError(f"--device {text}: devices of one kind, since the last bits differ between kinds")
+        return devices
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.index}" if self.index else self.kind
 

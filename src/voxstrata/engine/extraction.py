@@ -150,24 +150,30 @@ def share(run: Extraction, encoder: Encoder, reporter: Reporter = SILENT, part: 
     Units that other runs have claimed are waited for, and taken when these die. A part does not wait: it ends when
     other runs are at all that is left, and the last of these completes the store.
     """
-    begin, before, worked, waited = time.perf_counter(), len(run.writer.done()), Worked(), 0.0
+    before = len(run.writer.done())
+    worked = work_through(run, encoder, reporter, part, patient=part is None)
+    left = run.pending()
+    found = run.writer.failures(set(run.order) - set(left)) if left else run.finish()
+    return report(run, worked, before, len(left), *found)
+
+
+def work_through(run: Extraction, encoder: Encoder, reporter: Reporter, part: Part | None, patient: bool) -> Worked:
+    """Work on a prepared store beside other runs until nothing is left, or, not patient, nothing that is free."""
+    begin, worked, waited = time.perf_counter(), Worked(), 0.0
     while True:
         more = run.work(encoder, run.claimed(part), reporter)
         worked += more
         left = run.pending()
-        if not left:
-            break
+        # looked twice: who only asks who is at a unit holds it for an instant
+        if not left or (waited and not more.units and not patient):
+            return replace(worked, seconds=time.perf_counter() - begin)
         if more.units:
             waited = 0.0
             continue
-        if part is not None and waited:
-            break  # looked twice: who only asks who is at a unit holds it for an instant
         if not waited:
             reporter.step(f"{len(left)} units are left, and other runs are at them")
         waited = min(_MOST_WAIT, 2 * waited or _LEAST_WAIT)
         time.sleep(waited)
-    found = run.writer.failures(set(run.order) - set(left)) if left else run.finish()
-    return report(run, replace(worked, seconds=time.perf_counter() - begin), before, len(left), *found)
 
 
 def report(

@@ -107,6 +107,7 @@ class DecodeStage(DecodeAhead):
             for u in dict.fromkeys(w.utterance for w in windows if w.utterance not in asked):
                 found = self.get(u)
                 if isinstance(found, str):
+                    self._plan.corpus.refuse_gone()
                     failures[u] = self._plan.corpus.without_root(found)
                 else:
                     held[u] = found

@@ -5,25 +5,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
-from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
-from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SAMPLES
-from voxstrata.engine.budget import EncoderSize
+from voxstrata.encoders.frames import WINDOW_SAMPLES
 from voxstrata.engine.cpu_encoder import CpuEncoder
 from voxstrata.engine.cuda_encoder import CudaEncoder
 from voxstrata.engine.encoder import Encoder
-from voxstrata.engine.pipeline import Batch, CommitStage, DecodeStage, EncodeStage
+from voxstrata.engine.pipeline import CommitStage, DecodeStage, EncodeStage
 from voxstrata.engine.planning import Long, plan_corpus, refuse_long
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sink import UnitSink
+from voxstrata.engine.tally import Tally
 from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files, patient_lock, root_attributes
 from voxstrata.store.labels import as_planned
@@ -34,7 +33,6 @@ from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import StoreWriter, compare_settings, refuse_foreign
 
 _NOTICES = 10  # of recordings that did not fail, said after a run
-_LOOK_SECONDS = 5.0  # from one look for what other runs have committed to the next, at the least
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class Extraction:
         self.order = working_order(self.plan)
         self._claims = Claims(writer.files)
         self._sink = UnitSink(writer, allow_overflow)
-        self._tally: _Tally | None = None
+        self._tally: Tally | None = None
 
     def encoder(self, runtime: Runtime | None = None) -> Encoder:
         """What encodes units of this store. Raises what `Encoder` raises, and InputError for another arithmetic."""
@@ -164,6 +162,14 @@ class Extraction:
         pieces = [unit for unit in (part or Part()).order(self.order) if unit in left]
         return taken(pieces, self._claims, self.writer.committed)
 
+    def given(self, units: Iterable[int]) -> Iterator[int]:
+        """Those of these units that are not committed, for a worker that is told which to do: each is claimed just
+        before it is given if nobody has it, and done all the same if somebody has. `work` drops the claims."""
+        for unit in units:
+            if not self.writer.committed(unit):
+                self._claims.take(unit)
+                yield unit
+
     def work(self, encoder: Encoder, units: Iterable[int], reporter: Reporter = SILENT) -> Worked:
         """Decode, encode and commit units, overlapped. The next is asked for just before its decoding begins.
 
@@ -173,7 +179,7 @@ class Extraction:
         begin, held = time.perf_counter(), set[int]()
         before = encoder.seconds | self._sink.seconds
         if self._tally is None:
-            self._tally = _Tally(self, encoder)
+            self._tally = Tally(self.writer, self.model)
         tally, encoded, flops, done = self._tally, self._tally.encoded, self._tally.flops, 0
 
         def begun() -> Iterator[int]:
@@ -266,48 +272,3 @@ def _tell(notices: list[str], plan: Plan, reporter: Reporter) -> None:
         reporter.warn(plan.corpus.without_root(notice))
     if (more := len(notices) - _NOTICES) > 0:
         reporter.warn(f"and {more} more such recordings")
-
-
-class _Tally:
-    """Counts the batches that a run has encoded, and tells how far the store is, by what was pending at first.
-
-    encoded: samples. flops: arithmetic they took. Recordings that fail are work that is done, but not encoded.
-    """
-
-    def __init__(self, run: Extraction, encoder: Encoder) -> None:
-        plan, writer = run.plan, run.writer
-        self.encoded = self.flops = 0
-        self._plan, self._writer = plan, writer
-        self._size, self._context = EncoderSize.of(encoder.model, plan.spec.outputs), plan.spec.context
-        done = writer.done()
-        self._failed = len(writer.failures(done)[0])
-        self._others = set(range(plan.units)) - done  # that other runs may commit
-        self._units, self._units_total, self._samples, self._own = 0, len(self._others), 0, 0
-        self._samples_total = self._samples_of(self._others)
-        self._look = time.monotonic() + _LOOK_SECONDS
-
-    def _samples_of(self, units: Iterable[int]) -> int:
-        return int(np.add.reduceat(self._plan.samples, self._plan.unit_begin[:-1])[list(units)].sum())
-
-    def add(self, batch: Batch, reporter: Reporter) -> None:
-        self.encoded += sum(w.samples for w in batch.windows)
-        self.flops += sum(self._size.window_flops(batch.frames, self._context, w.frames) for w in batch.windows)
-        self._units += batch.last
-        self._samples += batch.samples
-        self._own += batch.samples
-        self._failed += len(batch.failures)
-        self._others.discard(batch.unit)
-        if (now := time.monotonic()) > self._look:
-            self._count_others()
-            self._look = time.monotonic() + max(_LOOK_SECONDS, 20 * (time.monotonic() - now))
-        audio, total, own = (n / SAMPLE_RATE for n in (self._samples, self._samples_total, self._own))
-        work: dict[str, Any] = {"work": audio, "work_total": total, "rated": own, "rate_unit": "audio-h/h"}
-        units = (self._units, self._units_total, "units")
-        reporter.progress(Progress("extracting", *units, **work, failed=self._failed))
-
-    def _count_others(self) -> None:
-        """Count what other runs have committed since the last look."""
-        theirs = self._others & self._writer.marked()
-        self._others -= theirs
-        self._units += len(theirs)
-        self._samples += self._samples_of(theirs)

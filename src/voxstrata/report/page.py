@@ -16,7 +16,7 @@ from voxstrata.base.tables import TextTable
 from voxstrata.report.html import GENERATOR, definitions, page
 from voxstrata.report.registry import RESULTS
 from voxstrata.report.sections import BENCH_FILES, Run, of_bench, of_result, of_similarity, of_store
-from voxstrata.retrieval.folder import PLAN_FILE, TOP_FILE, is_similarity
+from voxstrata.retrieval.finished import PLAN_FILE, TOP_FILE, is_similarity
 from voxstrata.store.files import ROOT, Files, root_attributes
 
 PAGE = "report.html"

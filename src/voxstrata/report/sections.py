@@ -15,7 +15,7 @@ from voxstrata.base.opening import open_regular, read_json
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 from voxstrata.report.html import definitions, flat, folded, picture
-from voxstrata.retrieval.folder import TOP_FILE, FoundSimilarity, read_similarity
+from voxstrata.retrieval.finished import TOP_FILE, FoundSimilarity, read_similarity
 from voxstrata.store import open_store
 from voxstrata.studies.retrieve.found import evaluate_similarity
 from voxstrata.studies.retrieve.measure import RetrievalOptions

@@ -1,20 +1,23 @@
 """All pairs of two sets of utterances, or of one set with itself, at corpus scale.
 
 A tile row (see `compare`) is the unit of work, of recovery and of distribution: it is done when its commit marker
-exists, and two workers never write one file.
+exists, and claims keep two workers from one row. Prepare, compute rows, merge: any process may do each.
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.retrieval.candidates import CandidateSets, measure_recall, nearest_pooled
@@ -26,6 +29,9 @@ from voxstrata.retrieval.selection import Selection
 from voxstrata.retrieval.similarities import harmonic
 from voxstrata.retrieval.tileplan import TilePlan, plan_tiles
 from voxstrata.retrieval.topk import TopK
+from voxstrata.store.part import Part
+
+LOOK_AGAIN = 1.0  # seconds until a run that waits for others looks again for what is left
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,18 @@ def similarity(
     folder: str | Path,
     *,
     kernel: Kernel | None = None,
-    part: tuple[int, int] = (1, 1),
+    part: Part | None = None,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
     **settings: Any,
 ) -> SimilarityReport:
     """SeqSim of all pairs of x and y, or of x with itself (y None), into a folder; resumes what is there.
 
-    output: encoder output whose frames are compared. kernel: by default the fastest of this machine; all parts of one
-    comparison need the same. part: (i, n), this run takes every n-th tile row from the i-th on, i from 1; the run that
-    finds all rows done writes the final table. overwrite: a result of other settings in the folder is replaced.
+    output: encoder output whose frames are compared. kernel: by default the fastest of this machine; all runs that
+    share a comparison need the same. overwrite: a result of other settings in the folder is replaced.
+    part: of several runs at once, of which each takes its own tile rows first, then those that the others have not
+    begun, and ends. Without it the run waits for rows that others compute, and takes them over should these die. The
+    run that finds all rows done writes the final table.
 
     Settings, all optional:
     top: candidates kept per query, by F1, in `top.parquet`: of every x (direction "forward") and of every y
@@ -82,84 +90,182 @@ def similarity(
     models or contexts; a folder that holds something else or the result of other settings; frames that are zero, NaN
     or infinite, naming the utterance. Of a single set the last are found in the first tile row.
     """
+    how: dict[str, Any] = {"kernel": kernel, "part": part, "overwrite": overwrite, "reporter": reporter, **settings}
+    return compare_outputs(x, y, {output: folder}, **how)[output]
+
+
+def compare_outputs(
+    x: Selection,
+    y: Selection | None,
+    folders: Mapping[str, str | Path],
+    *,
+    kernel: Kernel | None = None,
+    part: Part | None = None,
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+    **settings: Any,
+) -> dict[str, SimilarityReport]:
+    """`similarity` of several outputs, each into a folder of its own; reports by output.
+
+    No run waits for the rows of others before it has looked for work in every folder.
+    """
+    kernel, runs = kernel or choose_kernel(), {}
+    with ExitStack() as stack:
+        for output, folder in folders.items():
+            stack.enter_context(leaving_no_empty_folder(Path(folder)))
+            reporter.step(f"comparing {output}")
+            runs[output] = prepare_similarity(x, y, output, folder, kernel=kernel, overwrite=overwrite, **settings)
+            runs[output].work(part, reporter)
+        while left := [run for run in runs.values() if not run.merged()]:
+            if any(run.work(part, reporter) for run in left):
+                continue
+            if part is not None:
+                break  # what others hold is theirs to finish
+            rows = sum(len(run.pending()) for run in left)
+            reporter.step(f"waiting for {rows} tile rows that other runs compute")
+            time.sleep(LOOK_AGAIN)
+    return {output: run.report() for output, run in runs.items()}
+
+
+def prepare_similarity(
+    x: Selection,
+    y: Selection | None,
+    output: str,
+    folder: str | Path,
+    *,
+    kernel: Kernel | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Comparison:
+    """Make the folder of a comparison, or open the one that is there; any number of processes may.
+
+    In candidate mode the first searches the candidates meanwhile. Settings and errors are those of `similarity`.
+    """
     kernel = kernel or choose_kernel()
-    if not 1 <= part[0] <= part[1]:
-        raise UsageError(f"part {part[0]}/{part[1]}: the first number runs from 1 to the second")
     plan = plan_tiles(x, y, output, kernel, **settings)
-    with leaving_no_empty_folder(Path(folder)):
-        try:
-            run = _Run(plan, kernel, folder, reporter, overwrite)
-        except OSError as e:
-            raise InputError(f"{folder}: cannot begin ({e}); mend it, or choose another folder") from e
-        try:
-            with run.results.kept_if_used(alone=part == (1, 1)):
-                return run.go(part)
-        except OSError as e:
-            raise InputError(
-                f"{folder}: cannot go on ({e}); the tile rows that are committed are safe: mend it and run the same "
-                "again"
-            ) from e
+    try:
+        results = Results(folder, plan, partial(_find_candidates, plan) if plan.candidates else None, overwrite)
+    except OSError as e:
+        raise InputError(f"{folder}: cannot begin ({e}); mend it, or choose another folder") from e
+    return Comparison(plan, kernel, results)
 
 
-class _Run:
-    """One process' share of a plan."""
+class Comparison:
+    """One process' share of a comparison that is prepared: tile rows to compute, and the final table when all are done.
 
-    def __init__(self, plan: TilePlan, kernel: Kernel, folder: str | Path, reporter: Reporter, overwrite: bool) -> None:
-        self.plan, self.kernel, self._reporter = plan, kernel, reporter
-        self.results = Results(folder, plan, self._find if plan.candidates else None, overwrite)
-        self.sink = _TileRows(plan, self.results)
-        self.stages = Stages()
+    Rows may be computed in any order and by any number of processes; all give the same bytes.
+    """
 
-    def go(self, part: tuple[int, int]) -> SimilarityReport:
-        begin, plan, results = time.perf_counter(), self.plan, self.results
-        rows, done = plan.tiles.rows, results.done()
-        todo = [row for row in rows[part[0] - 1 :: part[1]] if row not in done]
-        pairs = self._compute(todo) if todo else 0
-        with self.stages("merge"):
-            recall = results.merge(None if self.sink.sets is None else self._measure)
-        finished = results.done()
+    def __init__(self, plan: TilePlan, kernel: Kernel, results: Results) -> None:
+        self.plan, self.kernel, self._results = plan, kernel, results
+        self._stages, self._seconds, self._pairs, self._computed = Stages(), 0.0, 0, 0
+        self._checked = False
+
+    def pending(self) -> list[int]:
+        """Tile rows that are not committed, in order."""
+        return self._results.pending()
+
+    def merged(self) -> bool:
+        """Whether the final table is there."""
+        return self._results.merged()
+
+    def compute(self, rows: Sequence[int], reporter: Reporter = SILENT) -> int:
+        """Compute and commit these tile rows but those that others hold or have committed; how many it did.
+
+        Raises InputError where the folder cannot be written, or was made anew for another plan.
+        """
+        plan, sink, begin = self.plan, _TileRows(self.plan, self._results), time.perf_counter()
+        with self._going_on():
+            self._pairs += compare(
+                plan.x.frames(plan.output),
+                None if plan.y is None else plan.y.frames(plan.output),
+                self.kernel,
+                sink,
+                tiles=plan.tiles,
+                rows=rows,
+                stages=self._stages,
+                reporter=reporter,
+            )
+        self._computed += sink.computed
+        self._seconds += time.perf_counter() - begin
+        return sink.computed
+
+    def merge(self) -> list[int]:
+        """Write the final table, once no row is pending; nothing happens before, or when it is there.
+
+        A pure function of what the rows left. Returns the rows of these that are damaged, and so pending again.
+        """
+        begin = time.perf_counter()
+        with self._going_on(), self._stages("merge"):
+            damaged = self._results.merge(self._measure if self.plan.candidates else None)
+        self._seconds += time.perf_counter() - begin
+        return damaged
+
+    def work(self, part: Part | None = None, reporter: Reporter = SILENT) -> bool:
+        """Compute what this run gets to compute, merge; whether that changed anything. An error leaves no folder in
+        which nothing is done, if the run is alone."""
+        alone, part = part is None, part or Part()
+        with self._results.kept_if_used(alone):
+            pending = set(self.pending())
+            todo = [row for row in part.order(self.plan.tiles.rows) if row in pending]
+            own = [row for row in todo if row % part.of == part.number - 1]
+            if not self._checked:
+                self._refuse_bad_rows(todo[1:])
+                self._checked = True
+            changed = [self.compute(rows, reporter) for rows in (own, todo[len(own) :]) if rows]
+            return any([*changed, self.merge()])
+
+    def report(self) -> SimilarityReport:
+        """What this process did until now."""
+        plan, rows = self.plan, len(self.plan.tiles.rows)
+        done = rows - len(self.pending())
         return SimilarityReport(
-            folder=results.files.root,
+            folder=self._results.files.root,
             kernel=plan.kernel,
             x=len(plan.x),
             y=len(plan.other),
-            rows=len(rows),
-            rows_done=len(finished),
-            resumed_rows=len(finished) - self.sink.computed,
-            pairs=pairs,
-            seconds=time.perf_counter() - begin,
-            stages={name: round(value, 3) for name, value in self.stages.seconds.items()},
-            merged=results.merged(),
-            candidates=recall,
+            rows=rows,
+            rows_done=done,
+            resumed_rows=done - self._computed,
+            pairs=self._pairs,
+            seconds=self._seconds,
+            stages={name: round(value, 3) for name, value in self._stages.seconds.items()},
+            merged=self.merged(),
+            candidates=self._results.misses(),
         )
 
-    def _compute(self, todo: Sequence[int]) -> int:
-        """Compute and commit tile rows; pairs of utterances compared."""
-        plan, tiles = self.plan, self.plan.tiles
-        x = plan.x.frames(plan.output)
-        if plan.y is not None:  # what only a later row would read: better refused now than after hours
-            for row in todo[1:]:
-                with self.stages("read"):
-                    frames = x.ragged(*tiles.x[row : row + 2])
-                with self.stages("pack"):
-                    self.kernel.pack(frames)
-        y = None if plan.y is None else plan.y.frames(plan.output)
-        return compare(
-            x, y, self.kernel, self.sink, tiles=tiles, rows=todo, stages=self.stages, reporter=self._reporter
-        )
-
-    def _find(self) -> CandidateSets:
-        plan = self.plan
-        try:
-            return nearest_pooled(plan.x, plan.y, plan.output, plan.candidates)
-        except InputError as e:
-            stores = " and ".join(dict.fromkeys(side.store.files.root for side in (plan.x, plan.other)))
-            raise InputError(f"{stores}, output {plan.output}: {e}") from e
+    def _refuse_bad_rows(self, rows: Sequence[int]) -> None:
+        """What only a later row of x would read: better refused now than after hours."""
+        if self.plan.y is not None:
+            frames, bounds = self.plan.x.frames(self.plan.output), self.plan.tiles.x
+            for row in rows:
+                with self._stages("read"):
+                    block = frames.ragged(*bounds[row : row + 2])
+                with self._stages("pack"):
+                    self.kernel.pack(block)
 
     def _measure(self) -> dict[str, Any]:
-        plan = self.plan
-        assert self.sink.sets is not None
-        return measure_recall(plan.x, plan.y, plan.output, self.sink.sets, plan.sample, plan.tiles, self.kernel)
+        plan, sets = self.plan, self._results.candidates()
+        assert sets is not None
+        return measure_recall(plan.x, plan.y, plan.output, sets, plan.sample, plan.tiles, self.kernel)
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise InputError(
+                f"{self._results.files.root}: cannot go on ({e}); the tile rows that are committed are safe: mend it "
+                "and run the same again"
+            ) from e
+
+
+def _find_candidates(plan: TilePlan) -> CandidateSets:
+    try:
+        return nearest_pooled(plan.x, plan.y, plan.output, plan.candidates)
+    except InputError as e:
+        stores = " and ".join(dict.fromkeys(side.store.files.root for side in (plan.x, plan.other)))
+        raise InputError(f"{stores}, output {plan.output}: {e}") from e
 
 
 class _TileRows(Sink):
@@ -173,8 +279,8 @@ class _TileRows(Sink):
     @contextmanager
     def row(self, row: int) -> Iterator[bool]:
         plan = self.plan
-        with self.results.lock(row):
-            if self.results.committed(row):  # by another run, since this one began
+        with self.results.claim(row) as mine:
+            if not mine:
                 yield False
                 return
             self._forward = TopK(len(plan.x), plan.top)

@@ -141,6 +141,11 @@ def compare(
         with stage("place"):
             sink.put(xs, ys, precision, recall)
 
+    def tell() -> None:
+        (pairs, frames), (pairs_wanted, frames_wanted) = done.tolist(), total.tolist()
+        how = (pairs, pairs_wanted, "pairs", frames, frames_wanted, pairs, "pairs/s")
+        reporter.progress(Progress("comparing", *how))
+
     work = _Work(x, other, tiles, sink)
     total, done = sum(map(work.of_row, todo), np.zeros(2, np.int64)), np.zeros(2, np.int64)
     with _Blocks(x, other, kernel, tiles, stage) as blocks, ThreadPoolExecutor(1, thread_name_prefix="place") as worker:
@@ -149,6 +154,7 @@ def compare(
             with sink.row(row) as needed:
                 if not needed:
                     total -= work.of_row(row)
+                    tell()
                     blocks.start(todo[n:])
                     continue
                 left = blocks.take()
@@ -163,10 +169,7 @@ def compare(
                         placing.result()
                     placing = worker.submit(place, xs, ys, precision, recall)
                     done += work.of_tile(row, column)
-                    pairs, frames = done.tolist()
-                    reporter.progress(
-                        Progress("comparing", pairs, int(total[0]), "pairs", frames, int(total[1]), pairs, "pairs/s")
-                    )
+                    tell()
                 assert placing is not None
                 placing.result()
                 del left  # before the next of its size is waited for

@@ -6,16 +6,18 @@ FOLDER/
   candidates.npz       in candidate mode, the candidates of every query; candidates.json: their recall
   matrix.zarr          when asked for: a zarr v3 group of f1, precision, recall, (x, y) float32, NaN where not computed
   units/<tile row>/    top.parquet, the best of that row, and done.json, its commit marker
+  claims/              who computes which row, until all are done
   top.parquet          the final table, once every row is done
+
+All say which plan they are of: JSON files and matrices by a field, tables in their metadata.
 """
 
+import hashlib
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +26,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zarr
+from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.opening import load_arrays
+from voxstrata.base.opening import load_arrays, parse_json
 from voxstrata.retrieval.candidates import CandidateSets
+from voxstrata.retrieval.finished import (
+    ABOUT,
+    CANDIDATES_FILE,
+    COLUMNS_FILE,
+    MEND,
+    MISSES_FILE,
+    PLAN_FILE,
+    ROWS_FILE,
+    TOP_FILE,
+    read_result,
+    read_tile_plan,
+)
 from voxstrata.retrieval.kernels.base import FloatMatrix
-from voxstrata.retrieval.selection import Selection
-from voxstrata.retrieval.tileplan import TilePlan
+from voxstrata.retrieval.tileplan import TilePlan, settings_sha256
 from voxstrata.retrieval.topk import TopK, named
-from voxstrata.store.files import LOCK, Files, parquet_bytes, patient_lock, zarr_array
+from voxstrata.store.claims import CLAIMS, Claims
+from voxstrata.store.files import LOCK, Files, patient_lock, zarr_array
 
 _SCHEMA = 1
-PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE = "plan.json", "top.parquet", "rows.parquet", "columns.parquet"
-CANDIDATES_FILE, MISSES_FILE = "candidates.npz", "candidates.json"
 _UNITS, _DONE, _MATRIX = "units", "done.json", "matrix.zarr"
-_NAMES = {PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE, _UNITS, _MATRIX}
+_NAMES = {PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE, _UNITS, _MATRIX, CLAIMS}
 _PARTIAL = re.compile(rf"({'|'.join(map(re.escape, sorted(_NAMES)))})(\.[0-9a-f]+)?\.partial")
 FORWARD, BACKWARD = "forward", "backward"
 
@@ -47,9 +60,7 @@ class Results:
     """The results of one plan; opening makes the folder, or resumes the one that is there.
 
     A folder of another plan of which no tile row is committed or being computed (a run was refused, or stopped at once)
-    is made anew; not in object stores, where nobody can tell whether another run is at it.
-
-    overwrite: results of another plan are replaced, too, unless another run is at them.
+    is made anew. overwrite: results of another plan are replaced, too, unless another run is at them.
 
     find: computes the candidates, in candidate mode. Files are written whole or not at all, and a tile row counts once
     its marker exists, so a run may end at any instant and be run again. Who makes the folder or its final table holds
@@ -62,6 +73,9 @@ class Results:
     ) -> None:
         self.files = Files(folder)
         self.plan = plan
+        self._claims = Claims(self.files)
+        self._done: set[int] = set()
+        self._written: set[str] = set()  # chunks of the row that is being computed
         self._refuse_foreign()
         with patient_lock(self.files):
             # nothing, or a creation that was cut short: no row can be committed yet
@@ -69,21 +83,22 @@ class Results:
                 try:
                     self._create(find)
                 except BaseException:
-                    self.files.clear()  # what it holds is of no use without its plan
+                    self._clear()  # what it holds is of no use without its plan
                     raise
             self._refuse_other_plan()
             self._take_labels()
-        self._matrix = Files(f"{self.files.root}/{_MATRIX}")
         if plan.matrix:
-            root = zarr.open_group(self._matrix.zarr_store(read_only=False), mode="r+")
-            self._arrays = {name: zarr_array(root, name) for name in plan.matrix}
+            self._arrays = self._open_matrix()
 
-    def done(self) -> set[int]:
-        """Tile rows that are committed."""
-        return set(filter(self.committed, self.plan.tiles.rows))
+    def pending(self) -> list[int]:
+        """Tile rows that are not committed, in order."""
+        return [row for row in self.plan.tiles.rows if not self.committed(row)]
 
     def committed(self, row: int) -> bool:
-        return self.files.exists(f"{_unit(row)}/{_DONE}")
+        """Whether a row has its marker. One that cannot be read, or is of another row or plan, is none."""
+        if row not in self._done and self._marker(row) is not None:
+            self._done.add(row)
+        return row in self._done
 
     def merged(self) -> bool:
         """Whether the final table is there."""
@@ -95,21 +110,26 @@ class Results:
             return None
         try:
             stored = load_arrays(io.BytesIO(self.files.read(CANDIDATES_FILE)))
+            if str(stored.get("plan", self.plan.fingerprint)) != self.plan.fingerprint:
+                raise ValueError("of another comparison")
             return CandidateSets(stored["forward"], stored["backward"])
         except (ValueError, KeyError) as e:
-            raise InputError(f"{self.files.root}/{CANDIDATES_FILE}: damaged ({e}); remove the folder") from e
+            raise InputError(f"{self.files.root}/{CANDIDATES_FILE}: damaged ({e}); {MEND}") from e
 
     @contextmanager
-    def lock(self, row: int) -> Iterator[None]:
-        """Hold a tile row for writing.
+    def claim(self, row: int) -> Iterator[bool]:
+        """Hold a tile row, to compute and commit it; False where another run holds it, or has committed it.
 
-        Raises InputError when another process holds it, or has made the folder anew for another plan.
+        Raises InputError when another process has made the folder anew for another plan.
         """
-        with ExitStack() as stack:
-            with patient_lock(self.files):  # so that no other plan moves in between the look and the lock
-                self._refuse_other_plan()
-                stack.enter_context(Files(f"{self.files.root}/{_unit(row)}").lock())
-            yield
+        with patient_lock(self.files):  # so that no other plan moves in between the look and the claim
+            self._refuse_other_plan()
+            held = not self.committed(row) and self._claims.take(row)
+        try:
+            self._written.clear()
+            yield held and not self.committed(row)  # since the look before
+        finally:
+            self._claims.drop(row)
 
     @contextmanager
     def kept_if_used(self, alone: bool) -> Iterator[None]:
@@ -120,36 +140,54 @@ class Results:
             if alone and not self.plan.candidates:
                 with patient_lock(self.files):
                     if self._unused(overwrite=False):
-                        self.files.clear()
+                        self._clear()
             raise
 
     def put(self, name: str, xs: slice, ys: slice, scores: FloatMatrix) -> None:
         """Write a tile of a matrix: whole chunks, which no other tile row writes."""
         self._arrays[name][xs, ys] = scores
+        down, across = (range(side.start // self.plan.chunk, -(-side.stop // self.plan.chunk)) for side in (xs, ys))
+        self._written.update(f"{_MATRIX}/{name}/c/{i}/{j}" for i in down for j in across)
 
     def commit(self, row: int, forward: TopK, backward: TopK | None) -> None:
-        """Write the best of a tile row, then its marker."""
+        """Write the best of a tile row, and once all of the row has reached the disk its marker."""
         tables = [forward.table(FORWARD), *([backward.table(BACKWARD)] if backward else [])]
-        self.files.write(f"{_unit(row)}/{TOP_FILE}", parquet_bytes(pa.concat_tables(tables)))
-        self.files.write(f"{_unit(row)}/{_DONE}", json.dumps({"row": row}).encode())
+        part = _parquet_bytes(self._signed(pa.concat_tables(tables)))
+        self.files.write(f"{_unit(row)}/{TOP_FILE}", part)
+        self.files.sync(self._written)
+        marker = {"row": row, "plan": self.plan.fingerprint, "top_sha256": hashlib.sha256(part).hexdigest()}
+        self.files.write(f"{_unit(row)}/{_DONE}", json.dumps(marker).encode())
 
-    def merge(self, measure: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
+    def merge(self, measure: Callable[[], dict[str, Any]] | None) -> list[int]:
         """Write the final table when every tile row is there and nobody else has written it.
 
-        measure: computes the recall of the candidates, in candidate mode; returned, None while rows are missing.
-        A pure function of the parts, so it may be repeated.
+        measure: computes the recall of the candidates, in candidate mode.
+        A pure function of the parts, so it may be repeated. Returns rows whose part turned out missing or damaged:
+        they are pending again, and there is no final table.
         """
-        if len(self.done()) < len(self.plan.tiles.rows):  # the run that commits the last of them comes here after that
-            return None
+        if self.pending():  # the run that commits the last of them comes here after that
+            return []
         with patient_lock(self.files):
-            if not self.merged():
+            if self.merged():
+                return []
+            damaged = [row for row in self.plan.tiles.rows if self._part(row) is None]
+            for row in damaged:
+                self.files.remove(f"{_unit(row)}/{_DONE}")
+                self._done.discard(row)
+            if not damaged:
                 if measure is not None:
-                    self.files.write(MISSES_FILE, _json(measure()))
+                    found = measure()
+                    self.files.write(MISSES_FILE, _json(found | {"sha256": settings_sha256(found)}))
                 self.files.sweep()  # nobody writes: committed rows are not computed again
-                for row in self.plan.tiles.rows:
-                    self.files.remove(f"{_unit(row)}/{LOCK}")  # of a process killed after its commit
-                self.files.write(TOP_FILE, parquet_bytes(self._final()))
-        return dict(json.loads(self.files.read(MISSES_FILE))) if self.plan.candidates else None
+                self._claims.clear()
+                self.files.write(TOP_FILE, _parquet_bytes(self._signed(self._final())))
+        return damaged
+
+    def misses(self) -> dict[str, Any] | None:
+        """What `measure` found, once it is merged; None where all pairs were compared."""
+        if not (self.plan.candidates and self.merged()):
+            return None
+        return dict(read_result(self.files, MISSES_FILE, self.plan.fingerprint))
 
     def _final(self) -> pa.Table:
         x, y = self.plan.x, self.plan.y
@@ -157,12 +195,32 @@ class Results:
         best = {direction: TopK(len(queries), self.plan.top) for direction, queries, _ in sides}
         for row in self.plan.tiles.rows:
             part = self._part(row)
+            assert part is not None  # looked at before
             for direction, kept in best.items():
                 kept.update_from(part.filter(pc.equal(part["direction"], direction)))
         return pa.concat_tables([named(best[name].table(name), q.ids, c.ids) for name, q, c in sides])
 
-    def _part(self, row: int) -> pa.Table:
-        return _read(self.files, f"{_unit(row)}/{TOP_FILE}", f"remove {_unit(row)} and run the same again")
+    def _marker(self, row: int) -> dict[str, Any] | None:
+        try:
+            marker = parse_json(self.files.read(f"{_unit(row)}/{_DONE}"))
+            plan = self.plan.fingerprint
+            return marker if marker["row"] == row and marker.get("plan", plan) == plan else None
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def _part(self, row: int) -> pa.Table | None:
+        """The best of a tile row, None where it is not what its marker says. Markers of 0.1.0 say nothing of it."""
+        marker = self._marker(row) or {}
+        try:
+            data = self.files.read(f"{_unit(row)}/{TOP_FILE}")
+            if marker and marker.get("top_sha256") in (None, hashlib.sha256(data).hexdigest()):
+                return pq.read_table(io.BytesIO(data))
+        except (FileNotFoundError, ValueError, pa.ArrowException):
+            pass
+        return None
+
+    def _signed(self, table: pa.Table) -> pa.Table:
+        return table.replace_schema_metadata({ABOUT: json.dumps({"plan": self.plan.fingerprint})})
 
     def _refuse_foreign(self) -> None:
         where, local = self.files.root, self.files.local
@@ -176,30 +234,64 @@ class Results:
 
     def _create(self, find: Callable[[], CandidateSets] | None) -> None:
         plan = self.plan
-        self.files.clear()
-        self.files.write(ROWS_FILE, parquet_bytes(_utterances(plan.x)))
-        if plan.y is not None:
-            self.files.write(COLUMNS_FILE, parquet_bytes(_utterances(plan.y)))
+        self._clear()
+        for name, utterances in self._labels().items():
+            self.files.write(name, _parquet_bytes(utterances))
         if find is not None:
             sets, buffer = find(), io.BytesIO()
-            np.savez(buffer, forward=sets.forward, backward=sets.backward)
+            np.savez(buffer, forward=sets.forward, backward=sets.backward, plan=np.array(plan.fingerprint))
             self.files.write(CANDIDATES_FILE, buffer.getvalue())
         if plan.matrix:
-            about = {"schema": _SCHEMA, "plan": plan.fingerprint(), "output": plan.output, "kernel": plan.kernel}
+            about = {"schema": _SCHEMA, "plan": plan.fingerprint, "output": plan.output, "kernel": plan.kernel}
             matrix = Files(f"{self.files.root}/{_MATRIX}")
-            root = zarr.create_group(matrix.zarr_store(read_only=False), attributes={"voxstrata_similarity": about})
+            root = zarr.create_group(matrix.zarr_store(read_only=False), attributes={ABOUT: about})
             shape, chunks, names = (len(plan.x), len(plan.other)), (plan.chunk, plan.chunk), ("row", "column")
-            kind: dict[str, Any] = {"dtype": "float32", "compressors": None, "fill_value": float("nan")}
+            kind: dict[str, Any] = {"dtype": "float32", "compressors": [Crc32cCodec()], "fill_value": float("nan")}
             for name in plan.matrix:
                 root.create_array(name, shape=shape, chunks=chunks, dimension_names=names, **kind)
-        self.files.write(PLAN_FILE, _json({"schema": _SCHEMA, "fingerprint": plan.fingerprint(), **plan.settings}))
+            self.files.sync(f"{_MATRIX}/{name}zarr.json" for name in ("", *(f"{name}/" for name in plan.matrix)))
+        self.files.write(PLAN_FILE, _json({"schema": _SCHEMA, "fingerprint": plan.fingerprint, **plan.settings}))
+
+    def _labels(self) -> dict[str, pa.Table]:
+        """Who stands where: id, language, group, frames, by position, a table for each side."""
+        labels = {}
+        for name, side in ((COLUMNS_FILE, self.plan.y), (ROWS_FILE, self.plan.x)):
+            if side is not None:
+                table = side.store.utterances.select(["id", "language", "group"]).take(pa.array(side.indices))
+                labels[name] = self._signed(table.append_column("frames", pa.array(side.lengths)))
+        return labels
 
     def _take_labels(self) -> None:
-        """Where `voxstrata relabel` has changed a store since: who says what, anew. Scores do not depend on it."""
-        for name, side in ((COLUMNS_FILE, self.plan.y), (ROWS_FILE, self.plan.x)):
-            if side is not None and _read(self.files, name) != (utterances := _utterances(side)):
+        """Write anew who says what where `voxstrata relabel` has changed a store since; scores do not depend on it.
+
+        So is what is damaged, or of another comparison: the final table by another `merge`.
+        """
+        for name, utterances in self._labels().items():
+            if self._stored(name) != utterances:
                 self.files.remove(TOP_FILE)  # written last: until then the run is not finished
-                self.files.write(name, parquet_bytes(utterances))
+                self.files.write(name, _parquet_bytes(utterances))
+        for name in (TOP_FILE, *([MISSES_FILE] if self.plan.candidates else [])):
+            if self.merged() and self._stored(name) is None:
+                self.files.remove(TOP_FILE)
+
+    def _stored(self, name: str) -> Any:
+        """A table, or the object of a JSON file; None where it is missing, damaged, or of another comparison."""
+        try:
+            return read_result(self.files, name, self.plan.fingerprint)
+        except (InputError, FileNotFoundError):
+            return None
+
+    def _open_matrix(self) -> dict[str, zarr.Array[Any]]:
+        where = f"{self.files.root}/{_MATRIX}"
+        try:
+            root = zarr.open_group(Files(where).zarr_store(read_only=False), mode="r+")
+            plan = dict(root.attrs)[ABOUT]["plan"]  # type: ignore[index,call-overload]
+            arrays = {name: zarr_array(root, name) for name in self.plan.matrix}
+        except (OSError, ValueError, TypeError, KeyError, AssertionError) as e:
+            raise InputError(f"{where}: damaged ({e}); {MEND}") from e
+        if plan != self.plan.fingerprint:
+            raise InputError(f"{where}: of another comparison; {MEND}")
+        return arrays
 
     def _refuse_other_plan(self) -> None:
         difference = self._difference()
@@ -210,7 +302,7 @@ class Results:
 
     def _difference(self) -> str | None:
         """What the plan that the folder was made for has other than this one, in words."""
-        stored = _read(self.files, PLAN_FILE, "remove the folder, or choose another, and run again")
+        stored = read_tile_plan(self.files)
         here = {"schema": _SCHEMA, **self.plan.settings}
         for key in here | stored:
             if key != "fingerprint" and stored.get(key) != here.get(key):
@@ -220,98 +312,30 @@ class Results:
         return None
 
     def _unused(self, overwrite: bool) -> bool:
-        """Whether no tile row is committed (or may be overwritten) or being computed; then what is left is removed."""
-        if self.files.local is None:
-            return overwrite
-        for name in self.files.names(_UNITS):
-            if not overwrite and self.files.exists(f"{_UNITS}/{name}/{_DONE}"):
+        """Whether no tile row is committed (or may be overwritten) or being computed."""
+        markers = (f"{_UNITS}/{name}/{_DONE}" for name in self.files.names(_UNITS))
+        if not overwrite and any(map(self.files.exists, markers)):
+            return False
+        for row in sorted({int(name.split(".")[0]) for name in self.files.names(CLAIMS)}):
+            if not self._claims.take(row):
                 return False
-            try:
-                with Files(f"{self.files.root}/{_UNITS}/{name}").lock():
-                    pass
-            except InputError:
-                return False
-        # before the plan: tile rows without one are refused
-        shutil.rmtree(self.files.local / _UNITS, ignore_errors=True)
+            self._claims.drop(row)
         return True
+
+    def _clear(self) -> None:
+        self.files.remove_folder(_UNITS)  # tile rows without a plan are refused
+        self.files.remove(PLAN_FILE)  # and with it nothing may be missing
+        self.files.clear()
 
 
 def _unit(row: int) -> str:
     return f"{_UNITS}/{row:06d}"
 
 
-@dataclass(frozen=True)
-class FoundSimilarity:
-    """What a finished comparison left in its folder.
-
-    plan: all that decided it. x, y: the utterances of both sides, by position (y as x when a set is compared with
-    itself); columns id, language, group, frames. top: the best candidates of every query.
-    misses: what the candidates hold of exact search, by direction; None where all pairs were compared.
-    """
-
-    plan: dict[str, Any]
-    x: pa.Table
-    y: pa.Table
-    top: pa.Table
-    misses: dict[str, Any] | None
-
-    files = (TOP_FILE, PLAN_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The plan without its tiles, and of the second set only what differs from the first."""
-        return {
-            name: value
-            for name, value in self.plan.items()
-            if not name.endswith("_begin") and not (name.startswith("y ") and value == self.plan.get(f"x {name[2:]}"))
-        }
-
-    @property
-    def weights_sha256(self) -> str:
-        """Of the encoder of the first set."""
-        return str(self.plan["x model weights_sha256"])
-
-    @property
-    def itself(self) -> bool:
-        """Whether a set was compared with itself."""
-        return bool(self.plan["one set with itself"])
-
-
-def is_similarity(folder: str | Path) -> bool:
-    """Whether a folder was made by `similarity`, finished or not."""
-    files = Files(folder)
-    return files.exists(PLAN_FILE) and files.exists(ROWS_FILE)
-
-
-def read_similarity(folder: str | Path) -> FoundSimilarity:
-    """What `similarity` left in a folder. Raises InputError where it is not finished, or damaged."""
-    files = Files(folder)
-    if not is_similarity(folder):
-        raise InputError(f"{folder}: holds no result of `voxstrata similarity`")
-    if not files.exists(TOP_FILE):
-        raise InputError(f"{folder}: `voxstrata similarity` has not finished here; run it again, it will resume")
-    try:
-        plan, x = _read(files, PLAN_FILE), _read(files, ROWS_FILE)
-        y = x if plan["one set with itself"] else _read(files, COLUMNS_FILE)
-        misses = _read(files, MISSES_FILE) if plan["candidates"] else None
-        return FoundSimilarity(plan, x, y, _read(files, TOP_FILE), misses)
-    except OSError as e:
-        raise InputError(f"{folder}: cannot be read ({e}); mend it, or run `voxstrata similarity` again") from e
-
-
-def _read(files: Files, name: str, mend: str = "remove the folder and run `voxstrata similarity` again") -> Any:
-    """A table, or the object of a JSON file. Raises InputError where it is damaged, OSError where it is missing."""
-    data = files.read(name)
-    try:
-        return dict(json.loads(data)) if name.endswith(".json") else pq.read_table(io.BytesIO(data))
-    except (ValueError, TypeError, OSError, pa.ArrowException) as e:
-        raise InputError(f"{files.root}/{name}: damaged ({e}); {mend}") from e
-
-
-def _utterances(side: Selection) -> pa.Table:
-    """Who stands where: id, language, group, frames, by position."""
-    table = side.store.utterances.select(["id", "language", "group"]).take(pa.array(side.indices))
-    return table.append_column("frames", pa.array(side.lengths))
+def _parquet_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
 
 
 def _json(d: dict[str, Any]) -> bytes:

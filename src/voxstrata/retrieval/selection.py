@@ -43,7 +43,8 @@ class Selection:
 
     @cached_property
     def ids(self) -> list[str]:
-        return [self.store.ids[i] for i in self.indices.tolist()]
+        ids: list[str] = self.store.table(["id"])["id"].take(pa.array(self.indices)).to_pylist()
+        return ids
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -53,7 +54,7 @@ class Selection:
     @cached_property
     def groups(self) -> NDArray[Any]:
         """What each utterance translates, (n,) of strings; of objects where the store does not say: None for those."""
-        groups: list[str | None] = self.store.utterances["group"].take(pa.array(self.indices)).to_pylist()
+        groups: list[str | None] = self.store.table(["group"])["group"].take(pa.array(self.indices)).to_pylist()
         return np.array(groups, object if None in groups else np.str_)
 
     def part(self, positions: NDArray[np.int64]) -> Selection:
@@ -124,17 +125,18 @@ def select(
     """
     usable = store.status == DONE
     if ids is not None:
-        wanted = np.array(sorted({store.index(name) for name in ids}), np.int64)
+        wanted = np.unique(store.indices(ids))
         missing = wanted[~usable[wanted]]
         if len(missing):
+            first = store.table(["id"])["id"][int(missing[0])].as_py()
             raise UsageError(
                 f"{store.files.root}: {len(missing)} of the utterances asked for are not done, e.g. "
-                f"{store.ids[int(missing[0])]!r}; leave them out or finish the extraction"
+                f"{first!r}; leave them out or finish the extraction"
             )
         usable &= np.isin(np.arange(len(store)), wanted)
     one = ""
     if languages is not None:
-        column = store.utterances["language"]
+        column = store.table(["language"])["language"]
         known = sorted(name for name in pc.unique(column).to_pylist() if name is not None)
         try:
             languages = chosen("language", languages, known)

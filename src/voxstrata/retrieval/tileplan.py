@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -64,9 +64,15 @@ class TilePlan:
             settings[key] = getattr(self, key)
         return dict(json.loads(json.dumps(settings)))
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the settings."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        return settings_sha256(self.settings)
+
+
+def settings_sha256(settings: Mapping[str, Any]) -> str:
+    """What tells a plan from others: of its settings, in whatever order they come."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def plan_tiles(

@@ -20,8 +20,11 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
+from voxstrata.base.remote import is_url
 from voxstrata.encoders.card import ModelCard
-from voxstrata.store.files import ROOT, parquet_bytes, root_attributes, zarr_array
+from voxstrata.store.checked import identity, json_bytes, read_json, table_bytes, with_checksum
+from voxstrata.store.files import ROOT, root_attributes, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
 from voxstrata.store.plan import Plan
 from voxstrata.store.reader import EmbeddingStore
@@ -40,7 +43,7 @@ from voxstrata.store.writer import (
 def pending_append(store: EmbeddingStore) -> dict[str, Any] | None:
     """The plan of an append that was begun and does not count yet."""
     name = appended_name(len(store.about.get("appended", [])) + 1)
-    return dict(json.loads(store.files.read(name))) if store.files.exists(name) else None
+    return read_json(store.files, name, identity(store.about)) if store.files.exists(name) else None
 
 
 class StoreAppender(StoreWriter):
@@ -59,8 +62,13 @@ class StoreAppender(StoreWriter):
         self.first_utterance = len(store)
         super().__init__(store.files.root, plan, card)
 
+    def _fingerprint(self) -> str:
+        pending = pending_append(self._store)
+        assert pending is not None  # written by `_compare`
+        return str(pending["fingerprint"])
+
     def _refuse_unfinished(self) -> None:
-        root = json.loads(self.files.read(ROOT))
+        root = parse_json(self.files.read(ROOT))
         if root.get("consolidated_metadata") is None:
             raise InputError(f"{self.files.root}: a copy without consolidated metadata; append to the original")
         if (np.asarray(zarr_array(self._store.root, "status")[:]) == PENDING).any():
@@ -87,7 +95,7 @@ class StoreAppender(StoreWriter):
             place = {"first_unit": self.first_unit, "first_utterance": self.first_utterance}
             about = {"fingerprint": fingerprint, "unit_rows": self.plan.unit_rows, **place}
             about["unit_begin"] = self.plan.unit_begin.tolist()
-            self.files.write(name, json.dumps(about).encode())
+            self.files.write(name, json_bytes(about, identity(self._store.about)))
 
     def finish(self) -> tuple[dict[int, str], int]:
         """Once every unit is committed: make the appended utterances part of the store.
@@ -97,7 +105,8 @@ class StoreAppender(StoreWriter):
         """
         plan = self.plan
         failures, overflows = self.failures(range(plan.units))
-        root = json.loads(self.files.read(ROOT))
+        self.files.sweep()
+        root = parse_json(self.files.read(ROOT))
         arrays = root["consolidated_metadata"]["metadata"]
         start = np.where(plan.length > 0, plan.start + self.first_unit * plan.unit_rows, 0)
         added = {"start": start, "length": plan.length, "status": self._status(failures)}
@@ -116,10 +125,13 @@ class StoreAppender(StoreWriter):
         before = read_utterances(self.files).slice(0, self.first_utterance)
         table = pa.concat_tables([before, self._added_table(failures)], promote_options="default")
         table = stored_table(table, whole["start"], whole["length"], whole["status"])
-        self.files.write(UTTERANCES, parquet_bytes(table.replace_schema_metadata(before.schema.metadata)))
+        table = table.replace_schema_metadata(before.schema.metadata)
+        self.files.write(UTTERANCES, table_bytes(table, identity(self._store.about)))
         about = root["attributes"]["voxstrata"]
         part = {"plan": plan.fingerprint(), "first_utterance": self.first_utterance}
         about["appended"] = [*about.get("appended", []), part]
+        if about.get("checksums"):
+            root["attributes"] = with_checksum(root["attributes"])
         self.files.write(ROOT, json.dumps(root, indent=2).encode())  # from here on all of it counts
         return failures, overflows
 
@@ -143,7 +155,15 @@ class StoreAppender(StoreWriter):
         table = self.plan.utterances
         root = root_attributes(self.files).get("corpus_root")
         if root is not None:
-            there = os.path.normpath(os.path.join(self.files.local or "", root))
-            paths = [os.path.relpath(self.plan.corpus.root / path, there) for path in table["path"].to_pylist()]
-            table = with_column(table, "path", pa.array([Path(path).as_posix() for path in paths]))
+            there = root if is_url(root) else os.path.normpath(os.path.join(self.files.local or "", root))
+            paths = [_path_from(there, self.plan.corpus.root, path) for path in table["path"].to_pylist()]
+            table = with_column(table, "path", pa.array(paths, pa.string()))
         return with_column(table, "failure", scattered(failures, len(table)))
+
+
+def _path_from(there: str, root: Path | str, path: str) -> str:
+    """The path of a recording below `root` as it is seen from `there`; a URL where it lies elsewhere."""
+    if is_url(path) or isinstance(root, str):
+        url = path if is_url(path) else f"{root}/{path}"
+        return url.removeprefix(f"{there}/")
+    return f"file://{root / path}" if is_url(there) else Path(os.path.relpath(root / path, there)).as_posix()

@@ -36,8 +36,10 @@ def output_attributes(output: str, card: ModelCard, spec: StoreSpec) -> dict[str
     }
 
 
-def corpus_root(root: Path, store: Path | None) -> str:
-    """Where a corpus lies: relative to its store, or absolute where that is no local path."""
+def corpus_root(root: Path | str, store: Path | None) -> str:
+    """Where a corpus lies: its URL, or its path, relative to its store, or absolute where that is no local one."""
+    if isinstance(root, str):
+        return root
     real = os.path.realpath(root)
     return real if store is None else os.path.relpath(real, os.path.realpath(store))
 

@@ -7,10 +7,10 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -22,14 +22,14 @@ from zarr.abc.store import Store
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import check_regular, parse_json, read_regular
-from voxstrata.base.remote import causes, open_remote, patiently, shown, status_of
+from voxstrata.base.remote import T, causes, open_remote, patiently, shown, status_of
 from voxstrata.store.leases import Leases
+from voxstrata.store.local_arrays import LocalArrays
 from voxstrata.store.remote_arrays import PatientStore
 
 LOCK = ".voxstrata-lock"
 GROUP_ROWS = 1 << 16  # of a Parquet file: what is read for one row of it
 ROOT = "zarr.json"  # of the root group
-T = TypeVar("T")
 # Larger objects go up in parts of this size, a few at once: one request carries 5 GB at the most.
 _PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4
@@ -61,15 +61,6 @@ class Joined:
         return b"".join(pieces)
 
 
-class _RegularStore(zarr.storage.LocalStore):
-    """Arrays on a disk, of regular files alone: a FIFO in a stranger's store would be waited for without end."""
-
-    async def get(self, key: str, *args: Any, **options: Any) -> Any:
-        with contextlib.suppress(OSError):  # not there, which zarr answers
-            check_regular(self.root / key)
-        return await super().get(key, *args, **options)
-
-
 class Files:
     """Whole-file reads and writes below the root of a store; a file is there entirely or not at all.
 
@@ -93,7 +84,7 @@ class Files:
     def zarr_store(self, *, read_only: bool) -> Store:
         """The same place as zarr sees it."""
         if self.local is not None:
-            return _RegularStore(self.local, read_only=read_only)
+            return LocalArrays(self.local, self.write, read_only=read_only)
         return PatientStore.of(self.root, read_only=read_only)
 
     def _ask(self, name: str, action: Callable[[str], T]) -> T:
@@ -130,14 +121,17 @@ class Files:
     def _at_once(self) -> dict[str, int]:
         return _READ_AT_ONCE.get(self._kind, {})
 
+    def open(self, name: str) -> Any:
+        """A file to be read piece by piece, as Arrow reads one."""
+        return self._fs.open(f"{self._path}/{name}", "rb") if self.local is None else pa.OSFile(str(self.local / name))
+
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write a file of these parts so that a kill at any instant leaves the old one, the new one, or none."""
         if self.local is None:
             self._upload(name, parts)
             return
         target = self.local / name
-        new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         # a name of its own: should two processes write one file, neither cuts what the other moves into place
         partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
         try:
@@ -152,8 +146,15 @@ class Files:
             partial.unlink(missing_ok=True)
             raise
         if self.durable:
-            for folder in (target.parent, *(made.parent for made in new)):
-                sync_folder(folder)
+            sync_path(target.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a local folder, and those above it, if they are not there."""
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.durable:
+            for made in new:
+                sync_path(made.parent)
 
     def _upload(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         """One PUT; a large file in several, which make an object when the last is there."""
@@ -213,6 +214,16 @@ class Files:
         with contextlib.suppress(Exception):
             self._fs.pipe_file(f"{self._path}/{name}", data)
 
+    def sync(self, names: Iterable[str]) -> None:
+        """Have files that zarr wrote reach the disk, and the folders that they are in; names of none are left out."""
+        if self.local is None or not self.durable:
+            return
+        paths = [path for path in map(self.local.joinpath, names) if path.exists()]
+        depth = len(self.local.parents)
+        folders = {folder for path in paths for folder in path.parents if len(folder.parents) >= depth}
+        for each in (*paths, *folders):
+            sync_path(each)
+
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -223,16 +234,16 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             self._ask(name, lambda path: self._fs.rm(path, recursive=True))
 
-    def clear(self) -> None:
-        """Remove everything but the lock; the root's metadata last, since they say whose folder this is."""
+    def clear(self, keep: Collection[str] = (LOCK,)) -> None:
+        """Remove everything but what is kept; the root's metadata last, since they say whose folder this is."""
         for name in sorted(self.names(), key=lambda n: n == ROOT):
-            if name != LOCK:
+            if name not in keep:
                 self.remove_folder(name)
 
-    def sweep(self) -> None:
-        """Remove what a killed run left half-written, here and in zarr's local store (both say `.partial`)."""
+    def sweep(self, name: str = "**/*") -> None:
+        """Remove what killed runs left half-written: all of it, or that of files which nobody writes now."""
         if self.local is not None:
-            for leftover in self.local.rglob("*.partial"):
+            for leftover in self.local.glob(f"{name}.partial"):
                 leftover.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -247,7 +258,7 @@ class Files:
                 leases.wait(f"{LOCK}/plan", "another run is writing this store")
                 yield
             return
-        self.local.mkdir(parents=True, exist_ok=True)
+        self._make_folder(self.local)
         path = self.local / LOCK
         fd = _locked(path)
         try:
@@ -273,9 +284,9 @@ def patient_lock(files: Files) -> Iterator[None]:
         yield
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder reach the disk."""
-    fd = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Have a file, or the names in a folder, reach the disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

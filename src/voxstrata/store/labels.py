@@ -5,8 +5,7 @@ and history/0001.parquet, 0002, … hold what each change replaced. A record bey
 cut short before it counted.
 """
 
-import io
-import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from voxstrata.base.opening import parse_json
+from voxstrata.base.tables import distinct
 from voxstrata.corpus import Corpus
+from voxstrata.store.checked import identity_of, read_table
 from voxstrata.store.files import Files
 
 UTTERANCES, HISTORY = "utterances.parquet", "history"
@@ -24,9 +26,19 @@ RELABELLED = b"voxstrata_relabelled"  # in the metadata of utterances.parquet: t
 RECORD = b"voxstrata"  # in those of a record: which manifest, and when
 
 
-def read_utterances(files: Files) -> pa.Table:
-    """`utterances.parquet` as it is stored, with its metadata."""
-    return pq.read_table(io.BytesIO(files.read(UTTERANCES)))
+def read_utterances(files: Files, columns: Sequence[str] | None = None) -> pa.Table:
+    """`utterances.parquet` as it is stored, with its metadata; of some columns alone, the others are not decoded.
+
+    Raises InputError where it is missing, damaged or another store's.
+    """
+    return read_table(files, UTTERANCES, identity_of(files), columns)
+
+
+def utterance_columns(files: Files) -> list[str]:
+    """Names of the columns of `utterances.parquet`."""
+    with files.open(UTTERANCES) as data:
+        names: list[str] = pq.read_schema(data).names
+    return names
 
 
 def times_relabelled(utterances: pa.Table) -> int:
@@ -41,8 +53,8 @@ def record_name(number: int) -> str:
 
 def read_record(files: Files, number: int) -> tuple[pa.Table, dict[str, Any]]:
     """What a change replaced, columns id, column, old, new, and what is known of it: manifest, sha256, when."""
-    table = pq.read_table(io.BytesIO(files.read(record_name(number))))
-    return table, dict(json.loads(table.schema.metadata[RECORD]))
+    table = read_table(files, record_name(number), identity_of(files))
+    return table, dict(parse_json(table.schema.metadata[RECORD]))
 
 
 def with_planned_labels(files: Files, utterances: pa.Table) -> pa.Table:
@@ -57,6 +69,21 @@ def with_planned_labels(files: Files, utterances: pa.Table) -> pa.Table:
         for name, column, old in zip(*(changed[c].to_pylist() for c in ("id", "column", "old")), strict=True):
             columns[column][rows[name]] = old
     return _with_columns(utterances, columns)
+
+
+def relabelled(files: Files, utterances: pa.Table) -> pa.Table:
+    """A plan's utterances with all the changes of labels that are on record: what a store that lost its table had."""
+    number = 0
+    while files.exists(record_name(number + 1)):
+        number += 1
+        record, _ = read_record(files, number)
+        for name in distinct(record, "column"):
+            changed = record.filter(pc.equal(record["column"], name))
+            positions = pc.index_in(utterances["id"], value_set=changed["id"].combine_chunks())
+            old = utterances[name] if name in utterances.column_names else pa.nulls(len(utterances), pa.string())
+            new = pc.if_else(positions.is_valid(), changed["new"].take(positions), old)
+            utterances = with_column(utterances, name, new)
+    return utterances.replace_schema_metadata({RELABELLED: str(number).encode()}) if number else utterances
 
 
 def as_planned(files: Files, corpus: Corpus) -> Corpus:

@@ -37,10 +37,15 @@ class Part:
         names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT")
         if names[0] not in environ:
             return None
-        task, least, step, count = (
-            int(environ.get(name, default)) for name, default in zip(names, "0011", strict=True)
-        )
-        return cls((task - least) // step + 1, count)
+        try:
+            task, least, step, count = (
+                int(environ.get(name, default)) for name, default in zip(names, "0011", strict=True)
+            )
+            # an array like 1,5,6 has numbers beyond its count: two tasks then begin at the same pieces, and share them
+            return cls((task - least) // step % count + 1, count)
+        except (ValueError, ZeroDivisionError) as e:
+            given = " ".join(f"{name}={environ[name]}" for name in names if name in environ)
+            raise UsageError(f"{given}: no task of a Slurm array; give --part I/N, or unset these") from e
 
     def order(self, pieces: Sequence[int]) -> list[int]:
         """The pieces as this run takes them: every `of`-th in their order, then those of the others from the end."""

@@ -212,7 +212,7 @@ def _storage_order(
 
     languages: a number for each row's, in their order. Returns int64 (rows,).
     """
-    by_id = pc.sort_indices(corpus.table["id"]).to_numpy().astype(np.int64)
+    order: NDArray[np.int64] = pc.sort_indices(corpus.table["id"]).to_numpy().astype(np.int64)
     in_order, positions = corpus.reading_places(
         probed.table["is_segment"].fill_null(False).to_numpy(zero_copy_only=False)
     )
@@ -225,9 +225,8 @@ def _storage_order(
         keys += [file, np.where(in_order, positions, 0), offset]
     keys.append(-frames)
     # sorted by the last key first, each time keeping the order of what is equal
-    order = by_id
     for key in reversed(keys):
-        order = order[np.argsort(key[order], kind="stable")]
+        order = np.asarray(order[np.argsort(key[order], kind="stable")])
     return order
 
 

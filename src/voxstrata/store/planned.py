@@ -4,7 +4,6 @@ A store keeps what the headers of its recordings said, so nobody reads them agai
 store, and a corpus is compared column by column. A file that has changed is found when it is decoded.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import zarr
 from numpy.typing import NDArray
 
 from voxstrata.base.columns import sorted_codes
 from voxstrata.base.errors import InputError
+from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.checked import about_store, identity, read_json, read_table
+from voxstrata.store.files import Files, root_attributes
 from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_planned_labels
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
@@ -40,15 +39,15 @@ def read_plan(files: Files, corpus: Corpus | None = None) -> Plan:
     Raises InputError for a store that an older version began, which keeps no headers, and for other recordings, naming
     what differs.
     """
-    about, layout = root_attributes(files)["voxstrata"], json.loads(files.read(PLAN))
+    about = about_store(files)
+    own = identity(about)
+    layout = read_json(files, PLAN, own)
     if not files.exists(PROBE):
         raise InputError(f"{files.root}: begun by an older version; go on with `voxstrata extract` and its corpus")
     stored = _planned_utterances(files, about)
-    probed = Probed(pq.read_table(pa.BufferReader(files.read(PROBE))))
+    probed = Probed(read_table(files, PROBE, own))
     corpus = _corpus_of(files, stored) if corpus is None else _as_stored(files, stored, corpus, probed)
-    root = zarr.open_group(files.zarr_store(read_only=True), mode="r", zarr_format=3)
-    start, length = (np.asarray(zarr_array(root, name)[: len(stored)]) for name in ("start", "length"))
-    samples = np.asarray(stored["samples"].to_numpy())
+    samples, start, length = (np.asarray(stored[name].to_numpy()) for name in ("samples", "row_start", "row_count"))
     return Plan(
         spec=StoreSpec.from_dict(about["spec"]),
         corpus=corpus,
@@ -84,7 +83,7 @@ def refuse_other_plan(files: Files, about: Mapping[str, Any], plan: Plan, d_mode
             "run again"
         )
     _refuse_other_values(files, there, here, (*PLANNED_LABELS, "samples", "size_bytes", "offset", "channel"))
-    unit_rows = json.loads(files.read(PLAN))["unit_rows"]
+    unit_rows = read_json(files, PLAN, identity(about))["unit_rows"]
     if unit_rows == plan.unit_rows and (moved := np.flatnonzero(rows != np.arange(len(rows)))).size:
         raise _other_order(files, there["id"][moved[0]].as_py())
     raise InputError(f"{files.root}: cannot resume: {_other_units(unit_rows, plan, d_model)}")
@@ -106,10 +105,11 @@ def _corpus_of(files: Files, stored: pa.Table) -> Corpus:
         raise InputError(
             f"{files.root}: its recordings lie in tar or Parquet files, or in memory; give the corpus it was made of"
         )
-    root = os.path.join(files.local or "", root_attributes(files)["corpus_root"])
+    root = root_attributes(files)["corpus_root"]
+    where = root if is_url(root) else Path(os.path.normpath(os.path.join(files.local or "", root)))
     own = [name for name in stored.column_names if name not in (*MEASURED_SCHEMA.names, *PLACED)]
     lengths = root_attributes(files)["voxstrata"].get("lengths", "headers")
-    return Corpus(Path(os.path.normpath(root)), stored.select(own), lengths=lengths)
+    return Corpus(where, stored.select(own), lengths=lengths)
 
 
 def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -> Corpus:

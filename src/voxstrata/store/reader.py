@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -19,63 +18,20 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
-from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled
-from voxstrata.store.shard import ShardLayout
+from voxstrata.store.checked import MEND, about_store, identity
+from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
+from voxstrata.store.shard import RemoteShard, ShardLayout
+from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans, stored_table
+from voxstrata.store.utterances import Places, StoredUtterances
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
 _POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance: memory stays small
-# Arrays of stores and of their copies; zarr has other codecs, too, and some of those run code that a chunk holds.
-_TYPES = {"int64", "int32", "uint8", "float16", "float32", "string"}
-_CODECS = {"bytes", "sharding_indexed", "crc32c", "zstd", "gzip", "blosc", "transpose", "vlen-utf8"}
-
-
-def refuse_foreign_arrays(files: Files, spec: StoreSpec) -> None:
-    """Raise InputError for arrays that no store and no copy of one has, before zarr reads any.
-
-    That is zarr format 2 (whose filters may be pickles), and types, codecs and transformers that are not known here.
-    """
-    own = ["start", "length", "status", *(f"{spec.group}/{output}" for output in spec.outputs)]
-    others = [f"{spec.group}/{name}" for name in files.names(spec.group) if name != ROOT]  # xarray opens them, too
-    for name in dict.fromkeys(["", spec.group, "utterance", *own, *others]):
-        try:
-            node = json.loads(files.read(f"{name}/{ROOT}".lstrip("/")))
-            wrong = _foreign(node)
-        except (FileNotFoundError, NotADirectoryError):
-            wrong = "no zarr 3 array" if name in own else ""
-        except (ValueError, TypeError, KeyError, AttributeError) as e:
-            wrong = f"not zarr's metadata ({e!r})"
-        if wrong:
-            raise InputError(
-                f"{files.root}: {name or ROOT}: {wrong}, which voxstrata neither writes nor reads; get another copy"
-            )
-
-
-def _foreign(node: Any) -> str:
-    """What is not ours in an array, or in a group and what it says of those below it (consolidated metadata)."""
-    if node["zarr_format"] != 3:
-        return f"zarr format {node['zarr_format']}"
-    if node["node_type"] == "group":
-        below = ((node.get("consolidated_metadata") or {}).get("metadata") or {}).values()
-        return next(filter(None, map(_foreign, below)), "")
-    if str(node["data_type"]) not in _TYPES:
-        return f"data type {node['data_type']}"
-    if node.get("storage_transformers"):
-        return "storage transformers"
-    return next((f"codec {name}" for name in _codecs(node["codecs"]) if name not in _CODECS), "")
-
-
-def _codecs(codecs: Any) -> Iterator[str]:
-    for codec in codecs:
-        known: dict[str, Any] = {"name": codec} if isinstance(codec, str) else codec
-        yield known["name"]
-        for inner in ("codecs", "index_codecs"):
-            yield from _codecs((known.get("configuration") or {}).get(inner, []))
 
 
 class EmbeddingStore:
@@ -89,7 +45,7 @@ class EmbeddingStore:
     def __init__(self, path: str | Path) -> None:
         self.files = Files(path)
         about = root_attributes(self.files).get("voxstrata")
-        if about is None:
+        if not isinstance(about, dict):
             raise InputError(f"{path}: not a voxstrata store; `voxstrata extract` makes one")
         if about.get("schema") != STORE_SCHEMA:
             raise InputError(
@@ -97,9 +53,9 @@ class EmbeddingStore:
             )
         if not self.files.exists(PLAN):
             raise InputError(f"{path}: its creation was interrupted; run the extraction again, it will resume")
-        self.about: dict[str, Any] = about
+        self.about: dict[str, Any] = about_store(self.files)
         if self.files.names(HISTORY):  # so that results say which labels they were made with
-            about["relabelled"] = times_relabelled(read_utterances(self.files))
+            self.about["relabelled"] = times_relabelled(read_utterances(self.files, ()))
         try:
             self.model = ModelCard.from_dict(about["model"])
             self.spec = StoreSpec.from_dict(about["spec"])
@@ -107,7 +63,9 @@ class EmbeddingStore:
             raise InputError(f"{path}: what it says of its model is damaged ({e}); get another copy") from e
         refuse_foreign_arrays(self.files, self.spec)
         self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
+        self._some: StoredUtterances | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._indexes: dict[str, bytes] = {}  # of shards on an object store
 
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
@@ -148,40 +106,82 @@ class EmbeddingStore:
     @cached_property
     def start(self) -> NDArray[np.int64]:
         """First row of each utterance, int64 (utterances,)."""
-        return np.asarray(zarr_array(self.root, "start")[:])
+        return self._places[0]
 
     @cached_property
     def length(self) -> NDArray[np.int32]:
         """Rows of each utterance, int32 (utterances,)."""
-        return np.asarray(zarr_array(self.root, "length")[:])
+        return self._places[1]
 
     @cached_property
-    def _unit_bounds(self) -> list[tuple[int, int]]:
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """`start` and `length`.
+
+        Raises InputError where they are not as the plan has them: rows would be others'.
+        """
+        start, length = self.along("start"), self.along("length")
+        expected = first_rows(length, self._plans)
+        if len(start) != len(length) or expected is None or not np.array_equal(start, expected):
+            raise InputError(f"{self.files.root}: start or length: damaged, or not of this plan; {MEND}")
+        rows = min(self.array(output).shape[0] for output in self.outputs)
+        if (start.astype(np.int64) + length > rows).any():
+            raise InputError(f"{self.files.root}: {self.spec.group}: has fewer rows than its utterances; {MEND}")
+        return start, length
+
+    def along(self, name: str) -> NDArray[Any]:
+        """A whole array along the utterances."""
+        with reading_zarr(self.files, name):
+            return np.asarray(zarr_array(self.root, name)[:])
+
+    @cached_property
+    def _plans(self) -> list[dict[str, Any]]:
+        return read_plans(self.files, self.about)
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows of one unit, that is of one shard."""
+        return int(self._plans[0]["unit_rows"])
+
+    @cached_property
+    def unit_bounds(self) -> list[tuple[int, int]]:
         """First utterance of each unit, and the one after its last."""
-        plans = read_plans(self.files, self.about)
-        first = ((plan["first_utterance"], pairwise(plan["unit_begin"])) for plan in plans)
+        first = ((plan["first_utterance"], pairwise(plan["unit_begin"])) for plan in self._plans)
         return [(n + a, n + b) for n, bounds in first for a, b in bounds]
+
+    @cached_property
+    def unit_identities(self) -> list[str | None]:
+        """Of each unit, what its marker says that it is of (`voxstrata.store.checked.identity`)."""
+        own = [(identity(self.about, None if i == 0 else p["fingerprint"]), p) for i, p in enumerate(self._plans)]
+        return [store for store, plan in own for _ in plan["unit_begin"][1:]]
 
     @cached_property
     def markers(self) -> dict[int, dict[str, Any]]:
         """What the markers of the committed units say, by unit."""
-        units = [unit for unit in marked_units(self.files) if unit < len(self._unit_bounds)]
-        markers = {unit: read_marker(self.files, unit) for unit in units}
+        units = [unit for unit in marked_units(self.files) if unit < len(self.unit_bounds)]
+        markers = {unit: read_marker(self.files, unit, self.unit_identities[unit]) for unit in units}
         return {unit: marker for unit, marker in markers.items() if marker is not None}
 
     @property
-    def _failures(self) -> dict[int, str]:
+    def marked_failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
         return {int(i): reason for marker in self.markers.values() for i, reason in marker["failed"].items()}
 
     @cached_property
+    def stored_status(self) -> NDArray[np.uint8]:
+        """The array `status` as it is stored."""
+        status = self.along("status")
+        if len(status) != len(self) or (status > FAILED).any():
+            raise InputError(f"{self.files.root}: status: damaged, it holds what no status is; {MEND}")
+        return status
+
+    @cached_property
     def status(self) -> NDArray[np.uint8]:
         """0 pending, 1 done, 2 failed, for each utterance; up to date while a run is going on or was cut short."""
-        status = np.asarray(zarr_array(self.root, "status")[:])
+        status = self.stored_status.copy()
         if (status == PENDING).any():
             for unit in self.markers:
-                status[slice(*self._unit_bounds[unit])] = DONE
-            status[list(self._failures)] = FAILED
+                status[slice(*self.unit_bounds[unit])] = DONE
+            status[list(self.marked_failures)] = FAILED
         return status
 
     @property
@@ -194,30 +194,48 @@ class EmbeddingStore:
         """Arrow table in index order: the columns of the corpus (id, path, language, group, text, speaker, member,
         offset, duration, channel, then others), seconds, samples, size_bytes, failure, row_start, row_count, status
         ("done", "failed" or "pending", up to date while a run is going on or was cut short)."""
-        # an append that was cut short may have left rows there that are not in the arrays yet
-        table, failures = read_utterances(self.files).replace_schema_metadata(None).slice(0, len(self)), None
-        if (np.asarray(zarr_array(self.root, "status")[:]) == PENDING).any():
-            failures = dict(enumerate(table["failure"].to_pylist())) | self._failures
-        return stored_table(table, self.start, self.length, self.status, failures)
+        return StoredUtterances(self).whole()
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of `utterances`, read without the others: a store may hold millions of utterances."""
+        # a table that does not say whose it is is held against the arrays, whole
+        if "utterances" in self.__dict__ or identity(self.about) is None:
+            return self.utterances.select(list(columns))
+        self._some = self._some or StoredUtterances(self)
+        return self._some.some(columns)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of `utterances`."""
+        return utterance_columns(self.files)
 
     @cached_property
     def ids(self) -> list[str]:
         """Utterance ids in index order."""
-        return [str(i) for i in self.utterances["id"].to_pylist()]
+        ids: list[str] = self.table(["id"])["id"].to_pylist()
+        return ids
 
     @cached_property
-    def _index(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.ids)}
+    def _where(self) -> Places:
+        return Places(lambda: self.table(["id"])["id"])
 
     def index(self, utterance: str | int) -> int:
         """Index of an utterance given by id or index. Raises UsageError for an unknown one."""
         if isinstance(utterance, str):
-            if utterance not in self._index:
-                raise UsageError(f"{self.files.root}: no utterance {utterance!r}, it holds e.g. {self.ids[0]!r}")
-            return self._index[utterance]
+            return int(self.indices([utterance])[0])
         if not 0 <= utterance < len(self):
             raise UsageError(f"{self.files.root}: index {utterance} out of range, it holds {len(self)} utterances")
         return int(utterance)
+
+    def indices(self, utterances: Sequence[str | int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Indices of utterances given by ids or indices, int64 (utterances,). Raises UsageError for an unknown one."""
+        names = list(dict.fromkeys(name for name in utterances if isinstance(name, str)))
+        where = self._where.of(names)
+        for name in names:
+            if name not in where:
+                held = self.table(["id"])["id"][0].as_py()
+                raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held!r}")
+        return np.array([where[u] if isinstance(u, str) else self.index(int(u)) for u in utterances], np.int64)
 
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
@@ -258,23 +276,42 @@ class EmbeddingStore:
                 self._read(array, int(self.start[first]), rows[offsets[piece[0]] : offsets[piece[-1] + 1]])
         return rows, offsets
 
+    def _vectors(self, array: zarr.Array[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Single rows of an array, float32, unit after unit."""
+        out, unit = np.empty((len(rows), array.shape[1]), np.float32), rows // self.unit_rows
+        for one in np.unique(unit):
+            own = np.flatnonzero(unit == one)
+            first, last = int(rows[own].min()), int(rows[own].max())
+            read = np.empty((last - first + 1, array.shape[1]), array.dtype)
+            self._read(array, first, read)
+            out[own] = read[rows[own] - first]
+        return out
+
     def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
-        """Rows of an array from `begin`, into `out`; on a local disk straight from the shards."""
+        """Rows of an array from `begin`, into `out`; straight from the shards where they are laid out as ours."""
         layout = ShardLayout.of(array)
-        if self.files.local is None or layout is None:
-            out[:] = array[begin : begin + len(out)]
+        if layout is None:
+            with reading_zarr(self.files, array.path):
+                out[:] = array[begin : begin + len(out)]
             return
         shard_rows, end, at = layout.shard_rows, begin + len(out), begin
         while at < end:
             unit = at // shard_rows
             stop = min(end, (unit + 1) * shard_rows)
-            path = self.files.local / array.path / array.metadata.encode_chunk_key((unit, 0))
-            layout.read(path, at % shard_rows, out[at - begin : stop - begin])
+            name = f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
+            layout.read(self._shard(name), at % shard_rows, out[at - begin : stop - begin])
             at = stop
+
+    def _shard(self, name: str) -> Path | RemoteShard:
+        if self.files.local is not None:
+            return self.files.local / name
+        return RemoteShard(
+            f"{self.files.root}/{name}", lambda begin, end: self.files.read_range(name, begin, end), self._indexes
+        )
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
-        for a, b in self._unit_bounds:
+        for a, b in self.unit_bounds:
             indices = a + np.flatnonzero(self.status[a:b] == DONE)
             if len(indices):
                 yield (indices, *self.ragged(output, indices))
@@ -296,7 +333,7 @@ class EmbeddingStore:
         self._require_done(index)
         array = self.array(output)
         if not self.has_frames:
-            return np.asarray(array.oindex[self.start[index], :], np.float32)
+            return self._vectors(array, self.start[index])
         out = np.empty((len(index), array.shape[1]), np.float32)
         reads = np.cumsum(self.length[index], dtype=np.int64) // _POOLED_ROWS  # which read an utterance falls into
         for run in np.split(np.arange(len(index)), np.flatnonzero(np.diff(reads)) + 1):
@@ -346,10 +383,9 @@ class EmbeddingStore:
         """
         from voxstrata.store.training import StoreDataset, StoreStream
 
-        known = [name for name in self.utterances.column_names if name not in ("index", "states", "lengths")]
+        known = [name for name in self.columns if name not in ("index", "states", "lengths")]
         chosen("column", list(columns) or None, known)
-        asked = np.flatnonzero(self.status == DONE) if utterances is None else [self.index(u) for u in utterances]
-        index = np.asarray(asked, np.int64)
+        index = np.flatnonzero(self.status == DONE) if utterances is None else self.indices(utterances)
         self._require_done(index)
         names, one = select_outputs(outputs, self.outputs), isinstance(outputs, str) and outputs in self.outputs
         return (StoreStream if iterable else StoreDataset)(self, names, one, index, columns)
@@ -364,7 +400,7 @@ class EmbeddingStore:
         bad = index[self.status[index] != DONE]
         if len(bad):
             i = int(bad[0])
-            row = self.utterances.slice(i, 1).to_pylist()[0]
+            row = self.table(["id", "status", "failure"]).slice(i, 1).to_pylist()[0]
             raise UsageError(
                 f"{self.files.root}: utterance {row['id']!r} is {row['status']}"
                 + (f": {row['failure']}" if row["failure"] else "; run the extraction to its end")

@@ -14,16 +14,20 @@ import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import read_regular
+from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.corpus.audio_folder import is_metadata
 from voxstrata.corpus.hub import is_hub_parquet
 from voxstrata.corpus.lhotse import is_lhotse
 from voxstrata.corpus.manifest import OWN, without_words_for_nothing
 from voxstrata.corpus.nemo import is_nemo
+from voxstrata.corpus.remote import local_copy
 from voxstrata.corpus.rows import read_table, table_header
 from voxstrata.corpus.table import PART_SCHEMA, kept_name
+from voxstrata.store.checked import identity_of, table_bytes
 from voxstrata.store.files import parquet_bytes
 from voxstrata.store.labels import (
+    HISTORY,
     PLANNED_LABELS,
     RECORD,
     RELABELLED,
@@ -100,11 +104,16 @@ def relabel(
     Raises UsageError for columns that cannot be chosen; InputError for a manifest that cannot be used, names an
     utterance twice or none of the store, and for a store that another process writes.
     """
+    if isinstance(manifest, str) and is_url(manifest):
+        with local_copy(manifest) as copy:
+            return relabel(store, copy, columns=columns)
     files = open_store(store).files
     origin = str(manifest) if isinstance(manifest, str | Path) else "the manifest"
     labels = _read_labels(manifest, origin, columns or {})
     with files.lock():
-        now = read_utterances(files)
+        for name in (f"{UTTERANCES}.*", f"{HISTORY}/*"):
+            files.sweep(name)
+        now, store_id = read_utterances(files), identity_of(files)
         positions = pc.index_in(now["id"], value_set=labels["id"].combine_chunks())
         named = positions.is_valid()
         if not pc.any(named).as_py():
@@ -127,10 +136,10 @@ def relabel(
             when = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"manifest": Path(origin).name, "sha256": digest, "when": when}
             record = record.replace_schema_metadata({RECORD: json.dumps(about, ensure_ascii=False).encode()})
-            files.write(record_name(number), parquet_bytes(record))
+            files.write(record_name(number), table_bytes(record, store_id))
             # from here on the change counts
             counted = {**(now.schema.metadata or {}), RELABELLED: str(number).encode()}
-            files.write(UTTERANCES, parquet_bytes(table.replace_schema_metadata(counted)))
+            files.write(UTTERANCES, table_bytes(table.replace_schema_metadata(counted), store_id))
     return RelabelReport(
         store=files.root,
         changed={name: len(part) for name, part in zip(changing, records, strict=True)},

@@ -15,8 +15,8 @@ class PatientStore(WrapperStore[FsspecStore]):
     def of(cls, url: str, *, read_only: bool) -> Self:
         """That of a URL."""
         store = FsspecStore.from_url(url, {"use_listings_cache": False}, read_only=read_only)
-        if hasattr(store.fs, "retries"):
-            store.fs.retries = 1
+        if hasattr(store.fs, "retries"):  # s3fs
+            store.fs.retries = store.fs.max_concurrency = 1  # else it asks for the size before each read
         return cls(store)
 
     def _name(self, key: str) -> str:

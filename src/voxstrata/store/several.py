@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from voxstrata.base.columns import all_differ
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.store.files import Files
 from voxstrata.store.reader import EmbeddingStore
@@ -64,6 +65,8 @@ class StoreSet(EmbeddingStore):
         self.about["stores"] = [{"store": s.name, **{k: s.about[k] for k in own if k in s.about}} for s in stores]
 
     def _refuse_shared_ids(self) -> None:
+        if all_differ(pa.chunked_array([c for s in self.stores for c in s.table(["id"])["id"].chunks], pa.string())):
+            return
         where: dict[str, EmbeddingStore] = {}
         for store in self.stores:
             twice = [name for name in store.ids if name in where]
@@ -101,7 +104,15 @@ class StoreSet(EmbeddingStore):
 
     @cached_property
     def utterances(self) -> pa.Table:
-        return pa.concat_tables([store.utterances for store in self.stores], promote_options="default")
+        return self.table(self.columns)
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        own = [store.table([name for name in columns if name in store.columns]) for store in self.stores]
+        return pa.concat_tables(own, promote_options="default").select(list(columns))
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(name for store in self.stores for name in store.columns))
 
     def array(self, output: str) -> NoReturn:
         raise UsageError(f"{self.files.root}: several stores have no one array; open one of them")

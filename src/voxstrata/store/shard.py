@@ -8,7 +8,7 @@ taking it apart: benchmarks/writing.py. To zarr it is as if zarr had written it:
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,8 @@ from voxstrata.base.opening import open_regular
 
 MISSING = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
+_MOST_FETCHED = 64 << 20  # bytes of one request to an object store: they are held beside the rows
+_MOST_INDEXES = 4096  # kept of an open store
 _MEND = "`voxstrata verify STORE --repair`, then the same extraction again, which writes what is lost"
 
 
@@ -98,25 +100,29 @@ class ShardLayout:
         table = index.tobytes()
         return [*parts, table, _crc(table)]
 
-    def chunk_offsets(self, f: Any, path: Path) -> NDArray[np.uint64]:
+    def chunk_offsets(self, f: Any, path: "Path | RemoteShard") -> NDArray[np.uint64]:
         """Where each chunk of an open shard file begins, (chunks,); MISSING where it is not there.
 
         Raises InputError where the index is damaged.
         """
-        table_bytes = 16 * self.chunks
-        f.seek(max(0, f.seek(0, os.SEEK_END) - table_bytes - _CRC_BYTES))
-        tail = f.read(table_bytes + _CRC_BYTES)
-        table = tail[:table_bytes]
-        if len(table) < table_bytes or tail[table_bytes:] != _crc(table):
-            raise InputError(f"{path}: damaged, the checksum of its index is wrong; {_MEND}")
+        tail_bytes = 16 * self.chunks + _CRC_BYTES
+        if isinstance(f, RemoteShard):
+            return self._offsets(f.tail(tail_bytes), f"{path}")
+        f.seek(max(0, f.seek(0, os.SEEK_END) - tail_bytes))
+        return self._offsets(f.read(tail_bytes), f"{path}")
+
+    def _offsets(self, tail: bytes, where: str) -> NDArray[np.uint64]:
+        table = tail[:-_CRC_BYTES]
+        if len(table) < 16 * self.chunks or tail[-_CRC_BYTES:] != _crc(table):
+            raise InputError(f"{where}: damaged, the checksum of its index is wrong; {_MEND}")
         offsets, sizes = np.frombuffer(table, "<u8").reshape(-1, 2).T
         there = offsets != MISSING
         if (sizes[there] != self.stored_bytes).any():
-            raise InputError(f"{path}: damaged, or of another store: its chunks are of another size; {_MEND}")
+            raise InputError(f"{where}: damaged, or of another store: its chunks are of another size; {_MEND}")
         return offsets
 
-    def read(self, path: Path, begin: int, out: NDArray[Any]) -> None:
-        """Read rows of the shard file `path`, from `begin` on, into `out` (rows, d); zeros where no chunk is there.
+    def read(self, path: "Path | RemoteShard", begin: int, out: NDArray[Any]) -> None:
+        """Read rows of the shard `path`, from `begin` on, into `out` (rows, d); zeros where no chunk is there.
 
         Each chunk that they lie in is read whole where it has a checksum, and held against it.
         Raises InputError for a shard that is damaged or missing.
@@ -124,6 +130,8 @@ class ShardLayout:
         end, others = begin + len(out), np.empty(0, np.uint8)
         with _opened(path) as f:
             offsets = self.chunk_offsets(f, path)
+            if isinstance(f, RemoteShard):
+                f.expect(offsets[begin // self.chunk_rows : -(-end // self.chunk_rows)], self.stored_bytes)
             for first, last in self._reads(offsets, begin, end):
                 a, b = max(begin, first * self.chunk_rows), min(end, last * self.chunk_rows)
                 target = out[a - begin : b - begin].reshape(-1).view(np.uint8)
@@ -142,6 +150,27 @@ class ShardLayout:
                         rows = f"rows {first * self.chunk_rows} to {last * self.chunk_rows - 1}"
                         raise InputError(f"{path}: damaged, the checksum of its {rows} is wrong; {_MEND}")
 
+    def check(self, data: NDArray[np.uint8], rows: int) -> tuple[list[int], int | None]:
+        """What is wrong in a shard's file of which `rows` rows are used.
+
+        data: its bytes. Returns the chunks that are damaged, and the `shard_checksum` of what is there (None where
+        chunks have no checksums). Raises InputError where the whole of it is of no use.
+        """
+        used, bad, checksums = -(-rows // self.chunk_rows), [], []
+        if len(data) < self.size(rows) - used * self.stored_bytes:
+            raise InputError("cut short")
+        offsets = self._offsets(bytes(data[-16 * self.chunks - _CRC_BYTES :]), "its index")
+        for chunk, offset in enumerate(offsets[:used].tolist()):
+            if offset == MISSING:  # of zeros: zarr leaves such a chunk out of a copy
+                checksums.append(_crc(np.zeros(self.chunk_bytes, np.uint8)))
+                continue
+            piece = data[offset : offset + self.stored_bytes]
+            whole, own = piece[: self.chunk_bytes], bytes(piece[self.chunk_bytes :])
+            if len(piece) < self.stored_bytes or (self.checksums and own != _crc(whole)):
+                bad.append(chunk)
+            checksums.append(own)
+        return bad, int(google_crc32c.value(b"".join(checksums))) if self.checksums else None
+
     def _reads(self, offsets: NDArray[np.uint64], begin: int, end: int) -> Iterator[tuple[int, int]]:
         """The chunks of some rows, first and one after the last, as they are read at once: one by one, so that a chunk
         is in the processor's cache when it is summed up; those without checksums as they follow each other."""
@@ -151,6 +180,62 @@ class ShardLayout:
             cut = offsets[first + 1 : last] != offsets[first : last - 1] + np.uint64(self.chunk_bytes)
         edges = [first, *(first + 1 + np.flatnonzero(cut)).tolist(), last]
         return pairwise(edges)
+
+
+class RemoteShard:
+    """A shard on an object store as `ShardLayout.read` takes it: read in few requests, one for chunks side by side.
+
+    name: in errors. fetch: gives the bytes from one place to before another; from the end on where the first is < 0.
+    indexes: keeps the bytes of the index by name, so that it is asked for once.
+    """
+
+    def __init__(self, name: str, fetch: Callable[[int, int | None], bytes], indexes: dict[str, bytes]) -> None:
+        self.name, self._fetch, self._indexes = name, fetch, indexes
+        self._spans: list[tuple[int, int]] = []
+        self._at, self._held = 0, memoryview(b"")
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held = memoryview(b"")
+
+    def tail(self, count: int) -> bytes:
+        """The last bytes."""
+        if self.name not in self._indexes:
+            if len(self._indexes) >= _MOST_INDEXES:
+                self._indexes.clear()
+            self._indexes[self.name] = self._get(-count, None)
+        return self._indexes[self.name]
+
+    def expect(self, offsets: NDArray[np.uint64], stored_bytes: int) -> None:
+        """What will be filled from: chunks of `stored_bytes` that begin there."""
+        there = offsets[offsets != MISSING].astype(np.int64)
+        for run in np.split(there, np.flatnonzero(np.diff(there) != stored_bytes) + 1):
+            step = stored_bytes * max(1, _MOST_FETCHED // stored_bytes)
+            end = int(run[-1]) + stored_bytes if len(run) else 0
+            self._spans += [(a, min(a + step, end)) for a in range(int(run[0]), end, step)] if len(run) else []
+
+    def fill(self, offset: int, views: list[memoryview]) -> int:
+        """Read the bytes from an offset into buffers, as os.preadv does; how many."""
+        if not self._at <= offset < self._at + len(self._held):
+            begin, end = next(span for span in self._spans if span[0] <= offset < span[1])
+            self._at, self._held = begin, memoryview(self._get(begin, end))
+        piece, done = self._held[offset - self._at :], 0
+        for view in views:
+            part = piece[done : done + len(view)]
+            view.cast("B")[: len(part)] = part
+            done += len(part)
+        return done
+
+    def _get(self, begin: int, end: int | None) -> bytes:
+        try:
+            return self._fetch(begin, end)
+        except FileNotFoundError:
+            raise InputError(f"{self}: missing; run the same extraction again, it writes what is lost") from None
 
 
 def shard_checksum(parts: list[memoryview | bytes]) -> int:
@@ -165,18 +250,20 @@ def _crc(*pieces: NDArray[np.uint8] | bytes) -> bytes:
     return checksum.to_bytes(_CRC_BYTES, "little")
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path | RemoteShard) -> Any:
+    if isinstance(path, RemoteShard):
+        return path
     try:
         return open_regular(path).detach()
     except FileNotFoundError:
         raise InputError(f"{path}: missing; run the same extraction again, it writes what is lost") from None
 
 
-def _fill(f: Any, offset: int, targets: list[Any], path: Path) -> None:
+def _fill(f: Any, offset: int, targets: list[Any], path: Path | RemoteShard) -> None:
     """Read a file's bytes from an offset into buffers, one after the other."""
     views = [memoryview(target) for target in targets if len(target)]
     while views:
-        count = os.preadv(f.fileno(), views, offset)
+        count = f.fill(offset, views) if isinstance(f, RemoteShard) else os.preadv(f.fileno(), views, offset)
         if not count:
             raise InputError(f"{path}: cut short; {_MEND}")
         offset += count

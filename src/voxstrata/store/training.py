@@ -31,7 +31,7 @@ class _States:
         self.lengths: NDArray[np.int64] = store.length[index].astype(np.int64)
         self._flat, self._index, self._columns = flat, index, tuple(dict.fromkeys(["id", *columns]))
         # Arrow, no Python objects: these would be copied page by page in forked workers
-        self._known: pa.Table = store.utterances.select(self._columns).take(pa.array(index)).combine_chunks()
+        self._known: pa.Table = store.table(self._columns).take(pa.array(index)).combine_chunks()
         self._opened, self._process = store, os.getpid()
 
     @property

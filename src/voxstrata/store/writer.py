@@ -1,6 +1,5 @@
 """Create or resume a store, and commit units to it."""
 
-import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,17 @@ from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
+from voxstrata.store.checked import (
+    MEND,
+    about_store,
+    checksum,
+    identity,
+    identity_of,
+    json_bytes,
+    read_json,
+    table_bytes,
+    with_checksum,
+)
 from voxstrata.store.claims import Claims
 from voxstrata.store.description import (
     ARRAY_MEANINGS,
@@ -28,19 +38,20 @@ from voxstrata.store.description import (
     output_attributes,
     store_readme,
 )
-from voxstrata.store.files import LOCK, Files, parquet_bytes, root_attributes, zarr_array
-from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
+from voxstrata.store.files import LOCK, ROOT, Files, root_attributes, zarr_array
+from voxstrata.store.labels import HISTORY, UTTERANCES, read_utterances, relabelled, with_column
 from voxstrata.store.plan import Plan
 from voxstrata.store.planned import PLAN as PLAN
 from voxstrata.store.planned import PROBE, refuse_other_plan
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
+from voxstrata.store.strings import string_chunk
 
 PENDING, DONE, FAILED = 0, 1, 2
-_STATUS = pa.array(["pending", "done", "failed"])
+STATUS = ("pending", "done", "failed")
 UNITS, APPENDED = "units", "appended"
-# What is left of a root group's metadata when zarr is killed while it writes them for the first time.
-_PARTIAL_ROOT = re.compile(r"zarr\.[0-9a-f]+\.partial")
+# What is left of a root group's metadata when a run is killed while it writes them for the first time.
+_PARTIAL_ROOT = re.compile(r"zarr\.(json\.)?[0-9a-f]+\.partial")
 
 
 def marked_units(files: Files) -> list[int]:
@@ -48,15 +59,16 @@ def marked_units(files: Files) -> list[int]:
     return [int(name.removesuffix(".json")) for name in files.names(UNITS) if name.endswith(".json")]
 
 
-def read_marker(files: Files, unit: int) -> dict[str, Any] | None:
-    """What the marker of a unit says: "unit", "failed" (reasons by index), "overflows".
+def read_marker(files: Files, unit: int, store: str | None = None) -> dict[str, Any] | None:
+    """What the marker of a unit says: "unit", "failed" (reasons by index), "overflows", "checksums" (by output).
 
-    None where there is none, or one that cannot be read, as a power cut may leave it: the unit is to be done again.
+    store: the identity that it must have. None where there is none, or one that is damaged, as a power cut may leave
+    it, or another store's: the unit is to be done again.
     """
     try:
-        marker = json.loads(files.read(marker_name(unit)))
+        marker = read_json(files, marker_name(unit), store)
         whole = marker["unit"] == unit and all(int(i) >= 0 for i in marker["failed"]) and marker["overflows"] >= 0
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (InputError, ValueError, TypeError, KeyError):
         return None
     return marker if whole else None
 
@@ -77,7 +89,11 @@ def stored_table(
 
     utterances: of a plan, or stored ones, whose columns are renewed. failures: reasons by index; None leaves them.
     """
-    columns = {"row_start": start, "row_count": length, "status": _STATUS.take(pa.array(status.astype(np.int64)))}
+    columns = {
+        "row_start": start,
+        "row_count": length,
+        "status": pa.array(STATUS).take(pa.array(status.astype(np.int64))),
+    }
     if failures is not None:
         columns["failure"] = scattered(failures, len(utterances))
     for name, values in columns.items():
@@ -90,12 +106,11 @@ def refuse_foreign(files: Files) -> None:
     if files.local is not None and files.local.exists() and not files.local.is_dir():
         raise InputError(f"{files.root}: a file, not a store; choose another name")
     found = [n for n in files.names() if n != LOCK and not _PARTIAL_ROOT.fullmatch(n)]
-    if found and "voxstrata" not in root_attributes(files):
+    # markers alone make it ours where `verify --repair` has removed what was damaged
+    if found and "voxstrata" not in root_attributes(files) and not marked_units(files):
         raise InputError(
             f"{files.root}: exists and is not a voxstrata store (it holds {found[0]}); choose another name"
         )
-    if not files.exists(PLAN) and any(n.endswith(".json") for n in files.names(UNITS)):
-        raise InputError(f"{files.root}: holds data, but its {PLAN} is missing; copy it whole, or choose another name")
 
 
 def read_plans(files: Files, about: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -104,8 +119,13 @@ def read_plans(files: Files, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     Each has "fingerprint", "unit_rows", "first_unit", "first_utterance" and "unit_begin", the last counted from its own
     first utterance. A file in appended/ beyond those that `about` counts is of an append that is not finished.
     """
-    first = {"first_unit": 0, "first_utterance": 0, **json.loads(files.read(PLAN))}
-    return [first, *(json.loads(files.read(appended_name(n + 1))) for n in range(len(about.get("appended", []))))]
+    store = identity(about)
+    first = {"first_unit": 0, "first_utterance": 0, **read_json(files, PLAN, store)}
+    plans = [first, *(read_json(files, appended_name(n + 1), store) for n in range(len(about.get("appended", []))))]
+    expected = [about["plan"], *(part["plan"] for part in about.get("appended", []))]
+    if any(plan.get("fingerprint") != own for plan, own in zip(plans, expected, strict=True)):
+        raise InputError(f"{files.root}: {PLAN}: damaged, or of another store; {MEND}")
+    return plans
 
 
 def appended_name(number: int) -> str:
@@ -121,6 +141,7 @@ def compare_settings(files: Files, card: ModelCard, spec: StoreSpec) -> dict[str
         raise InputError(
             f"{where}its schema is {about.get('schema')}, this version writes {STORE_SCHEMA}; use a new name"
         )
+    about = about_store(files)
     theirs, identity = ModelCard.from_dict(about["model"]), card.identity(spec.context)
     for key, value in theirs.identity(spec.context).items():
         if value != identity[key]:
@@ -177,6 +198,11 @@ class StoreWriter:
                     "compression; this copy can be read, resume the original"
                 )
             self._layouts[output] = layout
+        self._identity = identity(about_store(self.files), self._fingerprint())
+
+    def _fingerprint(self) -> str:
+        """That which the units' markers say they are of: the first plan's."""
+        return str(about_store(self.files)["plan"])
 
     def marked(self) -> set[int]:
         """Units that have a marker, whatever it says."""
@@ -190,7 +216,7 @@ class StoreWriter:
     def committed(self, unit: int) -> bool:
         """Whether a unit has a marker that can be read; on a local disk not where its shards are missing or cut short,
         as a copy may leave them."""
-        if (marker := read_marker(self.files, self.first_unit + unit)) is None:
+        if (marker := read_marker(self.files, self.first_unit + unit, self._identity)) is None:
             return False
         return self.files.local is None or len(marker["failed"]) == len(self.plan.members(unit)) or self._whole(unit)
 
@@ -225,9 +251,9 @@ class StoreWriter:
                 self.files.remove(self._shard(array, unit))
         number, failed = self.first_unit + unit, {str(self.first_utterance + i): failures[i] for i in sorted(failures)}
         marker: dict[str, Any] = {"unit": number, "failed": failed, "overflows": overflows}
-        if all(layout.checksums for layout in self._layouts.values()):
+        if self._identity is not None:
             marker["checksums"] = checksums
-        self.files.write(marker_name(number), json.dumps(marker).encode())
+        self.files.write(marker_name(number), json_bytes(marker, self._identity))
 
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
         """Reasons by index of all that failed at probing or in these committed units, and the units' overflows.
@@ -237,7 +263,7 @@ class StoreWriter:
         failures = dict(self.plan.probed.failures)
         overflows = 0
         for unit in units:
-            marker = read_marker(self.files, self.first_unit + unit)
+            marker = read_marker(self.files, self.first_unit + unit, self._identity)
             if marker is None:
                 name = marker_name(self.first_unit + unit)
                 raise InputError(f"{self.files.root}/{name}: missing or damaged; run the same extraction again")
@@ -277,7 +303,7 @@ class StoreWriter:
         own = stored_table(table.slice(0, len(status)), self.plan.start, self.plan.length, status, failures)
         if len(table) > len(own):
             own = pa.concat_tables([own, table.slice(len(own))])
-        self.files.write(UTTERANCES, parquet_bytes(own))
+        self.files.write(UTTERANCES, table_bytes(own, identity_of(self.files)))
 
     def _create(self, card: ModelCard) -> zarr.Group:
         plan, spec = self.plan, self.plan.spec
@@ -287,12 +313,13 @@ class StoreWriter:
             "spec": spec.to_dict(),
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
+            "checksums": "crc32c",
         }
         if plan.corpus.lengths != "headers":
             about["lengths"] = plan.corpus.lengths
-        self.files.clear()
+        self._clear(identity(about))
         where = {"corpus_root": corpus_root(plan.corpus.root, self.files.local)}
-        attributes = {"voxstrata": about, **where, **COORDINATES}
+        attributes = with_checksum({"voxstrata": about, **where, **COORDINATES})
         root = zarr.create_group(self.files.zarr_store(read_only=False), attributes=attributes)
         count = len(plan.utterances)
         rows = count if spec.pool else plan.units * plan.unit_rows
@@ -311,27 +338,50 @@ class StoreWriter:
                 attributes=output_attributes(output, card, spec),
             )
         status = np.where(plan.samples > 0, PENDING, FAILED).astype(np.uint8)
-        ids = np.array(plan.utterances["id"].to_pylist(), np.dtypes.StringDType())
-        along = {"utterance": ids, "start": plan.start, "length": plan.length, "status": status}
+        along = {"utterance": None, "start": plan.start, "length": plan.length, "status": status}
         for name, values in along.items():
             about_it: dict[str, Any] = {
                 "attributes": {"long_name": ARRAY_MEANINGS[name]},
                 "dimension_names": ("utterance",),
+                "chunks": (count,),
+                "compressors": [Crc32cCodec()],
             }
-            root.create_array(name, data=values, chunks=(count,), compressors=[Crc32cCodec()], **about_it)
+            if values is not None:
+                root.create_array(name, data=values, **about_it)
+            else:
+                ids = root.create_array(name, shape=(count,), dtype=np.dtypes.StringDType(), **about_it)
+                self.files.write(
+                    f"{name}/{ids.metadata.encode_chunk_key((0,))}", *string_chunk(plan.corpus.table["id"])
+                )
         with warnings.catch_warnings():
             # Zarr's format 3 does not specify consolidated metadata yet, which zarr warns of. With them readers find
             # the arrays in one read, and do not stumble over the files that are none.
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             for group in (spec.group, ""):
                 zarr.consolidate_metadata(root.store, path=group)
-        self._write_utterances(plan.utterances, status, self.failures([])[0])
-        self.files.write(README, store_readme(card, spec).encode())
-        self.files.write(PROBE, parquet_bytes(plan.probed.table))
+        self._write_utterances(relabelled(self.files, plan.utterances), status, self.failures([])[0])
+        readme = store_readme(card, spec).encode()
+        self.files.write(README, readme)
+        self.files.write(PROBE, table_bytes(plan.probed.table, identity(about)))
         stored = {"schema": STORE_SCHEMA, "fingerprint": about["plan"], "unit_rows": plan.unit_rows}
-        stored |= {"chunk_rows": plan.chunk_rows}
-        self.files.write(PLAN, json.dumps(stored | {"unit_begin": plan.unit_begin.tolist()}).encode())
+        stored |= {"chunk_rows": plan.chunk_rows, "unit_begin": plan.unit_begin.tolist(), "readme": checksum(readme)}
+        self.files.write(PLAN, json_bytes(stored, identity(about)))
         return root
+
+    def _clear(self, store: str | None) -> None:
+        """Remove what a creation that was cut short has left, or `verify --repair` of a store: the units stay.
+
+        Raises InputError where there are units, and none is of this plan and model.
+        """
+        units = marked_units(self.files)
+        if units and all(read_marker(self.files, unit, store) is None for unit in units):
+            raise InputError(
+                f"{self.files.root}: holds units of another corpus, model or settings, and its {PLAN} is missing; give "
+                "those that it was made with, copy it whole, or choose another name"
+            )
+        self.files.clear(keep=(LOCK, *((UNITS, APPENDED, HISTORY, self.plan.spec.group) if units else ())))
+        for name in ("", *(f"{name}/" for name in self.files.names(self.plan.spec.group))):
+            self.files.remove(f"{self.plan.spec.group}/{name}{ROOT}")
 
     def _compare(self, card: ModelCard) -> None:
         """Refuse to resume a store that something else made, saying what differs."""

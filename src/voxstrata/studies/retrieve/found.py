@@ -14,7 +14,8 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.evaluation.metrics import MEAN, MeanEvaluation, evaluate_ranks
-from voxstrata.retrieval.folder import BACKWARD, FORWARD, FoundSimilarity, read_similarity
+from voxstrata.retrieval.finished import FoundSimilarity, read_similarity
+from voxstrata.retrieval.folder import BACKWARD, FORWARD
 from voxstrata.studies.retrieve.measure import RetrievalOptions
 from voxstrata.studies.retrieve.text import brackets, in_percent, interval_text
 

@@ -1,0 +1,1 @@
+"""One piece of work on many machines, by an engine that exists: Ray."""

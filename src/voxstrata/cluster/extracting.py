@@ -1,0 +1,127 @@
+"""`extract` on Ray."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.cluster.actors import Workers, connected, on_actors
+from voxstrata.cluster.node import same_everywhere
+from voxstrata.cluster.units import ExtractUnits
+from voxstrata.corpus import Corpus
+from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.engine.extraction import ExtractReport, report
+from voxstrata.engine.planning import Long
+from voxstrata.engine.run import Extraction, Worked, open_run, prepare
+from voxstrata.engine.runtime import Runtime
+from voxstrata.store.spec import StoreSpec
+from voxstrata.store.writer import read_marker
+
+_LOOK_SECONDS = 5.0  # from one look at what is committed to the next, at the least
+_SEEN_SECONDS = 90.0  # so long a network file system may take until it shows here what was written there
+
+
+def extract_on_ray(
+    corpus: Corpus,
+    model: str | Path,
+    store: str | Path,
+    spec: StoreSpec | None,
+    runtime: Runtime,
+    reporter: Reporter = SILENT,
+    *,
+    workers: Workers,
+    source: str | Path,
+    reading: dict[str, Any] | None = None,
+    long: Long = "window",
+    allow_overflow: bool = False,
+    durable: bool = True,
+) -> ExtractReport:
+    """`extract` by workers on Ray: planned and finished here, units done there.
+
+    runtime: of each worker; its threads are cores that Ray reserves. source, reading: what `read_corpus` made the
+    corpus of, for workers that cannot do without. The others are those of `extract`.
+
+    Raises what `extract` raises, and InputError for a cluster that does not answer, or whose nodes do not see store,
+    model or corpus.
+    """
+    device = runtime.device
+    if device.index:
+        raise UsageError(f"device {device}: Ray says which GPU a worker gets; give {device.kind}")
+    workers = replace(workers, threads=runtime.threads)
+    if workers.gpus is None:
+        workers = replace(workers, gpus=float(device.kind != "cpu"))
+    if (device.kind == "cpu") != (not workers.gpus):
+        raise UsageError(f"device {device}, and {workers.gpus:g} GPUs for each worker: give a GPU to both or to none")
+    with connected(workers.address) as ray:
+        workers = workers.settled(ray.nodes(), reporter)
+        how: dict[str, Any] = {"allow_overflow": allow_overflow, "durable": durable}
+        run = prepare(corpus, model, store, spec, runtime, reporter, long=long, **how)
+        begin, pending, worked = time.perf_counter(), run.pending(), Worked()
+        if _elsewhere(run, store):
+            how |= {"corpus": same_everywhere(source), "reading": reading}
+        how |= {"store": same_everywhere(store), "model": same_everywhere(model)}
+        how["runtime"] = replace(runtime, threads=workers.threads)
+        whole = _Whole(run, pending, reporter)
+        for more in on_actors(ray, workers, _worker_of, how, pending, reporter):
+            worked += more or Worked()
+            whole.look()
+        _wait_until_seen(run)
+        whole.look(again=True)
+        found = run.finish()
+    worked = replace(worked, seconds=time.perf_counter() - begin)
+    return report(run, worked, run.plan.units - len(pending), 0, *found)
+
+
+def _worker_of(**arguments: Any) -> Any:
+    return ExtractUnits(**arguments).work
+
+
+def _elsewhere(run: Extraction, store: str | Path) -> bool:
+    """Whether workers need the corpus, since the store alone does not say where the recordings lie."""
+    try:
+        there = open_run(store, run.model).plan.corpus
+    except InputError:  # in tar or Parquet files
+        return True
+    here = run.plan.corpus
+    return there.root != here.root or not there.table["path"].equals(here.table["path"])
+
+
+def _wait_until_seen(run: Extraction) -> None:
+    """Wait for what workers have committed to show here, too."""
+    begin = time.monotonic()
+    while left := run.pending():
+        if time.monotonic() - begin > _SEEN_SECONDS:
+            raise InputError(
+                f"{run.writer.files.root}: workers committed {len(left)} units, e.g. unit {left[0]}, that are not seen "
+                "here: is it the same storage on all nodes?"
+            )
+        time.sleep(1.0)
+
+
+class _Whole:
+    """Tells how far the whole is, by what is committed in the store."""
+
+    def __init__(self, run: Extraction, pending: list[int], reporter: Reporter) -> None:
+        self._writer, self._reporter = run.writer, reporter
+        self._samples = np.add.reduceat(run.plan.samples, run.plan.unit_begin[:-1])
+        self._total, self._audio = len(pending), float(self._samples[pending].sum()) / SAMPLE_RATE
+        self._left, self._next = set(pending), 0.0
+        self._failed = len(run.writer.failures(set(range(run.plan.units)) - self._left)[0])
+
+    def look(self, again: bool = False) -> None:
+        """Look and tell, unless that was done a moment ago."""
+        if (now := time.monotonic()) < self._next and not again:
+            return
+        new = self._left & self._writer.marked()
+        markers = (read_marker(self._writer.files, unit) for unit in new)
+        self._failed += sum(len(marker["failed"]) for marker in markers if marker)
+        self._left -= new
+        audio = self._audio - float(self._samples[list(self._left)].sum()) / SAMPLE_RATE
+        work: dict[str, Any] = {"work": audio, "work_total": self._audio, "rated": audio, "rate_unit": "audio-h/h"}
+        done = self._total - len(self._left)
+        self._reporter.progress(Progress("extracting", done, self._total, "units", **work, failed=self._failed))
+        self._next = time.monotonic() + max(_LOOK_SECONDS, 20 * (time.monotonic() - now))

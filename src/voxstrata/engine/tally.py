@@ -1,0 +1,64 @@
+"""How far an extraction is: what was encoded here, and what other runs have committed meanwhile."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from voxstrata.base.progress import Progress, Reporter
+from voxstrata.encoders import ModelFolder
+from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.engine.budget import EncoderSize
+from voxstrata.engine.pipeline import Batch
+from voxstrata.store.writer import StoreWriter
+
+_LOOK_SECONDS = 5.0  # from one look for what other runs have committed to the next, at the least
+_LOOK_SHARE = 20  # so many times what the look took, where that is more
+
+
+class Tally:
+    """Counts the batches that a run has encoded, and tells how far the store is, by what was pending at first.
+
+    encoded: samples. flops: arithmetic they took. Recordings that fail are work that is done, but not encoded.
+    """
+
+    def __init__(self, writer: StoreWriter, model: ModelFolder) -> None:
+        plan = writer.plan
+        self.encoded = self.flops = 0
+        self._plan, self._writer = plan, writer
+        self._size, self._context = EncoderSize.of(model, plan.spec.outputs), plan.spec.context
+        done = writer.done()
+        self._failed = len(writer.failures(done)[0])
+        self._others = set(range(plan.units)) - done  # that other runs may commit
+        self._units, self._units_total, self._samples, self._own = 0, len(self._others), 0, 0
+        self._samples_total = self._samples_of(self._others)
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+
+    def _samples_of(self, units: Iterable[int]) -> int:
+        return int(np.add.reduceat(self._plan.samples, self._plan.unit_begin[:-1])[list(units)].sum())
+
+    def add(self, batch: Batch, reporter: Reporter) -> None:
+        """Count a batch that was encoded here."""
+        self.encoded += sum(w.samples for w in batch.windows)
+        self.flops += sum(self._size.window_flops(batch.frames, self._context, w.frames) for w in batch.windows)
+        self._units += batch.last
+        self._samples += batch.samples
+        self._own += batch.samples
+        self._failed += len(batch.failures)
+        self._others.discard(batch.unit)
+        self.tell(reporter, self._own)
+
+    def tell(self, reporter: Reporter, rated: int) -> None:
+        """Say how far the store is; rated: samples by which the rate is told."""
+        if (begin := time.monotonic()) >= self._next_look:
+            theirs = self._others & self._writer.marked()
+            self._others -= theirs
+            self._units += len(theirs)
+            self._samples += self._samples_of(theirs)
+            now = time.monotonic()
+            self._next_look = now + max(_LOOK_SECONDS, _LOOK_SHARE * (now - begin))
+        audio, total = self._samples / SAMPLE_RATE, self._samples_total / SAMPLE_RATE
+        work: dict[str, Any] = {"work": audio, "work_total": total, "rated": rated / SAMPLE_RATE}
+        units = (self._units, self._units_total, "units")
+        reporter.progress(Progress("extracting", *units, **work, rate_unit="audio-h/h", failed=self._failed))

@@ -1,0 +1,118 @@
+"""What a comparison left in its folder, read back."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
+from voxstrata.retrieval.tileplan import settings_sha256
+from voxstrata.store.files import Files
+
+PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE = "plan.json", "top.parquet", "rows.parquet", "columns.parquet"
+CANDIDATES_FILE, MISSES_FILE = "candidates.npz", "candidates.json"
+ABOUT = "voxstrata_similarity"  # in tables' metadata and zarr's attributes: of which plan
+MEND = "remove the folder and run `voxstrata similarity` again"
+_AGAIN = "run `voxstrata similarity` again, which makes it anew"
+
+
+@dataclass(frozen=True)
+class FoundSimilarity:
+    """What a finished comparison left in its folder.
+
+    plan: all that decided it. x, y: the utterances of both sides, by position (y as x when a set is compared with
+    itself); columns id, language, group, frames. top: the best candidates of every query.
+    misses: what the candidates hold of exact search, by direction; None where all pairs were compared.
+    """
+
+    plan: dict[str, Any]
+    x: pa.Table
+    y: pa.Table
+    top: pa.Table
+    misses: dict[str, Any] | None
+
+    files = (TOP_FILE, PLAN_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plan without its tiles, and of the second set only what differs from the first."""
+        return {
+            name: value
+            for name, value in self.plan.items()
+            if not name.endswith("_begin") and not (name.startswith("y ") and value == self.plan.get(f"x {name[2:]}"))
+        }
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the encoder of the first set."""
+        return str(self.plan["x model weights_sha256"])
+
+    @property
+    def itself(self) -> bool:
+        """Whether a set was compared with itself."""
+        return bool(self.plan["one set with itself"])
+
+
+def is_similarity(folder: str | Path) -> bool:
+    """Whether a folder was made by `similarity`, finished or not."""
+    files = Files(folder)
+    return files.exists(PLAN_FILE) and files.exists(ROWS_FILE)
+
+
+def read_similarity(folder: str | Path) -> FoundSimilarity:
+    """What `similarity` left in a folder. Raises InputError where it is unfinished, damaged, or mixed with another."""
+    files = Files(folder)
+    if not is_similarity(folder):
+        raise InputError(f"{folder}: holds no result of `voxstrata similarity`")
+    if not files.exists(TOP_FILE):
+        raise InputError(f"{folder}: `voxstrata similarity` has not finished here; run it again, it will resume")
+    try:
+        plan = read_tile_plan(files)
+        of = str(plan["fingerprint"])
+        x = read_result(files, ROWS_FILE, of)
+        y = x if plan["one set with itself"] else read_result(files, COLUMNS_FILE, of)
+        misses = read_result(files, MISSES_FILE, of) if plan["candidates"] else None
+        return FoundSimilarity(plan, x, y, read_result(files, TOP_FILE, of), misses)
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be read ({e}); mend it, or run `voxstrata similarity` again") from e
+
+
+def read_tile_plan(files: Files) -> dict[str, Any]:
+    """The plan of a folder, "schema" and "fingerprint" beside it. Raises InputError where it is damaged."""
+    where = f"{files.root}/{PLAN_FILE}"
+    data = files.read(PLAN_FILE)
+    try:
+        plan = dict(parse_json(data))
+        settings = {key: value for key, value in plan.items() if key not in ("schema", "fingerprint")}
+        if plan["fingerprint"] != settings_sha256(settings):
+            raise ValueError("its content is not what its fingerprint says")
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
+        raise InputError(f"{where}: damaged ({e}); {MEND}") from e
+    return plan
+
+
+def read_result(files: Files, name: str, plan: str) -> Any:
+    """A table, or the object of a JSON file, of a folder whose plan has this fingerprint.
+
+    Those of 0.1.0 have no checksum, and do not say of which plan they are. Raises InputError where it is damaged or of
+    another plan, OSError where it is missing.
+    """
+    data = files.read(name)
+    try:
+        if name.endswith(".json"):
+            found = dict(parse_json(data))
+            if found.pop("sha256", None) not in (None, settings_sha256(found)):
+                raise ValueError("its content is not what its checksum says")
+            return found
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        about = (table.schema.metadata or {}).get(ABOUT.encode())
+        of = plan if about is None else dict(parse_json(about)).get("plan")
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError, pa.ArrowException) as e:
+        raise InputError(f"{files.root}/{name}: damaged ({' '.join(str(e).split())}); {_AGAIN}") from e
+    if of != plan:
+        raise InputError(f"{files.root}/{name}: of another comparison than {PLAN_FILE}; {_AGAIN}")
+    return table
