@@ -66,7 +66,7 @@ KINDS = ("FIFO", "device", "folder", "socket")
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
     path = put(tmp_path / "x", kind)
-    for read in (opening.read_regular, opening.open_regular, opening.open_unpacked, opening.read_json):
+    for read in (opening.read_regular, opening.open_regular, opening.open_unpacked, opening.read_json_file):
         with pytest.raises(InputError, match=f"x: is a {kind}.*, not a regular file"):
             read(path)
     with pytest.raises(InputError, match=kind):

@@ -67,7 +67,7 @@ def parse_json(data: str | bytes) -> Any:
         raise ValueError("brackets in brackets, too deep to be read") from None
 
 
-def read_json(path: str | Path) -> Any:
+def read_json_file(path: str | Path) -> Any:
     """What a JSON file holds. Raises as `read_regular` and `parse_json` do."""
     return parse_json(read_regular(path, JSON_BYTES).decode("utf-8"))
 

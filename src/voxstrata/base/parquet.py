@@ -97,7 +97,7 @@ def _too_much(name: object, what: str) -> InputError:
 def _in_batches(file: pq.ParquetFile, columns: Sequence[str] | None, most: int, name: object) -> pa.Table:
     batches, decoded = [], 0
     for batch in file.iter_batches(_BATCH, columns=columns):
-        decoded += batch.nbytes
+        decoded += sum(_decoded_bytes(pa.chunked_array([column])) for column in batch.columns)
         if decoded > most:
             raise _too_much(name, f"more than {most} bytes")
         batches.append(batch)

@@ -1,6 +1,5 @@
 """The one place where errors become a message and an exit code. Nobody sees a traceback who did not ask for one."""
 
-import os
 import sys
 import threading
 import traceback
@@ -10,22 +9,17 @@ from typing import Any
 
 import click
 
-from voxstrata.base.errors import VoxstrataError
+from voxstrata.base.errors import DEBUG as DEBUG
+from voxstrata.base.errors import VoxstrataError, debugging
 from voxstrata.cli.saying import say, say_error, shown
 from voxstrata.cli.stopping import INTERRUPTED, quiet_stdout, stopped_code
 
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
-DEBUG = "VOXSTRATA_DEBUG"  # set: tracebacks are shown
 
 _EXTRAS = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"} | {
     "matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr", "ray": "ray",
 }  # fmt: skip
 _OURS = str(Path(__file__).parents[1])
-
-
-def debugging() -> bool:
-    """Whether tracebacks are asked for."""
-    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 def tell(error: BaseException) -> int:

@@ -10,7 +10,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError
-from voxstrata.base.opening import read_json
+from voxstrata.base.opening import read_json_file
 
 SPELLINGS = "normalizer.json"
 LIGHT, BASIC, ENGLISH = "light", "whisper basic", "whisper english"
@@ -48,7 +48,7 @@ def _spellings(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        found = read_json(file)
+        found = read_json_file(file)
     except ValueError as e:
         raise InputError(f"{file}: not JSON ({e}); copy it again from the original checkpoint") from e
     if not isinstance(found, dict) or not all(isinstance(word, str) for word in found.values()):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.opening import open_regular, parse_json, read_json
+from voxstrata.base.opening import open_regular, parse_json, read_json_file
 from voxstrata.base.tables import TextTable
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.frames import WINDOW_FRAMES
@@ -174,7 +174,7 @@ def open_model(path: str | Path) -> ModelFolder:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `voxstrata export CHECKPOINT -o {folder}` makes a model")
     try:
-        d = read_json(folder / CARD)
+        d = read_json_file(folder / CARD)
     except FileNotFoundError:
         hint = " (this looks like a checkpoint: export it first)" if (folder / "config.json").exists() else ""
         raise InputError(f"{folder}: not an exported model, {CARD} is missing{hint}") from None

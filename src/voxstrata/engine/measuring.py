@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import scratch_folder
-from voxstrata.base.opening import read_json
+from voxstrata.base.opening import read_json_file
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable, aligned
 from voxstrata.encoders import Context, ModelFolder
@@ -222,7 +222,7 @@ def recorded(model: ModelFolder, runtime: Runtime) -> Record | None:
     """What `bench` stored for this model, machine, software, device and number of threads; None when it did not."""
     path = record_path(about(model, runtime))
     try:
-        return Record.from_dict(read_json(path))
+        return Record.from_dict(read_json_file(path))
     except (InputError, OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import WhisperConfig, WhisperFeatureExtractor
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.opening import read_json
+from voxstrata.base.opening import read_json_file
 from voxstrata.base.tables import first_few
 from voxstrata.encoders.frames import HOP_LENGTH, N_FFT, SAMPLE_RATE, WINDOW_SECONDS
 from voxstrata.exporters.hub import WEIGHT_NAMES, first_line
@@ -53,7 +53,7 @@ _PREPROCESSING = {
 def read_json_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError where it is not readable as one, or larger than 64 MB."""
     try:
-        found = read_json(file)
+        found = read_json_file(file)
     except (OSError, ValueError) as e:
         raise InputError(f"{file}: not readable as JSON ({first_line(e)}); fetch it again") from e
     if not isinstance(found, dict):

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.opening import open_regular, read_json
+from voxstrata.base.opening import open_regular, read_json_file
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 from voxstrata.report.html import definitions, flat, folded, picture
@@ -72,7 +72,7 @@ def of_bench(path: Path, folder: Path) -> Run:
     from voxstrata.engine.estimating import Bench  # which brings in ONNX Runtime
 
     try:
-        bench = Bench.from_dict(read_json(path))
+        bench = Bench.from_dict(read_json_file(path))
         tables = bench.tables()
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise InputError(
