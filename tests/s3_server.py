@@ -41,6 +41,11 @@ class S3Server:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
+    def environment(self, secret: str) -> dict[str, str]:
+        """What a client needs to find it. The client tries once, so that it is ours which tries again."""
+        keys = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": secret}
+        return keys | {"AWS_ENDPOINT_URL": self.url, "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()

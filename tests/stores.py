@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.corpus import Corpus, Probed
@@ -58,7 +61,7 @@ def make_store(
     )
     writer = StoreWriter(path, plan, card(d, **changes))
     names = plan.utterances["id"].to_pylist()
-    for unit in range(plan.units):
+    for unit in set(range(plan.units)) - writer.done():
         block = np.zeros((plan.unit_rows, d), spec.stored_dtype)
         for i in plan.members(unit):
             start = int(plan.start[i]) - unit * plan.unit_rows
@@ -67,6 +70,34 @@ def make_store(
         writer.commit(unit, dict.fromkeys(spec.outputs, block), {})
     writer.finish()
     return open_store(path)
+
+
+def without_checksums(path: Path) -> None:
+    """Make of a store one as versions before checksums wrote it."""
+    root = json.loads((path / "zarr.json").read_text())
+    about, below = root["attributes"]["voxstrata"], root["consolidated_metadata"]["metadata"]
+    del about["checksums"], root["attributes"]["voxstrata_checksum"]
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    for name in [name for name, node in below.items() if node["node_type"] == "array"]:
+        values, metadata = group[name][:], json.loads((path / name / "zarr.json").read_text())
+        for codecs in (metadata["codecs"], metadata["codecs"][0].get("configuration", {}).get("codecs", [])):
+            codecs[:] = [codec for codec in codecs if codec["name"] != "crc32c"]
+        below[name] = metadata
+        (path / name / "zarr.json").write_text(json.dumps(metadata))
+        zarr.open_group(path, mode="r+", use_consolidated=False)[name][:] = values
+    (path / "zarr.json").write_text(json.dumps(root))
+    for file in path.glob("*/zarr.json"):
+        node = json.loads(file.read_text())
+        if inner := (node.get("consolidated_metadata") or {}).get("metadata"):
+            inner |= {name: below[f"{file.parent.name}/{name}"] for name in inner}
+            file.write_text(json.dumps(node))
+    for file in [*path.glob("*.parquet"), *path.glob("history/*.parquet")]:
+        table = pq.read_table(file)
+        known = {k: v for k, v in (table.schema.metadata or {}).items() if k not in (b"store", b"checksum")}
+        pq.write_table(table.replace_schema_metadata(known), file)
+    for file in [path / "plan.json", *path.glob("units/*.json")]:
+        added = ("store", "checksum", "checksums", "readme")
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k not in added}))
 
 
 class MadeUpStore:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from kills import committed, contents
+from stores import make_store
 from test_cli import run
+from test_tiles import utterances
 
 import voxstrata as vs
 from voxstrata.cluster.actors import HANDFUL, Workers, handfuls, on_actors
@@ -122,6 +124,27 @@ def test_recordings_that_lie_elsewhere_by_now_are_found(
     assert on_ray(tmp_path / "after", tiny_model, store).pending_units == 0
     frames = "frames/final/c/3/0"
     assert contents(store)[frames] == contents(whole)[frames]
+
+
+def test_tile_rows_of_a_comparison_are_done_on_ray(
+    cluster: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from _nodes import watching
+
+    store, settings = make_store(tmp_path / "s.zarr", utterances(7)), ["--outputs", "final", "--tile-frames", 40]
+    where, matrix = store.files.root, ["--matrix", "f1,recall", "--json"]
+    assert run("similarity", where, "-o", tmp_path / "alone", *settings, *matrix) == 0
+    alone = json.loads(capfd.readouterr().out)
+    assert alone["rows"] >= 4
+    cluster.join()
+    with watching(lambda: len(list((tmp_path / "ray").glob("units/*/done.json"))) >= 1, cluster.kill):
+        assert run("similarity", where, "-o", tmp_path / "ray", *settings, *matrix, "--workers", 2, "--ray") == 0
+    report = json.loads(capfd.readouterr().out)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
+    same = set(alone) - {"folder", "seconds", "stages"}
+    assert {key: report[key] for key in same} == {key: alone[key] for key in same}
+    assert report["stages"].keys() >= {"read", "pack", "compare", "merge"}
+    cluster.join()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.]data")  # it sets its own deprecated settings

@@ -491,8 +491,9 @@ def test_an_empty_folder_becomes_a_store(corpus: Path, tiny_model: Path, written
 
 
 def test_a_second_run_on_the_same_store_does_what_the_first_is_not_at(
-    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
+    corpus: Path, tiny_model: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("voxstrata.engine.pipeline.BATCHES_AHEAD", 0)
     path, seconds = tmp_path / "s.zarr", []
 
     class Second(Reporter):
@@ -501,7 +502,7 @@ def test_a_second_run_on_the_same_store_does_what_the_first_is_not_at(
                 report = extract(corpus, tiny_model, path, StoreSpec(OUTPUTS), Runtime(threads=1), part=Part(1, 1))
                 seconds.append(report)
 
-    tokens = Runtime(threads=1, tokens=100)  # so that the first has one unit, and the second begins with others
+    tokens = Runtime(threads=1, tokens=100)  # 2 s are decoded ahead: a unit
     first = extract(corpus, tiny_model, path, StoreSpec(OUTPUTS), tokens, Second())
     assert contents(path) == contents(written)
     assert seconds[0].pending_units > 0

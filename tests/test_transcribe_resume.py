@@ -31,17 +31,22 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EarlyExits, "figures", lambda _: {})
 
 
-@pytest.fixture
-def speech(tmp_path: Path) -> Path:
+def write_speech(folder: Path) -> Path:
+    """A manifest of eight recordings of two languages, and of one that is none."""
     lines = ["id\tpath\tlanguage\tgroup\ttext"]
     for g in range(4):
         for j, language in enumerate(("en", "es")):
-            soundfile.write(tmp_path / f"{language}{g}.wav", sound(0.5 + 0.2 * g, 10 * g + j), 16_000)
+            soundfile.write(folder / f"{language}{g}.wav", sound(0.5 + 0.2 * g, 10 * g + j), 16_000)
             lines.append(f"{language}{g}\t{language}{g}.wav\t{language}\ts{g}\tDoor {g} is open")
-    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    (folder / "bad.wav").write_bytes(b"no audio")
     lines.append("bad\tbad.wav\tes\ts0\tnever heard")
-    (tmp_path / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
-    return tmp_path / "speech.tsv"
+    (folder / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "speech.tsv"
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    return write_speech(tmp_path)
 
 
 @pytest.fixture

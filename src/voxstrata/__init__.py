@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.ragged import Ragged as Ragged
     from voxstrata.retrieval.selection import select as select
     from voxstrata.retrieval.similarities import seqsim as seqsim
+    from voxstrata.store.part import Part as Part
     from voxstrata.store.relabel import relabel as relabel
     from voxstrata.store.several import open_store as open_store
     from voxstrata.store.spec import StoreSpec as StoreSpec
@@ -79,6 +80,7 @@ _NAMES = {
     "retrieval.ragged": "Ragged",
     "retrieval.selection": "select",
     "retrieval.similarities": "seqsim",
+    "store.part": "Part",
     "store.relabel": "relabel",
     "store.several": "open_store",
     "store.spec": "StoreSpec",

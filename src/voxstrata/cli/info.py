@@ -1,5 +1,6 @@
 """voxstrata info"""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, print_json
 from voxstrata.cli.saying import say
+
+RANGES_SHOWN = 12
 
 
 @click.command()
@@ -61,8 +64,56 @@ def _store(store: Any) -> dict[str, Any]:
         "languages": languages,
         "failures": dict(zip(ids, table["failure"].take(failed).to_pylist(), strict=True)),
         "bytes_per_output": int(store.length[store.status == 1].sum()) * row_bytes,
+        "missing": None if store.complete else _missing(store),
         **store.about,
     }
+
+
+def _missing(store: Any) -> dict[str, Any]:
+    """The units that are to be done: which, who is at them where that is known, and what brings them."""
+    from voxstrata.store.claims import Claims
+
+    units = store.pending_units
+    claimed = Claims(store.files).holders(units)
+    return {
+        "units": len(units),
+        "ranges": _ranges(units),
+        "claimed": {str(unit): who for unit, who in claimed.items()},
+        "command": _command(store),
+    }
+
+
+def _ranges(units: list[int]) -> str:
+    """Rising numbers in short: "0, 3-7"."""
+    ranges: list[list[int]] = []
+    for unit in units:
+        if ranges and unit == ranges[-1][1] + 1:
+            ranges[-1][1] = unit
+        else:
+            ranges.append([unit, unit])
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in ranges[:RANGES_SHOWN]]
+    return ", ".join(shown) + (f", … to {units[-1]}" if len(ranges) > RANGES_SHOWN else "")
+
+
+def _command(store: Any) -> str:
+    """The command that goes on with a store; what the store does not know is in capitals."""
+    spec, model = store.spec, store.model
+    words = ["voxstrata", "extract", "CORPUS", "MODEL", "-o", store.files.root]
+    if tuple(spec.outputs) != tuple(model.outputs):
+        words += ["--outputs", ",".join(spec.outputs)]
+    if spec.context.mode != "bucketed":
+        words += ["--context", spec.context.mode]
+    if spec.dtype != "float16":
+        words += ["--dtype", spec.dtype]
+    if spec.pool:
+        words += ["--pool", spec.pool]
+    if spec.every != 1:
+        words += ["--every", str(spec.every)]
+    if spec.arithmetic != model.dtype and spec.arithmetic == "float16":
+        words += ["--device", "tensorrt"]
+    if (lengths := store.about.get("lengths", "headers")) != "headers":
+        words += ["--lengths", lengths]
+    return shlex.join(words)
 
 
 def _print_model(path: str, card: dict[str, Any]) -> None:
@@ -104,10 +155,17 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         ("stored", f"{stored}; {about['bytes_per_output'] / 1e6:.1f} MB per output"),
         ("context", context["mode"] + detail + silence),
         ("utterances", ", ".join(f"{n} {s}" for s, n in about["status"].items())),
-        ("complete", "yes" if about["complete"] else "no: run the same extraction again, it resumes"),
+        ("complete", "yes" if about["complete"] else "no"),
     ]
     if about.get("relabelled"):
         rows.append(("relabelled", f"changes: {about['relabelled']}; what they replaced is in {path}/history"))
+    if missing := about["missing"]:
+        claimed = missing["claimed"]
+        rows.append(("missing", f"{missing['units']} units: {missing['ranges']}"))
+        who = [f"{unit}: {name}" for unit, name in list(claimed.items())[:FAILURES_SHOWN]]
+        more = f", and {len(claimed) - len(who)} more" if len(claimed) > len(who) else ""
+        rows.append(("at work", "; ".join(who) + more if who else "nobody that is known of"))
+        rows.append(("go on with", missing["command"]))
     _print_rows(f"{path}: store of embeddings", rows)
     by_language = sorted(about["languages"].items())
     table = [[name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])] for name, e in by_language]

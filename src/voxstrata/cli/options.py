@@ -10,14 +10,24 @@ from typing import Any, TypeVar, cast
 import click
 
 import voxstrata as vs
-from voxstrata.base.remote import is_url
+from voxstrata.base.remote import is_url, shown
 from voxstrata.cluster.actors import LOCAL, Workers
 from voxstrata.store.part import Part
 from voxstrata.store.plan import UNIT_MEGABYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH, FOLDER = click.Path(path_type=Path), click.Path(file_okay=False, path_type=Path)
+
+class _Here(click.Path):
+    """A path on this machine; a URL, of which a folder of that name would be made, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if is_url(value):
+            self.fail(f"{shown(value)}: a URL; only corpora and stores may have one, give a path on this machine")
+        return super().convert(value, param, ctx)
+
+
+PATH, FOLDER = _Here(path_type=Path), _Here(file_okay=False, path_type=Path)
 
 
 class _Place(click.Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ import click
 import voxstrata as vs
 from voxstrata.base.opening import read_regular
 from voxstrata.cli import options
-from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, resume_hint
+from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray, resume_hint
 from voxstrata.cli.saying import say
 
 if TYPE_CHECKING:
+    from voxstrata.cluster.actors import Workers
     from voxstrata.retrieval.all_pairs import SimilarityReport
     from voxstrata.retrieval.selection import Selection
     from voxstrata.store import EmbeddingStore
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 @options.kernel
 @click.option("--tile-frames", type=options.COUNT, help="Frames per side of a tile; bounds memory.")
 @options.part
+@options.on_ray
+@click.option("--threads", type=options.COUNT, help="With --ray: cores of each worker. [default: its node's share]")
 @options.as_json
 def similarity(
     store: str,
@@ -69,6 +72,8 @@ def similarity(
     kernel: str | None,
     overwrite: bool,
     part: Part | None,
+    workers: Workers | None,
+    threads: int | None,
     as_json: bool,
     **limits: Any,
 ) -> None:
@@ -81,11 +86,16 @@ def similarity(
     Example:
       voxstrata similarity speech.zarr --outputs layer_06 --x en --y es -o en-es
     """
+    from voxstrata.cluster.comparing import Side, similarity_on_ray
     from voxstrata.encoders.outputs import select_outputs
     from voxstrata.retrieval.all_pairs import compare_outputs
     from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.retrieval.selection import refuse_bad_frames, refuse_incomparable
 
+    if workers is None and threads is not None:
+        raise vs.UsageError("--threads is of --ray; here OMP_NUM_THREADS says how many, by default all cores")
+    if workers is not None and part is not None:
+        raise vs.UsageError("--ray shares the work out by itself: leave out --part")
     opened = vs.open_store([store, *join])
     x = _selection(opened, x_languages, x_ids)
     y = None
@@ -98,14 +108,24 @@ def similarity(
     if outputs in folders:  # one alone, by its name
         folders = {outputs: folder}
     by = choose_kernel(kernel)
-    how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0, "part": part}
+    how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0}
     how |= {"overwrite": overwrite, **limits}
     with TerminalReporter() as reporter, resume_hint():
         if len(folders) > 1:  # what a later output would be refused for is refused before the first takes its time
             for name in folders:
                 refuse_incomparable(x, y, name)
             refuse_bad_frames([x] if y is None else [x, y], list(folders), by.block_frames, reporter)
-        reports = compare_outputs(x, y, folders, kernel=by, **how, reporter=reporter)
+        if workers is None:
+            reports = compare_outputs(x, y, folders, kernel=by, part=part, **how, reporter=reporter)
+        else:
+            first, second = (store, *join), (store, *join) if other is None else (other,)
+            sides = (
+                Side(first, x_languages, _ids(x_ids)),
+                None if y is None else Side(second, y_languages, _ids(y_ids)),
+            )
+            with quiet_ray():
+                workers = replace(workers, threads=threads)
+                reports = similarity_on_ray(*sides, folders, kernel=by, workers=workers, **how, reporter=reporter)
     if as_json:
         found = {name: asdict(report) for name, report in reports.items()}
         print_json(found.get(outputs, found))
@@ -115,15 +135,19 @@ def similarity(
 
 
 def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -> Selection:
-    named = None
-    if ids is not None:
-        try:
-            named = [line.strip() for line in read_regular(ids).decode("utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as e:
-            raise vs.InputError(f"{ids}: cannot be read as a list of ids ({e})") from e
-        if not named:
-            raise vs.InputError(f"{ids}: holds no id; write one on each line")
-    return vs.select(store, languages, named)
+    return vs.select(store, languages, _ids(ids))
+
+
+def _ids(file: Path | None) -> tuple[str, ...] | None:
+    if file is None:
+        return None
+    try:
+        named = tuple(line.strip() for line in read_regular(file).decode("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as e:
+        raise vs.InputError(f"{file}: cannot be read as a list of ids ({e})") from e
+    if not named:
+        raise vs.InputError(f"{file}: holds no id; write one on each line")
+    return named
 
 
 def _print(report: SimilarityReport) -> None:

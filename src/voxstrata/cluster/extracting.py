@@ -5,23 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.cluster.actors import Workers, connected, on_actors
 from voxstrata.cluster.node import same_everywhere
 from voxstrata.cluster.units import ExtractUnits
 from voxstrata.corpus import Corpus
-from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.extraction import ExtractReport, report
 from voxstrata.engine.planning import Long
 from voxstrata.engine.run import Extraction, Worked, open_run, prepare
 from voxstrata.engine.runtime import Runtime
+from voxstrata.engine.tally import Tally
 from voxstrata.store.spec import StoreSpec
-from voxstrata.store.writer import read_marker
 
-_LOOK_SECONDS = 5.0  # from one look at what is committed to the next, at the least
 _SEEN_SECONDS = 90.0  # so long a network file system may take until it shows here what was written there
 
 
@@ -65,12 +61,12 @@ def extract_on_ray(
             how |= {"corpus": same_everywhere(source), "reading": reading}
         how |= {"store": same_everywhere(store), "model": same_everywhere(model)}
         how["runtime"] = replace(runtime, threads=workers.threads)
-        whole = _Whole(run, pending, reporter)
+        whole = Tally(run.writer, run.model)
         for more in on_actors(ray, workers, _worker_of, how, pending, reporter):
             worked += more or Worked()
-            whole.look()
+            whole.tell(reporter)
         _wait_until_seen(run)
-        whole.look(again=True)
+        whole.tell(reporter, look=True)
         found = run.finish()
     worked = replace(worked, seconds=time.perf_counter() - begin)
     return report(run, worked, run.plan.units - len(pending), 0, *found)
@@ -100,28 +96,3 @@ def _wait_until_seen(run: Extraction) -> None:
                 "here: is it the same storage on all nodes?"
             )
         time.sleep(1.0)
-
-
-class _Whole:
-    """Tells how far the whole is, by what is committed in the store."""
-
-    def __init__(self, run: Extraction, pending: list[int], reporter: Reporter) -> None:
-        self._writer, self._reporter = run.writer, reporter
-        self._samples = np.add.reduceat(run.plan.samples, run.plan.unit_begin[:-1])
-        self._total, self._audio = len(pending), float(self._samples[pending].sum()) / SAMPLE_RATE
-        self._left, self._next = set(pending), 0.0
-        self._failed = len(run.writer.failures(set(range(run.plan.units)) - self._left)[0])
-
-    def look(self, again: bool = False) -> None:
-        """Look and tell, unless that was done a moment ago."""
-        if (now := time.monotonic()) < self._next and not again:
-            return
-        new = self._left & self._writer.marked()
-        markers = (read_marker(self._writer.files, unit) for unit in new)
-        self._failed += sum(len(marker["failed"]) for marker in markers if marker)
-        self._left -= new
-        audio = self._audio - float(self._samples[list(self._left)].sum()) / SAMPLE_RATE
-        work: dict[str, Any] = {"work": audio, "work_total": self._audio, "rated": audio, "rate_unit": "audio-h/h"}
-        done = self._total - len(self._left)
-        self._reporter.progress(Progress("extracting", done, self._total, "units", **work, failed=self._failed))
-        self._next = time.monotonic() + max(_LOOK_SECONDS, 20 * (time.monotonic() - now))

@@ -42,7 +42,10 @@ def read_remote(url: str, reading: Reading) -> tuple[str, Corpus]:
 def _read_remote_folder(url: str) -> Corpus:
     fs, path = open_remote(url)
     path = path.rstrip("/")
-    found = [name.removeprefix(f"{path}/") for name in patiently(url, lambda: fs.find(path))]
+    try:
+        found = [name.removeprefix(f"{path}/") for name in patiently(url, lambda: fs.find(path))]
+    except FileNotFoundError as error:
+        raise InputError(f"{shown(url)}: cannot be listed ({error}); correct the name") from None
     paths = sorted(
         name
         for name in found

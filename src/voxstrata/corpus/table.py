@@ -56,9 +56,9 @@ class Corpus:
     table: one row a recording. Columns of strings: id, path, language, group, text, speaker; what is not known is null,
         id and path never are, and ids are unique. `path` is relative to `root`, with "/" between its parts, or a
         URL. `group` names what an utterance translates: rows of one group mean the same. Then columns that say which
-        part of the file a recording is, null for all of it: `member` (string; its name in a pack), `offset` and `duration`
-        (float64, seconds), `channel` (int32, 0 is the first). Columns after these are strings that the store keeps and
-        nothing reads. Columns that are left out are null.
+        part of the file a recording is, null for all of it: `member` (string; its name in a pack), `offset` and
+        `duration` (float64, seconds), `channel` (int32, 0 is the first). Columns after these are strings that the store
+        keeps and nothing reads. Columns that are left out are null.
     packs: by `path`, the files that hold many recordings.
     signed: by `path`, URLs that need more to be read than may be stored or printed.
     notes: what a person should know of how the corpus was read, a sentence each.

@@ -11,7 +11,7 @@ from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import EncoderSize
 from voxstrata.engine.pipeline import Batch
-from voxstrata.store.writer import StoreWriter
+from voxstrata.store.writer import StoreWriter, read_marker
 
 _LOOK_SECONDS = 5.0  # from one look for what other runs have committed to the next, at the least
 _LOOK_SHARE = 20  # so many times what the look took, where that is more
@@ -49,16 +49,22 @@ class Tally:
         self._others.discard(batch.unit)
         self.tell(reporter, self._own)
 
-    def tell(self, reporter: Reporter, rated: int) -> None:
-        """Say how far the store is; rated: samples by which the rate is told."""
-        if (begin := time.monotonic()) >= self._next_look:
+    def tell(self, reporter: Reporter, rated: int | None = None, *, look: bool = False) -> None:
+        """Say how far the store is. rated: samples by which the rate is told, by default those of all runs.
+
+        look: at what other runs have committed, also where that was done a moment ago.
+        """
+        if (begin := time.monotonic()) >= self._next_look or look:
             theirs = self._others & self._writer.marked()
             self._others -= theirs
             self._units += len(theirs)
             self._samples += self._samples_of(theirs)
+            markers = (read_marker(self._writer.files, self._writer.first_unit + unit) for unit in theirs)
+            self._failed += sum(len(marker["failed"]) for marker in markers if marker)
             now = time.monotonic()
             self._next_look = now + max(_LOOK_SECONDS, _LOOK_SHARE * (now - begin))
         audio, total = self._samples / SAMPLE_RATE, self._samples_total / SAMPLE_RATE
-        work: dict[str, Any] = {"work": audio, "work_total": total, "rated": rated / SAMPLE_RATE}
+        rate = audio if rated is None else rated / SAMPLE_RATE
+        work: dict[str, Any] = {"work": audio, "work_total": total, "rated": rate}
         units = (self._units, self._units_total, "units")
         reporter.progress(Progress("extracting", *units, **work, rate_unit="audio-h/h", failed=self._failed))

@@ -234,6 +234,10 @@ class Comparison:
             candidates=self._results.misses(),
         )
 
+    def so_far(self) -> tuple[int, int, dict[str, float]]:
+        """What was computed here until now: tile rows, pairs, and busy seconds by stage."""
+        return self._computed, self._pairs, dict(self._stages.seconds)
+
     def _refuse_bad_rows(self, rows: Sequence[int]) -> None:
         """What only a later row of x would read: better refused now than after hours."""
         if self.plan.y is not None:

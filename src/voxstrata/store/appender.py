@@ -28,6 +28,7 @@ from voxstrata.store.files import ROOT, root_attributes, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
 from voxstrata.store.plan import Plan
 from voxstrata.store.reader import EmbeddingStore
+from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.writer import (
     PENDING,
     StoreWriter,
@@ -71,7 +72,7 @@ class StoreAppender(StoreWriter):
         root = parse_json(self.files.read(ROOT))
         if root.get("consolidated_metadata") is None:
             raise InputError(f"{self.files.root}: a copy without consolidated metadata; append to the original")
-        if (np.asarray(zarr_array(self._store.root, "status")[:]) == PENDING).any():
+        if (self._store.stored_status == PENDING).any():
             raise InputError(f"{self.files.root}: not finished; run its extraction to the end, then append")
 
     def _compare(self, card: ModelCard) -> None:
@@ -136,7 +137,8 @@ class StoreAppender(StoreWriter):
         return failures, overflows
 
     def _along(self, name: str) -> NDArray[Any]:
-        return np.asarray(zarr_array(self._root, name)[:])
+        with reading_zarr(self.files, name):
+            return np.asarray(zarr_array(self._root, name)[:])
 
     def _write_longer(self, name: str, metadata: dict[str, Any], values: NDArray[Any]) -> None:
         """Write an array's values anew, as one chunk, and change its metadata to say so.

@@ -25,6 +25,7 @@ from voxstrata.store.files import GROUP_ROWS, Files, root_attributes
 from voxstrata.store.spec import StoreSpec
 
 CHECKSUM, STORE = "checksum", "store"
+_SEALED = (CHECKSUM, STORE)
 ROOT_CHECKSUM = "voxstrata_checksum"  # in the attributes of the root group
 _BLANK = b"crc32c:00000000"
 _SEAL = re.compile(rb"crc32c:[0-9a-f]{8}")
@@ -81,9 +82,13 @@ def json_bytes(content: Mapping[str, Any], store: str | None) -> bytes:
 
 def table_bytes(table: pa.Table, store: str | None) -> bytes:
     """A Parquet file of a store, in groups of rows that can be read by themselves."""
+    # a table that was read may have them in its schema, too
+    known = {key: value for key, value in (table.schema.metadata or {}).items() if key.decode() not in _SEALED}
+    table = table.replace_schema_metadata(known or None)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True) as writer:
-        writer.write_table(table, row_group_size=GROUP_ROWS)
+        # in one piece: where a column's pieces end must not decide the bytes
+        writer.write_table(table.combine_chunks(), row_group_size=GROUP_ROWS)
         # not in the schema, which a table keeps that is read and written again
         writer.add_key_value_metadata({**({} if store is None else {STORE: store}), CHECKSUM: _BLANK.decode()})
     return _sealed(buffer.getvalue())
@@ -98,9 +103,9 @@ def read_json(files: Files, name: str, store: str | None = None) -> dict[str, An
     try:
         content = parse_json(data)
     except (ValueError, RecursionError) as e:
-        raise _damaged(files, name, f"no JSON ({type(e).__name__})") from None
+        raise damaged(files, name, f"no JSON ({type(e).__name__})") from None
     if not isinstance(content, dict):
-        raise _damaged(files, name, "no JSON object")
+        raise damaged(files, name, "no JSON object")
     _refuse_stranger(files, name, content.pop(STORE, None), store)
     content.pop(CHECKSUM, None)
     return content
@@ -119,11 +124,13 @@ def read_table(files: Files, name: str, store: str | None = None, columns: Seque
             known = file.metadata.metadata or {}
             table = file.read(None if columns is None else list(columns))
     except FileNotFoundError:
-        raise _damaged(files, name, "missing") from None
+        raise damaged(files, name, "missing") from None
     except (pa.ArrowException, OSError, ValueError) as e:
-        raise _damaged(files, name, f"not readable as Parquet ({e})") from None
+        raise damaged(files, name, f"not readable as Parquet ({e})") from None
     _refuse_stranger(files, name, (known.get(STORE.encode()) or b"").decode() or None, store)
-    return table
+    # written again it gets its own
+    kept = {k: v for k, v in (table.schema.metadata or {}).items() if k.decode() not in (STORE, CHECKSUM)}
+    return table.replace_schema_metadata(kept or None)
 
 
 def _read(files: Files, name: str, store: str | None) -> bytes:
@@ -131,21 +138,22 @@ def _read(files: Files, name: str, store: str | None) -> bytes:
     try:
         data = files.read(name)
     except FileNotFoundError:
-        raise _damaged(files, name, "missing") from None
+        raise damaged(files, name, "missing") from None
     seal = _SEAL.match(data, max(0, data.rfind(_BLANK[:7])))
     if seal is None and store is not None:
-        raise _damaged(files, name, "damaged, or changed by other software: it has no checksum")
+        raise damaged(files, name, "damaged, or changed by other software: it has no checksum")
     if seal is not None and _checksum_without(data, seal) != seal.group().decode():
-        raise _damaged(files, name, "damaged or changed, its checksum is wrong")
+        raise damaged(files, name, "damaged or changed, its checksum is wrong")
     return data
 
 
 def _refuse_stranger(files: Files, name: str, found: str | None, store: str | None) -> None:
     if store is not None and found != store:
-        raise _damaged(files, name, "of another store")
+        raise damaged(files, name, "of another store")
 
 
-def _damaged(files: Files, name: str, what: str) -> InputError:
+def damaged(files: Files, name: str, what: str) -> InputError:
+    """What to raise for a file of a store."""
     return InputError(f"{files.root}: {name}: {what}; {MEND}")
 
 

@@ -7,6 +7,8 @@ bytes, and counts once.
 import contextlib
 import fcntl
 import os
+import platform
+from collections.abc import Iterable
 from typing import Self
 
 from voxstrata.store.files import Files
@@ -39,14 +41,21 @@ class Claims:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                break
             except FileNotFoundError:  # who finishes the whole removes the folder
                 continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return False
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # the holder before us may have removed the file between our open and our lock
+                if path.exists() and os.fstat(fd).st_ino == path.stat().st_ino:
+                    break
+                os.close(fd)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            except FileNotFoundError:
+                os.close(fd)
+        os.ftruncate(fd, 0)
+        os.write(fd, f"process {os.getpid()} on {platform.node()}".encode())
         self._held[number] = fd
         return True
 
@@ -55,7 +64,25 @@ class Claims:
         if self._leases:
             self._leases.drop(self._name(number))
         if (fd := self._held.pop(number, None)) is not None:
+            self._files.remove(self._name(number))
             os.close(fd)
+
+    def holders(self, numbers: Iterable[int]) -> dict[int, str]:
+        """Who is at pieces of work now, where that is known: on a local disk."""
+        found: dict[int, str] = {}
+        for number in numbers if self._files.local is not None else ():
+            assert self._files.local is not None
+            try:
+                fd = os.open(self._files.local / self._name(number), os.O_RDONLY)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found[number] = os.read(fd, 200).decode(errors="replace")
+            finally:
+                os.close(fd)
+        return found
 
     def clear(self) -> None:
         """Remove what is left of everybody's claims, once all pieces are done."""

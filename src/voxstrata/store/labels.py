@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from voxstrata.base.opening import parse_json
 from voxstrata.base.tables import distinct
 from voxstrata.corpus import Corpus
-from voxstrata.store.checked import identity_of, read_table
+from voxstrata.store.checked import damaged, identity_of, read_table
 from voxstrata.store.files import Files
 
 UTTERANCES, HISTORY = "utterances.parquet", "history"
@@ -35,9 +35,12 @@ def read_utterances(files: Files, columns: Sequence[str] | None = None) -> pa.Ta
 
 
 def utterance_columns(files: Files) -> list[str]:
-    """Names of the columns of `utterances.parquet`."""
-    with files.open(UTTERANCES) as data:
-        names: list[str] = pq.read_schema(data).names
+    """Names of the columns of `utterances.parquet`. Raises InputError as `read_utterances` does."""
+    try:
+        with files.open(UTTERANCES) as data:
+            names: list[str] = pq.read_schema(data).names
+    except (pa.ArrowException, OSError) as e:
+        raise damaged(files, UTTERANCES, f"missing, or not readable as Parquet ({e})") from None
     return names
 
 

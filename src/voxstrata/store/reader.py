@@ -19,12 +19,12 @@ from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.checked import MEND, about_store, identity
-from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
 from voxstrata.store.shard import RemoteShard, ShardLayout
 from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
-from voxstrata.store.utterances import Places, StoredUtterances
+from voxstrata.store.utterances import IdPlaces, StoredUtterances
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class EmbeddingStore:
         except (KeyError, TypeError, ValueError, UsageError) as e:
             raise InputError(f"{path}: what it says of its model is damaged ({e}); get another copy") from e
         refuse_foreign_arrays(self.files, self.spec)
-        self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
-        self._some: StoredUtterances | None = None
+        with reading_zarr(self.files, ROOT):
+            self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
+        self._some = StoredUtterances(self)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._indexes: dict[str, bytes] = {}  # of shards on an object store
 
@@ -162,6 +163,11 @@ class EmbeddingStore:
         return {unit: marker for unit, marker in markers.items() if marker is not None}
 
     @property
+    def pending_units(self) -> list[int]:
+        """Units that are not committed."""
+        return [unit for unit in range(len(self.unit_bounds)) if unit not in self.markers]
+
+    @property
     def marked_failures(self) -> dict[int, str]:
         """Failures that only commit markers know yet: those of a run that has not finished."""
         return {int(i): reason for marker in self.markers.values() for i, reason in marker["failed"].items()}
@@ -197,11 +203,9 @@ class EmbeddingStore:
         return StoredUtterances(self).whole()
 
     def table(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns of `utterances`, read without the others: a store may hold millions of utterances."""
-        # a table that does not say whose it is is held against the arrays, whole
+        """Some columns of `utterances`, read without the others where the file says whose it is."""
         if "utterances" in self.__dict__ or identity(self.about) is None:
             return self.utterances.select(list(columns))
-        self._some = self._some or StoredUtterances(self)
         return self._some.some(columns)
 
     @property
@@ -216,8 +220,8 @@ class EmbeddingStore:
         return ids
 
     @cached_property
-    def _where(self) -> Places:
-        return Places(lambda: self.table(["id"])["id"])
+    def _ids_at(self) -> IdPlaces:
+        return IdPlaces(lambda: self.table(["id"])["id"])
 
     def index(self, utterance: str | int) -> int:
         """Index of an utterance given by id or index. Raises UsageError for an unknown one."""
@@ -230,18 +234,19 @@ class EmbeddingStore:
     def indices(self, utterances: Sequence[str | int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Indices of utterances given by ids or indices, int64 (utterances,). Raises UsageError for an unknown one."""
         names = list(dict.fromkeys(name for name in utterances if isinstance(name, str)))
-        where = self._where.of(names)
+        where = self._ids_at.of(names)
         for name in names:
             if name not in where:
-                held = self.table(["id"])["id"][0].as_py()
-                raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held!r}")
+                held = self.table(["id"])["id"][0]
+                raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held.as_py()!r}")
         return np.array([where[u] if isinstance(u, str) else self.index(int(u)) for u in utterances], np.int64)
 
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
         self.require_output(output)
         if output not in self._arrays:  # zarr takes longer to find an array than we to read an utterance
-            self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
+            with reading_zarr(self.files, f"{self.spec.group}/{output}"):
+                self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
         return self._arrays[output]
 
     def require_output(self, output: str) -> None:

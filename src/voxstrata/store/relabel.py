@@ -107,7 +107,9 @@ def relabel(
     if isinstance(manifest, str) and is_url(manifest):
         with local_copy(manifest) as copy:
             return relabel(store, copy, columns=columns)
-    files = open_store(store).files
+    opened = open_store(store)
+    opened.utterances  # noqa: B018  # a damaged store is refused, not written to
+    files = opened.files
     origin = str(manifest) if isinstance(manifest, str | Path) else "the manifest"
     labels = _read_labels(manifest, origin, columns or {})
     with files.lock():

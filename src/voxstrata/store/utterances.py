@@ -54,7 +54,7 @@ class StoredUtterances:
         return table
 
 
-class Places:
+class IdPlaces:
     """Where each of some ids stands. ids: gives all of them when they are needed."""
 
     def __init__(self, ids: Callable[[], pa.ChunkedArray]) -> None:

@@ -119,8 +119,15 @@ def verify(store: str | Path, *, repair: bool = False, reporter: Reporter = SILE
             stack.enter_context(files.lock())
         check = _Check(files, reporter)
         check.run()
-        if repair and check.damages:
+        damages = check.damages
+        if repair and damages:
             _repair(check)
+            if not check.complete and files.exists(PLAN):  # now the units can be looked at, too
+                check = _Check(files, reporter)
+                check.run()
+                damages = [*damages, *check.damages]
+                if check.damages:
+                    _repair(check)
     return VerifyReport(
         store=files.root,
         units=check.units,
@@ -129,8 +136,8 @@ def verify(store: str | Path, *, repair: bool = False, reporter: Reporter = SILE
         seconds=time.perf_counter() - begin,
         checksums=check.store is None or identity(check.store.about) is not None,
         complete=check.complete,
-        damages=tuple(check.damages),
-        mended=repair and bool(check.damages),
+        damages=tuple(damages),
+        mended=repair and bool(damages),
     )
 
 
@@ -151,24 +158,19 @@ class _Check:
 
     def run(self) -> None:
         try:
-            store = self.store = EmbeddingStore(self.files.root)
-            store.unit_bounds  # noqa: B018  # reads the plans
+            store = EmbeddingStore(self.files.root)
+            self.units = len(store.unit_bounds)
         except InputError as e:
             if not _is_ours(self.files):
                 raise
             name, *said = str(e).removeprefix(f"{self.files.root}: ").split(": ")
             self._add_metadata(name if said and self.files.exists(name) else ROOT, _said(e))
             return
+        self.store = store
         self._check_files(store)
-        try:
-            places = (store.start, store.length, store.stored_status)
-        except InputError:
-            return  # it is said
-        if UTTERANCES in self.metadata:
-            return
-        ids = store.ids
-        self._check_units(store, ids, *places)
-        self.complete = True
+        if not self.metadata & {UTTERANCES, *ALONG[:3]}:
+            self._check_units(store, store.ids, store.start, store.length, store.stored_status)
+            self.complete = True
 
     def _add(self, file: str, what: str, *of: Any) -> None:
         self.damages.append(Damage(file, what, *of))
@@ -187,8 +189,10 @@ class _Check:
             self._try(name, lambda name=name: store.along(name))
         self._try("start", lambda: store.start)
         self._try("status", lambda: store.stored_status)
-        self._try(UTTERANCES, lambda: store.utterances)
-        known = ALONG[3] in store.root and not self.metadata & {UTTERANCES, ALONG[3]}
+        self._try(UTTERANCES, lambda: read_utterances(files))
+        if not self.metadata & set(ALONG):
+            self._try(UTTERANCES, lambda: store.utterances)
+        known = ALONG[3] in store.root and not self.metadata & {UTTERANCES, *ALONG}
         if known and store.along(ALONG[3]).tolist() != store.ids:
             self._add_metadata(ALONG[3], f"other ids than {UTTERANCES}")
         if "chunk_rows" in plan or files.exists("probe.parquet"):
@@ -218,7 +222,6 @@ class _Check:
         status: NDArray[np.uint8],
     ) -> None:
         """Markers, shards and what they say of each utterance."""
-        self.units = len(store.unit_bounds)
         rows = [int(length[a:b].sum()) for a, b in store.unit_bounds]
         total, begun = sum(rows), 0
         row_bytes = store.model.d_model * store.spec.stored_dtype.itemsize * len(store.outputs)
@@ -329,8 +332,8 @@ def _repair(check: _Check) -> None:
     lost = sorted({damage.unit for damage in check.damages if damage.unit is not None})
     for unit in lost:
         files.remove(marker_name(unit))
-    first_units = len(read_json(files, PLAN)["unit_begin"]) - 1 if check.complete else 0
-    if store is None or not check.complete or check.metadata - set(ALONG) or any(u >= first_units for u in lost):
+    first_units = len(read_json(files, PLAN)["unit_begin"]) - 1 if store is not None else 0
+    if store is None or check.metadata - set(ALONG) or any(unit >= first_units for unit in lost):
         files.remove(PLAN)  # extraction makes everything but the units anew
         try:
             parse_json(files.read(ROOT))
@@ -355,6 +358,8 @@ def _repair(check: _Check) -> None:
     values = {"start": table["row_start"], "length": table["row_count"], "utterance": table["id"]}
     root = zarr.open_group(files.zarr_store(read_only=False), mode="r+")
     for name in check.metadata & set(values):
-        array, column = zarr_array(root, name), values[name].slice(0, len(store.ids))
+        array = zarr_array(root, name)
+        column = values[name].slice(0, array.shape[0])
         array[:] = np.array(column.to_pylist(), array.dtype) if name == "utterance" else column.to_numpy()
-    zarr_array(root, "status")[:] = status[: len(store)]
+    array = zarr_array(root, "status")
+    array[:] = status[: array.shape[0]]

@@ -44,6 +44,7 @@ from voxstrata.store.plan import Plan
 from voxstrata.store.planned import PLAN as PLAN
 from voxstrata.store.planned import PROBE, refuse_other_plan
 from voxstrata.store.shard import ShardLayout, shard_checksum
+from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.strings import string_chunk
 
@@ -182,10 +183,12 @@ class StoreWriter:
         if self.files.exists(PLAN):
             if not stored:
                 self._compare(card)
-            self._root = zarr.open_group(self.files.zarr_store(read_only=False), mode="r+")
+            with reading_zarr(self.files, ROOT):
+                self._root = zarr.open_group(self.files.zarr_store(read_only=False), mode="r+")
         else:  # nothing, or a creation that was cut short: no unit can have been committed yet
             self._root = self._create(card)
-        self._arrays = {o: zarr_array(self._root, f"{plan.spec.group}/{o}") for o in plan.spec.outputs}
+        with reading_zarr(self.files, plan.spec.group):
+            self._arrays = {o: zarr_array(self._root, f"{plan.spec.group}/{o}") for o in plan.spec.outputs}
         row_bytes = card.d_model * plan.spec.stored_dtype.itemsize
         expected = ShardLayout(plan.chunk_rows, plan.unit_rows, row_bytes)
         self._layouts: dict[str, ShardLayout] = {}
@@ -283,7 +286,8 @@ class StoreWriter:
         # As it was made, relabelled and appended to: the manifest of this run may lack columns, or lie elsewhere.
         table = self._with_parts(read_utterances(self.files))
         self._write_utterances(table, status, failures)
-        zarr_array(self._root, "status")[:count] = status
+        with reading_zarr(self.files, "status"):  # those that were appended are kept
+            zarr_array(self._root, "status")[:count] = status
         return failures, overflows
 
     def _with_parts(self, stored: pa.Table) -> pa.Table:
@@ -359,7 +363,9 @@ class StoreWriter:
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             for group in (spec.group, ""):
                 zarr.consolidate_metadata(root.store, path=group)
-        self._write_utterances(relabelled(self.files, plan.utterances), status, self.failures([])[0])
+        known = self.failures([])[0]
+        table = stored_table(plan.utterances, plan.start, plan.length, status, known)
+        self._write_utterances(relabelled(self.files, table), status, known)
         readme = store_readme(card, spec).encode()
         self.files.write(README, readme)
         self.files.write(PROBE, table_bytes(plan.probed.table, identity(about)))
