@@ -5,8 +5,8 @@ Imports little, so that signals are answered from the first milliseconds on.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # `signal` itself imports enum: nobody would answer so long
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False  # `typing` takes a tenth of a second, in which nobody would answer
@@ -27,7 +27,7 @@ def stopped_code() -> int:
 def stoppable(run: Any) -> NoReturn:
     """Call `run`, which takes nothing, and exit. SIGINT and SIGTERM raise KeyboardInterrupt, whatever is going on."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _stop)
     sys.unraisablehook = _unraisable
     code: Any = 0
