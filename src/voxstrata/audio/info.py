@@ -8,9 +8,9 @@ from voxstrata.base.errors import AudioError
 from voxstrata.encoders.frames import SAMPLE_RATE
 
 # A segment may end this much after its file, and is cut: as Kaldi's extract-segments has it (--max-overshoot=0.5).
-_OVERSHOOT_SECONDS = 0.5
+OVERSHOOT_SECONDS = 0.5
 _SHORTEST_SECONDS = 0.1  # of what may be a segment in another unit: Kaldi's --min-segment-length
-_WHOLE_WITHIN_SECONDS = 0.01  # manifests state the lengths of whole files, rounded
+WHOLE_WITHIN_SECONDS = 0.01  # manifests state the lengths of whole files, rounded
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def part_of(recording: Recording, whole: AudioInfo) -> AudioInfo:
     if not math.isfinite((offset + duration) * rate) or offset < 0:
         raise AudioError(f"{name}: no segment: offset {offset:g} s, duration {duration:g} s; correct the row")
     first, end = round(offset * rate), round((offset + duration) * rate)
-    if first >= whole.source_frames or end > whole.source_frames + _OVERSHOOT_SECONDS * rate:
+    if first >= whole.source_frames or end > whole.source_frames + OVERSHOOT_SECONDS * rate:
         ends = "" if recording.duration is None else f" and ends at {offset + duration:g} s"
         raise AudioError(
             f"{name}: the segment begins at {offset:g} s{ends}, the file ends at {length:.2f} s; "
@@ -66,7 +66,7 @@ def part_of(recording: Recording, whole: AudioInfo) -> AudioInfo:
     end = min(end, whole.source_frames)
     if end <= first:
         raise AudioError(f"{name}: the segment at {offset:g} s has {duration:g} s, no samples; correct the row")
-    if first == 0 and whole.source_frames - end <= _WHOLE_WITHIN_SECONDS * rate:
+    if first == 0 and whole.source_frames - end <= WHOLE_WITHIN_SECONDS * rate:
         return whole
     samples = resampled_length(end - first, rate)
     return replace(whole, samples=samples, source_frames=end - first, first_frame=first, is_segment=True)
@@ -74,7 +74,7 @@ def part_of(recording: Recording, whole: AudioInfo) -> AudioInfo:
 
 def _unit_hint(segment: Recording, length: float, rate: int) -> str:
     """What to do about a segment that is not in its file of `length` seconds."""
-    duration, longest = segment.duration or 0.0, length + _OVERSHOOT_SECONDS
+    duration, longest = segment.duration or 0.0, length + OVERSHOOT_SECONDS
     end = (segment.offset or 0.0) + duration
     units = [
         name

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from voxstrata.base.hashing import hash_strings
+
 SLICE = 1 << 16  # rows that are taken into Python's objects at once
 _MOST_BYTES = (1 << 31) - 1  # of the text in one Arrow array of strings
 
@@ -33,9 +35,44 @@ def slices(columns: Sequence[pa.ChunkedArray]) -> Iterator[list[list[Any]]]:
         yield [column.slice(begin, SLICE).to_pylist() for column in columns]
 
 
+def nulls(count: int, kind: pa.DataType) -> pa.Array:
+    """So many nulls that take no memory as long as nobody writes there: pages of zeros are the system's own."""
+    if not count or not (pa.types.is_string(kind) or pa.types.is_primitive(kind)):
+        return pa.nulls(count, kind)
+    nothing, zeros = (pa.py_buffer(np.zeros(n, np.uint8)) for n in (count // 8 + 1, 8 * count + 8))
+    text = [pa.py_buffer(b"")] if pa.types.is_string(kind) else []
+    return pa.Array.from_buffers(kind, count, [nothing, zeros, *text], count)
+
+
 def all_differ(column: pa.ChunkedArray) -> bool:
-    """Whether no value of a column stands twice."""
-    return len(pc.unique(column)) == len(column)
+    """Whether no value of a column stands twice; none may be null."""
+    return len(pc.unique(column)) == len(column) if len(column) < SLICE else not repeated(column).any()
+
+
+def repeated(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Which rows of a column of strings have one that stands more than once, bool (rows,); none may be null.
+
+    By hashes, which take a quarter of the memory that a table of the strings takes; strings whose hashes are the same
+    are compared.
+    """
+    found = np.zeros(len(column), bool)
+    hashes = np.empty(len(column), np.uint64)
+    begin = 0
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        if len(chunk):
+            own = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            text = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
+            hash_strings(text, own, hashes[begin : begin + len(chunk)])
+        begin += len(chunk)
+    ascending = np.sort(hashes)
+    twice = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
+    if len(twice):
+        at = np.minimum(np.searchsorted(twice, hashes), len(twice) - 1)
+        rows = np.flatnonzero(twice[at] == hashes)
+        codes, _ = encoded(column.take(pa.array(rows)))
+        found[rows] = np.bincount(codes)[codes] > 1
+    return found
 
 
 def encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from voxstrata.audio.decode import probe
 from voxstrata.audio.info import AudioInfo, part_of
 from voxstrata.audio.source import Recording
-from voxstrata.base.columns import encoded
+from voxstrata.base.columns import encoded, repeated
 from voxstrata.base.errors import AudioError, UnreachableError, error_text
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus.probed import PROBED_SCHEMA, Probed
@@ -79,8 +79,7 @@ def stated(corpus: Corpus) -> Probed:
     with np.errstate(invalid="ignore", over="ignore"):
         samples = np.rint((begin + duration) * SAMPLE_RATE) - np.rint(begin * SAMPLE_RATE)
     bad = ~((samples > 0) & (samples < _MOST_SAMPLES) & (begin >= 0))
-    file = _files(corpus)
-    segments = (begin > 0) | (np.bincount(file)[file] > 1)
+    segments = (begin > 0) | _of_shared_files(corpus)
     failures = {
         int(
             i
@@ -111,6 +110,14 @@ def _rows_by_file(corpus: Corpus) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     order = np.argsort(first[file], kind="stable")
     begins = np.flatnonzero(np.diff(first[file][order], prepend=-1))
     return order, np.append(begins, len(order))
+
+
+def _of_shared_files(corpus: Corpus) -> NDArray[np.bool_]:
+    """Whether other rows are of the same sound file, bool (rows,)."""
+    if corpus.table["member"].null_count == len(corpus):
+        return repeated(corpus.table["path"])
+    file = _files(corpus)
+    return np.asarray(np.bincount(file)[file] > 1)
 
 
 def _files(corpus: Corpus) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voxstrata.audio.info import AudioInfo, Stated
-from voxstrata.base.columns import scattered, take_rows
+from voxstrata.base.columns import nulls, scattered, take_rows
 
 # The fields of AudioInfo, null where a recording fails; `failure` is why. Where a manifest states the lengths, all but
 # `samples` and `is_segment` are null.
@@ -46,7 +46,7 @@ class Probed:
         """Of the fields of AudioInfo, a value a recording, null where it fails or is not known; reasons by row."""
         count = len(columns["samples"])
         arrays = {f.name: pa.array(columns[f.name], f.type) for f in PROBED_SCHEMA if f.name in columns}
-        arrays = {f.name: arrays.get(f.name, pa.nulls(count, f.type)) for f in PROBED_SCHEMA}
+        arrays = {f.name: arrays.get(f.name, nulls(count, f.type)) for f in PROBED_SCHEMA}
         return cls(pa.table({**arrays, "failure": scattered(failures, count)}, PROBED_SCHEMA))
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from voxstrata.audio.remote import RemoteSource
 from voxstrata.audio.source import FileSource, Recording, Source
-from voxstrata.base.columns import all_differ, as_column, take_rows
+from voxstrata.base.columns import all_differ, as_column, nulls, take_rows
 from voxstrata.base.errors import InputError
 from voxstrata.base.remote import is_url
 from voxstrata.corpus.ids import made_ids
@@ -77,9 +77,7 @@ class Corpus:
         known = [*CORPUS_SCHEMA, *PART_SCHEMA]
         names = {column.name for column in known}
         columns = {
-            f.name: self.table[f.name].cast(f.type)
-            if f.name in self.table.column_names
-            else pa.nulls(len(self), f.type)
+            f.name: self.table[f.name].cast(f.type) if f.name in self.table.column_names else nulls(len(self), f.type)
             for f in known
         }
         for name in self.table.column_names:

@@ -159,8 +159,13 @@ class Extraction:
         """The pending units that no other run is at, each claimed just before it is given: first those of a part, in
         working order, then those of the others from the end. `work` drops the claims."""
         left = set(self.pending())
-        pieces = [unit for unit in (part or Part()).order(self.order) if unit in left]
-        return taken(pieces, self._claims, self.writer.committed)
+        pieces = (unit for unit in (part or Part()).order(self.order) if unit in left)
+
+        def free() -> set[int]:
+            # who is no part waits, and takes what the dead held: it looks at each claim
+            return left - self.writer.marked() - (self._claims.held() if part else set())
+
+        return taken(pieces, self._claims, self.writer.committed, free)
 
     def given(self, units: Iterable[int]) -> Iterator[int]:
         """Those of these units that are not committed, for a worker that is told which to do: each is claimed just

@@ -26,12 +26,13 @@ RELABELLED = b"voxstrata_relabelled"  # in the metadata of utterances.parquet: t
 RECORD = b"voxstrata"  # in those of a record: which manifest, and when
 
 
-def read_utterances(files: Files, columns: Sequence[str] | None = None) -> pa.Table:
+def read_utterances(files: Files, columns: Sequence[str] | None = None, *, pages: bool = False) -> pa.Table:
     """`utterances.parquet` as it is stored, with its metadata; of some columns alone, the others are not decoded.
 
+    pages: see `read_table`.
     Raises InputError where it is missing, damaged or another store's.
     """
-    return read_table(files, UTTERANCES, identity_of(files), columns)
+    return read_table(files, UTTERANCES, identity_of(files), columns, pages=pages)
 
 
 def utterance_columns(files: Files) -> list[str]:

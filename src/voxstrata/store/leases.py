@@ -11,13 +11,10 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 from uuid import uuid4
 
 from voxstrata.base.errors import InputError
-
-if TYPE_CHECKING:
-    from voxstrata.store.files import Files
 
 LEASE_SECONDS = 30.0
 _BEATS_PER_LEASE = 6
@@ -35,13 +32,24 @@ class _Seen:
     moved: bool = False
 
 
+class Objects(Protocol):
+    """What leases are made of: small objects below a root. `voxstrata.store.files.Files` is that."""
+
+    root: str
+
+    def create(self, name: str, data: bytes) -> bool: ...
+    def read(self, name: str) -> bytes: ...
+    def touch(self, name: str, data: bytes) -> None: ...
+    def remove(self, name: str) -> None: ...
+
+
 class Leases:
     """The leases of one worker below a root. seconds: after which a holder that does not rewrite counts as dead.
 
     Leaving it as a context lets go of what is still held.
     """
 
-    def __init__(self, files: Files, seconds: float | None = None) -> None:
+    def __init__(self, files: Objects, seconds: float | None = None) -> None:
         self._files, self._seconds = files, LEASE_SECONDS if seconds is None else seconds
         self._owner, self._beats = uuid4().hex, 0
         self._held: dict[str, int] = {}  # generations by name

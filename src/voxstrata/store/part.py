@@ -1,12 +1,15 @@
 """The share of one of several runs that do one piece of work together."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from voxstrata.base.errors import UsageError
 from voxstrata.store.claims import Claims
+
+LOOK_SECONDS = 5.0  # from one look for all that is left to the next, at the least
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,38 @@ class Part:
             given = " ".join(f"{name}={environ[name]}" for name in names if name in environ)
             raise UsageError(f"{given}: no task of a Slurm array; give --part I/N, or unset these") from e
 
-    def order(self, pieces: Sequence[int]) -> list[int]:
-        """The pieces as this run takes them: every `of`-th in their order, then those of the others from the end."""
-        own = list(pieces[self.number - 1 :: self.of])
-        mine = set(own)
-        return own + [piece for piece in reversed(pieces) if piece not in mine]
+    def order(self, pieces: Sequence[int]) -> Iterator[int]:
+        """The pieces as this run takes them: every `of`-th in their order, then those of the others.
+
+        Of these the part that follows comes first, then the next, each from its end: so no two runs that have finished
+        their own begin to take the same.
+        """
+        yield from pieces[self.number - 1 :: self.of]
+        for following in range(1, self.of):
+            yield from reversed(pieces[(self.number - 1 + following) % self.of :: self.of])
 
 
-def taken(pieces: Sequence[int], claims: Claims, done: Callable[[int], bool]) -> Iterator[int]:
-    """The pieces that this run gets to do, each claimed just before it is given. The caller drops the claims."""
+def taken(
+    pieces: Iterable[int],
+    claims: Claims,
+    done: Callable[[int], bool],
+    left: Callable[[], Collection[int]] | None = None,
+) -> Iterator[int]:
+    """The pieces that this run gets to do, each claimed just before it is given. The caller drops the claims.
+
+    done: whether one is. left: all that may still be taken, in a few requests; asked where one was found done or held,
+    now and then, so that who comes late does not ask for each of a million.
+    """
+    known: Collection[int] | None = None
+    look = time.monotonic()
     for piece in pieces:
-        if not done(piece) and claims.take(piece):
-            if done(piece):  # since the look before
-                claims.drop(piece)
-            else:
-                yield piece
+        if known is not None and piece not in known:
+            continue
+        if done(piece) or not claims.take(piece):
+            if left is not None and (begin := time.monotonic()) >= look:
+                known = left()
+                look = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - begin))
+        elif done(piece):  # since the look before
+            claims.drop(piece)
+        else:
+            yield piece

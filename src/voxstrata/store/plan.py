@@ -8,6 +8,7 @@ every array, one piece of work, one commit. The corpus' own order plays no part.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -251,18 +252,19 @@ def _pack(
 
     Returns the first utterance of each unit, and their number, and the first row of each utterance; int64.
     """
-    before = np.append(0, np.cumsum(length))  # rows before each utterance, and of all
-    following = np.searchsorted(before, before[:-1] + fill, "right") - 1  # of the unit after, were there one language
-    following = np.maximum(following, np.arange(1, len(length) + 1))
-    changes = np.append(np.flatnonzero(np.diff(languages)) + 1, len(length))
-    following = np.minimum(following, changes[np.searchsorted(changes, np.arange(len(length)), "right")])
-    begin = [0]
-    while begin[-1] < len(length):
-        begin.append(int(following[begin[-1]]))
-    unit_begin = np.array(begin, np.int64)
-    members = np.diff(unit_begin)
-    first = np.arange(len(members)) * unit_rows - before[unit_begin[:-1]]
-    return unit_begin, before[:-1] + np.repeat(first, members)
+    begins, start = [0], np.empty(len(length), np.int64)
+    edges = [*(np.flatnonzero(np.diff(languages, prepend=-1))).tolist(), len(length)]
+    for first, end in pairwise(edges):
+        before = np.append(0, np.cumsum(length[first:end]))  # rows before each utterance of a language, and of all
+        following = np.searchsorted(before, before[:-1] + fill, "right") - 1  # the first of the unit after its own
+        unit, at, own = len(begins) - 1, 0, [0]
+        while at < end - first:
+            at = max(int(following[at]), at + 1)
+            own.append(at)
+        rows = np.arange(unit, unit + len(own) - 1) * unit_rows - before[own[:-1]]
+        start[first:end] = before[:-1] + np.repeat(rows, np.diff(own))
+        begins += (first + at for at in own[1:])
+    return np.array(begins, np.int64), start
 
 
 def _power_of_two(x: float) -> int:

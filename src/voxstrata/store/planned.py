@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import zarr
 from numpy.typing import NDArray
 
+from voxstrata.audio.info import OVERSHOOT_SECONDS, WHOLE_WITHIN_SECONDS
 from voxstrata.base.columns import sorted_codes
 from voxstrata.base.errors import InputError
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.checked import about_store, identity, read_json, read_table
-from voxstrata.store.files import Files, root_attributes
-from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_planned_labels
+from voxstrata.store.files import Files, root_attributes, zarr_array
+from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_column, with_planned_labels
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
@@ -44,8 +46,9 @@ def read_plan(files: Files, corpus: Corpus | None = None) -> Plan:
     layout = read_json(files, PLAN, own)
     if not files.exists(PROBE):
         raise InputError(f"{files.root}: begun by an older version; go on with `voxstrata extract` and its corpus")
-    stored = _planned_utterances(files, about)
     probed = Probed(read_table(files, PROBE, own))
+    # an append that was cut short may have left rows there that do not count
+    stored = _planned_utterances(files, about).slice(0, len(probed))
     corpus = _corpus_of(files, stored) if corpus is None else _as_stored(files, stored, corpus, probed)
     samples, start, length = (np.asarray(stored[name].to_numpy()) for name in ("samples", "row_start", "row_count"))
     return Plan(
@@ -91,12 +94,11 @@ def refuse_other_plan(files: Files, about: Mapping[str, Any], plan: Plan, d_mode
 
 def _planned_utterances(files: Files, about: Mapping[str, Any]) -> pa.Table:
     """The utterances of the first plan, with the labels that it was made with."""
-    stored = read_utterances(files)
     if appended := about.get("appended"):
-        planned = with_planned_labels(files, stored).slice(0, appended[0]["first_utterance"])
-    else:
-        planned = with_planned_labels(files, stored)
-    return planned.replace_schema_metadata(None)
+        count = appended[0]["first_utterance"]
+    else:  # an append that was cut short may have left rows in the table that do not count
+        count = zarr_array(zarr.open_group(files.zarr_store(read_only=True), mode="r", zarr_format=3), "start").shape[0]
+    return with_planned_labels(files, read_utterances(files)).slice(0, count).replace_schema_metadata(None)
 
 
 def _corpus_of(files: Files, stored: pa.Table) -> Corpus:
@@ -117,7 +119,8 @@ def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -
     _refuse_other_lengths(files, corpus)
     corpus = as_planned(files, corpus)
     corpus = corpus.take(_rows_as_stored(files, stored, corpus.table))
-    _refuse_other_values(files, stored, corpus.table, (*PLANNED_LABELS, *_RECORDING))
+    there, here = (_without_whole_lengths(table, probed) for table in (stored, corpus.table))
+    _refuse_other_values(files, there, here, (*PLANNED_LABELS, *_RECORDING))
     # what goes by the place in its file was planned in that order, language by language
     segments = np.asarray(probed.table["is_segment"].fill_null(False).to_numpy())
     if segments.any() or corpus.packs:
@@ -132,6 +135,18 @@ def _as_stored(files: Files, stored: pa.Table, corpus: Corpus, probed: Probed) -
         if (moved := np.flatnonzero(together & back)).size:
             raise _other_order(files, stored["id"][moved[0]].as_py())
     return corpus
+
+
+def _without_whole_lengths(table: pa.Table, probed: Probed) -> pa.Table:
+    """Utterances without durations that are those of their whole files, as `part_of` has it."""
+    found = probed.table
+    over = pc.subtract(
+        pc.multiply(table["duration"], pc.cast(found["source_rate"], pa.float64())), found["source_frames"]
+    )
+    over = pc.divide(over, pc.cast(found["source_rate"], pa.float64()))  # seconds
+    fits = pc.and_(pc.greater_equal(over, -WHOLE_WITHIN_SECONDS), pc.less_equal(over, OVERSHOOT_SECONDS))
+    whole = pc.fill_null(pc.and_(fits, pc.invert(found["is_segment"])), False)
+    return with_column(table, "duration", pc.if_else(whole, None, table["duration"]))
 
 
 def _refuse_other_lengths(files: Files, corpus: Corpus) -> None:

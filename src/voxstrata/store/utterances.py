@@ -46,7 +46,8 @@ class StoredUtterances:
     def _read(self, columns: Sequence[str] | None) -> pa.Table:
         store = self._store
         # an append that was cut short may have left rows there that are not in the arrays yet
-        table = read_utterances(store.files, columns).replace_schema_metadata(None).slice(0, len(store))
+        table = read_utterances(store.files, columns, pages=bool(self._known))
+        table = table.replace_schema_metadata(None).slice(0, len(store))
         refuse_other_table(store.files, table, store.start, store.length, store.stored_status)
         if "failure" in table.column_names and (store.stored_status == PENDING).any():
             news = pc.coalesce(scattered(store.marked_failures, len(store)), table["failure"])

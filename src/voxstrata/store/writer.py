@@ -15,6 +15,7 @@ from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
+from voxstrata.base.remote import side_by_side
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
@@ -265,8 +266,13 @@ class StoreWriter:
         """
         failures = dict(self.plan.probed.failures)
         overflows = 0
-        for unit in units:
-            marker = read_marker(self.files, self.first_unit + unit, self._identity)
+        units = list(units)
+
+        def read(unit: int) -> dict[str, Any] | None:
+            return read_marker(self.files, self.first_unit + unit, self._identity)
+
+        markers = map(read, units) if self.files.local is not None else side_by_side(read, units)
+        for unit, marker in zip(units, markers, strict=True):
             if marker is None:
                 name = marker_name(self.first_unit + unit)
                 raise InputError(f"{self.files.root}/{name}: missing or damaged; run the same extraction again")
