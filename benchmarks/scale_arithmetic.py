@@ -35,7 +35,7 @@ STORED = 0.021  # dollars a gigabyte (10^9 bytes) and month, beyond 500 TB; the 
 LISTED = 1000  # names that one request lists
 LIST_SECONDS = 0.1  # that such a request takes
 SAMPLE = 200_000
-PLANNED_BYTES = 450  # of memory, an utterance, while a store is prepared (benchmarks/plan_scale.py)
+PLANNED_BYTES = 400  # of memory, an utterance, while a store is prepared (benchmarks/plan_scale.py)
 CAPACITY = 10_000_000  # utterances of one store: what benchmarks/plan_scale.py plans
 
 

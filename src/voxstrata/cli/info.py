@@ -41,26 +41,28 @@ def _store(store: Any) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from voxstrata.base.columns import without_empty
+    from voxstrata.base.columns import encoded, without_empty
     from voxstrata.store.writer import DONE, STATUS
 
     table, done = store.table(["language", "seconds", "failure"]), store.status == DONE
-    language = pc.fill_null(without_empty(table["language"]), "(none)")
-    seconds = np.where(done, table["seconds"].to_numpy(), 0.0)
-    counted = pa.table({"language": language, "done": done.astype(np.int64), "seconds": seconds})
-    counted = counted.group_by("language", use_threads=False).aggregate(
-        [("done", "count"), ("seconds", "sum"), ("done", "sum")]
+    language, names = encoded(pc.fill_null(without_empty(table["language"]), "(none)"))
+    counted = (
+        np.bincount(language, minlength=len(names)),
+        np.bincount(language, table["seconds"].to_numpy() * done, len(names)),
+        np.bincount(language, done, len(names)).astype(np.int64),
     )
-    keys = {"done_count": "utterances", "seconds_sum": "seconds", "done_sum": "done"}
-    languages = {row["language"]: {keys[k]: row[k] for k in keys} for row in counted.to_pylist()}
-    statuses, first, numbers = np.unique(store.status, return_index=True, return_counts=True)
+    keys = ("utterances", "seconds", "done")
+    rows = zip(*(values.tolist() for values in counted), strict=True)
+    languages = {name: dict(zip(keys, row, strict=True)) for name, row in zip(names.to_pylist(), rows, strict=True)}
+    numbers = np.bincount(store.status, minlength=len(STATUS)).tolist()
+    first = sorted((int(np.argmax(store.status == n)), n) for n in range(len(STATUS)) if numbers[n])
     failed = pa.array(np.flatnonzero(table["failure"].is_valid().to_numpy()))
     ids = store.table(["id"])["id"].take(failed).to_pylist() if len(failed) else []
     row_bytes = store.model.d_model * store.spec.stored_dtype.itemsize
     return {
         "kind": "store",
         "complete": store.complete,
-        "status": {STATUS[int(statuses[i])]: int(numbers[i]) for i in np.argsort(first)},
+        "status": {STATUS[n]: numbers[n] for _, n in first},
         "languages": languages,
         "failures": dict(zip(ids, table["failure"].take(failed).to_pylist(), strict=True)),
         "bytes_per_output": int(store.length[store.status == 1].sum()) * row_bytes,

@@ -1,9 +1,7 @@
 """The table of a store's utterances, read column by column, and where in it an id stands."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,18 +12,15 @@ from voxstrata.store.plan import PLACED
 from voxstrata.store.soundness import refuse_other_table
 from voxstrata.store.writer import PENDING, stored_table
 
-if TYPE_CHECKING:
-    from voxstrata.store.reader import EmbeddingStore
-
 # Ids are looked up by reading through them, a hundredth of a microsecond each, until that takes longer than an index of
 # about 100 bytes an utterance.
 _INDEXED, _LOOKED_UP = 1 << 16, 100
 
 
 class StoredUtterances:
-    """`utterances.parquet` of a store, with what has become of the utterances by now."""
+    """`utterances.parquet` of a store, with what has become of the utterances by now. store: an EmbeddingStore."""
 
-    def __init__(self, store: EmbeddingStore) -> None:
+    def __init__(self, store: Any) -> None:
         self._store = store
         self._known: dict[str, pa.ChunkedArray] = {}
 
