@@ -85,7 +85,11 @@ def open_remote(url: str, **options: Any) -> tuple[Any, str]:
 
     Raises InputError where a package is missing, the kind is unknown, or the URL of a bucket holds credentials.
     """
-    if urlsplit(url).scheme in ("s3", "s3a", "gs", "gcs") and "@" in urlsplit(url).netloc:
+    try:
+        parts = urlsplit(url)
+    except ValueError as e:
+        raise InputError(f"{url}: no URL ({e}); use s3://, gs://, https:// or a path") from None
+    if parts.scheme in ("s3", "s3a", "gs", "gcs") and "@" in parts.netloc:
         raise InputError(f"{shown(url)}: no credentials in the name of a bucket; give them by the environment")
     try:
         # listings that are kept would hide what others write

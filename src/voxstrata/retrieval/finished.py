@@ -1,6 +1,5 @@
 """What a comparison left in its folder, read back."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
 from voxstrata.retrieval.tileplan import settings_sha256
 from voxstrata.store.checked import checked_table, read_json
 from voxstrata.store.files import Files
@@ -85,7 +85,7 @@ def read_tile_plan(files: Files) -> dict[str, Any]:
     where = f"{files.root}/{PLAN_FILE}"
     data = files.read(PLAN_FILE)
     try:
-        plan = dict(json.loads(data))
+        plan = dict(parse_json(data))
         settings = {key: value for key, value in plan.items() if key not in ("schema", "fingerprint")}
         if plan["fingerprint"] != settings_sha256(settings):
             raise ValueError("its content is not what its fingerprint says")
@@ -105,8 +105,8 @@ def read_result(files: Files, name: str, plan: str) -> Any:
             return read_json(files, name)
         table = checked_table(files, name)
         about = (table.schema.metadata or {}).get(ABOUT.encode())
-        of = plan if about is None else dict(json.loads(about)).get("plan")
-    except (InputError, ValueError, TypeError) as e:
+        of = plan if about is None else dict(parse_json(about)).get("plan")
+    except (InputError, ValueError, TypeError, RecursionError) as e:
         what = "damaged or changed" if files.exists(name) else "missing"
         raise InputError(f"{files.root}/{name}: {what}; {_AGAIN}") from e
     if of != plan:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +30,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import load_arrays, parse_json
 from voxstrata.retrieval.candidates import CandidateSets
 from voxstrata.retrieval.finished import (
     ABOUT,
@@ -111,11 +111,11 @@ class Results:
         if not self.plan.candidates:
             return None
         try:
-            with np.load(io.BytesIO(self.files.read(CANDIDATES_FILE))) as stored:
-                if str(stored.get("plan", self.plan.fingerprint)) != self.plan.fingerprint:
-                    raise ValueError("of another comparison")
-                return CandidateSets(stored["forward"], stored["backward"])
-        except (ValueError, KeyError, EOFError, BadZipFile) as e:
+            stored = load_arrays(io.BytesIO(self.files.read(CANDIDATES_FILE)))
+            if str(stored.get("plan", self.plan.fingerprint)) != self.plan.fingerprint:
+                raise ValueError("of another comparison")
+            return CandidateSets(stored["forward"], stored["backward"])
+        except (ValueError, KeyError) as e:
             raise InputError(f"{self.files.root}/{CANDIDATES_FILE}: damaged ({e}); {COMPARE_AGAIN}") from e
 
     @contextmanager
@@ -199,7 +199,7 @@ class Results:
 
     def _marker(self, row: int) -> dict[str, Any] | None:
         try:
-            marker = json.loads(self.files.read(f"{_unit(row)}/{_DONE}"))
+            marker = parse_json(self.files.read(f"{_unit(row)}/{_DONE}"))
             plan = self.plan.fingerprint
             return marker if marker["row"] == row and marker.get("plan", plan) == plan else None
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.files import GROUP_ROWS, Files, root_attributes
 from voxstrata.store.spec import StoreSpec
@@ -100,7 +101,7 @@ def read_json(files: Files, name: str, store: str | None = None) -> dict[str, An
     """
     data = _read(files, name, store)
     try:
-        content = json.loads(data)
+        content = parse_json(data)
     except (ValueError, RecursionError) as e:
         raise damaged(files, name, f"no JSON ({type(e).__name__})") from None
     if not isinstance(content, dict):

@@ -5,7 +5,6 @@ and history/0001.parquet, 0002, … hold what each change replaced. A record bey
 cut short before it counted.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from voxstrata.base.opening import parse_json
 from voxstrata.base.tables import distinct
 from voxstrata.corpus import Corpus
 from voxstrata.store.checked import checked_table, damaged, identity_of
@@ -58,7 +58,7 @@ def record_name(number: int) -> str:
 def read_record(files: Files, number: int) -> tuple[pa.Table, dict[str, Any]]:
     """What a change replaced, columns id, column, old, new, and what is known of it: manifest, sha256, when."""
     table = checked_table(files, record_name(number), identity_of(files))
-    return table, dict(json.loads(table.schema.metadata[RECORD]))
+    return table, dict(parse_json(table.schema.metadata[RECORD]))
 
 
 def with_planned_labels(files: Files, utterances: pa.Table) -> pa.Table:

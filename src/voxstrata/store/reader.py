@@ -56,8 +56,11 @@ class EmbeddingStore:
         self.about: dict[str, Any] = about_store(self.files)
         if self.files.names(HISTORY):  # so that results say which labels they were made with
             self.about["relabelled"] = times_relabelled(read_utterances(self.files, ()))
-        self.model = ModelCard.from_dict(about["model"])
-        self.spec = StoreSpec.from_dict(about["spec"])
+        try:
+            self.model = ModelCard.from_dict(about["model"])
+            self.spec = StoreSpec.from_dict(about["spec"])
+        except (KeyError, TypeError, ValueError, UsageError) as e:
+            raise InputError(f"{path}: what it says of its model is damaged ({e}); get another copy") from e
         refuse_foreign_arrays(self.files, self.spec)
         with reading_zarr(self.files, ROOT):
             self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)

@@ -1,7 +1,6 @@
 """Whether what lies in a store is what a store has, before it is read and after."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, VoxstrataError
+from voxstrata.base.opening import parse_json
 from voxstrata.store.checked import REPAIR
 from voxstrata.store.files import ROOT, Files
 from voxstrata.store.spec import StoreSpec
@@ -29,7 +29,7 @@ def refuse_foreign_arrays(files: Files, spec: StoreSpec) -> None:
     others = [f"{spec.group}/{name}" for name in files.names(spec.group) if name != ROOT]  # xarray opens them, too
     for name in dict.fromkeys(["", spec.group, "utterance", *own, *others]):
         try:
-            node = json.loads(files.read(f"{name}/{ROOT}".lstrip("/")))
+            node = parse_json(files.read(f"{name}/{ROOT}".lstrip("/")))
             wrong = _foreign(node)
         except (FileNotFoundError, NotADirectoryError):
             wrong = "no zarr 3 array" if name in own else ""

@@ -1,6 +1,5 @@
 """Read a whole store and hold everything in it against its checksums; take what is damaged back to pending."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
 from voxstrata.store.checked import checked_table, checksum, identity, read_json, table_bytes
@@ -303,7 +303,7 @@ def _said(error: Exception) -> str:
 
 def _zarr_damages(files: Files) -> Iterator[tuple[str, str]]:
     """Where zarr's metadata contradict each other: those of each array stand in three places."""
-    root = json.loads(files.read(ROOT))
+    root = parse_json(files.read(ROOT))
     consolidated = root.get("consolidated_metadata")
     if set(root) - _GROUP:
         yield ROOT, f"unknown keys: {first_few(sorted(set(root) - _GROUP))}"
@@ -314,7 +314,7 @@ def _zarr_damages(files: Files) -> Iterator[tuple[str, str]]:
     for name, node in consolidated["metadata"].items():
         file = f"{name}/{ROOT}"
         try:
-            there = json.loads(files.read(file))
+            there = parse_json(files.read(file))
         except (FileNotFoundError, ValueError) as e:
             yield file, f"missing or damaged ({type(e).__name__})"
             continue
@@ -340,7 +340,7 @@ def _repair(check: _Check) -> None:
         for name in {damage.file for damage in check.damages if damage.file.startswith(APPENDED)}:
             files.remove(name)
         try:
-            json.loads(files.read(ROOT))
+            parse_json(files.read(ROOT))
         except (ValueError, FileNotFoundError):
             files.remove(ROOT)
         return
