@@ -122,8 +122,7 @@ def on_actors(
     actors = [make(work, dict(arguments)) for _ in range(min(workers.number, len(waiting)))]
     # An empty handful asks whether a worker is up.
     busy: dict[Any, tuple[Any, list[int]]] = {actor.do.remote([]): (actor, []) for actor in actors}
-    restarting: list[Any] = []
-    asked = time.monotonic()
+    restarting, idle, asked = list[Any](), list[Any](), time.monotonic()
     try:
         while waiting or any(handful for _, handful in busy.values()):
             if time.monotonic() > asked + _TICK:
@@ -144,6 +143,9 @@ def on_actors(
                         _count(losses, handful)
                         reporter.warn(f"Ray lost the worker that was at {_named(handful)}: they start elsewhere")
                         waiting.extendleft([piece] for piece in reversed(handful))
+                        # who had nothing left to do may be all that lives, and has the cores that a new one would need
+                        busy |= {actor.do.remote([]): (actor, []) for actor in idle}
+                        idle = []
                     elif not isinstance(e, ray.exceptions.ActorUnavailableError):
                         raise InputError(f"a worker on Ray cannot start: {_last_line(e)}") from e
                     restarting.append(actor)
@@ -155,6 +157,8 @@ def on_actors(
                 if waiting:
                     handful = waiting.popleft()
                     busy[actor.do.remote(handful)] = (actor, handful)
+                else:
+                    idle.append(actor)
     finally:
         for actor in actors:
             ray.kill(actor)
