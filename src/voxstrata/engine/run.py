@@ -85,7 +85,7 @@ def prepare(
     files = Files(store, durable=durable)
     with writing(files):
         refuse_foreign(files)
-        with leaving_no_empty_folder(Path(files.local or "/")), patient_lock(files):
+        with leaving_no_empty_folder(Path(files.local or "/")), patient_lock(files, reporter.step):
             begun, plan = files.exists(PLAN), None
             if begun:
                 compare_settings(files, model.card, spec)
