@@ -529,6 +529,22 @@ def test_the_lock_file_of_a_dead_process_does_not_block(
     assert contents(path) == contents(written)
 
 
+def test_a_file_that_is_being_written_survives_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that completes the store removes what it takes for a dead run's, while another does a unit once more."""
+    files, sync, swept = Files(tmp_path / "s.zarr"), os.fsync, list[int]()
+
+    def sweeping(fd: int) -> None:
+        sync(fd)
+        if not swept:
+            swept.append(fd)
+            files.sweep()
+
+    files.write("units/0", b"before")
+    monkeypatch.setattr(os, "fsync", sweeping)
+    files.write("units/0", b"af", b"ter")
+    assert contents(tmp_path) == {"s.zarr/units/0": b"after"}
+
+
 def test_who_has_the_lock_is_told_once_to_whom_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voxstrata.store.files._SILENT_SECONDS", 0.0)
     files, told = Files(tmp_path / "s.zarr"), list[str]()

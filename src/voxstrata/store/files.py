@@ -135,20 +135,25 @@ class Files:
             self._upload(name, parts)
             return
         target = self.local / name
-        self._make_folder(target.parent)
-        # a name of its own: should two processes write one file, neither cuts what the other moves into place
-        partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
-        try:
-            with partial.open("xb") as f:
-                for part in parts:
-                    f.write(part)
-                if self.durable:
-                    f.flush()
-                    os.fsync(f.fileno())
-            partial.replace(target)
-        except OSError:  # a full disk must not stay full
-            partial.unlink(missing_ok=True)
-            raise
+        while True:
+            self._make_folder(target.parent)
+            # a name of its own: should two processes write one file, neither cuts what the other moves into place
+            partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
+            try:
+                with partial.open("xb") as f:
+                    for part in parts:
+                        f.write(part)
+                    if self.durable:
+                        f.flush()
+                        os.fsync(f.fileno())
+                try:
+                    partial.replace(target)
+                    break
+                except FileNotFoundError:  # taken for a dead run's: what we do again, another has done and completed
+                    continue
+            except OSError:  # a full disk must not stay full
+                partial.unlink(missing_ok=True)
+                raise
         if self.durable:
             sync_path(target.parent)
 
