@@ -1,6 +1,7 @@
 """The files beside the arrays, and where a store lies: a local path or an object store's URL."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import logging
@@ -316,6 +317,15 @@ def _locked(path: Path) -> int:
             ) from None
         except FileNotFoundError:
             os.close(fd)
+        except OSError as e:
+            os.close(fd)
+            if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+                raise
+            path.unlink(missing_ok=True)
+            raise InputError(
+                f"{path.parent}: no locks in this file system ({e}), which keep runs apart; mount it with them "
+                "(Lustre: -o flock), or choose another place"
+            ) from e
 
 
 def root_attributes(files: Files) -> dict[str, Any]:
