@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
 from voxstrata.base.errors import HeldError, InputError
+from voxstrata.base.folders import sync_path
 from voxstrata.base.opening import check_regular, parse_json, read_regular
 from voxstrata.base.remote import T, causes, open_remote, patiently, shown, status_of
 from voxstrata.store.leases import Leases
@@ -289,15 +290,6 @@ def patient_lock(files: Files, tell: Callable[[str], None] | None = None) -> Ite
             else:
                 break
         yield
-
-
-def sync_path(path: Path) -> None:
-    """Have a file, or the names in a folder, reach the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _locked(path: Path) -> int:
