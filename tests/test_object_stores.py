@@ -19,8 +19,9 @@ import pytest
 from kills import contents
 from s3_server import S3Server
 
+from voxstrata.audio.remote import RemoteSource
 from voxstrata.base import remote
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import AudioError, InputError, UnreachableError
 from voxstrata.engine import Runtime, extract
 from voxstrata.store import StoreSpec, leases, open_store
 from voxstrata.store import files as store_files
@@ -278,6 +279,25 @@ def test_errors_name_the_object_and_no_key(s3: S3Server, monkeypatch: pytest.Mon
         Files(f"s3://AKIA:{SECRET}@bucket/x")
     assert SECRET not in str(error.value)
     assert SECRET not in remote.redacted(f"signed with {SECRET}; see https://me:{SECRET}@a.b/?X-Amz-Signature={SECRET}")
+
+
+def test_a_token_that_ran_out_ends_the_run_and_fails_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(Exception):
+        response: Any = None
+
+    class Bucket:
+        def cat_file(self, path: str) -> bytes:
+            error = Refused("The provided token has expired.")
+            error.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+            raise PermissionError("The provided token has expired.") from error
+
+    monkeypatch.setattr("voxstrata.audio.remote.open_remote", lambda url: (Bucket(), url))
+    code = "ExpiredToken"
+    with pytest.raises(UnreachableError, match=r"s3://bucket/a\.wav: the credentials are not valid.*renew them"):
+        RemoteSource("s3://bucket/a.wav").read()
+    code = "AccessDenied"  # of this object alone
+    with pytest.raises(AudioError, match="access denied"):
+        RemoteSource("s3://bucket/a.wav").read()
 
 
 @pytest.mark.parametrize(

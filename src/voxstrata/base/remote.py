@@ -39,6 +39,11 @@ _NO_CREDENTIALS = {
     "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError",
     "TokenRetrievalError", "UnauthorizedSSOTokenError",
 }  # fmt: skip
+# Of S3, about who asks, not what is asked for: a token runs out in the middle of a run.
+_INVALID_CODES = {
+    "ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken",
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed",
+}  # fmt: skip
 _FOUND = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)  # answers, for the caller
 _SECRET = re.compile(r"^x-(amz|goog)-|sig|token|secret|passw|cred|key|auth|policy|expires|accessid", re.IGNORECASE)
 _AZURE = {"sv", "st", "se", "sr", "sp", "sip", "spr", "ss", "srt", "skoid", "sktid", "skt", "ske", "sks", "skv"}
@@ -109,7 +114,7 @@ def patiently(url: str, action: Callable[[], T]) -> T:
     """What `action` gives, tried again after errors that pass. url: what it is about.
 
     FileNotFoundError and FileExistsError are answers, and reach the caller. Raises UnreachableError where the server
-    does not answer for PATIENCE_SECONDS, and where there are no credentials; InputError for all else.
+    does not answer for PATIENCE_SECONDS, and where there are no valid credentials; InputError for all else.
     """
     waits = _Waits(url)
     while True:
@@ -143,6 +148,12 @@ def status_of(error: BaseException) -> int | None:
     return _number(getattr(error, "status", getattr(error, "code", None)))  # aiohttp; gcsfs
 
 
+def _code_of(error: BaseException) -> str | None:
+    """What S3 calls an error."""
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
 def causes(error: BaseException) -> list[BaseException]:
     """An error and those it was made of, the innermost first."""
     chain = [error]
@@ -159,9 +170,7 @@ def is_passing(error: BaseException) -> bool:
 def _passing(error: BaseException) -> bool | None:
     """None where this error alone does not say."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    response = getattr(error, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    if code in _PASSING_CODES:
+    if _code_of(error) in _PASSING_CODES:
         return True
     if (status := status_of(error)) is not None:
         return status in _PASSING_STATUS
@@ -204,6 +213,11 @@ def _refusal(url: str, error: Exception, tried: float) -> InputError:
         return UnreachableError(
             f"{name}: no credentials found ({_said(error)}); set them in the environment, such as AWS_ACCESS_KEY_ID "
             "and AWS_SECRET_ACCESS_KEY or AWS_PROFILE for s3://, GOOGLE_APPLICATION_CREDENTIALS for gs://"
+        )
+    if any(_code_of(cause) in _INVALID_CODES for cause in chain):
+        return UnreachableError(
+            f"{name}: the credentials are not valid, or not any more ({_said(error)}); renew them, and run the same "
+            "command to go on"
         )
     if is_passing(error):
         return UnreachableError(
