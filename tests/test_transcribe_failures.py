@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from voxstrata.audio.source import Recording
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.early_exit import checking as transcribe_check
 from voxstrata.early_exit import decoding as module
@@ -196,3 +196,21 @@ def test_a_float16_checkpoint_is_checked_as_it_is_written(
     assert written == [{torch.float16}, {torch.float32}]
     assert [(r.equal, r.recordings) for r in rows] == [(2, 2), (2, 2)]
     assert transcriber.model.dtype == torch.float16
+
+
+def test_an_outage_fails_no_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", sound(0.5, 1), 16_000)
+    corpus = read_corpus(tmp_path)
+    found, failures = transcribe_audio.find_recordings(corpus)
+    assert (len(found), failures) == (2, {})
+
+    def unreachable(recording: Recording, *_: Any) -> Any:
+        raise UnreachableError(f"{recording.source.name}: no answer")
+
+    monkeypatch.setattr(transcribe_audio, "probe", unreachable)
+    monkeypatch.setattr(transcribe_audio, "decode", unreachable)
+    with pytest.raises(UnreachableError):
+        transcribe_audio.find_recordings(corpus)
+    with pytest.raises(UnreachableError):
+        transcribe_audio.read_recording(corpus, 0, found[0])

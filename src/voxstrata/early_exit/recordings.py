@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.audio.decode import AudioInfo, decode, probe
-from voxstrata.base.errors import AudioError, InputError, error_text
+from voxstrata.base.errors import AudioError, InputError, UnreachableError, error_text
 from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SECONDS
 
@@ -14,7 +14,7 @@ from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SECONDS
 def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str]]:
     """What the header says of each row that can be transcribed; and by id why the others cannot.
 
-    Raises InputError when no row can.
+    Raises InputError when no row can, UnreachableError where a server does not answer.
     """
     found: dict[int, AudioInfo] = {}
     failures: dict[str, str] = {}
@@ -24,6 +24,8 @@ def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str
             if info.samples > WINDOW_SECONDS * SAMPLE_RATE:
                 raise AudioError(f"{info.samples / SAMPLE_RATE:.1f} s, more than Whisper's window of 30 s; cut it")
             found[i] = info
+        except UnreachableError:  # an outage costs the run
+            raise
         except Exception as e:
             failures[str(name)] = failure_reason(corpus, i, e)
     refuse_if_none(corpus, found, failures)
@@ -38,9 +40,12 @@ def refuse_if_none(corpus: Corpus, found: Collection[int], failures: Mapping[str
 
 
 def read_recording(corpus: Corpus, i: int, info: AudioInfo) -> npt.NDArray[np.float32]:
-    """The samples of row `i` (info.samples,), at 16 kHz. Raises AudioError, whatever the decoder raised."""
+    """The samples of row `i` (info.samples,), at 16 kHz. Raises UnreachableError where a server does not
+    answer, else AudioError, whatever the decoder raised."""
     try:
         return decode(corpus.recording(i), info)
+    except UnreachableError:
+        raise
     except Exception as e:
         raise AudioError(failure_reason(corpus, i, e)) from e
 
