@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -298,6 +299,19 @@ def test_a_token_that_ran_out_ends_the_run_and_fails_no_recording(monkeypatch: p
     code = "AccessDenied"  # of this object alone
     with pytest.raises(AudioError, match="access denied"):
         RemoteSource("s3://bucket/a.wav").read()
+
+
+def test_a_full_disk_for_temporary_files_ends_the_run_and_fails_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bucket:
+        def get_file(self, path: str, local: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", local)
+
+    monkeypatch.setattr("voxstrata.audio.remote.open_remote", lambda url: (Bucket(), url))
+    with (
+        pytest.raises(UnreachableError, match=r"s3://bucket/a\.wav: .*No space left.*TMPDIR"),
+        RemoteSource("s3://bucket/a.wav").fetched(1 << 30),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ class HeldError(InputError):
 
 
 class UnreachableError(InputError):
-    """A server does not answer, or answers nobody: costs the run, never a recording, since later it may be there."""
+    """A server does not answer, or answers nobody, or there is no room here for its answer: costs the run, never a
+    recording, since later it may be there."""
 
 
 class AudioError(InputError):

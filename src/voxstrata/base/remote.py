@@ -29,6 +29,7 @@ _PASSING_STATUS = {408, 429, 500, 502, 503, 504}
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "OperationAborted"}
 _PASSING_CODES |= {"ConditionalRequestConflict"}  # S3: two conditional writes of one object at once
 _PASSING_ERRNO = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT, errno.EPIPE}
+_HERE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}  # of this machine: what lacks is no server's
 # Of botocore, aiohttp, requests, urllib3 and fsspec, by name: each is installed only where it is needed.
 _PASSING = {
     "HTTPClientError", "EndpointConnectionError", "ConnectionError", "ClientConnectionError", "ClientPayloadError",
@@ -218,6 +219,11 @@ def _refusal(url: str, error: Exception, tried: float) -> InputError:
         return UnreachableError(
             f"{name}: the credentials are not valid, or not any more ({_said(error)}); renew them, and run the same "
             "command to go on"
+        )
+    if isinstance(error, OSError) and error.errno in _HERE_ERRNO:
+        return UnreachableError(
+            f"{name}: cannot be fetched ({_said(error)}); make room here (temporary files lie in TMPDIR), and run the "
+            "same command to go on"
         )
     if is_passing(error):
         return UnreachableError(
