@@ -122,6 +122,7 @@ def on_actors(
     actors = [make(work, dict(arguments)) for _ in range(min(workers.number, len(waiting)))]
     # An empty handful asks whether a worker is up.
     busy: dict[Any, tuple[Any, list[int]]] = {actor.do.remote([]): (actor, []) for actor in actors}
+    free: list[Any] = []  # kept: what a lost worker was at may come back when nothing else is left
     restarting: list[Any] = []
     asked = time.monotonic()
     try:
@@ -152,9 +153,10 @@ def on_actors(
                     raise _ERRORS.get(error[0], VoxstrataError)(error[1])
                 if handful:
                     yield found
-                if waiting:
-                    handful = waiting.popleft()
-                    busy[actor.do.remote(handful)] = (actor, handful)
+                free.append(actor)
+            while waiting and free:
+                actor, handful = free.pop(), waiting.popleft()
+                busy[actor.do.remote(handful)] = (actor, handful)
     finally:
         for actor in actors:
             ray.kill(actor)
