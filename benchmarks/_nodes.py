@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# A node that is killed is missed after about two seconds, not after a quarter of a minute. One that only answers late, on
-# a busy machine, is not: its answers are waited for as long as Ray waits by default.
+# A node that is killed is missed after about two seconds, not after a quarter of a minute. One that answers late on a
+# busy machine is not: its answers are waited for as long as Ray waits by default.
 WATCHFUL = {
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 500,

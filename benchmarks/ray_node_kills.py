@@ -21,6 +21,7 @@ from _nodes import Nodes, nodes, watching
 from voxstrata.base.progress import Reporter
 from voxstrata.cluster.actors import Workers
 from voxstrata.cluster.extracting import extract_on_ray
+from voxstrata.corpus import read_corpus
 from voxstrata.engine import Runtime, extract
 from voxstrata.store import StoreSpec
 
@@ -50,6 +51,7 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
     args = p.parse_args()
+    corpus = read_corpus(args.corpus)
     facts, rng = environment(1), np.random.default_rng(args.seed)
     runtime, rows = Runtime(threads=1, unit_megabytes=1), []
     with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name, nodes() as cluster:
@@ -72,7 +74,8 @@ def main() -> int:
             reporter = Losses(cluster if again else None)
             begin = time.perf_counter()
             with watching(ready, kill):
-                extract_on_ray(args.corpus, args.exported, store, spec, runtime, Workers(number=2), reporter)
+                how = {"workers": Workers(number=2), "source": args.corpus}
+                extract_on_ray(corpus, args.exported, store, spec, runtime, reporter, **how)
             row = {
                 "units_before_the_kill": at,
                 "new_node": again,

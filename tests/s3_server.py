@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -47,6 +48,7 @@ class S3Server:
         return keys | {"AWS_ENDPOINT_URL": self.url, "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}
 
     def close(self) -> None:
+        s3fs.S3FileSystem.clear_instance_cache()  # they know this server's address
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -17,7 +17,7 @@ import soundfile
 from conftest import sound
 
 from voxstrata.base.progress import Progress
-from voxstrata.cli import main
+from voxstrata.cli.app import main
 from voxstrata.cli.console import TerminalReporter, aligned, clock
 from voxstrata.cli.info import _print_model
 
@@ -243,7 +243,7 @@ def test_help_waits_for_no_heavy_import_and_extraction_needs_no_torch(
     blocked = (
         "import sys\nfor m in ('torch', 'transformers', 'onnx', 'matplotlib', 'safetensors'): sys.modules[m] = None\n"
     )
-    call = "from voxstrata.cli import main\nmain.main(sys.argv[1:], prog_name='voxstrata')"
+    call = "from voxstrata.cli.app import main\nmain.main(sys.argv[1:], prog_name='voxstrata')"
     for args in (["export", "--help"], ["extract", parallel, tiny_model, "-o", tmp_path / "s.zarr"]):
         done = subprocess.run(
             [sys.executable, "-c", blocked + call, *args], capture_output=True, text=True, check=False

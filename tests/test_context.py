@@ -197,7 +197,7 @@ def test_a_graph_that_is_no_graph_is_an_input_error_naming_it(model: Path) -> No
     card = open_model(model).card
     (model / "log_mel.onnx").write_bytes(b"no graph")
     write_card(model, card)
-    with pytest.raises(InputError, match=r"log_mel\.onnx: onnxruntime cannot load it"):
+    with pytest.raises(InputError, match=r"log_mel\.onnx: no graph that `voxstrata export` writes"):
         CpuEncoder(open_model(model))
 
 

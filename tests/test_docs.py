@@ -14,7 +14,7 @@ from conftest import sound
 from test_cli import run
 
 import voxstrata as vs
-from voxstrata.cli import main
+from voxstrata.cli.app import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]

@@ -12,6 +12,7 @@ from checkpoint_files import PREFIX, State, sharded
 from test_bad_checkpoint import edit_config, refused
 from test_cli import run
 
+from voxstrata.base import opening
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import Reporter
 
@@ -22,7 +23,6 @@ from transformers import WhisperForConditionalGeneration  # noqa: E402
 
 from voxstrata.early_exit.checkpoint import load_transcriber  # noqa: E402
 from voxstrata.early_exit.decoding import Decoding, language_tokens  # noqa: E402
-from voxstrata.exporters import reading  # noqa: E402
 from voxstrata.exporters.checkpoint import load_checkpoint  # noqa: E402
 
 HUGE = 10**9
@@ -281,8 +281,8 @@ def test_json_beyond_reason_is_refused(whole: Path, monkeypatch: pytest.MonkeyPa
     refused(whole, "not readable as JSON")
     config.write_text('{"model_type": "whisper", "d_model": ' + "9" * 5000 + "}")
     refused(whole, "not readable as JSON")
-    monkeypatch.setattr(reading, "_MAX_JSON_BYTES", 1000)
-    refused(whole, "too many for a configuration")
+    monkeypatch.setattr(opening, "JSON_BYTES", 1000)
+    refused(whole, "1000 are the most that is read")
 
 
 # ---- preprocessor_config.json

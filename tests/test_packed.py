@@ -219,7 +219,7 @@ def test_a_parquet_file_is_read_once_in_bounded_memory(
         monkeypatch.setattr(parquet_rows, name, value)
     opened, corpus = pq.ParquetFile, read_corpus(path)
     with Counted(path) as file:
-        monkeypatch.setattr(parquet_rows.pq, "ParquetFile", lambda _, **options: opened(file, **options))
+        monkeypatch.setattr(pq, "ParquetFile", lambda _, **options: opened(file, **options))
         in_turn = [i for begin in range(0, 400, 8) for i in rng.permutation(range(begin, begin + 8)).tolist()]
         for i in in_turn:  # as eight threads ask for them
             assert corpus.recording(i).source.read() == noise[i]
@@ -636,7 +636,7 @@ def test_an_extraction_reads_a_parquet_file_once_for_lengths_and_once_for_sample
         monkeypatch.setattr(parquet_rows, name, value)
     opened, corpus = pq.ParquetFile, read_corpus(path)
     with Counted(path) as file:
-        monkeypatch.setattr(parquet_rows.pq, "ParquetFile", lambda _, **options: opened(file, **options))
+        monkeypatch.setattr(pq, "ParquetFile", lambda _, **options: opened(file, **options))
         report = extract(corpus, tiny_model, tmp_path / "s.zarr", runtime=Runtime(threads=2))
         assert report.failures == {}
         assert 1.8 * size < file.total < 3 * size

@@ -33,7 +33,7 @@ def s3() -> Iterator[S3Server]:
         for name, value in server.environment(SECRET).items():
             patch.setenv(name, value)
         patch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.02)
-        remote.open_remote("s3://bucket")[0].mkdir("bucket")
+        remote.open_remote("s3://bucket")[0].makedirs("bucket", exist_ok=True)
         yield server
     server.close()
 

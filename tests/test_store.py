@@ -427,9 +427,13 @@ def test_markers_that_cannot_be_read_count_as_missing(
 def test_a_store_of_another_model_is_refused_naming_what_differs(
     corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
 ) -> None:
+    from voxstrata.exporters.writing import _stamp
+
     for key, value in (("weights_sha256", "0" * 64), ("dtype", "float16"), ("final_norm", "every")):
         folder = Path(shutil.copytree(tiny_model, tmp_path / key))
-        write_card(folder, replace(open_model(folder).card, **{key: value}))
+        card = replace(open_model(folder).card, **{key: value})
+        _stamp(folder, card)
+        write_card(folder, card)
         refused(f"another model: {key} is .* there .*, {value} here", corpus, folder, written)
     folder = Path(shutil.copytree(tiny_model, tmp_path / "silence"))
     card = open_model(folder).card

@@ -43,6 +43,12 @@ from voxstrata.store import EmbeddingStore, StoreSpec, files, open_store
 from voxstrata.store.files import Files
 from voxstrata.store.part import Part
 
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 D = 8
 N = 12  # utterances per language
 MATRICES = ("f1", "precision", "recall")

@@ -45,6 +45,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
 def small_chunks_and_impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tileplan, "MIN_CHUNK_UTTERANCES", 2)
     monkeypatch.setattr(all_pairs, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # takes long on a busy disk
 
 
 @pytest.fixture

@@ -11,14 +11,15 @@ docs/api.md has an example of each.
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime 1.31 looks up a telemetry host and keeps what it would send under the user's cache folder. It reads this
 # when it is imported, which happens in modules below this one alone; a user's own setting stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+TYPE_CHECKING = False  # `typing` is not imported, nor anything else: an interrupt is answered once this is done
 if TYPE_CHECKING:
+    from typing import Any
+
     from voxstrata.base.errors import AudioError as AudioError
     from voxstrata.base.errors import InputError as InputError
     from voxstrata.base.errors import UsageError as UsageError
@@ -105,6 +106,8 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("voxstrata")
     elif name in _PLACES:
+        from importlib import import_module
+
         value = getattr(import_module(f"voxstrata.{_PLACES[name]}"), _ALIASES.get(name, name))
     else:
         raise AttributeError(f"module 'voxstrata' has no attribute {name!r}")

@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO, cast
 
 from voxstrata.audio.source import FileSource, Source
 from voxstrata.base.errors import AudioError, InputError, UnreachableError
+from voxstrata.base.folders import scratch_folder
 from voxstrata.base.remote import T, open_remote, patiently, shown
 
 _BLOCK_BYTES = 1 << 16  # the first read of a header
@@ -71,7 +71,7 @@ class RemoteSource(Source):
         if (size or self.size()) <= _IN_MEMORY_BYTES:
             yield _Fetched(self.name, self.read())
             return
-        with tempfile.TemporaryDirectory(prefix="voxstrata-") as folder:
+        with scratch_folder("remote") as folder:
             local = os.path.join(folder, "recording")
             self._ask(lambda fs, path: fs.get_file(path, local))
             yield _FetchedFile(Path(local), self.name)

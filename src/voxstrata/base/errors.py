@@ -1,6 +1,14 @@
 """Errors a user can act on: each names the file or value, says what is wrong, and how to mend it."""
 
+import os
 import re
+
+DEBUG = "VOXSTRATA_DEBUG"  # of the environment: tracebacks are shown
+
+
+def debugging() -> bool:
+    """Whether tracebacks are asked for."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 class VoxstrataError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from voxstrata.base.errors import UsageError
@@ -19,11 +20,25 @@ DPI = 120
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure outside pyplot: no display, no global state, Agg when saved as PNG. Sizes in inches."""
+    return _plain()(figsize=(width, height), layout="constrained")
+
+
+@cache
+def _plain() -> type[Figure]:
+    """Figures that draw "$" as it stands: ids and texts are no formulas, and "$\\frac{$" is not even one."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.text import Text
     except ImportError as error:
         raise UsageError("plots need matplotlib; install it with: pip install 'voxstrata[plot]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
+
+    class Plain(Figure):
+        def draw(self, renderer: Any) -> None:
+            for text in self.findobj(Text):
+                text.set_parse_math(False)
+            super().draw(renderer)
+
+    return Plain
 
 
 def text_size(figure: Figure) -> float:

@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryFile, mkdtemp
+from tempfile import TemporaryFile, gettempdir, mkdtemp
+from typing import Any
 
 from voxstrata.base.errors import InputError
 
@@ -50,8 +51,9 @@ def check_vacant(folder: Path, replaced: Collection[str] = ()) -> None:
     """Raise InputError when something is there already, other than an empty folder.
 
     replaced: what an earlier result consists of, patterns of paths ("data/*.parquet"), the first of the file that it is
-    known by: such a folder may be there, if nothing else is in it.
+    known by: such a folder may be there, if nothing else is in it. What killed processes left beside it is removed.
     """
+    sweep_unfinished(folder.parent)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not replaced:
@@ -75,43 +77,93 @@ def _fits(path: str, pattern: str) -> bool:
 def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
     """A folder to fill, beside `target`. It becomes `target` at the end; after an error nothing is left of it.
 
-    replaced: as in `check_vacant`; what it names is removed once the new folder is whole. What a killed process left of
-    its own is removed when the next one begins, which puts back what that had moved away and not replaced yet.
+    replaced: as in `check_vacant`; what it names is removed once the new folder is whole. What killed processes
+    left is removed when the next one begins, which puts back what had been moved away and not replaced yet.
     """
-    _sweep(target)
     check_vacant(target, replaced)
-    with leaving_no_empty_folder(target.parent):
+    with leaving_no_empty_folder(target.parent), contextlib.ExitStack() as stack:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        partial = _made_and_held(stack, prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
         old = partial.with_suffix(".old")
-        held = os.open(partial, os.O_RDONLY)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX)  # let go of when the process dies: by that leftovers are known
             yield partial
             partial.chmod(0o755)  # mkdtemp keeps others out
+            for path in (*partial.rglob("*"), partial):  # whole after a power cut, too
+                _sync(path)
             if replaced and target.exists():
                 target.rename(old)
             partial.rename(target)
+            _sync(target.parent)
         finally:
             if old.exists() and not target.exists():
                 old.rename(target)
             for path in (partial, old):
                 shutil.rmtree(path, ignore_errors=True)
-            os.close(held)
 
 
-def _sweep(target: Path) -> None:
-    """Remove unfinished folders of `target` that no process holds, and what they replaced; without `target`, that is
-    put back first."""
-    name = re.compile(rf"(\.{re.escape(target.name)}\.[a-z0-9_]{{8}})\.(partial|old)")
-    names = [path.name for path in target.parent.iterdir() if path.is_dir()] if target.parent.is_dir() else []
-    for stem in sorted({found[1] for found in map(name.fullmatch, names) if found}):
-        partial, old = (target.with_name(f"{stem}.{suffix}") for suffix in ("partial", "old"))
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # held, or gone
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, reach the disk."""
+    if path.is_symlink():
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_SCRATCH = "voxstrata-scratch-"
+
+
+@contextlib.contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """A folder below the system's for temporary files, removed at the end; those that killed processes left of ours are
+    removed, too."""
+    below = Path(gettempdir())
+    for path in below.glob(f"{_SCRATCH}*-????????"):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # held, gone, or another user's
+            if not path.is_symlink() and path.stat().st_uid == os.getuid():
+                _hold(path, stack)
+                shutil.rmtree(path, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        folder = _made_and_held(stack, prefix=f"{_SCRATCH}{purpose}-", dir=below)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made_and_held(stack: contextlib.ExitStack, **name: Any) -> Path:
+    """A new folder, held until the stack is left or the process dies: by that leftovers are known."""
+    while True:
+        path = Path(mkdtemp(**name))
+        with contextlib.suppress(FileNotFoundError):  # taken for a leftover before it was held
+            fd = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                return path
+
+
+def _hold(path: Path, stack: contextlib.ExitStack) -> None:
+    """Raises OSError where another process holds the folder, or it is gone."""
+    fd = os.open(path, os.O_RDONLY)
+    stack.callback(os.close, fd)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_UNFINISHED = re.compile(r"(\.(.+)\.[a-z0-9_]{8})\.(partial|old)")
+
+
+def sweep_unfinished(parent: Path) -> None:
+    """Remove the folders in `parent` that killed processes were filling, and what these replaced; where nothing has
+    come in its place yet, that is put back first."""
+    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    for stem, name in sorted({(found[1], found[2]) for found in map(_UNFINISHED.fullmatch, names) if found}):
+        partial, old, target = parent / f"{stem}.partial", parent / f"{stem}.old", parent / name
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             if partial.exists():
-                fd = os.open(partial, os.O_RDONLY)
-                stack.callback(os.close, fd)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _hold(partial, stack)
             if old.exists() and not target.exists():
                 old.rename(target)
             for path in (partial, old):

@@ -85,7 +85,11 @@ def open_remote(url: str, **options: Any) -> tuple[Any, str]:
 
     Raises InputError where a package is missing, the kind is unknown, or the URL of a bucket holds credentials.
     """
-    if urlsplit(url).scheme in ("s3", "s3a", "gs", "gcs") and "@" in urlsplit(url).netloc:
+    try:
+        parts = urlsplit(url)
+    except ValueError as e:
+        raise InputError(f"{url}: no URL ({e}); use s3://, gs://, https:// or a path") from None
+    if parts.scheme in ("s3", "s3a", "gs", "gcs") and "@" in parts.netloc:
         raise InputError(f"{shown(url)}: no credentials in the name of a bucket; give them by the environment")
     try:
         # listings that are kept would hide what others write
@@ -225,7 +229,7 @@ def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, int | str) and str(value).isdigit() else None
 
 
-def side_by_side(ask: Callable[[Asked], T], about: Sequence[Asked]) -> Iterator[T]:
+def at_once(ask: Callable[[Asked], T], about: Sequence[Asked]) -> Iterator[T]:
     """What `ask` gives for each, in order, many at a time: for small requests, which take time but no work."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for begin in range(0, len(about), 1 << 12):  # so that few answers wait in memory

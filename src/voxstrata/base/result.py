@@ -1,9 +1,9 @@
 """Results: what a study found, in one form for Python, the command line and the report."""
 
-import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from textwrap import fill
 from typing import Any, ClassVar, Self
@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from voxstrata.base.errors import InputError
 from voxstrata.base.figures import DPI, Figure, new_figure
 from voxstrata.base.folders import check_writable, make_writable
-from voxstrata.base.tables import TextTable
+from voxstrata.base.opening import parse_json
+from voxstrata.base.parquet import read_parquet_table
+from voxstrata.base.tables import TextTable, markdown_text
 
 _WIDTH = 112  # characters of a line of notes on a terminal
 STORE = "voxstrata"  # in a table's metadata: the description of the store that it was made from
@@ -83,9 +85,10 @@ class Result(ABC):
 
     def to_markdown(self) -> str:
         """The title and all tables, as GitHub reads them."""
-        parts = [f"# {self.title}"]
+        parts = ["# " + markdown_text(" ".join(self.title.split("\n")))]
         for table in self.tables():
-            parts += [f"## {table.title}", table.to_markdown()] + ([table.note] if table.note else [])
+            parts += ["## " + markdown_text(" ".join(table.title.split("\n"))), table.to_markdown()]
+            parts += [markdown_text(table.note)] if table.note else []
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -160,13 +163,13 @@ class Result(ABC):
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return f"<h2>{self.title}</h2>\n{''.join(table.to_html() for table in self.tables()[: self.brief])}"
+        return f"<h2>{escape(self.title)}</h2>\n{''.join(table.to_html() for table in self.tables()[: self.brief])}"
 
 
 def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:
     """What a table's metadata hold under `key`, from JSON; None where they do not."""
     found = (table.schema.metadata or {}).get(key.encode())
-    return None if found is None else dict(json.loads(found))
+    return None if found is None else dict(parse_json(found))
 
 
 def read_parquet(path: Path, command: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -175,7 +178,7 @@ def read_parquet(path: Path, command: str, columns: Sequence[str] | None = None)
     Raises InputError when it is missing or damaged.
     """
     try:
-        return pq.read_table(path, columns=columns)
+        return read_parquet_table(path, columns)
     except FileNotFoundError:
         raise InputError(f"{path}: missing; `voxstrata {command}` writes it") from None
     except (pa.ArrowException, OSError) as e:

@@ -37,8 +37,8 @@ class TextTable:
     def to_markdown(self) -> str:
         """As a GitHub table; without title and note."""
         rule = ["---:" if right else "---" for right in self._right()]
-        cells = [[cell_text(value).replace("\n", "<br>").replace("|", "\\|") for value in row] for row in self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (self.header, rule, *cells))
+        head, *cells = ([_markdown_cell(value) for value in row] for row in (self.header, *self.rows))
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *cells))
 
     def to_html(self) -> str:
         """As an HTML table in a box of its own, which scrolls; title above, note below."""
@@ -72,6 +72,16 @@ def cell_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
+
+
+def markdown_text(text: str) -> str:
+    """Text in which no tag, link or picture of a stranger takes effect."""
+    return text.replace("<", "&lt;").replace("](", "]\\(")
+
+
+def _markdown_cell(value: object) -> str:
+    text = markdown_text(cell_text(value)).replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("`", "\\`").replace("|", "\\|").replace("\n", "<br>")
 
 
 def _class(right: bool, value: object = None) -> str:

@@ -7,6 +7,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
+from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
@@ -77,5 +78,5 @@ def align(
     with TerminalReporter() as reporter:
         result = vs.align(opened, phonetics, outputs, languages, how, reporter)
     for reason, count in result.settings["left_out"].items():
-        click.echo(f"{count} utterances take no part: {reason}", err=True)
+        say(f"{count} utterances take no part: {reason}", err=True)
     save_and_print(result, folder, as_json, store=store)

@@ -1,5 +1,6 @@
 """The command `voxstrata`: its commands, and how errors become messages and exit codes."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -8,9 +9,9 @@ from typing import Any, NoReturn
 
 import click
 
-from voxstrata.base.errors import VoxstrataError
+from voxstrata.cli.failing import DEBUG, tell
+from voxstrata.cli.stopping import stopped_code
 
-INTERRUPTED = 130
 _COMMANDS = (
     "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "convert", "retrieve", "similarity",
     "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
@@ -31,39 +32,38 @@ class _Lazy(click.Group):
             return None
         module = name.replace("-", "_")
         command = getattr(import_module(f"voxstrata.cli.{module}"), module)
+        if stopped_code():  # an import that goes on after an interrupt
+            raise KeyboardInterrupt
         assert isinstance(command, click.Command)
         return command
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
-        """Run a command and exit: 0 done, 2 usage, 3 input, 4 done but for some recordings, 130 interrupted."""
+        """Run a command and exit, with the codes that `--help` lists."""
+        debug = os.environ.get(DEBUG)
         try:
             result = super().main(args, **{**options, "standalone_mode": False})
-        except click.ClickException as e:
-            e.show()
-            sys.exit(e.exit_code)
-        except (KeyboardInterrupt, click.Abort) as e:
-            hint = str(e.__cause__ or e)  # click makes an Abort of an interrupt
-            click.echo("interrupted" + (f": {hint}" if hint else ""), err=True)
-            sys.exit(INTERRUPTED)
-        except VoxstrataError as e:
-            click.echo(f"error: {e}", err=True)
-            sys.exit(e.exit_code)
-        except OSError as e:  # a full disk, a folder that may not be written: the message names the file
-            click.echo(f"error: {e}", err=True)
-            sys.exit(3)
-        except ModuleNotFoundError as e:
-            extra = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"}
-            extra |= {"matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr", "ray": "ray"}
-            name = (e.name or "").split(".")[0]
-            if name not in extra:
-                raise
-            click.echo(f"error: {name} is not installed; pip install 'voxstrata[{extra[name]}]'", err=True)
-            sys.exit(3)
-        sys.exit(result if isinstance(result, int) else 0)
+            code = result if isinstance(result, int) else 0
+        except Exception as e:
+            code = tell(e)
+        except KeyboardInterrupt as e:
+            code = tell(e)
+        finally:  # what --debug changed
+            os.environ.pop(DEBUG, None)
+            os.environ.update({} if debug is None else {DEBUG: debug})
+        sys.exit(code)
+
+
+def _debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ[DEBUG] = "1"  # processes that are started know it, too
 
 
 @click.group(cls=_Lazy, context_settings=_SETTINGS)
 @click.version_option(version("voxstrata"), prog_name="voxstrata")
+@click.option(
+    "--debug", is_flag=True, is_eager=True, expose_value=False, callback=_debug,
+    help=f"Show tracebacks of errors; {DEBUG}=1 does the same for every command.",
+)  # fmt: skip
 def main() -> None:
     """Per-layer speech-encoder embeddings at corpus scale, and cross-lingual retrieval on them.
 
@@ -72,5 +72,7 @@ def main() -> None:
     voxstrata extract speech.tsv base -o speech.zarr    a corpus becomes a store of embeddings
     voxstrata retrieve speech.zarr -o results           the store becomes tables and pictures
 
-    Exit codes: 0 done, 2 wrong usage, 3 unusable input, 4 done but some recordings failed, 130 interrupted.
+    \b
+    Exit codes: 0 done, 2 wrong usage, 3 unusable input, 4 done but some recordings failed, 70 an error that nobody
+    foresaw, 130 interrupted, 143 terminated.
     """

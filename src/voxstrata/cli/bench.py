@@ -9,6 +9,7 @@ import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, aligned, clock, print_json
 from voxstrata.cli.corpora import read_and_note
+from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Measure how fast this machine runs MODEL.")
@@ -50,10 +51,10 @@ def bench(
     if as_json:
         print_json(Bench(record, estimates).to_dict() | {"record": str(record_path(record.about))})
         return
-    click.echo(f"{model} {record.to_text()}")
+    say(f"{model} {record.to_text()}")
     if estimates:
         rows = [
             [mode, clock(e.seconds), f"{e.bytes / 1e9:.2f}"] for mode, e in estimates.items() if e.seconds is not None
         ]
         audio = clock(next(iter(estimates.values())).audio_seconds)
-        click.echo(f"\n{corpus}, {audio} of audio, would take:\n{aligned(['context', 'h:mm:ss', 'GB'], rows)}")
+        say(f"\n{corpus}, {audio} of audio, would take:\n{aligned(['context', 'h:mm:ss', 'GB'], rows)}")

@@ -12,11 +12,10 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import click
-
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.base.tables import aligned as aligned
 from voxstrata.base.tables import clock as clock
+from voxstrata.cli.saying import say, say_json, shown
 
 if TYPE_CHECKING:
     from voxstrata.base.result import Result
@@ -29,7 +28,7 @@ FAILURES_SHOWN = 10  # the rest is in the store
 
 def print_json(result: Any) -> None:
     """One JSON object, non-ASCII kept."""
-    click.echo(json.dumps(result, ensure_ascii=False, indent=1))
+    say_json(json.dumps(result, ensure_ascii=False, indent=1))
 
 
 def save_and_print(result: Result, folder: Path | None, as_json: bool, **about: Any) -> None:
@@ -39,9 +38,9 @@ def save_and_print(result: Result, folder: Path | None, as_json: bool, **about: 
         found = {"settings": result.settings, "rows": result.table.to_pylist()}
         print_json({**about, "results": folder and str(folder), **found})
     else:
-        click.echo(result)
+        say(result)
         if written:
-            click.echo(f"\n{folder}: {', '.join(path.name for path in written)}")
+            say(f"\n{folder}: {', '.join(path.name for path in written)}")
 
 
 @contextmanager
@@ -64,18 +63,18 @@ def print_failures(failures: Mapping[str, str], rest: str) -> None:
     """The first recordings that failed and why, on standard error; `rest` says where the others are."""
     if not failures:
         return
-    click.echo(f"failed recordings: {len(failures)}", err=True)
+    say(f"failed recordings: {len(failures)}", err=True)
     for name, reason in list(failures.items())[:FAILURES_SHOWN]:
-        click.echo(f"  {name}: {reason}", err=True)
+        say(f"  {name}: {reason}", err=True)
     if len(failures) > FAILURES_SHOWN:
-        click.echo(f"  … and {len(failures) - FAILURES_SHOWN} more, {rest}", err=True)
+        say(f"  … and {len(failures) - FAILURES_SHOWN} more, {rest}", err=True)
 
 
 def print_left_out(store: EmbeddingStore) -> None:
     """How many utterances of a store are pending or failed, and so take no part; on standard error."""
     for status, number in Counter(store.utterances["status"].to_pylist()).items():
         if status != "done":
-            click.echo(f"{store.files.root}: {number} utterances are {status} and take no part", err=True)
+            say(f"{store.files.root}: {number} utterances are {status} and take no part", err=True)
 
 
 class TerminalReporter(Reporter):
@@ -113,7 +112,7 @@ class TerminalReporter(Reporter):
         if self._live and now - self._shown >= 0.2:
             self._shown = now
             begin, first = self._first
-            self._stream.write(f"\r\x1b[2K{_progress_text(progress, first, now - begin)}")
+            self._stream.write(f"\r\x1b[2K{shown(_progress_text(progress, first, now - begin))}")
             self._stream.flush()
 
     def clear(self) -> None:
@@ -124,7 +123,7 @@ class TerminalReporter(Reporter):
 
     def _print(self, text: str) -> None:
         self.clear()
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{shown(text)}\n")
         self._stream.flush()
 
     def __enter__(self) -> TerminalReporter:

@@ -10,6 +10,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json, print_left_out
+from voxstrata.cli.saying import say
 
 _FORMATS = ["parquet", "npy", "safetensors", "lance", "kaldi", "hf"]
 
@@ -59,7 +60,7 @@ def convert(
         print_json(report.to_dict())
         return
     what = "pooled states" if report.pooled else f"{report.rows} frames"
-    click.echo(
+    say(
         f"{report.folder}: {what} of {report.utterances} utterances ({', '.join(report.outputs)}), "
         f"{report.size_bytes / 1e6:.1f} MB in {len(report.files)} files"
     )

@@ -13,6 +13,7 @@ import click
 
 import voxstrata as vs
 from voxstrata.base.remote import is_url, shown
+from voxstrata.cli.saying import say
 
 if TYPE_CHECKING:
     from voxstrata.corpus import Corpus
@@ -24,7 +25,7 @@ def read_and_note(source: Path, reading: Mapping[str, Any]) -> Corpus:
     """Read a corpus, and say on standard error what a person should know of how that was done."""
     corpus = vs.read_corpus(source, **reading)
     for note in corpus.notes[1:]:
-        click.echo(f"{shown(str(source))}: {note}", err=True)
+        say(f"{shown(str(source))}: {note}", err=True)
     return corpus
 
 
@@ -37,7 +38,7 @@ def tell_corpus(source: Path, corpus: Corpus, err: bool = False) -> None:
         _WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
     lines = [f"{shown(str(source))}: {first}", CorpusSummary.of(corpus).to_text(), *map(wrapped.fill, notes)]
-    click.echo("\n".join(lines), err=err)
+    say("\n".join(lines), err=err)
 
 
 def corpus_json(corpus: Corpus) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import click
 
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter
+from voxstrata.cli.saying import say
 
 
 @click.command(short_help="The whole way once, on a small spoken corpus.")
@@ -26,6 +27,6 @@ def demo(folder: Path, threads: int | None) -> None:
 
     with TerminalReporter(always=True) as reporter:
         made = run_demo(folder, threads=threads, reporter=reporter)
-    click.echo(f"\n{made.retrieval}\n{made.encoder.meaning}\n")
+    say(f"\n{made.retrieval}\n{made.encoder.meaning}\n")
     for path, what in MADE.items():
-        click.echo(f"  {folder / path}: {what}")
+        say(f"  {folder / path}: {what}")

@@ -9,6 +9,7 @@ import click
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
+from voxstrata.cli.saying import say
 from voxstrata.store.part import Part
 
 
@@ -77,8 +78,8 @@ def write(
         print_json({"checkpoint": str(target), "card": asdict(card)})
         return
     wider = f", {card.added_channels} channels wider and one block longer" if card.added_channels else ""
-    click.echo(f"{target}: {card.checkpoint}, {at} of {card.layers} blocks{wider}")
-    click.echo(f"its encoder differs from the original's layer_{after:02d} by {card.relative_l2:.1e} (relative L2)")
+    say(f"{target}: {card.checkpoint}, {at} of {card.layers} blocks{wider}")
+    say(f"its encoder differs from the original's layer_{after:02d} by {card.relative_l2:.1e} (relative L2)")
 
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
@@ -151,17 +152,17 @@ def sweep(
         )
     if result is None:
         left = "other runs have batches in work; the run that finds all transcribed scores them"
-        print_json({"results": None, "left": left}) if as_json else click.echo(f"{folder}: {left}")
+        print_json({"results": None, "left": left}) if as_json else say(f"{folder}: {left}")
         return 0
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
         print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})
     else:
-        click.echo(result)
+        say(result)
         if result.resumed:
-            click.echo(f"{result.resumed} transcripts were there already (transcripts.jsonl)")
+            say(f"{result.resumed} transcripts were there already (transcripts.jsonl)")
         names = [result.markdown, "transcripts.md", "early_exit.png", *result.files.values()]
-        click.echo(f"\n{folder}: {', '.join(names)}")
+        say(f"\n{folder}: {', '.join(names)}")
     print_failures(result.failures, "in early_exit.md")
     return PARTIAL if result.failures else 0
 
@@ -215,7 +216,7 @@ def check(
         rows = [asdict(check) for check in checks]
         print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
-        click.echo(checks_table(checks).to_text())
+        say(checks_table(checks).to_text())
     print_failures(failures, "with --json")
     return (PARTIAL if failures else 0) if agree else 3
 

@@ -7,6 +7,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json
+from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Turn a Whisper CHECKPOINT into an ONNX model.")
@@ -64,5 +65,5 @@ def export(
         print_json({"model": str(target), "card": card.to_dict()})
         return
     table = card.validation_table()
-    click.echo(f"{target}: {card.checkpoint}, {card.layers} layers, d = {card.d_model}, {dtype}")
-    click.echo(f"\n{table.title}:\n\n{table.to_text()}")
+    say(f"{target}: {card.checkpoint}, {card.layers} layers, d = {card.d_model}, {dtype}")
+    say(f"\n{table.title}:\n\n{table.to_text()}")

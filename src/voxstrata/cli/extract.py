@@ -12,6 +12,7 @@ import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, quiet_ray, resume_hint
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
+from voxstrata.cli.saying import say
 from voxstrata.store.part import Part
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def extract(
     if as_json:
         print_json(report.to_dict() | {"corpus": corpus_json(read)})
     else:
-        click.echo(report.to_text())
+        say(report.to_text())
     print_failures(report.failures, f"all in {store}/utterances.parquet")
     return PARTIAL if report.failed and not report.pending_units else 0
 
@@ -105,6 +106,4 @@ def _tell_prepared(store: str, units: int, pending: int, as_json: bool) -> None:
     if as_json:
         print_json({"store": store, "units": units, "pending_units": pending})
     else:
-        click.echo(
-            f"{store}: prepared, {pending} of {units} units are to be done; the same without --prepare does them"
-        )
+        say(f"{store}: prepared, {pending} of {units} units are to be done; the same without --prepare does them")

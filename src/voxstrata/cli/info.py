@@ -9,6 +9,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, print_json
+from voxstrata.cli.saying import say
 
 RANGES_SHOWN = 12
 
@@ -139,7 +140,7 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
 
 
 def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
-    click.echo("\n".join([title, *(f"  {name:<17}{value}" for name, value in rows)]))
+    say("\n".join([title, *(f"  {name:<17}{value}" for name, value in rows)]))
 
 
 def _print_store(path: str, about: dict[str, Any]) -> None:
@@ -170,8 +171,8 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
     _print_rows(f"{path}: store of embeddings", rows)
     by_language = sorted(about["languages"].items())
     table = [[name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])] for name, e in by_language]
-    click.echo("\n" + aligned(["language", "utterances", "done", "audio done"], table))
+    say("\n" + aligned(["language", "utterances", "done", "audio done"], table))
     for name, reason in list(about["failures"].items())[:FAILURES_SHOWN]:
-        click.echo(f"failed: {name}: {reason}")
+        say(f"failed: {name}: {reason}")
     if len(about["failures"]) > FAILURES_SHOWN:
-        click.echo(f"… and {len(about['failures']) - FAILURES_SHOWN} more, all in {path}/utterances.parquet")
+        say(f"… and {len(about['failures']) - FAILURES_SHOWN} more, all in {path}/utterances.parquet")

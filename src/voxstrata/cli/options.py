@@ -38,7 +38,7 @@ class _Place(click.Path):
 
 
 PLACE = _Place(path_type=Path)
-COUNT = click.IntRange(min=1)
+COUNT = click.IntRange(1, 1 << 31)
 
 corpus = click.argument("corpus", type=PLACE)
 model = click.argument("model", type=PATH)
@@ -65,7 +65,8 @@ _READING = (
         help="What a table's columns are, e.g. text=sentence,language=lang. [default: by their names]",
     ),
     click.option(
-        "--channel", type=click.IntRange(min=0), help="Take one channel; 0 is the first. [default: the average of all]"
+        "--channel", type=click.IntRange(0, 9999),
+        help="Take one channel; 0 is the first. [default: the average of all]",
     ),
     click.option(
         "--lengths", type=click.Choice(["headers", "manifest"]), default="headers",

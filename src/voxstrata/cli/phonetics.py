@@ -9,6 +9,7 @@ import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json
 from voxstrata.cli.corpora import read_and_note
+from voxstrata.cli.saying import say
 
 
 @click.command()
@@ -72,13 +73,13 @@ def phonetics(
             reporter=reporter,
         )
     if result.left_out:
-        click.echo(f"{len(result.left_out)} utterances are left out:", err=True)
+        say(f"{len(result.left_out)} utterances are left out:", err=True)
         for name, reason in list(result.left_out.items())[:FAILURES_SHOWN]:
-            click.echo(f"  {name}: {reason}", err=True)
-        click.echo("fill their text in the manifest, or give IPA (--ipa), to take them in", err=True)
+            say(f"  {name}: {reason}", err=True)
+        say("fill their text in the manifest, or give IPA (--ipa), to take them in", err=True)
     if as_json:
         print_json({"folder": str(folder), **result.to_dict()})
     else:
-        click.echo(result)
-        click.echo(f"\n{folder}: {', '.join(result.files.values())}, {result.markdown}")
+        say(result)
+        say(f"\n{folder}: {', '.join(result.files.values())}, {result.markdown}")
     return PARTIAL if result.left_out else 0

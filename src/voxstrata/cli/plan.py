@@ -13,6 +13,7 @@ from voxstrata.base.remote import shown
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
+from voxstrata.cli.saying import say
 
 
 @click.command(short_help="What extracting CORPUS would take: storage and time.")
@@ -59,11 +60,11 @@ def plan(
         about = {"device": str(device), "threads": used, "bench": None if record else command}
         print_json(asdict(found) | about | {"corpus": corpus_json(read)})
     else:
-        click.echo(f"\n{shown(str(corpus))} with {model}:\n\n{found.to_text()}")
+        say(f"\n{shown(str(corpus))} with {model}:\n\n{found.to_text()}")
         if record:
             measured = f"the rate `voxstrata bench` stored ({len(record.modes[found.mode].outputs)} outputs)"
-            click.echo(f"\nexpected time {found.time_text()} on {device}, {used} threads, by {measured}")
+            say(f"\nexpected time {found.time_text()} on {device}, {used} threads, by {measured}")
         else:
-            click.echo(f"\nexpected time not known: measure this machine with `{command}` (two minutes)")
+            say(f"\nexpected time not known: measure this machine with `{command}` (two minutes)")
     print_failures(found.failures, "which `--json` lists")
     return PARTIAL if found.failures else 0

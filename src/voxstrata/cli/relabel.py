@@ -7,6 +7,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import print_json
+from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Change a store's texts, languages, groups, speakers.")
@@ -35,4 +36,4 @@ def relabel(store: str, manifest: Path, columns: dict[str, str], as_json: bool) 
     if as_json:
         print_json(report.to_dict())
     else:
-        click.echo(report.to_text())
+        say(report.to_text())

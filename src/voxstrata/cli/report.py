@@ -6,6 +6,7 @@ import click
 
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, aligned, print_json
+from voxstrata.cli.saying import say
 
 
 @click.command(short_help="One HTML page of all results in DIR and below.")
@@ -34,7 +35,7 @@ def report(folder: Path, target: Path | None, as_json: bool) -> None:
         print_json(written.to_dict())
         return
     rows = [[run.path, run.command, run.checkpoint or "–"] for run in written.runs]
-    click.echo(aligned(["result", "voxstrata", "checkpoint"], rows, (0, 1, 2)))
-    click.echo(f"\n{written.page}: {Path(written.page).stat().st_size / 1e6:.1f} MB")
+    say(aligned(["result", "voxstrata", "checkpoint"], rows, (0, 1, 2)))
+    say(f"\n{written.page}: {Path(written.page).stat().st_size / 1e6:.1f} MB")
     for name, reason in written.left_out.items():
-        click.echo(f"left out: {name}: {reason}", err=True)
+        say(f"left out: {name}: {reason}", err=True)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.opening import read_regular
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray, resume_hint
+from voxstrata.cli.saying import say
 
 if TYPE_CHECKING:
     from voxstrata.cluster.actors import Workers
@@ -140,7 +142,7 @@ def _ids(file: Path | None) -> tuple[str, ...] | None:
     if file is None:
         return None
     try:
-        named = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        named = tuple(line.strip() for line in read_regular(file).decode("utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as e:
         raise vs.InputError(f"{file}: cannot be read as a list of ids ({e})") from e
     if not named:
@@ -151,19 +153,19 @@ def _ids(file: Path | None) -> tuple[str, ...] | None:
 def _print(report: SimilarityReport) -> None:
     resumed = f", {report.resumed_rows} of them by other runs" if report.resumed_rows else ""
     rows = f"{report.rows_done} of {report.rows} tile rows done{resumed}"
-    click.echo(f"{report.folder}: {report.x} × {report.y} utterances, {rows}")
+    say(f"{report.folder}: {report.x} × {report.y} utterances, {rows}")
     if report.pairs:
         busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
-        click.echo(
+        say(
             f"{report.pairs} pairs in {clock(report.seconds)}: {report.pairs / report.seconds:.0f} pairs/s "
             f"({report.kernel})\nseconds by stage (all but compare and wait overlap): {busy}"
         )
     for direction, found in (report.candidates or {}).items():
         share, queries = found["translation_among_candidates"], found["queries_with_translation"]
         translation = "" if share is None else f"; the translation for {100 * share:.1f} % of {queries} queries"
-        click.echo(
+        say(
             f"candidates, {direction}: hold the exact best for {100 * found['exact_top1_among_candidates']:.1f} % of "
             f"{found['sampled']} sampled queries{translation}"
         )
     finished = f"{report.folder}/top.parquet: the best candidates of every query"
-    click.echo(finished if report.merged else "top.parquet is written by the run that finds all tile rows done")
+    say(finished if report.merged else "top.parquet is written by the run that finds all tile rows done")

@@ -4,10 +4,12 @@ The tables have no header; their columns are sentence id, file name, raw transcr
 latter's characters, number of samples and gender, as google/fleurs' own `fleurs.py` reads them.
 """
 
+import io
 from itertools import product
 from pathlib import Path, PurePosixPath
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.opening import open_regular
 from voxstrata.corpus.folder import LANGUAGE
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import read_text, tsv_rows
@@ -29,8 +31,8 @@ def find_fleurs(root: Path) -> list[Path]:
 def _is_table(folder: Path, split: str) -> bool:
     """Whether the split's table is FLEURS': seven columns, first a number and a wav; not Common Voice's."""
     try:
-        with (folder / f"{split}.tsv").open(encoding="utf-8-sig") as file:
-            fields = file.readline().split("\t")
+        with io.TextIOWrapper(open_regular(folder / f"{split}.tsv"), encoding="utf-8-sig") as file:
+            fields = file.readline(1 << 20).split("\t")
     except (OSError, UnicodeDecodeError):
         return False
     return len(fields) >= _FIELDS and fields[0].isdigit() and fields[1].lower().endswith(".wav")

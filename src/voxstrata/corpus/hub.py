@@ -4,12 +4,12 @@ A column of audio is struct<bytes: binary, path: string>; the schema's metadata,
 numbers stand for names.
 """
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.opening import parse_json
+from voxstrata.base.parquet import parquet_file, read_parquet_table
 from voxstrata.corpus.folder import files_below, language_folder
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.items import columns_corpus
@@ -43,9 +45,14 @@ _SHARD = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.parquet", re.IGNORECASE)
 def is_hub_parquet(path: Path) -> bool:
     """Whether a Parquet file, or the first in a folder, has a column of audio."""
     try:
-        return any(_audio_columns(pq.read_schema(file)) for file in _files(path)[:1])
+        return any(_audio_columns(_schema(file)) for file in _files(path)[:1])
     except (OSError, pa.ArrowException):
         return False
+
+
+def _schema(file: Path) -> pa.Schema:
+    with parquet_file(file) as opened:
+        return opened.schema_arrow
 
 
 def read_hub_parquet(path: Path, reading: Reading) -> Corpus:
@@ -68,10 +75,10 @@ def read_hub_parquet(path: Path, reading: Reading) -> Corpus:
     tables, packs, notes = list[pa.Table](), dict[str, Pack](), dict[str, None]()
     for file in files:
         try:
-            with pq.ParquetFile(file) as opened:
+            with parquet_file(file) as opened:
                 column = audio_column(file, opened.schema_arrow, reading.columns.get("path"))
-                absent, named = _without_bytes(opened, column), _file_names(opened, column)
-                tables.append(described_columns(opened.schema_arrow, column, opened.read, notes))
+                absent, named = _without_bytes(opened, column), _file_names(opened, column, file)
+                tables.append(described_columns(opened.schema_arrow, column, partial(read_parquet_table, file), notes))
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file}: no Parquet file, or damaged ({error}); fetch it again") from None
         pack = ParquetPack(absolute_root(file), column)
@@ -136,7 +143,7 @@ def _splits(root: Path, file: Path) -> list[str]:
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """What datasets says of each column."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: about for name, about in features.items() if isinstance(about, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
@@ -183,12 +190,14 @@ def audio_column(file: Path, schema: pa.Schema, chosen: str | None) -> str:
     return candidates[0]
 
 
-def _file_names(file: pq.ParquetFile, column: str) -> list[str | None]:
+def _file_names(file: pq.ParquetFile, column: str, path: Path) -> list[str | None]:
     """The names that recordings had as files, a row each."""
     kind = file.schema_arrow.field(column).type
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return [None] * file.metadata.num_rows
-    names: list[str | None] = file.read(columns=[f"{column}.path"])[column].combine_chunks().field("path").to_pylist()
+    names: list[str | None] = (
+        read_parquet_table(path, [f"{column}.path"])[column].combine_chunks().field("path").to_pylist()
+    )
     return [name or None for name in names]
 
 

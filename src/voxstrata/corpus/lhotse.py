@@ -3,8 +3,7 @@
 Their keys are those of lhotse 1.x (https://lhotse.readthedocs.io). A cut is an utterance, and so is a supervision.
 """
 
-import gzip
-import json
+import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from voxstrata.audio.source import Source
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.opening import open_regular, open_unpacked, parse_json
 from voxstrata.corpus.folder import unnamed_notes
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.items import DESCRIBED, Item, items_corpus
@@ -208,12 +208,13 @@ def _pair(path: Path, kind: str) -> tuple[Path, Path | None]:
 def _lines(path: Path) -> Lines:
     line = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        opened = open_unpacked(path) if path.suffix == ".gz" else open_regular(path)
+        with io.TextIOWrapper(opened, encoding="utf-8") as file:
             for line, content in enumerate(file, start=1):
                 if content.strip():
-                    item = json.loads(content)
+                    item = parse_json(content)
                     if not isinstance(item, dict):
                         raise InputError(f"{path}, line {line}: not a JSON object; write the manifest again")
                     yield f"{path}, line {line}", item
-    except (OSError, EOFError, ValueError, RecursionError) as error:  # ValueError: no JSON, or not UTF-8
+    except (OSError, EOFError, ValueError) as error:  # ValueError: no JSON, or not UTF-8
         raise InputError(f"{path}, line {line}: cannot be read ({error}); fetch it or write it again") from None

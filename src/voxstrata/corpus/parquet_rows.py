@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from voxstrata.audio.source import Source
-from voxstrata.base.errors import AudioError
+from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.parquet import parquet_file
 from voxstrata.corpus.table import Pack
 
 _BLOCK_BYTES = 16 << 20  # of audio that is read at once, where a row group holds more
@@ -59,7 +59,7 @@ class ParquetSource(Source):
         try:
             status = self.path.stat()
             data = _rows_of(self.path, self.column, status.st_mtime_ns, status.st_size).bytes(self.row)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, InputError) as error:
             raise AudioError(f"{self.name}: cannot be read: {error}; fetch the file again") from None
         if not data:
             raise AudioError(f"{self.name}: holds no audio bytes; fetch the file again or remove the row")
@@ -76,7 +76,7 @@ class _Rows:
     """One column of bytes, read block by block in the order of the rows; any other order costs more reading."""
 
     def __init__(self, path: Path, column: str) -> None:
-        self._file, self._column = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES), column
+        self._file, self._column = parquet_file(path, buffer_size=_BUFFER_BYTES), column
         self._lock = threading.Lock()
         self._begin = [0]  # first row of each row group, and the number of all rows
         for group in range(self._file.num_row_groups):

@@ -2,7 +2,6 @@
 
 import os
 import posixpath
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.folders import scratch_folder
 from voxstrata.base.remote import open_remote, patiently, shown
 from voxstrata.corpus.folder import AUDIO_SUFFIXES, language_notes
 from voxstrata.corpus.formats import Reading
@@ -81,7 +81,7 @@ def local_copy(url: str) -> Iterator[Path]:
         data = patiently(url, lambda: fs.cat_file(path))
     except FileNotFoundError:
         raise InputError(f"{shown(url)}: no such object; correct the name") from None
-    with tempfile.TemporaryDirectory(prefix="voxstrata-") as folder:
+    with scratch_folder("remote") as folder:
         copy = Path(folder, posixpath.basename(urlsplit(url).path))
         copy.write_bytes(data)
         try:

@@ -2,10 +2,10 @@
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from voxstrata.base.columns import SLICE, slices, without_empty
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import open_regular, open_unpacked, parse_json, read_regular
+from voxstrata.base.parquet import parquet_file, read_parquet_table
 from voxstrata.corpus.table import Row, string_column
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -163,15 +164,16 @@ def table_header(path: Path) -> list[str]:
     try:
         kind = _kind(path)
         if kind == "parquet":
-            return [name.strip() for name in pq.read_schema(path).names]
+            with parquet_file(path) as file:
+                return [name.strip() for name in file.schema_arrow.names]
         first = _first_line(path) or ""
         if kind == "jsonl":
-            record = json.loads(first)
+            record = parse_json(first)
             return list(record) if isinstance(record, dict) else []
         if kind == "csv":
             return [name.strip() for name in next(csv.reader([first]), [])]
         return [name.strip() for name in first.split("\t")] if kind and first else []
-    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException):
+    except (InputError, OSError, ValueError, EOFError, zlib.error, csv.Error, pa.ArrowException):
         return []
 
 
@@ -195,12 +197,13 @@ def read_text(path: Path) -> str:
 
 
 def _unpacked(path: Path) -> bytes:
-    data = path.read_bytes()
+    data = read_regular(path)
     if not data.startswith(_GZIP):
         return data
     try:
-        return gzip.decompress(data)
-    except (OSError, EOFError) as error:
+        with open_unpacked(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: a damaged gzip file: {error}; fetch it again") from None
 
 
@@ -233,9 +236,9 @@ def tsv_rows(path: Path, text: str, fields: int | None = None) -> Iterator[tuple
 
 def _first_line(path: Path) -> str | None:
     """The first line that is not blank; None where there is none that UTF-8 can read."""
-    with path.open("rb") as raw:
+    with open_regular(path) as raw:
         zipped = raw.read(2) == _GZIP
-    with gzip.open(path) if zipped else path.open("rb") as file:
+    with open_unpacked(path) if zipped else open_regular(path) as file:
         for _ in range(1000):
             line = file.readline(1 << 24)
             if line.strip() or not line:
@@ -249,7 +252,7 @@ def _first_line(path: Path) -> str | None:
 def _kind(path: Path) -> str | None:
     """How a file holds its table, by its content; what has none to tell is what its name says."""
     named = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD)
     if head.startswith(b"PAR1") or named == "parquet":
         return "parquet"
@@ -349,8 +352,8 @@ def _jsonl(path: Path) -> StringTable:
         if not content.strip():
             continue
         try:
-            record = json.loads(content)
-        except (json.JSONDecodeError, RecursionError) as error:
+            record = parse_json(content)
+        except ValueError as error:
             raise InputError(f"{path}, line {line}: not JSON: {error}; write one object per line") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {line}: a {type(record).__name__}; write one JSON object per line")
@@ -362,9 +365,8 @@ def _jsonl(path: Path) -> StringTable:
 
 def _parquet(path: Path) -> StringTable:
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # damaged or no Parquet
+        table = read_parquet_table(path)
+    except pa.ArrowException as error:  # damaged or no Parquet
         raise InputError(f"{path}: not a parquet table of strings: {error}; write it again") from None
     names, twice = _distinct(table.column_names)
     return StringTable(path, dict(zip(names, table.columns, strict=True)), range(1, len(table) + 1), "row", twice)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.opening import check_regular
 from voxstrata.base.remote import is_url
 from voxstrata.corpus.audio_folder import find_metadata, is_metadata, read_audio_folder, read_metadata
 from voxstrata.corpus.common_voice import (
@@ -86,6 +87,8 @@ def read_corpus(
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of audio or a manifest")
+    if not source.is_dir():
+        check_regular(source)
     for form in CORPUS_FORMATS:
         if form.found(source):
             break

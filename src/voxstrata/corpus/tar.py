@@ -5,7 +5,6 @@ and `talk/3.json` are the sample `talk/3`.
 """
 
 import io
-import json
 import re
 import tarfile
 from collections import Counter, defaultdict
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 
 from voxstrata.audio.source import FileSource, Source
 from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.opening import open_regular, parse_json
 from voxstrata.corpus.folder import AUDIO_SUFFIXES, files_below, language_folder
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.items import Item, items_corpus
@@ -50,7 +50,7 @@ class TarSource(Source):
         return io.BytesIO(self.read())
 
     def read(self) -> bytes:
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             return file.read(self.length)
 
@@ -108,7 +108,7 @@ def read_tar(path: Path, reading: Reading) -> Corpus:
                 samples[match[1]][match[2]] = member
             else:
                 left["no suffix"] += 1
-        with shard.open("rb") as file:
+        with open_regular(shard) as file:
             for sample, parts in samples.items():
                 items += _items(sample, parts, file, language, left)
         packs[str(absolute_root(shard))] = TarPack(members)
@@ -150,8 +150,8 @@ def _values(member: TarSource, suffix: str, data: bytes) -> dict[str, Any]:
         text = data.decode("utf-8-sig").strip()
         if suffix != "json":
             return {suffix: text}
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{member.name}: not {'JSON' if suffix == 'json' else 'UTF-8'}: {error}; mend it") from None
     return value if isinstance(value, dict) else {suffix: value}
 
@@ -170,7 +170,7 @@ def tar_members(path: Path) -> tuple[dict[str, TarSource], bool]:
     """
     members: dict[str, TarSource] = {}
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if command := next((c for magic, c in _COMPRESSED.items() if file.peek(2).startswith(magic)), None):
                 raise InputError(
                     f"{path}: compressed, so that nothing in it can be sought; unpack it to a .tar: {command}"

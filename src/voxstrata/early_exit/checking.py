@@ -1,6 +1,5 @@
 """Whether written checkpoints compute what they claim: their tokens against a plain loop over our own ONNX graph."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable
 from voxstrata.corpus import Corpus
@@ -85,7 +85,7 @@ def check_exits(
     decoding = replace(decoding, max_new_tokens=new_tokens(source.model, decoding))
     original = in_float32(source.model)
     checks = []
-    with tempfile.TemporaryDirectory(prefix="voxstrata-early-exit-") as folder:
+    with scratch_folder("early-exit") as folder:
         reporter.step("building the graph")
         session = _session(source.encoder, Path(folder))
         for n, at in enumerate(exits):

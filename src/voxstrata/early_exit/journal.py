@@ -24,6 +24,7 @@ import torch
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json, read_regular
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.exits import EarlyExit
@@ -196,7 +197,7 @@ class Journal:
         """
         path = self._folder / name
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except FileNotFoundError:
             return None, []
         found: list[dict[str, Any]] = []
@@ -222,7 +223,7 @@ class Journal:
 
 def _entry(line: bytes, header: bool) -> dict[str, Any]:
     """A line as it was written. Raises ValueError, TypeError or KeyError for another."""
-    entry = dict(json.loads(line))
+    entry = dict(parse_json(line))
     crc = entry.pop(_CRC, None)
     if crc is not None and crc != _crc(entry):  # those of 0.1.0 have none
         raise ValueError("its content is not what its checksum says")

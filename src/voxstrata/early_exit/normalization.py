@@ -1,6 +1,5 @@
 """Texts as they are compared: Whisper's normalizers, or a light one that keeps combining marks."""
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import read_json_file
 
 SPELLINGS = "normalizer.json"
 LIGHT, BASIC, ENGLISH = "light", "whisper basic", "whisper english"
@@ -48,7 +48,7 @@ def _spellings(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json_file(file)
     except ValueError as e:
         raise InputError(f"{file}: not JSON ({e}); copy it again from the original checkpoint") from e
     if not isinstance(found, dict) or not all(isinstance(word, str) for word in found.values()):

@@ -18,18 +18,27 @@ from pathlib import Path
 from typing import Any, Self
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import open_regular, parse_json, read_json_file
 from voxstrata.base.tables import TextTable
 from voxstrata.encoders.context import Context
+from voxstrata.encoders.frames import WINDOW_FRAMES
+from voxstrata.encoders.onnx_file import read_onnx
+from voxstrata.encoders.outputs import as_float16, output_names
 from voxstrata.encoders.silence import Silence
 
 MODEL_FORMAT = 3  # 2 brought encoder_cpu.onnx; 3 its outputs in float16
 CARD, LOG_MEL, SILENCE, WEIGHTS = "card.json", "log_mel.onnx", "silence.npz", "encoder_model.onnx_data"
 ENCODER, CACHED, CPU = "encoder_model.onnx", "encoder_cached.onnx", "encoder_cpu.onnx"
+# far beyond any Whisper: above, a card is damaged
+_MOST = {"layers": 1 << 10, "d_model": 1 << 15, "heads": 1 << 10, "n_mels": 1 << 10, "opset": 1 << 10}
 # the encoder's graphs in a model of each dtype
 ENCODER_GRAPHS = {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}
 # what `export` leaves, the card first
 MODEL_FILES = (CARD, *ENCODER_GRAPHS["float32"], WEIGHTS, LOG_MEL, SILENCE, "config.json", "preprocessor_config.json")
 DTYPES = tuple(ENCODER_GRAPHS)
+# of a card what a graph does not depend on: the cache may be made anew
+_BESIDE_THE_GRAPH = ("silence", "validation", "tools")
+_NODES = 100  # more than any graph has for a block
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,45 @@ class ModelCard:
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
-        return cls(**{**d, "outputs": tuple(d["outputs"])})
+        """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError for what is no card."""
+        card = cls(**{**d, "outputs": tuple(d["outputs"])})
+        for name, most in _MOST.items():  # nothing is made of a size that cannot be
+            value = getattr(card, name)
+            if type(value) is not int or not 0 < value <= most:
+                raise ValueError(f"{name} is {_short(value)}, not a whole number from 1 to {most}")
+        kinds = {"checkpoint weights_sha256 dtype final_norm": str, "silence validation tools": dict}
+        for names, kind in kinds.items():
+            for name in names.split():
+                if not isinstance(getattr(card, name), kind):
+                    raise TypeError(f"{name} is {_short(getattr(card, name))}")
+        if not isinstance(card.revision, str | None) or not all(isinstance(o, str) for o in card.outputs):
+            raise TypeError(f"revision is {_short(card.revision)}, outputs are {_short(card.outputs)}")
+        return card
+
+    def check(self) -> None:
+        """Raises ValueError for a card that no export writes."""
+        if self.d_model % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide d_model {self.d_model}")
+        if self.dtype not in DTYPES or self.final_norm not in ("final", "every"):
+            raise ValueError(f"dtype {_short(self.dtype)} or final_norm {_short(self.final_norm)} is unknown")
+        known = output_names(self.layers)
+        if not self.outputs or [o for o in known if o in self.outputs] != list(self.outputs):
+            raise ValueError(f"outputs are {_short(self.outputs)}, not some of {known[0]} … {known[-1]}, in this order")
+        groups, first = (self.silence.get(name) for name in ("groups", "first"))
+        if not (type(groups) is int and type(first) is int and groups in range(WINDOW_FRAMES + 1) and first >= 0):
+            raise ValueError(f"silence has {_short(groups)} groups from frame {_short(first)}")
+        source = self.silence.get("recordings" if self.silence.get("kind") == "calibrated" else "pad_level")
+        if not (isinstance(self.silence.get("sha256"), str) and isinstance(source, list | float | int)):
+            raise ValueError("silence is without sha256, or without recordings or pad_level")
+        for name in ("outputs", "outputs_cached"):
+            found = self.validation.get(name)
+            if not isinstance(found, dict) or not all(isinstance(found.get(o), float | int) for o in self.outputs):
+                raise ValueError(f"validation has {_short(found)} as {name}")
+            if not all(isinstance(value, float | int) for value in found.values()):
+                raise ValueError(f"validation has {_short(found)} as {name}")
+        for name in ("lengths_seconds", "cached_lengths_seconds"):
+            if not isinstance(self.validation.get(name), list):
+                raise ValueError(f"validation is without {name}")
 
     def validation_table(self) -> TextTable:
         """For each output how far it is from PyTorch's."""
@@ -89,7 +135,7 @@ class ModelCard:
 
 def _sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    with path.open("rb") as f:
+    with open_regular(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -102,7 +148,8 @@ class ModelFolder:
 
     def silence(self) -> Silence:
         """The silence cache."""
-        return Silence.load(self.path / SILENCE)
+        card = self.card
+        return Silence.load(self.path / SILENCE, (card.layers, card.heads, card.d_model // card.heads))
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -127,7 +174,7 @@ def open_model(path: str | Path) -> ModelFolder:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `voxstrata export CHECKPOINT -o {folder}` makes a model")
     try:
-        d = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        d = read_json_file(folder / CARD)
     except FileNotFoundError:
         hint = " (this looks like a checkpoint: export it first)" if (folder / "config.json").exists() else ""
         raise InputError(f"{folder}: not an exported model, {CARD} is missing{hint}") from None
@@ -136,14 +183,19 @@ def open_model(path: str | Path) -> ModelFolder:
     found = d.get("format") if isinstance(d, dict) else None
     if found != MODEL_FORMAT:
         raise InputError(
-            f"{folder}: model format {found}, this version reads format {MODEL_FORMAT}; export the checkpoint again"
+            f"{folder}: model format {_short(found)}, this version reads format {MODEL_FORMAT}; export the checkpoint "
+            "again"
         )
     if d.pop("sha256", None) != _sha256_card(d):
         raise InputError(f"{folder / CARD}: damaged or changed since the export; export the model again")
     try:
         files = d.pop("files")
         card = ModelCard.from_dict(d)
-    except (KeyError, TypeError) as e:
+        card.check()
+        graphs = (*ENCODER_GRAPHS[card.dtype], LOG_MEL)
+        if not isinstance(files, dict) or not {*graphs, WEIGHTS, SILENCE} <= files.keys() <= set(MODEL_FILES):
+            raise ValueError(f"its files are {_short(files)}")
+    except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{folder / CARD}: incomplete ({e}); export the model again") from e
     for name, expected in files.items():
         file = folder / name
@@ -151,4 +203,51 @@ def open_model(path: str | Path) -> ModelFolder:
             raise InputError(f"{file}: missing from the model folder; export the model again")
         if _sha256_file(file) != expected:
             raise InputError(f"{file}: damaged or changed since the export (SHA-256 differs); export it again")
+    for name in graphs:
+        _check_graph(folder, name, card)
     return ModelFolder(folder, card)
+
+
+def _check_graph(folder: Path, name: str, card: ModelCard) -> None:
+    """Raise InputError unless a graph is one that the exporters write, and the one that the card describes."""
+    graph = read_onnx(folder / name)
+    size = (folder / WEIGHTS).stat().st_size
+    head = card.d_model // card.heads
+    keys = (card.layers, card.heads, None)
+    inputs: dict[str, tuple[int | None, ...]] = {"log_mel": (None, card.n_mels, None)}
+    outputs: dict[str, tuple[int | None, ...]] = dict.fromkeys(card.outputs, (None, None, card.d_model))
+    if name in (CACHED, CPU):
+        inputs |= {"silence_key": (*keys, head), "silence_value": (*keys, head), "silence_bias": keys}
+    if name == CPU:
+        inputs["positions"] = (card.layers,)
+        outputs |= {as_float16(output): sizes for output, sizes in outputs.items()}
+    if name == LOG_MEL:
+        inputs, outputs = {"audio": (None, None)}, {"log_mel": (None, card.n_mels, None)}
+    try:
+        stamp = parse_json(graph.notes.get("voxstrata", "null"))
+        same = all(stamp[key] == value for key, value in card.to_dict().items() if key not in _BESIDE_THE_GRAPH)
+    except (ValueError, KeyError, TypeError):
+        same = False
+    wrong = next(
+        (
+            what
+            for what, differs in {
+                "carries another card": not same,
+                "takes other inputs": dict(graph.inputs) != inputs,
+                "has other outputs": dict(graph.outputs) != outputs,
+                "has far more nodes": graph.nodes > _NODES * (card.layers + 2),
+                f"takes weights from elsewhere than {WEIGHTS}, or beyond its end": any(
+                    where != WEIGHTS or end > size for where, end in graph.external.values()
+                ),
+            }.items()
+            if differs
+        ),
+        None,
+    )
+    if wrong:
+        raise InputError(f"{folder / name}: {wrong}, so it is not the graph of its card; export the model again")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"

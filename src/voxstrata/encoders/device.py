@@ -17,7 +17,7 @@ class Device:
     @classmethod
     def parse(cls, text: str) -> Self:
         """From "cpu", "cuda", "cuda:1", "tensorrt", … Raises UsageError for anything else."""
-        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", text)
+        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d{1,3}))?", text)
         if m is None or (m[1] == "cpu" and m[2]):
             raise UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
         return cls(m[1], int(m[2] or 0))

@@ -10,7 +10,6 @@ nearly equal keys.
 """
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import load_arrays, open_regular
 from voxstrata.encoders.context import DEFAULT_EDGES
 from voxstrata.encoders.frames import WINDOW_FRAMES
 
@@ -112,14 +112,28 @@ class Silence:
         np.savez(path, first=self.first, key=self.key, value=self.value, **group)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote. Raises InputError for a missing or damaged file."""
+    def load(cls, path: Path, sizes: tuple[int, int, int] | None = None) -> Self:
+        """Read what `save` wrote; sizes: the model's layers, heads and head_dim, which it must have.
+
+        Raises InputError for a missing or damaged file.
+        """
         try:
-            # opened here, because np.load leaves a damaged file open
-            with path.open("rb") as f, np.load(f, allow_pickle=False) as z:
-                silence = cls(int(z["first"]), z["key"], z["value"], z.get("group"))
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
+            with open_regular(path) as file:
+                z = load_arrays(file)
+            silence = cls(int(z["first"]), z["key"], z["value"], z.get("group"))
+        except (OSError, TypeError, ValueError, KeyError) as e:
             raise InputError(f"{path}: not a readable silence cache ({e}); export the model again") from e
-        if silence.key.shape[2] != WINDOW_FRAMES - silence.first:
-            raise InputError(f"{path}: the silence cache does not reach frame {WINDOW_FRAMES}; export again")
+        silence._check(path, sizes)
         return silence
+
+    def _check(self, path: Path, sizes: tuple[int, int, int] | None) -> None:
+        key, value, group = self.key, self.value, self.group
+        layers, heads, _, dim = key.shape if key.ndim == 4 else (0, 0, 0, 0)
+        if not 0 <= self.first <= WINDOW_FRAMES or key.ndim != 4 or key.shape[2] != WINDOW_FRAMES - self.first:
+            raise InputError(f"{path}: the silence cache does not reach frame {WINDOW_FRAMES}; export again")
+        fits = key.shape == value.shape and key.dtype == value.dtype and key.dtype in (np.float16, np.float32)
+        if group is not None:  # the group of a position, by which memory is made
+            fits &= group.shape == key.shape[:3] and group.dtype == np.int16
+            fits = fits and (not group.size or 0 <= int(group.min()) <= int(group.max()) < WINDOW_FRAMES)
+        if not fits or sizes not in (None, (layers, heads, dim)):
+            raise InputError(f"{path}: a silence cache of another model, or damaged; export the model again")

@@ -14,7 +14,6 @@ computed: 2 · 2 · m · d² (key, value) + 2 · 2 · n · d² (query, output) +
 Softmax, LayerNorm, GELU and log-mel are left out.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Self
 import numpy as np
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import read_json_file
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
 from voxstrata.encoders.outputs import depth
@@ -67,7 +67,7 @@ class EncoderSize:
         """Of a model, as far as these outputs need it."""
         card, path = model.card, model.path / "config.json"
         try:
-            ffn = int(json.loads(path.read_text(encoding="utf-8"))["encoder_ffn_dim"])
+            ffn = int(read_json_file(path)["encoder_ffn_dim"])
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise InputError(f"{path}: no encoder_ffn_dim ({e}); export the model again") from e
         return cls(depth(outputs, card.layers), card.d_model, ffn, card.n_mels, int(card.silence["groups"]))

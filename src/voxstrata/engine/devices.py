@@ -12,7 +12,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from voxstrata.base.errors import InputError, VoxstrataError
+from voxstrata.base.errors import InputError, VoxstrataError, debugging, error_text
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Device, ModelFolder, open_model
@@ -171,8 +171,10 @@ def _work(
         to_parent.send(("worked", worked))
     except KeyboardInterrupt:
         pass
-    except (VoxstrataError, OSError) as e:
-        to_parent.send(("why", str(e)))
+    except Exception as e:
+        to_parent.send(("why", str(e) if isinstance(e, VoxstrataError | OSError) else error_text(e)))
+        if debugging():
+            raise
 
 
 def _end_with_parent() -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -16,6 +15,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from voxstrata.base.errors import InputError
+from voxstrata.base.folders import scratch_folder
+from voxstrata.base.opening import read_json_file
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable, aligned
 from voxstrata.encoders import Context, ModelFolder
@@ -161,7 +163,7 @@ def measure(
     spec = StoreSpec(outputs, context=context).for_model(model.card, runtime.device)
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize * len(spec.outputs)
     most = min(MAX_CLIPS, int(MAX_STORE_BYTES / (mix.mean * SAMPLE_RATE / SAMPLES_PER_FRAME * row_bytes)))
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("bench") as folder:
 
         def run(name: str, clips: int) -> tuple[ExtractReport, NDArray[np.float64]]:
             lengths = mix.lengths(clips)
@@ -220,8 +222,8 @@ def recorded(model: ModelFolder, runtime: Runtime) -> Record | None:
     """What `bench` stored for this model, machine, software, device and number of threads; None when it did not."""
     path = record_path(about(model, runtime))
     try:
-        return Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Record.from_dict(read_json_file(path))
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -4,18 +4,17 @@ A folder may come from a stranger. transformers is given only keys that we know,
 make it load code (`auto_map`, `_attn_implementation: "owner/kernel"`) or read other files.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import WhisperConfig, WhisperFeatureExtractor
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import read_json_file
 from voxstrata.base.tables import first_few
 from voxstrata.encoders.frames import HOP_LENGTH, N_FFT, SAMPLE_RATE, WINDOW_SECONDS
 from voxstrata.exporters.hub import WEIGHT_NAMES, first_line
 
-_MAX_JSON_BYTES = 1 << 26
 _ADAPTER = "adapter_config.json"
 MERGE = (
     "merge it first (peft: PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW)) and take "
@@ -54,10 +53,8 @@ _PREPROCESSING = {
 def read_json_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError where it is not readable as one, or larger than 64 MB."""
     try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise InputError(f"{file}: {file.stat().st_size} bytes, too many for a configuration; fetch it again")
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
+        found = read_json_file(file)
+    except (OSError, ValueError) as e:
         raise InputError(f"{file}: not readable as JSON ({first_line(e)}); fetch it again") from e
     if not isinstance(found, dict):
         raise InputError(f"{file}: holds no JSON object; fetch it again")

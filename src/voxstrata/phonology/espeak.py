@@ -5,7 +5,6 @@ The functions and constants used are those of espeak-ng's `speak_lib.h` and `esp
 
 import ctypes
 import shutil
-import tempfile
 import threading
 from _ctypes import dlclose as _unload
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.folders import scratch_folder
 
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback before espeak_Synth returns
 _DONT_EXIT = 0x8000  # espeak_Initialize returns an error instead of ending the process
@@ -93,8 +93,8 @@ def _fresh(library_path: Path, data_path: Path) -> Iterator[tuple[ctypes.CDLL, i
     (phonemizer) may keep the file itself loaded, and then it would never be loaded anew.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="voxstrata-espeak-", ignore_cleanup_errors=True) as folder:
-            library = ctypes.CDLL(shutil.copy(library_path, folder))
+        with scratch_folder("espeak") as folder:
+            library = ctypes.CDLL(str(shutil.copy(library_path, folder)))
     except OSError as error:
         raise InputError(f"{library_path}: cannot be loaded ({error}); reinstall espeakng-loader") from error
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import read_regular
 from voxstrata.base.tables import cell_text
 
 GENERATOR = '<meta name="generator" content="voxstrata report">'  # by which a page is known as ours
@@ -37,7 +38,7 @@ summary { cursor: pointer; padding: .3rem 0; }
 
 def picture(path: Path, caption: str) -> str:
     """A PNG as part of the page. Raises InputError when it is none, or cut."""
-    data = path.read_bytes()
+    data = read_regular(path)
     if not (data.startswith(_PNG) and data.endswith(_END)):
         raise InputError(f"{path}: not a whole PNG; run the command that wrote it again, or remove the file")
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"

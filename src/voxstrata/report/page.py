@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import open_regular
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import TextTable
@@ -101,7 +102,11 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 def _refuse_foreign(target: Path) -> None:
     if target.is_dir():
         raise InputError(f"{target}: is a folder; name the page, such as {target / PAGE}")
-    if target.exists() and GENERATOR.encode() not in target.read_bytes()[:4096]:
+    if not target.exists():
+        return
+    with open_regular(target) as file:
+        head = file.read(4096)
+    if GENERATOR.encode() not in head:
         raise InputError(f"{target}: exists and is no page of `voxstrata report`; choose another name (-o)")
 
 

@@ -1,7 +1,6 @@
 """Sections of a report: of a saved result, a comparison, a measured speed, a store. Nothing is measured again."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import open_regular, read_json_file
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 from voxstrata.report.html import definitions, flat, folded, picture
@@ -72,7 +72,7 @@ def of_bench(path: Path, folder: Path) -> Run:
     from voxstrata.engine.estimating import Bench  # which brings in ONNX Runtime
 
     try:
-        bench = Bench.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        bench = Bench.from_dict(read_json_file(path))
         tables = bench.tables()
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise InputError(
@@ -132,7 +132,7 @@ def _prints(path: Path, names: Iterable[str]) -> dict[str, str]:
     prints = {}
     for file in (path / name for name in names):
         if file.exists():
-            with file.open("rb") as f:
+            with open_regular(file) as f:
                 prints[file.name] = hashlib.file_digest(f, "sha256").hexdigest()
     return prints
 

@@ -1,22 +1,21 @@
 """What a comparison left in its folder, read back."""
 
-import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
 from voxstrata.retrieval.tileplan import settings_sha256
+from voxstrata.store.checked import checked_table, read_json
 from voxstrata.store.files import Files
 
 PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE = "plan.json", "top.parquet", "rows.parquet", "columns.parquet"
 CANDIDATES_FILE, MISSES_FILE = "candidates.npz", "candidates.json"
 ABOUT = "voxstrata_similarity"  # in tables' metadata and zarr's attributes: of which plan
-MEND = "remove the folder and run `voxstrata similarity` again"
+COMPARE_AGAIN = "remove the folder and run `voxstrata similarity` again"
 _AGAIN = "run `voxstrata similarity` again, which makes it anew"
 
 
@@ -86,33 +85,30 @@ def read_tile_plan(files: Files) -> dict[str, Any]:
     where = f"{files.root}/{PLAN_FILE}"
     data = files.read(PLAN_FILE)
     try:
-        plan = dict(json.loads(data))
+        plan = dict(parse_json(data))
         settings = {key: value for key, value in plan.items() if key not in ("schema", "fingerprint")}
         if plan["fingerprint"] != settings_sha256(settings):
             raise ValueError("its content is not what its fingerprint says")
     except (ValueError, TypeError, KeyError, RecursionError) as e:
-        raise InputError(f"{where}: damaged ({e}); {MEND}") from e
+        raise InputError(f"{where}: damaged ({e}); {COMPARE_AGAIN}") from e
     return plan
 
 
 def read_result(files: Files, name: str, plan: str) -> Any:
     """A table, or the object of a JSON file, of a folder whose plan has this fingerprint.
 
-    Those of 0.1.0 have no checksum, and do not say of which plan they are. Raises InputError where it is damaged or of
-    another plan, OSError where it is missing.
+    Those of 0.1.0 have no checksum, and do not say of which plan they are. Raises InputError where it is missing,
+    damaged, or of another plan.
     """
-    data = files.read(name)
     try:
         if name.endswith(".json"):
-            found = dict(json.loads(data))
-            if found.pop("sha256", None) not in (None, settings_sha256(found)):
-                raise ValueError("its content is not what its checksum says")
-            return found
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            return read_json(files, name)
+        table = checked_table(files, name)
         about = (table.schema.metadata or {}).get(ABOUT.encode())
-        of = plan if about is None else dict(json.loads(about)).get("plan")
-    except (ValueError, TypeError, AttributeError, RecursionError, OSError, pa.ArrowException) as e:
-        raise InputError(f"{files.root}/{name}: damaged ({' '.join(str(e).split())}); {_AGAIN}") from e
+        of = plan if about is None else dict(parse_json(about)).get("plan")
+    except (InputError, ValueError, TypeError, RecursionError) as e:
+        what = "damaged or changed" if files.exists(name) else "missing"
+        raise InputError(f"{files.root}/{name}: {what}; {_AGAIN}") from e
     if of != plan:
         raise InputError(f"{files.root}/{name}: of another comparison than {PLAN_FILE}; {_AGAIN}")
     return table

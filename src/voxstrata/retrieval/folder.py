@@ -16,11 +16,11 @@ import hashlib
 import io
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -30,12 +30,13 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import load_arrays, parse_json
 from voxstrata.retrieval.candidates import CandidateSets
 from voxstrata.retrieval.finished import (
     ABOUT,
     CANDIDATES_FILE,
     COLUMNS_FILE,
-    MEND,
+    COMPARE_AGAIN,
     MISSES_FILE,
     PLAN_FILE,
     ROWS_FILE,
@@ -44,10 +45,12 @@ from voxstrata.retrieval.finished import (
     read_tile_plan,
 )
 from voxstrata.retrieval.kernels.base import FloatMatrix
-from voxstrata.retrieval.tileplan import TilePlan, settings_sha256
+from voxstrata.retrieval.tileplan import TilePlan
 from voxstrata.retrieval.topk import TopK, named
+from voxstrata.store.checked import json_bytes, table_bytes
 from voxstrata.store.claims import CLAIMS, Claims
 from voxstrata.store.files import LOCK, Files, patient_lock, zarr_array
+from voxstrata.store.leases import LEASE_SECONDS
 
 _SCHEMA = 1
 _UNITS, _DONE, _MATRIX = "units", "done.json", "matrix.zarr"
@@ -75,7 +78,6 @@ class Results:
         self.plan = plan
         self._claims = Claims(self.files)
         self._done: set[int] = set()
-        self._written: set[str] = set()  # chunks of the row that is being computed
         self._refuse_foreign()
         with patient_lock(self.files):
             # nothing, or a creation that was cut short: no row can be committed yet
@@ -109,12 +111,12 @@ class Results:
         if not self.plan.candidates:
             return None
         try:
-            with np.load(io.BytesIO(self.files.read(CANDIDATES_FILE))) as stored:
-                if str(stored.get("plan", self.plan.fingerprint)) != self.plan.fingerprint:
-                    raise ValueError("of another comparison")
-                return CandidateSets(stored["forward"], stored["backward"])
-        except (ValueError, KeyError, EOFError, BadZipFile) as e:
-            raise InputError(f"{self.files.root}/{CANDIDATES_FILE}: damaged ({e}); {MEND}") from e
+            stored = load_arrays(io.BytesIO(self.files.read(CANDIDATES_FILE)))
+            if str(stored.get("plan", self.plan.fingerprint)) != self.plan.fingerprint:
+                raise ValueError("of another comparison")
+            return CandidateSets(stored["forward"], stored["backward"])
+        except (ValueError, KeyError) as e:
+            raise InputError(f"{self.files.root}/{CANDIDATES_FILE}: damaged ({e}); {COMPARE_AGAIN}") from e
 
     @contextmanager
     def claim(self, row: int) -> Iterator[bool]:
@@ -126,7 +128,6 @@ class Results:
             self._refuse_other_plan()
             held = not self.committed(row) and self._claims.take(row)
         try:
-            self._written.clear()
             yield held and not self.committed(row)  # since the look before
         finally:
             self._claims.drop(row)
@@ -146,15 +147,12 @@ class Results:
     def put(self, name: str, xs: slice, ys: slice, scores: FloatMatrix) -> None:
         """Write a tile of a matrix: whole chunks, which no other tile row writes."""
         self._arrays[name][xs, ys] = scores
-        down, across = (range(side.start // self.plan.chunk, -(-side.stop // self.plan.chunk)) for side in (xs, ys))
-        self._written.update(f"{_MATRIX}/{name}/c/{i}/{j}" for i in down for j in across)
 
     def commit(self, row: int, forward: TopK, backward: TopK | None) -> None:
-        """Write the best of a tile row, and once all of the row has reached the disk its marker."""
+        """Write the best of a tile row, then its marker; all of the row is on the disk by then."""
         tables = [forward.table(FORWARD), *([backward.table(BACKWARD)] if backward else [])]
-        part = _parquet_bytes(self._signed(pa.concat_tables(tables)))
+        part = table_bytes(self._signed(pa.concat_tables(tables)), None)
         self.files.write(f"{_unit(row)}/{TOP_FILE}", part)
-        self.files.sync(self._written)
         marker = {"row": row, "plan": self.plan.fingerprint, "top_sha256": hashlib.sha256(part).hexdigest()}
         self.files.write(f"{_unit(row)}/{_DONE}", json.dumps(marker).encode())
 
@@ -176,11 +174,10 @@ class Results:
                 self._done.discard(row)
             if not damaged:
                 if measure is not None:
-                    found = measure()
-                    self.files.write(MISSES_FILE, _json(found | {"sha256": settings_sha256(found)}))
+                    self.files.write(MISSES_FILE, json_bytes(measure(), None))
                 self.files.sweep()  # nobody writes: committed rows are not computed again
                 self._claims.clear()
-                self.files.write(TOP_FILE, _parquet_bytes(self._signed(self._final())))
+                self.files.write(TOP_FILE, table_bytes(self._signed(self._final()), None))
         return damaged
 
     def misses(self) -> dict[str, Any] | None:
@@ -202,7 +199,7 @@ class Results:
 
     def _marker(self, row: int) -> dict[str, Any] | None:
         try:
-            marker = json.loads(self.files.read(f"{_unit(row)}/{_DONE}"))
+            marker = parse_json(self.files.read(f"{_unit(row)}/{_DONE}"))
             plan = self.plan.fingerprint
             return marker if marker["row"] == row and marker.get("plan", plan) == plan else None
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
@@ -236,7 +233,7 @@ class Results:
         plan = self.plan
         self._clear()
         for name, utterances in self._labels().items():
-            self.files.write(name, _parquet_bytes(utterances))
+            self.files.write(name, table_bytes(utterances, None))
         if find is not None:
             sets, buffer = find(), io.BytesIO()
             np.savez(buffer, forward=sets.forward, backward=sets.backward, plan=np.array(plan.fingerprint))
@@ -249,7 +246,6 @@ class Results:
             kind: dict[str, Any] = {"dtype": "float32", "compressors": [Crc32cCodec()], "fill_value": float("nan")}
             for name in plan.matrix:
                 root.create_array(name, shape=shape, chunks=chunks, dimension_names=names, **kind)
-            self.files.sync(f"{_MATRIX}/{name}zarr.json" for name in ("", *(f"{name}/" for name in plan.matrix)))
         self.files.write(PLAN_FILE, _json({"schema": _SCHEMA, "fingerprint": plan.fingerprint, **plan.settings}))
 
     def _labels(self) -> dict[str, pa.Table]:
@@ -269,7 +265,7 @@ class Results:
         for name, utterances in self._labels().items():
             if self._stored(name) != utterances:
                 self.files.remove(TOP_FILE)  # written last: until then the run is not finished
-                self.files.write(name, _parquet_bytes(utterances))
+                self.files.write(name, table_bytes(utterances, None))
         for name in (TOP_FILE, *([MISSES_FILE] if self.plan.candidates else [])):
             if self.merged() and self._stored(name) is None:
                 self.files.remove(TOP_FILE)
@@ -278,7 +274,7 @@ class Results:
         """A table, or the object of a JSON file; None where it is missing, damaged, or of another comparison."""
         try:
             return read_result(self.files, name, self.plan.fingerprint)
-        except (InputError, FileNotFoundError):
+        except InputError:
             return None
 
     def _open_matrix(self) -> dict[str, zarr.Array[Any]]:
@@ -288,9 +284,9 @@ class Results:
             plan = dict(root.attrs)[ABOUT]["plan"]  # type: ignore[index,call-overload]
             arrays = {name: zarr_array(root, name) for name in self.plan.matrix}
         except (OSError, ValueError, TypeError, KeyError, AssertionError) as e:
-            raise InputError(f"{where}: damaged ({e}); {MEND}") from e
+            raise InputError(f"{where}: damaged ({e}); {COMPARE_AGAIN}") from e
         if plan != self.plan.fingerprint:
-            raise InputError(f"{where}: of another comparison; {MEND}")
+            raise InputError(f"{where}: of another comparison; {COMPARE_AGAIN}")
         return arrays
 
     def _refuse_other_plan(self) -> None:
@@ -316,10 +312,17 @@ class Results:
         markers = (f"{_UNITS}/{name}/{_DONE}" for name in self.files.names(_UNITS))
         if not overwrite and any(map(self.files.exists, markers)):
             return False
-        for row in sorted({int(name.split(".")[0]) for name in self.files.names(CLAIMS)}):
-            if not self._claims.take(row):
+        names = (name.split(".")[0] for name in self.files.names(CLAIMS))
+        claimed, looks = set(map(int, filter(str.isdigit, names))), 0
+        while claimed:
+            for row in filter(self._claims.take, sorted(claimed)):
+                self._claims.drop(row)
+                claimed.discard(row)
+            looks += 1
+            if claimed and (self.files.local is not None or looks > 2 * LEASE_SECONDS):
                 return False
-            self._claims.drop(row)
+            if claimed:
+                time.sleep(1)  # until a lease shows whether its owner lives
         return True
 
     def _clear(self) -> None:
@@ -330,12 +333,6 @@ class Results:
 
 def _unit(row: int) -> str:
     return f"{_UNITS}/{row:06d}"
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
 
 
 def _json(d: dict[str, Any]) -> bytes:

@@ -20,6 +20,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
 from voxstrata.base.remote import is_url
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.checked import identity, json_bytes, read_json, table_bytes, with_checksum
@@ -68,7 +69,7 @@ class StoreAppender(StoreWriter):
         return str(pending["fingerprint"])
 
     def _refuse_unfinished(self) -> None:
-        root = json.loads(self.files.read(ROOT))
+        root = parse_json(self.files.read(ROOT))
         if root.get("consolidated_metadata") is None:
             raise InputError(f"{self.files.root}: a copy without consolidated metadata; append to the original")
         if (self._store.stored_status == PENDING).any():
@@ -106,7 +107,7 @@ class StoreAppender(StoreWriter):
         plan = self.plan
         failures, overflows = self.failures(range(plan.units))
         self.files.sweep()
-        root = json.loads(self.files.read(ROOT))
+        root = parse_json(self.files.read(ROOT))
         arrays = root["consolidated_metadata"]["metadata"]
         start = np.where(plan.length > 0, plan.start + self.first_unit * plan.unit_rows, 0)
         added = {"start": start, "length": plan.length, "status": self._status(failures)}
@@ -122,6 +123,11 @@ class StoreAppender(StoreWriter):
                 longer["attributes"]["valid_rows"] = "row start[i] of utterance i, where status[i] is 1"
         for name in (*whole, *(array.path for array in self._arrays.values())):
             self.files.write(f"{name}/{ROOT}", json.dumps(arrays[name], indent=2).encode())
+        group = f"{plan.spec.group}/{ROOT}"
+        own = json.loads(self.files.read(group))
+        if inner := (own.get("consolidated_metadata") or {}).get("metadata"):
+            inner |= {output: arrays[array.path] for output, array in self._arrays.items()}
+            self.files.write(group, json.dumps(own, indent=2).encode())
         before = read_utterances(self.files).slice(0, self.first_utterance)
         table = pa.concat_tables([before, self._added_table(failures)], promote_options="default")
         table = stored_table(table, whole["start"], whole["length"], whole["status"])

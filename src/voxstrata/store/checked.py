@@ -19,17 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.files import GROUP_ROWS, Files, root_attributes
 from voxstrata.store.spec import StoreSpec
 
-CHECKSUM, STORE = "checksum", "store"
-_SEALED = (CHECKSUM, STORE)
+CHECKSUM, _STORE = "checksum", "store"
+_SEALED = (CHECKSUM, _STORE)
 ROOT_CHECKSUM = "voxstrata_checksum"  # in the attributes of the root group
 _BLANK = b"crc32c:00000000"
 _SEAL = re.compile(rb"crc32c:[0-9a-f]{8}")
 _SUMMED = ("voxstrata", "corpus_root", "coordinates")
-MEND = "run `voxstrata verify STORE --repair`, then the same extraction, or get another copy"
+REPAIR = "run `voxstrata verify STORE --repair`, then the same extraction, or get another copy"
 
 
 def checksum(data: bytes) -> str:
@@ -68,14 +69,14 @@ def about_store(files: Files) -> dict[str, Any]:
         raise InputError(f"{files.root}: not a voxstrata store; `voxstrata extract` makes one")
     if (about.get("checksums") or ROOT_CHECKSUM in attributes) and with_checksum(attributes) != attributes:
         raise InputError(
-            f"{files.root}: zarr.json: damaged or changed, the checksum of its attributes is wrong; {MEND}"
+            f"{files.root}: zarr.json: damaged or changed, the checksum of its attributes is wrong; {REPAIR}"
         )
     return about
 
 
 def json_bytes(content: Mapping[str, Any], store: str | None) -> bytes:
     """A JSON file of a store."""
-    whole = {**content, **({} if store is None else {STORE: store}), CHECKSUM: _BLANK.decode()}
+    whole = {**content, **({} if store is None else {_STORE: store}), CHECKSUM: _BLANK.decode()}
     return _sealed(json.dumps(whole).encode())
 
 
@@ -89,7 +90,7 @@ def table_bytes(table: pa.Table, store: str | None) -> bytes:
         # in one piece: where a column's pieces end must not decide the bytes
         writer.write_table(table.combine_chunks(), row_group_size=GROUP_ROWS)
         # not in the schema, which a table keeps that is read and written again
-        writer.add_key_value_metadata({**({} if store is None else {STORE: store}), CHECKSUM: _BLANK.decode()})
+        writer.add_key_value_metadata({**({} if store is None else {_STORE: store}), CHECKSUM: _BLANK.decode()})
     return _sealed(buffer.getvalue())
 
 
@@ -100,17 +101,17 @@ def read_json(files: Files, name: str, store: str | None = None) -> dict[str, An
     """
     data = _read(files, name, store)
     try:
-        content = json.loads(data)
+        content = parse_json(data)
     except (ValueError, RecursionError) as e:
         raise damaged(files, name, f"no JSON ({type(e).__name__})") from None
     if not isinstance(content, dict):
         raise damaged(files, name, "no JSON object")
-    _refuse_stranger(files, name, content.pop(STORE, None), store)
+    _refuse_stranger(files, name, content.pop(_STORE, None), store)
     content.pop(CHECKSUM, None)
     return content
 
 
-def read_table(
+def checked_table(
     files: Files, name: str, store: str | None = None, columns: Sequence[str] | None = None, *, pages: bool = False
 ) -> pa.Table:
     """A Parquet file of a store, with its metadata. Raises InputError as `read_json` does.
@@ -128,9 +129,9 @@ def read_table(
         raise damaged(files, name, "missing") from None
     except (pa.ArrowException, OSError, ValueError) as e:
         raise damaged(files, name, f"not readable as Parquet ({e})") from None
-    _refuse_stranger(files, name, (known.get(STORE.encode()) or b"").decode() or None, store)
+    _refuse_stranger(files, name, (known.get(_STORE.encode()) or b"").decode() or None, store)
     # written again it gets its own
-    kept = {k: v for k, v in (table.schema.metadata or {}).items() if k.decode() not in (STORE, CHECKSUM)}
+    kept = {k: v for k, v in (table.schema.metadata or {}).items() if k.decode() not in (_STORE, CHECKSUM)}
     return table.replace_schema_metadata(kept or None)
 
 
@@ -155,7 +156,7 @@ def _refuse_stranger(files: Files, name: str, found: str | None, store: str | No
 
 def damaged(files: Files, name: str, what: str) -> InputError:
     """What to raise for a file of a store."""
-    return InputError(f"{files.root}: {name}: {what}; {MEND}")
+    return InputError(f"{files.root}: {name}: {what}; {REPAIR}")
 
 
 def _sealed(data: bytes) -> bytes:

@@ -3,12 +3,11 @@
 import contextlib
 import fcntl
 import io
-import json
 import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import check_regular, parse_json, read_regular
 from voxstrata.base.remote import T, causes, open_remote, patiently, shown, status_of
 from voxstrata.store.leases import Leases
 from voxstrata.store.local_arrays import LocalArrays
@@ -107,10 +107,14 @@ class Files:
         return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in found)
 
     def read(self, name: str) -> bytes:
+        if self.local is not None:
+            return read_regular(self.local / name)
         return bytes(self._ask(name, lambda path: self._fs.cat_file(path, **self._at_once)))
 
     def read_range(self, name: str, begin: int, end: int | None = None) -> bytes:
         """The bytes from `begin` to before `end` of a file, in one request; the last -begin ones where that is < 0."""
+        if self.local is not None:
+            check_regular(self.local / name)
         data = bytes(self._ask(name, lambda path: self._fs.cat_file(path, start=begin, end=end, **self._at_once)))
         longer = len(data) > (-begin if end is None else end - begin)
         return data[begin:end] if longer else data  # a server that knows no ranges sends all
@@ -212,16 +216,6 @@ class Files:
         with contextlib.suppress(Exception):
             self._fs.pipe_file(f"{self._path}/{name}", data)
 
-    def sync(self, names: Iterable[str]) -> None:
-        """Have files that zarr wrote reach the disk, and the folders that they are in; names of none are left out."""
-        if self.local is None or not self.durable:
-            return
-        paths = [path for path in map(self.local.joinpath, names) if path.exists()]
-        depth = len(self.local.parents)
-        folders = {folder for path in paths for folder in path.parents if len(folder.parents) >= depth}
-        for each in (*paths, *folders):
-            sync_path(each)
-
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -313,7 +307,7 @@ def _locked(path: Path) -> int:
 def root_attributes(files: Files) -> dict[str, Any]:
     """Attributes of the root group; empty where there is no readable zarr group."""
     try:
-        attributes = json.loads(files.read(ROOT)).get("attributes", {})
+        attributes = parse_json(files.read(ROOT)).get("attributes", {})
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
         return {}
     return attributes if isinstance(attributes, dict) else {}

@@ -5,7 +5,6 @@ and history/0001.parquet, 0002, … hold what each change replaced. A record bey
 cut short before it counted.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from voxstrata.base.opening import parse_json
 from voxstrata.base.tables import distinct
 from voxstrata.corpus import Corpus
-from voxstrata.store.checked import damaged, identity_of, read_table
+from voxstrata.store.checked import checked_table, damaged, identity_of
 from voxstrata.store.files import Files
 
 UTTERANCES, HISTORY = "utterances.parquet", "history"
@@ -29,10 +29,10 @@ RECORD = b"voxstrata"  # in those of a record: which manifest, and when
 def read_utterances(files: Files, columns: Sequence[str] | None = None, *, pages: bool = False) -> pa.Table:
     """`utterances.parquet` as it is stored, with its metadata; of some columns alone, the others are not decoded.
 
-    pages: see `read_table`.
+    pages: see `checked_table`.
     Raises InputError where it is missing, damaged or another store's.
     """
-    return read_table(files, UTTERANCES, identity_of(files), columns, pages=pages)
+    return checked_table(files, UTTERANCES, identity_of(files), columns, pages=pages)
 
 
 def utterance_columns(files: Files) -> list[str]:
@@ -57,8 +57,8 @@ def record_name(number: int) -> str:
 
 def read_record(files: Files, number: int) -> tuple[pa.Table, dict[str, Any]]:
     """What a change replaced, columns id, column, old, new, and what is known of it: manifest, sha256, when."""
-    table = read_table(files, record_name(number), identity_of(files))
-    return table, dict(json.loads(table.schema.metadata[RECORD]))
+    table = checked_table(files, record_name(number), identity_of(files))
+    return table, dict(parse_json(table.schema.metadata[RECORD]))
 
 
 def with_planned_labels(files: Files, utterances: pa.Table) -> pa.Table:

@@ -6,8 +6,6 @@ generation + 1, again by a conditional write. No two clocks are compared, and on
 be looked at: an outage of the store ends no lease. A holder that was taken for dead too early goes on all the same.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import dataclass
@@ -21,6 +19,17 @@ _BEATS_PER_LEASE = 6
 _LOOKS_PER_LEASE = 4  # at the least, before a holder is taken for dead
 
 
+class LeaseObjects(Protocol):
+    """Where leases lie: what `Files` of an object store does for them."""
+
+    root: str
+
+    def create(self, name: str, data: bytes) -> bool: ...
+    def read(self, name: str) -> bytes: ...
+    def touch(self, name: str, data: bytes) -> None: ...
+    def remove(self, name: str) -> None: ...
+
+
 @dataclass
 class _Seen:
     """A lease that another holds. idle: seconds for which its content was seen to stay. moved: whether it changed."""
@@ -32,24 +41,13 @@ class _Seen:
     moved: bool = False
 
 
-class Objects(Protocol):
-    """What leases are made of: small objects below a root. `voxstrata.store.files.Files` is that."""
-
-    root: str
-
-    def create(self, name: str, data: bytes) -> bool: ...
-    def read(self, name: str) -> bytes: ...
-    def touch(self, name: str, data: bytes) -> None: ...
-    def remove(self, name: str) -> None: ...
-
-
 class Leases:
     """The leases of one worker below a root. seconds: after which a holder that does not rewrite counts as dead.
 
     Leaving it as a context lets go of what is still held.
     """
 
-    def __init__(self, files: Objects, seconds: float | None = None) -> None:
+    def __init__(self, files: LeaseObjects, seconds: float | None = None) -> None:
         self._files, self._seconds = files, LEASE_SECONDS if seconds is None else seconds
         self._owner, self._beats = uuid4().hex, 0
         self._held: dict[str, int] = {}  # generations by name

@@ -1,12 +1,15 @@
 """The arrays of a store on a local disk, as zarr reads and writes them: what is written is whole and lasts."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
+
+from voxstrata.base.opening import check_regular
 
 
 class LocalArrays(LocalStore):
@@ -18,6 +21,11 @@ class LocalArrays(LocalStore):
 
     def with_read_only(self, read_only: bool = False) -> Self:
         return type(self)(self.root, self._write, read_only=read_only)
+
+    async def get(self, key: str, *args: Any, **options: Any) -> Buffer | None:
+        with contextlib.suppress(OSError):  # not there, which zarr answers; a stranger's FIFO would be waited for
+            check_regular(self.root / key)
+        return await super().get(key, *args, **options)
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()

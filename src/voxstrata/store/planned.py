@@ -22,14 +22,34 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
-from voxstrata.store.checked import about_store, identity, read_json, read_table
+from voxstrata.store.checked import REPAIR, about_store, checked_table, identity, read_json
 from voxstrata.store.files import Files, root_attributes, zarr_array
 from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_column, with_planned_labels
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
 
-PLAN, PROBE = "plan.json", "probe.parquet"
+PLAN, PROBE, APPENDED = "plan.json", "probe.parquet", "appended"
 _RECORDING = ("offset", "duration", "channel")  # which part of a file it is; files may have moved since
+
+
+def read_plans(files: Files, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is stored of the first plan and of those that were appended, in order.
+
+    Each has "fingerprint", "unit_rows", "first_unit", "first_utterance" and "unit_begin", the last counted from its own
+    first utterance. A file in appended/ beyond those that `about` counts is of an append that is not finished.
+    """
+    store = identity(about)
+    first = {"first_unit": 0, "first_utterance": 0, **read_json(files, PLAN, store)}
+    plans = [first, *(read_json(files, appended_name(n + 1), store) for n in range(len(about.get("appended", []))))]
+    expected = [about["plan"], *(part["plan"] for part in about.get("appended", []))]
+    if any(plan.get("fingerprint") != own for plan, own in zip(plans, expected, strict=True)):
+        raise InputError(f"{files.root}: {PLAN}: damaged, or of another store; {REPAIR}")
+    return plans
+
+
+def appended_name(number: int) -> str:
+    """Where the plan of an append lies, counted from 1."""
+    return f"{APPENDED}/{number:04d}.json"
 
 
 def read_plan(files: Files, corpus: Corpus | None = None) -> Plan:
@@ -46,7 +66,7 @@ def read_plan(files: Files, corpus: Corpus | None = None) -> Plan:
     layout = read_json(files, PLAN, own)
     if not files.exists(PROBE):
         raise InputError(f"{files.root}: begun by an older version; go on with `voxstrata extract` and its corpus")
-    probed = Probed(read_table(files, PROBE, own))
+    probed = Probed(checked_table(files, PROBE, own))
     # an append that was cut short may have left rows there that do not count
     stored = _planned_utterances(files, about).slice(0, len(probed))
     corpus = _corpus_of(files, stored) if corpus is None else _as_stored(files, stored, corpus, probed)

@@ -18,7 +18,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.store.checked import MEND, about_store, identity
+from voxstrata.store.checked import REPAIR, about_store, identity
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
 from voxstrata.store.shard import RemoteShard, ShardLayout
@@ -56,8 +56,11 @@ class EmbeddingStore:
         self.about: dict[str, Any] = about_store(self.files)
         if self.files.names(HISTORY):  # so that results say which labels they were made with
             self.about["relabelled"] = times_relabelled(read_utterances(self.files, ()))
-        self.model = ModelCard.from_dict(about["model"])
-        self.spec = StoreSpec.from_dict(about["spec"])
+        try:
+            self.model = ModelCard.from_dict(about["model"])
+            self.spec = StoreSpec.from_dict(about["spec"])
+        except (KeyError, TypeError, ValueError, UsageError) as e:
+            raise InputError(f"{path}: what it says of its model is damaged ({e}); get another copy") from e
         refuse_foreign_arrays(self.files, self.spec)
         with reading_zarr(self.files, ROOT):
             self.root = zarr.open_group(self.files.zarr_store(read_only=True), mode="r", zarr_format=3)
@@ -120,10 +123,10 @@ class EmbeddingStore:
         start, length = self.along("start"), self.along("length")
         expected = first_rows(length, self._plans)
         if len(start) != len(length) or expected is None or not np.array_equal(start, expected):
-            raise InputError(f"{self.files.root}: start or length: damaged, or not of this plan; {MEND}")
+            raise InputError(f"{self.files.root}: start or length: damaged, or not of this plan; {REPAIR}")
         rows = min(self.array(output).shape[0] for output in self.outputs)
         if (start.astype(np.int64) + length > rows).any():
-            raise InputError(f"{self.files.root}: {self.spec.group}: has fewer rows than its utterances; {MEND}")
+            raise InputError(f"{self.files.root}: {self.spec.group}: has fewer rows than its utterances; {REPAIR}")
         return start, length
 
     def along(self, name: str) -> NDArray[Any]:
@@ -174,7 +177,7 @@ class EmbeddingStore:
         """The array `status` as it is stored."""
         status = self.along("status")
         if len(status) != len(self) or (status > FAILED).any():
-            raise InputError(f"{self.files.root}: status: damaged, it holds what no status is; {MEND}")
+            raise InputError(f"{self.files.root}: status: damaged, it holds what no status is; {REPAIR}")
         return status
 
     @cached_property

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.opening import read_regular
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.corpus.audio_folder import is_metadata
@@ -133,7 +134,7 @@ def relabel(
         number = times_relabelled(now) + 1
         if len(record):
             in_file = isinstance(manifest, str | Path) and Path(manifest).is_file()
-            digest = hashlib.sha256(Path(origin).read_bytes() if in_file else parquet_bytes(labels)).hexdigest()
+            digest = hashlib.sha256(read_regular(origin) if in_file else parquet_bytes(labels)).hexdigest()
             when = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"manifest": Path(origin).name, "sha256": digest, "when": when}
             record = record.replace_schema_metadata({RECORD: json.dumps(about, ensure_ascii=False).encode()})

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import open_regular
 
 MISSING = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
@@ -253,7 +254,7 @@ def _opened(path: Path | RemoteShard) -> Any:
     if isinstance(path, RemoteShard):
         return path
     try:
-        return path.open("rb", buffering=0)
+        return open_regular(path).detach()
     except FileNotFoundError:
         raise InputError(f"{path}: missing; run the same extraction again, it writes what is lost") from None
 

@@ -1,7 +1,6 @@
 """Whether what lies in a store is what a store has, before it is read and after."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, VoxstrataError
-from voxstrata.store.checked import MEND
+from voxstrata.base.opening import parse_json
+from voxstrata.store.checked import REPAIR
 from voxstrata.store.files import ROOT, Files
 from voxstrata.store.spec import StoreSpec
 
@@ -29,7 +29,7 @@ def refuse_foreign_arrays(files: Files, spec: StoreSpec) -> None:
     others = [f"{spec.group}/{name}" for name in files.names(spec.group) if name != ROOT]  # xarray opens them, too
     for name in dict.fromkeys(["", spec.group, "utterance", *own, *others]):
         try:
-            node = json.loads(files.read(f"{name}/{ROOT}".lstrip("/")))
+            node = parse_json(files.read(f"{name}/{ROOT}".lstrip("/")))
             wrong = _foreign(node)
         except (FileNotFoundError, NotADirectoryError):
             wrong = "no zarr 3 array" if name in own else ""
@@ -71,7 +71,7 @@ def reading_zarr(files: Files, name: str) -> Iterator[None]:
     except VoxstrataError:
         raise
     except Exception as e:  # whatever a codec makes of bytes that are not its own
-        raise InputError(f"{files.root}: {name}: cannot be read ({type(e).__name__}: {e}); {MEND}") from e
+        raise InputError(f"{files.root}: {name}: cannot be read ({type(e).__name__}: {e}); {REPAIR}") from e
 
 
 def first_rows(length: NDArray[np.int32], plans: Sequence[Mapping[str, Any]]) -> NDArray[np.int64] | None:
@@ -107,4 +107,4 @@ def refuse_other_table(
         if fits and status.all():
             fits = np.array_equal(pc.equal(table["status"], "done").to_numpy(), status == 1)
     if not fits:
-        raise InputError(f"{files.root}: utterances.parquet: not of the arrays beside it; {MEND}")
+        raise InputError(f"{files.root}: utterances.parquet: not of the arrays beside it; {REPAIR}")

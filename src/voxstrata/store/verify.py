@@ -1,6 +1,5 @@
 """Read a whole store and hold everything in it against its checksums; take what is damaged back to pending."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,12 +14,14 @@ import zarr
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
-from voxstrata.store.checked import checksum, identity, read_json, read_table, table_bytes
+from voxstrata.store.checked import checked_table, checksum, identity, read_json, table_bytes
 from voxstrata.store.description import README, store_readme
 from voxstrata.store.files import ROOT, Files, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, record_name, times_relabelled
+from voxstrata.store.planned import APPENDED, appended_name
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.soundness import reading_zarr
@@ -173,7 +174,7 @@ class _Check:
             self.complete = True
 
     def _add(self, file: str, what: str, *of: Any) -> None:
-        self.damages.append(Damage(file, what, *of))
+        self.damages.append(Damage(file, what.removeprefix(f"{file}: "), *of))
 
     def _add_metadata(self, file: str, what: str) -> None:
         self.metadata.add(file)
@@ -183,7 +184,8 @@ class _Check:
         """Everything but the units."""
         files, own = self.files, identity(store.about)
         plan = read_json(files, PLAN, own)
-        for name, what in _zarr_damages(files):
+        pending = appended_name(len(store.about.get("appended", [])) + 1)
+        for name, what in () if files.exists(pending) else _zarr_damages(files):  # an append may be half done
             self._add_metadata(name, what)
         for name in (*ALONG[:3], *(ALONG[3:] if ALONG[3] in store.root else ())):
             self._try(name, lambda name=name: store.along(name))
@@ -196,13 +198,13 @@ class _Check:
         if known and store.along(ALONG[3]).tolist() != store.ids:
             self._add_metadata(ALONG[3], f"other ids than {UTTERANCES}")
         if "chunk_rows" in plan or files.exists("probe.parquet"):
-            self._try("probe.parquet", lambda: read_table(files, "probe.parquet", own))
+            self._try("probe.parquet", lambda: checked_table(files, "probe.parquet", own))
         if "readme" in plan and (not files.exists(README) or checksum(files.read(README)) != plan["readme"]):
             self._add(README, "missing, damaged or changed")
         if UTTERANCES not in self.metadata:
             for number in range(times_relabelled(read_utterances(files))):
                 try:
-                    read_table(files, record_name(number + 1), own)
+                    checked_table(files, record_name(number + 1), own)
                 except InputError as e:
                     self._add(record_name(number + 1), f"{_said(e)}; it cannot be brought back")
 
@@ -301,7 +303,7 @@ def _said(error: Exception) -> str:
 
 def _zarr_damages(files: Files) -> Iterator[tuple[str, str]]:
     """Where zarr's metadata contradict each other: those of each array stand in three places."""
-    root = json.loads(files.read(ROOT))
+    root = parse_json(files.read(ROOT))
     consolidated = root.get("consolidated_metadata")
     if set(root) - _GROUP:
         yield ROOT, f"unknown keys: {first_few(sorted(set(root) - _GROUP))}"
@@ -312,7 +314,7 @@ def _zarr_damages(files: Files) -> Iterator[tuple[str, str]]:
     for name, node in consolidated["metadata"].items():
         file = f"{name}/{ROOT}"
         try:
-            there = json.loads(files.read(file))
+            there = parse_json(files.read(file))
         except (FileNotFoundError, ValueError) as e:
             yield file, f"missing or damaged ({type(e).__name__})"
             continue
@@ -335,8 +337,10 @@ def _repair(check: _Check) -> None:
     first_units = len(read_json(files, PLAN)["unit_begin"]) - 1 if store is not None else 0
     if store is None or check.metadata - set(ALONG) or any(unit >= first_units for unit in lost):
         files.remove(PLAN)  # extraction makes everything but the units anew
+        for name in {damage.file for damage in check.damages if damage.file.startswith(APPENDED)}:
+            files.remove(name)
         try:
-            json.loads(files.read(ROOT))
+            parse_json(files.read(ROOT))
         except (ValueError, FileNotFoundError):
             files.remove(ROOT)
         return

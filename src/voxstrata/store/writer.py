@@ -15,12 +15,11 @@ from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
-from voxstrata.base.remote import side_by_side
+from voxstrata.base.remote import at_once
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.checked import (
-    MEND,
     about_store,
     checksum,
     identity,
@@ -42,8 +41,10 @@ from voxstrata.store.description import (
 from voxstrata.store.files import LOCK, ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, UTTERANCES, read_utterances, relabelled, with_column
 from voxstrata.store.plan import Plan
+from voxstrata.store.planned import APPENDED, PROBE, refuse_other_plan
 from voxstrata.store.planned import PLAN as PLAN
-from voxstrata.store.planned import PROBE, refuse_other_plan
+from voxstrata.store.planned import appended_name as appended_name
+from voxstrata.store.planned import read_plans as read_plans
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
@@ -51,7 +52,7 @@ from voxstrata.store.strings import string_chunk
 
 PENDING, DONE, FAILED = 0, 1, 2
 STATUS = ("pending", "done", "failed")
-UNITS, APPENDED = "units", "appended"
+UNITS = "units"
 # What is left of a root group's metadata when a run is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.(json\.)?[0-9a-f]+\.partial")
 
@@ -113,26 +114,6 @@ def refuse_foreign(files: Files) -> None:
         raise InputError(
             f"{files.root}: exists and is not a voxstrata store (it holds {found[0]}); choose another name"
         )
-
-
-def read_plans(files: Files, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is stored of the first plan and of those that were appended, in order.
-
-    Each has "fingerprint", "unit_rows", "first_unit", "first_utterance" and "unit_begin", the last counted from its own
-    first utterance. A file in appended/ beyond those that `about` counts is of an append that is not finished.
-    """
-    store = identity(about)
-    first = {"first_unit": 0, "first_utterance": 0, **read_json(files, PLAN, store)}
-    plans = [first, *(read_json(files, appended_name(n + 1), store) for n in range(len(about.get("appended", []))))]
-    expected = [about["plan"], *(part["plan"] for part in about.get("appended", []))]
-    if any(plan.get("fingerprint") != own for plan, own in zip(plans, expected, strict=True)):
-        raise InputError(f"{files.root}: {PLAN}: damaged, or of another store; {MEND}")
-    return plans
-
-
-def appended_name(number: int) -> str:
-    """Where the plan of an append lies, counted from 1."""
-    return f"{APPENDED}/{number:04d}.json"
 
 
 def compare_settings(files: Files, card: ModelCard, spec: StoreSpec) -> dict[str, Any]:
@@ -271,7 +252,7 @@ class StoreWriter:
         def read(unit: int) -> dict[str, Any] | None:
             return read_marker(self.files, self.first_unit + unit, self._identity)
 
-        markers = map(read, units) if self.files.local is not None else side_by_side(read, units)
+        markers = map(read, units) if self.files.local is not None else at_once(read, units)
         for unit, marker in zip(units, markers, strict=True):
             if marker is None:
                 name = marker_name(self.first_unit + unit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import parse_json
 from voxstrata.evaluation.metrics import Float64
 from voxstrata.retrieval.languages import find_sides
 from voxstrata.retrieval.selection import Selection
@@ -74,7 +74,7 @@ class PhoneticsFolder:
         found, others = ((schema.metadata or {}).get(Phonetics.key.encode()) for schema in schemas)
         if found is None or found != others:
             raise InputError(f"{folder}: {_IPA} and {_DISTANCES} are not of one run; run `voxstrata phonetics` again")
-        self.settings: dict[str, Any] = json.loads(found)
+        self.settings: dict[str, Any] = parse_json(found)
         rows = ipa.select(["id", "segments", "voice", "text"]).to_pylist()
         self.segments = {row["id"]: row["segments"] for row in rows}
         self.texts = {row["id"]: row["text"] for row in rows if row["voice"] != GIVEN}

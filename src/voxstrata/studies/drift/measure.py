@@ -4,7 +4,6 @@ Every mode is extracted as a user would extract it, into a temporary store, and 
 """
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.encoders import Context, ModelFolder
@@ -53,7 +53,7 @@ def measure_drift(
     corpus = sample(corpus, clips)
     stores: dict[str, EmbeddingStore] = {}
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="voxstrata-drift-") as folder:
+    with scratch_folder("drift") as folder:
         for mode in MODES:
             reporter.step(f"extracting {len(corpus)} recordings, {mode}")
             path = Path(folder) / f"{mode}.zarr"

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from voxstrata.base.errors import InputError
 from voxstrata.base.figures import Figure
+from voxstrata.base.opening import load_arrays, open_regular
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable
 from voxstrata.studies.explain.figures import draw_matches
@@ -99,12 +101,18 @@ class _InFile(Mapping[str, npt.NDArray[np.float32]]):
         self._path = path
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        with np.load(self._path) as held:
-            return np.asarray(held[name])
+        return _held(self._path, (name,))[name]
 
     def __iter__(self) -> Iterator[str]:
-        with np.load(self._path) as held:
-            return iter(list(held))
+        return iter(_held(self._path))
 
     def __len__(self) -> int:
         return len(list(iter(self)))  # list(self) would ask for the length
+
+
+def _held(path: Path, names: tuple[str, ...] | None = None) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with open_regular(path) as file:
+            return load_arrays(file, names)
+    except ValueError as e:
+        raise InputError(f"{path}: damaged ({e}); run `voxstrata explain` again") from e

@@ -1,0 +1,92 @@
+"""The one place where errors become a message and an exit code. Nobody sees a traceback who did not ask for one."""
+
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+
+from voxstrata.base.errors import DEBUG as DEBUG
+from voxstrata.base.errors import VoxstrataError, debugging
+from voxstrata.cli.saying import say, say_error, shown
+from voxstrata.cli.stopping import INTERRUPTED, quiet_stdout, stopped_code
+
+UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
+
+_EXTRAS = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"} | {
+    "matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr", "ray": "ray",
+}  # fmt: skip
+_OURS = str(Path(__file__).parents[1])
+
+
+def tell(error: BaseException) -> int:
+    """Print what went wrong; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt | click.Abort) or stopped_code():  # imports may make it another error
+        # click makes an Abort of an interrupt
+        hint = str(error.__cause__ or error) if isinstance(error, KeyboardInterrupt | click.Abort) else ""
+        say("interrupted" + (f": {hint}" if hint else ""), err=True)
+        return stopped_code() or INTERRUPTED
+    if isinstance(error, BrokenPipeError) and error.filename is None:  # as `| head` has it
+        quiet_stdout()
+        return 1  # as click has it
+    if isinstance(error, click.ClickException):
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            say(error.ctx.get_usage(), err=True)
+            say(f"Try '{error.ctx.command_path} {error.ctx.help_option_names[-1]}' for help.\n", err=True)
+        say(f"Error: {error.format_message()}", err=True)
+        return error.exit_code
+    if debugging():
+        text = "".join(traceback.format_exception(error))
+        print(*map(shown, text.splitlines()), sep="\n", file=sys.stderr)
+    if isinstance(error, VoxstrataError):
+        say_error(error)
+        return error.exit_code
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written: the message names the file
+        say_error(error)
+        return 3
+    module = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if module in _EXTRAS:
+        say_error(f"{module} is not installed; pip install 'voxstrata[{_EXTRAS[module]}]'")
+        return 3
+    say_error(unforeseen_text(error))
+    return UNFORESEEN
+
+
+def unforeseen_text(error: BaseException) -> str:
+    """What can be said of an error that nobody thought of: its kind and text, the file, how to report it."""
+    place = _place(error.__traceback__)
+    kind = type(error).__name__
+    what = "there is not enough memory" if isinstance(error, MemoryError) else f"{kind}: {error}".rstrip(": ")
+    text = f"{place}: {what}" if place else what
+    if isinstance(error, MemoryError):
+        return f"{text}; give it smaller files, or a machine with more"
+    return (
+        f"{text}\nNobody foresaw this: a file is damaged in a way of its own, or the fault is ours. Please report it, "
+        f"with what the same command prints as `voxstrata --debug …`, or with {DEBUG}=1 set."
+    )
+
+
+def _place(at: TracebackType | None) -> str:
+    """The file being worked on: what the innermost function of ours that has one calls so."""
+    found = ""
+    while at is not None:
+        frame = at.tb_frame
+        if frame.f_code.co_filename.startswith(_OURS) and "cli" not in Path(frame.f_code.co_filename).parts:
+            own: list[Any] = [*frame.f_locals.values(), *(getattr(frame.f_locals.get("self"), n, None) for n in _FILES)]
+            found = next((str(value) for value in own if isinstance(value, Path)), found)
+        at = at.tb_next
+    return found
+
+
+_FILES = ("path", "_path", "folder", "local")  # what objects of ours call theirs
+
+
+def tell_thread(about: threading.ExceptHookArgs) -> None:
+    """As `threading.excepthook`, in a sentence."""
+    if about.exc_value is not None and not isinstance(about.exc_value, SystemExit):
+        say(f"in a thread of its own: {unforeseen_text(about.exc_value)}", err=True)
+        if debugging():
+            traceback.print_exception(about.exc_value)

@@ -1,0 +1,152 @@
+"""What an ONNX file says of itself, read without running, loading or needing anything else.
+
+A graph may come from a stranger, and ONNX Runtime runs what it is given: a Loop without end, operators of libraries it
+loads, weights from other folders. So a graph is looked at first, as protocol buffers lie in a file (the field numbers
+are those of onnx.proto), and only what the exporters here may write is let through.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxstrata.base.errors import InputError
+from voxstrata.base.opening import read_regular
+
+# All that the exporters put into graphs: none of them repeats, branches, or reads a file.
+_NAMES = """
+Add Cast Concat ConstantOfShape Conv Div Expand Gather Gelu Identity LayerNormalization Log MatMul Max Mul Pad ReduceMax
+ReduceSum Reshape Shape Slice Softmax Split Sub Transpose Unsqueeze
+com.microsoft.DynamicQuantizeMatMul com.microsoft.MultiHeadAttention
+"""
+OPERATORS = frozenset(_NAMES.split())
+_MOST_BYTES = 1 << 26  # of a graph without its weights; large-v3's have less than one MB
+_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2}  # by ONNX's number of a type: float, uint8, … float16
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """inputs, outputs: their sizes by name, None where one is open. notes: the file's metadata. external: of each
+    tensor that lies elsewhere the file's name and the bytes it ends at. nodes: how many."""
+
+    inputs: Mapping[str, tuple[int | None, ...]]
+    outputs: Mapping[str, tuple[int | None, ...]]
+    notes: Mapping[str, str]
+    external: Mapping[str, tuple[str, int]]
+    nodes: int
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Raises InputError for a file that is damaged, or holds what no exporter here writes."""
+    try:
+        return _read(memoryview(read_regular(path, _MOST_BYTES)))
+    except (ValueError, IndexError, RecursionError) as e:
+        raise InputError(f"{path}: no graph that `voxstrata export` writes ({e}); export the model again") from None
+
+
+Wire = int | memoryview
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Wire]]:
+    """Number and value of each field of a message; fixed numbers are passed over."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind, -1), at)
+        if size < 0 or at + size > len(data):
+            raise ValueError("damaged")
+        if kind == 2:
+            yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("damaged")
+
+
+def _parts(data: Wire) -> dict[int, list[Wire]]:
+    if isinstance(data, int):
+        raise ValueError("damaged")
+    found: dict[int, list[Wire]] = {}
+    for number, value in _fields(data):
+        found.setdefault(number, []).append(value)
+    return found
+
+
+def _text(values: list[Wire]) -> str:
+    value = values[-1] if values else b""
+    if isinstance(value, int):
+        raise ValueError("damaged")
+    return bytes(value).decode("utf-8")
+
+
+def _number(values: list[Wire]) -> int:
+    value = values[-1] if values else 0
+    if not isinstance(value, int):
+        raise ValueError("damaged")
+    return value
+
+
+def _read(data: memoryview) -> OnnxFile:
+    model = _parts(data)
+    if model.keys() - {1, 2, 3, 4, 5, 6, 7, 8, 14} or len(model.get(7, [])) != 1:
+        raise ValueError("it holds functions, training, or no graph")
+    graph = _parts(model[7][0])
+    if graph.keys() - {1, 2, 5, 10, 11, 12, 13}:
+        raise ValueError("its graph holds what ours do not")
+    for each in graph.get(1, []):
+        node = _parts(each)
+        name = ".".join(filter(None, (_text(node.get(7, [])), _text(node.get(4, [])))))
+        if name not in OPERATORS:
+            raise ValueError(f"it has the operator {name[:60]!a}")
+        if any(_parts(attribute).keys() & {6, 11} for attribute in node.get(5, [])):
+            raise ValueError(f"its {name} has a graph of its own")
+    return OnnxFile(
+        dict(map(_declared, graph.get(11, []))),
+        dict(map(_declared, graph.get(12, []))),
+        {_text(entry.get(1, [])): _text(entry.get(2, [])) for entry in map(_parts, model.get(14, []))},
+        dict(filter(None, map(_outside, graph.get(5, [])))),
+        len(graph.get(1, [])),
+    )
+
+
+def _declared(data: Wire) -> tuple[str, tuple[int | None, ...]]:
+    """Name and sizes of an input or output."""
+    about = _parts(data)
+    kind = _parts(_parts(about[2][-1])[1][-1]) if 2 in about and 1 in _parts(about[2][-1]) else {}
+    shape = _parts(kind[2][-1]) if 2 in kind else {}
+    sizes = (_parts(size) for size in shape.get(1, []))
+    return _text(about.get(1, [])), tuple(_number(size[1]) if 1 in size else None for size in sizes)
+
+
+def _outside(data: Wire) -> tuple[str, tuple[str, int]] | None:
+    """Of a tensor that lies in another file: its name, that file and where it ends in it; None for others."""
+    tensor = _parts(data)
+    name, entries = _text(tensor.get(8, [])), [_parts(entry) for entry in tensor.get(13, [])]
+    if not entries and not _number(tensor.get(14, [])):
+        return None
+    place = {_text(entry.get(1, [])): _text(entry.get(2, [])) for entry in entries}
+    sizes: list[int] = []
+    for size in tensor.get(1, []):  # one by one, or packed
+        at = 0
+        while not isinstance(size, int) and at < len(size):
+            one, at = _varint(size, at)
+            sizes.append(one)
+        sizes += [size] if isinstance(size, int) else []
+    offset, length = (int(place.get(key, "0")[:20]) for key in ("offset", "length"))
+    if length != math.prod(sizes) * _ITEM_BYTES.get(_number(tensor.get(2, [])), 0) or offset < 0:
+        raise ValueError(f"{name[:60]!a} is {length} bytes, which is not its size")
+    return name, (place.get("location", ""), offset + length)

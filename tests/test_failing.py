@@ -1,0 +1,155 @@
+"""How commands end: errors in a sentence with an exit code, interrupts at any moment in a line, never a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from test_cli import run
+
+from voxstrata.cli import console, failing
+from voxstrata.cli.saying import json_text, say, shown
+
+# What a terminal obeys: escape sequences, C1's own, backspaces, carriage returns, and marks that reorder text.
+HOSTILE = "a\x1b[2J\x9b31m\b\r\x7fb\u202ec\u2066d\ud800"
+PROGRAM = "import sys\nfrom voxstrata.cli import main\nsys.argv = ['voxstrata', *sys.argv[1:]]\nmain()\n"
+
+
+def test_what_nobody_foresaw_is_a_sentence_that_says_how_to_report_it(capsys: pytest.CaptureFixture[str]) -> None:
+    error = None
+    try:
+        raise ZeroDivisionError("by nothing")
+    except ZeroDivisionError as e:
+        error = e
+    assert failing.tell(error) == 70
+    said = capsys.readouterr().err
+    assert said.startswith("error: ZeroDivisionError: by nothing\n")
+    assert "VOXSTRATA_DEBUG" in said
+    assert "Traceback" not in said
+
+
+def test_the_file_being_worked_on_is_named() -> None:
+    scope: dict[str, object] = {"Path": Path}
+    code = "def read(path):\n    return 1 // 0\ndef outer(store):\n    read(store / 'plan.json')\n"
+    exec(compile(code, f"{failing._OURS}/store/reader.py", "exec"), scope)
+    with pytest.raises(ZeroDivisionError) as e:
+        scope["outer"](Path("speech.zarr"))  # type: ignore[operator]
+    assert failing.unforeseen_text(e.value).startswith("speech.zarr/plan.json: ZeroDivisionError: ")
+
+
+def test_memory_that_runs_out_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing.tell(MemoryError()) == 70
+    assert "not enough memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_traceback_is_shown_to_who_asks(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("info", tmp_path / "none") == 3
+    assert "Traceback" not in capsys.readouterr().err
+    if how == "environment":
+        monkeypatch.setenv(failing.DEBUG, "1")
+    assert run(*["--debug"] * (how == "option"), "info", tmp_path / "none") == 3
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.delenv(failing.DEBUG, raising=False)
+    assert run("info", tmp_path / "none") == 3  # it holds for one command
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_in_a_thread_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", failing.tell_thread)
+    thread = threading.Thread(target=lambda: 1 // 0)
+    thread.start()
+    thread.join()
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said
+    assert "Traceback" not in said
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "module", ["voxstrata.cli.app", "click", "numpy", "pyarrow.parquet", "zarr", "voxstrata.cli.info", "json.decoder"]
+)
+def test_an_interrupt_while_importing_is_a_line(module: str, number: signal.Signals, tmp_path: Path) -> None:
+    """The signal comes when the module is looked for, from the very start of the program on."""
+    finder = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"sys.modules.pop({module!r}, None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", finder + PROGRAM, "info", str(tmp_path / "none")], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.strip()) == (128 + number, "interrupted")
+
+
+def test_the_program_says_what_an_interrupt_cost_and_ends_as_shells_expect(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\nimport voxstrata as vs\n"
+        "def opened(path):\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except KeyboardInterrupt as e: raise KeyboardInterrupt('nothing is lost') from e\n"
+        "vs.open_model = opened\n"
+    )
+    (tmp_path / "card.json").write_text("{}")
+    patched = PROGRAM.replace("main()\n", code + "main()\n")
+    done = subprocess.run([sys.executable, "-c", patched, "info", str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (143, "interrupted: nothing is lost")
+
+
+def test_nobody_reading_the_output_is_no_error() -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "extract", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    program.stdout.close()
+    _, said = program.communicate()
+    assert said == ""
+
+
+# ---- what a terminal is sent
+
+
+def test_no_control_sequence_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say(HOSTILE + "\tzwei\nZeilen é 漢")
+    assert capsys.readouterr().out == ("a\\x1b[2J\\x9b31m\\x08\\r\\x7fb\\u202ec\\u2066d\\ud800\tzwei\nZeilen é 漢\n")
+
+
+def test_errors_failures_and_progress_are_stripped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("info", tmp_path / HOSTILE) == 3
+    assert run("info", "--no\x1b[2J") == 2
+    console.print_failures({HOSTILE: HOSTILE}, "there")
+    with console.TerminalReporter(always=True) as reporter:
+        reporter.step(HOSTILE)
+        reporter.warn(HOSTILE)
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    with console.TerminalReporter(stream=stream) as reporter:
+        reporter.progress(console.Progress(HOSTILE, 1, 2))
+    said = capsys.readouterr().err + stream.getvalue().replace("\r\x1b[2K", "")
+    assert said == shown(said)
+    assert said.count("\\x1b[2J") >= 6
+
+
+def test_json_says_the_same_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json({"id": HOSTILE, "text": "é"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"id": HOSTILE, "text": "é"}
+    assert out == shown(out)
+    assert "é" in out
+    assert json.loads(json_text(json.dumps(HOSTILE, ensure_ascii=False))) == HOSTILE
