@@ -25,7 +25,7 @@ from voxstrata.engine import Runtime, extract
 from voxstrata.store import StoreSpec, leases, open_store
 from voxstrata.store import files as store_files
 from voxstrata.store.claims import Claims
-from voxstrata.store.files import Files
+from voxstrata.store.files import Files, patient_lock
 from voxstrata.store.shard import RemoteShard, ShardLayout
 
 SPEC, RUNTIME = StoreSpec(outputs=("layer_03", "final")), Runtime(unit_megabytes=0.05, threads=1)
@@ -249,6 +249,12 @@ def test_the_lock_refuses_while_its_holder_lives_and_is_taken_over_when_it_died(
     with other.lock():
         assert files.names() == [".voxstrata-lock"]
     assert files.names() == []
+
+
+def test_a_lock_that_nobody_may_have_is_not_waited_for(s3: S3Server) -> None:
+    files = Files("s3://bucket/denied")
+    with s3.failing(lambda _: 403), pytest.raises(InputError, match="access denied"), patient_lock(files):
+        pass
 
 
 def test_large_files_go_up_in_parts(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

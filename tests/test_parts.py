@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -20,6 +22,7 @@ from test_cli import run
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import Progress, Reporter
+from voxstrata.cluster.units import ExtractUnits
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders import Device
 from voxstrata.engine import Runtime, extract, planning
@@ -199,6 +202,43 @@ def test_headers_are_read_once_and_preparing_again_changes_nothing(
     worker.finish()
     assert contents(store) == whole
     assert probed == [1]
+
+
+def test_what_a_worker_cannot_read_or_write_is_told_in_a_sentence(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = tmp_path / "s.zarr", Files.write
+    worker, pending = (
+        ExtractUnits(store, tiny_model, SETTINGS[1]),
+        prepare(corpus, tiny_model, store, *SETTINGS).pending(),
+    )
+    worker.work(pending[:1])
+
+    def full(self: Files, name: str, *parts: bytes) -> None:
+        if name.startswith("units/"):
+            raise OSError(errno.ENOSPC, "no space left", name)
+        write(self, name, *parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "write", full)
+        with pytest.raises(InputError, match=r"cannot write .*no space left"):
+            worker.work(pending[1:2])
+    (store / "zarr.json").write_text("{}")
+    with pytest.raises(InputError, match="not a voxstrata store"):
+        open_run(store, tiny_model)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_refused(
+    number: int, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"no locks in this file system .*-o flock"):
+        prepare(corpus, tiny_model, tmp_path / "s.zarr", *SETTINGS)
+    assert not (tmp_path / "s.zarr").exists()
 
 
 def test_a_worker_finds_a_corpus_that_moved_and_is_refused_another(

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -208,6 +209,63 @@ def test_a_piece_that_kills_its_workers_ends_the_run_and_is_named(cluster: Nodes
     assert len(told.warnings) == 4
     assert 13 not in done
     assert len(set(done)) == len(done) > 30
+
+
+class OneLeft:
+    """Stands for Ray with two actors: the second is lost with its handful once the first is idle, and finds no place
+    to start again."""
+
+    exceptions = SimpleNamespace(
+        RayError=ConnectionError, RayTaskError=ZeroDivisionError, ActorUnavailableError=BrokenPipeError
+    )
+
+    def __init__(self) -> None:
+        self.made, self.got, self.lost = 0, list[list[int]](), False
+
+    def remote(self, **_: Any) -> Any:
+        def make(_: Any) -> Any:
+            return SimpleNamespace(remote=self._actor)
+
+        return make
+
+    def _actor(self, work: Any, arguments: Any) -> Any:
+        number, self.made = self.made, self.made + 1
+        done = work(**arguments)
+
+        def do(handful: list[int]) -> Any:
+            return SimpleNamespace(actor=number, handful=handful, found=done(handful) if handful else None)
+
+        return SimpleNamespace(do=SimpleNamespace(remote=lambda handful: _Hashable(do(handful))))
+
+    def wait(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        ready = [
+            ref for ref in refs
+            if ref.it.actor == 0 or (not self.lost and (not ref.it.handful or [0] in self.got))
+        ]  # fmt: skip
+        assert ready, "the actor that is idle is asked for nothing"
+        return ready[:1], []
+
+    def get(self, ref: Any) -> Any:
+        if ref.it.actor == 1 and ref.it.handful:
+            self.lost = True
+            raise ConnectionError("the node died")
+        self.got.append(ref.it.handful)
+        return ref.it.found, None
+
+    def kill(self, actor: Any) -> None:
+        pass
+
+
+class _Hashable:
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+
+def test_a_worker_that_had_nothing_left_to_do_takes_what_a_lost_one_was_at() -> None:
+    told = Told()
+    found = on_actors(OneLeft(), Workers(number=2, threads=1, gpus=0), lambda: list, {}, [0, 1], told)
+    assert [handful for handful in found if handful] == [[0], [1]]
+    assert len(told.warnings) == 1
 
 
 def test_a_node_that_does_not_see_what_it_needs_says_so(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from voxstrata.encoders.card import write_card
 from voxstrata.engine import CpuEncoder, Runtime, extract
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.store.checked import with_checksum
-from voxstrata.store.files import Files
+from voxstrata.store.files import Files, patient_lock
 from voxstrata.store.part import Part
 from voxstrata.store.writer import StoreWriter
 
@@ -524,6 +527,42 @@ def test_the_lock_file_of_a_dead_process_does_not_block(
     (path / lock).write_text("1\n")
     assert extract(corpus, tiny_model, path, StoreSpec(OUTPUTS)).resumed_units == 3
     assert contents(path) == contents(written)
+
+
+def test_a_file_that_is_being_written_survives_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that completes the store removes what it takes for a dead run's, while another does a unit once more."""
+    files, sync, swept = Files(tmp_path / "s.zarr"), os.fsync, list[int]()
+
+    def sweeping(fd: int) -> None:
+        sync(fd)
+        if not swept:
+            swept.append(fd)
+            files.sweep()
+
+    files.write("units/0", b"before")
+    monkeypatch.setattr(os, "fsync", sweeping)
+    files.write("units/0", b"af", b"ter")
+    assert contents(tmp_path) == {"s.zarr/units/0": b"after"}
+
+
+def test_who_has_the_lock_is_told_once_to_whom_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voxstrata.store.files._SILENT_SECONDS", 0.0)
+    files, told = Files(tmp_path / "s.zarr"), list[str]()
+    with ThreadPoolExecutor(1) as pool, files.lock():
+
+        def wait() -> None:
+            with patient_lock(files, told.append):
+                told.append("its turn")
+
+        waiting = pool.submit(wait)
+        while not told:
+            time.sleep(0.01)
+        time.sleep(0.3)  # looks again
+        assert not waiting.done()
+        held = list(told)
+    waiting.result()
+    assert f"process {os.getpid()}" in held[0]
+    assert told == [held[0], "its turn"]
 
 
 # --- object stores ---

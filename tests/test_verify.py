@@ -20,7 +20,9 @@ from stores import Utterance, make_store, without_checksums
 from test_cli import run
 
 import voxstrata as vs
+from voxstrata.base.errors import UnreachableError
 from voxstrata.store import EmbeddingStore, StoreSpec
+from voxstrata.store.files import Files
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -111,6 +113,36 @@ def test_a_run_that_is_not_finished_is_pending_not_damaged(store: Path) -> None:
     zarr.open_group(store, mode="r+")["status"][:] = np.zeros(12, np.uint8)
     report = vs.verify(store)
     assert (report.sound, report.pending) == (True, 1)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_unit_that_is_committed_meanwhile_is_not_damaged(store: Path, repair: bool) -> None:
+    zarr.open_group(store, mode="r+")["status"][:] = np.zeros(12, np.uint8)
+    marker = (store / "units" / "000001.json").read_bytes()
+    (store / "units" / "000001.json").unlink()
+
+    class Commits(vs.Reporter):
+        def progress(self, progress: vs.Progress) -> None:
+            (store / "units" / "000001.json").write_bytes(marker)
+
+    report = vs.verify(store, repair=repair, reporter=Commits())
+    assert (report.sound, report.pending) == (True, 0)
+    assert (store / "units" / "000001.json").exists()
+
+
+@pytest.mark.parametrize("gone", ["units/000001.json", "utterances.parquet", "probe.parquet", "zarr.json", "plan.json"])
+def test_an_outage_is_no_damage(gone: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = contents(store), Files.read
+
+    def answers(self: Files, name: str) -> bytes:
+        if name == gone:
+            raise UnreachableError(f"{name}: no answer")
+        return read(self, name)
+
+    monkeypatch.setattr(Files, "read", answers)
+    with pytest.raises(UnreachableError):
+        vs.verify(store, repair=True)
+    assert contents(store) == before
 
 
 def test_a_copy_by_other_tools_is_verified_through_its_codecs(store: Path, tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ class InputError(VoxstrataError):
     exit_code = 3
 
 
+class HeldError(InputError):
+    """Another process is writing what this one is to write; later it may not be."""
+
+
 class UnreachableError(InputError):
     """A server does not answer, or answers nobody: costs the run, never a recording, since later it may be there."""
 

@@ -89,11 +89,12 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
             yield partial
             partial.chmod(0o755)  # mkdtemp keeps others out
             for path in (*partial.rglob("*"), partial):  # whole after a power cut, too
-                _sync(path)
+                if not path.is_symlink():
+                    sync_path(path)
             if replaced and target.exists():
                 target.rename(old)
             partial.rename(target)
-            _sync(target.parent)
+            sync_path(target.parent)
         finally:
             if old.exists() and not target.exists():
                 old.rename(target)
@@ -101,10 +102,8 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Have a file, or the names in a folder, reach the disk."""
-    if path.is_symlink():
-        return
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

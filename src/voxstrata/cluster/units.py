@@ -12,7 +12,7 @@ from voxstrata.cluster.node import refuse_unseen
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.encoder import Encoder
-from voxstrata.engine.run import Extraction, Worked, open_run
+from voxstrata.engine.run import Extraction, Worked, open_run, writing
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.plan import Plan
 from voxstrata.store.writer import read_marker
@@ -70,7 +70,8 @@ class ExtractUnits:
     def work(self, units: Sequence[int]) -> Worked:
         """Do these units, but for those that are committed."""
         run, encoder = self._open()
-        return run.work(encoder, run.given(units))
+        with writing(run.writer.files):
+            return run.work(encoder, run.given(units))
 
     def _open(self) -> tuple[Extraction, Encoder]:
         if self._opened is None:

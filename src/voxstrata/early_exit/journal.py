@@ -24,13 +24,14 @@ import torch
 
 from voxstrata.audio.decode import AudioInfo
 from voxstrata.base.errors import InputError
+from voxstrata.base.folders import sync_path
 from voxstrata.base.opening import parse_json, read_regular
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.result import JOURNAL, LOTS
 from voxstrata.store.claims import CLAIMS, Claims
-from voxstrata.store.files import Files, patient_lock, sync_path
+from voxstrata.store.files import Files, patient_lock
 
 _FORMAT = 1
 _CRC = "crc32"

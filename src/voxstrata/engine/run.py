@@ -23,8 +23,9 @@ from voxstrata.engine.planning import Long, plan_corpus, refuse_long
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sink import UnitSink
 from voxstrata.engine.tally import Tally
+from voxstrata.store.checked import about_store
 from voxstrata.store.claims import Claims
-from voxstrata.store.files import Files, patient_lock, root_attributes
+from voxstrata.store.files import Files, patient_lock
 from voxstrata.store.labels import as_planned
 from voxstrata.store.part import Part, taken
 from voxstrata.store.plan import Plan
@@ -85,7 +86,7 @@ def prepare(
     files = Files(store, durable=durable)
     with writing(files):
         refuse_foreign(files)
-        with leaving_no_empty_folder(Path(files.local or "/")), patient_lock(files):
+        with leaving_no_empty_folder(Path(files.local or "/")), patient_lock(files, reporter.step):
             begun, plan = files.exists(PLAN), None
             if begun:
                 compare_settings(files, model.card, spec)
@@ -126,7 +127,7 @@ def open_run(
         refuse_foreign(files)
         if not files.exists(PLAN):
             raise InputError(f"{store}: not prepared yet; `voxstrata extract` with --prepare does it")
-        compare_settings(files, model.card, StoreSpec.from_dict(root_attributes(files)["voxstrata"]["spec"]))
+        compare_settings(files, model.card, StoreSpec.from_dict(about_store(files)["spec"]))
         writer = StoreWriter(files, read_plan(files, corpus), model.card, stored=True)
         return Extraction(writer, model, allow_overflow)
 

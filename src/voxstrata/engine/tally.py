@@ -11,7 +11,7 @@ from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import EncoderSize
 from voxstrata.engine.pipeline import Batch
-from voxstrata.store.writer import StoreWriter, read_marker
+from voxstrata.store.writer import StoreWriter, read_markers
 
 _LOOK_SECONDS = 5.0  # from one look for what other runs have committed to the next, at the least
 _LOOK_SHARE = 20  # so many times what the look took, where that is more
@@ -59,7 +59,8 @@ class Tally:
             self._others -= theirs
             self._units += len(theirs)
             self._samples += self._samples_of(theirs)
-            markers = (read_marker(self._writer.files, self._writer.first_unit + unit) for unit in theirs)
+            numbers = [self._writer.first_unit + unit for unit in theirs]
+            markers = read_markers(self._writer.files, numbers, lambda _: None)
             self._failed += sum(len(marker["failed"]) for marker in markers if marker)
             now = time.monotonic()
             self._next_look = now + max(_LOOK_SECONDS, _LOOK_SHARE * (now - begin))

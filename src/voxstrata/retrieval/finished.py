@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
 from voxstrata.retrieval.tileplan import settings_sha256
 from voxstrata.store.checked import checked_table, read_json
@@ -106,6 +106,8 @@ def read_result(files: Files, name: str, plan: str) -> Any:
         table = checked_table(files, name)
         about = (table.schema.metadata or {}).get(ABOUT.encode())
         of = plan if about is None else dict(parse_json(about)).get("plan")
+    except UnreachableError:  # an outage: nothing is damaged
+        raise
     except (InputError, ValueError, TypeError, RecursionError) as e:
         what = "damaged or changed" if files.exists(name) else "missing"
         raise InputError(f"{files.root}/{name}: {what}; {_AGAIN}") from e

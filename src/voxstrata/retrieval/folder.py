@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import load_arrays, parse_json
 from voxstrata.retrieval.candidates import CandidateSets
 from voxstrata.retrieval.finished import (
@@ -274,6 +274,8 @@ class Results:
         """A table, or the object of a JSON file; None where it is missing, damaged, or of another comparison."""
         try:
             return read_result(self.files, name, self.plan.fingerprint)
+        except UnreachableError:
+            raise
         except InputError:
             return None
 

@@ -1,6 +1,7 @@
 """The files beside the arrays, and where a store lies: a local path or an object store's URL."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import logging
@@ -20,7 +21,8 @@ import zarr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import HeldError, InputError
+from voxstrata.base.folders import sync_path
 from voxstrata.base.opening import check_regular, parse_json, read_regular
 from voxstrata.base.remote import T, causes, open_remote, patiently, shown, status_of
 from voxstrata.store.leases import Leases
@@ -35,6 +37,8 @@ _PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4
 # One request a read. By default these would ask for the size first, and then read in several.
 _READ_AT_ONCE = {"s3": {"max_concurrency": 1}, "gs": {"concurrency": 1}}
+_LOOK_SECONDS = 0.1  # from one look whether a lock is free to the next
+_SILENT_SECONDS = 2.0  # for which a lock is waited for without a word
 # Servers that write whatever a condition says, and those that do not.
 _unconditional: set[str] = set()
 _conditional: set[str] = set()
@@ -133,20 +137,25 @@ class Files:
             self._upload(name, parts)
             return
         target = self.local / name
-        self._make_folder(target.parent)
-        # a name of its own: should two processes write one file, neither cuts what the other moves into place
-        partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
-        try:
-            with partial.open("xb") as f:
-                for part in parts:
-                    f.write(part)
-                if self.durable:
-                    f.flush()
-                    os.fsync(f.fileno())
-            partial.replace(target)
-        except OSError:  # a full disk must not stay full
-            partial.unlink(missing_ok=True)
-            raise
+        while True:
+            self._make_folder(target.parent)
+            # a name of its own: should two processes write one file, neither cuts what the other moves into place
+            partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
+            try:
+                with partial.open("xb") as f:
+                    for part in parts:
+                        f.write(part)
+                    if self.durable:
+                        f.flush()
+                        os.fsync(f.fileno())
+                try:
+                    partial.replace(target)
+                    break
+                except FileNotFoundError:  # taken for a dead run's: what we do again, another has done and completed
+                    continue
+            except OSError:  # a full disk must not stay full
+                partial.unlink(missing_ok=True)
+                raise
         if self.durable:
             sync_path(target.parent)
 
@@ -242,7 +251,7 @@ class Files:
     def lock(self) -> Iterator[None]:
         """Hold the store for writing; the operating system lets go of it when the process dies, however it dies.
 
-        Makes the folder where there is none. Raises InputError when another process holds it. Object stores have no
+        Makes the folder where there is none. Raises HeldError when another process holds it. Object stores have no
         locks: there it is a lease, and that of a process which died is waited for.
         """
         if self.local is None:
@@ -263,26 +272,24 @@ class Files:
 
 
 @contextlib.contextmanager
-def patient_lock(files: Files) -> Iterator[None]:
-    """The lock of `Files.lock`, waited for as long as another process has it: for what takes seconds."""
+def patient_lock(files: Files, tell: Callable[[str], None] | None = None) -> Iterator[None]:
+    """The lock of `Files.lock`, waited for as long as another process has it: for what takes seconds.
+
+    tell: called once, with who has it, where that takes longer. Raises what `Files.lock` raises but HeldError.
+    """
+    begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         while True:
             try:
                 stack.enter_context(files.lock())
-            except InputError:
-                time.sleep(0.1)
+            except HeldError as e:
+                if tell and time.monotonic() - begin > _SILENT_SECONDS:
+                    tell(f"waiting: {e}")
+                    tell = None
+                time.sleep(_LOOK_SECONDS)
             else:
                 break
         yield
-
-
-def sync_path(path: Path) -> None:
-    """Have a file, or the names in a folder, reach the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _locked(path: Path) -> int:
@@ -297,11 +304,20 @@ def _locked(path: Path) -> int:
         except BlockingIOError:
             holder = os.read(fd, 32).decode().strip() or "unknown"
             os.close(fd)
-            raise InputError(
+            raise HeldError(
                 f"{path.parent}: another run (process {holder}) is writing this store; wait for it or stop it"
             ) from None
         except FileNotFoundError:
             os.close(fd)
+        except OSError as e:
+            os.close(fd)
+            if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+                raise
+            path.unlink(missing_ok=True)
+            raise InputError(
+                f"{path.parent}: no locks in this file system ({e}), which keep runs apart; mount it with them "
+                "(Lustre: -o flock), or choose another place"
+            ) from e
 
 
 def root_attributes(files: Files) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 from uuid import uuid4
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import HeldError
 
 LEASE_SECONDS = 30.0
 _BEATS_PER_LEASE = 6
@@ -83,13 +83,13 @@ class Leases:
         return True
 
     def wait(self, name: str, holder: str) -> None:
-        """Take a lease of one that is dead, waiting for the lease time. Raises InputError where its holder lives.
+        """Take a lease of one that is dead, waiting for the lease time. Raises HeldError where its holder lives.
 
         holder: what holds it, for the error.
         """
         while not self.take(name):
             if name in self._seen and self._seen[name].moved:
-                raise InputError(f"{self._files.root}: {holder}; wait for it or stop it")
+                raise HeldError(f"{self._files.root}: {holder}; wait for it or stop it")
             time.sleep(min(1.0, self._seconds / _BEATS_PER_LEASE / 2))
 
     def drop(self, name: str) -> None:

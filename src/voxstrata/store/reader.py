@@ -25,7 +25,7 @@ from voxstrata.store.shard import RemoteShard, ShardLayout
 from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.utterances import IdPlaces, StoredUtterances
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_marker, read_plans
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_markers, read_plans
 
 if TYPE_CHECKING:
     import pandas
@@ -159,8 +159,8 @@ class EmbeddingStore:
     def markers(self) -> dict[int, dict[str, Any]]:
         """What the markers of the committed units say, by unit."""
         units = [unit for unit in marked_units(self.files) if unit < len(self.unit_bounds)]
-        markers = {unit: read_marker(self.files, unit, self.unit_identities[unit]) for unit in units}
-        return {unit: marker for unit, marker in markers.items() if marker is not None}
+        found = read_markers(self.files, units, self.unit_identities.__getitem__)
+        return {unit: marker for unit, marker in zip(units, found, strict=True) if marker is not None}
 
     @property
     def pending_units(self) -> list[int]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import zarr
 from numpy.typing import NDArray
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
@@ -25,7 +25,7 @@ from voxstrata.store.planned import APPENDED, appended_name
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.soundness import reading_zarr
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marker_name, stored_table
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marker_name, read_marker, stored_table
 
 ALONG = ("start", "length", "status", "utterance")
 _GROUP = {"attributes", "zarr_format", "consolidated_metadata", "node_type"}
@@ -110,7 +110,8 @@ def verify(store: str | Path, *, repair: bool = False, reporter: Reporter = SILE
         whole stay. A store that was appended to needs its appends again, too, where these or metadata were damaged.
         What `relabel` has replaced (history/) cannot be brought back.
 
-    Raises InputError for what is no store, and, with `repair`, where another run prepares or completes it.
+    Raises InputError for what is no store, and, with `repair`, where another run prepares or completes it;
+    UnreachableError where a server does not answer: that is no damage.
     """
     files, begin = Files(store), time.perf_counter()
     with ExitStack() as stack:
@@ -228,10 +229,12 @@ class _Check:
         total, begun = sum(rows), 0
         row_bytes = store.model.d_model * store.spec.stored_dtype.itemsize * len(store.outputs)
         for unit, (a, b) in enumerate(store.unit_bounds):
-            marker = store.markers.get(unit)
+            marker, there = store.markers.get(unit), False
+            # a run at work may have put it there since
+            if marker is None and (there := self.files.exists(marker_name(unit))):
+                marker = read_marker(self.files, unit, store.unit_identities[unit])
             if marker is None:
-                finished = bool((status[a:b] != PENDING).any())
-                if finished or self.files.exists(marker_name(unit)):
+                if there or bool((status[a:b] != PENDING).any()):
                     what = "missing, damaged or of another store"
                     self._add(marker_name(unit), what, unit, tuple(ids[a:b]))
                 else:
@@ -297,7 +300,9 @@ def _lies_in(bad: Sequence[tuple[int, int]], start: int, length: int) -> bool:
 
 
 def _said(error: Exception) -> str:
-    """What an error says is wrong, without the file and the way to mend it."""
+    """What an error says is wrong, without the file and the way to mend it. Raises it where nothing is: an outage."""
+    if isinstance(error, UnreachableError):
+        raise error
     return str(error).split(": ", 1)[-1].split("; ")[0]
 
 

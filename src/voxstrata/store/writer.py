@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.columns import scattered
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.remote import at_once
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.checked import (
+    REPAIR,
     about_store,
     checksum,
     identity,
@@ -66,14 +67,25 @@ def read_marker(files: Files, unit: int, store: str | None = None) -> dict[str, 
     """What the marker of a unit says: "unit", "failed" (reasons by index), "overflows", "checksums" (by output).
 
     store: the identity that it must have. None where there is none, or one that is damaged, as a power cut may leave
-    it, or another store's: the unit is to be done again.
+    it, or another store's: the unit is to be done again. Raises UnreachableError where a server does not answer.
     """
     try:
         marker = read_json(files, marker_name(unit), store)
         whole = marker["unit"] == unit and all(int(i) >= 0 for i in marker["failed"]) and marker["overflows"] >= 0
+    except UnreachableError:  # an outage: nothing is damaged
+        raise
     except (InputError, ValueError, TypeError, KeyError):
         return None
     return marker if whole else None
+
+
+def read_markers(files: Files, units: Sequence[int], store: Callable[[int], str | None]) -> Iterator[Any]:
+    """What `read_marker` gives for each unit, in order, many at a time from an object store. store: by unit."""
+
+    def read(unit: int) -> dict[str, Any] | None:
+        return read_marker(files, unit, store(unit))
+
+    return map(read, units) if files.local is not None else at_once(read, units)
 
 
 def marker_name(unit: int) -> str:
@@ -247,16 +259,12 @@ class StoreWriter:
         """
         failures = dict(self.plan.probed.failures)
         overflows = 0
-        units = list(units)
-
-        def read(unit: int) -> dict[str, Any] | None:
-            return read_marker(self.files, self.first_unit + unit, self._identity)
-
-        markers = map(read, units) if self.files.local is not None else at_once(read, units)
-        for unit, marker in zip(units, markers, strict=True):
+        numbers = [self.first_unit + unit for unit in units]
+        markers = read_markers(self.files, numbers, lambda _: self._identity)
+        for number, marker in zip(numbers, markers, strict=True):
             if marker is None:
-                name = marker_name(self.first_unit + unit)
-                raise InputError(f"{self.files.root}/{name}: missing or damaged; run the same extraction again")
+                mend = REPAIR if self.files.local is None else "run the same extraction again"
+                raise InputError(f"{self.files.root}/{marker_name(number)}: missing or damaged; {mend}")
             failures |= {int(i) - self.first_utterance: reason for i, reason in marker["failed"].items()}
             overflows += marker["overflows"]
         return failures, overflows
