@@ -122,11 +122,11 @@ def write_sounds(folder: Path, each: int, seconds: float = 0.3, languages: Seque
 class Process:
     """A run in a process of its own, forked from this one (what it needs is imported) or started as a user does.
 
-    log: where it writes what a terminal would show.
+    log: where it writes what a terminal would show. struck: whether it was sent a signal.
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, *, fork: bool = True, env: dict[str, str] | None = None):
-        self.log = log
+        self.log, self.struck = log, False
         self.code: int | None = None
         if fork:
             sys.stdout.flush()
@@ -156,6 +156,7 @@ class Process:
     def send(self, number: int) -> None:
         """Send a signal, if it still runs."""
         if self.poll() is None:
+            self.struck = True
             os.kill(self.pid, number)
 
     def said(self) -> str:

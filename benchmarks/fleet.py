@@ -2,11 +2,11 @@
 
 Simulated are time, storage and encoder. What decides who works on what is the package's own: `Part.order`, `taken`,
 and the leases of `voxstrata.store.leases` on a made-up object store by a made-up clock. A worker claims its next unit
-when it begins to encode one, as the pipeline does; a lost worker leaves both claimed and unfinished. All units are due:
-where all other workers had left before a lost one's leases ended, one more run does the rest, and that counts.
+when it begins to encode one, as the pipeline does; a lost worker leaves both claimed and unfinished. A part does not
+wait for the leases of the dead: what these held is left to one more run.
 
 Utilisation is the time for which units were encoded that counted, over workers × time until the last was committed;
-"of those there" leaves out the time before a worker came and after it was lost.
+"of those there" leaves out the time before a worker came and after it was lost or had left.
 
     python benchmarks/fleet.py                       # a million units, and what breaks it
 """
@@ -47,7 +47,7 @@ class Fleet:
     name: str = "as it is"
     workers: int = 1000
     units: int = 1_000_000
-    unit_seconds: float = 20.0
+    unit_seconds: float = 5.0
     spread: float = 0.2
     uneven: float = 0.05
     stragglers: float = 0.01
@@ -141,7 +141,10 @@ class Units:
     """What is left, by a byte for each unit."""
 
     def __init__(self, done: bytes) -> None:
-        self._done = done
+        self._done, self._count = done, done.count(0)
+
+    def __len__(self) -> int:
+        return self._count
 
     def __contains__(self, unit: object) -> bool:
         return not self._done[unit]  # type: ignore[index]
@@ -169,12 +172,14 @@ class Worker:
         self.number, self.bucket, self.slow, self.comes, self.lost_at = number, bucket, slow, comes, lost_at
         self.claims = Claimed(bucket, self)
         self.part = Part(number, bucket.fleet.workers)
-        self.looks, self.following, self.ready = 2, None, 0.0
+        self.looks, self.following, self.ready, self.left_at = 2, None, 0.0, np.inf
 
     def units(self) -> Iterator[int]:
         """As `Extraction.claimed` gives them."""
         bucket, all_units = self.bucket, range(self.bucket.fleet.units)
         left = bucket.left(claimed=False)
+        if not left:
+            return iter(())
         pieces = (unit for unit in self.part.order(all_units) if unit in left)
         look = None if bucket.fleet.one_by_one else bucket.left
         return taken(pieces, self.claims, bucket.done, look)  # type: ignore[arg-type]
@@ -190,7 +195,6 @@ class Outcome:
     there: float = 0.0
     twice: int = 0
     unfinished: int = 0
-    left_at: float = 0.0
     tail: float = 0.0
     requests: Counter[str] | None = None
 
@@ -245,10 +249,11 @@ def simulate(fleet: Fleet) -> Outcome:
             clock.now, following = max(when, worker.ready), worker.following
         if following is None:
             # as `share`: it looks again at once where it got something, then once more a little later, then it leaves
-            outcome.left_at = max(outcome.left_at, clock.now)
             if bucket.committed < fleet.units and worker.looks:
                 worker.looks -= 1
                 at(clock.now + (0.0 if worker.looks else 0.5), "look", worker)
+            else:
+                worker.left_at = clock.now
             continue
         worker.looks = 2
         ends = clock.now + cost[following] * worker.slow
@@ -256,12 +261,7 @@ def simulate(fleet: Fleet) -> Outcome:
         worker.ready = clock.now
         at(ends, "end", worker, following, units)
     outcome.unfinished = fleet.units - bucket.committed
-    if outcome.unfinished:  # one more run, which waits for the leases, and does them
-        rest = [unit for unit in range(fleet.units) if not bucket.done_units[unit]]
-        outcome.useful += float(cost[rest].sum())
-        outcome.seconds = max(outcome.seconds, outcome.left_at) + fleet.lease + float(cost[rest].sum()) / fleet.workers
-        outcome.seconds += float(cost[rest].max())
-    outcome.there = sum(max(0.0, min(w.lost_at, outcome.seconds) - w.comes) for w in workers)
+    outcome.there = sum(max(0.0, min(w.lost_at, w.left_at, outcome.seconds) - w.comes) for w in workers)
     outcome.tail = outcome.seconds - quarter
     outcome.requests = bucket.requests
     return outcome
@@ -287,10 +287,9 @@ def cases(units: int) -> list[Fleet]:
     few = replace(usual, units=units // 10)
     return [
         usual,
-        replace(few, name="a tenth of the units"),
-        replace(few, name="units of 2 s", unit_seconds=2.0),
-        replace(few, name="units of 200 s", unit_seconds=200.0),
         replace(few, name="100 units a worker"),
+        replace(few, name="units of 1 s", unit_seconds=1.0),
+        replace(few, name="units of 50 s", unit_seconds=50.0),
         replace(few, name="10 units a worker", units=10 * few.workers),
         replace(few, name="10 even units a worker, nobody slow or lost", units=10 * few.workers, stragglers=0, lost=0,
                 late=0, uneven=0, spread=0),

@@ -323,6 +323,7 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--count", type=int, default=1000, help="commands in all")
+    p.add_argument("--seconds", type=float, default=float("inf"), help="begin no command after so long")
     p.add_argument("--only", default="", help="cases whose name holds this")
     p.add_argument("--keep", type=Path, help="folder for the inputs of commands that did not end well")
     args = p.parse_args()
@@ -336,6 +337,8 @@ def main() -> int:
         cases = {name: case for name, case in list_cases(seeds).items() if args.only in name}
         _preload()
         for i in range(args.count):
+            if time.monotonic() - begin > args.seconds:
+                break
             name = list(cases)[i % len(cases)]
             file, arguments = cases[name]
             work = Path(scratch) / "work"
@@ -368,7 +371,7 @@ def main() -> int:
             shutil.rmtree(work)
     for (verb, end), number in sorted(ends.items()):
         print(f"{verb:12} ended with {end:12} {number}")
-    print(f"{args.count} commands in {time.monotonic() - begin:.0f} s: {bad} bad, {unforeseen} unforeseen")
+    print(f"{ends.total()} commands in {time.monotonic() - begin:.0f} s: {bad} bad, {unforeseen} unforeseen")
     return int(bool(bad))
 
 

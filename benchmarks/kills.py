@@ -116,7 +116,8 @@ class Interrupted:
                 if code is None:
                     continue
                 del running[part]
-                if code not in (*DONE, *(-s for s in SIGNALS), 130):
+                # Python, interrupted before its first line of ours, ends with 1
+                if code not in (*DONE, *(-s for s in SIGNALS), 130) and not (process.struck and code == 1):
                     self._fault(f"run {part} ended with {code} after {told}: {process.said()}", running)
                     return
                 if code not in DONE:

@@ -29,7 +29,7 @@ from voxstrata.store.leases import _BEATS_PER_LEASE, LEASE_SECONDS
 from voxstrata.store.shard import ShardLayout
 
 # Amazon S3 Standard, us-east-1. Check them: https://aws.amazon.com/s3/pricing
-PRICES_AS_OF = "January 2025"
+PRICES_AS_OF = "January 2025, from memory, unchecked"
 PUT, GET, LIST = 0.005 / 1000, 0.0004 / 1000, 0.005 / 1000  # dollars a request
 STORED = 0.021  # dollars a gigabyte (10^9 bytes) and month, beyond 500 TB; the first 50 TB cost 0.023
 LISTED = 1000  # names that one request lists

@@ -137,6 +137,7 @@ def test_a_part_ends_where_others_are_at_all_that_is_left(
         assert others.take(3)
         assert run(*command, "--part", "2/2") == 0  # nothing can be said of failures yet
         out = capsys.readouterr().out
+        assert f"{store}: 9 of 10 units are done\n" in out
         assert "1 units are left to other runs, which are at them: the last completes it" in out
         assert sorted(path.name for path in (store / "units").iterdir()) == [
             f"{i:06d}.json" for i in range(10) if i != 3
@@ -144,7 +145,7 @@ def test_a_part_ends_where_others_are_at_all_that_is_left(
         assert not open_store(store).complete
         assert run("info", store) == 0
         out = capsys.readouterr().out
-        assert f"missing          1 units: 3\n  at work          3: process {os.getpid()} on " in out
+        assert f"missing          1 of 10 units: 3\n  at work          unit 3: process {os.getpid()} on " in out
         assert f"go on with       voxstrata extract CORPUS MODEL -o {store} --outputs layer_01,final\n" in out
     assert run("info", store, "--json") == 0
     missing = json.loads(capsys.readouterr().out)["missing"]

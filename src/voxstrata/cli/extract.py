@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 @click.option("--tokens", type=options.COUNT, help="Batch size × computed positions. [default: by device]")
 @click.option("--allow-overflow", is_flag=True, help="Store values beyond float16 as infinities.")
 @options.part
-@click.option("--prepare", "prepare_only", is_flag=True, help="Make plan and arrays, for runs to come, and end.")
-@click.option("--no-fsync", is_flag=True, help="Do not wait for the disk at each commit: a power cut may cost some.")
+@click.option(
+    "--prepare", "prepare_only", is_flag=True, help="Make the plan and the arrays alone; later runs do the work."
+)
+@click.option(
+    "--no-fsync", is_flag=True, help="Do not wait for the disk at each commit; after a power cut, verify the store."
+)
 @click.option("--efficiency", is_flag=True, help="Also report the share of this CPU's matrix product rate (sgemm).")
 @options.as_json
 def extract(

@@ -79,6 +79,7 @@ def _missing(store: Any) -> dict[str, Any]:
     claimed = Claims(store.files).holders(units)
     return {
         "units": len(units),
+        "of": len(store.unit_bounds),
         "ranges": _ranges(units),
         "claimed": {str(unit): who for unit, who in claimed.items()},
         "command": _command(store),
@@ -163,8 +164,8 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         rows.append(("relabelled", f"changes: {about['relabelled']}; what they replaced is in {path}/history"))
     if missing := about["missing"]:
         claimed = missing["claimed"]
-        rows.append(("missing", f"{missing['units']} units: {missing['ranges']}"))
-        who = [f"{unit}: {name}" for unit, name in list(claimed.items())[:FAILURES_SHOWN]]
+        rows.append(("missing", f"{missing['units']} of {missing['of']} units: {missing['ranges']}"))
+        who = [f"unit {unit}: {name}" for unit, name in list(claimed.items())[:FAILURES_SHOWN]]
         more = f", and {len(claimed) - len(who)} more" if len(claimed) > len(who) else ""
         rows.append(("at work", "; ".join(who) + more if who else "nobody that is known of"))
         rows.append(("go on with", missing["command"]))

@@ -19,8 +19,8 @@ DAMAGED = 3  # exit code, that of input which cannot be used
 def verify(store: str, repair: bool, as_json: bool) -> None:
     """Read all of STORE, hold it against its checksums, and name what is damaged, by utterance.
 
-    Ends with exit code 3 where anything is. With --repair, what can be derived is written again, and what is lost is
-    pending; the same extraction then brings it back, byte for byte.
+    The exit code is 3 where anything is damaged, with --repair, too. With --repair, what can be derived is written
+    again, and what is lost is pending. The same extraction then brings it back, byte for byte.
 
     \b
     Example:

@@ -122,7 +122,9 @@ def on_actors(
     actors = [make(work, dict(arguments)) for _ in range(min(workers.number, len(waiting)))]
     # An empty handful asks whether a worker is up.
     busy: dict[Any, tuple[Any, list[int]]] = {actor.do.remote([]): (actor, []) for actor in actors}
-    restarting, idle, asked = list[Any](), list[Any](), time.monotonic()
+    free: list[Any] = []  # kept: what a lost worker was at may come back when nothing else is left
+    restarting: list[Any] = []
+    asked = time.monotonic()
     try:
         while waiting or any(handful for _, handful in busy.values()):
             if time.monotonic() > asked + _TICK:
@@ -143,9 +145,6 @@ def on_actors(
                         _count(losses, handful)
                         reporter.warn(f"Ray lost the worker that was at {_named(handful)}: they start elsewhere")
                         waiting.extendleft([piece] for piece in reversed(handful))
-                        # who had nothing left to do may be all that lives, and has the cores that a new one would need
-                        busy |= {actor.do.remote([]): (actor, []) for actor in idle}
-                        idle = []
                     elif not isinstance(e, ray.exceptions.ActorUnavailableError):
                         raise InputError(f"a worker on Ray cannot start: {_last_line(e)}") from e
                     restarting.append(actor)
@@ -154,11 +153,10 @@ def on_actors(
                     raise _ERRORS.get(error[0], VoxstrataError)(error[1])
                 if handful:
                     yield found
-                if waiting:
-                    handful = waiting.popleft()
-                    busy[actor.do.remote(handful)] = (actor, handful)
-                else:
-                    idle.append(actor)
+                free.append(actor)
+            while waiting and free:
+                actor, handful = free.pop(), waiting.popleft()
+                busy[actor.do.remote(handful)] = (actor, handful)
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -67,7 +67,10 @@ class ExtractReport:
 
     def to_text(self) -> str:
         """In a few lines, but for the failures."""
-        lines = [f"{self.store}: {self.utterances - self.failed} of {self.utterances} utterances in {self.units} units"]
+        done = f"{self.utterances - self.failed} of {self.utterances} utterances in {self.units} units"
+        if self.pending_units:  # nothing can be said of utterances yet
+            done = f"{self.units - self.pending_units} of {self.units} units are done"
+        lines = [f"{self.store}: {done}"]
         if self.passed_over:
             lines.insert(0, f"{self.store}: {self.passed_over} recordings are there already")
             if not self.units:

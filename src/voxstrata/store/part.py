@@ -9,8 +9,6 @@ from typing import Self
 from voxstrata.base.errors import UsageError
 from voxstrata.store.claims import Claims
 
-LOOK_SECONDS = 5.0  # from one look for all that is left to the next, at the least
-
 
 @dataclass(frozen=True)
 class Part:
@@ -70,17 +68,23 @@ def taken(
     """The pieces that this run gets to do, each claimed just before it is given. The caller drops the claims.
 
     done: whether one is. left: all that may still be taken, in a few requests; asked where one was found done or held,
-    now and then, so that who comes late does not ask for each of a million.
+    and again once such pieces have taken as long as asking did, so that who comes late does not ask for each of a
+    million.
     """
     known: Collection[int] | None = None
-    look = time.monotonic()
+    missed = cost = 0.0  # seconds
     for piece in pieces:
         if known is not None and piece not in known:
             continue
+        begin = time.monotonic()
         if done(piece) or not claims.take(piece):
-            if left is not None and (begin := time.monotonic()) >= look:
-                known = left()
-                look = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - begin))
+            now = time.monotonic()
+            missed += now - begin
+            if left is not None and missed >= cost:
+                known, missed = left(), 0.0
+                cost = time.monotonic() - now
+                if not known:
+                    return
         elif done(piece):  # since the look before
             claims.drop(piece)
         else:

@@ -86,7 +86,7 @@ class VerifyReport:
         lines = [f"damaged: {damage}" for damage in self.damages]
         lines.append(f"{self.store}: {self.units} units, {self.bytes / 1e6:.1f} MB{rate}")
         if self.pending:
-            lines.append(f"{self.pending} units are pending")
+            lines.append(f"units pending: {self.pending}")
         if not self.checksums:
             lines.append("it has no checksums, as stores of 0.1.0: damage within its rows is not seen")
         if self.sound:
@@ -98,7 +98,7 @@ class VerifyReport:
             if not self.complete:
                 lines.append("its units were not looked at: then verify it again")
         else:
-            lines.append(f"{len(self.damages)} files are damaged; --repair takes what is lost back to pending")
+            lines.append(f"damaged files: {len(self.damages)}; --repair takes what is lost back to pending")
         return "\n".join(lines)
 
 
@@ -284,7 +284,7 @@ class _Check:
             if bad:
                 assert layout is not None
                 lost = [(first + c * layout.chunk_rows, first + (c + 1) * layout.chunk_rows) for c in bad]
-                yield name, "damaged, the checksum of its rows is wrong", lost
+                yield name, "the checksum of its rows is wrong", lost
             elif found is not None and found != marker.get("checksums", {}).get(output, found):
                 yield name, "of another unit or store", every
 
