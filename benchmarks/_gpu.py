@@ -122,8 +122,13 @@ def random_model(shape: Sequence[int], folder: Path) -> tuple[ModelFolder, Check
     WhisperEncoder(config).save_pretrained(folder / "checkpoint")
     WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder / "checkpoint")
     source = str(folder / "checkpoint")
+
     # validation takes minutes on a CPU; `correctness` does as much on the device
-    with patch.object(writing, "validate", lambda *_: {}):
+    def nothing_tried(_: Path, __: Checkpoint, outputs: Sequence[str], *___: Any) -> dict[str, Any]:
+        none = dict.fromkeys(outputs, 0.0)
+        return {"outputs": none, "outputs_cached": none, "lengths_seconds": [], "cached_lengths_seconds": []}
+
+    with patch.object(writing, "validate", nothing_tried):
         model = export(source, folder / "model", ExportSpec(dtype="float16"))
     return model, load_checkpoint(source)
 

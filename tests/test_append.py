@@ -417,9 +417,9 @@ def test_a_kill_at_any_write_leaves_the_store_as_it_was_and_the_same_command_goe
         )  # the first command has nothing to do
         append(path, added, tiny_model)
         assert contents(path) == contents(whole)
-    # plan; shards of 2 outputs and a marker for each unit; 4 arrays along the utterances, cut and whole; metadata of 6;
-    # table; root
-    assert kills == 1 + 3 * (2 if kind == "frames" else 1) + 2 * 4 + 6 + 2
+    # plan; shards of 2 outputs and a marker for each unit; 4 arrays along the utterances, cut and whole; metadata of 6
+    # and of their group; table; root
+    assert kills == 1 + 3 * (2 if kind == "frames" else 1) + 2 * 4 + 7 + 2
 
 
 def test_another_append_takes_the_place_of_one_without_a_unit_and_not_of_one_with_units(

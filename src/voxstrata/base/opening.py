@@ -10,6 +10,7 @@ import math
 import os
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,7 +74,8 @@ def read_json_file(path: str | Path) -> Any:
 
 
 def open_unpacked(path: str | Path) -> io.BufferedReader:
-    """A gzipped file's bytes, unpacked. Reading raises InputError where they are far more than such a file may hold."""
+    """A gzipped file's bytes, unpacked. Reading raises InputError where the file is damaged, or they are far more than
+    such a file may hold."""
     packed = open_regular(path)
     most = max(_FREE_BYTES, _MOST_RATIO * os.fstat(packed.fileno()).st_size)
     return io.BufferedReader(_Bounded(path, gzip.GzipFile(fileobj=packed), packed, most), 1 << 16)
@@ -87,7 +89,10 @@ class _Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
+        try:
+            count = self._file.readinto(buffer)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{self._path}: a damaged gzip file: {error}; fetch it again") from None
         self._left -= count
         if self._left < 0:
             raise InputError(

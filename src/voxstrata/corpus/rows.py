@@ -200,11 +200,8 @@ def _unpacked(path: Path) -> bytes:
     data = read_regular(path)
     if not data.startswith(_GZIP):
         return data
-    try:
-        with open_unpacked(path) as file:
-            return file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: a damaged gzip file: {error}; fetch it again") from None
+    with open_unpacked(path) as file:
+        return file.read()
 
 
 def _decoded(path: Path, data: bytes) -> str:
