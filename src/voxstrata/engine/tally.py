@@ -11,7 +11,8 @@ from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import EncoderSize
 from voxstrata.engine.pipeline import Batch
-from voxstrata.store.writer import StoreWriter, read_markers
+from voxstrata.store.markers import read_markers
+from voxstrata.store.writer import StoreWriter
 
 _LOOK_SECONDS = 5.0  # from one look for what other runs have committed to the next, at the least
 _LOOK_SHARE = 20  # so many times what the look took, where that is more
