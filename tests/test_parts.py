@@ -297,6 +297,20 @@ def test_a_task_of_a_slurm_array_has_the_part_of_its_place(environ: dict[str, st
     assert Part.of_slurm({f"SLURM_ARRAY_{name}": value for name, value in environ.items()}) == part
 
 
+def test_with_ray_a_slurm_array_is_no_part(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    extraction = ("extract", corpus, tiny_model, "-o", tmp_path / "s.zarr", "--ray=local", "--device", "cuda:1")
+    comparison = ("similarity", tmp_path / "none.zarr", "-o", tmp_path / "pairs", "--outputs", "final", "--ray=local")
+    for command, said in ((extraction, "Ray says which GPU"), (comparison, "not a voxstrata store")):
+        run(*command)
+        assert said in capsys.readouterr().err  # what is refused after the part
+        assert run(*command, "--part", "1/2") == 2
+        assert "leave out --part" in capsys.readouterr().err
+
+
 def test_a_broken_slurm_variable_is_named_and_an_explicit_part_wins(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
