@@ -168,6 +168,21 @@ def test_two_workers_share_the_units(s3: S3Server, corpus: Path, tiny_model: Pat
     assert len(shards) == len(set(shards)) > 2  # no unit was done twice
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"unit": 1'])
+def test_a_damaged_marker_is_a_unit_that_is_done_again(
+    s3: S3Server, corpus: Path, tiny_model: Path, on_disk: dict[str, bytes], damage: bytes
+) -> None:
+    url = f"s3://bucket/marker{len(damage)}.zarr"
+    extract(corpus, tiny_model, url, SPEC, RUNTIME)
+    Files(url).write("units/000001.json", damage)
+    s3.requests.clear()
+    report = extract(corpus, tiny_model, url, SPEC, RUNTIME)
+    assert (report.pending_units, report.units - report.resumed_units) == (0, 1)
+    shards = {path for method, path, _ in s3.requests if method == "PUT" and "/frames/final/c/" in path}
+    assert len(shards) == 1
+    assert _objects(url) == on_disk
+
+
 def test_a_claim_is_one_workers_until_it_is_seen_to_be_dead(s3: S3Server) -> None:
     files = Files("s3://bucket/claims")
     ours, theirs = Claims(files), Claims(files)

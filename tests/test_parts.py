@@ -28,6 +28,7 @@ from voxstrata.encoders import Device
 from voxstrata.engine import Runtime, extract, planning
 from voxstrata.engine.devices import extract_on
 from voxstrata.engine.run import open_run, prepare
+from voxstrata.engine.tally import Tally
 from voxstrata.store import StoreSpec, open_store
 from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
@@ -297,6 +298,20 @@ def test_a_task_of_a_slurm_array_has_the_part_of_its_place(environ: dict[str, st
     assert Part.of_slurm({f"SLURM_ARRAY_{name}": value for name, value in environ.items()}) == part
 
 
+def test_with_ray_a_slurm_array_is_no_part(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    extraction = ("extract", corpus, tiny_model, "-o", tmp_path / "s.zarr", "--ray=local", "--device", "cuda:1")
+    comparison = ("similarity", tmp_path / "none.zarr", "-o", tmp_path / "pairs", "--outputs", "final", "--ray=local")
+    for command, said in ((extraction, "Ray says which GPU"), (comparison, "not a voxstrata store")):
+        run(*command)
+        assert said in capsys.readouterr().err  # what is refused after the part
+        assert run(*command, "--part", "1/2") == 2
+        assert "leave out --part" in capsys.readouterr().err
+
+
 def test_a_broken_slurm_variable_is_named_and_an_explicit_part_wins(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,3 +378,26 @@ def test_the_command_takes_several_devices_and_says_what_ended_them(
     assert "units are not done: " in error
     assert "final reaches beyond float16" in error
     assert run("extract", corpus, tiny_model, "-o", store, "--device", "cpu,cpu", "--efficiency") == 2
+
+
+def test_a_unit_that_was_done_here_and_by_another_run_counts_once(
+    corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+
+    class Told(Reporter):
+        def progress(self, progress: Progress) -> None:
+            told.append(progress)
+
+    run = prepare(corpus, tiny_model, tmp_path / "s.zarr", *SETTINGS)
+    run._tally = Tally(run.writer, run.model)
+    another = open_run(tmp_path / "s.zarr", tiny_model)
+    encoder = run.encoder(SETTINGS[1])
+    another.work(encoder, run.order[:2])
+    run._tally.tell(Told(), look=True)
+    assert (told[-1].done, told[-1].total) == (2, len(LANGUAGES))
+    run.work(encoder, run.order[:3], Told())
+    assert told[-1].done == 3
+    assert told[-1].work == pytest.approx(run._tally._samples_of(run.order[:3]) / 16_000)
+    run.work(encoder, run.order[:3], Told())  # once more, which changes nothing
+    assert told[-1].done == 3

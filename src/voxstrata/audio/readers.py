@@ -16,6 +16,7 @@ from voxstrata.base.errors import AudioError
 LOSSY_CODEC_FRAMES = 2
 _OGG_PACKET_SECONDS = 0.02  # of opus; vorbis says exactly where its sound ends
 _FRAMES_MORE = 4
+_SYSTEM_ERROR = 2  # SF_ERR_SYSTEM
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX
 _BLOCK_FRAMES = 1 << 14  # small, so that no header makes us allocate much, and damage is located within a second
 
@@ -114,9 +115,10 @@ def _opened(
     view = containers.FileView(source.open(), size, start, patch, endless) if start or patch[1] or endless else None
     try:
         file = SequentialFile(view or source.for_library())
-    except (soundfile.SoundFileError, TypeError):  # TypeError: the suffix .raw, which has no header
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: the suffix .raw, which has no header
         if view:
             view.close()
+        reread_after(error, source)
         return None
     file.view = view
     return file
@@ -185,7 +187,8 @@ def soundfile_blocks(source: Source, file: SequentialFile, stated: float | None)
         left = file.stated_frames - done
         try:
             block = file.read(min(left, _BLOCK_FRAMES) if left > 0 else _BLOCK_FRAMES, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError:
+        except soundfile.SoundFileError as error:
+            reread_after(error, source)
             if not done or left != 0:
                 raise broken_off(source.name, done / file.samplerate, stated) from None
             block = ()
@@ -200,6 +203,14 @@ def soundfile_blocks(source: Source, file: SequentialFile, stated: float | None)
             f"{source.name}: {header}the file holds {file.counted_frames / file.samplerate:.2f} s, of which "
             f"{done / file.samplerate:.2f} s were decoded; re-encode it or remove it"
         )
+
+
+def reread_after(error: Exception, source: Source) -> None:
+    """Raise the OSError that libsndfile met where it only says that there was one: a damaged file may also be why."""
+    if getattr(error, "code", None) == _SYSTEM_ERROR:
+        with source.open() as file:
+            while file.read(1 << 20):
+                pass
 
 
 def av_header(source: Source) -> tuple[int | None, int, int]:

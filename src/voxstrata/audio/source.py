@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from voxstrata.base.errors import AudioError
+from voxstrata.base.errors import AudioError, refuse_fault_here
 
 
 class Source(ABC):
@@ -74,6 +74,7 @@ class FileSource(Source):
         except PermissionError:
             raise AudioError(f"{path}: not readable by this user; change its permissions") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            refuse_fault_here(error, self.name)
             raise AudioError(f"{path}: cannot be opened: {error}") from None
         if status.st_size == 0:
             raise AudioError(f"{path}: is empty (0 bytes); fetch it again or remove it")

@@ -1,8 +1,13 @@
 """Errors a user can act on: each names the file or value, says what is wrong, and how to mend it."""
 
+import errno
 import os
 import re
 
+# Of this machine, its disks and their network: the file that was being read has no part in it.
+_HERE = {
+    errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.ENOTCONN,
+}  # fmt: skip
 DEBUG = "VOXSTRATA_DEBUG"  # of the environment: tracebacks are shown
 
 
@@ -34,12 +39,27 @@ class HeldError(InputError):
 
 
 class UnreachableError(InputError):
-    """A server does not answer, or answers nobody, or there is no room here for its answer: costs the run, never a
-    recording, since later it may be there."""
+    """A server does not answer, or answers nobody, or there is no room here for its answer, or a disk here cannot be
+    read: costs the run, never a recording, since later it may be there."""
 
 
 class AudioError(InputError):
     """One recording cannot be decoded; costs that recording alone during extraction."""
+
+
+def is_fault_here(error: Exception) -> bool:
+    """Whether what was raised while a file was read is this machine's fault: no more open files, no space, a disk or
+    its network that fails."""
+    return isinstance(error, OSError) and error.errno in _HERE
+
+
+def refuse_fault_here(error: Exception, name: str) -> None:
+    """Raise UnreachableError where `is_fault_here`. name: of what was read."""
+    if is_fault_here(error):
+        raise UnreachableError(
+            f"{name}: cannot be read now ({error}), which is no fault of the recording; mend the disk "
+            "or the limit (ulimit -n for open files), and run the same command to go on"
+        ) from error
 
 
 def error_text(error: Exception) -> str:

@@ -206,12 +206,14 @@ def part(f: F) -> F:
         "--part",
         metavar="I/N",
         help="Work beside N - 1 other runs: do this share, then what others have not begun, and end. [default: that of "
-        "the Slurm array task, if it is one]",
+        "the Slurm array task, if it is one; none with --ray]",
     )
 
     @functools.wraps(f)
     def with_part(*args: Any, part: str | None, **others: Any) -> Any:
-        share = Part.of_slurm(os.environ) if part is None else Part.parse(part)
+        share = None if part is None else Part.parse(part)
+        if part is None and click.get_current_context().params.get("ray") is None:  # else Ray shares the work out
+            share = Part.of_slurm(os.environ)
         return f(*args, part=share, **others)
 
     return option(cast(F, with_part))

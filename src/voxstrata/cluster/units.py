@@ -14,8 +14,8 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.run import Extraction, Worked, open_run, writing
 from voxstrata.engine.runtime import Runtime
+from voxstrata.store.markers import read_marker
 from voxstrata.store.plan import Plan
-from voxstrata.store.writer import read_marker
 
 _LOOKED_AT = 16  # recordings by which a worker finds out whether it sees the corpus
 

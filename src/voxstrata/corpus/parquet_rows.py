@@ -12,7 +12,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from voxstrata.audio.source import Source
-from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.errors import AudioError, InputError, is_fault_here, refuse_fault_here
 from voxstrata.base.parquet import parquet_file
 from voxstrata.corpus.table import Pack
 
@@ -60,6 +60,7 @@ class ParquetSource(Source):
             status = self.path.stat()
             data = _rows_of(self.path, self.column, status.st_mtime_ns, status.st_size).bytes(self.row)
         except (OSError, pa.ArrowException, InputError) as error:
+            refuse_fault_here(error, self.name)
             raise AudioError(f"{self.name}: cannot be read: {error}; fetch the file again") from None
         if not data:
             raise AudioError(f"{self.name}: holds no audio bytes; fetch the file again or remove the row")
@@ -105,7 +106,10 @@ class _Rows:
             try:
                 block = self._next, audio_bytes(next(self._batches).column(0))
             except (OSError, pa.ArrowException, StopIteration) as error:
-                self._group, self._damaged[group] = -1, (self._next, pa.ArrowInvalid(f"damaged: {error}"))
+                self._group = -1
+                if is_fault_here(error):
+                    raise
+                self._damaged[group] = (self._next, pa.ArrowInvalid(f"damaged: {error}"))
                 raise self._damaged[group][1] from None
             self._blocks.append(block)
             self._next += len(block[1])

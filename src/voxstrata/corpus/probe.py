@@ -12,7 +12,7 @@ from voxstrata.audio.decode import probe
 from voxstrata.audio.info import AudioInfo, part_of
 from voxstrata.audio.source import Recording
 from voxstrata.base.columns import encoded, repeated
-from voxstrata.base.errors import AudioError, UnreachableError, error_text
+from voxstrata.base.errors import AudioError, UnreachableError, error_text, refuse_fault_here
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus.probed import PROBED_SCHEMA, Probed
 from voxstrata.corpus.table import Corpus
@@ -43,6 +43,7 @@ def probe_corpus(corpus: Corpus, workers: int | None = None, reporter: Reporter 
         except UnreachableError:  # an outage: what is read later must not be stored as failed
             raise
         except Exception as error:  # a decoder's bug on one file must not cost the corpus
+            refuse_fault_here(error, source.name)
             return [f"{source.name}: {error_text(error)}; re-encode it or remove it"] * len(rows)
         return [_part(corpus.recording(int(i)), whole) for i in rows]
 

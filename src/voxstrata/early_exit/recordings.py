@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.audio.decode import AudioInfo, decode, probe
-from voxstrata.base.errors import AudioError, InputError, UnreachableError, error_text
+from voxstrata.base.errors import AudioError, InputError, UnreachableError, error_text, refuse_fault_here
 from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SECONDS
 
@@ -14,7 +14,8 @@ from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SECONDS
 def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str]]:
     """What the header says of each row that can be transcribed; and by id why the others cannot.
 
-    Raises InputError when no row can, UnreachableError where a server does not answer.
+    Raises InputError when no row can, UnreachableError where a server does not answer or a disk
+    cannot be read.
     """
     found: dict[int, AudioInfo] = {}
     failures: dict[str, str] = {}
@@ -27,6 +28,7 @@ def find_recordings(corpus: Corpus) -> tuple[dict[int, AudioInfo], dict[str, str
         except UnreachableError:  # an outage costs the run
             raise
         except Exception as e:
+            refuse_fault_here(e, corpus.recording(i).source.name)
             failures[str(name)] = failure_reason(corpus, i, e)
     refuse_if_none(corpus, found, failures)
     return found, failures
@@ -47,6 +49,7 @@ def read_recording(corpus: Corpus, i: int, info: AudioInfo) -> npt.NDArray[np.fl
     except UnreachableError:
         raise
     except Exception as e:
+        refuse_fault_here(e, corpus.recording(i).source.name)
         raise AudioError(failure_reason(corpus, i, e)) from e
 
 

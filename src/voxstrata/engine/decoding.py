@@ -10,7 +10,7 @@ from voxstrata.audio.decode import AudioInfo, decode
 from voxstrata.audio.info import Stated
 from voxstrata.audio.readers import Samples
 from voxstrata.audio.segments import SegmentReader
-from voxstrata.base.errors import AudioError, UnreachableError, error_text
+from voxstrata.base.errors import AudioError, UnreachableError, error_text, refuse_fault_here
 from voxstrata.corpus import Corpus
 
 
@@ -70,7 +70,9 @@ class DecodeAhead(Stage):
         except UnreachableError:  # an outage: what is read later must not be stored as failed
             raise
         except Exception as e:  # a decoder's bug on one file must not cost the corpus
-            result = f"{self._corpus.recording(row).source.name}: {error_text(e)}; re-encode it or remove it"
+            name = self._corpus.recording(row).source.name
+            refuse_fault_here(e, name)
+            result = f"{name}: {error_text(e)}; re-encode it or remove it"
         return result, time.perf_counter() - begin
 
     def get(self, key: int) -> Samples | str:

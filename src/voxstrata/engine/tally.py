@@ -11,7 +11,8 @@ from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import EncoderSize
 from voxstrata.engine.pipeline import Batch
-from voxstrata.store.writer import StoreWriter, read_markers
+from voxstrata.store.markers import read_markers
+from voxstrata.store.writer import StoreWriter
 
 _LOOK_SECONDS = 5.0  # from one look for what other runs have committed to the next, at the least
 _LOOK_SHARE = 20  # so many times what the look took, where that is more
@@ -31,6 +32,7 @@ class Tally:
         done = writer.done()
         self._failed = len(writer.failures(done)[0])
         self._others = set(range(plan.units)) - done  # that other runs may commit
+        self._begun = set[int]()  # here, and not counted as theirs
         self._units, self._units_total, self._samples, self._own = 0, len(self._others), 0, 0
         self._samples_total = self._samples_of(self._others)
         self._next_look = time.monotonic() + _LOOK_SECONDS
@@ -42,11 +44,16 @@ class Tally:
         """Count a batch that was encoded here."""
         self.encoded += sum(w.samples for w in batch.windows)
         self.flops += sum(self._size.window_flops(batch.frames, self._context, w.frames) for w in batch.windows)
-        self._units += batch.last
-        self._samples += batch.samples
         self._own += batch.samples
-        self._failed += len(batch.failures)
-        self._others.discard(batch.unit)
+        if batch.unit in self._others:
+            self._others.discard(batch.unit)
+            self._begun.add(batch.unit)
+        if batch.unit in self._begun:  # else another run has done it, too, and it was counted then
+            self._units += batch.last
+            self._samples += batch.samples
+            self._failed += len(batch.failures)
+        if batch.last:
+            self._begun.discard(batch.unit)
         self.tell(reporter, self._own)
 
     def tell(self, reporter: Reporter, rated: int | None = None, *, look: bool = False) -> None:

@@ -26,19 +26,11 @@ from voxstrata.encoders.card import ModelCard
 from voxstrata.store.checked import identity, json_bytes, read_json, table_bytes, with_checksum
 from voxstrata.store.files import ROOT, root_attributes, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, with_column
+from voxstrata.store.markers import marked_units, marker_name
 from voxstrata.store.plan import Plan
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.soundness import reading_zarr
-from voxstrata.store.writer import (
-    PENDING,
-    StoreWriter,
-    appended_name,
-    compare_settings,
-    marked_units,
-    marker_name,
-    read_plans,
-    stored_table,
-)
+from voxstrata.store.writer import PENDING, StoreWriter, appended_name, compare_settings, read_plans, stored_table
 
 
 def pending_append(store: EmbeddingStore) -> dict[str, Any] | None:

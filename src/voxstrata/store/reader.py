@@ -21,11 +21,12 @@ from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store.checked import REPAIR, about_store, identity
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
+from voxstrata.store.markers import marked_units, read_markers
 from voxstrata.store.shard import RemoteShard, ShardLayout
 from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.utterances import IdPlaces, StoredUtterances
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marked_units, read_markers, read_plans
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, read_plans
 
 if TYPE_CHECKING:
     import pandas

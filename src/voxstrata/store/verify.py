@@ -21,11 +21,12 @@ from voxstrata.store.checked import checked_table, checksum, identity, read_json
 from voxstrata.store.description import README, store_readme
 from voxstrata.store.files import ROOT, Files, zarr_array
 from voxstrata.store.labels import UTTERANCES, read_utterances, record_name, times_relabelled
+from voxstrata.store.markers import marker_name, read_marker
 from voxstrata.store.planned import APPENDED, appended_name
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.soundness import reading_zarr
-from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, marker_name, read_marker, stored_table
+from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, stored_table
 
 ALONG = ("start", "length", "status", "utterance")
 _GROUP = {"attributes", "zarr_format", "consolidated_metadata", "node_type"}

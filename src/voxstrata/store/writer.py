@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.columns import scattered
-from voxstrata.base.errors import InputError, UnreachableError
-from voxstrata.base.remote import at_once
+from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
@@ -26,7 +25,6 @@ from voxstrata.store.checked import (
     identity,
     identity_of,
     json_bytes,
-    read_json,
     table_bytes,
     with_checksum,
 )
@@ -41,6 +39,7 @@ from voxstrata.store.description import (
 )
 from voxstrata.store.files import LOCK, ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, UTTERANCES, read_utterances, relabelled, with_column
+from voxstrata.store.markers import UNITS, marked_units, marker_name, read_marker, read_markers
 from voxstrata.store.plan import Plan
 from voxstrata.store.planned import APPENDED, PROBE, refuse_other_plan
 from voxstrata.store.planned import PLAN as PLAN
@@ -53,44 +52,8 @@ from voxstrata.store.strings import string_chunk
 
 PENDING, DONE, FAILED = 0, 1, 2
 STATUS = ("pending", "done", "failed")
-UNITS = "units"
 # What is left of a root group's metadata when a run is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.(json\.)?[0-9a-f]+\.partial")
-
-
-def marked_units(files: Files) -> list[int]:
-    """Units that have a marker, in order."""
-    return [int(name.removesuffix(".json")) for name in files.names(UNITS) if name.endswith(".json")]
-
-
-def read_marker(files: Files, unit: int, store: str | None = None) -> dict[str, Any] | None:
-    """What the marker of a unit says: "unit", "failed" (reasons by index), "overflows", "checksums" (by output).
-
-    store: the identity that it must have. None where there is none, or one that is damaged, as a power cut may leave
-    it, or another store's: the unit is to be done again. Raises UnreachableError where a server does not answer.
-    """
-    try:
-        marker = read_json(files, marker_name(unit), store)
-        whole = marker["unit"] == unit and all(int(i) >= 0 for i in marker["failed"]) and marker["overflows"] >= 0
-    except UnreachableError:  # an outage: nothing is damaged
-        raise
-    except (InputError, ValueError, TypeError, KeyError):
-        return None
-    return marker if whole else None
-
-
-def read_markers(files: Files, units: Sequence[int], store: Callable[[int], str | None]) -> Iterator[Any]:
-    """What `read_marker` gives for each unit, in order, many at a time from an object store. store: by unit."""
-
-    def read(unit: int) -> dict[str, Any] | None:
-        return read_marker(files, unit, store(unit))
-
-    return map(read, units) if files.local is not None else at_once(read, units)
-
-
-def marker_name(unit: int) -> str:
-    """Where the marker of a unit lies."""
-    return f"{UNITS}/{unit:06d}.json"
 
 
 def stored_table(
@@ -196,19 +159,30 @@ class StoreWriter:
                 )
             self._layouts[output] = layout
         self._identity = identity(about_store(self.files), self._fingerprint())
+        self._sound, self._damaged = set[int](), set[int]()  # by what markers in an object store were found to say
 
     def _fingerprint(self) -> str:
         """That which the units' markers say they are of: the first plan's."""
         return str(about_store(self.files)["plan"])
 
     def marked(self) -> set[int]:
-        """Units that have a marker, whatever it says."""
+        """Units that have a marker, whatever it says; but those that `done` found damaged have none."""
+        return self._named() - self._damaged
+
+    def _named(self) -> set[int]:
         own = (unit - self.first_unit for unit in marked_units(self.files))
         return {unit for unit in own if 0 <= unit < self.plan.units}
 
     def done(self) -> set[int]:
-        """Units that are committed, as `committed` says; in an object store those with a marker."""
-        return self.marked() if self.files.local is None else set(filter(self.committed, self.marked()))
+        """Units that are committed, as `committed` says. In an object store each good marker is read once alone."""
+        named = self._named()
+        if self.files.local is not None:
+            return set(filter(self.committed, named))
+        new = sorted(named - self._sound)
+        markers = read_markers(self.files, [self.first_unit + unit for unit in new], lambda _: self._identity)
+        self._damaged = {unit for unit, marker in zip(new, markers, strict=True) if marker is None}
+        self._sound |= named - self._damaged
+        return named - self._damaged
 
     def committed(self, unit: int) -> bool:
         """Whether a unit has a marker that can be read; on a local disk not where its shards are missing or cut short,
@@ -251,6 +225,7 @@ class StoreWriter:
         if self._identity is not None:
             marker["checksums"] = checksums
         self.files.write(marker_name(number), json_bytes(marker, self._identity))
+        self._damaged.discard(unit)
 
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
         """Reasons by index of all that failed at probing or in these committed units, and the units' overflows.

@@ -1,0 +1,137 @@
+"""This machine's faults while local files are read: they end the run, and fail no recording."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from voxstrata.audio.decode import decode, probe
+from voxstrata.audio.segments import SegmentReader
+from voxstrata.audio.source import FileSource, Recording
+from voxstrata.base.errors import AudioError, InputError, UnreachableError
+from voxstrata.corpus import parquet_rows, probe_corpus, read_corpus
+from voxstrata.early_exit.recordings import find_recordings, read_recording
+from voxstrata.engine import Runtime, extract
+from voxstrata.store import StoreSpec, open_store
+
+LENGTHS = {"a": 0.7, "b": 1.1, "c": 0.4}
+FAULTS = [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC]
+SPEC, RUNTIME = StoreSpec(outputs=("final",)), Runtime(threads=1)
+
+
+@pytest.fixture
+def corpus(make_corpus: Callable[..., Path]) -> Path:
+    return make_corpus(LENGTHS)
+
+
+def _fail(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Have every opening of b.wav fail."""
+    right = Path.open
+
+    def wrong(path: Path, *args: Any, **how: Any) -> Any:
+        if path.name == "b.wav":
+            raise OSError(number, "made to fail", str(path))
+        return right(path, *args, **how)
+
+    patch.setattr(Path, "open", wrong)
+
+
+@pytest.mark.parametrize("number", FAULTS)
+def test_a_fault_of_the_machine_ends_the_run_and_the_next_goes_on(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    read = read_corpus(corpus)
+    with monkeypatch.context() as patch:
+        _fail(patch, number)
+        with pytest.raises(InputError, match=r"b\.wav: cannot be read now .*made to fail.*run the same command"):
+            probe_corpus(read)
+    probed = probe_corpus(read)
+    with monkeypatch.context() as patch:
+        patch.setattr("voxstrata.engine.planning.probe_corpus", lambda *_, **__: probed)
+        _fail(patch, number)
+        with pytest.raises(InputError, match=r"b\.wav: cannot be read now .*made to fail"):
+            extract(read, tiny_model, tmp_path / "s.zarr", SPEC, RUNTIME)
+    assert extract(read, tiny_model, tmp_path / "s.zarr", SPEC, RUNTIME).failed == 0
+    assert open_store(tmp_path / "s.zarr").complete
+
+
+def test_an_unreadable_file_still_fails_alone(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail(monkeypatch, errno.EACCES)
+    failures = probe_corpus(read_corpus(corpus)).failures
+    assert list(failures) == [1]
+    assert "b.wav" in failures[1]
+
+
+def test_a_fault_of_the_machine_ends_a_sweep(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = read_corpus(corpus)
+    found, _ = find_recordings(read)
+    _fail(monkeypatch, errno.EIO)
+    with pytest.raises(UnreachableError, match=r"b\.wav: cannot be read now"):
+        find_recordings(read)
+    with pytest.raises(UnreachableError, match=r"b\.wav: cannot be read now"):
+        read_recording(read, 1, found[1])
+
+
+def test_a_fault_in_a_segment_is_no_damage_of_its_file(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = Recording(FileSource(corpus / "b.wav"), 0.2, 0.5)
+    info, reader = probe(segment), SegmentReader()
+    with monkeypatch.context() as patch:
+        _fail(patch, errno.EMFILE)
+        with pytest.raises(UnreachableError, match=r"b\.wav: cannot be read now"):
+            decode(segment, info, reader)
+    assert len(decode(segment, info, reader)) == 8000
+    reader.close()
+
+
+def test_a_fault_in_a_parquet_file_is_no_damage_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = io.BytesIO()
+    soundfile.write(sound, [0.0] * 160, 16_000, format="WAV")
+    pq.write_table(pa.table({"audio": [sound.getvalue()]}), tmp_path / "x.parquet")
+    source = parquet_rows.ParquetSource(tmp_path / "x.parquet", "audio", 0)
+
+    def wrong(column: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet_rows, "audio_bytes", wrong)
+        with pytest.raises(UnreachableError, match=r"x\.parquet.*cannot be read now"):
+            source.read()
+    assert source.read() == sound.getvalue()
+
+
+def test_what_libsndfile_calls_a_system_error_is_looked_at(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile keeps the number to itself: the file is read once more, by which one knows."""
+
+    def wrong(*_: Any, **__: Any) -> Any:
+        raise soundfile.LibsndfileError(2)
+
+    info, source = probe(corpus / "b.wav"), FileSource(corpus / "b.wav")
+    monkeypatch.setattr("voxstrata.audio.readers.SequentialFile.read", wrong)
+    with pytest.raises(AudioError, match="truncated"):  # the file can be read: it is damaged
+        decode(source, info)
+    right = FileSource.open
+
+    class Broken(io.BytesIO):
+        def read(self, count: int | None = -1, /) -> bytes:
+            if count == 1 << 20:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(count)
+
+    def opened(source: FileSource) -> Any:
+        with right(source) as file:
+            return Broken(file.read())
+
+    monkeypatch.setattr(FileSource, "open", opened)
+    with pytest.raises(OSError, match="Input/output error"):
+        decode(source, info)
+    read = read_corpus(corpus)
+    with pytest.raises(UnreachableError, match=r"b\.wav: cannot be read now .*Input/output"):
+        read_recording(read, 1, info)
