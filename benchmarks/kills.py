@@ -116,8 +116,8 @@ class Interrupted:
                 if code is None:
                     continue
                 del running[part]
-                # Python, interrupted before its first line of ours, ends with 1
-                if code not in (*DONE, *(-s for s in SIGNALS), 130) and not (process.struck and code == 1):
+                # 130 and 143 are ours; Python, interrupted before its first line of ours, ends with 1
+                if code not in (*DONE, *(-s for s in SIGNALS)) and not (process.struck and code in (1, 130, 143)):
                     self._fault(f"run {part} ended with {code} after {told}: {process.said()}", running)
                     return
                 if code not in DONE:

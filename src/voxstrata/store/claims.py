@@ -64,8 +64,10 @@ class Claims:
         if self._leases:
             self._leases.drop(self._name(number))
         if (fd := self._held.pop(number, None)) is not None:
-            self._files.remove(self._name(number))
-            os.close(fd)
+            try:
+                self._files.remove(self._name(number))
+            finally:  # a lock that is left open would hold the piece for as long as this process lives
+                os.close(fd)
 
     def held(self) -> set[int]:
         """What somebody holds, or held when he died, in a few requests; on a local disk nobody knows but by asking."""
