@@ -6,7 +6,7 @@ import re
 
 # Of this machine, its disks and their network: the file that was being read has no part in it.
 _HERE = {
-    errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.ENOTCONN,
+    errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.ENOTCONN,
 }  # fmt: skip
 DEBUG = "VOXSTRATA_DEBUG"  # of the environment: tracebacks are shown
 
