@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxstrata.base.errors import InputError, UsageError
@@ -93,6 +93,7 @@ def test_uncondensed_keys_are_those_of_the_positions_that_follow() -> None:
     assert not keys.bias.any()
 
 
+@settings(deadline=None)
 @given(frames=st.integers(1400, 1499))
 def test_condensed_keys_are_the_means_of_their_groups(frames: int) -> None:
     cache = silence()

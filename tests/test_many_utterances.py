@@ -14,7 +14,7 @@ from stores import Utterance, make_store
 
 from voxstrata.base import columns as columns_module
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.cli import main
+from voxstrata.cli.app import main
 from voxstrata.retrieval.selection import select
 from voxstrata.store import EmbeddingStore, checked, open_store, utterances
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,16 @@ def test_an_old_folder_survives_what_ends_its_replacement_half_way(
     assert contents(tmp_path) == {"model/card": b"1"}
 
     # killed between the two renames
+    others = [tmp_path / ".notes.20240131.old", tmp_path / ".other.abcd_123.partial"]
+    for path in others:
+        fill(path, "mine")
     target.rename(tmp_path / ".model.abcd_123.old")
     fill(tmp_path / ".model.abcd_123.partial", "2")
     with pytest.raises(vs.InputError, match="exists already"), new_folder(target):
         pass
+    for path in others:  # nobody's leftovers of this folder
+        assert contents(path) == {"card": b"mine"}
+        shutil.rmtree(path)
     assert contents(tmp_path) == {"model/card": b"1"}
     # killed after them
     fill(tmp_path / ".model.abcd_123.old", "0")

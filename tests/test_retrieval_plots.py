@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from voxstrata.base import figures
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.figures import DPI
 from voxstrata.studies.retrieve import ALL_SIMILARITIES
@@ -148,6 +149,7 @@ def test_without_matplotlib_the_message_names_the_extra(monkeypatch: pytest.Monk
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
+    figures._plain.cache_clear()  # an earlier picture has loaded it
     monkeypatch.setattr(builtins, "__import__", no_matplotlib)
     with pytest.raises(UsageError, match=r"pip install 'voxstrata\[plot\]'"):
         plot_recall_by_layer(made_table(2, 2), "t")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,6 +50,9 @@ class FakeStore:
         columns = zip(*self.entries, strict=True)
         names = ["id", "language", "group", "status"]
         return pa.table({n: pa.array(c, pa.string()) for n, c in zip(names, columns, strict=True)})
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        return self.utterances.select(list(columns))
 
     @property
     def length(self) -> npt.NDArray[np.int64]:

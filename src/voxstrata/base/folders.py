@@ -51,9 +51,9 @@ def check_vacant(folder: Path, replaced: Collection[str] = ()) -> None:
     """Raise InputError when something is there already, other than an empty folder.
 
     replaced: what an earlier result consists of, patterns of paths ("data/*.parquet"), the first of the file that it is
-    known by: such a folder may be there, if nothing else is in it. What killed processes left beside it is removed.
+    known by: such a folder may be there, if nothing else is in it. What killed processes left of it is removed.
     """
-    sweep_unfinished(folder.parent)
+    _sweep(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not replaced:
@@ -78,7 +78,7 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
     """A folder to fill, beside `target`. It becomes `target` at the end; after an error nothing is left of it.
 
     replaced: as in `check_vacant`; what it names is removed once the new folder is whole. What killed processes
-    left is removed when the next one begins, which puts back what had been moved away and not replaced yet.
+    left of it is removed when the next one begins, which puts back what had been moved away and not replaced yet.
     """
     check_vacant(target, replaced)
     with leaving_no_empty_folder(target.parent), contextlib.ExitStack() as stack:
@@ -151,15 +151,16 @@ def _hold(path: Path, stack: contextlib.ExitStack) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_UNFINISHED = re.compile(r"(\.(.+)\.[a-z0-9_]{8})\.(partial|old)")
+def _sweep(target: Path) -> None:
+    """Remove the folders that killed processes were filling to become `target`, and what these replaced; where nothing
+    has come in its place yet, that is put back first.
 
-
-def sweep_unfinished(parent: Path) -> None:
-    """Remove the folders in `parent` that killed processes were filling, and what these replaced; where nothing has
-    come in its place yet, that is put back first."""
-    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    for stem, name in sorted({(found[1], found[2]) for found in map(_UNFINISHED.fullmatch, names) if found}):
-        partial, old, target = parent / f"{stem}.partial", parent / f"{stem}.old", parent / name
+    Of no other target: `.notes.20240131.old` may be anybody's.
+    """
+    unfinished = re.compile(rf"(\.{re.escape(target.name)}\.[a-z0-9_]{{8}})\.(partial|old)")
+    names = [path.name for path in target.parent.iterdir() if path.is_dir()] if target.parent.is_dir() else []
+    for stem in sorted({found[1] for found in map(unfinished.fullmatch, names) if found}):
+        partial, old = (target.with_name(f"{stem}.{suffix}") for suffix in ("partial", "old"))
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             if partial.exists():
                 _hold(partial, stack)
