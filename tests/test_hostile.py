@@ -437,25 +437,25 @@ with new_folder(Path(sys.argv[1])) as folder, scratch_folder("test") as scratch:
 """
 
 
-def test_what_killed_commands_left_is_removed_by_the_next_whatever_it_makes(
+def test_what_killed_commands_left_is_removed_by_the_next_that_makes_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
-    for name in ("a", "b"):
-        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], env=environment)
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")], env=environment)
     assert len([p for p in tmp_path.iterdir() if p.name.startswith(".")]) == 2 - 1  # the second removed the first's
     assert len(list(temporary.iterdir())) == 1
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     foreign = temporary / "voxstrata-scratch-mine"
     foreign.write_text("no folder of ours")
-    with new_folder(tmp_path / "c") as folder, scratch_folder("test") as scratch:
+    with new_folder(tmp_path / "a") as folder, scratch_folder("test") as scratch:
         with new_folder(tmp_path / "d"), scratch_folder("test"):  # those in use stay
             assert folder.is_dir()
             assert scratch.is_dir()
         (folder / "x").write_text("x")
-    assert {p.name for p in tmp_path.iterdir()} == {"tmp", "c", "d"}
+    assert {p.name for p in tmp_path.iterdir()} == {"tmp", "a", "d"}
     assert list(temporary.iterdir()) == [foreign]
 
 

@@ -486,7 +486,7 @@ def test_what_is_no_stretch_of_a_file_is_refused_by_name(tmp_path: Path) -> None
             read_corpus(path)
     path = jsonl(tmp_path / "cuts.jsonl.gz", [cut(str(i), 0, 1.0, mono) for i in range(999)])
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"cuts\.jsonl\.gz, line \d+: cannot be read"):
+    with pytest.raises(InputError, match=r"cuts\.jsonl\.gz.* damaged gzip file"):
         read_corpus(path)
     with pytest.raises(InputError, match=r"duplicate ids: 'x' \(.*line 1, .*line 2\)"):
         read_corpus(jsonl(tmp_path / "cuts.jsonl", [cut("x", 0, 1.0, mono)] * 2))
