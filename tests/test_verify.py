@@ -101,6 +101,17 @@ def test_a_damaged_chunk_costs_the_utterances_in_it_and_is_named_by_them(store: 
     assert run("verify", str(store)) == 3
 
 
+# but for `status`: without it a store is one whose run has not finished, and the same extraction completes it
+@pytest.mark.parametrize("name", ["start", "length", "utterance"])
+def test_an_array_along_the_utterances_that_is_gone_is_found_and_mended(name: str, store: Path) -> None:
+    chunk = store / name / "c" / "0"
+    before = chunk.read_bytes()
+    chunk.unlink()
+    assert vs.verify(store, repair=True).mended
+    assert chunk.read_bytes() == before
+    assert not vs.verify(store).damages
+
+
 def test_another_units_shard_is_found(store: Path) -> None:
     shards = [store / "frames" / "final" / "c" / str(k) / "0" for k in (0, 1)]
     shutil.copy(shards[0], shards[1])

@@ -367,7 +367,8 @@ def _repair(check: _Check) -> None:
         files.write(UTTERANCES, table_bytes(stored_table(table, *places, status), identity(store.about)))
     values = {"start": table["row_start"], "length": table["row_count"], "utterance": table["id"]}
     root = zarr.open_group(files.zarr_store(read_only=False), mode="r+")
-    for name in check.metadata & set(values):
+    together = {"start", "length"}  # held against each other: of a chunk that is gone, the other may be told
+    for name in check.metadata & set(values) | (together if check.metadata & together else set()):
         array = zarr_array(root, name)
         column = values[name].slice(0, array.shape[0])
         array[:] = np.array(column.to_pylist(), array.dtype) if name == "utterance" else column.to_numpy()
