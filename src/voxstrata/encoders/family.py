@@ -1,0 +1,169 @@
+"""A family of encoders, declared: how its time runs, what it takes, what its outputs are.
+
+Everything outside the exporters' modules for single families takes these facts from here: plan, store, contexts,
+arithmetic, readers. The card of an exported model carries the declaration, so a store says of itself what it holds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxstrata.encoders.frames import SAMPLE_RATE
+
+Count = TypeVar("Count", int, NDArray[np.int64])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step from samples to states: a frame for every `stride` inputs, which sees `kernel` of them.
+
+    padding: inputs that are put before and after, in all.
+    """
+
+    kernel: int
+    stride: int
+    padding: int = 0
+
+    def count(self, n: Count) -> Count:
+        """How many frames come from `n` inputs: floor((n + padding - kernel) / stride) + 1, never below 0."""
+        found: Any = (n + self.padding - self.kernel) // self.stride + 1
+        return found * (found > 0)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of an encoder.
+
+    meaning: in words. hidden_states: which of transformers' `hidden_states` equals it; None where none does.
+    repeats: an output that has fewer frames than the others gives each of its own this many times.
+    """
+
+    name: str
+    meaning: str
+    hidden_states: int | None
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a recording that is encoded by itself.
+
+    sample, samples: where it begins, and how long it is, at 16 kHz. frame: the recording's frames before those that
+    are kept of it. skip, frames: of the frames that the encoder makes of it the first are not kept, then so many are.
+    """
+
+    sample: int
+    samples: int
+    frame: int
+    skip: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is true of all encoders of one training recipe; with the outputs of one checkpoint.
+
+    name: as transformers calls the family, or its authors.
+    input: what the encoder's first layer takes: "log_mel", "filter_bank" or "samples". normalisation: what is done to
+        it, in words. features: its width; 1 for samples.
+    steps: from samples at 16 kHz to frames of the outputs, in turn.
+    window: samples that the encoder takes at most at once. A longer recording is cut into pieces. overlap: samples of
+        a piece, at each end that is not the recording's own, whose states are dropped. Both are multiples of `hop`.
+    contexts: modes of `Context` that are defined for it, the default first.
+    masks: what the encoder's own masks mean, and how it is batched here, in words.
+    norm: whether blocks normalise what they take ("pre") or what they give ("post").
+    outputs: those that it has, in depth order.
+    prefix: tokens before the speech, as "what=value", where the states depend on any.
+    """
+
+    name: str
+    input: Literal["log_mel", "filter_bank", "samples"]
+    normalisation: str
+    features: int
+    steps: tuple[Step, ...]
+    window: int
+    overlap: int
+    contexts: tuple[str, ...]
+    masks: str
+    norm: Literal["pre", "post"]
+    outputs: tuple[Output, ...]
+    prefix: tuple[str, ...] = ()
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        product = 1
+        for step in self.steps:
+            product *= step.stride
+        return product
+
+    @property
+    def seconds_per_frame(self) -> float:
+        return self.hop / SAMPLE_RATE
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the outputs, in depth order."""
+        return tuple(output.name for output in self.outputs)
+
+    def output(self, name: str) -> Output:
+        """The output of that name. Raises KeyError."""
+        return {o.name: o for o in self.outputs}[name]
+
+    def frames(self, samples: Count) -> Count:
+        """How many frames a recording of so many samples at 16 kHz has; 0 where it is too short for one.
+
+        Of a recording that is cut into pieces too: they overlap by whole frames, and each is counted once.
+        """
+        for step in self.steps:
+            samples = step.count(samples)
+        return samples
+
+    @property
+    def shortest(self) -> int:
+        """The fewest samples that give a frame."""
+        samples = 1
+        for step in reversed(self.steps):
+            samples = max(1, (samples - 1) * step.stride + step.kernel - step.padding)
+        return samples
+
+    def pieces(self, samples: int) -> Iterator[Piece]:
+        """The parts in which a recording is encoded, in their order: one, where it is no longer than the window."""
+        advance, first = self.window - 2 * self.overlap, 0
+        while True:
+            own = min(self.window, samples - first)
+            last = first + own >= samples
+            begin = self.overlap // self.hop if first else 0
+            end = self.frames(own) if last else (self.window - self.overlap) // self.hop
+            yield Piece(first, own, first // self.hop + begin, begin, end - begin)
+            if last:
+                return
+            first += advance
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` restores it."""
+        listed = {"contexts": list(self.contexts), "prefix": list(self.prefix)}
+        steps, outputs = [asdict(step) for step in self.steps], [asdict(output) for output in self.outputs]
+        return asdict(self) | listed | {"steps": steps, "outputs": outputs}
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError for what is none."""
+        steps, outputs = (tuple(kind(**x) for x in d[key]) for kind, key in ((Step, "steps"), (Output, "outputs")))
+        lists = {key: tuple(d[key]) for key in ("contexts", "prefix")}
+        family = cls(**{**d, **lists, "steps": steps, "outputs": outputs})
+        family.check()
+        return family
+
+    def check(self) -> None:
+        """Raises ValueError for a declaration that no encoder can have."""
+        sizes = [size for step in self.steps for size in (step.kernel, step.stride)]
+        if not sizes or min(sizes) < 1 or min(step.padding for step in self.steps) < 0:
+            raise ValueError("steps need kernels and strides of 1 or more, and padding of 0 or more")
+        if self.window % self.hop or self.overlap % self.hop or self.overlap < 0 or self.window <= 2 * self.overlap:
+            raise ValueError(f"window {self.window} and overlap {self.overlap} do not fit frames of {self.hop} samples")
+        if not self.outputs or len(set(self.names)) != len(self.names) or not self.contexts:
+            raise ValueError("outputs and contexts are missing, or an output is named twice")
