@@ -6,7 +6,7 @@ arithmetic, readers. The card of an exported model carries the declaration, so a
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,8 @@ class Step:
 
     def count(self, n: Count) -> Count:
         """How many frames come from `n` inputs: floor((n + padding - kernel) / stride) + 1, never below 0."""
-        found: Any = (n + self.padding - self.kernel) // self.stride + 1
-        return found * (found > 0)
+        found = (n + self.padding - self.kernel) // self.stride + 1
+        return cast(Count, found * (found > 0))
 
 
 @dataclass(frozen=True)
