@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from voxstrata.encoders.frames import SAMPLE_RATE
 
+_LISTS = ("contexts", "prefix", "stem_flops", "block_flops")  # of plain values
+
 Count = TypeVar("Count", int, NDArray[np.int64])
 
 
@@ -29,7 +31,7 @@ class Step:
 
     def count(self, n: Count) -> Count:
         """How many frames come from `n` inputs: floor((n + padding - kernel) / stride) + 1, never below 0."""
-        found = (n + self.padding - self.kernel) // self.stride + 1
+        found: Any = (n + self.padding - self.kernel) // self.stride + 1
         return cast(Count, found * (found > 0))
 
 
@@ -76,6 +78,8 @@ class Family:
     masks: what the encoder's own masks mean, and how it is batched here, in words.
     norm: whether blocks normalise what they take ("pre") or what they give ("post").
     outputs: those that it has, in depth order.
+    stem_flops, block_flops: floating-point operations, before the blocks and of one block, of a recording of n frames:
+        the polynomial a + b·n + c·n². Matrix products and convolutions alone; a multiplication and an addition are two.
     prefix: tokens before the speech, as "what=value", where the states depend on any.
     """
 
@@ -90,6 +94,8 @@ class Family:
     masks: str
     norm: Literal["pre", "post"]
     outputs: tuple[Output, ...]
+    stem_flops: tuple[int, int, int]
+    block_flops: tuple[int, int, int]
     prefix: tuple[str, ...] = ()
 
     @property
@@ -122,6 +128,14 @@ class Family:
             samples = step.count(samples)
         return samples
 
+    def flops(self, frames: int, blocks: int) -> int:
+        """Floating-point operations of a recording of so many frames, up to a block."""
+
+        def polynomial(of: tuple[int, int, int]) -> int:
+            return of[0] + of[1] * frames + of[2] * frames**2
+
+        return polynomial(self.stem_flops) + blocks * polynomial(self.block_flops)
+
     @property
     def shortest(self) -> int:
         """The fewest samples that give a frame."""
@@ -145,7 +159,7 @@ class Family:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` restores it."""
-        listed = {"contexts": list(self.contexts), "prefix": list(self.prefix)}
+        listed = {name: list(getattr(self, name)) for name in _LISTS}
         steps, outputs = [asdict(step) for step in self.steps], [asdict(output) for output in self.outputs]
         return asdict(self) | listed | {"steps": steps, "outputs": outputs}
 
@@ -153,7 +167,7 @@ class Family:
     def from_dict(cls, d: dict[str, Any]) -> Self:
         """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError for what is none."""
         steps, outputs = (tuple(kind(**x) for x in d[key]) for kind, key in ((Step, "steps"), (Output, "outputs")))
-        lists = {key: tuple(d[key]) for key in ("contexts", "prefix")}
+        lists = {name: tuple(d[name]) for name in _LISTS}
         family = cls(**{**d, **lists, "steps": steps, "outputs": outputs})
         family.check()
         return family

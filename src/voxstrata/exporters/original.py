@@ -68,10 +68,6 @@ class Original(Protocol):
         """Write the graph `features` float32 [batch, …] to the outputs, float32 [batch, frames, d_model]; frames are
         `family.frames(samples)`. Its tensors go into the file `weights` beside it (see `WeightsFile`)."""
 
-    def flops(self, frames: int, blocks: int) -> int:
-        """Floating-point operations of the matrix products and convolutions for a recording of so many frames, as far
-        as block number `blocks`; a multiplication and an addition are two."""
-
 
 class FamilyModule(Protocol):
     """What a module in `exporters.families` defines.
