@@ -78,8 +78,10 @@ class Claims:
     def holders(self, numbers: Iterable[int]) -> dict[int, str]:
         """Who is at pieces of work now, where that is known: on a local disk."""
         found: dict[int, str] = {}
-        for number in numbers if self._files.local is not None else ():
-            assert self._files.local is not None
+        if self._files.local is None:
+            return found
+        there = {int(name) for name in self._files.names(self._folder) if name.isdigit()}
+        for number in filter(there.__contains__, numbers):
             try:
                 fd = os.open(self._files.local / self._name(number), os.O_RDONLY)
             except OSError:

@@ -126,7 +126,7 @@ class EmbeddingStore:
         if len(start) != len(length) or expected is None or not np.array_equal(start, expected):
             raise InputError(f"{self.files.root}: start or length: damaged, or not of this plan; {REPAIR}")
         rows = min(self.array(output).shape[0] for output in self.outputs)
-        if (start.astype(np.int64) + length > rows).any():
+        if (start + length > rows).any():
             raise InputError(f"{self.files.root}: {self.spec.group}: has fewer rows than its utterances; {REPAIR}")
         return start, length
 

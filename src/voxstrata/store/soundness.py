@@ -82,8 +82,8 @@ def first_rows(length: NDArray[np.int32], plans: Sequence[Mapping[str, Any]]) ->
         begin = np.asarray(plan["unit_begin"], np.int64) + plan["first_utterance"]
         if begin[-1] > len(length) or (np.diff(begin) < 0).any() or (length < 0).any():
             return None
-        own = length[begin[0] : begin[-1]].astype(np.int64)
-        before = np.append(0, np.cumsum(own))
+        before = np.zeros(begin[-1] - begin[0] + 1, np.int64)
+        np.cumsum(length[begin[0] : begin[-1]], out=before[1:])
         before_unit = before[begin - begin[0]]
         if (np.diff(before_unit) > plan["unit_rows"]).any():
             return None
