@@ -42,7 +42,10 @@ def card(d: int, **changes: Any) -> ModelCard:
 def make_store(
     path: Path, utterances: Mapping[str, Utterance], *, spec: StoreSpec | None = None, **changes: Any
 ) -> EmbeddingStore:
-    """Write a store of which every output holds these frames, by default `final`; `changes` to the model's card."""
+    """Write a store of which every output holds these frames, by default `final`; `changes` to the model's card.
+
+    An utterance without frames is one whose header cannot be read.
+    """
     spec = spec or StoreSpec(("final",), dtype="float32")
     ids = list(utterances)
     d = next(iter(utterances.values())).frames.shape[1]
@@ -55,9 +58,10 @@ def make_store(
         "text": [None] * len(ids),
         "speaker": [None] * len(ids),
     }
-    infos = [AudioInfo(n, SAMPLE_RATE, n, 1, 44) for n in samples]
+    infos = [AudioInfo(n, SAMPLE_RATE, n, 1, 44) if n else None for n in samples]
+    unreadable = {i: "no audio" for i, n in enumerate(samples) if not n}
     plan = make_plan(
-        Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA)), Probed.of(infos, {}), spec, d, unit_megabytes=1
+        Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA)), Probed.of(infos, unreadable), spec, d, unit_megabytes=1
     )
     writer = StoreWriter(path, plan, card(d, **changes))
     names = plan.utterances["id"].to_pylist()

@@ -179,7 +179,17 @@ class EmbeddingStore:
         status = self.along("status")
         if len(status) != len(self) or (status > FAILED).any():
             raise InputError(f"{self.files.root}: status: damaged, it holds what no status is; {REPAIR}")
+        if identity(self.about) is not None and (status[self._in_no_unit] != FAILED).any():  # zeros: its chunk is gone
+            raise InputError(f"{self.files.root}: status: damaged, or not of this plan; {REPAIR}")
         return status
+
+    @property
+    def _in_no_unit(self) -> NDArray[np.bool_]:
+        """Which utterances failed before anything was encoded, bool (utterances,)."""
+        outside = np.ones(len(self), bool)
+        for plan in self._plans:
+            outside[plan["first_utterance"] :][plan["unit_begin"][0] : plan["unit_begin"][-1]] = False
+        return outside
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
