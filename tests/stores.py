@@ -61,7 +61,11 @@ def make_store(
     infos = [AudioInfo(n, SAMPLE_RATE, n, 1, 44) if n else None for n in samples]
     unreadable = {i: "no audio" for i, n in enumerate(samples) if not n}
     plan = make_plan(
-        Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA)), Probed.of(infos, unreadable), spec, d, unit_megabytes=1
+        Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA)),
+        Probed.of(infos, unreadable),
+        spec,
+        d,
+        unit_megabytes=1,
     )
     writer = StoreWriter(path, plan, card(d, **changes))
     names = plan.utterances["id"].to_pylist()

@@ -92,6 +92,14 @@ def first_rows(length: NDArray[np.int32], plans: Sequence[Mapping[str, Any]]) ->
     return expected
 
 
+def in_no_unit(count: int, plans: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """Which of so many utterances failed before anything was encoded, bool (utterances,): they are in no unit."""
+    outside = np.ones(count, bool)
+    for plan in plans:
+        outside[plan["first_utterance"] : plan["first_utterance"] + plan["unit_begin"][-1]] = False
+    return outside
+
+
 def refuse_other_table(
     files: Files, table: pa.Table, start: NDArray[np.int64], length: NDArray[np.int32], status: NDArray[np.uint8]
 ) -> None:
