@@ -6,7 +6,7 @@ arithmetic, readers. The card of an exported model carries the declaration, so a
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 
 _LISTS = ("contexts", "prefix", "stem_flops", "block_flops")  # of plain values
 
+_MOST = 1 << 53  # that JSON's numbers hold everywhere
+
+Input = Literal["log_mel", "filter_bank", "samples"]
+Norm = Literal["pre", "post"]
 Count = TypeVar("Count", int, NDArray[np.int64])
 
 
@@ -84,7 +88,7 @@ class Family:
     """
 
     name: str
-    input: Literal["log_mel", "filter_bank", "samples"]
+    input: Input
     normalisation: str
     features: int
     steps: tuple[Step, ...]
@@ -92,7 +96,7 @@ class Family:
     overlap: int
     contexts: tuple[str, ...]
     masks: str
-    norm: Literal["pre", "post"]
+    norm: Norm
     outputs: tuple[Output, ...]
     stem_flops: tuple[int, int, int]
     block_flops: tuple[int, int, int]
@@ -173,11 +177,25 @@ class Family:
         return family
 
     def check(self) -> None:
-        """Raises ValueError for a declaration that no encoder can have."""
-        sizes = [size for step in self.steps for size in (step.kernel, step.stride)]
-        if not sizes or min(sizes) < 1 or min(step.padding for step in self.steps) < 0:
-            raise ValueError("steps need kernels and strides of 1 or more, and padding of 0 or more")
-        if self.window % self.hop or self.overlap % self.hop or self.overlap < 0 or self.window <= 2 * self.overlap:
+        """Raises ValueError for a declaration that no encoder can have, TypeError for values of other types."""
+        texts = [self.name, self.normalisation, self.masks, *self.contexts, *self.prefix]
+        texts += [text for output in self.outputs for text in (output.name, output.meaning)]
+        positive = [size for step in self.steps for size in (step.kernel, step.stride)]
+        positive += [self.window, self.features, *(output.repeats for output in self.outputs)]
+        others = [step.padding for step in self.steps] + [self.overlap, *self.stem_flops, *self.block_flops]
+        others += [o.hidden_states for o in self.outputs if o.hidden_states is not None]
+        if not all(isinstance(text, str) for text in texts) or not all(type(n) is int for n in positive + others):
+            raise TypeError("names and meanings are texts, sizes are whole numbers")
+        if not self.steps or min(positive) < 1 or min(others) < 0 or max(positive + others) > _MOST:
+            raise ValueError(f"sizes are 1 or more, padding and operations 0 or more, none above {_MOST}")
+        if (len(self.stem_flops), len(self.block_flops)) != (3, 3):
+            raise ValueError("a polynomial of operations has three numbers")
+        if self.input not in get_args(Input) or self.norm not in get_args(Norm):
+            raise ValueError(f"input {self.input!r} or norm {self.norm!r} is unknown")
+        if self.window % self.hop or self.overlap % self.hop or self.window <= 2 * self.overlap:
             raise ValueError(f"window {self.window} and overlap {self.overlap} do not fit frames of {self.hop} samples")
+        kept = (self.window - self.overlap) // self.hop
+        if self.frames(self.window) < kept or self.frames(2 * self.overlap + 1) < self.overlap // self.hop:
+            raise ValueError(f"overlap {self.overlap}: pieces of a long recording would lack frames; make it longer")
         if not self.outputs or len(set(self.names)) != len(self.names) or not self.contexts:
             raise ValueError("outputs and contexts are missing, or an output is named twice")

@@ -19,7 +19,17 @@ Add Cast Concat ConstantOfShape Conv Div Expand Gather Gelu Identity LayerNormal
 ReduceSum Reshape Shape Slice Softmax Split Sub Transpose Unsqueeze
 com.microsoft.DynamicQuantizeMatMul com.microsoft.MultiHeadAttention
 """
-OPERATORS = frozenset(_NAMES.split())
+_NAMES_OF_OTHERS = """
+Abs And AveragePool BatchNormalization CastLike Ceil Clip Constant Cos CumSum Einsum Elu Equal Erf Exp Flatten Floor
+GatherElements GatherND Gemm GlobalAveragePool Greater GreaterOrEqual GroupNormalization HardSigmoid
+InstanceNormalization IsNaN LeakyRelu Less LessOrEqual LogSoftmax MaxPool Min Mod Neg Not Or Pow Range Reciprocal
+ReduceL2 ReduceMean ReduceMin ReduceProd ReduceSumSquare Relu Round ScatterElements ScatterND Sigmoid Sign Sin Size
+Softplus Sqrt Squeeze Swish Tanh Tile Trilu Where Xor
+com.microsoft.BiasGelu com.microsoft.FusedMatMul com.microsoft.GatedRelativePositionBias com.microsoft.Gelu
+com.microsoft.QuickGelu com.microsoft.SkipLayerNormalization
+"""
+OPERATORS = frozenset(_NAMES.split())  # of Whisper's graphs
+FAMILY_OPERATORS = OPERATORS | frozenset(_NAMES_OF_OTHERS.split())  # of other families'
 _MOST_BYTES = 1 << 26  # of a graph without its weights; large-v3's have less than one MB
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2}  # by ONNX's number of a type: float, uint8, … float16
 
@@ -36,10 +46,10 @@ class OnnxFile:
     nodes: int
 
 
-def read_onnx(path: Path) -> OnnxFile:
-    """Raises InputError for a file that is damaged, or holds what no exporter here writes."""
+def read_onnx(path: Path, operators: frozenset[str] = OPERATORS) -> OnnxFile:
+    """Raises InputError for a file that is damaged, or holds what no exporter here writes; operators: that it may."""
     try:
-        return _read(memoryview(read_regular(path, _MOST_BYTES)))
+        return _read(memoryview(read_regular(path, _MOST_BYTES)), operators)
     except (ValueError, IndexError, RecursionError) as e:
         raise InputError(f"{path}: no graph that `voxstrata export` writes ({e}); export the model again") from None
 
@@ -100,7 +110,7 @@ def _number(values: list[Wire]) -> int:
     return value
 
 
-def _read(data: memoryview) -> OnnxFile:
+def _read(data: memoryview, operators: frozenset[str]) -> OnnxFile:
     model = _parts(data)
     if model.keys() - {1, 2, 3, 4, 5, 6, 7, 8, 14} or len(model.get(7, [])) != 1:
         raise ValueError("it holds functions, training, or no graph")
@@ -110,10 +120,13 @@ def _read(data: memoryview) -> OnnxFile:
     for each in graph.get(1, []):
         node = _parts(each)
         name = ".".join(filter(None, (_text(node.get(7, [])), _text(node.get(4, [])))))
-        if name not in OPERATORS:
+        if name not in operators:
             raise ValueError(f"it has the operator {name[:60]!a}")
-        if any(_parts(attribute).keys() & {6, 11} for attribute in node.get(5, [])):
-            raise ValueError(f"its {name} has a graph of its own")
+        for attribute in map(_parts, node.get(5, [])):
+            if attribute.keys() & {6, 11}:
+                raise ValueError(f"its {name} has a graph of its own")
+            if any(_outside(tensor) for tensor in attribute.get(5, []) + attribute.get(10, [])):
+                raise ValueError(f"its {name} takes a constant from another file")
     return OnnxFile(
         dict(map(_declared, graph.get(11, []))),
         dict(map(_declared, graph.get(12, []))),

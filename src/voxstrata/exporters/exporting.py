@@ -8,7 +8,7 @@ from pathlib import Path
 from voxstrata.base.folders import check_vacant
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import read_corpus
-from voxstrata.encoders.card import MODEL_FILES, ModelFolder, open_model
+from voxstrata.encoders.card import FAMILY_FILES, MODEL_FILES, ModelFolder, open_model
 from voxstrata.exporters.hub import check_source
 from voxstrata.exporters.spec import ExportSpec
 
@@ -33,7 +33,7 @@ def export(
     """
     spec, target = spec or ExportSpec(), Path(target)
     spec.check()
-    replaced = MODEL_FILES if overwrite else ()
+    replaced = {*MODEL_FILES, *FAMILY_FILES} if overwrite else ()
     check_vacant(target, replaced)
     check_source(source, revision)
     corpus = None if spec.calibrate is None else read_corpus(spec.calibrate)
