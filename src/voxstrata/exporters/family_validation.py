@@ -8,14 +8,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, VoxstrataError
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.encoders.card import ENCODER, FEATURES
+from voxstrata.encoders.family import Family
 from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.exporters.hub import first_line
 from voxstrata.exporters.original import Original
 from voxstrata.exporters.validation import TOLERANCE, cpu_session, voice
 
-_SECONDS = (0.1, 1.03, 7.0, 19.6)  # beside the shortest, the window, and what is past it
+_SECONDS = (0.1, 7.0, 19.6)  # beside the shortest, the window, what is past it, and an edge between two frame counts
+_EDGE = 1.03  # seconds, near which
 _PAST = 1.7  # seconds
 _LONGEST = 120.0  # seconds of a window that is validated; nobody has the memory for a much wider one
 _BATCH_SECONDS = 8.0  # up to which a batch is tried, too
@@ -33,7 +36,8 @@ def validate_family(folder: Path, original: Original, outputs: Sequence[str], re
     """
     family, v = original.family, _FamilyValidation(folder, original, outputs)
     window = min(family.window, round(_LONGEST * SAMPLE_RATE) // family.hop * family.hop)
-    lengths = {family.shortest, window, *(round(s * SAMPLE_RATE) for s in _SECONDS)}
+    edge = _first_of_its_frames(family, round(_EDGE * SAMPLE_RATE))
+    lengths = {family.shortest, edge - 1, edge, window, *(round(s * SAMPLE_RATE) for s in _SECONDS)}
     lengths = {n for n in lengths if family.shortest <= n <= window}
     if window == family.window:  # the last piece has a length of its own
         past = [piece.samples for piece in family.pieces(window + round(_PAST * SAMPLE_RATE))]
@@ -41,7 +45,15 @@ def validate_family(folder: Path, original: Original, outputs: Sequence[str], re
     with torch.inference_mode():
         for done, samples in enumerate(sorted(lengths)):
             reporter.progress(Progress("validating", done, len(lengths), "lengths"))
-            v.compare(samples)
+            try:
+                v.compare(samples)
+            except VoxstrataError:
+                raise
+            except Exception as e:  # of ONNX Runtime, or of the original's code
+                raise InputError(
+                    f"validation failed: {family.name} cannot be computed at {samples} samples, of which it declares "
+                    f"{family.frames(samples)} frames ({first_line(e)}); no model was written"
+                ) from e
     v.check_pieces()
     return {
         "measure": "largest relative L2 difference from the original in float32 PyTorch",
@@ -49,6 +61,13 @@ def validate_family(folder: Path, original: Original, outputs: Sequence[str], re
         "outputs": v.worst,
         "features": v.worst_features,
     }
+
+
+def _first_of_its_frames(family: Family, samples: int) -> int:
+    """The fewest samples that give as many frames as `samples` do."""
+    while family.frames(samples - 1) == family.frames(samples):
+        samples -= 1
+    return samples
 
 
 class _FamilyValidation:
