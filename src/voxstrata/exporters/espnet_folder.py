@@ -14,27 +14,41 @@ from voxstrata.base.opening import JSON_BYTES, read_regular
 from voxstrata.base.tables import first_few
 from voxstrata.exporters.hub import first_line
 
-META, CONFIG = "meta.yaml", "config.yaml"
+META, _CONFIG = "meta.yaml", "config.yaml"
+# parts of meta.yaml, and how the key of a file in them ends
+CONFIG_FILE, WEIGHTS_FILE = ("yaml_files", "_train_config"), ("files", "_model_file")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C reads a list of 50 000 tokens in a second
 
 
 def is_espnet(folder: Path) -> bool:
-    """Whether a folder without config.json is one of ESPnet's."""
-    return (folder / META).is_file() or (folder / CONFIG).is_file()
+    """Whether a folder is one of ESPnet's."""
+    there = (folder / META).is_file() or (folder / _CONFIG).is_file()
+    return there and not (folder / "config.json").is_file()
 
 
-def espnet_files(folder: Path) -> tuple[Path, Path]:
-    """Configuration and weights. Raises InputError where they are not there, or are more than one."""
-    if (folder / META).is_file():
-        meta = read_yaml(folder / META)
-        parts = ("yaml_files", "_train_config"), ("files", "_model_file")
-        config, weights = (_named(folder, meta.get(part), ending) for part, ending in parts)
-        return config, weights
+def espnet_names(folder: Path) -> list[str]:
+    """Configuration and weights in meta.yaml, if there is one, whether they are there or not. Raises InputError where
+    it does not name one of each inside of the folder."""
+    if not is_espnet(folder) or not (folder / META).is_file():
+        return []
+    meta = read_yaml(folder / META)
+    return [_named(folder / META, meta.get(part), ending) for part, ending in (CONFIG_FILE, WEIGHTS_FILE)]
+
+
+def espnet_file(folder: Path, kind: tuple[str, str]) -> Path:
+    """The configuration (CONFIG_FILE) or the weights (WEIGHTS_FILE). Raises InputError unless there is one."""
+    if names := espnet_names(folder):
+        name = names[(CONFIG_FILE, WEIGHTS_FILE).index(kind)]
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / META}: names {name!r:.100}, which is not there; fetch it")
+        return folder / name
+    if kind == CONFIG_FILE:
+        return folder / _CONFIG
     found = sorted(folder.glob("*.pth"))
     if len(found) != 1:
         have = f"holds {first_few([f.name for f in found])}" if found else "holds no .pth"
-        raise InputError(f"{folder}: {have}; leave the one beside {CONFIG} that is to be exported")
-    return folder / CONFIG, found[0]
+        raise InputError(f"{folder}: {have}; leave the one beside {_CONFIG} that is to be exported")
+    return found[0]
 
 
 def read_espnet(file: Path) -> dict[str, Any]:
@@ -60,14 +74,12 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return found
 
 
-def _named(folder: Path, files: object, ending: str) -> Path:
-    """The one file in meta.yaml whose key has that ending, inside the folder."""
+def _named(meta: Path, files: object, ending: str) -> str:
+    """The one file whose key has that ending."""
     names = [v for k, v in files.items() if str(k).endswith(ending)] if isinstance(files, Mapping) else []
     if len(names) != 1 or not isinstance(names[0], str):
-        raise InputError(f"{folder / META}: names {len(names)} files as …{ending}, not one; correct it")
+        raise InputError(f"{meta}: names {len(names)} files as …{ending}, not one; correct it")
     inside = PurePosixPath(names[0])
     if inside.is_absolute() or ".." in inside.parts:
-        raise InputError(f"{folder / META}: names {names[0]!r:.100}, which is outside of the folder; correct it")
-    if not (folder / inside).is_file():
-        raise InputError(f"{folder / META}: names {names[0]!r:.100}, which is not there; fetch it")
-    return folder / inside
+        raise InputError(f"{meta}: names {names[0]!r:.100}, which is outside of the folder; correct it")
+    return names[0]

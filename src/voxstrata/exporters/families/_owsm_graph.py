@@ -11,44 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxstrata.exporters.families._owsm_pytorch import (
-    LAYER_NORM_EPS,
-    LOWEST_POWER,
-    Tensors,
-    linear,
-    positions,
-    prompt_states,
-)
+from voxstrata.exporters.families._owsm_pytorch import LAYER_NORM_EPS, Tensors, linear, positions, prompt_states
 from voxstrata.exporters.families._owsm_settings import OwsmSettings
+from voxstrata.exporters.filter_bank import espnet_filter_bank
 from voxstrata.exporters.graph import MICROSOFT, GraphBuilder
 from voxstrata.exporters.weights import WeightsFile
 
 
 def owsm_feature_graph(t: Tensors, settings: OwsmSettings) -> bytes:
-    """`audio` [batch, samples] to `features` [batch, frames, n_mels], normalised log-mel."""
-    b, front_end = GraphBuilder(), settings.front_end
-    n_fft, win = front_end.n_fft, front_end.win_length
-    # A windowed DFT as one strided convolution: cosines, then sines. The window lies in the middle of the frame.
-    window = np.zeros(n_fft)
-    first = (n_fft - win) // 2
-    window[first : first + win] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(win) / win)
-    angle = 2 * np.pi * np.outer(np.arange(n_fft // 2 + 1), np.arange(n_fft)) / n_fft
-    dft = np.concatenate([np.cos(angle), -np.sin(angle)]) * window
-    b.constant("dft", dft[:, None].astype(np.float32))
-    for name, value in (("mel_filters", t["frontend.logmel.melmat"].T), ("mean", t["normalize.mean"])):
-        b.constant(name, np.ascontiguousarray(value.numpy()))
-    b.constant("std", t["normalize.std"].numpy())
-    b.constant("floor", np.array(LOWEST_POWER, np.float32))
-    x = b.node("Pad", ["audio", b.ints("pads", n_fft // 2, n_fft // 2), "", b.ints("one", 1)], "framed", mode="reflect")
-    x = b.node("Unsqueeze", [x, "one"], "channel")
-    x = b.node("Conv", [x, "dft"], "spectrum", kernel_shape=[n_fft], strides=[front_end.hop_length])
-    x = b.node("Mul", [x, x], "squares")
-    power = b.node("Add", b.split(x, ["re2", "im2"], "parts", axis=1), "power")
-    x = b.node("Max", [b.node("MatMul", ["mel_filters", power], "mel"), "floor"], "mel/floored")
-    x = b.node("Transpose", [b.node("Log", [x], "log_mel")], "log_mel/frames", perm=[0, 2, 1])
-    b.node("Div", [b.node("Sub", [x, "mean"], "centred"), "std"], "features")
+    """`audio` [batch, samples] to `features` [batch, time, n_mels], normalised log-mel."""
+    b = GraphBuilder()
+    x = espnet_filter_bank(b, "audio", t["frontend.logmel.melmat"].numpy(), settings.win_length, "log_mel")
+    mean, deviation = (b.constant(name, t[f"normalize.{name}"].numpy()) for name in ("mean", "std"))
+    b.node("Div", [b.node("Sub", [x, mean], "centred"), deviation], "features")
     audio = b.tensor("audio", np.float32, ["batch", "samples"])
-    return b.model("owsm_features", [audio], [b.tensor("features", np.float32, ["batch", "time", front_end.n_mels])])
+    return b.model("owsm_features", [audio], [b.tensor("features", np.float32, ["batch", "time", settings.n_mels])])
 
 
 def owsm_encoder_graph(
@@ -57,7 +34,7 @@ def owsm_encoder_graph(
     """`features` [batch, time, n_mels] to the outputs [batch, frames, d_model], at most `frames` of them."""
     b = _OwsmBuilder(t, settings, weights)
     b.encoder(outputs, frames)
-    features = b.tensor("features", np.float32, ["batch", "time", settings.front_end.n_mels])
+    features = b.tensor("features", np.float32, ["batch", "time", settings.n_mels])
     states = [b.tensor(name, np.float32, ["batch", "frames", settings.blocks.d_model]) for name in outputs]
     return b.model("owsm_encoder", [features], states)
 

@@ -10,26 +10,20 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from voxstrata.exporters.families._owsm_settings import FrontEnd, OwsmSettings
+from voxstrata.exporters.families._owsm_settings import OwsmSettings
+from voxstrata.exporters.filter_bank import ESPNET_FLOOR, FFT, HOP
 
 LAYER_NORM_EPS = 1e-12  # ESPnet's
-LOWEST_POWER = 1e-10  # of a mel bin
 
 Tensors = Mapping[str, torch.Tensor]
 
 
-def log_mel(t: Tensors, front_end: FrontEnd, audio: torch.Tensor) -> torch.Tensor:
-    """Normalised log-mel [batch, frames, n_mels] of samples [batch, samples]."""
-    spectrum = torch.stft(
-        audio,
-        front_end.n_fft,
-        front_end.hop_length,
-        front_end.win_length,
-        window=torch.hann_window(front_end.win_length),
-        return_complex=True,
-    )
+def owsm_log_mel(t: Tensors, win_length: int, audio: torch.Tensor) -> torch.Tensor:
+    """Normalised log-mel [batch, time, n_mels] of samples [batch, samples]."""
+    window = torch.hann_window(win_length)
+    spectrum = torch.stft(audio, FFT, HOP, win_length, window=window, return_complex=True)
     power = spectrum.real**2 + spectrum.imag**2
-    mel = (power.transpose(1, 2) @ t["frontend.logmel.melmat"]).clamp(min=LOWEST_POWER).log()
+    mel = (power.mT @ t["frontend.logmel.melmat"]).clamp(min=ESPNET_FLOOR).log()
     return (mel - t["normalize.mean"]) / t["normalize.std"]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.exporters.filter_bank import FFT, HOP
 from voxstrata.exporters.original import CheckpointFiles
 
 CONVOLUTIONS = {"conv2d": 2, "conv2d8": 3}  # how many of stride 2, one after the other
@@ -19,8 +20,8 @@ _WHOLE = {
     "postencoder": (None, None), "input_size": (None, None),
 }  # fmt: skip
 _FRONT_END = {
-    "window": ("hann", "hann"), "center": (True, True), "normalized": (False, False), "onesided": (True, True),
-    "apply_stft": (True, True),
+    "n_fft": (FFT, 512), "hop_length": (HOP, 128), "window": ("hann", "hann"), "center": (True, True),
+    "normalized": (False, False), "onesided": (True, True), "apply_stft": (True, True),
 }  # fmt: skip
 _NORMALIZE = {"norm_means": (True, True), "norm_vars": (True, True)}
 _ENCODER = {
@@ -93,16 +94,6 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class FrontEnd:
-    """From samples to log-mel. Lengths in samples."""
-
-    n_fft: int
-    win_length: int
-    hop_length: int
-    n_mels: int
-
-
-@dataclass(frozen=True)
 class Blocks:
     """Sizes of a stack of blocks. units: within a feed-forward."""
 
@@ -135,12 +126,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class OwsmSettings:
-    """window: samples. convolutions: of stride 2. gating_units, gating_kernel: of the branch beside attention.
+    """Sizes of an encoder and its front end.
+
+    win_length, window: samples. convolutions: of stride 2. gating_units, gating_kernel: of the branch beside attention.
     vocabulary: number of tokens. conditioned: blocks whose CTC the next block is told of. ctc_asr_only: of these, and
     of the last one at their end, whether its CTC learned transcripts alone; () where the config does not say.
     """
 
-    front_end: FrontEnd
+    win_length: int
+    n_mels: int
     window: int
     convolutions: int
     blocks: Blocks
@@ -160,7 +154,7 @@ class OwsmSettings:
     @property
     def subsampled(self) -> list[int]:
         """Of the mel bins those that each convolution leaves."""
-        left = [self.front_end.n_mels]
+        left = [self.n_mels]
         for _ in range(self.convolutions):
             left.append((left[-1] - 1) // 2)
         return left[1:]
@@ -169,9 +163,9 @@ class OwsmSettings:
         """Of all tensors of the encoder and what is before it, by ESPnet's names."""
         d, units, half = self.blocks.d_model, self.blocks.units, self.gating_units // 2
         found: dict[str, tuple[int, ...]] = {
-            "frontend.logmel.melmat": (self.front_end.n_fft // 2 + 1, self.front_end.n_mels),
-            "normalize.mean": (self.front_end.n_mels,),
-            "normalize.std": (self.front_end.n_mels,),
+            "frontend.logmel.melmat": (FFT // 2 + 1, self.n_mels),
+            "normalize.mean": (self.n_mels,),
+            "normalize.std": (self.n_mels,),
         }
 
         def layer(m: str, *weight: int) -> None:
@@ -227,7 +221,7 @@ class OwsmSettings:
     @classmethod
     def read(cls, files: CheckpointFiles, layers: int) -> Self:
         """layers: blocks in the weights. Raises InputError for an encoder that the graph does not compute, and
-        UsageError for a prefix that it does not have."""
+        UsageError for tokens that it does not know."""
         top = _Part(f"{files.folder}: config.yaml", files.config)
         front, encoder = top.part("frontend_conf"), top.part("encoder_conf")
         top.must(_WHOLE)
@@ -240,12 +234,12 @@ class OwsmSettings:
         layer = encoder.found.get("input_layer", "conv2d")
         if layer not in CONVOLUTIONS:
             raise encoder.refused("input_layer", layer, f"one of {', '.join(CONVOLUTIONS)}")
-        n_fft = front.whole("n_fft", 512)
-        rest = {"win_length": n_fft, "hop_length": 128, "n_mels": 80}
-        ends = FrontEnd(n_fft, *(front.whole(key, default) for key, default in rest.items()))
-        seconds, frame = top.part("preprocessor_conf").whole("speech_length"), ends.hop_length << CONVOLUTIONS[layer]
-        if SAMPLE_RATE * seconds % frame or ends.win_length > n_fft:
-            raise front.refused("hop_length", ends.hop_length, f"one whose frames of {frame} samples fill {seconds} s")
+        win_length = front.whole("win_length", FFT)
+        if win_length > FFT:
+            raise front.refused("win_length", win_length, f"at most n_fft, {FFT}")
+        seconds, frame = top.part("preprocessor_conf").whole("speech_length"), HOP << CONVOLUTIONS[layer]
+        if SAMPLE_RATE * seconds % frame:
+            raise top.refused("speech_length", seconds, f"whole frames of {frame} samples")
         blocks = encoder.blocks(12)
         if blocks.layers != layers:  # before anything is made of that number
             raise encoder.refused("num_blocks", blocks.layers, f"{layers}, as the weights have")
@@ -256,10 +250,9 @@ class OwsmSettings:
         if not isinstance(asr_only, list) or len(asr_only) != len(conditioned) + 1:
             asr_only = []
         told = top.found.get("encoder") == "e_branchformer_ctc"
-        if files.prefix and not told:
-            raise UsageError(f"{files.name}: its encoder takes no prefix; of OWSM's, OWSM-CTC's alone does")
         return cls(
-            front_end=ends,
+            win_length=win_length,
+            n_mels=front.whole("n_mels", 80),
             window=SAMPLE_RATE * seconds,
             convolutions=CONVOLUTIONS[layer],
             blocks=blocks,

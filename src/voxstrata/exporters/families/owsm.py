@@ -16,8 +16,9 @@ from voxstrata.base.errors import InputError
 from voxstrata.encoders.family import Family, Output, Step
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.families._owsm_graph import owsm_encoder_graph, owsm_feature_graph
-from voxstrata.exporters.families._owsm_pytorch import log_mel, owsm_states
+from voxstrata.exporters.families._owsm_pytorch import owsm_log_mel, owsm_states
 from voxstrata.exporters.families._owsm_settings import OwsmSettings
+from voxstrata.exporters.filter_bank import FFT, HOP
 from voxstrata.exporters.original import CheckpointFiles, Original
 from voxstrata.exporters.weights import EncoderShape, WeightsFile
 
@@ -64,15 +65,14 @@ class _Owsm:
 
     @property
     def family(self) -> Family:
-        s, front_end, prompt = self.settings, self.settings.front_end, self.settings.prompt
-        spectrum = Step(front_end.n_fft, front_end.hop_length, front_end.n_fft // 2 * 2)
+        s, prompt = self.settings, self.settings.prompt
         stem, block = self._flops()
         return Family(
             name="OWSM-CTC" if prompt else "OWSM",
             input="log_mel",
             normalisation="natural logarithm of mel power, at least 1e-10; then the training set's mean and deviation",
-            features=front_end.n_mels,
-            steps=(spectrum, *[Step(3, 2)] * s.convolutions),
+            features=s.n_mels,
+            steps=(Step(FFT, HOP, FFT), *[Step(3, 2)] * s.convolutions),
             window=s.window,
             overlap=_OVERLAP,
             contexts=("padded", "exact"),
@@ -101,7 +101,7 @@ class _Owsm:
         """Before the blocks and of one block. What the CTC between blocks costs is spread over all of them."""
         s, d = self.settings, self.d_model
         told = 2 if s.prompt else 0
-        spectrum = s.front_end.n_fft * (s.front_end.n_fft + 2) + (s.front_end.n_fft // 2 + 1) * s.front_end.n_mels
+        spectrum = (FFT // 2 + 1) * (2 * FFT + s.n_mels)
         stem = (spectrum << s.convolutions) + d * d * s.subsampled[-1]
         for i, bins in enumerate(s.subsampled):
             stem += (9 * d * (d if i else 1) * bins) << (s.convolutions - 1 - i)
@@ -115,7 +115,7 @@ class _Owsm:
         return {name: value.numpy() for name, value in self.tensors.items()}
 
     def features(self, audio: NDArray[np.float32]) -> torch.Tensor:
-        return log_mel(self.tensors, self.settings.front_end, torch.from_numpy(audio)[None])
+        return owsm_log_mel(self.tensors, self.settings.win_length, torch.from_numpy(audio)[None])
 
     def hidden_states(self, audio: NDArray[np.float32]) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
@@ -126,7 +126,7 @@ class _Owsm:
         return owsm_feature_graph(self.tensors, self.settings)
 
     def write_encoder(self, path: Path, weights: Path, outputs: Sequence[str]) -> None:
-        shape = EncoderShape(self.layers, self.d_model, self.heads, self.settings.front_end.n_mels)
+        shape = EncoderShape(self.layers, self.d_model, self.heads, self.settings.n_mels)
         with WeightsFile(weights, {}, shape, "float32") as file:
             frames = self.family.frames(self.settings.window)
             path.write_bytes(owsm_encoder_graph(self.tensors, self.settings, file, outputs, frames))
