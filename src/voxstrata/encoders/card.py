@@ -1,6 +1,6 @@
 """The model folder and its card.
 
-DIR/
+DIR/ of a Whisper encoder
   encoder_model.onnx        log-mel in, hidden states out (named as optimum names an exported encoder)
   encoder_cached.onnx       the same, with the silence cache as inputs
   encoder_cpu.onnx          the latter as a CPU runs it fastest, with operators of ONNX Runtime's own; not in float16
@@ -9,36 +9,47 @@ DIR/
   silence.npz               the silence cache
   config.json, preprocessor_config.json   as Hugging Face writes them
   card.json                 what the model is, where it came from, how it was validated
+
+Of other families there are these files alone:
+  features.onnx             waveform in, features out
+  encoder_model.onnx        features in, hidden states out
+  encoder_model.onnx_data, config.json, preprocessor_config.json, card.json
 """
 
+import copy
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import open_regular, parse_json, read_json_file
 from voxstrata.base.tables import TextTable
 from voxstrata.encoders.context import Context
+from voxstrata.encoders.family import Family
 from voxstrata.encoders.frames import WINDOW_FRAMES
-from voxstrata.encoders.onnx_file import read_onnx
+from voxstrata.encoders.onnx_file import FAMILY_OPERATORS, OPERATORS, OnnxFile, read_onnx
 from voxstrata.encoders.outputs import as_float16, output_names
 from voxstrata.encoders.silence import Silence
+from voxstrata.encoders.whisper import NAME, WHISPER, whisper_family
 
 MODEL_FORMAT = 3  # 2 brought encoder_cpu.onnx; 3 its outputs in float16
 CARD, LOG_MEL, SILENCE, WEIGHTS = "card.json", "log_mel.onnx", "silence.npz", "encoder_model.onnx_data"
 ENCODER, CACHED, CPU = "encoder_model.onnx", "encoder_cached.onnx", "encoder_cpu.onnx"
-# far beyond any Whisper: above, a card is damaged
+FEATURES = "features.onnx"  # of other families
+# far beyond any encoder: above, a card is damaged
 _MOST = {"layers": 1 << 10, "d_model": 1 << 15, "heads": 1 << 10, "n_mels": 1 << 10, "opset": 1 << 10}
-# the encoder's graphs in a model of each dtype
+# the encoder's graphs in a Whisper of each dtype
 ENCODER_GRAPHS = {"float32": (ENCODER, CACHED, CPU), "float16": (ENCODER, CACHED), "int8": (CPU,)}
-# what `export` leaves, the card first
-MODEL_FILES = (CARD, *ENCODER_GRAPHS["float32"], WEIGHTS, LOG_MEL, SILENCE, "config.json", "preprocessor_config.json")
+_CONFIGS = ("config.json", "preprocessor_config.json")
+# what `export` leaves of a Whisper, and of other families, the card first
+MODEL_FILES = (CARD, *ENCODER_GRAPHS["float32"], WEIGHTS, LOG_MEL, SILENCE, *_CONFIGS)
+FAMILY_FILES = (CARD, ENCODER, WEIGHTS, FEATURES, *_CONFIGS)
 DTYPES = tuple(ENCODER_GRAPHS)
 # of a card what a graph does not depend on: the cache may be made anew
 _BESIDE_THE_GRAPH = ("silence", "validation", "tools")
-_NODES = 100  # more than any graph has for a block
+_NODES, _TRACED_NODES = 100, 1000  # more than any graph has for a block: one of ours, one that PyTorch traced
 
 
 @dataclass(frozen=True)
@@ -47,14 +58,16 @@ class ModelCard:
 
     checkpoint: hub id, or the name of the local folder or file.
     weights_sha256: of the encoder's tensors (name, shape, float32 values), the same whatever file held them.
+    n_mels: width of the features; of a log-mel its bins.
     dtype: "float32", "float16", or "int8". An int8 model has linear layers in 8 bits and the rest in float32; it has
-        only the CPU's graph.
+        only the CPU's graph. Other families have float32 alone.
     outputs: names of the graph's outputs, in depth order.
     final_norm: "final" (only `final` is normalised) or "every" (the final LayerNorm is applied to every output).
     silence: kind ("pure" or "calibrated"), groups (0: not condensed), first frame and sha256. A calibrated cache lists
         its recordings by name and SHA-256, of the float32 samples at 16 kHz that were used (at most the first 9 s).
-        A pure one states its pad level.
+        A pure one states its pad level. {} in other families.
     validation: for every output the largest relative L2 difference from PyTorch, and the lengths that were tried.
+    family: the declaration. Whisper's follows from the other fields, and no Whisper's JSON has it.
     """
 
     format: int
@@ -72,19 +85,35 @@ class ModelCard:
     silence: dict[str, Any]
     validation: dict[str, Any]
     tools: dict[str, str]
+    family: Family = WHISPER
+
+    def __post_init__(self) -> None:
+        if self.whisper:
+            own = whisper_family(self.layers, self.d_model, self.n_mels, self.final_norm)
+            object.__setattr__(self, "family", own)
+
+    @property
+    def whisper(self) -> bool:
+        """Whether it is a Whisper: with its graphs, contexts and silence cache."""
+        return self.family.name == NAME
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` restores it."""
-        return asdict(self) | {"outputs": list(self.outputs)}
+        d = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "family"}
+        d = copy.deepcopy(d) | {"outputs": list(self.outputs)}
+        return d if self.whisper else d | {"family": self.family.to_dict()}
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> Self:
         """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError for what is no card."""
-        card = cls(**{**d, "outputs": tuple(d["outputs"])})
         for name, most in _MOST.items():  # nothing is made of a size that cannot be
-            value = getattr(card, name)
+            value = d[name]
             if type(value) is not int or not 0 < value <= most:
                 raise ValueError(f"{name} is {_short(value)}, not a whole number from 1 to {most}")
+        declared = {"family": Family.from_dict(d["family"])} if "family" in d else {}
+        if any(family.name == NAME for family in declared.values()):
+            raise ValueError(f"family is {NAME}, and no card of {NAME} says so")
+        card = cls(**{**d, "outputs": tuple(d["outputs"]), **declared})
         kinds = {"checkpoint weights_sha256 dtype final_norm": str, "silence validation tools": dict}
         for names, kind in kinds.items():
             for name in names.split():
@@ -98,38 +127,58 @@ class ModelCard:
         """Raises ValueError for a card that no export writes."""
         if self.d_model % self.heads:
             raise ValueError(f"{self.heads} heads do not divide d_model {self.d_model}")
-        if self.dtype not in DTYPES or self.final_norm not in ("final", "every"):
+        if self.dtype not in (DTYPES if self.whisper else ("float32",)) or self.final_norm not in ("final", "every"):
             raise ValueError(f"dtype {_short(self.dtype)} or final_norm {_short(self.final_norm)} is unknown")
-        known = output_names(self.layers)
+        known = self.family.names
         if not self.outputs or [o for o in known if o in self.outputs] != list(self.outputs):
             raise ValueError(f"outputs are {_short(self.outputs)}, not some of {known[0]} … {known[-1]}, in this order")
+        if self.whisper:
+            self._check_silence()
+        else:
+            self._check_family()
+        tried = ("outputs", "outputs_cached") if self.whisper else ("outputs",)
+        for name in tried:
+            found = self.validation.get(name)
+            if not isinstance(found, dict) or not all(isinstance(found.get(o), float | int) for o in self.outputs):
+                raise ValueError(f"validation has {_short(found)} as {name}")
+            if not all(isinstance(value, float | int) for value in found.values()):
+                raise ValueError(f"validation has {_short(found)} as {name}")
+        for name in ("lengths_seconds", "cached_lengths_seconds")[: len(tried)]:
+            if not isinstance(self.validation.get(name), list):
+                raise ValueError(f"validation is without {name}")
+
+    def _check_family(self) -> None:
+        family, possible = self.family, output_names(self.layers)
+        if [name for name in possible if name in family.names] != list(family.names):
+            raise ValueError(f"family has the outputs {_short(family.names)}, of {possible[0]} … {possible[-1]}")
+        if family.contexts != ("exact",) or family.features != self.n_mels or self.silence:
+            raise ValueError("family has other contexts than 'exact', another width than n_mels, or a silence cache")
+
+    def _check_silence(self) -> None:
         groups, first = (self.silence.get(name) for name in ("groups", "first"))
         if not (type(groups) is int and type(first) is int and groups in range(WINDOW_FRAMES + 1) and first >= 0):
             raise ValueError(f"silence has {_short(groups)} groups from frame {_short(first)}")
         source = self.silence.get("recordings" if self.silence.get("kind") == "calibrated" else "pad_level")
         if not (isinstance(self.silence.get("sha256"), str) and isinstance(source, list | float | int)):
             raise ValueError("silence is without sha256, or without recordings or pad_level")
-        for name in ("outputs", "outputs_cached"):
-            found = self.validation.get(name)
-            if not isinstance(found, dict) or not all(isinstance(found.get(o), float | int) for o in self.outputs):
-                raise ValueError(f"validation has {_short(found)} as {name}")
-            if not all(isinstance(value, float | int) for value in found.values()):
-                raise ValueError(f"validation has {_short(found)} as {name}")
-        for name in ("lengths_seconds", "cached_lengths_seconds"):
-            if not isinstance(self.validation.get(name), list):
-                raise ValueError(f"validation is without {name}")
 
     def validation_table(self) -> TextTable:
         """For each output how far it is from PyTorch's."""
         v = self.validation
-        plain, cached = (", ".join(map(str, v[k])) for k in ("lengths_seconds", "cached_lengths_seconds"))
-        rows = [[o, f"{v['outputs'][o]:.1e}", f"{v['outputs_cached'][o]:.1e}"] for o in self.outputs]
-        header = ["output", f"plain, {plain} s", f"cached, {cached} s"]
+        header, rows = ["output"], [[o] for o in self.outputs]
+        for kind, before in (("plain", ""), ("cached", "cached_")) if self.whisper else (("exact", ""),):
+            header.append(f"{kind}, {', '.join(map(str, v[f'{before}lengths_seconds']))} s")
+            found = v["outputs_cached" if before else "outputs"]
+            rows = [[*row, f"{found[o]:.1e}"] for row, o in zip(rows, self.outputs, strict=True)]
         return TextTable("Largest relative L2 difference from float32 PyTorch", header, rows)
 
     def identity(self, context: Context) -> dict[str, Any]:
         """What decides the embeddings in a context. Stores in which this differs cannot be compared."""
-        identity = {"weights_sha256": self.weights_sha256, "dtype": self.dtype, "final_norm": self.final_norm}
+        identity: dict[str, Any] = {"weights_sha256": self.weights_sha256, "dtype": self.dtype}
+        identity["final_norm"] = self.final_norm
+        if not self.whisper:
+            own = self.family
+            return identity | {"family": own.name, "normalisation": own.normalisation, "prefix": list(own.prefix)}
         return identity | ({"silence_sha256": self.silence["sha256"]} if context.mode == "bucketed" else {})
 
 
@@ -147,8 +196,10 @@ class ModelFolder:
     card: ModelCard
 
     def silence(self) -> Silence:
-        """The silence cache."""
+        """The silence cache. Raises UsageError for other families."""
         card = self.card
+        if not card.whisper:
+            raise UsageError(f"{self.path}: {card.family.name} has no silence cache; it is Whisper's")
         return Silence.load(self.path / SILENCE, (card.layers, card.heads, card.d_model // card.heads))
 
 
@@ -192,8 +243,10 @@ def open_model(path: str | Path) -> ModelFolder:
         files = d.pop("files")
         card = ModelCard.from_dict(d)
         card.check()
-        graphs = (*ENCODER_GRAPHS[card.dtype], LOG_MEL)
-        if not isinstance(files, dict) or not {*graphs, WEIGHTS, SILENCE} <= files.keys() <= set(MODEL_FILES):
+        graphs = (*ENCODER_GRAPHS[card.dtype], LOG_MEL) if card.whisper else (ENCODER, FEATURES)
+        needed = {*graphs, WEIGHTS, *((SILENCE,) if card.whisper else ())}
+        known = set(MODEL_FILES if card.whisper else FAMILY_FILES)
+        if not isinstance(files, dict) or not needed <= files.keys() <= known:
             raise ValueError(f"its files are {_short(files)}")
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{folder / CARD}: incomplete ({e}); export the model again") from e
@@ -203,19 +256,26 @@ def open_model(path: str | Path) -> ModelFolder:
             raise InputError(f"{file}: missing from the model folder; export the model again")
         if _sha256_file(file) != expected:
             raise InputError(f"{file}: damaged or changed since the export (SHA-256 differs); export it again")
-    for name in graphs:
-        _check_graph(folder, name, card)
+    operators = OPERATORS if card.whisper else FAMILY_OPERATORS
+    read = {name: read_onnx(folder / name, operators) for name in graphs}
+    for name, graph in read.items():
+        if card.whisper:
+            inputs, outputs = _whisper_signature(name, card)
+        else:
+            inputs, outputs = _signature(name, card, read[FEATURES].outputs.get("features", ()))
+        _check_graph(folder, name, card, graph, inputs, outputs)
     return ModelFolder(folder, card)
 
 
-def _check_graph(folder: Path, name: str, card: ModelCard) -> None:
-    """Raise InputError unless a graph is one that the exporters write, and the one that the card describes."""
-    graph = read_onnx(folder / name)
-    size = (folder / WEIGHTS).stat().st_size
+_Sizes = dict[str, tuple[int | None, ...]]  # by name, None where one is open
+
+
+def _whisper_signature(name: str, card: ModelCard) -> tuple[_Sizes, _Sizes]:
+    """What a graph of a Whisper takes and gives."""
     head = card.d_model // card.heads
     keys = (card.layers, card.heads, None)
-    inputs: dict[str, tuple[int | None, ...]] = {"log_mel": (None, card.n_mels, None)}
-    outputs: dict[str, tuple[int | None, ...]] = dict.fromkeys(card.outputs, (None, None, card.d_model))
+    inputs: _Sizes = {"log_mel": (None, card.n_mels, None)}
+    outputs: _Sizes = dict.fromkeys(card.outputs, (None, None, card.d_model))
     if name in (CACHED, CPU):
         inputs |= {"silence_key": (*keys, head), "silence_value": (*keys, head), "silence_bias": keys}
     if name == CPU:
@@ -223,6 +283,26 @@ def _check_graph(folder: Path, name: str, card: ModelCard) -> None:
         outputs |= {as_float16(output): sizes for output, sizes in outputs.items()}
     if name == LOG_MEL:
         inputs, outputs = {"audio": (None, None)}, {"log_mel": (None, card.n_mels, None)}
+    return inputs, outputs
+
+
+def _signature(name: str, card: ModelCard, features: tuple[int | None, ...]) -> tuple[_Sizes, _Sizes]:
+    """What a graph of another family takes and gives; features: the sizes that the first graph declares of them.
+
+    They are [batch, samples] of samples, and of others [batch, frames, width] or [batch, width, frames].
+    """
+    width = card.family.features
+    possible = [(None, None)] if card.family.input == "samples" else [(None, None, width), (None, width, None)]
+    sizes: _Sizes = {"features": features if features in possible else possible[0]}
+    if name == FEATURES:
+        return {"audio": (None, None)}, sizes
+    return sizes, dict.fromkeys(card.outputs, (None, None, card.d_model))
+
+
+def _check_graph(folder: Path, name: str, card: ModelCard, graph: OnnxFile, inputs: _Sizes, outputs: _Sizes) -> None:
+    """Raise InputError unless a graph is one that the exporters write, and the one that the card describes."""
+    size = (folder / WEIGHTS).stat().st_size
+    nodes = _NODES if card.whisper else _TRACED_NODES
     try:
         stamp = parse_json(graph.notes.get("voxstrata", "null"))
         same = all(stamp[key] == value for key, value in card.to_dict().items() if key not in _BESIDE_THE_GRAPH)
@@ -235,7 +315,7 @@ def _check_graph(folder: Path, name: str, card: ModelCard) -> None:
                 "carries another card": not same,
                 "takes other inputs": dict(graph.inputs) != inputs,
                 "has other outputs": dict(graph.outputs) != outputs,
-                "has far more nodes": graph.nodes > _NODES * (card.layers + 2),
+                "has far more nodes": graph.nodes > nodes * (card.layers + 2),
                 f"takes weights from elsewhere than {WEIGHTS}, or beyond its end": any(
                     where != WEIGHTS or end > size for where, end in graph.external.values()
                 ),

@@ -1,13 +1,14 @@
-"""Context: what the encoder sees beyond the speech (padded, bucketed, trimmed)."""
+"""Context: what the encoder sees beyond the speech (padded, bucketed, trimmed, exact)."""
 
 from bisect import bisect_left
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from voxstrata.base.errors import UsageError
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, WINDOW_FRAMES
 
-Mode = Literal["padded", "bucketed", "trimmed"]
+Mode = Literal["padded", "bucketed", "trimmed", "exact"]
 
 # Encoder frames. Buckets are narrow where clips are common and wide where they are rare. The last edge is the full
 # window, which is the padded reference itself.
@@ -23,6 +24,8 @@ class Context:
         `bucketed` computes the first m positions, m being the smallest edge ≥ frames + tail. The keys and values of
         the positions m … 1499 come from the model's silence cache.
         `trimmed` computes the same m positions and attends to nothing else.
+        `exact` computes the recording's own frames and nothing else: the context of encoders without a fixed window.
+        The others are Whisper's.
     tail:
         encoder frames (20 ms each) of real padding that are computed after the speech.
     edges:
@@ -30,12 +33,15 @@ class Context:
         on that utterance alone. An accelerator also sees few shapes.
     pad:
         what follows the speech: a zero waveform, as in Hugging Face's feature extractor.
+    chosen:
+        whether somebody asked for it. One that nobody did gives way to the own context of the model's family.
     """
 
     mode: Mode = "bucketed"
     tail: int = FRAMES_PER_SECOND
     edges: tuple[int, ...] = DEFAULT_EDGES
     pad: Literal["zero_waveform"] = "zero_waveform"
+    chosen: bool = field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -45,21 +51,36 @@ class Context:
         if list(self.edges) != sorted(set(self.edges)) or not self.edges or self.edges[-1] != WINDOW_FRAMES:
             raise UsageError(f"bucket edges must ascend and end with {WINDOW_FRAMES}, got {self.edges}")
 
+    def of(self, modes: Sequence[str]) -> Self:
+        """This context for a family that has these modes, its own first. Raises UsageError where it has not this one.
+
+        Messages name the model in front.
+        """
+        if not self.chosen:
+            return type(self).from_dict({"mode": modes[0]})
+        if self.mode not in modes:
+            raise UsageError(f"has no context {self.mode!r}; its contexts: {', '.join(modes)}")
+        return self
+
     def frames_computed(self, frames: int) -> int:
-        """Encoder positions computed for a window of `frames` (1 … 1500) valid encoder frames."""
+        """Encoder positions computed for a window of `frames` valid encoder frames (Whisper's have 1 … 1500)."""
+        if self.mode == "exact":
+            return frames
         if self.mode == "padded":
             return WINDOW_FRAMES
         return self.edges[bisect_left(self.edges, min(frames + self.tail, WINDOW_FRAMES))]
 
     def shapes(self) -> tuple[int, ...]:
-        """Every number of positions this context can compute, ascending."""
+        """Every number of positions this context of Whisper's can compute, ascending."""
         return (WINDOW_FRAMES,) if self.mode == "padded" else self.edges
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` restores it."""
+        if self.mode == "exact":
+            return {"mode": "exact"}
         if self.mode == "padded":
             return {"mode": "padded", "pad": self.pad}
-        return asdict(self) | {"edges": list(self.edges)}
+        return {"mode": self.mode, "tail": self.tail, "edges": list(self.edges), "pad": self.pad}
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> Self:

@@ -4,9 +4,10 @@ Everything outside the exporters' modules for single families takes these facts 
 arithmetic, readers. The card of an exported model carries the declaration, so a store says of itself what it holds.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,10 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 
 _LISTS = ("contexts", "prefix", "stem_flops", "block_flops")  # of plain values
 
+_MOST = 1 << 53  # that JSON's numbers hold everywhere
+
+Input = Literal["log_mel", "filter_bank", "samples"]
+Norm = Literal["pre", "post"]
 Count = TypeVar("Count", int, NDArray[np.int64])
 
 
@@ -84,7 +89,7 @@ class Family:
     """
 
     name: str
-    input: Literal["log_mel", "filter_bank", "samples"]
+    input: Input
     normalisation: str
     features: int
     steps: tuple[Step, ...]
@@ -92,7 +97,7 @@ class Family:
     overlap: int
     contexts: tuple[str, ...]
     masks: str
-    norm: Literal["pre", "post"]
+    norm: Norm
     outputs: tuple[Output, ...]
     stem_flops: tuple[int, int, int]
     block_flops: tuple[int, int, int]
@@ -111,6 +116,22 @@ class Family:
         return self.hop / SAMPLE_RATE
 
     @property
+    def seam(self) -> int:
+        """Frames: in a recording every piece begins at a multiple of so many."""
+        return math.gcd((self.window - self.overlap) // self.hop, (self.window - 2 * self.overlap) // self.hop)
+
+    @property
+    def cutting(self) -> str:
+        """How recordings longer than the window are encoded, in words."""
+        window, kept = self.window / SAMPLE_RATE, (self.window - 2 * self.overlap) / SAMPLE_RATE
+        if not self.overlap:
+            return f"{window:g} s windows from the start, no overlap, encoded apart, states concatenated"
+        return (
+            f"{window:g} s windows every {kept:g} s, encoded apart, the states of {self.overlap / SAMPLE_RATE:g} s at "
+            "each end inside the recording dropped, the others concatenated"
+        )
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Of the outputs, in depth order."""
         return tuple(output.name for output in self.outputs)
@@ -127,6 +148,14 @@ class Family:
         for step in self.steps:
             samples = step.count(samples)
         return samples
+
+    def too_short(self, samples: int) -> str:
+        """Why a recording of so many samples has no frame, in words."""
+        least = self.shortest
+        return (
+            f"{samples / SAMPLE_RATE:g} s ({samples} samples at 16 kHz) are too short for a frame of {self.name}, "
+            f"which needs {least / SAMPLE_RATE:g} s ({least} samples)"
+        )
 
     def flops(self, frames: int, blocks: int) -> int:
         """Floating-point operations of a recording of so many frames, up to a block."""
@@ -173,11 +202,25 @@ class Family:
         return family
 
     def check(self) -> None:
-        """Raises ValueError for a declaration that no encoder can have."""
-        sizes = [size for step in self.steps for size in (step.kernel, step.stride)]
-        if not sizes or min(sizes) < 1 or min(step.padding for step in self.steps) < 0:
-            raise ValueError("steps need kernels and strides of 1 or more, and padding of 0 or more")
-        if self.window % self.hop or self.overlap % self.hop or self.overlap < 0 or self.window <= 2 * self.overlap:
+        """Raises ValueError for a declaration that no encoder can have, TypeError for values of other types."""
+        texts = [self.name, self.normalisation, self.masks, *self.contexts, *self.prefix]
+        texts += [text for output in self.outputs for text in (output.name, output.meaning)]
+        positive = [size for step in self.steps for size in (step.kernel, step.stride)]
+        positive += [self.window, self.features, *(output.repeats for output in self.outputs)]
+        others = [step.padding for step in self.steps] + [self.overlap, *self.stem_flops, *self.block_flops]
+        others += [o.hidden_states for o in self.outputs if o.hidden_states is not None]
+        if not all(isinstance(text, str) for text in texts) or not all(type(n) is int for n in positive + others):
+            raise TypeError("names and meanings are texts, sizes are whole numbers")
+        if not self.steps or min(positive) < 1 or min(others) < 0 or max(positive + others) > _MOST:
+            raise ValueError(f"sizes are 1 or more, padding and operations 0 or more, none above {_MOST}")
+        if (len(self.stem_flops), len(self.block_flops)) != (3, 3):
+            raise ValueError("a polynomial of operations has three numbers")
+        if self.input not in get_args(Input) or self.norm not in get_args(Norm):
+            raise ValueError(f"input {self.input!r} or norm {self.norm!r} is unknown")
+        if self.window % self.hop or self.overlap % self.hop or self.window <= 2 * self.overlap:
             raise ValueError(f"window {self.window} and overlap {self.overlap} do not fit frames of {self.hop} samples")
+        kept = (self.window - self.overlap) // self.hop
+        if self.frames(self.window) < kept or self.frames(2 * self.overlap + 1) < self.overlap // self.hop:
+            raise ValueError(f"overlap {self.overlap}: pieces of a long recording would lack frames; make it longer")
         if not self.outputs or len(set(self.names)) != len(self.names) or not self.contexts:
             raise ValueError("outputs and contexts are missing, or an output is named twice")

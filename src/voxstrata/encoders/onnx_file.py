@@ -6,7 +6,7 @@ are those of onnx.proto), and only what the exporters here may write is let thro
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,22 @@ Add Cast Concat ConstantOfShape Conv Div Expand Gather Gelu Identity LayerNormal
 ReduceSum Reshape Shape Slice Softmax Split Sub Transpose Unsqueeze
 com.microsoft.DynamicQuantizeMatMul com.microsoft.MultiHeadAttention
 """
-OPERATORS = frozenset(_NAMES.split())
+_NAMES_OF_OTHERS = """
+Abs And AveragePool BatchNormalization CastLike Ceil Clip Constant Cos CumSum Einsum Elu Equal Erf Exp Flatten Floor
+GatherElements GatherND Gemm GlobalAveragePool Greater GreaterOrEqual GroupNormalization HardSigmoid
+InstanceNormalization IsNaN LeakyRelu Less LessOrEqual LogSoftmax MaxPool Min Mod Neg Not Or Pow Range Reciprocal
+ReduceL2 ReduceMean ReduceMin ReduceProd ReduceSumSquare Relu Round ScatterElements ScatterND Sigmoid Sign Sin Size
+Softplus Sqrt Squeeze Swish Tanh Tile Trilu Where Xor
+com.microsoft.BiasGelu com.microsoft.FusedMatMul com.microsoft.GatedRelativePositionBias com.microsoft.Gelu
+com.microsoft.QuickGelu com.microsoft.SkipLayerNormalization
+"""
+OPERATORS = frozenset(_NAMES.split())  # of Whisper's graphs
+FAMILY_OPERATORS = OPERATORS | frozenset(_NAMES_OF_OTHERS.split())  # of other families'
 _MOST_BYTES = 1 << 26  # of a graph without its weights; large-v3's have less than one MB
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2}  # by ONNX's number of a type: float, uint8, … float16
+
+
+Wire = int | memoryview  # a field's value
 
 
 @dataclass(frozen=True)
@@ -36,32 +49,75 @@ class OnnxFile:
     nodes: int
 
 
-def read_onnx(path: Path) -> OnnxFile:
-    """Raises InputError for a file that is damaged, or holds what no exporter here writes."""
+def read_onnx(path: Path, operators: frozenset[str] = OPERATORS) -> OnnxFile:
+    """Raises InputError for a file that is damaged, or holds what no exporter here writes; operators: that it may."""
     try:
-        return _read(memoryview(read_regular(path, _MOST_BYTES)))
+        return _read(memoryview(read_regular(path, _MOST_BYTES)), operators)
     except (ValueError, IndexError, RecursionError) as e:
         raise InputError(f"{path}: no graph that `voxstrata export` writes ({e}); export the model again") from None
 
 
-Wire = int | memoryview
+def cut_onnx(path: Path, outputs: Sequence[str]) -> bytes:
+    """The graph of a file with these outputs alone, and what they need.
+
+    ONNX Runtime computes every node of a graph, whatever is asked for. Raises InputError as `read_onnx`.
+    """
+    try:
+        data = memoryview(read_regular(path, _MOST_BYTES))
+        parts = (_cut(value, outputs) if number == 7 else bytes(raw) for number, value, raw in _raw_fields(data))
+        return b"".join(parts)
+    except (ValueError, IndexError) as e:
+        raise InputError(f"{path}: no graph that `voxstrata export` writes ({e}); export the model again") from None
+
+
+def _cut(graph: Wire | None, outputs: Sequence[str]) -> bytes:
+    """The field of a model that holds its graph, cut."""
+    if not isinstance(graph, memoryview):
+        raise ValueError("damaged")
+    needed, kept, everything = set(outputs), list[memoryview](), list(_raw_fields(graph))
+    for number, value, raw in reversed(everything):  # a node comes after those that it takes from
+        about = _parts(value) if number in (1, 5, 12, 13) and value is not None else {}
+        if number == 1:
+            keep = any(_text([name]) in needed for name in about.get(2, []))
+            needed |= {_text([name]) for name in about.get(1, [])} if keep else set()
+        elif number == 12:
+            keep = _text(about.get(1, [])) in outputs
+        else:
+            keep = number not in (5, 13)
+        kept += [raw] if keep else []
+    tensors = (raw for number, value, raw in everything if number == 5 and value is not None and _name(value) in needed)
+    body = b"".join([*map(bytes, reversed(kept)), *map(bytes, tensors)])
+    return bytes([7 << 3 | 2]) + _as_varint(len(body)) + body
+
+
+def _name(tensor: Wire) -> str:
+    return _text(_parts(tensor).get(8, []))
+
+
+def _as_varint(number: int) -> bytes:
+    low = [number >> shift & 127 for shift in range(0, max(1, number.bit_length()), 7)]
+    return bytes([*(part | 128 for part in low[:-1]), low[-1]])
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Wire]]:
     """Number and value of each field of a message; fixed numbers are passed over."""
+    return ((number, value) for number, value, _ in _raw_fields(data) if value is not None)
+
+
+def _raw_fields(data: memoryview) -> Iterator[tuple[int, Wire | None, memoryview]]:
+    """Number, value and all bytes of each field of a message; fixed numbers have no value."""
     at = 0
-    while at < len(data):
+    while (begin := at) < len(data):
         key, at = _varint(data, at)
         kind = key & 7
         if kind == 0:
             value, at = _varint(data, at)
-            yield key >> 3, value
+            yield key >> 3, value, data[begin:at]
             continue
         size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind, -1), at)
         if size < 0 or at + size > len(data):
             raise ValueError("damaged")
-        if kind == 2:
-            yield key >> 3, data[at : at + size]
+        yield key >> 3, data[at : at + size] if kind == 2 else None, data[begin : at + size]
         at += size
 
 
@@ -100,7 +156,7 @@ def _number(values: list[Wire]) -> int:
     return value
 
 
-def _read(data: memoryview) -> OnnxFile:
+def _read(data: memoryview, operators: frozenset[str]) -> OnnxFile:
     model = _parts(data)
     if model.keys() - {1, 2, 3, 4, 5, 6, 7, 8, 14} or len(model.get(7, [])) != 1:
         raise ValueError("it holds functions, training, or no graph")
@@ -110,10 +166,13 @@ def _read(data: memoryview) -> OnnxFile:
     for each in graph.get(1, []):
         node = _parts(each)
         name = ".".join(filter(None, (_text(node.get(7, [])), _text(node.get(4, [])))))
-        if name not in OPERATORS:
+        if name not in operators:
             raise ValueError(f"it has the operator {name[:60]!a}")
-        if any(_parts(attribute).keys() & {6, 11} for attribute in node.get(5, [])):
-            raise ValueError(f"its {name} has a graph of its own")
+        for attribute in map(_parts, node.get(5, [])):
+            if attribute.keys() & {6, 11}:
+                raise ValueError(f"its {name} has a graph of its own")
+            if any(_outside(tensor) for tensor in attribute.get(5, []) + attribute.get(10, [])):
+                raise ValueError(f"its {name} takes a constant from another file")
     return OnnxFile(
         dict(map(_declared, graph.get(11, []))),
         dict(map(_declared, graph.get(12, []))),

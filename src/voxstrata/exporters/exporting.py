@@ -8,7 +8,7 @@ from pathlib import Path
 from voxstrata.base.folders import check_vacant
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import read_corpus
-from voxstrata.encoders.card import MODEL_FILES, ModelFolder, open_model
+from voxstrata.encoders.card import FAMILY_FILES, MODEL_FILES, ModelFolder, open_model
 from voxstrata.exporters.hub import check_source
 from voxstrata.exporters.spec import ExportSpec
 
@@ -33,14 +33,38 @@ def export(
     """
     spec, target = spec or ExportSpec(), Path(target)
     spec.check()
-    replaced = MODEL_FILES if overwrite else ()
+    replaced = {*MODEL_FILES, *FAMILY_FILES} if overwrite else ()
     check_vacant(target, replaced)
     check_source(source, revision)
     corpus = None if spec.calibrate is None else read_corpus(spec.calibrate)
 
-    from voxstrata.exporters.checkpoint import load_checkpoint
+    from voxstrata.exporters.checkpoint import load_openai, tower_checkpoint
+    from voxstrata.exporters.families import described_encoder
+    from voxstrata.exporters.family_writing import check_options, check_prefix, write_family
+    from voxstrata.exporters.finding import find_checkpoint
+    from voxstrata.exporters.towers import Tower
     from voxstrata.exporters.writing import write_model
 
     reporter.step(f"loading {source}")
-    write_model(load_checkpoint(source, revision, reporter), target, spec, corpus, reporter, replaced)
+    if Path(source).is_file():
+        check_prefix(spec, "Whisper", ())
+        write_model(load_openai(Path(source)), target, spec, corpus, reporter, replaced)
+        return open_model(target)
+    found = find_checkpoint(source, revision)
+    encoder = described_encoder(found.description, found.config)
+    if isinstance(encoder, Tower):
+        check_prefix(spec, "Whisper", ())
+        if not encoder.known:
+            reporter.warn(
+                f"{found.folder}: what {encoder.around} does with its encoder is not known here, and none of its code "
+                "is run; the states are those of Whisper's encoder with its weights"
+            )
+        found.fetch()
+        checkpoint = tower_checkpoint(found, encoder, found.tensors(reporter))
+        write_model(checkpoint, target, spec, corpus, reporter, replaced)
+    else:
+        check_options(encoder.TITLE, spec)
+        found.fetch()
+        files = found.files(reporter, spec.prefix)
+        write_family(encoder.load(files), files, target, spec, reporter, replaced)
     return open_model(target)
