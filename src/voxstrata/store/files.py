@@ -220,10 +220,13 @@ class Files:
                 "%s: no conditional writes here: two workers may do the same unit, which costs time, no data", self.root
             )
 
-    def touch(self, name: str, data: bytes) -> None:
-        """Write a small file anew, or, if that fails, not: the next time will do."""
-        with contextlib.suppress(Exception):
+    def touch(self, name: str, data: bytes) -> bool:
+        """Write a small file anew, or, if that fails, not: the next time will do. Whether it did."""
+        try:
             self._fs.pipe_file(f"{self._path}/{name}", data)
+        except Exception:
+            return False
+        return True
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
