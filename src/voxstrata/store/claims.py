@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterable
 from typing import Self
 
-from voxstrata.store.files import Files
+from voxstrata.store.files import NO_LOCKS, Files, without_locks
 from voxstrata.store.leases import Leases
 
 CLAIMS = "claims"
@@ -54,6 +54,9 @@ class Claims:
                 return False
             except FileNotFoundError:
                 os.close(fd)
+            except OSError as e:
+                os.close(fd)
+                raise (without_locks(self._files.local, e) if e.errno in NO_LOCKS else e) from None
         os.ftruncate(fd, 0)
         os.write(fd, f"process {os.getpid()} on {platform.node()}".encode())
         self._held[number] = fd
