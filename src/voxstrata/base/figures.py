@@ -78,13 +78,18 @@ class DepthCurve:
     apart: NDArray[np.bool_]
 
 
+def _look(n: int) -> tuple[str, str]:
+    """Colour and marker of the encoder numbered n."""
+    return _ENCODERS[n % len(_ENCODERS)]
+
+
 def draw_by_depth(axes: Any, curves: Sequence[DepthCurve]) -> None:
     """Curves of several encoders on one axis of depth, in the same colours wherever they stand.
 
     An output that is no block's own has a hollow marker, joined to the last block's by a dotted line.
     """
     for n, curve in enumerate(curves):
-        colour, marker = _ENCODERS[n % len(_ENCODERS)]
+        colour, marker = _look(n)
         dash = ("-", "--", "-.")[n // len(_ENCODERS) % 3]
         look = {"color": colour, "marker": marker, "markersize": 4.5}
         own, apart = np.flatnonzero(~curve.apart), np.flatnonzero(curve.apart)
@@ -101,15 +106,15 @@ def draw_by_depth(axes: Any, curves: Sequence[DepthCurve]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def label_curves(axes: Any, curves: Sequence[DepthCurve], top: float) -> None:
-    """Names to the right of the curves' ends, apart from each other; `top`: where the axis of values ends."""
-    ends = [curve.value[~np.isnan(curve.value)][-1:] for curve in curves]
-    heights = spread([float(end[0]) / top if len(end) else 0.0 for end in ends], _LABEL)
-    for n, (curve, end, height) in enumerate(zip(curves, ends, heights, strict=True)):
-        colour = _ENCODERS[n % len(_ENCODERS)][0]
-        at = float(end[0]) if len(end) else 0.0
+def label_curves(axes: Any, curves: Sequence[DepthCurve], chance: float, top: float) -> None:
+    """Names to the right of the curves' ends and of chance, apart from each other; top: end of the axis of values."""
+    ends = [(curve.label, curve.value[~np.isnan(curve.value)]) for curve in curves]
+    labels = [(name, float(values[-1]), _look(n)[0]) for n, (name, values) in enumerate(ends) if len(values)]
+    labels.append(("chance", chance, "black"))
+    places = spread([at / top for _, at, _ in labels], _LABEL)
+    for (name, at, colour), place in zip(labels, places, strict=True):
         axes.annotate(
-            curve.label, (1.02, at), (1.07, height * top), xycoords="data", textcoords="data", annotation_clip=False,
+            name, (1.02, at), (1.07, place * top), xycoords="data", textcoords="data", annotation_clip=False,
             color=colour, fontsize=9, va="center", arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6},
         )  # fmt: skip
 

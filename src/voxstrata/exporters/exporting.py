@@ -50,7 +50,7 @@ def export(
         write_model(load_openai(Path(source)), target, spec, corpus, reporter, replaced)
         return open_model(target)
     found = find_checkpoint(source, revision)
-    encoder = described_encoder(found.folder / "config.json", found.config)
+    encoder = described_encoder(found.description, found.config)
     if isinstance(encoder, Tower):
         if not encoder.known:
             reporter.warn(

@@ -24,14 +24,17 @@ class FoundCheckpoint:
     """A checkpoint of which config.json was read, and no weights.
 
     source: what the user named. name: hub id, or name of the folder. revision: commit, for a hub id. folder: where it
-    lies; of a hub id only small files are there before `fetch`. config: config.json as it is.
+    lies; of a hub id only small files are there before `fetch`. description: the file that describes it, config.json.
+    config: what that says, as it is. weights: its files, where they are not named as transformers names them.
     """
 
     source: str
     name: str
     revision: str | None
     folder: Path
+    description: Path
     config: Mapping[str, Any]
+    weights: tuple[Path, ...] = ()
 
     @property
     def model_type(self) -> object:
@@ -47,7 +50,7 @@ class FoundCheckpoint:
 
         Raises InputError where there are none, or a file cannot be read, or would run code to load.
         """
-        files, notes = weight_files(self.folder)
+        files, notes = (self.weights, []) if self.weights else weight_files(self.folder)
         for note in notes:
             reporter.warn(note)
         return _Tensors(files)
@@ -61,13 +64,11 @@ class FoundCheckpoint:
 def find_checkpoint(source: str, revision: str | None = None) -> FoundCheckpoint:
     """Find a Hugging Face folder or hub id. Raises InputError where there is none, or its weights are quantised."""
     check_source(source, revision)
-    folder = Path(source)
-    if folder.is_dir():
-        return FoundCheckpoint(source, folder.resolve().name, None, folder, read_description(folder))
-    folder = download(source, revision, weights=False)
-    return FoundCheckpoint(
-        source, source, folder.name, folder, read_description(folder)
-    )  # a snapshot is named by its commit
+    folder, name, commit = Path(source), Path(source).resolve().name, None
+    if not folder.is_dir():
+        folder = download(source, revision, weights=False)
+        name, commit = source, folder.name  # a snapshot's folder is named by its commit
+    return FoundCheckpoint(source, name, commit, folder, folder / "config.json", read_description(folder))
 
 
 class _Tensors(Mapping[str, torch.Tensor]):
@@ -77,7 +78,7 @@ class _Tensors(Mapping[str, torch.Tensor]):
         self._files: dict[str, Any] = {}
         self._loaded: dict[str, torch.Tensor] = {}
         for path in files:
-            if path.suffix == ".bin":
+            if path.suffix != ".safetensors":
                 self._loaded |= tensor_dict(torch_load(path))
                 continue
             try:

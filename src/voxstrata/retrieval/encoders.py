@@ -62,24 +62,28 @@ def name_encoders(stores: Sequence[EmbeddingStore]) -> list[StoredEncoder]:
 def differences(encoders: Sequence[StoredEncoder]) -> list[str]:
     """What a reader of their figures side by side must know, in sentences."""
     about = [encoder.about() for encoder in encoders]
-
-    def each(values: Sequence[object]) -> str:
-        return ", ".join(f"{encoder.label} {value}" for encoder, value in zip(encoders, values, strict=True))
-
     found = []
     steps = ["pooled" if a["row_seconds"] is None else f"{1000 * a['row_seconds']:g} ms" for a in about]
     if len(set(steps)) > 1:
         found.append(
-            f"Rows differ in length: {each(steps)}. The level of SeqSim depends on the number of rows, so levels of "
-            "different encoders say nothing; recall does not depend on it."
+            f"Rows differ in length: {_by_value(encoders, steps)}. The level of SeqSim depends on the number of "
+            "rows, so levels of different encoders say nothing; recall is within one encoder."
         )
     contexts = [a["context"] for a in about]
     if len(set(contexts)) > 1:
-        found.append(f"Contexts differ: {each(contexts)}: what an encoder sees beyond the speech.")
+        found.append(f"Contexts differ: {_by_value(encoders, contexts)}.")
     for encoder, a in zip(encoders, about, strict=True):
         for output, n in a["repeats"].items():
             found.append(f"{encoder.label} gives a state of {output} for every {n} rows; each stands {n} times.")
     return found
+
+
+def _by_value(encoders: Sequence[StoredEncoder], values: Sequence[str]) -> str:
+    """Who has which value: "20 ms (a, b), 80 ms (c)"."""
+    who: dict[str, list[str]] = {}
+    for encoder, value in zip(encoders, values, strict=True):
+        who.setdefault(value, []).append(encoder.label)
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in who.items())
 
 
 def common_utterances(encoders: Sequence[StoredEncoder]) -> tuple[list[str], dict[str, int]]:
