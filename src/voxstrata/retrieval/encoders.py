@@ -30,8 +30,11 @@ class StoredEncoder:
         return depth_fraction(output, self.store.model.layers)
 
     def apart(self, output: str) -> bool:
-        """Whether an output is no block's own: `final` of an encoder that normalises, or adapts, behind its blocks."""
-        return output == "final" and (self.store.model.family.norm == "pre" or self.declared(output).repeats > 1)
+        """Whether an output is no block's own: `final` of an encoder that normalises, or adapts, behind its blocks.
+
+        Such an encoder has the last block's states, too; in others these are `final`.
+        """
+        return output == "final" and f"layer_{self.store.model.layers:02d}" in self.store.model.family.names
 
     def declared(self, output: str) -> Output:
         return self.store.model.family.output(output)
