@@ -34,6 +34,10 @@ from voxstrata.cli.saying import say
     default=32,
     help="Cached keys of each attention head; 0 keeps one for every silent position.",
 )
+@click.option(
+    "--prefix",
+    help="Language and task that OWSM-CTC is told before the speech, as in `<eng>,<asr>`. [default: <nolang>,<asr>]",
+)
 @click.option("--norm-every-layer", is_flag=True, help="Apply the final LayerNorm to every layer, as for early exit.")
 @options.overwrite
 @options.as_json
@@ -45,6 +49,7 @@ def export(
     dtype: str,
     calibrate: Path | None,
     silence_keys: int,
+    prefix: str | None,
     norm_every_layer: bool,
     overwrite: bool,
     as_json: bool,
@@ -60,7 +65,8 @@ def export(
       voxstrata export openai/whisper-base -o base --calibrate some_speech/
       voxstrata export facebook/wav2vec2-xls-r-300m -o xlsr
     """
-    spec = vs.ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys)
+    tokens = tuple(prefix.split(",")) if prefix else ()
+    spec = vs.ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys, tokens)
     with TerminalReporter() as reporter:
         card = vs.export(checkpoint, target, spec, revision=revision, overwrite=overwrite, reporter=reporter).card
     if as_json:
