@@ -40,13 +40,21 @@ def card(d: int, **changes: Any) -> ModelCard:
     return replace(whole, **changes)
 
 
-def family(name: str, outputs: Sequence[str], *, hop: int = 320, norm: Any = "post", repeats: int = 1) -> Family:
+def family(
+    name: str,
+    outputs: Sequence[str],
+    *,
+    hop: int = 320,
+    norm: Any = "post",
+    repeats: int = 1,
+    prefix: tuple[str, ...] = (),
+) -> Family:
     """A declaration; `final` has fewer frames by `repeats`."""
     held = tuple(Output(o, o, None, repeats if o == "final" else 1) for o in outputs)
     steps, flops = (Step(hop, hop),), (0, 0, 0)
     return Family(
         name, "samples", "none", 1, steps, 100 * hop, 0, ("exact",), "none", norm, held, stem_flops=flops,
-        block_flops=flops,
+        block_flops=flops, prefix=prefix,
     )  # fmt: skip
 
 

@@ -207,6 +207,21 @@ def test_encoders_of_one_checkpoint_are_told_apart_by_their_stores() -> None:
     assert names == ["same (b.zarr)", "same (same.zarr)", "other"]
 
 
+def test_one_checkpoint_told_two_tasks_is_two_encoders() -> None:
+    stores = [
+        Held("told", 2, {"final": 0.5}, family("Told", ("final",), prefix=("language=<eng>", f"task={task}")))
+        for task in ("<asr>", "<st_deu>")
+    ]
+    stores[0].name = "asr.zarr"
+    found = retrieve_each(stores, options=OPTIONS)
+    assert found.settings["differences"] == [
+        "Tokens before the speech differ: language=<eng> task=<asr> (told (asr.zarr)), "
+        "language=<eng> task=<st_deu> (told (told.zarr))."
+    ]
+    contexts = [row[5] for row in found.tables()[1].rows]
+    assert contexts == ["exact, language=<eng>, task=<asr>", "exact, language=<eng>, task=<st_deu>"]
+
+
 # --- refusals ---
 
 

@@ -46,6 +46,7 @@ class StoredEncoder:
         found |= {"checkpoint": card.checkpoint, "weights_sha256": card.weights_sha256}
         found |= {"layers": card.layers, "d_model": card.d_model, "norm": card.family.norm, "dtype": card.dtype}
         found |= {"row_seconds": store.row_seconds, "context": store.spec.context.mode, "outputs": list(store.outputs)}
+        found |= {"prefix": list(card.family.prefix)}
         found |= {"apart": [name for name in store.outputs if self.apart(name)]}
         repeats = {name: self.declared(name).repeats for name in store.outputs}
         return found | {"repeats": {name: n for name, n in repeats.items() if n > 1}}
@@ -75,6 +76,9 @@ def differences(encoders: Sequence[StoredEncoder]) -> list[str]:
     contexts = [a["context"] for a in about]
     if len(set(contexts)) > 1:
         found.append(f"Contexts differ: {_by_value(encoders, contexts)}.")
+    prefixes = [" ".join(a["prefix"]) or "none" for a in about]
+    if len(set(prefixes)) > 1:
+        found.append(f"Tokens before the speech differ: {_by_value(encoders, prefixes)}.")
     for encoder, a in zip(encoders, about, strict=True):
         for output, n in a["repeats"].items():
             found.append(f"{encoder.label} gives a state of {output} for every {n} rows; each stands {n} times.")

@@ -65,5 +65,6 @@ def encoder_table(settings: dict[str, Any]) -> TextTable:
     for a in settings["encoders"]:
         step = "pooled" if a["row_seconds"] is None else f"{1000 * a['row_seconds']:g}"
         size = [str(a["layers"]), str(a["d_model"])]
-        body.append([a["encoder"], a["family"], *size, step, a["context"], a["norm"], a["store"]])
+        context = ", ".join([a["context"], *a["prefix"]])
+        body.append([a["encoder"], a["family"], *size, step, context, a["norm"], a["store"]])
     return TextTable("Encoders", header, body, "\n".join(settings["differences"]))
