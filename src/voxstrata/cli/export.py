@@ -10,7 +10,7 @@ from voxstrata.cli.console import TerminalReporter, print_json
 from voxstrata.cli.saying import say
 
 
-@click.command(short_help="Turn a Whisper CHECKPOINT into an ONNX model.")
+@click.command(short_help="Turn a CHECKPOINT into an ONNX model.")
 @click.argument("checkpoint")
 @options.out("New model folder.", "target", type=options.PATH)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
@@ -54,14 +54,16 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Turn a Whisper CHECKPOINT into an ONNX model with per-layer outputs.
+    """Turn a CHECKPOINT into an ONNX model with per-layer outputs.
 
-    CHECKPOINT is a Hugging Face folder (the whole model or its encoder), a hub id, or an OpenAI .pt file.
-    Every output is validated against PyTorch before the folder appears.
+    CHECKPOINT is a Hugging Face folder (the whole model or its encoder), a hub id, or an OpenAI .pt file. Its family is
+    Whisper, or another that docs/encoders.md lists; --dtype, --calibrate, --silence-keys and --norm-every-layer are
+    for Whisper alone. Every output is validated against PyTorch before the folder appears.
 
     \b
-    Example:
+    Examples:
       voxstrata export openai/whisper-base -o base --calibrate some_speech/
+      voxstrata export facebook/wav2vec2-xls-r-300m -o xlsr
     """
     tokens = tuple(prefix.split(",")) if prefix else ()
     spec = vs.ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys, tokens)

@@ -51,7 +51,7 @@ def export(
         write_model(load_openai(Path(source)), target, spec, corpus, reporter, replaced)
         return open_model(target)
     found = find_checkpoint(source, revision)
-    encoder = described_encoder(found.file, found.config)
+    encoder = described_encoder(found.description, found.config)
     if isinstance(encoder, Tower):
         check_prefix(spec, "Whisper", ())
         if not encoder.known:
