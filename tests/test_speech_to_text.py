@@ -11,11 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import soundfile
 from conftest import sound
 
 torch = pytest.importorskip("torch")
 from transformers import Speech2TextConfig, Speech2TextFeatureExtractor, Speech2TextForConditionalGeneration  # noqa: E402
 
+import voxstrata as vs  # noqa: E402
 from voxstrata.base.errors import InputError  # noqa: E402
 from voxstrata.base.progress import SILENT  # noqa: E402
 from voxstrata.exporters.families import family_of  # noqa: E402
@@ -197,3 +199,19 @@ def test_settings_that_do_not_fit_are_refused_by_name(
     (copy / file).write_text(json.dumps(json.loads((copy / file).read_text()) | change))
     with pytest.raises(InputError, match=named):
         loaded(copy)
+
+
+def test_a_folder_is_exported_and_extracted(model: Any, folder: Path, tmp_path: Path) -> None:
+    vs.export(str(folder), tmp_path / "model", vs.ExportSpec(outputs=("layer_01", "final")))
+    audio = {name: sound(seconds, seed=5) for name, seconds in (("whole", 2.0), ("long", 6.1))}
+    for name, x in audio.items():
+        soundfile.write(tmp_path / f"{name}.wav", x, 16_000, subtype="FLOAT")
+    lines = ["id\tpath\tlanguage\tgroup", *(f"{name}\t{name}.wav\ten\t{name}" for name in audio)]
+    (tmp_path / "m.tsv").write_text("\n".join(lines) + "\n")
+    spec = vs.StoreSpec(dtype="float32")
+    vs.extract(tmp_path / "m.tsv", tmp_path / "model", tmp_path / "s.zarr", spec, vs.Runtime(threads=1))
+    store = vs.open_store(tmp_path / "s.zarr")
+    want = expected(model, [audio["whole"]])[0]
+    for name in ("layer_01", "final"):
+        assert relative(store.frames("whole", name), want[name]) < 1e-4
+    assert len(store.frames("long", "final")) == store.model.family.frames(len(audio["long"]))
