@@ -21,7 +21,9 @@ from espnet_models import DATA, EVERY, KINDS, LENGTHS, WINDOW  # noqa: E402
 
 import voxstrata as vs  # noqa: E402
 from voxstrata.base.errors import InputError, UsageError  # noqa: E402
-from voxstrata.exporters.espnet_folder import CONFIG_FILE, WEIGHTS_FILE, espnet_file, read_espnet, read_yaml  # noqa: E402
+from voxstrata.encoders.card import ModelFolder  # noqa: E402
+from voxstrata.engine.estimating import estimate  # noqa: E402
+from voxstrata.exporters.espnet_folder import CONFIG_FILE, WEIGHTS_FILE, espnet_file, is_espnet, read_espnet, read_yaml  # noqa: E402
 from voxstrata.exporters.families import family_of  # noqa: E402
 from voxstrata.exporters.original import CheckpointFiles, Original  # noqa: E402
 
@@ -216,6 +218,17 @@ def test_an_experiments_folder_and_a_packed_one_are_the_same(kind: str) -> None:
         assert espnet_file(DATA / kind / EXPERIMENT, part) == espnet_file(DATA / kind, part)
 
 
+def test_what_makes_a_folder_espnets(tmp_path: Path) -> None:
+    assert not is_espnet(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert is_espnet(tmp_path)
+    (tmp_path / "config.json").touch()
+    (tmp_path / "meta.yaml").write_text("author: somebody\n")
+    assert not is_espnet(tmp_path)
+    (tmp_path / "meta.yaml").write_text((DATA / "owsm" / "meta.yaml").read_text())
+    assert is_espnet(tmp_path)
+
+
 def test_a_folder_with_two_weights_or_none_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("encoder: e_branchformer\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"holds no \.pth"):
@@ -262,7 +275,7 @@ def test_yaml_that_runs_code_or_unfolds_is_refused(tmp_path: Path, text: str, me
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, vs.ModelFolder]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFolder]:
     return {kind: vs.export(str(DATA / kind), tmp_path_factory.mktemp("exported") / kind) for kind in KINDS}
 
 
@@ -282,7 +295,7 @@ def clips(kind: str, stored: dict[str, dict[str, Array]], tmp_path_factory: pyte
 
 def test_an_exported_folder_extracts_espnets_states_padded_or_exact(
     kind: str,
-    exported: dict[str, vs.ModelFolder],
+    exported: dict[str, ModelFolder],
     graphs: Graphs,
     clips: Path,
     stored: dict[str, dict[str, Array]],
@@ -304,6 +317,8 @@ def test_an_exported_folder_extracts_espnets_states_padded_or_exact(
                 got = store.frames(str(samples), name)
                 assert len(got) == len(exact[name])
                 assert relative(got, state[: len(got)]) < 1e-5, (path, name)
+    work = estimate(vs.read_corpus(clips), model)
+    assert work.tokens == work.windows * model.card.family.frames(WINDOW)
     family, long = model.card.family, soundfile.read(clips.with_name("long.wav"), dtype="float32")[0]
     first, second = family.pieces(len(long))
     audio = np.pad(long[second.sample :], (0, WINDOW - second.samples))
@@ -313,7 +328,7 @@ def test_an_exported_folder_extracts_espnets_states_padded_or_exact(
     assert relative(got[first.frames :], graphs.run(audio[None])["final"][0, kept]) < 1e-5
 
 
-def test_a_prefix_is_of_owsm_ctc_alone_and_is_in_the_card(exported: dict[str, vs.ModelFolder], tmp_path: Path) -> None:
+def test_a_prefix_is_of_owsm_ctc_alone_and_is_in_the_card(exported: dict[str, ModelFolder], tmp_path: Path) -> None:
     told = vs.ExportSpec(prefix=("<eng>", "<asr>"))
     with pytest.raises(UsageError, match="told nothing before the speech"):
         vs.export(str(DATA / "owsm"), tmp_path / "owsm", told)
