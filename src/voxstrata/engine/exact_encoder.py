@@ -56,6 +56,12 @@ class ExactEncoder(Encoder):
         deepest = max(self.outputs, key=self.model.card.outputs.index)
         return ENCODER if deepest == self.model.card.outputs[-1] else f"{ENCODER}:{deepest}"
 
+    def _make_session(self, name: str) -> ort.InferenceSession:
+        # each holds weights of its own: where encoders share sessions, the last two depths stay
+        for other in [other for other in self._sessions if other.startswith(ENCODER)][:-1]:
+            self._sessions.pop(other, None)
+        return super()._make_session(name)
+
     def _source(self, name: str) -> Path | bytes:
         file, _, deepest = name.partition(":")
         path, outputs = self.model.path / file, self.model.card.outputs
