@@ -132,7 +132,7 @@ class Work:
         full = family.frames(family.window)
         numbers = np.bincount(family.frames(samples - whole * advance), minlength=full + 1)  # of windows, by frames
         numbers[full] += whole.sum()
-        windows = [(n, int(numbers[n]), context.frames_computed(n)) for n in np.flatnonzero(numbers).tolist()]
+        windows = [(n, int(numbers[n]), context.frames_computed(n, full)) for n in np.flatnonzero(numbers).tolist()]
         return cls(
             sum(number for _, number, _ in windows),
             sum(number * m for _, number, m in windows),
