@@ -181,8 +181,10 @@ def hub(without_weights: Path, tiny_weights: State, monkeypatch: pytest.MonkeyPa
 
 def test_a_hub_id_loads_at_its_revision(hub: FakeHub, tiny_checkpoint: Path) -> None:
     got = load_checkpoint("someone/tiny", revision="refs/pr/3")
-    assert hub.asked == [("list", "someone/tiny", "refs/pr/3"), ("download", "someone/tiny", "refs/pr/3")]
-    assert (got.name, got.revision) == ("someone/tiny", hub.folder.name)  # the commit, as the hub's cache names it
+    commit = hub.folder.name  # what config.json was read of is what weights are fetched of
+    asked = [(what, "someone/tiny", at) for at in ("refs/pr/3", commit) for what in ("list", "download")]
+    assert hub.asked == asked
+    assert (got.name, got.revision) == ("someone/tiny", commit)  # the commit, as the hub's cache names it
     assert got.sha256() == load_checkpoint(str(tiny_checkpoint)).sha256()
 
 
@@ -207,7 +209,8 @@ def test_a_hub_without_safetensors_serves_its_bin(hub: FakeHub, tiny_weights: St
 def test_a_cached_copy_serves_offline(hub: FakeHub) -> None:
     hub.list_error = OfflineModeIsEnabled("offline mode")
     assert load_checkpoint("someone/tiny", revision="main").name == "someone/tiny"
-    assert hub.asked[-1] == ("cached", "someone/tiny", "main")
+    asked = [(what, at) for at in ("main", hub.folder.name) for what in ("list", "cached")]
+    assert [(what, at) for what, _, at in hub.asked] == asked
 
 
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode"), ConnectionError("no route"), TimeoutError()])

@@ -24,10 +24,10 @@ def check_source(source: str, revision: str | None) -> None:
         raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
 
 
-def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -> Path:
+def download(repo: str, revision: str | None = None, also: Sequence[str] = (), *, weights: bool = True) -> Path:
     """Fetch config and weights of a hub id, or find them in the local cache; returns the snapshot's folder.
 
-    also: names of further files to fetch, where the repository has them.
+    also: names of further files to fetch, where the repository has them. weights: whether they are fetched, too.
     Raises InputError when the hub refuses the id, and when it cannot be reached and nothing is cached.
     """
     from huggingface_hub import HfApi, errors, snapshot_download
@@ -35,7 +35,7 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
     small = ["config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json", *also]
     try:
         files = HfApi().list_repo_files(repo, revision=revision)
-        wanted = [f for f in files if f in small] + _weights_among(files)
+        wanted = [f for f in files if f in small] + (_weights_among(files) if weights else [])
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except errors.HFValidationError as e:
         raise InputError(f"{repo}: no such folder or file, and not a hub id ({first_line(e)})") from e
