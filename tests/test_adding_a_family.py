@@ -92,12 +92,27 @@ def test_the_guides_own_tests_pass(toy: dict[str, str], toy_checkpoint: Path, tm
         test(toy_checkpoint=toy_checkpoint, tmp_path=tmp_path / name)
 
 
-def test_a_family_that_differs_from_its_original_leaves_no_folder(
-    toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("right", "wrong", "match"),
+    [
+        ("epsilon=1e-5", "epsilon=1.0", r"layer_01 differs from the original by .* at 0\.025 s, allowed is 2e-04"),
+        ('"least", np.array(1e-7', '"least", np.array(0.5', r"features differs from the original by .* at 0\.025 s"),
+        # the mean of all recordings of a batch
+        (
+            'b.ints("last", -1)',
+            'b.ints("last", 0, 1)',
+            "differs from the original by .* in a batch at|from itself alone",
+        ),
+    ],
+)
+def test_a_family_that_is_wrong_leaves_no_folder(
+    toy: dict[str, str], toy_checkpoint: Path, tmp_path: Path, right: str, wrong: str, match: str
 ) -> None:
-    module = importlib.import_module(f"{families.__name__}.toy")
-    monkeypatch.setattr(module._ToyGraph, "norm", lambda self, x, at, name: self.node("Identity", [x], name))
-    with pytest.raises(InputError, match=r"validation failed: layer_01 differs from the original by .* at 0\.025 s"):
+    file = tmp_path / "code" / "toy.py"
+    text = file.read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    file.write_text(text.replace(right, wrong), encoding="utf-8")
+    with pytest.raises(InputError, match=match):
         vs.export(str(toy_checkpoint), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -143,3 +158,24 @@ def test_a_family_is_calibrated_by_nothing(
     spec = ExportSpec(calibrate=make_corpus({"en/a": 1.0}))
     with pytest.raises(UsageError, match="Toy: --calibrate is Whisper's alone"):
         vs.export(str(toy_checkpoint), tmp_path / "model", spec)
+
+
+def test_settings_that_are_missing_are_named(toy: dict[str, str], toy_checkpoint: Path, tmp_path: Path) -> None:
+    (toy_checkpoint / "config.json").write_text('{"model_type": "toy_speech", "blocks": 2}')
+    with pytest.raises(InputError, match=r"config\.json: it does not say width, on which the states depend"):
+        vs.export(str(toy_checkpoint), tmp_path / "model")
+
+
+def test_what_may_name_code_is_not_handed_on(toy: dict[str, str], toy_checkpoint: Path, tmp_path: Path) -> None:
+    config = {"model_type": "toy_speech", "width": 16, "blocks": 2, "labels": ["a", "b"], "rate": 0.5}
+    odd = {"auto_map": {"AutoModel": "x.Y"}, "_attn_implementation": "owner/kernel", "trust_remote_code": True}
+    nested = {"inner": {"width": 16} | odd, "list": [{"width": 16} | odd]}
+    (toy_checkpoint / "config.json").write_text(json.dumps(config | odd | nested))
+    (toy_checkpoint / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16_000} | odd))
+    model = vs.export(str(toy_checkpoint), tmp_path / "model", ExportSpec("layer_01"))
+    written = {
+        name: json.loads((model.path / f"{name}.json").read_text()) for name in ("config", "preprocessor_config")
+    }
+    plain = {"inner": {"width": 16}, "list": [{"width": 16}]}
+    assert written == {"config": config | plain, "preprocessor_config": {"sampling_rate": 16_000}}
+    assert model.card.outputs == ("layer_01",)

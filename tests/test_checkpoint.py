@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,20 @@ def test_a_hub_without_safetensors_serves_its_bin(hub: FakeHub, tiny_weights: St
     torch.save(tiny_weights, hub.folder / "pytorch_model.bin")
     load_checkpoint("someone/tiny")
     assert "pytorch_model.bin" in hub.allow
+
+
+def test_the_hub_is_not_asked_for_shards_of_a_language_model(hub: FakeHub, tiny_weights: State) -> None:
+    names = [f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3)]
+    encoder = {k: v for k, v in tiny_weights.items() if "encoder" in k}
+    safetensors_torch.save_file(encoder, hub.folder / names[0])
+    (hub.folder / "model.safetensors").unlink()
+    for name in names[1:]:
+        (hub.folder / name).touch()
+    text = {"language_model.model.norm.weight": names[1], "lm_head.weight": names[2]}
+    index = {"weight_map": dict.fromkeys(encoder, names[0]) | text}
+    (hub.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_checkpoint("someone/tiny")
+    assert set(hub.allow) == {"config.json", "preprocessor_config.json", "model.safetensors.index.json", names[0]}
 
 
 def test_a_cached_copy_serves_offline(hub: FakeHub) -> None:

@@ -120,7 +120,7 @@ def load_folder(
 def tower_checkpoint(found: FoundCheckpoint, tower: Tower, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
     """The Whisper encoder in a checkpoint, in whatever model it lies. Raises InputError as `load_checkpoint` does."""
     folder = found.folder
-    config = tower.config(folder / "config.json")
+    config = tower.config(found.description)
     if tower.kind == found.model_type == "whisper":
         prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
         if prefix is None:

@@ -40,18 +40,20 @@ def export(
 
     from voxstrata.exporters.checkpoint import load_openai, tower_checkpoint
     from voxstrata.exporters.families import described_encoder
-    from voxstrata.exporters.family_writing import check_options, write_family
+    from voxstrata.exporters.family_writing import check_options, check_prefix, write_family
     from voxstrata.exporters.finding import find_checkpoint
     from voxstrata.exporters.towers import Tower
     from voxstrata.exporters.writing import write_model
 
     reporter.step(f"loading {source}")
     if Path(source).is_file():
+        check_prefix(spec, "Whisper", ())
         write_model(load_openai(Path(source)), target, spec, corpus, reporter, replaced)
         return open_model(target)
     found = find_checkpoint(source, revision)
-    encoder = described_encoder(found.folder / "config.json", found.config)
+    encoder = described_encoder(found.description, found.config)
     if isinstance(encoder, Tower):
+        check_prefix(spec, "Whisper", ())
         if not encoder.known:
             reporter.warn(
                 f"{found.folder}: what {encoder.around} does with its encoder is not known here, and none of its code "
@@ -63,6 +65,6 @@ def export(
     else:
         check_options(encoder.TITLE, spec)
         found.fetch()
-        files = found.files(reporter)
+        files = found.files(reporter, spec.prefix)
         write_family(encoder.load(files), files, target, spec, reporter, replaced)
     return open_model(target)

@@ -39,6 +39,12 @@ def check_options(title: str, spec: ExportSpec) -> None:
         raise UsageError(f"{title}: {' and '.join(wrong)} is Whisper's alone; this family has {why}; leave it out")
 
 
+def check_prefix(spec: ExportSpec, title: str, has: Sequence[str]) -> None:
+    """Raises UsageError for tokens before the speech where the encoder has none. has: those that it is told."""
+    if spec.prefix and not has:
+        raise UsageError(f"{title}: its encoder is told nothing before the speech; leave --prefix out")
+
+
 def write_family(
     original: Original,
     files: CheckpointFiles,
@@ -50,6 +56,7 @@ def write_family(
     """Write the new folder `target`. Errors as of `export`. replaced: as of `write_model`."""
     family = original.family
     family.check()
+    check_prefix(spec, family.name, family.prefix)
     outputs = select_outputs(spec.outputs, family.names)
     with new_folder(target, replaced) as folder:
         reporter.step("writing the graphs")

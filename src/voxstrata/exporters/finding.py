@@ -14,6 +14,15 @@ from safetensors import safe_open
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import Reporter
+from voxstrata.exporters.espnet_folder import (
+    CONFIG_FILE,
+    META,
+    WEIGHTS_FILE,
+    espnet_file,
+    espnet_names,
+    is_espnet,
+    read_espnet,
+)
 from voxstrata.exporters.hub import check_source, download, first_line
 from voxstrata.exporters.original import CheckpointFiles
 from voxstrata.exporters.reading import read_description, read_preprocessor, weight_files
@@ -24,13 +33,15 @@ class FoundCheckpoint:
     """A checkpoint of which config.json was read, and no weights.
 
     source: what the user named. name: hub id, or name of the folder. revision: commit, for a hub id. folder: where it
-    lies; of a hub id only small files are there before `fetch`. config: config.json as it is.
+    lies; of a hub id only small files are there before `fetch`. description, config: the file that describes it, and
+    what that says, as it is: config.json, or an ESPnet's config.yaml with a `model_type` of ours.
     """
 
     source: str
     name: str
     revision: str | None
     folder: Path
+    description: Path
     config: Mapping[str, Any]
 
     @property
@@ -40,34 +51,45 @@ class FoundCheckpoint:
     def fetch(self, also: Sequence[str] = ()) -> None:
         """Fetch the weights of a hub id, and files of these names."""
         if self.revision is not None:
-            download(self.source, self.revision, also)
+            download(self.source, self.revision, [*also, *espnet_names(self.folder)])
 
     def tensors(self, reporter: Reporter) -> Mapping[str, torch.Tensor]:
         """All tensors of its files. reporter: warned of weights beside those that are read.
 
         Raises InputError where there are none, or a file cannot be read, or would run code to load.
         """
-        files, notes = weight_files(self.folder)
+        espnet = is_espnet(self.folder)
+        files, notes = ([espnet_file(self.folder, WEIGHTS_FILE)], []) if espnet else weight_files(self.folder)
         for note in notes:
             reporter.warn(note)
         return _Tensors(files)
 
-    def files(self, reporter: Reporter) -> CheckpointFiles:
-        """All that a family's module is given. Raises as `tensors` does."""
+    def files(self, reporter: Reporter, prefix: Sequence[str] = ()) -> CheckpointFiles:
+        """All that a family's module is given. prefix: as the user chose it. Raises as `tensors` does."""
         preprocessor = read_preprocessor(self.folder)[1]
-        return CheckpointFiles(self.name, self.revision, self.folder, self.config, preprocessor, self.tensors(reporter))
+        tensors = self.tensors(reporter)
+        return CheckpointFiles(self.name, self.revision, self.folder, self.config, preprocessor, tensors, tuple(prefix))
 
 
 def find_checkpoint(source: str, revision: str | None = None) -> FoundCheckpoint:
-    """Find a Hugging Face folder or hub id. Raises InputError where there is none, or its weights are quantised."""
+    """Find a folder of Hugging Face's or ESPnet's, or a hub id. Raises InputError where there is none, or its weights
+    are quantised."""
     check_source(source, revision)
     folder = Path(source)
     if folder.is_dir():
-        return FoundCheckpoint(source, folder.resolve().name, None, folder, read_description(folder))
-    folder = download(source, revision, weights=False)
-    return FoundCheckpoint(
-        source, source, folder.name, folder, read_description(folder)
-    )  # a snapshot is named by its commit
+        return FoundCheckpoint(source, folder.resolve().name, None, folder, *_described(folder))
+    folder = download(source, revision, [META], weights=False)
+    if names := espnet_names(folder):
+        folder = download(source, revision, [META, names[0]], weights=False)
+    # a snapshot's folder is named by its commit
+    return FoundCheckpoint(source, source, folder.name, folder, *_described(folder))
+
+
+def _described(folder: Path) -> tuple[Path, dict[str, Any]]:
+    if is_espnet(folder):
+        file = espnet_file(folder, CONFIG_FILE)
+        return file, read_espnet(file)
+    return folder / "config.json", read_description(folder)
 
 
 class _Tensors(Mapping[str, torch.Tensor]):
@@ -77,7 +99,7 @@ class _Tensors(Mapping[str, torch.Tensor]):
         self._files: dict[str, Any] = {}
         self._loaded: dict[str, torch.Tensor] = {}
         for path in files:
-            if path.suffix == ".bin":
+            if path.suffix != ".safetensors":
                 self._loaded |= tensor_dict(torch_load(path))
                 continue
             try:

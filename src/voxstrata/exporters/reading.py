@@ -14,7 +14,7 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_json_file
 from voxstrata.base.tables import first_few
 from voxstrata.encoders.frames import HOP_LENGTH, N_FFT, SAMPLE_RATE, WINDOW_SECONDS
-from voxstrata.exporters.hub import WEIGHT_NAMES, first_line
+from voxstrata.exporters.hub import WEIGHT_NAMES, first_line, silent_shards
 
 _ADAPTER = "adapter_config.json"
 MERGE = (
@@ -64,16 +64,17 @@ def read_json_object(file: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The files that transformers would read weights from, in its order, and notes on what lies beside them.
 
-    That is the file of the exact name, else the shards that the index names, safetensors before torch's own.
+    That is the file of the exact name, else the shards that the index names, safetensors before torch's own. Shards of
+    nothing but a language model are left out.
     Raises InputError when there is neither, or a shard is missing.
     """
     for name in WEIGHT_NAMES:
         file, index = folder / name, folder / f"{name}.index.json"
         if file.is_file():
-            return [file], _notes(folder, [file])
+            return [file], _notes(folder, file.name, [])
         if index.is_file():
             shards = _shards(index, file.suffix)
-            return shards, _notes(folder, [index, *shards])
+            return shards, _notes(folder, index.name, [*silent_shards(index), *(shard.name for shard in shards)])
     _refuse_adapter(folder)
     strays = _weights_in(folder)
     if strays:
@@ -95,7 +96,7 @@ def _shards(index: Path, suffix: str) -> list[Path]:
     names = list(named.values()) if isinstance(named, dict) else []
     if not names or not all(isinstance(n, str) and n == Path(n).name and n.endswith(suffix) for n in names):
         raise InputError(f"{index}: its weight_map does not name {suffix} files beside it; fetch it again")
-    files = [index.parent / name for name in sorted(set(names))]
+    files = [index.parent / name for name in sorted(set(names) - silent_shards(index))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{index}: the shards {first_few(missing)} it names are missing; fetch them again")
@@ -108,11 +109,11 @@ def _weights_in(folder: Path) -> list[str]:
     return [n for n in names if n.startswith(("model", "pytorch_model")) and (".safetensors" in n or ".bin" in n)]
 
 
-def _notes(folder: Path, used: list[Path]) -> list[str]:
-    names, notes = {file.name for file in used}, []
-    strays = [name for name in _weights_in(folder) if name not in names]
+def _notes(folder: Path, read: str, parts: list[str]) -> list[str]:
+    """Remarks on weights beside the file `read`, which names the files `parts`."""
+    notes, strays = [], [name for name in _weights_in(folder) if name not in (read, *parts)]
     if strays:
-        notes.append(f"{folder}: weights are read from {used[0].name}; not read: {first_few(strays)}")
+        notes.append(f"{folder}: weights are read from {read}; not read: {first_few(strays)}")
     if (folder / _ADAPTER).is_file():
         notes.append(f"{folder}: the adapter (LoRA) beside the weights is not applied; if it is meant, {MERGE}")
     return notes
