@@ -284,6 +284,12 @@ BAD: dict[str, tuple[str, dict[str, dict[str, Any]], str]] = {
     "adapters that are not there": ("xls-r", {"config": {"adapter_attn_dim": 8}}, r"adapter_layer\..* is missing"),
     "adapters that it does not tell of": ("mms", {"config": {"adapter_attn_dim": None}}, "adapter_attn_dim is None"),
     "a post-norm encoder that says pre": ("hubert-base", {"config": {"feat_extract_norm": "layer"}}, "is missing"),
+    "no word on the blocks' norms": (
+        "xls-r",
+        {"config": {"do_stable_layer_norm": None, "feat_extract_norm": None}},
+        "does not say feat_extract_norm nor do_stable_layer_norm, on which the states depend",
+    ),
+    "no word on heads": ("data2vec-audio", {"config": {"num_attention_heads": None}}, "not say num_attention_heads"),
     "wider biases": ("wavlm-base", {"config": {"num_buckets": 10**9}}, "num_buckets is 1000000000, they have 320"),
 }
 

@@ -64,7 +64,9 @@ def load(files: CheckpointFiles) -> "SpeechEncoder":
     """The encoder in these files. Raises InputError, naming file, value and mend, for one that cannot be loaded."""
     file, kind = files.folder / "config.json", str(files.config["model_type"])
     normalised = _reads_normalised(files)
-    known = known_keys(file, {key: value for key, value in files.config.items() if value is not None}, _KEYS)
+    # weights show neither; data2vec-audio has but one kind of blocks and norms
+    needed = "num_attention_heads" + (" feat_extract_norm do_stable_layer_norm" if kind != "data2vec-audio" else "")
+    known = known_keys(file, {key: value for key, value in files.config.items() if value is not None}, _KEYS, needed)
     _check_convolutions(file, known)
     adapted = known.pop("add_adapter", False)
     mark = "feature_extractor.conv_layers.0.conv.weight"
