@@ -11,7 +11,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 
 @click.command(short_help="Spoken-translation retrieval, layer by layer.")
 @options.stores
-@options.out("Folder for the results; what an earlier run left there is replaced.")
+@options.out("Folder for the results.")
 @options.outputs
 @options.languages
 @click.option(
@@ -22,6 +22,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 )
 @options.bootstrap("groups")
 @options.kernel
+@options.overwrite
 @options.as_json
 def retrieve(
     stores: tuple[str, ...],
@@ -31,6 +32,7 @@ def retrieve(
     similarities: tuple[str, ...],
     bootstrap: int,
     kernel: str | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Spoken-translation retrieval: recall@1, @5, @10 and MRR for every output and pair of languages in STORE.
@@ -59,6 +61,7 @@ def retrieve(
         if outputs != "all" or languages or similarities or kernel:
             raise vs.UsageError(f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it")
         study.FoundRetrieval.refuse_foreign(folder)
+        study.FoundRetrieval.refuse_earlier(folder, overwrite)
         result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap))
     else:
         import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
@@ -66,6 +69,7 @@ def retrieve(
         opened = vs.open_store(store)
         print_left_out(opened)
         study.Retrieval.refuse_foreign(folder)
+        study.Retrieval.refuse_earlier(folder, overwrite)
         how = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))
         with TerminalReporter() as reporter:
             result = study.retrieve(opened, outputs, languages, ",".join(similarities) or None, how, reporter)
