@@ -18,6 +18,7 @@ from voxstrata.audio.decode import AudioInfo
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.encoders.card import ModelCard
+from voxstrata.encoders.family import Family, Output, Step
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.store import EmbeddingStore, StoreSpec, StoreWriter, make_plan, open_store
 
@@ -37,6 +38,24 @@ def card(d: int, **changes: Any) -> ModelCard:
         1, "made-up", None, "0" * 64, 1, d, 1, 80, "float32", 17, ("final",), "final", {"sha256": "1" * 64}, {}, {}
     )
     return replace(whole, **changes)
+
+
+def family(
+    name: str,
+    outputs: Sequence[str],
+    *,
+    hop: int = 320,
+    norm: Any = "post",
+    repeats: int = 1,
+    prefix: tuple[str, ...] = (),
+) -> Family:
+    """A declaration; `final` has fewer frames by `repeats`."""
+    held = tuple(Output(o, o, None, repeats if o == "final" else 1) for o in outputs)
+    steps, flops = (Step(hop, hop),), (0, 0, 0)
+    return Family(
+        name, "samples", "none", 1, steps, 100 * hop, 0, ("exact",), "none", norm, held, stem_flops=flops,
+        block_flops=flops, prefix=prefix,
+    )  # fmt: skip
 
 
 def make_store(

@@ -59,9 +59,9 @@ class Window:
 
 
 def windows_of(utterance: int, samples: int, family: Family = WHISPER) -> list[Window]:
-    """The windows that so many samples are encoded in; none where they are too few for a frame."""
+    """The windows that so many samples are encoded in; none of which no frame is kept, as of a short rest."""
     pieces = family.pieces(samples) if samples and family.frames(samples) else ()
-    return [Window(utterance, p.sample, p.samples, p.frames, p.frame, p.skip) for p in pieces]
+    return [Window(utterance, p.sample, p.samples, p.frames, p.frame, p.skip) for p in pieces if p.frames]
 
 
 @dataclass(frozen=True)
