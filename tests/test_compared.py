@@ -452,6 +452,11 @@ def test_one_encoder_in_several_contexts_is_compared(tmp_path: Path) -> None:
     assert [a["encoder"] for a in found.settings["encoders"]] == ["made-up (bucketed.zarr)", "made-up (padded.zarr)"]
     with pytest.raises(InputError, match="context mode is bucketed in the first, padded in the second"):
         retrieve_each(open_by_encoder([bucketed, c]), options=OPTIONS)
+    make_store(tmp_path / "trimmed.zarr", utterances("c", 0, 8), spec=replace(plain, context=Context("trimmed")))
+    with pytest.raises(
+        InputError, match=r"trimmed\.zarr cannot be compared: context mode is bucketed in the first, trim"
+    ):
+        retrieve_each(open_by_encoder([bucketed, padded, tmp_path / "trimmed.zarr"]), options=OPTIONS)
     pair = open_by_encoder([bucketed, padded, c])
     assert [store.name for store in pair] == ["bucketed.zarr", "padded.zarr + c.zarr"]
     assert retrieve_each(pair, options=OPTIONS).settings["not_in_all"] == {"made-up (padded.zarr + c.zarr)": 5}

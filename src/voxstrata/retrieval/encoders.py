@@ -106,8 +106,9 @@ def common_utterances(encoders: Sequence[StoredEncoder]) -> tuple[list[str], dic
         done[0]["id"].combine_chunks(),
     )
     if not len(ids):
-        other = next(e for e in encoders[1:] if not pc.any(pc.is_in(e.store.table(["id"])["id"], ids)).as_py())
-        refuse_different(encoders[0].store, other.store)
+        own = done[0]["id"].combine_chunks()
+        strange = (e for e, t in zip(encoders, done, strict=True) if not pc.any(pc.is_in(t["id"], own)).as_py())
+        refuse_different(encoders[0].store, next(strange, encoders[1]).store)
     first, *others = (table.filter(pc.is_in(table["id"], ids)).sort_by("id") for table in done)
     for encoder, table in zip(encoders[1:], others, strict=True):
         _refuse_other_recordings(encoders[0].store, encoder.store, first, table)
