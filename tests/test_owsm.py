@@ -183,6 +183,8 @@ def test_the_declaration_is_sound_and_says_what_the_ctc_learned() -> None:
         ("frontend_conf", {"n_mels": 21}, "melmat"),
         ("normalize_conf", {"norm_vars": False}, "norm_vars"),
         ("preprocessor_conf", {"speech_length": None}, "speech_length"),
+        ("preprocessor_conf", {"speech_length": 10**7}, "speech_length is 10000000, not at most 120 seconds"),
+        ("encoder_conf", {"linear_units": 1 << 40_000}, "linear_units is a huge number"),
     ],
 )
 def test_what_the_graph_does_not_compute_is_refused_by_name(

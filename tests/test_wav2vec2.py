@@ -313,6 +313,8 @@ BAD: dict[str, tuple[str, dict[str, dict[str, Any]], str]] = {
         "does not say feat_extract_norm nor do_stable_layer_norm, on which the states depend",
     ),
     "no word on heads": ("data2vec-audio", {"config": {"num_attention_heads": None}}, "not say num_attention_heads"),
+    "a frame every sample": ("xls-r", {"config": {"conv_stride": [1] * 7}}, "conv_stride makes one frame of 1 samples"),
+    "convolutions of two numbers": ("xls-r", {"config": {"conv_stride": [320]}}, "config.json: not a usable config"),
     "wider biases": ("wavlm-base", {"config": {"num_buckets": 10**9}}, "num_buckets is 1000000000, they have 320"),
 }
 
@@ -323,6 +325,14 @@ def test_what_cannot_be_loaded_is_named(why: str, checkpoint: Callable[[str], Pa
     folder = rewrite(checkpoint(variant), tmp_path / "bad", **changed)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=match):
         load(folder)
+
+
+def test_strides_that_leave_samples_out_are_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    kernels = json.loads((checkpoint("xls-r") / "config.json").read_text())["conv_kernel"]
+    strides = {"conv_stride": [5, *([4] * (len(kernels) - 1))]}  # weights do not show them
+    folder = rewrite(checkpoint("xls-r"), tmp_path / "bad", config=strides)
+    with pytest.raises(InputError, match="bad: its configuration describes an encoder that cannot be"):
+        vs.export(str(folder), tmp_path / "model")
 
 
 def test_weights_without_the_encoder_are_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from voxstrata.base.errors import UsageError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import new_folder
 from voxstrata.base.progress import Reporter
 from voxstrata.encoders import card as layout
@@ -55,7 +55,10 @@ def write_family(
 ) -> None:
     """Write the new folder `target`. Errors as of `export`. replaced: as of `write_model`."""
     family = original.family
-    family.check()
+    try:
+        family.check()
+    except ValueError as e:
+        raise InputError(f"{files.folder}: its configuration describes an encoder that cannot be ({e})") from e
     check_prefix(spec, family.name, family.prefix)
     outputs = select_outputs(spec.outputs, family.names)
     with new_folder(target, replaced) as folder:

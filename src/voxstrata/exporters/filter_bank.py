@@ -97,29 +97,21 @@ def espnet_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[Any], w
 
 
 def standardised(
-    b: GraphBuilder,
-    x: str,
-    name: str,
-    *,
-    variance: bool = True,
-    ddof: int = 0,
-    inside: float = 0.0,
-    outside: float = 0.0,
+    b: GraphBuilder, x: str, name: str, *, ddof: int = 0, inside: float = 0.0, outside: float = 0.0
 ) -> str:
     """`x` [batch, frames, features] as float32, every feature with mean 0 and variance 1 over the recording.
 
-    variance: whether it is divided by √(variance + inside) + outside, else the mean alone is taken away. ddof: the
-    variance is the sum of squares divided by frames - ddof.
+    Less its mean, it is divided by √(variance + inside) + outside. ddof: the variance is the sum of squares divided by
+    frames - ddof.
     """
     x = b.cast(x, f"{name}/float64", np.float64)
     time = b.ints("int_1", 1)
     x = b.node("Sub", [x, b.node("ReduceMean", [x, time], f"{name}/mean")], f"{name}/centred")
-    if variance:
-        frames = b.cast(b.node("Shape", [x], f"{name}/shape", start=1, end=2), f"{name}/frames", np.float64)
-        free = b.node("Sub", [frames, _scalar(b, ddof)], f"{name}/free")
-        scale = b.node("Div", [b.node("ReduceSumSquare", [x, time], f"{name}/squares"), free], f"{name}/variance")
-        scale = b.node("Sqrt", [b.node("Add", [scale, _scalar(b, inside)], f"{name}/inside")], f"{name}/root")
-        x = b.node("Div", [x, b.node("Add", [scale, _scalar(b, outside)], f"{name}/scale")], f"{name}/scaled")
+    frames = b.cast(b.node("Shape", [x], f"{name}/shape", start=1, end=2), f"{name}/frames", np.float64)
+    free = b.node("Sub", [frames, _scalar(b, ddof)], f"{name}/free")
+    scale = b.node("Div", [b.node("ReduceSumSquare", [x, time], f"{name}/squares"), free], f"{name}/variance")
+    scale = b.node("Sqrt", [b.node("Add", [scale, _scalar(b, inside)], f"{name}/inside")], f"{name}/root")
+    x = b.node("Div", [x, b.node("Add", [scale, _scalar(b, outside)], f"{name}/scale")], f"{name}/scaled")
     return b.cast(x, name, np.float32)
 
 

@@ -5,17 +5,37 @@ A configuration may come from a stranger, or belong to other weights. All famili
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from voxstrata.base.errors import InputError
 from voxstrata.exporters.hub import first_line
-from voxstrata.exporters.reading import MERGE
+from voxstrata.exporters.original import CheckpointFiles
+from voxstrata.exporters.reading import MERGE, brief
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 Module = TypeVar("Module", bound=torch.nn.Module)
+Settings = TypeVar("Settings")
+
+
+def configured(file: Path, kind: Callable[..., Settings], known: Mapping[str, Any]) -> Settings:
+    """A configuration of transformers with these settings. Raises InputError where it does not take them."""
+    try:
+        return kind(**known)
+    except Exception as e:
+        raise InputError(f"{file}: not a usable configuration ({first_line(e)})") from e
+
+
+def check_extractor(files: CheckpointFiles, expected: Mapping[str, object]) -> None:
+    """Raises InputError where the feature extractor's settings are not what the feature graph computes."""
+    for key, value in expected.items():
+        if files.preprocessor.get(key, value) != value:
+            raise InputError(
+                f"{files.folder}: the feature extractor's {key} is {brief(files.preprocessor[key])}, the encoder takes "
+                f"{value!r}; correct the file, or remove it if it belongs to another model"
+            )
 
 
 def tensors_below(

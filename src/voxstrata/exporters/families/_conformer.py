@@ -6,10 +6,10 @@ Halves, the scale of attention's logits and batch normalisation are part of the 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
 from voxstrata.exporters.graph import GraphBuilder
-from voxstrata.exporters.hub import first_line
-from voxstrata.exporters.original import CheckpointFiles
 from voxstrata.exporters.reading import brief
 from voxstrata.exporters.weights import WeightsFile
 
 Positions = Literal["relative_key", "relative"]
-Settings = TypeVar("Settings")
 ACTIVATIONS = ("relu", "gelu", "silu", "swish")
 
 
@@ -312,14 +309,6 @@ def block_states(
     return states, last
 
 
-def configured(file: Path, kind: Callable[..., Settings], known: Mapping[str, Any]) -> Settings:
-    """A configuration of transformers with these settings. Raises InputError where it does not take them."""
-    try:
-        return kind(**known)
-    except Exception as e:
-        raise InputError(f"{file}: not a usable configuration ({first_line(e)})") from e
-
-
 def check_settings(file: Path, config: Any, wanted: Mapping[str, Sequence[object]]) -> None:
     """Raises InputError, naming file and value, for a setting that is none of those for which there is a graph."""
     for key, values in wanted.items():
@@ -327,16 +316,6 @@ def check_settings(file: Path, config: Any, wanted: Mapping[str, Sequence[object
             raise InputError(
                 f"{file}: {key} is {brief(getattr(config, key))}; this encoder is exported with "
                 f"{' or '.join(map(str, values))}"
-            )
-
-
-def check_extractor(files: CheckpointFiles, expected: Mapping[str, object]) -> None:
-    """Raises InputError where the feature extractor's settings are not what the feature graph computes."""
-    for key, value in expected.items():
-        if files.preprocessor.get(key, value) != value:
-            raise InputError(
-                f"{files.folder}: the feature extractor's {key} is {brief(files.preprocessor[key])}, the encoder takes "
-                f"{value!r}; correct the file, or remove it if it belongs to another model"
             )
 
 

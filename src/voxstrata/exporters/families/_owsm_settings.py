@@ -11,8 +11,11 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.filter_bank import FFT, HOP
 from voxstrata.exporters.original import CheckpointFiles
+from voxstrata.exporters.reading import brief
 
 CONVOLUTIONS = {"conv2d": 2, "conv2d8": 3}  # how many of stride 2, one after the other
+_MOST = 1 << 24  # of any size
+_LONGEST = 120  # seconds: positions are made for them, and `padded` computes all of them
 DEFAULT_PREFIX = ("<nolang>", "<asr>")  # of ESPnet's own scripts
 # What the graph computes, and after it ESPnet's default, which holds where a config says nothing.
 _WHOLE = {
@@ -47,7 +50,7 @@ class _Part:
         return _Part(f"{self.where}: {key}", self.found.get(key))
 
     def refused(self, key: str, found: object, need: str) -> InputError:
-        return InputError(f"{self.where}: {key} is {found!r:.60}, not {need}")
+        return InputError(f"{self.where}: {key} is {brief(found)}, not {need}")
 
     def must(self, computed: Mapping[str, tuple[object, object]]) -> None:
         """Refuses settings of which the graph computes other values."""
@@ -59,8 +62,8 @@ class _Part:
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number, 1 or more."""
         value = self.found.get(key, default)
-        if type(value) is not int or value < 1:
-            raise self.refused(key, value, "a whole number of 1 or more; correct it")
+        if type(value) is not int or not 0 < value <= _MOST:
+            raise self.refused(key, value, f"a whole number from 1 to {_MOST}; correct it")
         return value
 
     def flags(self, key: str, count: int) -> tuple[bool, ...]:
@@ -238,8 +241,9 @@ class OwsmSettings:
         if win_length > FFT:
             raise front.refused("win_length", win_length, f"at most n_fft, {FFT}")
         seconds, frame = top.part("preprocessor_conf").whole("speech_length"), HOP << CONVOLUTIONS[layer]
-        if SAMPLE_RATE * seconds % frame:
-            raise top.refused("speech_length", seconds, f"whole frames of {frame} samples")
+        if seconds > _LONGEST or SAMPLE_RATE * seconds % frame:
+            need = f"at most {_LONGEST} seconds, in whole frames of {frame} samples"
+            raise top.refused("speech_length", seconds, f"{need}; published encoders have 30")
         blocks = encoder.blocks(12)
         if blocks.layers != layers:  # before anything is made of that number
             raise encoder.refused("num_blocks", blocks.layers, f"{layers}, as the weights have")

@@ -11,17 +11,11 @@ from numpy.typing import NDArray
 from transformers import SeamlessM4TFeatureExtractor
 
 from voxstrata.encoders.family import Family, Output, Step
-from voxstrata.exporters.families._conformer import (
-    BlockNames,
-    ConformerBuilder,
-    ConformerShape,
-    arrays,
-    block_states,
-    check_extractor,
-)
+from voxstrata.exporters.families._conformer import BlockNames, ConformerBuilder, ConformerShape, arrays, block_states
 from voxstrata.exporters.filter_bank import FFT, FRAME, HOP, kaldi_filter_bank, kaldi_mel_filters, standardised
 from voxstrata.exporters.graph import GraphBuilder
 from voxstrata.exporters.original import CheckpointFiles
+from voxstrata.exporters.strict import check_extractor
 from voxstrata.exporters.weights import EncoderShape, WeightsFile
 
 STACK = 2  # frames of the filter bank in one of the encoder
@@ -29,7 +23,7 @@ _WINDOW, _OVERLAP = 2000, 200  # frames: 40 s, and 4 s at each end
 _PREPROCESSING = {"sampling_rate": 16_000, "stride": STACK, "feature_extractor_type": "SeamlessM4TFeatureExtractor"}
 _NORMALISED = (
     "natural logarithm of Kaldi's mel energies (16-bit samples, no dither), each mel with mean 0 and variance 1 over "
-    "the recording; two frames side by side"
+    "the recording, of a long one over each piece; two frames side by side"
 )
 
 NAMES = BlockNames(

@@ -27,15 +27,21 @@ from voxstrata.exporters.families._conformer import (
     ConformerShape,
     arrays,
     block_states,
-    check_extractor,
     check_settings,
-    configured,
 )
 from voxstrata.exporters.filter_bank import FFT, FRAME, HOP, nemo_filter_bank, standardised
 from voxstrata.exporters.graph import GraphBuilder
 from voxstrata.exporters.original import CheckpointFiles, Original
 from voxstrata.exporters.reading import brief, known_keys
-from voxstrata.exporters.strict import check_floats, check_stated, count_blocks, load_module, tensors_below
+from voxstrata.exporters.strict import (
+    check_extractor,
+    check_floats,
+    check_stated,
+    configured,
+    count_blocks,
+    load_module,
+    tensors_below,
+)
 from voxstrata.exporters.weights import EncoderShape, WeightsFile
 
 MODEL_TYPES = ("parakeet_ctc", "parakeet_rnnt", "parakeet_tdt", "parakeet_encoder", "canary", "cohere_asr")
@@ -198,7 +204,7 @@ class _FastConformer:
             name=self.title,
             input="filter_bank",
             normalisation="natural logarithm of mel energies of the pre-emphasised recording, plus 2⁻²⁴; each mel with "
-            "mean 0 and variance 1 over the recording; no dither",
+            "mean 0 and variance 1 over the recording, of a long one over each piece; no dither",
             features=self.config.num_mel_bins,
             steps=(Step(HOP, HOP), *[Step(self.kernel, 2, self.kernel // 2 * 2)] * self.convolutions),
             window=min(_WINDOW, self.config.max_position_embeddings) * hop,

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError
-from voxstrata.exporters.families._conformer import ACTIVATIONS, ConformerShape, Positions, check_settings, configured
+from voxstrata.exporters.families._conformer import ACTIVATIONS, ConformerShape, Positions, check_settings
 from voxstrata.exporters.families._stacked_bank import NAMES, Ending, StackedBankConformer, check_stacked_extractor
 from voxstrata.exporters.original import CheckpointFiles, Original
 from voxstrata.exporters.reading import known_keys
-from voxstrata.exporters.strict import check_floats, check_stated, count_blocks, load_module, tensors_below
+from voxstrata.exporters.strict import check_floats, check_stated, configured, count_blocks, load_module, tensors_below
 
 MODEL_TYPES = ("seamless_m4t", "seamless_m4t_v2")
 TITLE = "SeamlessM4T's speech encoder"

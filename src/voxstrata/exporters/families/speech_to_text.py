@@ -26,7 +26,16 @@ from voxstrata.exporters.filter_bank import FRAME, HOP, kaldi_filter_bank, kaldi
 from voxstrata.exporters.graph import MICROSOFT, GraphBuilder
 from voxstrata.exporters.original import CheckpointFiles, Original
 from voxstrata.exporters.reading import brief, known_keys
-from voxstrata.exporters.strict import axes, check_floats, check_stated, count_blocks, load_module, tensors_below
+from voxstrata.exporters.strict import (
+    axes,
+    check_extractor,
+    check_floats,
+    check_stated,
+    configured,
+    count_blocks,
+    load_module,
+    tensors_below,
+)
 from voxstrata.exporters.weights import EncoderShape, WeightsFile
 
 MODEL_TYPES = ("speech_to_text",)
@@ -60,23 +69,13 @@ _STEADY = 1e-10  # added to deviations, so that a bin that never changes is 0 an
 def load(files: CheckpointFiles) -> Original:
     """The encoder in a whole model or alone. Raises InputError where it is none, naming file and value."""
     file = files.folder / "config.json"
-    try:
-        config = Speech2TextConfig(**known_keys(file, files.config, _KINDS))
-    except InputError:
-        raise
-    except Exception as e:
-        raise InputError(f"{file}: not a usable Speech2Text configuration ({e})") from e
+    config = configured(file, Speech2TextConfig, known_keys(file, files.config, _KINDS))
     stated = {key: getattr(config, key) for key in (*_SIZES, *_COMPUTED, "encoder_layers", "max_source_positions")}
     for key, value in _COMPUTED.items():
         if stated[key] != value:
             raise InputError(f"{file}: {key} is {brief(stated[key])}; Speech2Text's encoders have {value!r}")
-    extracted = _EXTRACTED | dict.fromkeys(("num_mel_bins", "feature_size"), config.input_feat_per_channel)
-    for key, value in extracted.items():
-        if files.preprocessor.get(key, value) != value:
-            raise InputError(
-                f"{files.folder}: the preprocessor's {key} is {brief(files.preprocessor[key])}, but the exported "
-                f"filter bank has {value!r}; correct it"
-            )
+    mels = dict.fromkeys(("num_mel_bins", "feature_size"), config.input_feat_per_channel)
+    check_extractor(files, _EXTRACTED | mels)
     kernels, positions = config.conv_kernel_sizes, config.max_source_positions
     if not 0 < len(kernels) <= _MOST_CONVOLUTIONS or not all(type(k) is int and k > 0 for k in kernels):
         raise InputError(f"{file}: conv_kernel_sizes is {brief(kernels)}, not a few whole numbers; correct it")

@@ -1,10 +1,10 @@
 """w2v-BERT 2.0 and what was fine-tuned from it: a conformer that learned from sound alone (Seamless, 2023)."""
 
-from voxstrata.exporters.families._conformer import ACTIVATIONS, ConformerShape, check_settings, configured
+from voxstrata.exporters.families._conformer import ACTIVATIONS, ConformerShape, check_settings
 from voxstrata.exporters.families._stacked_bank import NAMES, Ending, StackedBankConformer, check_stacked_extractor
 from voxstrata.exporters.original import CheckpointFiles, Original
 from voxstrata.exporters.reading import known_keys
-from voxstrata.exporters.strict import check_floats, check_stated, count_blocks, load_module, tensors_below
+from voxstrata.exporters.strict import check_floats, check_stated, configured, count_blocks, load_module, tensors_below
 
 MODEL_TYPES = ("wav2vec2-bert",)
 TITLE = "w2v-BERT 2.0"

@@ -22,7 +22,15 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.families._speech_graph import SpeechLayout, Values, sample_graph, write_speech_graph
 from voxstrata.exporters.original import CheckpointFiles
 from voxstrata.exporters.reading import brief, known_keys
-from voxstrata.exporters.strict import axes, check_floats, check_stated, count_blocks, load_module, tensors_below
+from voxstrata.exporters.strict import (
+    axes,
+    check_floats,
+    check_stated,
+    configured,
+    count_blocks,
+    load_module,
+    tensors_below,
+)
 from voxstrata.exporters.weights import EncoderShape
 
 TITLE = "wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM, UniSpeech, data2vec-audio"
@@ -42,6 +50,7 @@ _MASKED = "masked_spec_embed"  # stands for frames that training hides
 _WINDOW_SECONDS = 60
 _WAVLM_WINDOW_SECONDS = 30
 _OVERLAP_SECONDS = 2
+_LEAST_HOP = 80  # samples; published encoders have 320, and memory grows with the square of the frames
 
 # Keys of config.json that say something about the encoder, by type.
 _KEYS = {
@@ -77,7 +86,7 @@ def load(files: CheckpointFiles) -> "SpeechEncoder":
     state = {_spelled(k): v for k, v in state.items() if not (adapted and k.startswith("adapter."))}
     # modules have the tensor that stands for masked frames only where training masks some
     masking = {"mask_time_prob": 0.05 if _MASKED in state else 0.0, "mask_feature_prob": 0.0}
-    config = getattr(transformers, f"{_CLASSES[kind]}Config")(**known, **masking)
+    config = configured(file, getattr(transformers, f"{_CLASSES[kind]}Config"), known | masking)
     for key in ("hidden_act", "feat_extract_activation"):
         if (activation := getattr(config, key)) != "gelu":
             raise InputError(f"{file}: {key} is {brief(activation)}; only encoders with 'gelu' can be exported")
@@ -108,12 +117,13 @@ def _reads_normalised(files: CheckpointFiles) -> bool:
 
 
 def _check_convolutions(file: Path, config: Mapping[str, Any]) -> None:
-    """Raises InputError unless convolutions over samples are described by sizes, and frames are not seconds apart."""
+    """Raises InputError unless convolutions over samples are described by sizes, and frames are some way apart."""
     for key in ("conv_dim", "conv_stride", "conv_kernel"):
         sizes = config.get(key, [1])
         if not sizes or not all(type(size) is int and size > 0 for size in sizes):
             raise InputError(f"{file}: {key} is {brief(sizes)}, not a list of whole numbers above 0; correct it")
-    if (hop := math.prod(config.get("conv_stride", [1]))) > _OVERLAP_SECONDS * SAMPLE_RATE:
+    hop = math.prod(config.get("conv_stride", [_LEAST_HOP]))
+    if not _LEAST_HOP <= hop <= _OVERLAP_SECONDS * SAMPLE_RATE:
         raise InputError(f"{file}: conv_stride makes one frame of {brief(hop)} samples; correct it")
 
 
