@@ -120,6 +120,8 @@ def test_a_rest_too_short_for_a_frame_is_no_window() -> None:
         ({"steps": (Step(10, 5, -1),)}, "padding and operations 0 or more"),
         ({"window": 1 << 60}, "none above"),
         ({"window": 100}, "do not fit frames of 320"),
+        ({"window": 200_000 * toy.HOP}, "a window of 64000000 samples"),
+        ({"steps": (Step(400, 320, 1 << 50),)}, "frames, is not to be"),
         ({"overlap": 50 * toy.HOP}, "do not fit frames"),
         ({"overlap": 0}, "pieces of a long recording would lack frames"),
         ({"block_flops": (1, 2)}, "three numbers"),

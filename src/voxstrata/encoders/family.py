@@ -17,6 +17,7 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 _LISTS = ("contexts", "prefix", "stem_flops", "block_flops")  # of plain values
 
 _MOST = 1 << 53  # that JSON's numbers hold everywhere
+_LONGEST = 1 << 25  # samples of a window, half an hour: what is padded to it, or counted by its frames, takes memory
 
 Input = Literal["log_mel", "filter_bank", "samples"]
 Norm = Literal["pre", "post"]
@@ -222,6 +223,8 @@ class Family:
             raise ValueError(f"input {self.input!r} or norm {self.norm!r} is unknown")
         if self.window % self.hop or self.overlap % self.hop or self.window <= 2 * self.overlap:
             raise ValueError(f"window {self.window} and overlap {self.overlap} do not fit frames of {self.hop} samples")
+        if self.window > _LONGEST or self.frames(self.window) > self.window // self.hop + len(self.steps):
+            raise ValueError(f"a window of {self.window} samples, of {self.frames(self.window)} frames, is not to be")
         kept = (self.window - self.overlap) // self.hop
         if self.frames(self.window) < kept or self.frames(2 * self.overlap + 1) < self.overlap // self.hop:
             raise ValueError(f"overlap {self.overlap}: pieces of a long recording would lack frames; make it longer")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from voxstrata.encoders.outputs import depth
 from voxstrata.exporters.families._owsm_pytorch import LAYER_NORM_EPS, Tensors, linear, positions, prompt_states
 from voxstrata.exporters.families._owsm_settings import OwsmSettings
 from voxstrata.exporters.filter_bank import espnet_filter_bank
@@ -50,7 +51,7 @@ class _OwsmBuilder(GraphBuilder):
 
     def encoder(self, outputs: Sequence[str], frames: int) -> None:
         s = self.settings
-        deepest = s.blocks.layers if "final" in outputs else max(int(name.removeprefix("layer_")) for name in outputs)
+        deepest = depth(outputs, s.blocks.layers)
         x = self.stem(frames)
         self.output(x, "layer_00", outputs)
         for k in range(deepest):

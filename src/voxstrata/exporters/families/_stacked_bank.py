@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import SeamlessM4TFeatureExtractor
 
 from voxstrata.encoders.family import Family, Output, Step
+from voxstrata.encoders.outputs import depth
 from voxstrata.exporters.families._conformer import BlockNames, ConformerBuilder, ConformerShape, arrays, block_states
 from voxstrata.exporters.filter_bank import FFT, FRAME, HOP, kaldi_filter_bank, kaldi_mel_filters, standardised
 from voxstrata.exporters.graph import GraphBuilder
@@ -212,8 +213,7 @@ class StackedBankConformer:
         b = ConformerBuilder(self.module.state_dict(), weights, self.shape)
         x = b.layer_norm("features", "feature_projection.layer_norm", self.epsilon)
         x = b.node("Identity", [b.linear(x, "feature_projection.projection")], "layer_00")
-        numbers = [layers if name == "final" else int(name.removeprefix("layer_")) for name in outputs]
-        names = [f"layer_{k:02d}" for k in range(1, max(numbers) + 1)]
+        names = [f"layer_{k:02d}" for k in range(1, depth(outputs, layers) + 1)]
         if len(names) == layers and (end.norm or end.is_nothing):
             names[-1] = f"block_{layers:02d}"
         x = b.blocks(x, "encoder.layers", names)

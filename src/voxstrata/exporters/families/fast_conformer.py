@@ -20,6 +20,7 @@ from transformers.audio_utils import mel_filter_bank
 from voxstrata.base.errors import InputError
 from voxstrata.encoders.family import Family, Output, Step
 from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.encoders.outputs import depth
 from voxstrata.exporters.families._conformer import (
     ACTIVATIONS,
     BlockNames,
@@ -262,7 +263,7 @@ class _FastConformer:
     def _graph(self, weights: WeightsFile, outputs: Sequence[str]) -> bytes:
         b = ConformerBuilder(self.module.state_dict(), weights, self.shape)
         x = self._subsampled(b)
-        deepest = max(self.layers if name == "final" else int(name.removeprefix("layer_")) for name in outputs)
+        deepest = depth(outputs, self.layers)
         names = ["final" if k == self.layers else f"layer_{k:02d}" for k in range(1, deepest + 1)]
         b.blocks(x, "layers", names)
         features = b.tensor("features", np.float32, ["batch", "time", self.config.num_mel_bins])
