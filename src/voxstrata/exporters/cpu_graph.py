@@ -138,6 +138,21 @@ class CpuBuilder(EncoderBuilder):
         return self.node("Add", [y, self.weight(f"{block}.fc2.bias")], f"{block}.fc2")
 
 
+class UncachedBuilder(CpuBuilder):
+    """The same without cached keys: frames attend to each other and to nothing else. frames: vector of their number."""
+
+    frames: str
+
+    def prepare(self, x: str, frames: str) -> None:
+        self.frames = frames
+
+    def attention(self, x: str, normed: str, block: int) -> tuple[str, str]:
+        m = f"layers.{block}"
+        parts = [self.linear(normed, f"{m}.self_attn.{p}_proj") for p in "qkv"]
+        about = {"domain": MICROSOFT, "num_heads": self.shape.heads, "scale": 1.0}
+        return x, self.node("MultiHeadAttention", parts, f"{m}/heads", **about)
+
+
 class _Int8Builder(CpuBuilder):
     """The same with linear layers in 8 bits."""
 

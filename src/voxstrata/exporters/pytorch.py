@@ -69,3 +69,25 @@ def queries_keys_values(
         encoder(log_mel)
     query, key, value = (torch.stack(kept[name]) for name in ("q_proj", "k_proj", "v_proj"))
     return query * query.shape[-1] ** -0.5, key, value
+
+
+def block_states(
+    module: torch.nn.Module, blocks: torch.nn.ModuleList, features: torch.Tensor
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What a module of transformers computes from features [1, …], unmasked: the input of the first block, what every
+    block gives, and the last hidden state. What `output_hidden_states` gives last differs between versions."""
+    states: list[torch.Tensor] = []
+
+    def keep(_: object, given: Any, made: Any = None) -> None:
+        found = made if made is not None else given
+        states.append(found[0] if isinstance(found, tuple) else found)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks]
+    hooks.append(blocks[0].register_forward_pre_hook(keep))
+    try:
+        with torch.inference_mode():
+            last = module(features).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states, last

@@ -287,28 +287,6 @@ class ConformerBuilder(GraphBuilder):
         return 1 / math.sqrt(self.shape.head_dim) if part == "q" else 1.0
 
 
-def block_states(
-    module: torch.nn.Module, blocks: torch.nn.ModuleList, features: torch.Tensor
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What a module of transformers computes from features [1, …], unmasked: the input of the first block, what every
-    block gives, and the last hidden state."""
-    states: list[torch.Tensor] = []
-
-    def keep(_: object, given: Any, made: Any = None) -> None:
-        found = made if made is not None else given
-        states.append(found[0] if isinstance(found, tuple) else found)
-
-    hooks = [block.register_forward_hook(keep) for block in blocks]
-    hooks.append(blocks[0].register_forward_pre_hook(keep))
-    try:
-        with torch.inference_mode():
-            last = module(features).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return states, last
-
-
 def check_settings(file: Path, config: Any, wanted: Mapping[str, Sequence[object]]) -> None:
     """Raises InputError, naming file and value, for a setting that is none of those for which there is a graph."""
     for key, values in wanted.items():

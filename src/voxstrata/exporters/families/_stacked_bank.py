@@ -12,10 +12,11 @@ from transformers import SeamlessM4TFeatureExtractor
 
 from voxstrata.encoders.family import Family, Output, Step
 from voxstrata.encoders.outputs import depth
-from voxstrata.exporters.families._conformer import BlockNames, ConformerBuilder, ConformerShape, arrays, block_states
+from voxstrata.exporters.families._conformer import BlockNames, ConformerBuilder, ConformerShape, arrays
 from voxstrata.exporters.filter_bank import FFT, FRAME, HOP, kaldi_filter_bank, kaldi_mel_filters, standardised
 from voxstrata.exporters.graph import GraphBuilder
 from voxstrata.exporters.original import CheckpointFiles
+from voxstrata.exporters.pytorch import block_states
 from voxstrata.exporters.strict import check_extractor
 from voxstrata.exporters.weights import EncoderShape, WeightsFile
 

@@ -27,12 +27,12 @@ from voxstrata.exporters.families._conformer import (
     ConformerBuilder,
     ConformerShape,
     arrays,
-    block_states,
     check_settings,
 )
 from voxstrata.exporters.filter_bank import FFT, FRAME, HOP, nemo_filter_bank, standardised
 from voxstrata.exporters.graph import GraphBuilder
 from voxstrata.exporters.original import CheckpointFiles, Original
+from voxstrata.exporters.pytorch import block_states
 from voxstrata.exporters.reading import brief, known_keys
 from voxstrata.exporters.strict import (
     check_extractor,

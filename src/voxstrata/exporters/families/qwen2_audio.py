@@ -21,8 +21,7 @@ from voxstrata.base.errors import InputError
 from voxstrata.encoders.family import Family, Output, Step
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
 from voxstrata.encoders.outputs import output_names
-from voxstrata.exporters.cpu_graph import CpuBuilder
-from voxstrata.exporters.graph import MICROSOFT
+from voxstrata.exporters.cpu_graph import UncachedBuilder
 from voxstrata.exporters.log_mel import unpadded_log_mel_graph
 from voxstrata.exporters.original import CheckpointFiles
 from voxstrata.exporters.reading import known_keys, read_extractor
@@ -204,7 +203,7 @@ class PooledTower:
             path.write_bytes(_PooledBuilder(file).graph(outputs))
 
 
-class _PooledBuilder(CpuBuilder):
+class _PooledBuilder(UncachedBuilder):
     """Whisper's nodes for a CPU, without cached keys, and the pooling."""
 
     features = "features"
@@ -220,15 +219,6 @@ class _PooledBuilder(CpuBuilder):
         returned = [self.tensor(n, np.float32, ["batch", "frames", self.shape.d_model]) for n in outputs]
         inputs = [self.tensor("features", np.float32, ["batch", self.shape.n_mels, "columns"])]
         return self.model("pooled_whisper_encoder", inputs, returned)
-
-    def prepare(self, x: str, frames: str) -> None:
-        self.frames = frames
-
-    def attention(self, x: str, normed: str, block: int) -> tuple[str, str]:
-        m = f"layers.{block}"
-        parts = [self.linear(normed, f"{m}.self_attn.{p}_proj") for p in "qkv"]
-        about = {"domain": MICROSOFT, "num_heads": self.shape.heads, "scale": 1.0}
-        return x, self.node("MultiHeadAttention", parts, f"{m}/heads", **about)
 
     def _pooled(self, x: str) -> None:
         """The mean of each two frames, an odd last one with itself, through the LayerNorm, and each twice again."""

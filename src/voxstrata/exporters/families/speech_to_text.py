@@ -5,7 +5,6 @@ positions that count from 2 in a recording without padding.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,11 @@ from voxstrata.base.errors import InputError
 from voxstrata.encoders.family import Family, Output, Step
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import output_names
-from voxstrata.exporters.cpu_graph import CpuBuilder
+from voxstrata.exporters.cpu_graph import UncachedBuilder
 from voxstrata.exporters.filter_bank import FRAME, HOP, kaldi_filter_bank, kaldi_mel_filters, standardised
-from voxstrata.exporters.graph import MICROSOFT, GraphBuilder
+from voxstrata.exporters.graph import GraphBuilder
 from voxstrata.exporters.original import CheckpointFiles, Original
+from voxstrata.exporters.pytorch import block_states
 from voxstrata.exporters.reading import brief, known_keys
 from voxstrata.exporters.strict import (
     axes,
@@ -163,18 +163,8 @@ class _SpeechToText:
         return torch.nan_to_num(found)
 
     def hidden_states(self, audio: NDArray[np.float32]) -> dict[str, torch.Tensor]:
-        states: list[torch.Tensor] = []
-
-        def keep_output(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            states.append(output[0] if isinstance(output, tuple) else output)
-
-        with torch.inference_mode(), ExitStack() as stack:
-            handles = [self.encoder.layers[0].register_forward_pre_hook(lambda _, args: states.append(args[0]))]
-            handles += [layer.register_forward_hook(keep_output) for layer in self.encoder.layers]
-            for handle in handles:
-                stack.callback(handle.remove)
-            states.append(self.encoder(self.features(audio)).last_hidden_state)
-        return dict(zip(output_names(self.layers), states, strict=True))
+        states, last = block_states(self.encoder, self.encoder.layers, self.features(audio))
+        return dict(zip(output_names(self.layers), [*states, last], strict=True))
 
     def feature_graph(self) -> bytes:
         b = GraphBuilder()
@@ -194,7 +184,7 @@ class _SpeechToText:
             path.write_bytes(_Builder(file, float(self.encoder.embed_scale), table).graph(outputs))
 
 
-class _Builder(CpuBuilder):
+class _Builder(UncachedBuilder):
     """Whisper's nodes for a CPU without cached keys, with a ReLU, after convolutions with gates."""
 
     def __init__(self, file: WeightsFile, scale: float, positions: NDArray[np.float32]) -> None:
@@ -208,9 +198,6 @@ class _Builder(CpuBuilder):
         returned = [self.tensor(n, np.float32, ["batch", "frames", self.shape.d_model]) for n in outputs]
         features = self.tensor("features", np.float32, ["batch", "time", self.shape.n_mels])
         return self.model("speech_to_text_encoder", [features], returned)
-
-    def prepare(self, x: str, frames: str) -> None:
-        pass
 
     def stem(self, first: str) -> tuple[str, str]:
         x, i = self.node("Transpose", ["features"], "features/bins", perm=[0, 2, 1]), 0
@@ -227,12 +214,6 @@ class _Builder(CpuBuilder):
         self.initializers["embed_positions"] = self.weights.put("embed_positions", self.positions)
         positions = self.node("Slice", ["embed_positions", "zero", frames, "zero"], "positions")
         return self.node("Add", [x, positions], first), frames
-
-    def attention(self, x: str, normed: str, block: int) -> tuple[str, str]:
-        m = f"layers.{block}"
-        parts = [self.linear(normed, f"{m}.self_attn.{p}_proj") for p in "qkv"]
-        about = {"domain": MICROSOFT, "num_heads": self.shape.heads, "scale": 1.0}
-        return x, self.node("MultiHeadAttention", parts, f"{m}/heads", **about)
 
     def mlp(self, x: str, block: str) -> str:
         return self.linear(self.node("Relu", [self.linear(x, f"{block}.fc1")], f"{block}.fc1/relu"), f"{block}.fc2")

@@ -21,6 +21,7 @@ from voxstrata.encoders.family import Family, Output, Step
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.families._speech_graph import SpeechLayout, Values, sample_graph, write_speech_graph
 from voxstrata.exporters.original import CheckpointFiles
+from voxstrata.exporters.pytorch import block_states
 from voxstrata.exporters.reading import brief, known_keys
 from voxstrata.exporters.strict import (
     axes,
@@ -227,26 +228,10 @@ class SpeechEncoder:
 
     def hidden_states(self, audio: NDArray[np.float32]) -> dict[str, torch.Tensor]:
         """Taken by hooks: what `output_hidden_states` gives last of a pre-norm encoder differs between versions."""
-        states: list[torch.Tensor] = []
-        layers = self.module.encoder.layers
-
-        def keep_input(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
-            states.append(args[0])
-
-        def keep_output(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            states.append(output[0] if isinstance(output, tuple) else output)
-
-        hooks = [layers[0].register_forward_pre_hook(keep_input)]
-        hooks += [layer.register_forward_hook(keep_output) for layer in layers]
-        try:
-            with torch.inference_mode():
-                states.append(self.module(self.features(audio)).last_hidden_state)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        states, last = block_states(self.module, self.module.encoder.layers, self.features(audio))
         if not self.layout.pre_norm:
-            del states[-2]  # of the last block, whose LayerNorm is the encoder's last
-        return dict(zip(self.family.names, states, strict=True))
+            states.pop()  # of the last block, whose LayerNorm is the encoder's last
+        return dict(zip(self.family.names, [*states, last], strict=True))
 
     def feature_graph(self) -> bytes:
         return sample_graph(self.normalised)
