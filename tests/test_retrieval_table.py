@@ -233,7 +233,7 @@ def test_mean_rows_average_all_directions_and_keep_the_range_of_pools() -> None:
     assert (mean["candidates"], mean["candidates_max"], mean["queries"]) == (6, 7, 36)
     assert mean["queries_without_partner"] == 2  # the extra sentence, asked of two languages
     for text in (Retrieval(table).to_markdown(), repr(Retrieval(table))):
-        caption = "6 directions; pool of 6–7 candidates, 6 queries each; chance: recall@1 14.3–16.7 %"
+        caption = "6 directions; pool of 6–7 candidates (all), 6 queries each; chance: recall@1 14.3–16.7 %"
         assert caption in " ".join(text.split())
 
 
@@ -430,7 +430,7 @@ def test_text_tables_hold_means_intervals_chance_and_the_best_output() -> None:
     assert best[2] == max(values, key=lambda output: values[output])
     assert best[3] == interval(means[best[2], "pooled_cosine", "csls", "recall@1"])
     assert best[5] == sorted(values, key=lambda output: -values[output])[1]
-    caption = "6 directions; pool of 14 candidates, 14 queries each; chance: recall@1 7.1 %, recall@5 35.7 %"
+    caption = "6 directions; pool of 14 candidates (all), 14 queries each; chance: recall@1 7.1 %, recall@5 35.7 %"
     under = [line for line in lines if caption in line]
     assert len(under) == 3  # of both similarities, and of the best outputs
     assert "95 % bootstrap intervals" in under[1]

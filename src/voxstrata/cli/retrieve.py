@@ -20,6 +20,14 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
     multiple=True,
     help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine. May be repeated. [default: all]",
 )
+@click.option(
+    "--pool",
+    type=click.Choice(["all", "shared-first"]),
+    default="all",
+    show_default=True,
+    help="Candidates: all recordings of the target language, or for each pair of languages the sentences that both "
+    "hold, the first recording of each (the published protocol).",
+)
 @options.bootstrap("groups")
 @options.kernel
 @options.as_json
@@ -29,6 +37,7 @@ def retrieve(
     outputs: str,
     languages: str | None,
     similarities: tuple[str, ...],
+    pool: str,
     bootstrap: int,
     kernel: str | None,
     as_json: bool,
@@ -59,14 +68,14 @@ def retrieve(
         if outputs != "all" or languages or similarities or kernel:
             raise vs.UsageError(f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it")
         study.FoundRetrieval.refuse_foreign(folder)
-        result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap))
+        result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap, pool=pool))
     else:
         import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
         opened = vs.open_store(store)
         print_left_out(opened)
         study.Retrieval.refuse_foreign(folder)
-        how = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))
+        how = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel), pool=pool)
         with TerminalReporter() as reporter:
             result = study.retrieve(opened, outputs, languages, ",".join(similarities) or None, how, reporter)
     save_and_print(result, folder, as_json, store=store)

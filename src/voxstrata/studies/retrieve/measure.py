@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -35,6 +35,13 @@ from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
+from voxstrata.retrieval.recordings import (
+    EVERY_RECORDING,
+    RETRIEVAL_POOLS,
+    SHARED_FIRST,
+    first_recordings,
+    shared_sentences,
+)
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
@@ -45,6 +52,7 @@ SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
 
 _Row = dict[str, Any]
 _Groups = npt.NDArray[np.str_]
+_PooledStates = Callable[[], npt.NDArray[np.float32]]
 _Finding = tuple[str, str, Evaluation, Evaluation]  # similarity, score, forward, backward
 _Key = tuple[str, str, tuple[str, ...]]  # similarity, score and metrics
 
@@ -55,15 +63,19 @@ class RetrievalOptions:
 
     scores: of SCORES. ks: recall@k for each. bootstrap: resamples of the groups for the intervals; 0 for none.
     kernel: what computes SeqSim; by default the fastest of this machine.
-    Raises UsageError for unknown scores and impossible numbers.
+    pool: "all" recordings of the target language, or "shared-first", the published protocol: for each pair of languages
+        the sentences that both hold, one recording of each, the first by id.
+    Raises UsageError for unknown scores or pools and impossible numbers.
     """
 
     scores: Sequence[str] = SCORES
     ks: Sequence[int] = KS
     bootstrap: int = RESAMPLES
     kernel: Kernel | None = None
+    pool: str = EVERY_RECORDING
 
     def __post_init__(self) -> None:
+        chosen("pool", [self.pool], RETRIEVAL_POOLS)
         object.__setattr__(self, "scores", tuple(chosen("score", self.scores, SCORES)))
         if not self.ks or min(self.ks) < 1:
             raise UsageError(f"ks is {self.ks}; give at least one k, each at least 1")
@@ -75,8 +87,13 @@ class RetrievalOptions:
         return Resamples(groups, self.bootstrap) if self.bootstrap else None
 
     def about(self, groups: Sequence[str]) -> dict[str, Any]:
-        """What the intervals stand on, as results store it."""
-        return {"bootstrap_resamples": self.bootstrap, "bootstrap_groups": len(groups), "bootstrap_level": LEVEL}
+        """What pools and intervals stand on, as results store it."""
+        return {
+            "pool": self.pool,
+            "bootstrap_resamples": self.bootstrap,
+            "bootstrap_groups": len(groups),
+            "bootstrap_level": LEVEL,
+        }
 
 
 _DEFAULT = RetrievalOptions()
@@ -94,7 +111,7 @@ def retrieve(
 
     Utterances that are done and have a language and a group take part. The queries are the source language's
     utterances with a partner in the target language, the candidates all of the target language's; those
-    of one group are translations of each other.
+    of one group are translations of each other. `options.pool` says which of their recordings those are.
 
     outputs, languages, similarities: names in a list or separated by commas; by default all that the store has.
     similarities: of ALL_SIMILARITIES. seqsim_precision is the mean over the query's frames, seqsim_recall over the
@@ -108,7 +125,9 @@ def retrieve(
     outputs = depth_order(select_outputs(outputs, store.outputs))
     similarities = _possible(store, similarities)
     sides = find_sides(store, languages)
-    trivial, groups = only_translations(sides), groups_with_partner(sides)
+    if options.pool == SHARED_FIRST:
+        sides = [first_recordings(side) for side in sides]
+    trivial, groups = only_translations(sides, options.pool), groups_with_partner(sides)
     resamples = options.resamples(groups)
     kernel = None
     if any(_framed(name) for name in similarities):
@@ -120,7 +139,7 @@ def retrieve(
     for n, output in enumerate(outputs):
         rows: list[_Row] = []
         overall: dict[_Key, MeanEvaluation] = {}
-        states = _States(sides, output, kernel)
+        states = _States(sides, output, kernel, options.pool)
         for m, (x, y) in enumerate(combinations(range(len(sides)), 2), start=1):
             for finding in states.findings(x, y, similarities, options, resamples):
                 rows += _pair_rows(output, sides[x].language, sides[y].language, finding, overall)
@@ -134,6 +153,7 @@ def retrieve(
     settings |= {"kernel": kernel.name if kernel else None, "only_translations": trivial}
     table = pa.concat_tables(tables)
     table = table.set_column(0, "store", pa.repeat(store.name, len(table)))
+    table = table.set_column(table.column_names.index("pool"), "pool", pa.repeat(options.pool, len(table)))
     # what the figures come from travels with them
     about = {SETTINGS_KEY: json.dumps(settings), STORE: json.dumps(store.about)}
     return Retrieval(table.replace_schema_metadata(about))
@@ -160,19 +180,19 @@ def _possible(store: EmbeddingStore, asked: str | Sequence[str] | None) -> list[
 class _States:
     """Similarities of one output between languages. kernel: None where no frames are compared."""
 
-    def __init__(self, sides: Sequence[Selection], output: str, kernel: Kernel | None) -> None:
-        self._sides, self._output, self._kernel = sides, output, kernel
+    def __init__(self, sides: Sequence[Selection], output: str, kernel: Kernel | None, pool: str) -> None:
+        self._sides, self._output, self._kernel, self._pool = sides, output, kernel, pool
         self._pooled = cache(lambda i: sides[i].store.pooled(output, sides[i].indices))
 
     def findings(
         self, i: int, j: int, similarities: Sequence[str], options: RetrievalOptions, resamples: Resamples | None
     ) -> Iterator[_Finding]:
         """What was found between two languages, with the first as queries and with the second."""
-        x, y = self._sides[i], self._sides[j]
+        x, y, x_pooled, y_pooled = self._two(i, j)
         positives = positives_from_groups(x.groups, y.groups)
         pooled = "pooled_cosine" in similarities
         matrices: dict[str, tuple[hubness.Scores, hubness.Scores]] = {}
-        if self._kernel is not None:
+        if self._kernel is not None and len(x):
             sink = Matrices(len(x), len(y))
             compare(x.frames(self._output), y.frames(self._output), self._kernel, sink)
             sim = sink.seqsim()
@@ -182,19 +202,28 @@ class _States:
             matrices["seqsim_recall"] = (sim.recall, sim.precision.T)
         if pooled:
             try:
-                cosine = pooled_cosine(self._pooled(i), self._pooled(j), x.ids, y.ids)
+                cosine = pooled_cosine(x_pooled(), y_pooled(), x.ids, y.ids)
             except InputError as error:
                 raise InputError(f"output {self._output}, {x.language} and {y.language}: {error}") from error
             matrices["pooled_cosine"] = (cosine, cosine.T)
+        nothing = np.empty((0, 0), np.float32)  # no sentence is shared
         for similarity in similarities:
-            forward, backward = matrices.pop(similarity)
+            forward, backward = matrices.pop(similarity, (nothing, nothing))
             for score in dict.fromkeys(options.scores):
                 there = _direction(forward, score, positives, x.groups, options.ks, resamples)
                 back = _direction(backward, score, positives.T, y.groups, options.ks, resamples)
                 yield from ((similarity, score, a, b) for a, b in zip(there, back, strict=True))
         if pooled:
-            cka = _cka(x, y, self._pooled(i), self._pooled(j))
+            cka = _cka(x, y, x_pooled(), y_pooled())
             yield LINEAR_CKA, "raw", cka, cka
+
+    def _two(self, i: int, j: int) -> tuple[Selection, Selection, _PooledStates, _PooledStates]:
+        """What two languages ask of each other, and their pooled states, read when they are called for."""
+        x, y = self._sides[i], self._sides[j]
+        if self._pool != SHARED_FIRST:
+            return x, y, lambda: self._pooled(i), lambda: self._pooled(j)
+        a, b = shared_sentences(x, y)
+        return x.part(a), y.part(b), lambda: self._pooled(i)[a], lambda: self._pooled(j)[b]
 
 
 def _pair_rows(output: str, x: str, y: str, finding: _Finding, overall: dict[_Key, MeanEvaluation]) -> list[_Row]:
@@ -220,7 +249,9 @@ def _direction(
 ) -> tuple[Evaluation, Evaluation]:
     """Retrieval and hubness of one direction under one score."""
     undefined = False
-    if score == "csls":
+    if not matrix.size:
+        undefined = True
+    elif score == "csls":
         matrix = hubness.csls(matrix)
     elif score == "ratio_margin":
         try:

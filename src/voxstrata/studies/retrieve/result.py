@@ -13,7 +13,7 @@ from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall
 from voxstrata.studies.retrieve.text import SETTINGS_KEY, retrieval_metrics, summary_tables
 
 RETRIEVAL_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("store", "output", "similarity", "score", "source", "target", "metric")]
+    [(name, pa.string()) for name in ("store", "output", "similarity", "score", "source", "target", "metric", "pool")]
     + [(n, pa.float64()) for n in ("value", "low", "high", "chance", "below_best", "below_best_low", "below_best_high")]
     + [(name, pa.int64()) for name in ("queries", "queries_without_partner", "candidates", "candidates_max")]
 )
@@ -24,7 +24,7 @@ class Retrieval(Result):
     """Finding translations, for every output and pair of languages.
 
     table: one row per (output, similarity, score, source, target, metric), columns as in RETRIEVAL_SCHEMA, outputs by
-    depth; a figure that does not exist is null. Metrics:
+    depth; a figure that does not exist is null. pool: of which recordings, "all" or "shared-first". Metrics:
     - recall@k and mrr, for each score: the similarity itself ("raw"), "csls", "ratio_margin";
     - k_occurrence_skew@10, hubness; its queries are all utterances of the source language;
     - cka and cka_debiased, with linear_cka as their similarity: linear CKA of the pooled states of the groups that both
@@ -59,7 +59,7 @@ class Retrieval(Result):
     def stored(self) -> list[TextTable]:
         first = retrieval_metrics(self.table)[0]
         names = ["output", "similarity", "source", "target", "value", "low", "high", "chance", "queries"]
-        names += ["candidates", "candidates_max"]
+        names += ["candidates", "candidates_max", *(["pool"] if "pool" in self.table.column_names else [])]
         raw = pc.and_(pc.equal(self.table["metric"], first), pc.equal(self.table["score"], "raw"))
         title = f"{first} of every direction, fractions, as stored"
         return [as_stored(self.table.filter(raw), title, names, of=len(self.table))]

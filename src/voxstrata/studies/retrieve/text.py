@@ -13,6 +13,7 @@ from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.hubness import HUB_NEIGHBOURS
 from voxstrata.evaluation.metrics import MEAN
+from voxstrata.retrieval.recordings import EVERY_RECORDING, POOL_MEANS
 
 SKEW = f"k_occurrence_skew@{HUB_NEIGHBOURS}"
 LINEAR_CKA = "linear_cka"  # in the place of the similarity, for the metrics cka and cka_debiased
@@ -38,9 +39,15 @@ def conditions(table: pa.Table) -> str:
         part = directions.filter(pc.equal(directions["metric"], metric))
         chances.append(f"{metric} {_span(part['chance'], lambda chance: f'{100 * chance:.1f}')} %")
     return (
-        f"{count} direction{'s' * (count != 1)}; pool of {_span(directions['candidates'])} candidates, "
-        f"{_span(directions['queries'])} queries each; chance: {', '.join(chances)}"
+        f"{count} direction{'s' * (count != 1)}; pool of {_span(directions['candidates'])} candidates "
+        f"({pool_of(table)}), {_span(directions['queries'])} queries each; chance: {', '.join(chances)}"
     )
+
+
+def pool_of(table: pa.Table) -> str:
+    """Which recordings a table's figures are made of; of tables without that column, which are older, "all"."""
+    named = distinct(table, "pool") if "pool" in table.column_names else []
+    return ", ".join(filter(None, named)) or EVERY_RECORDING
 
 
 def retrieval_metrics(table: pa.Table) -> list[str]:
@@ -112,13 +119,16 @@ def _cka(table: pa.Table, means: _Rows) -> TextTable:
         plain, debiased = (means[output, LINEAR_CKA, "raw", metric] for metric in ("cka", "cka_debiased"))
         body.append([output, _number(plain, "value"), _number(plain, "chance"), _number(debiased, "value")])
     header = ["output", "CKA", "chance", "debiased (chance 0)"]
-    return TextTable("Linear CKA of pooled states, language to language", header, body)
+    note = (
+        f"Of the sentences that both languages hold; recordings of pool {pool_of(table)}, their mean for each sentence."
+    )
+    return TextTable("Linear CKA of pooled states, language to language", header, body, note)
 
 
 def _stands_on(table: pa.Table) -> str:
     """What the figures of the tables stand on: directions, pools, queries, chance, intervals."""
     note = f"Percent (hubness and CKA are not), mean over {conditions(table)}.{brackets(table)}"
-    note += " Hubness: skewness of 10-occurrence."
+    note += f" Pool {(pool := pool_of(table))}: {POOL_MEANS[pool]}. Hubness: skewness of 10-occurrence."
     trivial = ", ".join((metadata(table, SETTINGS_KEY) or {}).get("only_translations", []))
     if trivial:
         note += f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
