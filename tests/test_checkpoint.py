@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -181,8 +182,10 @@ def hub(without_weights: Path, tiny_weights: State, monkeypatch: pytest.MonkeyPa
 
 def test_a_hub_id_loads_at_its_revision(hub: FakeHub, tiny_checkpoint: Path) -> None:
     got = load_checkpoint("someone/tiny", revision="refs/pr/3")
-    assert hub.asked == [("list", "someone/tiny", "refs/pr/3"), ("download", "someone/tiny", "refs/pr/3")]
-    assert (got.name, got.revision) == ("someone/tiny", hub.folder.name)  # the commit, as the hub's cache names it
+    commit = hub.folder.name  # what config.json was read of is what weights are fetched of
+    asked = [(what, "someone/tiny", at) for at in ("refs/pr/3", commit) for what in ("list", "download")]
+    assert hub.asked == asked
+    assert (got.name, got.revision) == ("someone/tiny", commit)  # the commit, as the hub's cache names it
     assert got.sha256() == load_checkpoint(str(tiny_checkpoint)).sha256()
 
 
@@ -204,10 +207,25 @@ def test_a_hub_without_safetensors_serves_its_bin(hub: FakeHub, tiny_weights: St
     assert "pytorch_model.bin" in hub.allow
 
 
+def test_the_hub_is_not_asked_for_shards_of_a_language_model(hub: FakeHub, tiny_weights: State) -> None:
+    names = [f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3)]
+    encoder = {k: v for k, v in tiny_weights.items() if "encoder" in k}
+    safetensors_torch.save_file(encoder, hub.folder / names[0])
+    (hub.folder / "model.safetensors").unlink()
+    for name in names[1:]:
+        (hub.folder / name).touch()
+    text = {"language_model.model.norm.weight": names[1], "lm_head.weight": names[2]}
+    index = {"weight_map": dict.fromkeys(encoder, names[0]) | text}
+    (hub.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_checkpoint("someone/tiny")
+    assert set(hub.allow) == {"config.json", "preprocessor_config.json", "model.safetensors.index.json", names[0]}
+
+
 def test_a_cached_copy_serves_offline(hub: FakeHub) -> None:
     hub.list_error = OfflineModeIsEnabled("offline mode")
     assert load_checkpoint("someone/tiny", revision="main").name == "someone/tiny"
-    assert hub.asked[-1] == ("cached", "someone/tiny", "main")
+    asked = [(what, at) for at in ("main", hub.folder.name) for what in ("list", "cached")]
+    assert [(what, at) for what, _, at in hub.asked] == asked
 
 
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode"), ConnectionError("no route"), TimeoutError()])

@@ -10,7 +10,7 @@ from voxstrata.cli.console import TerminalReporter, print_json
 from voxstrata.cli.saying import say
 
 
-@click.command(short_help="Turn a Whisper CHECKPOINT into an ONNX model.")
+@click.command(short_help="Turn a CHECKPOINT into an ONNX model.")
 @click.argument("checkpoint")
 @options.out("New model folder.", "target", type=options.PATH)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
@@ -34,6 +34,10 @@ from voxstrata.cli.saying import say
     default=32,
     help="Cached keys of each attention head; 0 keeps one for every silent position.",
 )
+@click.option(
+    "--prefix",
+    help="Language and task that OWSM-CTC is told before the speech, as in `<eng>,<asr>`. [default: <nolang>,<asr>]",
+)
 @click.option("--norm-every-layer", is_flag=True, help="Apply the final LayerNorm to every layer, as for early exit.")
 @options.overwrite
 @options.as_json
@@ -45,20 +49,24 @@ def export(
     dtype: str,
     calibrate: Path | None,
     silence_keys: int,
+    prefix: str | None,
     norm_every_layer: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Turn a Whisper CHECKPOINT into an ONNX model with per-layer outputs.
+    """Turn a CHECKPOINT into an ONNX model with per-layer outputs.
 
-    CHECKPOINT is a Hugging Face folder (the whole model or its encoder), a hub id, or an OpenAI .pt file.
-    Every output is validated against PyTorch before the folder appears.
+    CHECKPOINT is a Hugging Face folder (the whole model or its encoder), a hub id, or an OpenAI .pt file. Its family is
+    Whisper, or another that docs/encoders.md lists; --dtype, --calibrate, --silence-keys and --norm-every-layer are
+    for Whisper alone. Every output is validated against PyTorch before the folder appears.
 
     \b
-    Example:
+    Examples:
       voxstrata export openai/whisper-base -o base --calibrate some_speech/
+      voxstrata export facebook/wav2vec2-xls-r-300m -o xlsr
     """
-    spec = vs.ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys)
+    tokens = tuple(prefix.split(",")) if prefix else ()
+    spec = vs.ExportSpec(outputs, dtype, norm_every_layer, calibrate, silence_keys, tokens)
     with TerminalReporter() as reporter:
         card = vs.export(checkpoint, target, spec, revision=revision, overwrite=overwrite, reporter=reporter).card
     if as_json:

@@ -104,7 +104,7 @@ def _command(store: Any) -> str:
     words = ["voxstrata", "extract", "CORPUS", "MODEL", "-o", store.files.root]
     if tuple(spec.outputs) != tuple(model.outputs):
         words += ["--outputs", ",".join(spec.outputs)]
-    if spec.context.mode != "bucketed":
+    if spec.context.mode != model.family.contexts[0]:
         words += ["--context", spec.context.mode]
     if spec.dtype != "float16":
         words += ["--dtype", spec.dtype]
@@ -120,12 +120,10 @@ def _command(store: Any) -> str:
 
 
 def _print_model(path: str, card: dict[str, Any]) -> None:
-    s = card["silence"]
-    keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
-    measured = card["validation"]
-    worst = max(*measured["outputs"].values(), *measured["outputs_cached"].values())
-    source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
-    size = f"{card['layers']} layers, d = {card['d_model']}, {card['heads']} heads, {card['n_mels']} mel bins"
+    measured, family = card["validation"], card.get("family")
+    worst = max(max(found.values()) for name, found in measured.items() if name.startswith("outputs"))
+    size = f"{card['layers']} layers, d = {card['d_model']}, {card['heads']} heads"
+    size += f", {card['n_mels']} mel bins" if family is None else ""
     rows = [
         ("checkpoint", card["checkpoint"] + (f" @ {card['revision']}" if card["revision"] else "")),
         ("encoder SHA-256", card["weights_sha256"]),
@@ -133,11 +131,33 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
         ("dtype, opset", f"{card['dtype']}, {card['opset']}"),
         ("outputs", ", ".join(card["outputs"])),
         ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
-        ("silence cache", f"{s['kind']} ({source}), {keys}"),
+        *(_silence_rows(card["silence"]) if family is None else _family_rows(family)),
         ("worst difference", f"{worst:.1e} relative L2 from PyTorch"),
         ("made with", ", ".join(f"{k} {v}" for k, v in card["tools"].items())),
     ]
     _print_rows(f"{path}: exported encoder", rows)
+
+
+def _silence_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
+    keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
+    source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
+    return [("silence cache", f"{s['kind']} ({source}), {keys}")]
+
+
+def _family_rows(declared: dict[str, Any]) -> list[tuple[str, str]]:
+    from voxstrata.encoders.family import Family
+
+    family = Family.from_dict(declared)
+    width = "" if family.input == "samples" else f" of {family.features}"
+    rows = [
+        ("family", f"{family.name}, {family.norm}-norm"),
+        ("frames", f"every {1000 * family.seconds_per_frame:g} ms, of {family.shortest} samples or more"),
+        ("input", f"{family.input.replace('_', ' ')}{width}; {family.normalisation}"),
+        ("context", ", ".join(family.contexts)),
+        ("longer recordings", family.cutting),
+        ("masks", family.masks),
+    ]
+    return rows + ([("prefix tokens", ", ".join(family.prefix))] if family.prefix else [])
 
 
 def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
@@ -149,7 +169,7 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
     stored = "one mean vector per utterance, float32"
     if not spec["pool"]:
         stored = f"frames, {spec['dtype']}, one row per {about['samples_per_row'] / 16:g} ms"
-    detail = "" if context["mode"] == "padded" else f", tail {context['tail'] * 0.02:g} s"
+    detail = f", tail {context['tail'] * 0.02:g} s" if "tail" in context else ""  # of Whisper's frames
     silence = f", {model['silence']['kind']} silence" if context["mode"] == "bucketed" else ""
     rows = [
         ("model", f"{model['checkpoint']}, {model['layers']} layers, d = {model['d_model']}, {model['dtype']}"),

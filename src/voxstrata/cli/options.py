@@ -4,6 +4,7 @@ import functools
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -77,17 +78,21 @@ _READING = (
 _STORING = (
     outputs,
     click.option(
-        "--context", "mode", type=click.Choice(["bucketed", "padded", "trimmed"]), default="bucketed",
-        help="What the encoder sees beyond the speech; `voxstrata drift` measures the difference.",
+        "--context", "mode", type=click.Choice(["bucketed", "padded", "trimmed", "exact"]),
+        help="What the encoder sees beyond the speech; `voxstrata drift` measures the difference. [default: the own of "
+        "the model's family: bucketed for Whisper, for others exact, which is nothing]",
     ),
     click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="Of the stored frames."),
     click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector per utterance instead of frames."),
-    click.option("--every", type=int, default=1, help="Keep the mean of every N frames; N divides 1500."),
+    click.option(
+        "--every", type=int, default=1,
+        help="Keep the mean of every N frames; N divides those of a window (1500 for Whisper).",
+    ),
 )  # fmt: skip
 _PLANNING = (
     click.option(
         "--long", type=click.Choice(["window", "error"]), default="window",
-        help="Recordings over 30 s: cut into 30 s windows, or refuse.",
+        help="Recordings longer than the encoder's window (Whisper: 30 s): cut into windows, or refuse.",
     ),
     click.option(
         "--unit-mb", type=click.FloatRange(min=0, min_open=True),
@@ -148,7 +153,9 @@ def storing(f: F) -> F:
 
     @functools.wraps(f)
     def with_spec(*args: Any, outputs: str, mode: Any, dtype: Any, pool: Any, every: int, **others: Any) -> Any:
-        return f(*args, spec=vs.StoreSpec(outputs, dtype, pool, every, vs.Context(mode)), **others)
+        spec = vs.StoreSpec(outputs, dtype, pool, every)
+        spec = spec if mode is None else replace(spec, context=vs.Context(mode))
+        return f(*args, spec=spec, **others)
 
     return _with(_STORING, cast(F, with_spec))
 

@@ -111,6 +111,8 @@ class ModelCard:
             if type(value) is not int or not 0 < value <= most:
                 raise ValueError(f"{name} is {_short(value)}, not a whole number from 1 to {most}")
         declared = {"family": Family.from_dict(d["family"])} if "family" in d else {}
+        if any(family.name == NAME for family in declared.values()):
+            raise ValueError(f"family is {NAME}, and no card of {NAME} says so")
         card = cls(**{**d, "outputs": tuple(d["outputs"]), **declared})
         kinds = {"checkpoint weights_sha256 dtype final_norm": str, "silence validation tools": dict}
         for names, kind in kinds.items():

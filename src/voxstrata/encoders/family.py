@@ -4,6 +4,7 @@ Everything outside the exporters' modules for single families takes these facts 
 arithmetic, readers. The card of an exported model carries the declaration, so a store says of itself what it holds.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeVar, cast, get_args
@@ -115,6 +116,22 @@ class Family:
         return self.hop / SAMPLE_RATE
 
     @property
+    def seam(self) -> int:
+        """Frames: in a recording every piece begins at a multiple of so many."""
+        return math.gcd((self.window - self.overlap) // self.hop, (self.window - 2 * self.overlap) // self.hop)
+
+    @property
+    def cutting(self) -> str:
+        """How recordings longer than the window are encoded, in words."""
+        window, kept = self.window / SAMPLE_RATE, (self.window - 2 * self.overlap) / SAMPLE_RATE
+        if not self.overlap:
+            return f"{window:g} s windows from the start, no overlap, encoded apart, states concatenated"
+        return (
+            f"{window:g} s windows every {kept:g} s, encoded apart, the states of {self.overlap / SAMPLE_RATE:g} s at "
+            "each end inside the recording dropped, the others concatenated"
+        )
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Of the outputs, in depth order."""
         return tuple(output.name for output in self.outputs)
@@ -131,6 +148,14 @@ class Family:
         for step in self.steps:
             samples = step.count(samples)
         return samples
+
+    def too_short(self, samples: int) -> str:
+        """Why a recording of so many samples has no frame, in words."""
+        least = self.shortest
+        return (
+            f"{samples / SAMPLE_RATE:g} s ({samples} samples at 16 kHz) are too short for a frame of {self.name}, "
+            f"which needs {least / SAMPLE_RATE:g} s ({least} samples)"
+        )
 
     def flops(self, frames: int, blocks: int) -> int:
         """Floating-point operations of a recording of so many frames, up to a block."""

@@ -6,7 +6,7 @@ are those of onnx.proto), and only what the exporters here may write is let thro
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,9 @@ _MOST_BYTES = 1 << 26  # of a graph without its weights; large-v3's have less th
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2}  # by ONNX's number of a type: float, uint8, … float16
 
 
+Wire = int | memoryview  # a field's value
+
+
 @dataclass(frozen=True)
 class OnnxFile:
     """inputs, outputs: their sizes by name, None where one is open. notes: the file's metadata. external: of each
@@ -54,24 +57,67 @@ def read_onnx(path: Path, operators: frozenset[str] = OPERATORS) -> OnnxFile:
         raise InputError(f"{path}: no graph that `voxstrata export` writes ({e}); export the model again") from None
 
 
-Wire = int | memoryview
+def cut_onnx(path: Path, outputs: Sequence[str]) -> bytes:
+    """The graph of a file with these outputs alone, and what they need.
+
+    ONNX Runtime computes every node of a graph, whatever is asked for. Raises InputError as `read_onnx`.
+    """
+    try:
+        data = memoryview(read_regular(path, _MOST_BYTES))
+        parts = (_cut(value, outputs) if number == 7 else bytes(raw) for number, value, raw in _raw_fields(data))
+        return b"".join(parts)
+    except (ValueError, IndexError) as e:
+        raise InputError(f"{path}: no graph that `voxstrata export` writes ({e}); export the model again") from None
+
+
+def _cut(graph: Wire | None, outputs: Sequence[str]) -> bytes:
+    """The field of a model that holds its graph, cut."""
+    if not isinstance(graph, memoryview):
+        raise ValueError("damaged")
+    needed, kept, everything = set(outputs), list[memoryview](), list(_raw_fields(graph))
+    for number, value, raw in reversed(everything):  # a node comes after those that it takes from
+        about = _parts(value) if number in (1, 5, 12, 13) and value is not None else {}
+        if number == 1:
+            keep = any(_text([name]) in needed for name in about.get(2, []))
+            needed |= {_text([name]) for name in about.get(1, [])} if keep else set()
+        elif number == 12:
+            keep = _text(about.get(1, [])) in outputs
+        else:
+            keep = number not in (5, 13)
+        kept += [raw] if keep else []
+    tensors = (raw for number, value, raw in everything if number == 5 and value is not None and _name(value) in needed)
+    body = b"".join([*map(bytes, reversed(kept)), *map(bytes, tensors)])
+    return bytes([7 << 3 | 2]) + _as_varint(len(body)) + body
+
+
+def _name(tensor: Wire) -> str:
+    return _text(_parts(tensor).get(8, []))
+
+
+def _as_varint(number: int) -> bytes:
+    low = [number >> shift & 127 for shift in range(0, max(1, number.bit_length()), 7)]
+    return bytes([*(part | 128 for part in low[:-1]), low[-1]])
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Wire]]:
     """Number and value of each field of a message; fixed numbers are passed over."""
+    return ((number, value) for number, value, _ in _raw_fields(data) if value is not None)
+
+
+def _raw_fields(data: memoryview) -> Iterator[tuple[int, Wire | None, memoryview]]:
+    """Number, value and all bytes of each field of a message; fixed numbers have no value."""
     at = 0
-    while at < len(data):
+    while (begin := at) < len(data):
         key, at = _varint(data, at)
         kind = key & 7
         if kind == 0:
             value, at = _varint(data, at)
-            yield key >> 3, value
+            yield key >> 3, value, data[begin:at]
             continue
         size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind, -1), at)
         if size < 0 or at + size > len(data):
             raise ValueError("damaged")
-        if kind == 2:
-            yield key >> 3, data[at : at + size]
+        yield key >> 3, data[at : at + size] if kind == 2 else None, data[begin : at + size]
         at += size
 
 

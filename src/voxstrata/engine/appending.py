@@ -11,8 +11,9 @@ from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.engine.extraction import ExtractReport, report
+from voxstrata.engine.making import make_encoder
 from voxstrata.engine.planning import Long, plan_corpus
-from voxstrata.engine.run import Extraction, make_encoder
+from voxstrata.engine.run import Extraction
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.appender import StoreAppender
 from voxstrata.store.reader import EmbeddingStore
@@ -73,6 +74,7 @@ def _new_rows(
     store: EmbeddingStore, corpus: Corpus, infos: Sequence[AudioInfo | Stated | None], reporter: Reporter
 ) -> list[int]:
     """Rows of the corpus whose ids the store does not hold. Raises InputError where it holds another recording."""
+    family = store.model.family
     held = {row["id"]: row for row in store.utterances.to_pylist()}
     new, other, mended = [], [], []
     for i, row in enumerate(corpus.table.select(["id", "offset", "channel"]).to_pylist()):
@@ -80,6 +82,8 @@ def _new_rows(
         if there is None:
             new.append(i)
         elif info is not None and not there["samples"]:  # nothing is known of what failed when it was probed
+            if not family.frames(info.samples):
+                continue  # it is as short as it was
             mended.append((row["id"], there["failure"]))
         elif info is not None:  # what is in the store may be gone by now
             here = {**row, "samples": info.samples}

@@ -11,7 +11,8 @@ multiplication and an addition counted as two. A window of m computed positions,
 
 Layers count up to the deepest output that is kept; in the last of them only the n positions that are stored have to be
 computed: 2 · 2 · m · d² (key, value) + 2 · 2 · n · d² (query, output) + 2 · 2 · n · K · d + 2 · 2 · n · d · ffn.
-Softmax, LayerNorm, GELU and log-mel are left out.
+Softmax, LayerNorm, GELU and log-mel are left out. That is Whisper's; other families declare what they take
+(`Family.flops`), which counts up to the deepest output that is kept.
 """
 
 import os
@@ -19,14 +20,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_json_file
 from voxstrata.encoders import Context, ModelFolder
-from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
+from voxstrata.encoders.family import Family
+from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.encoders.outputs import depth
 from voxstrata.store.plan import Plan
 
@@ -48,9 +50,36 @@ print(2 * n**3 / best)
 """
 
 
+class Arithmetic(Protocol):
+    """What a window takes."""
+
+    def window_flops(self, frames: int, context: Context, kept: int | None = None) -> int:
+        """Floating-point operations of one window of `frames` computed positions, of which `kept` (by default all) are
+        wanted."""
+
+
+def arithmetic_of(model: ModelFolder, outputs: Sequence[str]) -> Arithmetic:
+    """Of a model, as far as these outputs need it."""
+    if model.card.whisper:
+        return EncoderSize.of(model, outputs)
+    return FamilySize(model.card.family, depth(outputs, model.card.layers))
+
+
+@dataclass(frozen=True)
+class FamilySize:
+    """The arithmetic of an encoder that declares it. layers: blocks that have to run."""
+
+    family: Family
+    layers: int
+
+    def window_flops(self, frames: int, context: Context, kept: int | None = None) -> int:
+        """As `Arithmetic`; all computed frames count."""
+        return self.family.flops(frames, self.layers)
+
+
 @dataclass(frozen=True)
 class EncoderSize:
-    """What the arithmetic of an encoder depends on.
+    """What the arithmetic of a Whisper encoder depends on.
 
     layers: blocks that have to run. ffn: width of the MLP. silence_keys: cached keys per head, 0 when there is one
     for each position.
@@ -88,20 +117,21 @@ class EncoderSize:
 
 @dataclass(frozen=True)
 class Work:
-    """What a plan asks of the encoder: windows of at most 30 s, tokens (computed positions), operations."""
+    """What a plan asks of the encoder: windows, tokens (computed positions), operations."""
 
     windows: int
     tokens: int
     flops: int
 
     @classmethod
-    def of(cls, plan: Plan, size: EncoderSize) -> Self:
+    def of(cls, plan: Plan, size: Arithmetic) -> Self:
         """Of all windows of a plan."""
-        context = plan.spec.context
-        whole, rest = np.divmod(plan.samples[plan.samples > 0], WINDOW_SAMPLES)
-        numbers = np.bincount(-(-rest // SAMPLES_PER_FRAME), minlength=WINDOW_FRAMES + 1)  # of windows, by their frames
-        numbers[0] = 0
-        numbers[WINDOW_FRAMES] += whole.sum()
+        context, family = plan.spec.context, plan.family
+        samples, advance = plan.samples[plan.samples > 0], family.window - 2 * family.overlap
+        whole = -(-np.maximum(samples - family.window, 0) // advance)  # windows before a recording's last
+        full = family.frames(family.window)
+        numbers = np.bincount(family.frames(samples - whole * advance), minlength=full + 1)  # of windows, by frames
+        numbers[full] += whole.sum()
         windows = [(n, int(numbers[n]), context.frames_computed(n)) for n in np.flatnonzero(numbers).tolist()]
         return cls(
             sum(number for _, number, _ in windows),

@@ -14,7 +14,7 @@ from voxstrata.encoders.card import CPU, ENCODER, ENCODER_GRAPHS, LOG_MEL, Model
 from voxstrata.encoders.frames import HOP_LENGTH, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.encoders.outputs import as_float16, depth
 from voxstrata.encoders.silence import SilenceKeys
-from voxstrata.engine.encoder import Encoder
+from voxstrata.engine.encoder import Encoder, Kept
 from voxstrata.engine.reductions import StoredRows, reduce_states
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.spec import StoreSpec
@@ -52,7 +52,9 @@ class CpuEncoder(Encoder):
         """The CPU's own, which serves every context; float16 models have none."""
         return CPU if CPU in ENCODER_GRAPHS[self.model.card.dtype] else super()._graph(frames)
 
-    def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
+    def stored_rows(
+        self, audio: Sequence[NDArray[np.float32]], frames: int, kept: Sequence[Kept] | None = None
+    ) -> StoredRows:
         """Encode a batch of windows; see `Encoder`. What a window gives does not depend on the others."""
         valid = [encoder_frames(len(x)) for x in audio]
         states = self.encode(self.log_mel(audio, frames), frames, keep=max(valid), half=self._half)

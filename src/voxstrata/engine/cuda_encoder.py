@@ -13,9 +13,7 @@ the call returns, as every run is: nothing else orders one step after another.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -30,7 +28,7 @@ from numpy.typing import NDArray
 from voxstrata.base.errors import InputError, VoxstrataError
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
-from voxstrata.engine.encoder import PROVIDERS, Encoder
+from voxstrata.engine.encoder import CALLERS, PROVIDERS, Encoder, Kept, cuda_options, load_cuda
 from voxstrata.engine.page_lock import host_array, page_lock
 from voxstrata.engine.reductions import StoredRows, gathering, row_count
 from voxstrata.engine.runtime import Runtime
@@ -39,7 +37,6 @@ from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store.spec import StoreSpec
 
 REDUCTIONS = "reductions"  # made here; the other graphs are files of the model
-CALLERS = 2  # threads that call at once: one batch is computed while the other's is fetched and the next uploaded
 ENGINE_CACHE = "tensorrt"  # folder of built TensorRT engines inside the model folder
 
 
@@ -70,8 +67,7 @@ class CudaEncoder(Encoder):
         self.fixed_shapes = cuda_graphs or device.kind == "tensorrt"
         self._cuda_graphs = cuda_graphs
         if device.kind != "cpu":
-            with contextlib.redirect_stdout(sys.stderr):  # where it says which are missing
-                ort.preload_dlls()  # CUDA's libraries where pip put them
+            load_cuda()
         super().__init__(model, spec, runtime)
         self.concurrency = CALLERS
         self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
@@ -86,7 +82,9 @@ class CudaEncoder(Encoder):
         self._recording: AbstractContextManager[Any] = threading.Lock() if cuda_graphs else nullcontext()
         self._session(REDUCTIONS)
 
-    def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
+    def stored_rows(
+        self, audio: Sequence[NDArray[np.float32]], frames: int, kept: Sequence[Kept] | None = None
+    ) -> StoredRows:
         """Encode a batch of windows; see `Encoder`.
 
         At most `batch_size(frames)` windows, of at least one sample. Each calling thread has device memory of its own.
@@ -207,13 +205,8 @@ class CudaEncoder(Encoder):
         cpu = super()._providers(name)
         if self.device.kind == "cpu":
             return cpu
-        options: dict[str, Any] = {
-            "device_id": self.device.index,
-            "use_tf32": 0,  # TF32 keeps 10 bits of a float32 product: less than the export was validated to
-            "cudnn_conv_algo_search": "HEURISTIC",  # the default times all algorithms anew for every shape
-            "arena_extend_strategy": "kSameAsRequested",
-        }
-        cuda = [(PROVIDERS["cuda"], options), *cpu]
+        provider, options = cuda_options(self.device)
+        cuda = [(provider, options), *cpu]
         if name in (CACHED, ENCODER):
             if self.device.kind == "tensorrt":
                 return [(PROVIDERS["tensorrt"], self._tensorrt_options(name)), *cuda]

@@ -1,6 +1,8 @@
 """What an encoder is to the engine: samples go in, and the rows that are stored come out."""
 
+import contextlib
 import functools
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -15,11 +17,14 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError, VoxstrataError
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
+from voxstrata.encoders.device import Device
 from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.engine.reductions import StoredRows
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.spec import StoreSpec
 
+Kept = tuple[int, int]  # of the frames of a window: how many are not kept before those that are, and how many these are
+CALLERS = 2  # threads that call at once on a GPU: one batch is computed while another is fetched and the next uploaded
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -42,6 +47,23 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.enable_mem_pattern = False  # one plan, and one block, for every shape that was met
     return options
+
+
+def load_cuda() -> None:
+    """Load CUDA's libraries from where pip put them; what is missing is named on stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        ort.preload_dlls()
+
+
+def cuda_options(device: Device) -> tuple[str, dict[str, Any]]:
+    """The CUDA provider, with settings that keep what the export was validated to."""
+    options: dict[str, Any] = {
+        "device_id": device.index,
+        "use_tf32": 0,  # TF32 keeps 10 bits of a float32 product
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default times all algorithms anew for every shape
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    return PROVIDERS["cuda"], options
 
 
 class Encoder(ABC):
@@ -80,12 +102,21 @@ class Encoder(ABC):
             self._silence = model.silence()
             self._silence.check(self.context.edges[0])
         # What most windows need is loaded now, so that a broken file or driver shows before the work.
-        self._session(LOG_MEL)
-        self._session(self._graph(self.context.edges[0]))
+        for name in self._first_graphs():
+            self._session(name)
+
+    def _first_graphs(self) -> tuple[str, ...]:
+        """Those that most windows need."""
+        return LOG_MEL, self._graph(self.context.edges[0])
 
     @abstractmethod
-    def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
-        """Encode a batch of windows of at most 30 s at 16 kHz, computing `frames` positions of each.
+    def stored_rows(
+        self, audio: Sequence[NDArray[np.float32]], frames: int, kept: Sequence[Kept] | None = None
+    ) -> StoredRows:
+        """Encode a batch of windows at 16 kHz, at most as long as the family's, computing `frames` positions of each.
+
+        kept: which frames of each; by default those that its samples fill. Whisper's windows do not overlap, and all of
+        these are kept.
 
         May be called from several threads at once. Raises InputError when memory runs out or a graph fails otherwise.
         """

@@ -11,7 +11,7 @@ from voxstrata.base.tables import TextTable, aligned, clock
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
-from voxstrata.engine.budget import EncoderSize, Work
+from voxstrata.engine.budget import Work, arithmetic_of
 from voxstrata.engine.measuring import Record
 from voxstrata.engine.planning import Long, plan_corpus
 from voxstrata.engine.runtime import Runtime
@@ -24,7 +24,8 @@ class Estimate:
     """What `extract` would do with the same options.
 
     recordings: of the corpus. failures: why headers cannot be read, by id. audio_seconds: of the others.
-    windows: of at most 30 s. tokens: computed positions. flops: see `voxstrata.engine.budget`. rows: of every output.
+    windows: of at most `window_seconds`, the family's window. tokens: computed positions. flops: see
+    `voxstrata.engine.budget`. rows: of every output.
     bytes_per_output, bytes: of the shards on disk, to the byte when every recording can be read and no 1 MB chunk is
     all zeros; the files beside them are not counted.
     seconds: expected wall time at the rate that was measured on this machine; None where it was not.
@@ -43,6 +44,7 @@ class Estimate:
     bytes_per_output: int
     bytes: int
     seconds: float | None
+    window_seconds: float = 30.0
 
     def to_text(self) -> str:
         """Recordings, work and storage, in tables; the time is told by `time_text`."""
@@ -50,7 +52,7 @@ class Estimate:
         about = {
             "recordings": f"{readable} of {self.recordings} readable, {clock(self.audio_seconds)} of audio",
             "units": f"{self.units}",
-            "windows": f"{self.windows} of at most 30 s, {self.mode}",
+            "windows": f"{self.windows} of at most {self.window_seconds:g} s, {self.mode}",
             "tokens": f"{self.tokens:,} positions to compute, {self.flops / 1e12:,.1f} TFLOP",
         }
         rows = [[name, f"{self.rows:,}", f"{self.bytes_per_output / 1e6:,.1f}"] for name in self.outputs]
@@ -109,7 +111,7 @@ def estimate(
     """
     plan = plan_corpus(corpus, model, spec, runtime, reporter, long=long, probed=probed)
     spec = plan.spec
-    work = Work.of(plan, EncoderSize.of(model, spec.outputs))
+    work = Work.of(plan, arithmetic_of(model, spec.outputs))
     seconds = work.flops / record.modes[spec.context.mode].flops_per_second if record else None
     layout = ShardLayout(plan.chunk_rows, plan.unit_rows, model.card.d_model * spec.stored_dtype.itemsize)
     used = zip(*(x.tolist() for x in np.unique(plan.used, return_counts=True)), strict=True)
@@ -130,4 +132,5 @@ def estimate(
         bytes_per_output=per_output,
         bytes=per_output * len(spec.outputs),
         seconds=seconds,
+        window_seconds=plan.family.window / SAMPLE_RATE,
     )

@@ -14,8 +14,9 @@ from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.encoder import Encoder
+from voxstrata.engine.making import make_encoder
 from voxstrata.engine.planning import Long
-from voxstrata.engine.run import Extraction, Worked, make_encoder, prepare, writing
+from voxstrata.engine.run import Extraction, Worked, prepare, writing
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.files import Files
 from voxstrata.store.part import Part
@@ -118,9 +119,10 @@ def extract(
     """Extract the embeddings of a corpus into a store; resumes the store when it exists, and shares the work with other
     runs that are at it.
 
-    spec: what is kept, in which context it is computed; by default every frame of all outputs as float16, `bucketed`.
+    spec: what is kept, in which context it is computed; by default every frame of all outputs as float16, in the own
+        context of the model's family (Whisper's is `bucketed`).
     runtime: what the run may use of the machine; by default all cores, no GPU.
-    long: "window" cuts recordings over 30 s into windows, "error" refuses the corpus naming them.
+    long: "window" cuts recordings longer than the family's window, "error" refuses the corpus naming them.
     allow_overflow: values beyond float16 are stored as infinities; by default they end the run.
     efficiency: this machine's rate of matrix products is measured, too, for the report: about a second on the CPU.
     part: of several runs; it begins with its own share of the units, and does not wait for those of the others.

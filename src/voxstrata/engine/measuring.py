@@ -22,7 +22,7 @@ from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable, aligned
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
-from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.extraction import ExtractReport, extract
 from voxstrata.engine.runtime import Runtime, available_threads
@@ -162,7 +162,8 @@ def measure(
     context = Context(mode)
     spec = StoreSpec(outputs, context=context).for_model(model.card, runtime.device)
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize * len(spec.outputs)
-    most = min(MAX_CLIPS, int(MAX_STORE_BYTES / (mix.mean * SAMPLE_RATE / SAMPLES_PER_FRAME * row_bytes)))
+    family = model.card.family
+    most = min(MAX_CLIPS, int(MAX_STORE_BYTES / (mix.mean / family.seconds_per_frame * row_bytes)))
     with scratch_folder("bench") as folder:
 
         def run(name: str, clips: int) -> tuple[ExtractReport, NDArray[np.float64]]:
@@ -177,7 +178,7 @@ def measure(
         if again or left > report.seconds:
             clips = int(np.clip(max(0.0, left) * least / report.seconds, least, max(least, most)))
             report, lengths = run("main", clips)
-    frames = -(-np.round(lengths * SAMPLE_RATE).astype(int) // SAMPLES_PER_FRAME)
+    frames = family.frames(np.round(lengths * SAMPLE_RATE).astype(np.int64))
     return Throughput(
         mode,
         mix.name,
@@ -208,8 +209,9 @@ def bench(
         reporter.step("matrix products")
         limit = sgemm_rate(runtime.thread_count)
     modes: dict[str, Throughput] = {}
-    each = seconds / len(get_args(Mode))
-    for mode in get_args(Mode):
+    own = [mode for mode in get_args(Mode) if mode in model.card.family.contexts]
+    each = seconds / len(own)
+    for mode in own:
         reporter.step(mode)
         modes[mode] = measure(model, mode, MIXES["fleurs"], outputs, runtime, seconds=each, limit=limit, again=False)
     record = Record(about(model, runtime), load, limit, modes)
@@ -232,7 +234,11 @@ def about(model: ModelFolder, runtime: Runtime) -> dict[str, Any]:
     card, device = model.card, runtime.device
     return {
         "format": FORMAT,
-        "model": {"weights_sha256": card.weights_sha256, "dtype": card.dtype, "silence_sha256": card.silence["sha256"]},
+        "model": {
+            "weights_sha256": card.weights_sha256,
+            "dtype": card.dtype,
+            "silence_sha256": card.silence.get("sha256"),
+        },
         "cpu": cpu_name(),
         "cores": available_threads(),
         "device": device.kind if device.kind == "cpu" else f"{device.kind}:{device.index} {_gpu_name(device.index)}",

@@ -15,14 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from voxstrata.audio.decode import decode
 from voxstrata.audio.readers import Samples
-from voxstrata.base.errors import UsageError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus.memory import samples_source
 from voxstrata.encoders.card import ModelFolder, open_model
-from voxstrata.encoders.frames import encoder_frames
-from voxstrata.engine.cpu_encoder import CpuEncoder
-from voxstrata.engine.cuda_encoder import CudaEncoder
 from voxstrata.engine.encoder import Encoder
-from voxstrata.engine.pipeline import equal_batches
+from voxstrata.engine.making import make_encoder
+from voxstrata.engine.pipeline import equal_batches, kept
 from voxstrata.engine.reductions import StoredRows, all_finite, row_count
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sink import overflows_of, place_rows
@@ -76,8 +74,9 @@ class SpeechModel(ModelFolder):
         place of the spec's. spec, runtime: as of `extract`.
 
         Returns, for each output, the rows (n, d) in the spec's dtype, or with `pool` their mean (d,) in float32.
-        Recordings over 30 s are cut into windows. Raises UsageError for unknown outputs or rates that are no numbers,
-        InputError for samples of another type or shape, none at all, or values that are not finite.
+        Recordings longer than the family's window (Whisper's has 30 s) are cut. Raises UsageError for unknown outputs
+        or rates that are no numbers, InputError for samples of another type or shape, too few or none at all, or
+        values that are not finite.
         """
         runtime, spec = runtime or Runtime(), spec or StoreSpec()
         spec = (spec if outputs is None else replace(spec, outputs=outputs)).for_model(self.card, runtime.device)
@@ -101,18 +100,14 @@ class SpeechModel(ModelFolder):
 
         @lru_cache(_ENCODERS_KEPT)
         def make(spec: StoreSpec, runtime: Runtime, process: int) -> tuple[Encoder, ThreadPoolExecutor]:
-            encoder: Encoder
-            if runtime.device.kind == "cpu":
-                encoder = CpuEncoder(self, spec, runtime, cpu_sessions)
-            else:
-                encoder = CudaEncoder(self, spec, runtime)
+            encoder = make_encoder(self, spec, runtime, cpu_sessions)
             return encoder, ThreadPoolExecutor(encoder.concurrency, "encode")  # threads begin when there is work
 
-        def kept(spec: StoreSpec, runtime: Runtime) -> tuple[Encoder, ThreadPoolExecutor]:
+        def ready(spec: StoreSpec, runtime: Runtime) -> tuple[Encoder, ThreadPoolExecutor]:
             with lock:
                 return make(spec, runtime, os.getpid())  # in a forked process the threads from before are gone
 
-        return kept
+        return ready
 
     def __getstate__(self) -> dict[str, Any]:
         """Without sessions, which cannot be pickled."""
@@ -138,14 +133,19 @@ def _decoded(name: str, samples: ArrayLike, rate: Any, notices: list[str]) -> Sa
 
 def _states(names: Sequence[str], audio: Sequence[Samples], encoder: Encoder, pool: ThreadPoolExecutor) -> list[States]:
     """What is stored of each recording; as many batches at once as the encoder takes."""
-    spec, width = encoder.spec, encoder.model.card.d_model
-    frames = [encoder_frames(len(x)) for x in audio]
+    spec, width, family = encoder.spec, encoder.model.card.d_model, encoder.model.card.family
+    frames = [family.frames(len(x)) for x in audio]
+    for name, n, x in zip(names, frames, audio, strict=True):
+        if not n:
+            raise InputError(f"{name}: {family.too_short(len(x))}; give a longer one")
     found = [{o: np.zeros((row_count(n, spec), width), spec.stored_dtype) for o in spec.outputs} for n in frames]
-    windows = (w for u, x in enumerate(audio) for w in windows_of(u, len(x)))
+    windows = (w for u, x in enumerate(audio) for w in windows_of(u, len(x), family))
     batches = list(equal_batches(windows, spec.context, encoder))
 
     def encoded(batch: tuple[int, list[Window]]) -> StoredRows:
-        return encoder.stored_rows([audio[w.utterance][w.sample :][: w.samples] for w in batch[1]], batch[0])
+        return encoder.stored_rows(
+            [audio[w.utterance][w.sample :][: w.samples] for w in batch[1]], batch[0], kept(batch[1])
+        )
 
     for (_, batch), stored in zip(batches, pool.map(encoded, batches), strict=True):
         for output, rows, finite in zip(spec.outputs, stored.rows, stored.finite, strict=True):

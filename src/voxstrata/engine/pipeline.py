@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from voxstrata.audio.info import AudioInfo, Stated
 from voxstrata.audio.readers import Samples
 from voxstrata.encoders.context import Context
-from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.engine.decoding import DecodeAhead, Stage
-from voxstrata.engine.encoder import Encoder
+from voxstrata.engine.encoder import Encoder, Kept
 from voxstrata.engine.reductions import StoredRows
 from voxstrata.engine.sink import UnitSink
 from voxstrata.store.plan import Plan, Window
@@ -55,20 +54,29 @@ def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list
     for u in members:
         windows += plan.windows(u)
         samples += int(plan.samples[u])
-        if samples >= BATCHES_SORTED * encoder.tokens * SAMPLES_PER_FRAME or u == members[-1]:
+        if samples >= BATCHES_SORTED * encoder.tokens * plan.family.hop or u == members[-1]:
             yield from equal_batches(windows, plan.spec.context, encoder)
             windows, samples = [], 0
 
 
 def equal_batches(windows: Iterable[Window], context: Context, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
-    """Windows in batches of equal computed positions, the longest first: (positions, windows)."""
-    by_frames: dict[int, list[Window]] = {}
+    """Windows in batches of equal computed positions, the longest first: (positions, windows).
+
+    In the context `exact` they are equal to the sample.
+    """
+    exact, by_length = context.mode == "exact", dict[int, list[Window]]()
     for w in windows:
-        by_frames.setdefault(context.frames_computed(w.frames), []).append(w)
-    for frames in sorted(by_frames, reverse=True):
-        own, size = by_frames[frames], encoder.batch_size(frames)
+        by_length.setdefault(w.samples if exact else context.frames_computed(w.frames), []).append(w)
+    for length in sorted(by_length, reverse=True):
+        frames = encoder.model.card.family.frames(length) if exact else length
+        own, size = by_length[length], encoder.batch_size(frames)
         for i in range(0, len(own), size):
             yield frames, own[i : i + size]
+
+
+def kept(windows: Iterable[Window]) -> list[Kept]:
+    """Which frames of each window are."""
+    return [(w.skip, w.frames) for w in windows]
 
 
 class DecodeStage(DecodeAhead):
@@ -80,7 +88,7 @@ class DecodeStage(DecodeAhead):
     def __init__(self, plan: Plan, units: Iterable[int], encoder: Encoder) -> None:
         self._plan, self._units, self._encoder = plan, units, encoder
         self._begun: deque[int] = deque()  # units whose batches have not been asked for
-        ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * SAMPLES_PER_FRAME
+        ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * plan.family.hop
         super().__init__(plan.corpus, self._recordings(), encoder.threads, ahead)
 
     def _recordings(self) -> Iterator[tuple[int, int, AudioInfo | Stated]]:
@@ -132,14 +140,14 @@ class EncodeStage(Stage):
         """The batches with what is stored of them, in the same order. Raises what the encoder raises."""
         waiting: deque[tuple[Batch, Future[StoredRows]]] = deque()
         for batch, audio in decoded:
-            waiting.append((batch, self._pool.submit(self._encode, batch.frames, audio)))
+            waiting.append((batch, self._pool.submit(self._encode, batch, audio)))
             if len(waiting) > self._encoder.concurrency + BATCHES_WAITING:
                 yield _finished(*waiting.popleft())
         while waiting:
             yield _finished(*waiting.popleft())
 
-    def _encode(self, frames: int, audio: list[Samples]) -> StoredRows:
-        return self._encoder.stored_rows(audio, frames) if audio else StoredRows([], [])
+    def _encode(self, batch: Batch, audio: list[Samples]) -> StoredRows:
+        return self._encoder.stored_rows(audio, batch.frames, kept(batch.windows)) if audio else StoredRows([], [])
 
 
 def _finished(batch: Batch, encoding: Future[StoredRows]) -> tuple[Batch, StoredRows]:

@@ -8,7 +8,8 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, Probed, probe_corpus
 from voxstrata.encoders import Device, ModelFolder
-from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SAMPLES
+from voxstrata.encoders.family import Family
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.runtime import DEFAULT_TOKENS, Runtime
 from voxstrata.store.plan import MAX_UNIT_BYTES, UNIT_MEGABYTES, Plan, make_plan
 from voxstrata.store.spec import StoreSpec
@@ -36,17 +37,17 @@ def plan_corpus(
     added to.
 
     Raises UsageError for unknown outputs, and InputError when nothing can be read, or, with `long="error"`, when a
-    recording is over 30 s.
+    recording is longer than the family's window.
     """
     runtime = runtime or Runtime()
     spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
     probed = probed or probe_corpus(corpus, reporter=reporter)
     if long == "error":
-        refuse_long(corpus, probed)
+        refuse_long(corpus, probed, model.card.family)
     if (megabytes := runtime.unit_megabytes) is None:
         megabytes = default_unit_megabytes(spec, model.card.d_model, runtime.device)
-    d = model.card.d_model
-    return make_plan(corpus, probed, spec, d, unit_megabytes=megabytes, unit_rows=unit_rows)
+    card = model.card
+    return make_plan(corpus, probed, spec, card.d_model, card.family, unit_megabytes=megabytes, unit_rows=unit_rows)
 
 
 def default_unit_megabytes(spec: StoreSpec, d_model: int, device: Device) -> float:
@@ -58,12 +59,13 @@ def default_unit_megabytes(spec: StoreSpec, d_model: int, device: Device) -> flo
     return min(max(filled, UNIT_MEGABYTES), MAX_UNIT_BYTES / 2**20)
 
 
-def refuse_long(corpus: Corpus, probed: Probed) -> None:
-    """Raise InputError where a recording is over 30 s."""
-    long = np.flatnonzero(probed.samples > WINDOW_SAMPLES)
+def refuse_long(corpus: Corpus, probed: Probed, family: Family) -> None:
+    """Raise InputError where a recording is longer than the family's window."""
+    long = np.flatnonzero(probed.samples > family.window)
     if len(long):
+        window = family.window / SAMPLE_RATE
         row, samples = int(long[0]), int(probed.samples[long[0]])
         raise InputError(
-            f"{corpus.recording(row).source.name}: {samples / SAMPLE_RATE:.1f} s, over the 30 s window "
+            f"{corpus.recording(row).source.name}: {samples / SAMPLE_RATE:.1f} s, over the {window:g} s window "
             f"({len(long)} recordings are); use --long window, or cut them"
         )

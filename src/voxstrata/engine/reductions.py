@@ -35,7 +35,9 @@ def row_count(frames: int, spec: StoreSpec) -> int:
     return 1 if spec.pool else -(-frames // spec.every)
 
 
-def reduce_states(states: Sequence[NDArray[Any]], frames: Sequence[int], spec: StoreSpec) -> StoredRows:
+def reduce_states(
+    states: Sequence[NDArray[Any] | Sequence[NDArray[Any]]], frames: Sequence[int], spec: StoreSpec
+) -> StoredRows:
     """What is stored of a batch whose states are on the host.
 
     states: for each output (batch, positions, d_model). frames: valid frames of each window, which come first.

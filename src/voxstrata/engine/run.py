@@ -14,10 +14,8 @@ from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
-from voxstrata.encoders.frames import WINDOW_SAMPLES
-from voxstrata.engine.cpu_encoder import CpuEncoder
-from voxstrata.engine.cuda_encoder import CudaEncoder
 from voxstrata.engine.encoder import Encoder
+from voxstrata.engine.making import make_encoder
 from voxstrata.engine.pipeline import CommitStage, DecodeStage, EncodeStage
 from voxstrata.engine.planning import Long, plan_corpus, refuse_long
 from voxstrata.engine.runtime import Runtime
@@ -100,7 +98,7 @@ def prepare(
             if runtime.unit_megabytes is not None:
                 refuse_other_units(files, plan, model.card.d_model, runtime.unit_megabytes)
             if long == "error":
-                refuse_long(plan.corpus, plan.probed)
+                refuse_long(plan.corpus, plan.probed, plan.family)
             return Extraction(StoreWriter(files, plan, model.card, stored=True), model, allow_overflow)
 
 
@@ -248,11 +246,6 @@ def writing(files: Files) -> Iterator[None]:
         ) from e
 
 
-def make_encoder(model: ModelFolder, spec: StoreSpec, runtime: Runtime) -> Encoder:
-    """What encodes on that device. Raises what `Encoder` raises."""
-    return (CpuEncoder if runtime.device.kind == "cpu" else CudaEncoder)(model, spec, runtime)
-
-
 def working_order(plan: Plan) -> list[int]:
     """All units, those with the longest windows first.
 
@@ -264,7 +257,7 @@ def working_order(plan: Plan) -> list[int]:
     language = pc.dictionary_encode(plan.corpus.table["language"].combine_chunks(), null_encoding="encode")
     code = np.asarray(language.indices.to_numpy())
     goes_on = np.append(code[begin[1:-1] - 1] == code[begin[1:-1]], False).tolist()
-    longest = np.minimum(np.maximum.reduceat(plan.samples, begin[:-1]), WINDOW_SAMPLES).tolist()
+    longest = np.minimum(np.maximum.reduceat(plan.samples, begin[:-1]), plan.family.window).tolist()
     for unit in reversed(range(plan.units)):
         if goes_on[unit]:
             longest[unit] = max(longest[unit], longest[unit + 1])

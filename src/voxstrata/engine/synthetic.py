@@ -14,7 +14,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from voxstrata.corpus import Corpus, read_corpus
-from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SAMPLES
+from voxstrata.encoders.frames import SAMPLE_RATE
+
+_LONGEST = 30 * SAMPLE_RATE  # samples of a recording
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,14 @@ MIXES = {
 
 def made_up(i: int, samples: int) -> NDArray[np.float32]:
     """Samples of a recording at 16 kHz, at most 30 s, unlike for every i: part of `_sound`."""
-    begin = 7919 * i % (len(_sound()) - WINDOW_SAMPLES)
+    begin = 7919 * i % (len(_sound()) - _LONGEST)
     return _sound()[begin : begin + samples]
 
 
 @functools.cache
 def _sound() -> NDArray[np.float32]:
     """Two minutes of a tone that sweeps from 100 Hz to 7 kHz every ten seconds, in noise that rises and falls."""
-    t = np.arange(4 * WINDOW_SAMPLES) / SAMPLE_RATE
+    t = np.arange(4 * _LONGEST) / SAMPLE_RATE
     tone = np.sin(2 * np.pi * np.cumsum(100 * 70 ** (t % 10 / 10)) / SAMPLE_RATE)
     noise = np.sin(2 * np.pi * 1.5 * t) * np.random.default_rng(0).standard_normal(len(t))
     return (0.3 * tone + 0.1 * noise).astype(np.float32)

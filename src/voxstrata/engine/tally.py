@@ -9,7 +9,7 @@ import numpy as np
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
-from voxstrata.engine.budget import EncoderSize
+from voxstrata.engine.budget import arithmetic_of
 from voxstrata.engine.pipeline import Batch
 from voxstrata.store.markers import read_markers
 from voxstrata.store.writer import StoreWriter
@@ -28,7 +28,7 @@ class Tally:
         plan = writer.plan
         self.encoded = self.flops = 0
         self._plan, self._writer = plan, writer
-        self._size, self._context = EncoderSize.of(model, plan.spec.outputs), plan.spec.context
+        self._size, self._context = arithmetic_of(model, plan.spec.outputs), plan.spec.context
         done = writer.done()
         self._failed = len(writer.failures(done)[0])
         self._others = set(range(plan.units)) - done  # that other runs may commit

@@ -31,7 +31,13 @@ def residual_names(layers: int, outputs: Sequence[str], norm_every: bool) -> lis
 
 
 class EncoderBuilder(GraphBuilder):
-    """Builds an encoder block by block. What attention looks like is left to subclasses."""
+    """Builds an encoder block by block. What attention looks like is left to subclasses.
+
+    features: the input's name. zeros: columns of zeros that the first convolution sees before the features and after.
+    """
+
+    features = "log_mel"
+    zeros = (1, 1)
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -67,10 +73,10 @@ class EncoderBuilder(GraphBuilder):
 
     def stem(self, first: str) -> tuple[str, str]:
         """Convolutions, GELU and positions: the first residual state, called `first`, and the vector of its length."""
-        x = self.computed("log_mel")
-        for module, stride in (("conv1", 1), ("conv2", 2)):
+        x = self.computed(self.features)
+        for module, stride, zeros in (("conv1", 1, self.zeros), ("conv2", 2, (1, 1))):
             parts = [x, self.weight(f"{module}.weight"), self.weight(f"{module}.bias")]
-            x = self.node("Conv", parts, module, kernel_shape=[3], pads=[1, 1], strides=[stride])
+            x = self.node("Conv", parts, module, kernel_shape=[3], pads=zeros, strides=[stride])
             x = self.node("Gelu", [x], f"{module}/gelu")
         x = self.node("Transpose", [x], "conv2/frames", perm=[0, 2, 1])
         frames = self.node("Shape", [x], "frames", start=1, end=2)

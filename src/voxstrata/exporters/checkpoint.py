@@ -4,25 +4,26 @@ Weights are read from safetensors or by torch.load(weights_only=True), neither o
 """
 
 import hashlib
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_FRAMES
-from voxstrata.exporters.hub import check_source, download, first_line
-from voxstrata.exporters.reading import MERGE, read_config, read_extractor, weight_files
+from voxstrata.exporters.finding import FoundCheckpoint, find_checkpoint, tensor_dict, torch_load
+from voxstrata.exporters.hub import check_source, first_line
+from voxstrata.exporters.reading import brief, read_extractor
+from voxstrata.exporters.strict import axes, check_floats, check_stated, count_blocks, load_module
+from voxstrata.exporters.towers import Tower, tower_prefix
 from voxstrata.exporters.weights import EncoderShape
 
 _OPENAI_NAMES = (  # OpenAI's module names → Hugging Face's
@@ -38,7 +39,6 @@ _OPENAI_NAMES = (  # OpenAI's module names → Hugging Face's
     (r"^ln_post\.", "layer_norm."),
     (r"^positional_embedding$", "embed_positions.weight"),
 )
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # where the encoder's tensors show a size of the configuration: tensor and axis
 _SIZES = {
     "d_model": ("conv1.weight", 0),
@@ -96,7 +96,7 @@ def load_checkpoint(source: str, revision: str | None = None, reporter: Reporter
     """
     check_source(source, revision)
     if Path(source).is_file():
-        return _from_openai(Path(source))
+        return load_openai(Path(source))
     return load_folder(source, revision, reporter=reporter)[0]
 
 
@@ -107,38 +107,33 @@ def load_folder(
 
     also: further files to fetch from the hub. Raises InputError as `load_checkpoint` does.
     """
-    check_source(source, revision)
-    folder, name, commit = Path(source), Path(source).resolve().name, None
-    if not folder.is_dir():
-        folder = download(source, revision, also)
-        name, commit = source, folder.name  # a snapshot's folder is named by its commit
-    config = read_config(folder)
-    files, notes = weight_files(folder)
-    tensors = _read_weights(files)
-    for note in notes:
-        reporter.warn(note)
-    prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
-    if prefix is None:
-        raise InputError(f"{folder}: the weights hold no Whisper encoder (no conv1.weight)")
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return _checkpoint(folder, name, commit, config, state, bare=prefix == ""), tensors, folder
+    found = find_checkpoint(source, revision)
+    if (kind := found.model_type) != "whisper":
+        raise InputError(
+            f"{found.folder}: model_type is {brief(kind)}, not 'whisper'; this needs Whisper's encoder and decoder"
+        )
+    found.fetch(also)
+    tensors = dict(found.tensors(reporter))
+    return tower_checkpoint(found, Tower(None, "whisper", found.config), tensors), tensors, found.folder
 
 
-def _read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for weights in files:
-        if weights.suffix == ".bin":
-            tensors |= _tensors(_torch_load(weights))
-            continue
-        try:
-            tensors |= load_file(weights)
-        except Exception as e:
-            raise InputError(f"{weights}: not readable as weights ({first_line(e)}); fetch the file again") from e
-    return tensors
+def tower_checkpoint(found: FoundCheckpoint, tower: Tower, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """The Whisper encoder in a checkpoint, in whatever model it lies. Raises InputError as `load_checkpoint` does."""
+    folder = found.folder
+    config = tower.config(found.description)
+    if tower.kind == found.model_type == "whisper":
+        prefix = next((p for p in ("model.encoder.", "encoder.", "") if p + "conv1.weight" in tensors), None)
+        if prefix is None:
+            raise InputError(f"{folder}: the weights hold no Whisper encoder (no conv1.weight)")
+    else:
+        prefix = tower_prefix(folder, tensors, found.config)
+    state = {k.removeprefix(prefix): tensors[k] for k in tensors if k.startswith(prefix)}
+    return _checkpoint(folder, found.name, found.revision, config, state, bare=prefix == "")
 
 
-def _from_openai(path: Path) -> Checkpoint:
-    loaded = _torch_load(path)
+def load_openai(path: Path) -> Checkpoint:
+    """The encoder in OpenAI's .pt. Raises InputError as `load_checkpoint` does."""
+    loaded = torch_load(path)
     dims, tensors = loaded.get("dims"), loaded.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(tensors, dict):
         raise InputError(
@@ -163,29 +158,10 @@ def _from_openai(path: Path) -> Checkpoint:
         raise InputError(f"{path}: 'dims' lacks {e}") from e
     except Exception as e:  # transformers 5 checks types
         raise InputError(f"{path}: 'dims' do not describe a Whisper model ({first_line(e)})") from e
-    state = {k.removeprefix("encoder."): v for k, v in _tensors(tensors).items() if k.startswith("encoder.")}
+    state = {k.removeprefix("encoder."): v for k, v in tensor_dict(tensors).items() if k.startswith("encoder.")}
     for pattern, replacement in _OPENAI_NAMES:
         state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
     return _checkpoint(path, path.name, None, config, state, bare=False)
-
-
-def _torch_load(path: Path) -> dict[str, Any]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise InputError(
-            f"{path}: refused, loading it would need more than tensors (it may run code); "
-            "convert it to safetensors where you trust it"
-        ) from e
-    except Exception as e:
-        raise InputError(f"{path}: not readable as a torch checkpoint ({first_line(e)}); fetch it again") from e
-    if not isinstance(loaded, dict):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}, not a dictionary of tensors")
-    return loaded
-
-
-def _tensors(loaded: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
 
 
 def _checkpoint(
@@ -198,16 +174,7 @@ def _checkpoint(
             f"Whisper encoders have {WINDOW_FRAMES} and 'gelu'"
         )
     check_sizes(path, config, state, _SIZES)
-    try:
-        with torch.device("meta"):
-            encoder = WhisperEncoder(config)
-    except Exception as e:
-        raise InputError(f"{path}: the configuration describes no Whisper encoder ({first_line(e)})") from e
-    expected = encoder.state_dict()
-    if bare:  # other tensors may lie beside it
-        state = {k: v for k, v in state.items() if k in expected}
-    encoder.load_state_dict(_fitting(path, state, expected), assign=True)
-    encoder.eval().requires_grad_(False)
+    encoder = load_module(path, partial(WhisperEncoder, config), state, "Whisper", alone=not bare)
     return Checkpoint(name, revision, config, encoder, read_extractor(path, config.num_mel_bins))
 
 
@@ -223,42 +190,9 @@ def check_sizes(
     Comes before anything is made of that size: a configuration may claim any. sizes: by the configuration's name, a
     tensor and the axis that has it. part: "encoder" or "decoder", whose tensors `state` holds.
     """
-    odd = next((k for k, v in state.items() if v.dtype not in _FLOATS), None)
-    if odd is not None:
-        raise InputError(
-            f"{path}: {part} tensor {odd} holds {str(state[odd].dtype).removeprefix('torch.')}, quantised values that "
-            "are no weights without their scales; take the checkpoint's float weights"
-        )
-    lora = next((k for k in state if "lora_" in k), None)
-    if lora is not None:
-        raise InputError(f"{path}: {part} tensor {lora} is an adapter's; {MERGE}")
-    found = {f"{part}_layers": len({k.split(".")[1] for k in state if k.startswith("layers.")})}
-    found |= {k: state[t].shape[axis] for k, (t, axis) in sizes.items() if t in state and state[t].ndim > axis}
-    for key, size in found.items():
-        stated = getattr(config, key)
-        if stated != size or not (size or key == f"{part}_layers"):
-            raise InputError(f"{path}: the configuration does not fit the weights: {key} is {stated}, they have {size}")
+    check_floats(path, state, part)
+    found = {f"{part}_layers": count_blocks(state)} | axes(state, sizes)
+    check_stated(path, {key: getattr(config, key) for key in found}, found)
     heads = getattr(config, f"{part}_attention_heads")
     if not isinstance(heads, int) or heads < 1 or config.d_model % heads:
         raise InputError(f"{path}: {part}_attention_heads is {heads}, which does not divide d_model {config.d_model}")
-
-
-def _fitting(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in float32. Raises InputError unless names and shapes are as expected and all values finite."""
-    missing = sorted(set(expected) - set(state))
-    wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
-    if missing or wrong:
-        first = (missing or wrong)[0]
-        found = "is missing" if missing else f"is {tuple(state[first].shape)}, not {tuple(expected[first].shape)}"
-        raise InputError(
-            f"{path}: weights do not fit config.json: encoder tensor {first} {found} "
-            f"({len(missing) + len(wrong)} in all)"
-        )
-    unused = sorted(set(state) - set(expected))
-    if unused:
-        raise InputError(f"{path}: more encoder tensors than config.json describes, e.g. {unused[0]}")
-    state = {k: v.to(torch.float32) for k, v in state.items()}
-    bad = next((k for k, v in state.items() if not torch.isfinite(v).all()), None)
-    if bad:
-        raise InputError(f"{path}: encoder tensor {bad} holds NaN or infinite values")
-    return state

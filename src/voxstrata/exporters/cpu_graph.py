@@ -38,7 +38,7 @@ def cpu_encoder_graph(weights: WeightsFile, *, outputs: Sequence[str], norm_ever
     float16, under the names that `as_float16` gives them; what does not fit becomes infinite.
     """
     assert weights.dtype == np.float32, "the CPU's attention takes float32 alone"
-    b = (_Int8Builder if int8 else _CpuBuilder)(weights)
+    b = (_Int8Builder if int8 else CpuBuilder)(weights)
     layers, d_model = b.shape.layers, b.shape.d_model
     b.encoder(residual_names(layers, outputs, norm_every), outputs, norm_every)
     halves = [b.cast(n, as_float16(n), np.float16) for n in outputs]
@@ -53,7 +53,7 @@ def _spread(width: int) -> bool:
     return width % _ALIASED == 0
 
 
-class _CpuBuilder(EncoderBuilder):
+class CpuBuilder(EncoderBuilder):
     """Nodes of the CPU's graph. Weights are reshaped and padded by nodes, which ONNX Runtime computes once, when the
     graph is loaded, so that all graphs share one copy of the weights on disk."""
 
@@ -138,7 +138,7 @@ class _CpuBuilder(EncoderBuilder):
         return self.node("Add", [y, self.weight(f"{block}.fc2.bias")], f"{block}.fc2")
 
 
-class _Int8Builder(_CpuBuilder):
+class _Int8Builder(CpuBuilder):
     """The same with linear layers in 8 bits."""
 
     mlp = EncoderBuilder.mlp

@@ -38,9 +38,33 @@ def export(
     check_source(source, revision)
     corpus = None if spec.calibrate is None else read_corpus(spec.calibrate)
 
-    from voxstrata.exporters.checkpoint import load_checkpoint
+    from voxstrata.exporters.checkpoint import load_openai, tower_checkpoint
+    from voxstrata.exporters.families import described_encoder
+    from voxstrata.exporters.family_writing import check_options, check_prefix, write_family
+    from voxstrata.exporters.finding import find_checkpoint
+    from voxstrata.exporters.towers import Tower
     from voxstrata.exporters.writing import write_model
 
     reporter.step(f"loading {source}")
-    write_model(load_checkpoint(source, revision, reporter), target, spec, corpus, reporter, replaced)
+    if Path(source).is_file():
+        check_prefix(spec, "Whisper", ())
+        write_model(load_openai(Path(source)), target, spec, corpus, reporter, replaced)
+        return open_model(target)
+    found = find_checkpoint(source, revision)
+    encoder = described_encoder(found.description, found.config)
+    if isinstance(encoder, Tower):
+        check_prefix(spec, "Whisper", ())
+        if not encoder.known:
+            reporter.warn(
+                f"{found.folder}: what {encoder.around} does with its encoder is not known here, and none of its code "
+                "is run; the states are those of Whisper's encoder with its weights"
+            )
+        found.fetch()
+        checkpoint = tower_checkpoint(found, encoder, found.tensors(reporter))
+        write_model(checkpoint, target, spec, corpus, reporter, replaced)
+    else:
+        check_options(encoder.TITLE, spec)
+        found.fetch()
+        files = found.files(reporter, spec.prefix)
+        write_family(encoder.load(files), files, target, spec, reporter, replaced)
     return open_model(target)

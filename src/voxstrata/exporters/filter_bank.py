@@ -4,6 +4,8 @@ Everything up to the logarithm is float64, as in transformers' extractors. In fl
 samples around a large mean, would lose digits that the logarithm shows. It costs little beside any encoder.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from transformers.audio_utils import mel_filter_bank, window_function
@@ -15,6 +17,7 @@ FRAME, HOP, FFT = 400, 160, 512  # samples: 25 ms, every 10 ms, and the length o
 _PRE_EMPHASIS = 0.97
 _KALDI_SCALE = 2.0**15  # Kaldi's samples are 16-bit integers
 _KALDI_FLOOR = 1.192092955078125e-07  # of mel energies, in transformers' digits
+ESPNET_FLOOR = 1e-10  # of mel energies
 _NEMO_GUARD = 2.0**-24  # what NeMo adds to mel energies
 
 
@@ -73,6 +76,23 @@ def nemo_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[np.float6
     transform[:, inside] = _dft(inside) * np.hanning(FRAME)
     mel = _mel_energies(b, _framed(b, x, FFT, name), transform, mel_filters, name)
     return b.node("Log", [b.node("Add", [mel, _scalar(b, _NEMO_GUARD, np.float32)], f"{name}/guarded")], name)
+
+
+def espnet_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[Any], win_length: int, name: str) -> str:
+    """ESPnet's log filter bank of `audio` float32 [batch, samples], called `name`: float32 [batch, frames, n_mels].
+
+    mel_filters: (257, n_mels). Frames are centred on every 160th sample, and the recording is mirrored beyond its ends:
+    floor(samples / 160) + 1. A Hann window of `win_length` samples lies in the middle of each. It is
+    `espnet2.asr.frontend.default.DefaultFrontend`'s.
+    """
+    inside = np.arange(win_length) + (FFT - win_length) // 2
+    transform = np.zeros((2 * (FFT // 2 + 1), FFT))
+    transform[:, inside] = _dft(inside) * np.hanning(win_length + 1)[:-1]
+    x = b.cast(audio, f"{name}/float64", np.float64)
+    x = b.node("Pad", [x, b.ints("half_frames", 0, FFT // 2, 0, FFT // 2)], f"{name}/mirrored", mode="reflect")
+    mel = _mel_energies(b, _framed(b, x, FFT, name), transform, mel_filters, name)
+    mel = b.node("Max", [b.cast(mel, f"{name}/energies", np.float64), _scalar(b, ESPNET_FLOOR)], f"{name}/floored")
+    return b.cast(b.node("Log", [mel], f"{name}/log"), name, np.float32)
 
 
 def standardised(

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import read_json_file
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in transformers' order; each before its own index
+# tensors of a language model that listens through an encoder
+_TEXT = ("language_model.", "model.language_model.", "lm_head.")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -24,10 +27,10 @@ def check_source(source: str, revision: str | None) -> None:
         raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
 
 
-def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -> Path:
+def download(repo: str, revision: str | None = None, also: Sequence[str] = (), *, weights: bool = True) -> Path:
     """Fetch config and weights of a hub id, or find them in the local cache; returns the snapshot's folder.
 
-    also: names of further files to fetch, where the repository has them.
+    also: names of further files to fetch, where the repository has them. weights: whether they are fetched, too.
     Raises InputError when the hub refuses the id, and when it cannot be reached and nothing is cached.
     """
     from huggingface_hub import HfApi, errors, snapshot_download
@@ -35,7 +38,12 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
     small = ["config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json", *also]
     try:
         files = HfApi().list_repo_files(repo, revision=revision)
-        wanted = [f for f in files if f in small] + _weights_among(files)
+        wanted = [f for f in files if f in small] + (_weights_among(files) if weights else [])
+        index = next((f for f in wanted if f.endswith(".index.json")), None)
+        if index is not None:  # of a model of many GB the encoder may lie in one of them
+            at = Path(snapshot_download(repo, revision=revision, allow_patterns=[index])) / index
+            spared = silent_shards(at)
+            wanted = [f for f in wanted if f not in spared]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except errors.HFValidationError as e:
         raise InputError(f"{repo}: no such folder or file, and not a hub id ({first_line(e)})") from e
@@ -51,6 +59,18 @@ def download(repo: str, revision: str | None = None, also: Sequence[str] = ()) -
             raise InputError(
                 f"{repo}: no such folder here, the hub cannot be reached ({type(e).__name__}) and no copy is cached"
             ) from e
+
+
+def silent_shards(index: Path) -> set[str]:
+    """Of the files that an index names those that hold nothing but a language model. A damaged index names none."""
+    try:
+        read = read_json_file(index)
+    except (OSError, ValueError):
+        return set()
+    named = read.get("weight_map") if isinstance(read, dict) else None
+    names = {str(k): v for k, v in named.items() if isinstance(v, str)} if isinstance(named, dict) else {}
+    heard = {file for tensor, file in names.items() if not tensor.startswith(_TEXT)}
+    return set(names.values()) - heard if heard else set()
 
 
 def _weights_among(files: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxstrata.encoders.frames import HOP_LENGTH, N_FFT
+from voxstrata.encoders.frames import HOP_LENGTH, N_FFT, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from voxstrata.exporters.graph import GraphBuilder
 
 
@@ -22,6 +22,43 @@ def log_mel_graph(mel_filters: NDArray[Any], *, columns: bool = False) -> bytes:
     """
     b = GraphBuilder()
     n_mels = mel_filters.shape[1]
+    x = _log_mel(b, mel_filters, "audio", "log_mel/all" if columns else "log_mel")
+    inputs = [b.tensor("audio", np.float32, ["batch", "samples"])]
+    if columns:
+        inputs.append(b.tensor("columns", np.int64, [1]))
+        b.node("Slice", [x, "zero", "columns", "two"], "log_mel")
+    return b.model("whisper_log_mel", inputs, [b.tensor("log_mel", np.float32, ["batch", n_mels, "time"])])
+
+
+def unpadded_log_mel_graph(mel_filters: NDArray[Any]) -> bytes:
+    """The same for recordings of one length, with no more silence after them than their last encoder frame sees.
+
+    `audio` float32 [batch, samples], from 1 to 480 000, becomes `features` float32 [batch, n_mels, 2 · frames + 1],
+    frames = ceil(samples / 320). The values are those of the recording padded with zeros to 30 s; the column that
+    would lie after the 30 s is 0.
+    """
+    b = GraphBuilder()
+    frame, one = b.ints("frame", SAMPLES_PER_FRAME), b.ints("one", 1)
+    samples = b.node("Shape", ["audio"], "samples", start=1, end=2)
+    frames = b.node("Add", [samples, b.ints("frame_less_1", SAMPLES_PER_FRAME - 1)], "frames/reached")
+    frames = b.node("Div", [frames, frame], "frames")
+    columns = b.node("Mul", [frames, b.ints("frame_columns", 2)], "columns/frames")
+    columns = b.node("Add", [columns, one], "columns")
+    # no column of these is as near to the end as the window reaches, but at the end of the 30 s
+    padded = b.node("Mul", [columns, b.ints("hop", HOP_LENGTH)], "padded/columns")
+    padded = b.node("Add", [padded, b.ints("reach", 2 * HOP_LENGTH)], "padded/reach")
+    padded = b.node("Min", [padded, b.ints("window", WINDOW_SAMPLES)], "padded")
+    pads = b.node("Concat", [b.ints("no_pads", 0, 0, 0), b.node("Sub", [padded, samples], "pad")], "pads/all", axis=0)
+    x = _log_mel(b, mel_filters, b.node("Pad", ["audio", pads], "audio/padded"), "log_mel")
+    x = b.node("Pad", [x, b.ints("one_column", 0, 0, 0, 0, 0, 1)], "log_mel/and_zero")
+    b.node("Slice", [x, "zero", columns, "two"], "features")
+    inputs = [b.tensor("audio", np.float32, ["batch", "samples"])]
+    outputs = [b.tensor("features", np.float32, ["batch", mel_filters.shape[1], "columns"])]
+    return b.model("whisper_log_mel_unpadded", inputs, outputs)
+
+
+def _log_mel(b: GraphBuilder, mel_filters: NDArray[Any], audio: str, name: str) -> str:
+    """The nodes from padded audio to log-mel, called `name`."""
     # A Hann-windowed DFT as one strided convolution: rows 0…200 are cosines, 201…401 sines.
     n = np.arange(N_FFT)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * n / N_FFT)
@@ -30,11 +67,11 @@ def log_mel_graph(mel_filters: NDArray[Any], *, columns: bool = False) -> bytes:
     b.constant("dft", dft[:, None].astype(np.float32))
     b.constant("mel_filters", np.ascontiguousarray(mel_filters.T, np.float32))
     b.ints("pads", N_FFT // 2, N_FFT // 2)
-    for name, number in (("one", 1), ("two", 2), ("zero", 0), ("last", -1)):
-        b.ints(name, number)
-    for name, scalar in (("floor", 1e-10), ("range", 8.0), ("four", 4.0), ("ln10", np.log(10.0))):
-        b.constant(name, np.array(scalar, np.float32))
-    x = b.node("Pad", ["audio", "pads", "", "one"], "reflected", mode="reflect")
+    for constant, number in (("one", 1), ("two", 2), ("zero", 0), ("last", -1)):
+        b.ints(constant, number)
+    for constant, scalar in (("floor", 1e-10), ("range", 8.0), ("four", 4.0), ("ln10", np.log(10.0))):
+        b.constant(constant, np.array(scalar, np.float32))
+    x = b.node("Pad", [audio, "pads", "", "one"], "reflected", mode="reflect")
     x = b.node("Unsqueeze", [x, "one"], "channel")
     x = b.node("Conv", [x, "dft"], "spectrum", kernel_shape=[N_FFT], strides=[HOP_LENGTH])
     x = b.node("Slice", [x, "zero", "last", "two"], "spectrum/frames")  # the extractor drops the last frame
@@ -44,9 +81,4 @@ def log_mel_graph(mel_filters: NDArray[Any], *, columns: bool = False) -> bytes:
     x = b.node("Div", [b.node("Log", [b.node("Max", [x, "floor"], "mel/floored")], "ln"), "ln10"], "log10")
     peak = b.node("ReduceMax", [x, b.ints("mel_and_time", 1, 2)], "peak", keepdims=1)
     x = b.node("Max", [x, b.node("Sub", [peak, "range"], "lowest")], "clamped")
-    x = b.node("Div", [b.node("Add", [x, "four"], "shifted"), "four"], "log_mel/all" if columns else "log_mel")
-    inputs = [b.tensor("audio", np.float32, ["batch", "samples"])]
-    if columns:
-        inputs.append(b.tensor("columns", np.int64, [1]))
-        b.node("Slice", [x, "zero", "columns", "two"], "log_mel")
-    return b.model("whisper_log_mel", inputs, [b.tensor("log_mel", np.float32, ["batch", n_mels, "time"])])
+    return b.node("Div", [b.node("Add", [x, "four"], "shifted"), "four"], name)

@@ -19,7 +19,7 @@ class CheckpointFiles:
     name: hub id, or name of the folder or file. revision: commit, for a hub id. folder: where it lies.
     config: config.json as it is, from a stranger: a family passes on to transformers only keys that it knows, of the
     type that they must have. preprocessor: the feature extractor's settings, {} where there are none.
-    tensors: all tensors of its files.
+    tensors: all tensors of its files. prefix: tokens before the speech that the user chose; () for the family's own.
     """
 
     name: str
@@ -28,6 +28,7 @@ class CheckpointFiles:
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
+    prefix: tuple[str, ...] = ()
 
 
 class Original(Protocol):

@@ -4,6 +4,7 @@ A folder may come from a stranger. transformers is given only keys that we know,
 make it load code (`auto_map`, `_attn_implementation: "owner/kernel"`) or read other files.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_json_file
 from voxstrata.base.tables import first_few
 from voxstrata.encoders.frames import HOP_LENGTH, N_FFT, SAMPLE_RATE, WINDOW_SECONDS
-from voxstrata.exporters.hub import WEIGHT_NAMES, first_line
+from voxstrata.exporters.hub import WEIGHT_NAMES, first_line, silent_shards
 
 _ADAPTER = "adapter_config.json"
 MERGE = (
@@ -33,7 +34,6 @@ _KEYS = {
     str: "activation_function dtype torch_dtype _name_or_path",
     list: "architectures suppress_tokens begin_suppress_tokens forced_decoder_ids",
 }
-_TYPES = {key: kind for kind, keys in _KEYS.items() for key in keys.split()}
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -64,16 +64,17 @@ def read_json_object(file: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The files that transformers would read weights from, in its order, and notes on what lies beside them.
 
-    That is the file of the exact name, else the shards that the index names, safetensors before torch's own.
+    That is the file of the exact name, else the shards that the index names, safetensors before torch's own. Shards of
+    nothing but a language model are left out.
     Raises InputError when there is neither, or a shard is missing.
     """
     for name in WEIGHT_NAMES:
         file, index = folder / name, folder / f"{name}.index.json"
         if file.is_file():
-            return [file], _notes(folder, [file])
+            return [file], _notes(folder, file.name, [])
         if index.is_file():
             shards = _shards(index, file.suffix)
-            return shards, _notes(folder, [index, *shards])
+            return shards, _notes(folder, index.name, [*silent_shards(index), *(shard.name for shard in shards)])
     _refuse_adapter(folder)
     strays = _weights_in(folder)
     if strays:
@@ -86,7 +87,7 @@ def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _refuse_adapter(folder: Path) -> None:
     if (folder / _ADAPTER).is_file():
-        base = _short(read_json_object(folder / _ADAPTER).get("base_model_name_or_path"))
+        base = brief(read_json_object(folder / _ADAPTER).get("base_model_name_or_path"))
         raise InputError(f"{folder}: holds an adapter (LoRA) for {base}, not a whole checkpoint; {MERGE}")
 
 
@@ -95,7 +96,7 @@ def _shards(index: Path, suffix: str) -> list[Path]:
     names = list(named.values()) if isinstance(named, dict) else []
     if not names or not all(isinstance(n, str) and n == Path(n).name and n.endswith(suffix) for n in names):
         raise InputError(f"{index}: its weight_map does not name {suffix} files beside it; fetch it again")
-    files = [index.parent / name for name in sorted(set(names))]
+    files = [index.parent / name for name in sorted(set(names) - silent_shards(index))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{index}: the shards {first_few(missing)} it names are missing; fetch them again")
@@ -108,32 +109,28 @@ def _weights_in(folder: Path) -> list[str]:
     return [n for n in names if n.startswith(("model", "pytorch_model")) and (".safetensors" in n or ".bin" in n)]
 
 
-def _notes(folder: Path, used: list[Path]) -> list[str]:
-    names, notes = {file.name for file in used}, []
-    strays = [name for name in _weights_in(folder) if name not in names]
+def _notes(folder: Path, read: str, parts: list[str]) -> list[str]:
+    """Remarks on weights beside the file `read`, which names the files `parts`."""
+    notes, strays = [], [name for name in _weights_in(folder) if name not in (read, *parts)]
     if strays:
-        notes.append(f"{folder}: weights are read from {used[0].name}; not read: {first_few(strays)}")
+        notes.append(f"{folder}: weights are read from {read}; not read: {first_few(strays)}")
     if (folder / _ADAPTER).is_file():
         notes.append(f"{folder}: the adapter (LoRA) beside the weights is not applied; if it is meant, {MERGE}")
     return notes
 
 
-def read_config(folder: Path) -> WhisperConfig:
-    """config.json. Raises InputError where it is not Whisper's, sets what it cannot, or describes quantised weights."""
+def read_description(folder: Path) -> dict[str, Any]:
+    """config.json as it is. Raises InputError where there is none, or it describes quantised weights."""
     file = folder / "config.json"
     if not file.is_file():
         _refuse_adapter(folder)
         raise InputError(f"{folder}: no config.json; a checkpoint folder has one beside its weights")
     raw = read_json_object(file)
-    if (kind := raw.get("model_type")) != "whisper":
-        raise InputError(
-            f"{folder}: model_type is {_short(kind)}, not 'whisper'; only Whisper encoders can be exported"
-        )
     if raw.get("quantization_config") is not None:
         how = raw["quantization_config"]
         method = how.get("quant_method") if isinstance(how, dict) else how
         raise InputError(
-            f"{file}: the weights are quantised ({_short(method)}); load the model in transformers, call "
+            f"{file}: the weights are quantised ({brief(method)}); load the model in transformers, call "
             "model.dequantize(), save it, and export that"
         )
     if raw.get("transformers_weights") is not None:
@@ -141,19 +138,51 @@ def read_config(folder: Path) -> WhisperConfig:
             f"{file}: transformers_weights names another file of weights; rename that file to {WEIGHT_NAMES[0]} and "
             "remove the key"
         )
-    known = {key: value for key, value in raw.items() if key in _TYPES}
+    return raw
+
+
+def known_keys(file: Path, raw: Mapping[str, Any], kinds: Mapping[type, str], needed: str = "") -> dict[str, Any]:
+    """Of a stranger's settings those that are known, each of the type that it must have.
+
+    kinds: the known keys by type, divided by spaces; needed: those without which the encoder is not determined.
+    Text, lists and token ids may be null. Raises InputError naming file, key and value.
+    """
+    types = {key: kind for kind, keys in kinds.items() for key in keys.split()}
+    known = {key: value for key, value in raw.items() if key in types}
+    missing = [key for key in needed.split() if key not in known]
+    if missing:
+        raise InputError(
+            f"{file}: it does not say {' nor '.join(missing)}, on which the states depend; take the config.json that "
+            "its makers published"
+        )
     for key, value in known.items():
-        kind = _TYPES[key]
+        kind = types[key]
         absent = value is None and (kind in (list, str) or key.endswith("_token_id"))
         fits = type(value) is kind or (kind is float and type(value) is int)
         if not absent and not fits:
-            raise InputError(f"{file}: {key} is {_short(value)}, not {_TYPE_NAMES[kind]}; correct it")
+            raise InputError(f"{file}: {key} is {brief(value)}, not {_TYPE_NAMES[kind]}; correct it")
         if key in ("dtype", "torch_dtype") and value is not None and value not in _DTYPES:
-            raise InputError(f"{file}: {key} is {_short(value)}, not one of {', '.join(_DTYPES)}; correct it")
+            raise InputError(f"{file}: {key} is {brief(value)}, not one of {', '.join(_DTYPES)}; correct it")
+    return known
+
+
+def whisper_config(file: Path, raw: Mapping[str, Any]) -> WhisperConfig:
+    """The settings of a Whisper model. Raises InputError naming the file where they set what they cannot."""
+    known = known_keys(file, raw, _KEYS)
     try:
         return WhisperConfig.from_dict(known)
     except Exception as e:
         raise InputError(f"{file}: not a usable Whisper configuration ({first_line(e)})") from e
+
+
+def read_preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file with the settings of the feature extractor, and these; {} where there are none."""
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        return file, read_json_object(file)
+    file = folder / "processor_config.json"  # where transformers 5 puts it
+    raw = read_json_object(file).get("feature_extractor") if file.is_file() else None
+    return file, raw if isinstance(raw, dict) else {}
 
 
 def read_extractor(folder: Path, n_mels: int) -> WhisperFeatureExtractor:
@@ -161,20 +190,14 @@ def read_extractor(folder: Path, n_mels: int) -> WhisperFeatureExtractor:
 
     Raises InputError where it describes other features than the graphs compute.
     """
-    file = folder / "preprocessor_config.json"
-    if file.is_file():
-        raw = read_json_object(file)
-    else:  # beside an OpenAI .pt or in a bare folder, the feature size says everything
-        file = folder / "processor_config.json"  # where transformers 5 puts it
-        raw = read_json_object(file).get("feature_extractor", {}) if file.is_file() else {}
-        raw = raw if isinstance(raw, dict) else {}
+    file, raw = read_preprocessor(folder)
     mels = raw.get("feature_size", n_mels)
     if mels != n_mels:
-        raise InputError(f"{file}: it makes {_short(mels)} mel bins, the encoder takes {n_mels}")
+        raise InputError(f"{file}: it makes {brief(mels)} mel bins, the encoder takes {n_mels}")
     for key, expected in _PREPROCESSING.items():
         if raw.get(key, expected) != expected:
             raise InputError(
-                f"{file}: {key} is {_short(raw[key])}, but Whisper's encoders take {expected!r}, which is what the "
+                f"{file}: {key} is {brief(raw[key])}, but Whisper's encoders take {expected!r}, which is what the "
                 "exported log-mel computes; correct the file, or remove it if it belongs to another model"
             )
     labels = {
@@ -185,7 +208,7 @@ def read_extractor(folder: Path, n_mels: int) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(feature_size=n_mels, **more)
 
 
-def _short(value: object) -> str:
+def brief(value: object) -> str:
     """A value as messages show it, however large it is."""
     try:
         text = repr(value)

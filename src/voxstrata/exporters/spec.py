@@ -19,6 +19,7 @@ class ExportSpec:
     norm_every: apply the final LayerNorm to every layer (for early exit), not to `final` alone.
     calibrate: a corpus (folder or manifest) from which the silence cache is calibrated; None: pure silence.
     silence_keys: cached keys per layer and head, by k-means; 0 keeps one key per position.
+    prefix: tokens that an encoder is told before the speech, where its family has any: OWSM-CTC's language and task.
     """
 
     outputs: str | Sequence[str] = "all"
@@ -26,6 +27,7 @@ class ExportSpec:
     norm_every: bool = False
     calibrate: str | Path | None = None
     silence_keys: int = 32
+    prefix: Sequence[str] = ()
 
     def check(self) -> None:
         """Raises UsageError for an unknown dtype, InputError for more silence keys than there are positions."""

@@ -57,14 +57,14 @@ class _Validation:
         self, folder: Path, checkpoint: Checkpoint, outputs: Sequence[str], dtype: str, norm_every: bool
     ) -> None:
         self.checkpoint, self.outputs, self.dtype, self.norm_every = checkpoint, outputs, dtype, norm_every
-        self.log_mel = _session(folder / LOG_MEL)
-        self.graphs = {name: _session(folder / name) for name in ENCODER_GRAPHS[dtype]}
+        self.log_mel = cpu_session(folder / LOG_MEL)
+        self.graphs = {name: cpu_session(folder / name) for name in ENCODER_GRAPHS[dtype]}
         self.worst, self.worst_cached, self.worst_mel = dict.fromkeys(outputs, 0.0), dict.fromkeys(outputs, 0.0), 0.0
 
     def without_cache(self, seconds: float) -> None:
         """Log-mel, and every graph with no cached key."""
         # two voices of different loudness, one long and one short, so that neighbours could leak
-        voices = [_voice(seconds, 120.0, 0.3), _voice(seconds / 3, 210.0, 0.01)]
+        voices = [voice(seconds, 120.0, 0.3), voice(seconds / 3, 210.0, 0.01)]
         features = torch.cat([self.checkpoint.features(v) for v in voices])
         self._compare_log_mel(voices, features, seconds)
         frames, s = round(seconds * FRAMES_PER_SECOND), self.checkpoint.shape
@@ -82,7 +82,7 @@ class _Validation:
         frame, so the padded run is given a zero there, too.
         """
         encoder, frames = self.checkpoint.encoder, round((seconds + 1) * FRAMES_PER_SECOND)
-        features = torch.cat([self.checkpoint.features(_voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
+        features = torch.cat([self.checkpoint.features(voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
         features[:, :, 2 * frames : 2 * frames + 1] = 0
         key, value = (t[:, :, frames:].numpy() for t in queries_keys_values(encoder, features[:1])[1:])
         want = hidden_states(encoder, features[:1])
@@ -131,13 +131,14 @@ class _Validation:
         self.worst_mel = max(self.worst_mel, difference)
 
 
-def _session(path: Path) -> ort.InferenceSession:
+def cpu_session(path: Path) -> ort.InferenceSession:
+    """A graph that runs on the CPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _voice(seconds: float, pitch: float, amplitude: float) -> NDArray[np.float32]:
+def voice(seconds: float, pitch: float, amplitude: float) -> NDArray[np.float32]:
     """A gliding harmonic tone in bursts over a little noise, float32 samples at 16 kHz."""
     t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     phase = 2 * np.pi * pitch * (t + 0.1 * np.sin(2 * np.pi * 0.7 * t))

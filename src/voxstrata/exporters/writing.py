@@ -68,10 +68,9 @@ def write_model(
             final_norm="every" if spec.norm_every else "final",
             silence=provenance,
             validation=validation,
-            tools={p: version(p) for p in ("voxstrata", "torch", "transformers", "onnx")}
-            | {"onnxruntime": onnxruntime.__version__},
+            tools=tool_versions(),
         )
-        _stamp(folder, card)
+        stamp(folder, (*layout.ENCODER_GRAPHS[card.dtype], layout.LOG_MEL), card)
         write_card(folder, card)
 
 
@@ -93,9 +92,15 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, output
     (folder / layout.LOG_MEL).write_bytes(log_mel_graph(checkpoint.extractor.mel_filters))
 
 
-def _stamp(folder: Path, card: ModelCard) -> None:
+def tool_versions() -> dict[str, str]:
+    """What a model was made with."""
+    found = {package: version(package) for package in ("voxstrata", "torch", "transformers", "onnx")}
+    return found | {"onnxruntime": onnxruntime.__version__}
+
+
+def stamp(folder: Path, names: Sequence[str], card: ModelCard) -> None:
     """Put the card into the metadata of every graph, so that a graph alone says what it is."""
-    for name in (*layout.ENCODER_GRAPHS[card.dtype], layout.LOG_MEL):
+    for name in names:
         model = onnx.load(str(folder / name), load_external_data=False)
         onnx.helper.set_model_props(model, {"voxstrata": json.dumps(card.to_dict(), sort_keys=True)})
         (folder / name).write_bytes(model.SerializeToString())

@@ -154,7 +154,8 @@ def _run(
     prints += [("revision", str(model["revision"]))] if model.get("revision") else []
     prints += [("encoder, SHA-256", model["weights_sha256"])] if "weights_sha256" in model else []
     if store:
-        prints += [("silence cache, SHA-256", str(store["model"]["silence"].get("sha256")))]
+        silence = store["model"]["silence"]
+        prints += [("silence cache, SHA-256", str(silence.get("sha256")))] if silence else []
         prints += [("context", str(store["spec"]["context"]["mode"]))]
         prints += [("extraction's plan (utterances, units, settings)", store["plan"])]
     inside += "".join(table.to_html() for table in tables)

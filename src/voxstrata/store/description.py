@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.encoders.card import ModelCard
-from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
-from voxstrata.encoders.outputs import describe
+from voxstrata.encoders.family import Output
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.store.spec import StoreSpec
 
 README = "README.md"
@@ -22,18 +22,25 @@ ARRAY_MEANINGS = {
 
 def output_attributes(output: str, card: ModelCard, spec: StoreSpec) -> dict[str, Any]:
     """What an array of embeddings holds, with its units, in words and numbers that JSON can hold."""
-    meaning, hidden_states = describe(output, card.layers, card.final_norm)
+    own = card.family.output(output)
     model = {"model": card.checkpoint, "encoder_weights_sha256": card.weights_sha256}
-    about = {"long_name": meaning, "units": "1", "hidden_states_index": hidden_states, **model}
+    about = {"long_name": _meaning(own), "units": "1", "hidden_states_index": own.hidden_states, **model}
     if spec.pool:
         return about | {"cell_methods": "row: mean", "valid_rows": "row i of utterance i, where status[i] is 1"}
-    seconds = spec.every * SAMPLES_PER_FRAME / SAMPLE_RATE
+    seconds = spec.every * card.family.hop / SAMPLE_RATE
     return about | {
         "seconds_per_row": seconds,
         "rows_per_second": 1 / seconds,
         "frames_per_row": spec.every,
         "valid_rows": "start[i] to start[i] + length[i] - 1 of utterance i, where status[i] is 1; others are zeros",
     }
+
+
+def _meaning(output: Output) -> str:
+    """What an output is, in words."""
+    if output.repeats == 1:
+        return output.meaning
+    return f"{output.meaning}; it has one state for {output.repeats} frames, which is there {output.repeats} times"
 
 
 def corpus_root(root: Path | str, store: Path | None) -> str:
@@ -47,9 +54,10 @@ def corpus_root(root: Path | str, store: Path | None) -> str:
 def store_readme(card: ModelCard, spec: StoreSpec) -> str:
     """The text of README.md in a store: what lies there, and how to read it without this project."""
     array, last = f"{spec.group}/{spec.outputs[-1]}", spec.outputs[-1]
-    rows = [(o, *describe(o, card.layers, card.final_norm)) for o in spec.outputs]
-    outputs = "\n".join(f"| `{o}` | {meaning} | {'–' if i is None else f'`[{i}]`'} |" for o, meaning, i in rows)
-    row = f"A row is {spec.every * SAMPLES_PER_FRAME * 1000 // SAMPLE_RATE} ms of speech."
+    rows = [card.family.output(o) for o in spec.outputs]
+    index = ["–" if o.hidden_states is None else f"`[{o.hidden_states}]`" for o in rows]
+    outputs = "\n".join(f"| `{o.name}` | {_meaning(o)} | {i} |" for o, i in zip(rows, index, strict=True))
+    row = f"A row is {spec.every * card.family.hop * 1000 / SAMPLE_RATE:g} ms of speech."
     if spec.pool:
         row = "A row is an utterance: the mean over its frames."
     return f"""# Embeddings of speech

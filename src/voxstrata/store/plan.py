@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from voxstrata.base.columns import scattered, sorted_codes
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus, Probed
-from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, encoder_frames
+from voxstrata.encoders.family import Family
+from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.encoders.whisper import WHISPER
 from voxstrata.store.fingerprint import SECOND, fingerprint_of, first_fingerprint_of
 from voxstrata.store.spec import StoreSpec
 
@@ -41,10 +43,11 @@ MEASURED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Window:
-    """At most 30 s of one utterance, one item of a batch.
+    """What the encoder takes at once of one utterance, one item of a batch.
 
     utterance: its index in the plan. sample: where it begins, at 16 kHz. samples: how long it is.
-    frames: valid encoder frames. frame: the utterance's frames before it.
+    frames: encoder frames that are kept. frame: the utterance's frames before these. skip: frames that the encoder
+    makes before these, and that are not kept.
     """
 
     utterance: int
@@ -52,15 +55,13 @@ class Window:
     samples: int
     frames: int
     frame: int
+    skip: int = 0
 
 
-def windows_of(utterance: int, samples: int) -> list[Window]:
-    """The windows of at most 30 s that so many samples are encoded in."""
-    windows = []
-    for before, s in enumerate(range(0, samples, WINDOW_SAMPLES)):
-        n = min(WINDOW_SAMPLES, samples - s)
-        windows.append(Window(utterance, s, n, encoder_frames(n), before * WINDOW_FRAMES))
-    return windows
+def windows_of(utterance: int, samples: int, family: Family = WHISPER) -> list[Window]:
+    """The windows that so many samples are encoded in; none where they are too few for a frame."""
+    pieces = family.pieces(samples) if samples and family.frames(samples) else ()
+    return [Window(utterance, p.sample, p.samples, p.frames, p.frame, p.skip) for p in pieces]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Plan:
     start, length: int64 and int32 (utterances,), first row and number of rows in the arrays.
     unit_begin: int64 (units + 1,): unit u holds the utterances unit_begin[u] … unit_begin[u + 1] - 1.
     unit_rows: rows of one unit, that is of one shard. chunk_rows: rows of one inner chunk.
+    family: of the encoder: how many frames samples have, and what is encoded at once.
     """
 
     spec: StoreSpec
@@ -85,6 +87,7 @@ class Plan:
     unit_begin: NDArray[np.int64]
     unit_rows: int
     chunk_rows: int
+    family: Family = WHISPER
 
     @cached_property
     def utterances(self) -> pa.Table:
@@ -119,8 +122,8 @@ class Plan:
         return self.start[last] + self.length[last] - np.arange(self.units) * self.unit_rows
 
     def windows(self, utterance: int) -> list[Window]:
-        """The windows of at most 30 s that an utterance is encoded in."""
-        return windows_of(utterance, int(self.samples[utterance]))
+        """The windows that an utterance is encoded in."""
+        return windows_of(utterance, int(self.samples[utterance]), self.family)
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the content of the store but the model: see `fingerprint_of`."""
@@ -146,26 +149,27 @@ def make_plan(
     probed: Probed,
     spec: StoreSpec,
     d_model: int,
+    family: Family = WHISPER,
     *,
     unit_megabytes: float = UNIT_MEGABYTES,
     unit_rows: int | None = None,
 ) -> Plan:
     """Plan the extraction of a corpus whose lengths are known.
 
-    probed: what `probe_corpus` returned. A recording that is more than a unit may hold is one more
-    failure. unit_rows: of the store that the corpus is added to; by default what the longest recording needs.
+    probed: what `probe_corpus` returned. A recording that is too short for a frame, or more than a unit may hold, is
+    one more failure. unit_rows: of the store that the corpus is added to; by default what the longest recording needs.
     Raises InputError when nothing can be encoded, or a recording is longer than `unit_rows`, UsageError for an
     impossible `unit_megabytes`.
     """
     if not 0 < unit_megabytes * 2**20 <= MAX_UNIT_BYTES:
         raise UsageError(f"units of {unit_megabytes} MB: choose more than 0, at most {MAX_UNIT_BYTES >> 20}")
     row_bytes = d_model * spec.stored_dtype.itemsize
-    samples, reasons = _usable_samples(probed, spec, row_bytes)
+    samples, reasons = _usable_samples(probed, spec, row_bytes, family)
     if not samples.any():
         reason = next(iter(reasons.values()), "it is empty")
         raise InputError(f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}")
     languages = sorted_codes(pc.fill_null(corpus.table["language"], ""))
-    frames = -(-samples // SAMPLES_PER_FRAME)
+    frames = np.where(samples > 0, family.frames(samples), 0)
     order = _storage_order(corpus, probed, languages, frames)
     samples, frames, languages = samples[order], frames[order], languages[order]
     corpus, root = corpus.take(order), corpus.root
@@ -184,7 +188,7 @@ def make_plan(
         if unit_rows is None:
             unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
         elif length.max() > unit_rows:
-            seconds = unit_rows * spec.every * SAMPLES_PER_FRAME // SAMPLE_RATE
+            seconds = unit_rows * spec.every * family.hop // SAMPLE_RATE
             longer = np.flatnonzero(length > unit_rows)
             raise InputError(
                 f"{root}: {len(longer)} recordings, e.g. {corpus.table['id'][int(longer[0])].as_py()!r}, are longer "
@@ -202,7 +206,7 @@ def make_plan(
         named = {int(place[row]): corpus.without_root(reason) for row, reason in reasons.items()}
         found = found.set_column(found.schema.get_field_index("failure"), "failure", scattered(named, len(order)))
     layout = (start, length.astype(np.int32), unit_begin, unit_rows, chunk_rows)
-    return Plan(spec, corpus, Probed(found), samples, frames, *layout)
+    return Plan(spec, corpus, Probed(found), samples, frames, *layout, family)
 
 
 def _storage_order(
@@ -231,11 +235,15 @@ def _storage_order(
     return order
 
 
-def _usable_samples(probed: Probed, spec: StoreSpec, row_bytes: int) -> tuple[NDArray[np.int64], dict[int, str]]:
+def _usable_samples(
+    probed: Probed, spec: StoreSpec, row_bytes: int, family: Family
+) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Samples at 16 kHz by row of the corpus, int64, 0 where a recording fails, and why it does by row."""
     samples, reasons = probed.samples.copy(), dict(probed.failures)
+    for i in np.flatnonzero((samples > 0) & (family.frames(samples) == 0)).tolist():
+        reasons[i], samples[i] = f"{family.too_short(int(samples[i]))}; leave it out", 0
     if not spec.pool:
-        longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * SAMPLES_PER_FRAME
+        longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * family.hop
         for i in np.flatnonzero(samples > longest).tolist():
             reasons[i] = (
                 f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "

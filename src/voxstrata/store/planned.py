@@ -21,7 +21,7 @@ from voxstrata.base.columns import sorted_codes
 from voxstrata.base.errors import InputError
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, Probed
-from voxstrata.encoders.frames import SAMPLES_PER_FRAME
+from voxstrata.encoders.card import ModelCard
 from voxstrata.store.checked import REPAIR, about_store, checked_table, identity, read_json
 from voxstrata.store.files import Files, root_attributes, zarr_array
 from voxstrata.store.labels import PLANNED_LABELS, as_planned, read_utterances, with_column, with_planned_labels
@@ -70,24 +70,26 @@ def read_plan(files: Files, corpus: Corpus | None = None) -> Plan:
     # an append that was cut short may have left rows there that do not count
     stored = _planned_utterances(files, about).slice(0, len(probed))
     corpus = _corpus_of(files, stored) if corpus is None else _as_stored(files, stored, corpus, probed)
+    family = ModelCard.from_dict(about["model"]).family
     samples, start, length = (np.asarray(stored[name].to_numpy()) for name in ("samples", "row_start", "row_count"))
     return Plan(
         spec=StoreSpec.from_dict(about["spec"]),
         corpus=corpus,
         probed=probed,
         samples=samples,
-        frames=-(-samples // SAMPLES_PER_FRAME),
+        frames=np.where(samples > 0, family.frames(samples), 0),
         start=start,
         length=length,
         unit_begin=np.array(layout["unit_begin"], np.int64),
         unit_rows=layout["unit_rows"],
         chunk_rows=layout["chunk_rows"],
+        family=family,
     )
 
 
 def refuse_other_units(files: Files, plan: Plan, d_model: int, unit_megabytes: float) -> None:
     """Raise InputError where a store's units are of another size than these are to be."""
-    here = make_plan(plan.corpus, plan.probed, plan.spec, d_model, unit_megabytes=unit_megabytes)
+    here = make_plan(plan.corpus, plan.probed, plan.spec, d_model, plan.family, unit_megabytes=unit_megabytes)
     if here.unit_rows != plan.unit_rows or here.unit_begin.tolist() != plan.unit_begin.tolist():
         raise InputError(f"{files.root}: cannot resume: {_other_units(plan.unit_rows, here, d_model)}")
 

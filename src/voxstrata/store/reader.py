@@ -60,6 +60,7 @@ class EmbeddingStore:
         try:
             self.model = ModelCard.from_dict(about["model"])
             self.spec = StoreSpec.from_dict(about["spec"])
+            self.spec.check_every(self.model.family)
         except (KeyError, TypeError, ValueError, UsageError) as e:
             raise InputError(f"{path}: what it says of its model is damaged ({e}); get another copy") from e
         refuse_foreign_arrays(self.files, self.spec)
@@ -101,7 +102,7 @@ class EmbeddingStore:
 
     @property
     def row_seconds(self) -> float | None:
-        """Seconds from one stored row to the next (0.02 unless frames were averaged); None when pooled."""
+        """Seconds from one stored row to the next, Whisper's 0.02 unless frames were averaged; None when pooled."""
         samples = self.about["samples_per_row"]
         return None if samples is None else samples / SAMPLE_RATE
 

@@ -17,7 +17,6 @@ from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
-from voxstrata.encoders.frames import SAMPLES_PER_FRAME
 from voxstrata.store.checked import (
     REPAIR,
     about_store,
@@ -286,7 +285,7 @@ class StoreWriter:
             "model": card.to_dict(),
             "spec": spec.to_dict(),
             "plan": plan.fingerprint(),
-            "samples_per_row": None if spec.pool else SAMPLES_PER_FRAME * spec.every,
+            "samples_per_row": None if spec.pool else card.family.hop * spec.every,
             "checksums": "crc32c",
         }
         if plan.corpus.lengths != "headers":

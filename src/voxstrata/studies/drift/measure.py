@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
@@ -41,9 +41,16 @@ def measure_drift(
 
     `against`: another export of the same checkpoint, whose `padded` is the reference, to learn what int8 or float16
     cost; by default the model itself.
-    Raises InputError when no recording can be read, or `against` has other weights or outputs.
+    Raises UsageError for other families than Whisper, InputError when no recording can be read, or `against` has other
+    weights or outputs.
     """
     reference = against or model
+    for given in (reference, model):
+        if not given.card.whisper:
+            raise UsageError(
+                f"{given.path}: drift compares the contexts of Whisper; {given.card.family.name} has "
+                f"{' and '.join(given.card.family.contexts)} alone"
+            )
     if reference.card.weights_sha256 != model.card.weights_sha256 or reference.card.final_norm != model.card.final_norm:
         raise InputError(f"{reference.path} and {model.path} are not exports of the same encoder; export both from one")
     outputs = select_outputs(outputs, model.card.outputs)

@@ -1,0 +1,117 @@
+"""The encoder of families whose recordings are encoded by themselves: no window is filled, nothing is masked."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from voxstrata.base.errors import InputError, UsageError
+from voxstrata.encoders.card import ENCODER, FEATURES, ModelFolder
+from voxstrata.encoders.onnx_file import cut_onnx
+from voxstrata.engine.encoder import CALLERS, Encoder, Kept, cuda_options, load_cuda
+from voxstrata.engine.reductions import StoredRows, reduce_states
+from voxstrata.engine.runtime import Runtime
+from voxstrata.store.spec import StoreSpec
+
+
+class ExactEncoder(Encoder):
+    """Runs windows of one exact length through an exported model of a family other than Whisper.
+
+    On a CPU a batch is one window, computed on the caller's thread: what it gives cannot depend on others. On a GPU
+    windows of one length share a batch; their states come to the host, and are reduced there.
+
+    Raises what `Encoder` raises, and UsageError for TensorRT.
+    """
+
+    def __init__(
+        self,
+        model: ModelFolder,
+        spec: StoreSpec | None = None,
+        runtime: Runtime | None = None,
+        sessions: dict[str, ort.InferenceSession] | None = None,
+    ) -> None:
+        runtime = runtime or Runtime()
+        if runtime.device.kind == "tensorrt":
+            raise UsageError(f"{model.path}: {model.card.family.name} runs on cpu and cuda; TensorRT is for Whisper")
+        if runtime.device.kind == "cuda":
+            load_cuda()
+        super().__init__(model, spec or StoreSpec(), runtime, sessions)
+        if runtime.device.kind == "cuda":
+            self.concurrency = CALLERS
+
+    def _first_graphs(self) -> tuple[str, ...]:
+        return FEATURES, self._deepest
+
+    @property
+    def _deepest(self) -> str:
+        """The encoder's graph up to the deepest output that is kept, by the name of the session: the file's own, or
+        with that output's.
+
+        Shallower outputs stay, whether they are kept or not, so that a state does not depend on which others are.
+        """
+        deepest = max(self.outputs, key=self.model.card.outputs.index)
+        return ENCODER if deepest == self.model.card.outputs[-1] else f"{ENCODER}:{deepest}"
+
+    def _source(self, name: str) -> Path | bytes:
+        file, _, deepest = name.partition(":")
+        path, outputs = self.model.path / file, self.model.card.outputs
+        return cut_onnx(path, outputs[: outputs.index(deepest) + 1]) if deepest else path
+
+    def _providers(self, name: str) -> list[Any]:
+        cpu = super()._providers(name)
+        return cpu if self.device.kind == "cpu" else [cuda_options(self.device), *cpu]
+
+    def batch_size(self, frames: int) -> int:
+        return 1 if self.device.kind == "cpu" else super().batch_size(frames)
+
+    def stored_rows(
+        self, audio: Sequence[NDArray[np.float32]], frames: int, kept: Sequence[Kept] | None = None
+    ) -> StoredRows:
+        """Encode a batch of windows of one exact length; see `Encoder`."""
+        states = self.run(audio)
+        begin = time.perf_counter()
+        kept = kept or [(0, states[0].shape[1])] * len(audio)
+        rows = reduce_states(
+            [[state[skip : skip + n] for state, (skip, n) in zip(batch, kept, strict=True)] for batch in states],
+            [n for _, n in kept],
+            self.spec,
+        )
+        self._count("reduce", begin)
+        return rows
+
+    def run(self, audio: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """The states of windows of one exact length: for each output an array [batch, frames, d_model].
+
+        May be called from several threads at once.
+        """
+        begin = time.perf_counter()
+        expected = self.model.card.family.frames(len(audio[0]))
+        # one by one, as the CPU's log-mel is: what is left over of a row may be rounded by other code
+        found = [self._compute(FEATURES, ["features"], {"audio": np.asarray(x, np.float32)[None]})[0] for x in audio]
+        features = found[0] if len(found) == 1 else np.concatenate(found)
+        self._count("features", begin)
+        begin = time.perf_counter()
+        states = self._compute(self._deepest, list(self.outputs), {"features": features})
+        self._count("encode", begin)
+        wanted = (len(audio), expected, self.model.card.d_model)
+        for output, state in zip(self.outputs, states, strict=True):
+            if state.shape != wanted:
+                raise InputError(
+                    f"{self.model.path / ENCODER}: {output} is {state.shape} for {len(audio[0])} samples, its family "
+                    f"declares {wanted}; export the model again"
+                )
+        return states
+
+    def _compute(self, name: str, outputs: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        try:
+            return list(self._session(name).run(outputs, feeds))
+        except Exception as e:  # onnxruntime's own exceptions share no base class
+            shapes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
+            raise InputError(
+                f"{self.model.path / name.partition(':')[0]}: onnxruntime failed on {shapes} ({e}); if memory ran out, "
+                "use fewer threads, or cut long recordings"
+            ) from e
