@@ -102,11 +102,11 @@ def test_every_text_and_picture_says_which_pool_it_is(tmp_path: Path) -> None:
     for options, pool in ((ALL, "all"), (FIRST, "shared-first")):
         found = retrieve(fake_store(("en", "es")), options=options)
         assert found.settings["pool"] == pool
-        first, best, *others, cka = found.tables()
+        first, best, *others, cka, mutual = found.tables()
         for table in (first, best, *others):
             assert f"pool of 6 candidates ({pool})" in table.note
         assert f"Pool {pool}: " in best.note
-        assert f"recordings of pool {pool}" in cka.note
+        assert all(f"recordings of pool {pool}" in table.note for table in (cka, mutual))
         assert found.stored()[0].header[-1] == "pool"
         for figure in found.figures().values():
             assert f"({pool})" in " ".join(figure.get_suptitle().split())

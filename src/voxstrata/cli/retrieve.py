@@ -28,6 +28,13 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
     help="Candidates: all recordings of the target language, or for each pair of languages the sentences that both "
     "hold, the first recording of each (the published protocol).",
 )
+@click.option(
+    "--neighbours",
+    type=options.COUNT,
+    default=10,
+    show_default=True,
+    help="Nearest neighbours of each sentence whose agreement between languages is measured.",
+)
 @options.bootstrap("groups")
 @options.kernel
 @options.as_json
@@ -38,6 +45,7 @@ def retrieve(
     languages: str | None,
     similarities: tuple[str, ...],
     pool: str,
+    neighbours: int,
     bootstrap: int,
     kernel: str | None,
     as_json: bool,
@@ -46,7 +54,7 @@ def retrieve(
 
     Utterances of one `group` are translations of each other. Writes retrieval.parquet, retrieval.md,
     recall_by_layer.png and languages.png; every figure stands beside its pool size and chance. The table also holds
-    CSLS and ratio-margin scores, hubness, and linear CKA between languages.
+    CSLS and ratio-margin scores, hubness, and mutual nearest neighbours and linear CKA between languages.
 
     Several stores of one model are taken as one; no id may be in two of them.
 
@@ -75,7 +83,9 @@ def retrieve(
         opened = vs.open_store(store)
         print_left_out(opened)
         study.Retrieval.refuse_foreign(folder)
-        how = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel), pool=pool)
+        how = study.RetrievalOptions(
+            bootstrap=bootstrap, kernel=choose_kernel(kernel), pool=pool, neighbours=neighbours
+        )
         with TerminalReporter() as reporter:
             result = study.retrieve(opened, outputs, languages, ",".join(similarities) or None, how, reporter)
     save_and_print(result, folder, as_json, store=store)

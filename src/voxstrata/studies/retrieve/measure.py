@@ -26,10 +26,12 @@ from voxstrata.evaluation.metrics import (
     MEAN,
     BoolMatrix,
     Evaluation,
+    Float64,
     MeanEvaluation,
     evaluate,
     positives_from_groups,
 )
+from voxstrata.evaluation.neighbours import MUTUAL_NEIGHBOURS, PERMUTATIONS, mutual_neighbours
 from voxstrata.retrieval.compare import Matrices, compare
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
@@ -45,7 +47,7 @@ from voxstrata.retrieval.recordings import (
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
-from voxstrata.studies.retrieve.text import LINEAR_CKA, SETTINGS_KEY, SKEW
+from voxstrata.studies.retrieve.text import LINEAR_CKA, MUTUAL, SETTINGS_KEY, SKEW
 
 ALL_SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
 SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
@@ -65,6 +67,7 @@ class RetrievalOptions:
     kernel: what computes SeqSim; by default the fastest of this machine.
     pool: "all" recordings of the target language, or "shared-first", the published protocol: for each pair of languages
         the sentences that both hold, one recording of each, the first by id.
+    neighbours: k of mutual nearest neighbours; `permutations` random matchings are its null, 0 for none.
     Raises UsageError for unknown scores or pools and impossible numbers.
     """
 
@@ -73,12 +76,16 @@ class RetrievalOptions:
     bootstrap: int = RESAMPLES
     kernel: Kernel | None = None
     pool: str = EVERY_RECORDING
+    neighbours: int = MUTUAL_NEIGHBOURS
+    permutations: int = PERMUTATIONS
 
     def __post_init__(self) -> None:
         chosen("pool", [self.pool], RETRIEVAL_POOLS)
         object.__setattr__(self, "scores", tuple(chosen("score", self.scores, SCORES)))
         if not self.ks or min(self.ks) < 1:
             raise UsageError(f"ks is {self.ks}; give at least one k, each at least 1")
+        if self.neighbours < 1 or self.permutations < 0:
+            raise UsageError(f"{self.neighbours} neighbours, {self.permutations} permutations; give at least 1 and 0")
         if self.bootstrap < 0:
             raise UsageError(f"bootstrap is {self.bootstrap}; give a number of resamples, or 0 for no intervals")
 
@@ -115,7 +122,7 @@ def retrieve(
 
     outputs, languages, similarities: names in a list or separated by commas; by default all that the store has.
     similarities: of ALL_SIMILARITIES. seqsim_precision is the mean over the query's frames, seqsim_recall over the
-    candidate's. Where pooled_cosine is asked for, CKA is measured, too.
+    candidate's. Where pooled_cosine is asked for, mutual nearest neighbours and CKA are measured, too.
 
     Where frames are compared all of them are first read and checked once. Frames are read in blocks of
     `kernel.block_frames`, of which three are in memory at a time; scores of one pair of languages are held whole.
@@ -151,6 +158,7 @@ def retrieve(
         tables.insert(2 * n + 1, pa.Table.from_pylist(_mean_rows(means, output), schema=RETRIEVAL_SCHEMA))
     settings = {**options.about(groups), "csls_k": hubness.HUB_NEIGHBOURS, "ratio_margin_k": hubness.MARGIN_NEIGHBOURS}
     settings |= {"kernel": kernel.name if kernel else None, "only_translations": trivial}
+    settings |= {"mutual_knn_k": options.neighbours, "mutual_knn_permutations": options.permutations}
     table = pa.concat_tables(tables)
     table = table.set_column(0, "store", pa.repeat(store.name, len(table)))
     table = table.set_column(table.column_names.index("pool"), "pool", pa.repeat(options.pool, len(table)))
@@ -214,7 +222,10 @@ class _States:
                 back = _direction(backward, score, positives.T, y.groups, options.ks, resamples)
                 yield from ((similarity, score, a, b) for a, b in zip(there, back, strict=True))
         if pooled:
-            cka = _cka(x, y, x_pooled(), y_pooled())
+            shared = _shared_means(x, y, x_pooled(), y_pooled())
+            near = _mutual(*shared, options, resamples, seed=i * len(self._sides) + j)
+            yield "pooled_cosine", "raw", near, near
+            cka = _cka(*shared[1:])
             yield LINEAR_CKA, "raw", cka, cka
 
     def _two(self, i: int, j: int) -> tuple[Selection, Selection, _PooledStates, _PooledStates]:
@@ -270,16 +281,34 @@ def _direction(
     return found, _unsampled({SKEW: (skew, hubness.chance_skew(*matrix.shape))}, *matrix.shape)
 
 
-def _cka(
+def _shared_means(
     x: Selection, y: Selection, x_states: npt.NDArray[np.float32], y_states: npt.NDArray[np.float32]
-) -> Evaluation:
-    """Linear CKA of the groups that both languages hold, its queries and candidates."""
+) -> tuple[_Groups, Float64, Float64]:
+    """The groups that both languages hold, and their mean states on either side."""
     (x_groups, x_means), (y_groups, y_means) = group_means(x_states, x.groups), group_means(y_states, y.groups)
     shared, i, j = np.intersect1d(x_groups, y_groups, assume_unique=True, return_indices=True)
-    if len(shared) < 2:
-        return _unsampled({"cka": (math.nan, math.nan), "cka_debiased": (math.nan, math.nan)}, 0, len(shared))
-    cka = linear_cka(x_means[i], y_means[j])
-    return _unsampled({"cka": (cka.value, cka.chance), "cka_debiased": (cka.debiased, 0.0)}, len(shared), len(shared))
+    return shared, x_means[i], y_means[j]
+
+
+def _mutual(
+    groups: _Groups, x: Float64, y: Float64, options: RetrievalOptions, resamples: Resamples | None, seed: int
+) -> Evaluation:
+    """Mutual nearest neighbours of the groups that both languages hold, its queries and candidates."""
+    found = mutual_neighbours(x, y, options.neighbours, options.permutations, seed)
+    samples = np.empty((0, 1)) if resamples is None else resamples.means(found.shares[:, None], groups)
+    asked = 0 if math.isnan(found.chance) else len(groups)
+    value = np.array([found.shares.mean() if asked else math.nan])
+    null, chance = found.null[:, None], np.array([found.chance])
+    metrics = (f"{MUTUAL}@{options.neighbours}",)
+    return Evaluation(metrics, value, chance, samples, asked, 0, len(groups), len(groups), null)
+
+
+def _cka(x: Float64, y: Float64) -> Evaluation:
+    """Linear CKA of matched rows, its queries and candidates."""
+    if len(x) < 2:
+        return _unsampled({"cka": (math.nan, math.nan), "cka_debiased": (math.nan, math.nan)}, 0, len(x))
+    cka = linear_cka(x, y)
+    return _unsampled({"cka": (cka.value, cka.chance), "cka_debiased": (cka.debiased, 0.0)}, len(x), len(x))
 
 
 def _unsampled(figures: dict[str, tuple[float, float]], queries: int, candidates: int) -> Evaluation:
