@@ -49,15 +49,17 @@ def parser(doc: str | None, threads: int = 2) -> argparse.ArgumentParser:
 
 
 def pin(threads: int) -> None:
-    """Confine this process to the first `threads` cores it may use, with as many threads for every library.
-
-    BLAS and OpenMP read their thread count once, when they load, so the program is started again with it set.
-    """
+    """Confine this process to the first `threads` cores it may use, with as many threads for every library."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) < threads:
             sys.exit(f"--threads {threads}: this process may use {len(cores)} cores")
         os.sched_setaffinity(0, cores[:threads])
+    limit_threads(threads)
+
+
+def limit_threads(threads: int) -> None:
+    """So many threads for every library: BLAS and OpenMP read it once, when they load, so the program starts again."""
     wanted = dict.fromkeys(BLAS_THREADS, str(threads))
     if any(os.environ.get(k) != v for k, v in wanted.items()):
         os.execve(sys.executable, sys.orig_argv, os.environ | wanted)

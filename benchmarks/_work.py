@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from _common import limit_threads
 
 LANGUAGES = ("ca", "de", "en", "es", "fi", "fr", "it", "nl", "pl", "pt")
 MAIN = "from voxstrata.cli import main; main()"
@@ -192,7 +193,8 @@ def _child(arguments: Sequence[str], log: Path) -> None:
 
 
 def warm() -> None:
-    """Import what the runs need, so that forking one takes no time."""
+    """Import what the runs need, so that forking one takes no time. Starts the program again where BLAS has threads."""
+    limit_threads(1)  # a fork would lose the others
     import numba.core.typing  # noqa: F401
 
     import voxstrata.cli.append

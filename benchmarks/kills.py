@@ -32,7 +32,7 @@ from _common import say
 from _work import DONE, STAGES, WORKS, Process, Work, differing, made_works, warm
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-PATIENCE = 120  # seconds that a run may take
+PATIENCE, FRESH_PATIENCE = 120, 900  # seconds that a work may take; runs that are not forked import and compile first
 MOST_FAULTS = 20
 MOST_KILLS = {1: 5, 4: 12, 3: 9}  # of one work, by the runs that share it
 
@@ -102,11 +102,12 @@ class Interrupted:
         work.begin(self.target)
         self.log.unlink(missing_ok=True)
         left = min(most, int(rng.integers(1, MOST_KILLS[work.parts] + 1)))
-        begin = time.monotonic()
+        patience = PATIENCE if fork else FRESH_PATIENCE
+        end = time.monotonic() + patience
         running = {part: self._started(part, fork) for part in range(1, work.parts + 1)}
         told, lost = list[str](), list[int]()
         while running:
-            if left and (victim := self._strike(running, slower=1 if fork else 4)):
+            if left and (victim := self._strike(running, end, slower=1 if fork else 4)):
                 told.append(victim)
                 left -= 1
             if not left:
@@ -125,8 +126,8 @@ class Interrupted:
                         running[part] = self._started(part, fork)
                     else:
                         lost.append(part)
-            if time.monotonic() - begin > PATIENCE:
-                self._fault(f"takes over {PATIENCE} s after {told}", running)
+            if time.monotonic() > end:
+                self._fault(f"takes over {patience} s after {told}", running)
                 return
         if (
             lost and differing(self.expected, self.work.result(self.target))[1]
@@ -149,7 +150,7 @@ class Interrupted:
         self.tally.runs += 1
         return Process(self.work.arguments(self.target, part), self.log, fork=fork)
 
-    def _strike(self, running: dict[int, Process], slower: int) -> str | None:
+    def _strike(self, running: dict[int, Process], until: float, slower: int) -> str | None:
         """Wait for a random instant and kill one of the runs then; where and how, None if they ended before."""
         rng, stages = self.rng, list(self.seconds)
         now = {"first units": "units", "last units": "units"}
@@ -158,7 +159,7 @@ class Interrupted:
         stage = stages[int(rng.integers(first, len(stages)))]
         order = {name: k for k, name in enumerate(stages)}
         while order[now.get(here := self.work.stage(self.target), here)] < order[stage]:
-            if any(process.poll() is not None for process in running.values()):
+            if any(process.poll() is not None for process in running.values()) or time.monotonic() > until:
                 return None
             time.sleep(0.0003)
         wait = rng.uniform(0, 1.1 * self.seconds[stage] * (slower if stage == "start" else 1) * len(running))
@@ -171,8 +172,7 @@ class Interrupted:
         number = SIGNALS[int(rng.integers(len(SIGNALS)))]
         fell = self.work.stage(self.target)
         running[part].send(number)
-        deadline = time.monotonic() + PATIENCE
-        while running[part].poll() is None and time.monotonic() < deadline:
+        while running[part].poll() is None and time.monotonic() < until:
             time.sleep(0.0005)
         if running[part].code in DONE:  # it was faster
             return None

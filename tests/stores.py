@@ -18,6 +18,7 @@ from voxstrata.audio.decode import AudioInfo
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.encoders.card import ModelCard
+from voxstrata.encoders.family import Family, Output, Step
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.store import EmbeddingStore, StoreSpec, StoreWriter, make_plan, open_store
 
@@ -39,10 +40,31 @@ def card(d: int, **changes: Any) -> ModelCard:
     return replace(whole, **changes)
 
 
+def family(
+    name: str,
+    outputs: Sequence[str],
+    *,
+    hop: int = 320,
+    norm: Any = "post",
+    repeats: int = 1,
+    prefix: tuple[str, ...] = (),
+) -> Family:
+    """A declaration; `final` has fewer frames by `repeats`."""
+    held = tuple(Output(o, o, None, repeats if o == "final" else 1) for o in outputs)
+    steps, flops = (Step(hop, hop),), (0, 0, 0)
+    return Family(
+        name, "samples", "none", 1, steps, 100 * hop, 0, ("exact",), "none", norm, held, stem_flops=flops,
+        block_flops=flops, prefix=prefix,
+    )  # fmt: skip
+
+
 def make_store(
     path: Path, utterances: Mapping[str, Utterance], *, spec: StoreSpec | None = None, **changes: Any
 ) -> EmbeddingStore:
-    """Write a store of which every output holds these frames, by default `final`; `changes` to the model's card."""
+    """Write a store of which every output holds these frames, by default `final`; `changes` to the model's card.
+
+    An utterance without frames is one whose header cannot be read.
+    """
     spec = spec or StoreSpec(("final",), dtype="float32")
     ids = list(utterances)
     d = next(iter(utterances.values())).frames.shape[1]
@@ -55,9 +77,14 @@ def make_store(
         "text": [None] * len(ids),
         "speaker": [None] * len(ids),
     }
-    infos = [AudioInfo(n, SAMPLE_RATE, n, 1, 44) for n in samples]
+    infos = [AudioInfo(n, SAMPLE_RATE, n, 1, 44) if n else None for n in samples]
+    unreadable = {i: "no audio" for i, n in enumerate(samples) if not n}
     plan = make_plan(
-        Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA)), Probed.of(infos, {}), spec, d, unit_megabytes=1
+        Corpus(Path("/"), pa.table(columns, schema=CORPUS_SCHEMA)),
+        Probed.of(infos, unreadable),
+        spec,
+        d,
+        unit_megabytes=1,
     )
     writer = StoreWriter(path, plan, card(d, **changes))
     names = plan.utterances["id"].to_pylist()

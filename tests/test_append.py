@@ -23,6 +23,7 @@ from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.engine import Runtime, extract
 from voxstrata.engine.appending import append
+from voxstrata.engine.run import prepare
 from voxstrata.retrieval.all_pairs import similarity
 from voxstrata.retrieval.selection import select
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
@@ -443,3 +444,16 @@ def test_another_append_takes_the_place_of_one_without_a_unit_and_not_of_one_wit
     extract(part(corpus, "en"), tiny_model, fresh, FRAMES)
     append(fresh, part(corpus, "es"), tiny_model)
     assert_same(open_store(path), open_store(fresh))
+
+
+def test_a_run_that_ends_after_an_append_leaves_the_store_as_it_is(
+    corpus: Corpus, tiny_model: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.zarr"
+    extract(part(corpus, "en"), tiny_model, store, FRAMES)
+    late = prepare(part(corpus, "en"), tiny_model, store, FRAMES)
+    for language in ("es", "de"):  # the second writes chunks of the names that the extraction gave them
+        append(store, part(corpus, language), tiny_model)
+    before = contents(store)
+    late.finish()
+    assert contents(store) == before

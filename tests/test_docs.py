@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import soundfile
 from conftest import sound
+from stores import Utterance, family, make_store
 from test_cli import run
 
 import voxstrata as vs
@@ -28,7 +30,9 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_model: Path) -> Path:
-    """A folder as the docs assume it: `checkpoint`, its model `base`, `speech.tsv`, `speech.zarr`, its `phonetics`."""
+    """A folder as the docs assume it: `checkpoint`, its model `base`, `speech.tsv`, `speech.zarr`, its `phonetics`,
+    and `speech-other.zarr`, a store of another encoder.
+    """
     desk = tmp_path_factory.mktemp("desk")
     shutil.copytree(tiny_checkpoint, desk / "checkpoint")
     shutil.copytree(tiny_model, desk / "base")
@@ -40,6 +44,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_m
             lines.append(f"{language}-{7 + g}\t{language}{g}.wav\t{language}\tg{g}\t{texts[language][g]}")
     (desk / "speech.tsv").write_text("\n".join(lines), encoding="utf-8")
     assert run("extract", desk / "speech.tsv", desk / "base", "-o", desk / "speech.zarr") == 0
+    rng, outputs = np.random.default_rng(0), ("layer_00", "layer_01", "final")
+    made = {
+        f"{language}-{7 + g}": Utterance(rng.standard_normal((35 + 50 * g, 6)).astype(np.float32), language, f"g{g}")
+        for language in ("en", "es") for g in range(2)
+    }  # fmt: skip
+    other = {"checkpoint": "other", "weights_sha256": "2" * 64, "layers": 2, "silence": {}}
+    spec = vs.StoreSpec(outputs, context=vs.Context("exact"))
+    make_store(desk / "speech-other.zarr", made, spec=spec, **other, outputs=outputs, family=family("Sounds", outputs))
     assert run("phonetics", desk / "speech.tsv", "-o", desk / "phonetics") == 0
     return desk
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from stores import Utterance, make_store
@@ -14,7 +15,7 @@ from test_cli import run
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval import Ragged, seqsim
-from voxstrata.store import EmbeddingStore, StoreSpec
+from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.studies.explain import measure as explain_module
 from voxstrata.studies.explain.measure import explain, match_frames, read_words, word_at
 from voxstrata.studies.explain.result import Explanation
@@ -125,6 +126,18 @@ class TestTimings:
             encoding="utf-8",
         )
         assert read_words(path, self.LENGTHS) == {"a": [Word("one", 0, 0.5), Word("two", 0.5, 1.05)]}
+
+
+def test_words_may_be_where_the_recording_goes_on_behind_its_last_frame(store: EmbeddingStore, tmp_path: Path) -> None:
+    """Encoders with long strides leave as much as a stride without a frame."""
+    longer = open_store(store.files.root)
+    at = longer.utterances.column_names.index("seconds")
+    longer.utterances = longer.utterances.set_column(at, "seconds", pa.array([1.9] * len(longer)))
+    (tmp_path / "t.tsv").write_text("id\tword\tbegin\tend\nb\tlast\t1.4\t1.85\n", encoding="utf-8")
+    words = {row["word"] for row in explain(longer, "a", "b", words=tmp_path / "t.tsv").maxima.to_pylist()}
+    assert words == {None, "last"}
+    with pytest.raises(InputError, match=r"does not lie within 'b', which lasts 1.50 s"):
+        explain(store, "a", "b", words=tmp_path / "t.tsv")
 
 
 def test_what_cannot_be_explained_is_refused(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import toy_encoder as toy
 from numpy.typing import NDArray
 
 import voxstrata as vs
+from voxstrata.base.progress import Reporter
 from voxstrata.encoders import card as layout
 from voxstrata.encoders.card import ModelCard, open_model
 from voxstrata.encoders.family import Family, Step
@@ -22,6 +23,7 @@ from voxstrata.encoders.frames import encoder_frames
 from voxstrata.encoders.onnx_file import cut_onnx
 from voxstrata.encoders.whisper import WHISPER
 from voxstrata.engine.exact_encoder import ExactEncoder
+from voxstrata.engine.pipeline import equal_batches
 from voxstrata.store.plan import windows_of
 
 LENGTHS = {"short": 720, "a": 16_000, "b": 16_001, "c": 16_000, "full": 32_000, "long": 100_123, "tail": 59_201}
@@ -32,6 +34,16 @@ def sound(name: str) -> NDArray[np.float32]:
     i = list(LENGTHS).index(name)
     x = np.random.default_rng(i).standard_normal(LENGTHS[name]) * np.linspace(0.05, 0.2, LENGTHS[name])
     return (np.round(np.clip(x, -1, 1) * 32767) / 32768).astype(np.float32)
+
+
+class Listening(Reporter):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +100,14 @@ def test_pieces_cover_every_frame_once_and_stay_within_the_window(family: Family
             assert w.sample // family.hop + w.skip == w.frame
 
 
+def test_a_rest_too_short_for_a_frame_is_no_window() -> None:
+    family = Family.from_dict(replace(toy.FAMILY, steps=(Step(400, 320, 80),), overlap=0).to_dict())
+    first = windows_of(0, family.window, family)
+    assert windows_of(0, family.window + 319, family) == first
+    assert family.frames(family.window + 319) == first[0].frames == 100
+    assert len(windows_of(0, family.window + 320, family)) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -133,7 +153,12 @@ def test_the_card_carries_a_family_and_whispers_does_not(model: Path) -> None:
 
 def test_identity_tells_families_normalisations_and_prefixes_apart(model: Path) -> None:
     card, context = open_model(model).card, vs.Context("exact")
-    changes = [{}, {"name": "other"}, {"normalisation": "by its mean"}, {"prefix": ("language=en",)}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"name": "other"},
+        {"normalisation": "by its mean"},
+        {"prefix": ("language=en",)},
+    ]
     found = [json.dumps(replace(card, family=replace(toy.FAMILY, **c)).identity(context)) for c in changes]
     assert len(set(found)) == 4
 
@@ -144,7 +169,8 @@ def test_identity_tells_families_normalisations_and_prefixes_apart(model: Path) 
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"silence": {"sha256": "0"}}, "silence cache"),
         ({"n_mels": 80}, "another width"),
-        ({"family": replace(toy.FAMILY, contexts=("padded",))}, "other contexts"),
+        ({"family": replace(toy.FAMILY, contexts=("exact", "bucketed"))}, "a context"),
+        ({"family": replace(toy.FAMILY, contexts=("trimmed",))}, "context"),
         ({"layers": 2}, "family has the outputs"),
         ({"validation": {"outputs": {}, "lengths_seconds": []}}, "as outputs"),
         ({"validation": {"outputs": dict.fromkeys(toy.OUTPUTS, 0.0)}}, "without lengths_seconds"),
@@ -220,15 +246,45 @@ def test_states_are_those_of_the_definition(model: Path) -> None:
             np.testing.assert_allclose(states[0], toy.states_of(sound(name))[output], atol=2e-5)
 
 
+def test_windows_of_one_length_in_a_batch_give_what_each_gives_alone(model: Path) -> None:
+    encoder = ExactEncoder(open_model(model), vs.StoreSpec(dtype="float32"))
+    audio, kept = [sound("a"), sound("c")], [(0, 40), (8, 30)]
+    together = encoder.stored_rows(audio, 49, kept)
+    assert together.finite == [True] * len(toy.OUTPUTS)
+    for i, (skip, n) in enumerate(kept):
+        for output, rows in zip(encoder.outputs, together.rows, strict=True):
+            np.testing.assert_allclose(rows[i], toy.states_of(audio[i])[output][skip : skip + n], atol=2e-5)
+
+
+def test_a_batch_holds_windows_of_one_exact_length(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ExactEncoder(open_model(model))
+    windows = [w for u, n in enumerate(LENGTHS.values()) for w in windows_of(u, n, toy.FAMILY)]
+    alone = list(equal_batches(windows, encoder.context, encoder))
+    assert [len(batch) for _, batch in alone] == [1] * len(windows)  # on a CPU
+    monkeypatch.setattr(ExactEncoder, "batch_size", lambda *_: 3)  # as on a GPU
+    found = list(equal_batches(windows, encoder.context, encoder))
+    assert sorted((w for _, batch in found for w in batch), key=astuple) == sorted(windows, key=astuple)
+    assert {len(batch) for _, batch in found} == {1, 2, 3}
+    for frames, batch in found:
+        assert {toy.FAMILY.frames(w.samples) for w in batch} == {frames}
+        assert len({w.samples for w in batch}) == 1
+    assert toy.FAMILY.frames(16_000) == toy.FAMILY.frames(16_001)  # so that frames alone would put these together
+
+
 def test_only_the_blocks_that_the_wanted_outputs_need_are_computed(model: Path) -> None:
     opened, sessions = open_model(model), dict[str, Any]()
     shallow = ExactEncoder(opened, vs.StoreSpec("layer_01", dtype="float32"), sessions=sessions)
     whole = ExactEncoder(opened, vs.StoreSpec(dtype="float32"), sessions=sessions)
     assert len(sessions) == 3  # one for samples, and the encoder at two depths
+    assert [o.name for o in sessions["encoder_model.onnx:layer_01"].get_outputs()] == ["layer_00", "layer_01"]
     graph = onnx.load_from_string(cut_onnx(model / layout.ENCODER, ("layer_00", "layer_01")))
     assert sum(node.op_type == "Tanh" for node in graph.graph.node) == 1
     assert {t.name for t in graph.graph.initializer} == {"front", "mix_0", "one"}
     assert [o.name for o in graph.graph.output] == ["layer_00", "layer_01"]
+    np.testing.assert_array_equal(shallow.run([sound("a")])[0], whole.run([sound("a")])[1])
+    for output in toy.OUTPUTS:  # weights are held by two of them at the most
+        ExactEncoder(opened, vs.StoreSpec(output), sessions=sessions)
+    assert list(sessions) == ["features.onnx", "encoder_model.onnx:layer_03", "encoder_model.onnx"]
     np.testing.assert_array_equal(shallow.run([sound("a")])[0], whole.run([sound("a")])[1])
     everything = onnx.load_from_string(cut_onnx(model / layout.ENCODER, toy.OUTPUTS))
     assert everything == onnx.load(str(model / layout.ENCODER), load_external_data=False)
@@ -324,6 +380,13 @@ def test_threads_tokens_and_a_run_that_resumes_change_no_byte(
     assert verify(tmp_path / "s.zarr").sound
 
 
+def test_append_passes_over_what_is_as_short_as_it_was(model: Path, clips: Path, tmp_path: Path) -> None:
+    vs.extract(clips, model, tmp_path / "s.zarr", vs.StoreSpec("final"))
+    reporter = Listening()
+    assert vs.append(tmp_path / "s.zarr", clips, model, reporter=reporter).passed_over == len(LENGTHS) + 1
+    assert not reporter.warnings
+
+
 def test_a_store_says_what_its_family_is(model: Path, clips: Path, tmp_path: Path) -> None:
     outputs = tuple(replace(o, repeats=2 if o.name == "final" else 1) for o in toy.FAMILY.outputs)
     model = toy.write_toy(tmp_path / "m", replace(toy.FAMILY, outputs=outputs))
@@ -353,7 +416,7 @@ def test_another_overlap_is_another_store(model: Path, clips: Path, tmp_path: Pa
 # what a family has not
 
 
-@pytest.mark.parametrize("mode", ["padded", "bucketed", "trimmed"])
+@pytest.mark.parametrize("mode", ["bucketed", "trimmed"])
 def test_a_context_that_a_family_has_not_is_refused_by_name(
     mode: Any, model: Path, clips: Path, tmp_path: Path
 ) -> None:
@@ -404,7 +467,7 @@ def test_commands_take_time_and_context_from_the_family(
     assert "12 of at most 2 s, exact" in capsys.readouterr().out
     assert _run("plan", clips, model, "--long", "error") == 3
     assert "over the 2 s window (2 recordings are)" in capsys.readouterr().err
-    assert _run("extract", clips, model, "-o", tmp_path / "s.zarr", "--context", "padded") == 2
+    assert _run("extract", clips, model, "-o", tmp_path / "s.zarr", "--context", "bucketed") == 2
     assert "its contexts: exact" in capsys.readouterr().err
     assert _run("extract", clips, model, "-o", tmp_path / "s.zarr", "--dtype", "float32") == 4
     assert _run("verify", tmp_path / "s.zarr") == 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from voxstrata.engine.budget import BLAS_THREADS
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="runs are forked")
@@ -15,7 +18,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def killed(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    two = dict.fromkeys(BLAS_THREADS, "2")  # threads of BLAS, which a fork would lose
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | two)
 
 
 def test_a_few_kills_of_runs_that_share_the_work_change_no_byte() -> None:

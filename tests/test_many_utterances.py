@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from click.testing import CliRunner
 from stores import Utterance, make_store
 
 from voxstrata.base import columns as columns_module
+from voxstrata.base import parquet
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.cli.app import main
 from voxstrata.retrieval.selection import select
 from voxstrata.store import EmbeddingStore, checked, open_store, utterances
+from voxstrata.store.claims import Claims
+from voxstrata.store.files import Files
 
 N = 60
 
@@ -108,3 +112,51 @@ def test_strings_whose_hashes_are_the_same_are_compared(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(columns_module, "hash_strings", few)
     assert columns_module.repeated(column).tolist() == expected
+
+
+def test_a_large_parquet_file_is_held_in_one_piece_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # batches of a few rows take much more memory than they hold, and what has pieces is taken from by a copy of all
+    rows = 1000
+    table = pa.table(
+        {
+            "id": [f"u{i}" for i in range(rows)],
+            "text": [None if i % 3 else "x" * (i % 50) for i in range(rows)],
+            "kind": pa.array([f"k{i % 3}" for i in range(rows)]).dictionary_encode(),
+            "seconds": np.arange(rows) / 8,
+            "words": [[str(i)] * (i % 3) for i in range(rows)],
+        }
+    )
+    pq.write_table(table, tmp_path / "m.parquet", row_group_size=70)
+    monkeypatch.setattr(parquet, "_DICTIONARIES", 0)
+    monkeypatch.setattr(parquet, "_BATCH", 16)
+    monkeypatch.setattr(parquet, "_PIECE", 5000)
+    found = parquet.read_parquet_table(tmp_path / "m.parquet")
+    assert found.equals(table)
+    assert found.schema.equals(table.schema)
+    assert [column.num_chunks for column in found.columns] == [1] * 5
+    assert parquet.read_parquet_table(tmp_path / "m.parquet", ["seconds", "id"]).equals(table.select(["seconds", "id"]))
+
+
+def test_who_is_at_the_units_is_asked_of_claims_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # of 10 million utterances there are 200,000 units, and most have no claim
+    opened = []
+
+    def opening(path: Path, *how: int) -> int:
+        opened.append(Path(path).name)
+        return real(path, *how)
+
+    with Claims(Files(tmp_path)) as claims:
+        assert claims.take(7)
+        real = os.open
+        monkeypatch.setattr(os, "open", opening)
+        assert list(claims.holders(range(1000))) == [7]
+        assert opened == ["000007"]
+        assert claims.holders([3]) == {}
+
+
+def test_languages_that_are_empty_are_counted_with_those_that_are_null(tmp_path: Path) -> None:
+    spoken = {name: Utterance(np.ones((2, 8), np.float32), language) for name, language in (("a", ""), ("b", None))}
+    make_store(tmp_path / "s.zarr", {**spoken, "c": Utterance(np.ones((2, 8), np.float32), "en")})
+    about = json.loads(CliRunner().invoke(main, ["info", str(tmp_path / "s.zarr"), "--json"]).stdout)
+    counted = {name: (own["utterances"], own["done"]) for name, own in about["languages"].items()}
+    assert counted == {"(none)": (2, 2), "en": (1, 1)}

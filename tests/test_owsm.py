@@ -13,13 +13,17 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import soundfile
 
 torch = pytest.importorskip("torch")
 import yaml  # noqa: E402
 from espnet_models import DATA, EVERY, KINDS, LENGTHS, WINDOW  # noqa: E402
 
+import voxstrata as vs  # noqa: E402
 from voxstrata.base.errors import InputError, UsageError  # noqa: E402
-from voxstrata.exporters.espnet_folder import CONFIG_FILE, WEIGHTS_FILE, espnet_file, read_espnet, read_yaml  # noqa: E402
+from voxstrata.encoders.card import ModelFolder  # noqa: E402
+from voxstrata.engine.estimating import estimate  # noqa: E402
+from voxstrata.exporters.espnet_folder import CONFIG_FILE, WEIGHTS_FILE, espnet_file, is_espnet, read_espnet, read_yaml  # noqa: E402
 from voxstrata.exporters.families import family_of  # noqa: E402
 from voxstrata.exporters.original import CheckpointFiles, Original  # noqa: E402
 
@@ -214,6 +218,17 @@ def test_an_experiments_folder_and_a_packed_one_are_the_same(kind: str) -> None:
         assert espnet_file(DATA / kind / EXPERIMENT, part) == espnet_file(DATA / kind, part)
 
 
+def test_what_makes_a_folder_espnets(tmp_path: Path) -> None:
+    assert not is_espnet(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert is_espnet(tmp_path)
+    (tmp_path / "config.json").touch()
+    (tmp_path / "meta.yaml").write_text("author: somebody\n")
+    assert not is_espnet(tmp_path)
+    (tmp_path / "meta.yaml").write_text((DATA / "owsm" / "meta.yaml").read_text())
+    assert is_espnet(tmp_path)
+
+
 def test_a_folder_with_two_weights_or_none_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("encoder: e_branchformer\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"holds no \.pth"):
@@ -257,3 +272,80 @@ def test_yaml_that_runs_code_or_unfolds_is_refused(tmp_path: Path, text: str, me
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read_yaml(file)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFolder]:
+    return {kind: vs.export(str(DATA / kind), tmp_path_factory.mktemp("exported") / kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def clips(kind: str, stored: dict[str, dict[str, Array]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stored sounds, one past the window, and a click."""
+    folder = tmp_path_factory.mktemp("clips")
+    sounds = {str(samples): stored[kind][f"audio/{samples}"] for samples in LENGTHS}
+    noise = np.random.default_rng(4).standard_normal(WINDOW + 77_000)
+    sounds |= {"long": (500 * noise).astype(np.int16), "click": np.zeros(900, np.int16)}
+    for name, audio in sounds.items():
+        soundfile.write(folder / f"{name}.wav", audio, 16_000, subtype="PCM_16")
+    lines = [f"{name}\t{name}.wav\ten\t{name}" for name in sounds]
+    (folder / "m.tsv").write_text("\n".join(["id\tpath\tlanguage\tgroup", *lines]) + "\n")
+    return folder / "m.tsv"
+
+
+def test_an_exported_folder_extracts_espnets_states_padded_or_exact(
+    kind: str,
+    exported: dict[str, ModelFolder],
+    graphs: Graphs,
+    clips: Path,
+    stored: dict[str, dict[str, Array]],
+    tmp_path: Path,
+) -> None:
+    model = exported[kind]
+    assert model.card.family.contexts[0] == "padded"
+    for context in (None, vs.Context("exact")):
+        spec = vs.StoreSpec(dtype="float32") if context is None else vs.StoreSpec(dtype="float32", context=context)
+        path = tmp_path / (context.mode if context else "padded")
+        report = vs.extract(clips, model.path, path, spec, vs.Runtime(threads=1))
+        assert report.failed == 1
+        store = vs.open_store(path)
+        for samples in LENGTHS:
+            exact = {name: stored[kind][f"exact/{samples}/{name}"] for name in model.card.outputs}
+            audio = np.pad(sound_of(stored[kind], samples), (0, WINDOW - samples))
+            want = exact if context else {name: state[0] for name, state in graphs.run(audio[None]).items()}
+            for name, state in want.items():
+                got = store.frames(str(samples), name)
+                assert len(got) == len(exact[name])
+                assert relative(got, state[: len(got)]) < 1e-5, (path, name)
+    work = estimate(vs.read_corpus(clips), model)
+    assert work.tokens == work.windows * model.card.family.frames(WINDOW)
+    family, long = model.card.family, soundfile.read(clips.with_name("long.wav"), dtype="float32")[0]
+    first, second = family.pieces(len(long))
+    audio = np.pad(long[second.sample :], (0, WINDOW - second.samples))
+    kept = slice(second.skip, second.skip + second.frames)
+    got = vs.open_store(tmp_path / "padded").frames("long", "final")
+    assert len(got) == family.frames(len(long)) == first.frames + second.frames
+    assert relative(got[first.frames :], graphs.run(audio[None])["final"][0, kept]) < 1e-5
+
+
+def test_a_prefix_is_of_owsm_ctc_alone_and_is_in_the_card(exported: dict[str, ModelFolder], tmp_path: Path) -> None:
+    told = vs.ExportSpec(prefix=("<eng>", "<asr>"))
+    with pytest.raises(UsageError, match="told nothing before the speech"):
+        vs.export(str(DATA / "owsm"), tmp_path / "owsm", told)
+    model, other = vs.export(str(DATA / "owsm_ctc"), tmp_path / "ctc", told), exported["owsm_ctc"]
+    assert model.card.family.prefix == ("language=<eng>", "task=<asr>", "previous=<na>")
+    assert model.card.weights_sha256 == other.card.weights_sha256
+    assert model.card.identity(vs.Context("padded")) != other.card.identity(vs.Context("padded"))
+
+
+def test_a_whisper_takes_no_prefix(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="told nothing before the speech"):
+        vs.export(str(tiny_checkpoint), tmp_path / "whisper", vs.ExportSpec(prefix=("<eng>", "<asr>")))
+
+
+def test_another_encoder_of_espnets_is_named_with_its_file(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "owsm", tmp_path / "model")
+    config = tmp_path / "model" / EXPERIMENT / "config.yaml"
+    config.write_text(config.read_text().replace("encoder: e_branchformer", "encoder: conformer"))
+    with pytest.raises(InputError, match=r"config\.yaml: model_type is 'espnet:conformer'"):
+        vs.export(str(tmp_path / "model"), tmp_path / "out")

@@ -26,6 +26,7 @@ from voxstrata.cluster.units import ExtractUnits
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders import Device
 from voxstrata.engine import Runtime, extract, planning
+from voxstrata.engine import run as run_module
 from voxstrata.engine.devices import extract_on
 from voxstrata.engine.run import open_run, prepare
 from voxstrata.engine.tally import Tally
@@ -205,6 +206,15 @@ def test_headers_are_read_once_and_preparing_again_changes_nothing(
     assert probed == [1]
 
 
+def test_who_comes_to_a_prepared_store_waits_for_nobody(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "s.zarr"
+    prepare(corpus, tiny_model, store, *SETTINGS)
+    monkeypatch.setattr(run_module, "patient_lock", lambda *_: pytest.fail("the lock is taken"))
+    assert len(prepare(corpus, tiny_model, store, *SETTINGS).pending()) == 10
+
+
 def test_what_a_worker_cannot_read_or_write_is_told_in_a_sentence(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,10 +246,13 @@ def test_a_file_system_without_locks_is_refused(
     def flock(fd: int, how: int) -> None:
         raise OSError(number, os.strerror(number))
 
+    elsewhere = prepare(corpus, tiny_model, tmp_path / "elsewhere.zarr", *SETTINGS)
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(InputError, match=r"no locks in this file system .*-o flock"):
         prepare(corpus, tiny_model, tmp_path / "s.zarr", *SETTINGS)
     assert not (tmp_path / "s.zarr").exists()
+    with pytest.raises(InputError, match=r"elsewhere\.zarr: no locks in this file system .*-o flock"):
+        next(elsewhere.claimed())
 
 
 def test_a_worker_finds_a_corpus_that_moved_and_is_refused_another(

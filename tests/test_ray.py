@@ -280,6 +280,26 @@ def test_a_worker_that_had_nothing_left_to_do_takes_what_a_lost_one_was_at() -> 
     assert len(told.warnings) == 1
 
 
+class AllWell(OneLeft):
+    """Stands for Ray on which nothing is lost."""
+
+    def wait(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return list(refs)[:1], []
+
+    def get(self, ref: Any) -> Any:
+        return ref.it.found, None
+
+
+def test_what_is_left_after_all_is_done_by_the_workers_that_are_there() -> None:
+    # tile rows that other runs were at, or that turned out damaged
+    ray, later = AllWell(), [[2, 3], [3], []]
+    workers = Workers(number=2, threads=1, gpus=0)
+    found = on_actors(ray, workers, lambda: list, {}, [0, 1], Told(), lambda: later.pop(0))
+    assert sorted(handful for handful in found if handful) == [[0], [1], [2], [3], [3]]
+    assert ray.made == 2
+    assert later == []
+
+
 def test_a_node_that_does_not_see_what_it_needs_says_so(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     moved, store = tmp_path / "moved", tmp_path / "s.zarr"
     shutil.copytree(corpus, moved)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from test_tiles import SETTINGS, Meanwhile, Seen, Stop, similarity, utterances
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval import all_pairs, tileplan
+from voxstrata.retrieval import folder as folder_module
 from voxstrata.retrieval.all_pairs import prepare_similarity
 from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.kernels.float32 import Float32
@@ -150,6 +151,130 @@ def test_the_slurm_task_is_the_part(
     assert "SLURM_ARRAY_TASK_COUNT=many: no task of a Slurm array" in capsys.readouterr().err
     with pytest.raises(UsageError, match="part 4/3"):
         Part(4, 3)
+
+
+# --- claims, and a folder that is made anew ---
+
+
+def test_who_computes_a_row_needs_no_lock_of_the_folder(
+    few: EmbeddingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_similarity(select(few), None, "final", tmp_path / "r", **SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "patient_lock", lambda *_: pytest.fail("the lock is taken"))
+        runs = [prepare_similarity(select(few), None, "final", tmp_path / "r", **SETTINGS) for _ in range(2)]
+        assert runs[0].compute(range(3)) == 3
+        assert runs[1].compute(range(ROWS)) == ROWS - 3
+    assert runs[1].merge() == []
+
+
+class Waits(Exception):
+    """Who would have to wait for the folder's lock."""
+
+
+@contextmanager
+def meanwhile(at: int, do: Callable[[], object]) -> Iterator[list[str]]:
+    """Do something else just before the `at`-th request for a file; the requests that were made, in order."""
+    asked: list[str] = []
+    originals = {name: getattr(Files, name) for name in ("exists", "read", "write", "remove", "remove_folder", "names")}
+    originals["clear"] = Files.clear
+    take = Claims.take
+
+    def ask(what: str) -> None:
+        asked.append(what)
+        if len(asked) == at + 1:
+            restore()
+            do()
+
+    def restore() -> None:
+        for name, original in originals.items():
+            setattr(Files, name, original)
+        Claims.take = take  # type: ignore[method-assign]
+
+    def hooked(name: str) -> Callable[..., Any]:
+        def request(self: Files, *given: Any, **how: Any) -> Any:
+            ask(f"{name} {given}")
+            return originals[name](self, *given, **how)
+
+        return request
+
+    def taking(self: Claims, number: int) -> bool:
+        ask(f"take {number}")
+        return take(self, number)
+
+    for name in originals:
+        setattr(Files, name, hooked(name))
+    Claims.take = taking  # type: ignore[method-assign]
+    try:
+        yield asked
+    finally:
+        restore()
+
+
+def test_no_row_is_computed_in_a_folder_that_is_made_anew_meanwhile(
+    few: EmbeddingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = folder_module.patient_lock
+    other = {**SETTINGS, "top": 1, "overwrite": True}
+    outcomes, at = set(), 0
+    while True:  # who claims a row, at each request of who makes the folder anew
+        folder = tmp_path / f"a{at}"
+        run = prepare_similarity(select(few), None, "final", folder, **SETTINGS)
+        claimed: list[bool | str] = []
+        with ExitStack() as holding:
+
+            def claim(holding: ExitStack = holding, run: Any = run, claimed: list[Any] = claimed) -> None:
+                def refused(*_: Any) -> Any:
+                    raise Waits
+
+                with monkeypatch.context() as patch:
+                    patch.setattr(folder_module, "patient_lock", refused)
+                    try:
+                        claimed.append(holding.enter_context(run._results.claim(0)))
+                    except Waits:
+                        claimed.append("waits")
+
+            with meanwhile(at, claim) as asked:
+                try:
+                    prepare_similarity(select(few), None, "final", folder, **other)
+                except InputError:
+                    outcome = "refused"
+                else:
+                    outcome = "made anew"
+            assert (claimed, outcome) in (
+                ([True], "refused"), (["waits"], "made anew"), (["waits"], "refused"), ([], "made anew"),
+            ), (at, asked[at:][:1])  # fmt: skip
+            outcomes.add((*claimed, outcome))
+        if not claimed:
+            break
+        at += 1
+    assert {(True, "refused"), ("waits", "made anew")} <= outcomes
+    outcomes, at = set(), 0
+    while True:  # who makes it anew, at each request of who claims a row
+        folder = tmp_path / f"b{at}"
+        run = prepare_similarity(select(few), None, "final", folder, **SETTINGS)
+        made: list[str] = []
+
+        def make(folder: Path = folder, made: list[str] = made) -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(folder_module, "patient_lock", lock)
+                try:
+                    prepare_similarity(select(few), None, "final", folder, **other)
+                    made.append("made anew")
+                except InputError:
+                    made.append("refused")
+
+        with meanwhile(at, make):
+            try:
+                with run._results.claim(0) as mine:
+                    got = "claimed" if mine else "not claimed"
+            except InputError:
+                got = "told"
+        outcomes.add((got, *made))
+        if not made:
+            break
+        at += 1
+    assert outcomes == {("told", "made anew"), ("claimed", "refused"), ("claimed",)}
 
 
 # --- kills ---

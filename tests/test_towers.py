@@ -289,6 +289,9 @@ def test_a_tower_without_settings_is_refused(ultravox: Path, settings: Any) -> N
 def test_settings_with_a_size_missing_are_refused(ultravox: Path) -> None:
     edit(ultravox, audio_config={k: v for k, v in WHISPER.items() if k != "encoder_layers"})
     refused(ultravox, "the encoder's settings do not say encoder_layers")
+    alone = {k: v for k, v in AUDIO.items() if k != "num_attention_heads"}
+    write(ultravox, alone | {"model_type": "voxtral_encoder"})
+    refused(ultravox, "the encoder's settings do not say num_attention_heads")
 
 
 def test_two_towers_are_refused(ultravox: Path, tiny_weights: State) -> None:

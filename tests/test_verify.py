@@ -112,6 +112,19 @@ def test_an_array_along_the_utterances_that_is_gone_is_found_and_mended(name: st
     assert not vs.verify(store).damages
 
 
+def test_a_status_that_is_gone_makes_nothing_pending_that_failed_before(tmp_path: Path) -> None:
+    spoken = {**utterances(0), "none": Utterance(np.zeros((0, D), np.float16))}
+    store = tmp_path / "s.zarr"
+    assert make_store(store, spoken, spec=FRAMES).status.tolist() == [1] * 12 + [2]
+    before = contents(store)
+    (store / "status" / "c" / "0").unlink()
+    with pytest.raises(vs.InputError, match=r"status: damaged, or not of this plan; run `voxstrata verify"):
+        _ = vs.open_store(store).status
+    assert vs.verify(store, repair=True).mended
+    make_store(store, spoken, spec=FRAMES)
+    assert contents(store) == before
+
+
 def test_another_units_shard_is_found(store: Path) -> None:
     shards = [store / "frames" / "final" / "c" / str(k) / "0" for k in (0, 1)]
     shutil.copy(shards[0], shards[1])

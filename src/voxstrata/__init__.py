@@ -44,12 +44,15 @@ if TYPE_CHECKING:
     from voxstrata.retrieval.similarities import seqsim as seqsim
     from voxstrata.store.part import Part as Part
     from voxstrata.store.relabel import relabel as relabel
+    from voxstrata.store.several import open_by_encoder as open_by_encoder
     from voxstrata.store.several import open_store as open_store
     from voxstrata.store.spec import StoreSpec as StoreSpec
     from voxstrata.store.training import LayerWeights as LayerWeights
     from voxstrata.store.verify import verify as verify
     from voxstrata.studies.align.measure import AlignOptions as AlignOptions
     from voxstrata.studies.align.measure import align as align
+    from voxstrata.studies.compared.measure import align_each as align_each
+    from voxstrata.studies.compared.measure import retrieve_each as retrieve_each
     from voxstrata.studies.drift.measure import measure_drift
     from voxstrata.studies.explain.measure import explain as explain
     from voxstrata.studies.phonetics.measure import measure_phonetics
@@ -82,11 +85,12 @@ _NAMES = {
     "retrieval.similarities": "seqsim",
     "store.part": "Part",
     "store.relabel": "relabel",
-    "store.several": "open_store",
+    "store.several": "open_by_encoder open_store",
     "store.spec": "StoreSpec",
     "store.training": "LayerWeights",
     "store.verify": "verify",
     "studies.align.measure": "AlignOptions align",
+    "studies.compared.measure": "align_each retrieve_each",
     "studies.drift.measure": "drift",
     "studies.explain.measure": "explain",
     "studies.phonetics.measure": "phonetics",

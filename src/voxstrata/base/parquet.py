@@ -22,6 +22,7 @@ _FREE_ROWS, _ROWS_A_BYTE = 1 << 21, 16
 _FREE_BYTES, _BYTES_A_BYTE = 1 << 28, 200
 _DICTIONARIES = 1 << 24  # bytes of a file up to which repeated strings stay dictionaries until their size is known
 _BATCH = 1 << 14  # rows decoded at once in larger files
+_PIECE = 1 << 26  # bytes of batches that are copied together: each of its own takes more room than it holds
 
 
 def parquet_file(source: str | Path | BinaryIO, name: object = None, **how: Any) -> pq.ParquetFile:
@@ -95,15 +96,23 @@ def _too_much(name: object, what: str) -> InputError:
 
 
 def _in_batches(file: pq.ParquetFile, columns: Sequence[str] | None, most: int, name: object) -> pa.Table:
-    batches, decoded = [], 0
+    pieces, batches, decoded, joined = list[pa.Table](), list[pa.RecordBatch](), 0, 0
     for batch in file.iter_batches(_BATCH, columns=columns):
         decoded += sum(_decoded_bytes(pa.chunked_array([column])) for column in batch.columns)
         if decoded > most:
             raise _too_much(name, f"more than {most} bytes")
         batches.append(batch)
-    if not batches:
+        if decoded - joined > _PIECE:
+            pieces.append(pa.Table.from_batches(batches).combine_chunks())
+            batches, joined = [], decoded
+    if not pieces and not batches:
         return file.read(columns)
-    return pa.Table.from_batches(batches).replace_schema_metadata(file.schema_arrow.metadata)
+    table = pa.concat_tables([*pieces, *([pa.Table.from_batches(batches)] if batches else [])])
+    schema, pieces, batches, whole = table.schema, [], [], list[pa.ChunkedArray]()
+    for _ in schema:  # each column in one chunk, which is taken from without another copy; one after another
+        whole.append(pa.table([table.column(0)], ["_"]).combine_chunks().column(0))
+        table = table.remove_column(0)
+    return pa.table(whole, schema).replace_schema_metadata(file.schema_arrow.metadata)
 
 
 def _decoded_bytes(column: pa.ChunkedArray) -> int:

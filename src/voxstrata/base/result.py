@@ -83,6 +83,11 @@ class Result(ABC):
         """The description of the store that it was made from; None where there was none."""
         return metadata(self.table, STORE)
 
+    @property
+    def stores(self) -> list[dict[str, Any]]:
+        """The descriptions of all stores that it was made from."""
+        return [] if self.store is None else [self.store]
+
     def to_markdown(self) -> str:
         """The title and all tables, as GitHub reads them."""
         parts = ["# " + markdown_text(" ".join(self.title.split("\n")))]

@@ -61,22 +61,32 @@ def align(
     non-translations that sound closest; and with the means of speaker and language removed. Retrievers that see
     phonemes or durations alone stand beside it. A logistic regression says how much closeness in sound helps.
 
-    Several stores of one model are taken as one; no id may be in two of them.
+    Several stores of one model are taken as one; no id may be in two of them. Stores of several models are compared:
+    each against itself, on the utterances that all hold, figures side by side by depth (compared_align.parquet,
+    compared_align.md, align_by_depth.png and .pdf).
 
     \b
     Example:
       voxstrata phonetics speech.tsv -o phonetics
       voxstrata align speech.zarr --phonetics phonetics -o aligned
     """
+    from voxstrata.store.several import open_by_encoder
     from voxstrata.studies.align.result import Alignment
+    from voxstrata.studies.compared.measure import align_each
+    from voxstrata.studies.compared.result import ComparedAlignment
 
     store = stores[0] if len(stores) == 1 else list(stores)
-    opened = vs.open_store(store)
-    print_left_out(opened)
-    Alignment.refuse_foreign(folder)
+    opened = open_by_encoder(stores)
+    for one in opened:
+        print_left_out(one)
+    (Alignment if len(opened) == 1 else ComparedAlignment).refuse_foreign(folder)
     how = vs.AlignOptions(similarity, by, quantile, closest, bootstrap)
+    result: Alignment | ComparedAlignment
     with TerminalReporter() as reporter:
-        result = vs.align(opened, phonetics, outputs, languages, how, reporter)
+        if len(opened) == 1:
+            result = vs.align(opened[0], phonetics, outputs, languages, how, reporter)
+        else:
+            result = align_each(opened, phonetics, outputs, languages, how, reporter)
     for reason, count in result.settings["left_out"].items():
         say(f"{count} utterances take no part: {reason}", err=True)
     save_and_print(result, folder, as_json, store=store)

@@ -61,7 +61,7 @@ def export(
     for Whisper alone. Every output is validated against PyTorch before the folder appears.
 
     \b
-    Examples:
+    Example:
       voxstrata export openai/whisper-base -o base --calibrate some_speech/
       voxstrata export facebook/wav2vec2-xls-r-300m -o xlsr
     """

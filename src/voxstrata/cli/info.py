@@ -39,21 +39,23 @@ def info(path: str, as_json: bool) -> None:
 def _store(store: Any) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    from voxstrata.base.columns import encoded, without_empty
+    from voxstrata.base.columns import encoded
     from voxstrata.store.writer import DONE, STATUS
 
     table, done = store.table(["language", "seconds", "failure"]), store.status == DONE
-    language, names = encoded(pc.fill_null(without_empty(table["language"]), "(none)"))
+    language, names = encoded(table["language"])
     counted = (
-        np.bincount(language, minlength=len(names)),
-        np.bincount(language, table["seconds"].to_numpy() * done, len(names)),
-        np.bincount(language, done, len(names)).astype(np.int64),
+        np.bincount(language, minlength=len(names) + 1),
+        np.bincount(language, table["seconds"].to_numpy() * done, len(names) + 1),
+        np.bincount(language[done], minlength=len(names) + 1),
     )
-    keys = ("utterances", "seconds", "done")
+    languages: dict[str, dict[str, Any]] = {}
     rows = zip(*(values.tolist() for values in counted), strict=True)
-    languages = {name: dict(zip(keys, row, strict=True)) for name, row in zip(names.to_pylist(), rows, strict=True)}
+    for name, row in zip([*names.to_pylist(), None], rows, strict=True):
+        if row[0]:  # what is empty is as what is null
+            own = languages.setdefault(name or "(none)", dict.fromkeys(("utterances", "seconds", "done"), 0))
+            own |= {key: own[key] + value for key, value in zip(own, row, strict=True)}
     numbers = np.bincount(store.status, minlength=len(STATUS)).tolist()
     first = sorted((int(np.argmax(store.status == n)), n) for n in range(len(STATUS)) if numbers[n])
     failed = pa.array(np.flatnonzero(table["failure"].is_valid().to_numpy()))

@@ -80,7 +80,7 @@ _STORING = (
     click.option(
         "--context", "mode", type=click.Choice(["bucketed", "padded", "trimmed", "exact"]),
         help="What the encoder sees beyond the speech; `voxstrata drift` measures the difference. [default: the own of "
-        "the model's family: bucketed for Whisper, for others exact, which is nothing]",
+        "the model's family: bucketed for Whisper, padded for OWSM, exact, which is nothing, for others]",
     ),
     click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="Of the stored frames."),
     click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector per utterance instead of frames."),

@@ -56,7 +56,9 @@ def retrieve(
     recall_by_layer.png and languages.png; every figure stands beside its pool size and chance. The table also holds
     CSLS and ratio-margin scores, hubness, and mutual nearest neighbours and linear CKA between languages.
 
-    Several stores of one model are taken as one; no id may be in two of them.
+    Several stores of one model are taken as one; no id may be in two of them. Stores of several models are compared:
+    each against itself, on the utterances that all hold, figures side by side by depth (compared.parquet, compared.md,
+    recall_by_depth.png).
 
     STORE may also be a folder that `voxstrata similarity` made. Recall then comes from its lists of the best
     candidates, and found.parquet and found.md are written.
@@ -64,13 +66,17 @@ def retrieve(
     \b
     Example:
       voxstrata retrieve speech.zarr -o results --outputs layer_03,layer_06,final
+      voxstrata retrieve speech-base.zarr speech-xlsr.zarr -o compared
       voxstrata retrieve en-es -o en-es-results
     """
     from voxstrata.retrieval.finished import is_similarity
     from voxstrata.retrieval.kernels import choose_kernel
+    from voxstrata.store.several import open_by_encoder
     from voxstrata.studies import retrieve as study
+    from voxstrata.studies.compared.measure import retrieve_each
+    from voxstrata.studies.compared.result import ComparedRetrieval
 
-    result: study.Retrieval | study.FoundRetrieval
+    result: study.Retrieval | study.FoundRetrieval | ComparedRetrieval
     store = stores[0] if len(stores) == 1 else list(stores)
     if isinstance(store, str) and is_similarity(store):
         if outputs != "all" or languages or similarities or kernel:
@@ -80,12 +86,17 @@ def retrieve(
     else:
         import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
-        opened = vs.open_store(store)
-        print_left_out(opened)
-        study.Retrieval.refuse_foreign(folder)
+        opened = open_by_encoder(stores)
+        for one in opened:
+            print_left_out(one)
         how = study.RetrievalOptions(
             bootstrap=bootstrap, kernel=choose_kernel(kernel), pool=pool, neighbours=neighbours
         )
+        (study.Retrieval if len(opened) == 1 else ComparedRetrieval).refuse_foreign(folder)
+        asked = ",".join(similarities) or None
         with TerminalReporter() as reporter:
-            result = study.retrieve(opened, outputs, languages, ",".join(similarities) or None, how, reporter)
+            if len(opened) == 1:
+                result = study.retrieve(opened[0], outputs, languages, asked, how, reporter)
+            else:
+                result = retrieve_each(opened, outputs, languages, asked, how, reporter)
     save_and_print(result, folder, as_json, store=store)

@@ -107,11 +107,13 @@ def on_actors(
     arguments: Mapping[str, Any],
     pieces: Sequence[int],
     reporter: Reporter,
+    more: Callable[[], Sequence[int]] = tuple,
 ) -> Iterator[Found | None]:
     """What `work(**arguments)` returns for each handful of pieces, as it comes; None about once a second.
 
     workers: settled. work: picklable, called once a worker. What it returns is called with handfuls, and may be with
-    pieces that a lost worker has done already.
+    pieces that a lost worker has done already. more: asked for further pieces, for the same workers, when all are done;
+    none end it.
 
     Raises what a worker raised on purpose; InputError for a piece that loses its worker time and again, and where a
     worker cannot start.
@@ -126,7 +128,11 @@ def on_actors(
     restarting: list[Any] = []
     asked = time.monotonic()
     try:
-        while waiting or any(handful for _, handful in busy.values()):
+        while True:
+            if not waiting and not any(handful for _, handful in busy.values()):
+                waiting.extend(handfuls(more(), workers.number))
+                if not waiting:
+                    break
             if time.monotonic() > asked + _TICK:
                 busy |= {actor.do.remote([]): (actor, []) for actor in restarting}
                 restarting, asked = [], time.monotonic()

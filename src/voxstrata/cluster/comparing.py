@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,24 @@ def similarity_on_ray(
             begin, done = time.perf_counter(), _Done()
             run = prepare_similarity(*sides, output, folder, kernel=kernel, overwrite=overwrite, **settings)
             rows, there = len(run.plan.tiles.rows), {"output": output, "folder": same_everywhere(folder)}
-            while not run.merged():
-                left = run.pending()
-                for more in on_actors(ray, workers, _rows_of, how | there, left, reporter):
+            if left := run.pending() or _left(run):
+                again = partial(_left, run)
+                for more in on_actors(ray, workers, _rows_of, how | there, left, reporter, again):
                     done += more or _Done()
                     reporter.progress(Progress("comparing", rows - len(left) + done.rows, rows, "tile rows"))
-                run.merge()
-                if run.pending():  # what other runs are at, and what was damaged
-                    time.sleep(LOOK_AGAIN)
             reports[output] = _report(run, done, time.perf_counter() - begin)
     return reports
+
+
+def _left(run: Comparison) -> list[int]:
+    """Tile rows that are still to be done when the workers have done theirs: what other runs are at, and what was
+    damaged. None once the final table is there."""
+    while not run.merged():
+        run.merge()
+        if rows := run.pending():
+            time.sleep(LOOK_AGAIN)
+            return rows
+    return []
 
 
 @dataclass(frozen=True)

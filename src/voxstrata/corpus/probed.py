@@ -55,7 +55,8 @@ class Probed:
     @cached_property
     def samples(self) -> NDArray[np.int64]:
         """Samples at 16 kHz, int64 (recordings,), 0 where a recording fails."""
-        return np.asarray(self.table["samples"].fill_null(0).to_numpy())
+        samples = self.table["samples"]
+        return np.asarray((samples.fill_null(0) if samples.null_count else samples).to_numpy())
 
     def info(self, row: int) -> AudioInfo | Stated | None:
         """What is known of one recording, None where it fails."""

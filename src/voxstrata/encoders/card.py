@@ -151,8 +151,8 @@ class ModelCard:
         family, possible = self.family, output_names(self.layers)
         if [name for name in possible if name in family.names] != list(family.names):
             raise ValueError(f"family has the outputs {_short(family.names)}, of {possible[0]} … {possible[-1]}")
-        if family.contexts != ("exact",) or family.features != self.n_mels or self.silence:
-            raise ValueError("family has other contexts than 'exact', another width than n_mels, or a silence cache")
+        if not {*family.contexts} <= {"exact", "padded"} or family.features != self.n_mels or self.silence:
+            raise ValueError("family has a context or a silence cache that are Whisper's, or another width than n_mels")
 
     def _check_silence(self) -> None:
         groups, first = (self.silence.get(name) for name in ("groups", "first"))

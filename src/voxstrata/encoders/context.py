@@ -25,7 +25,7 @@ class Context:
         the positions m … 1499 come from the model's silence cache.
         `trimmed` computes the same m positions and attends to nothing else.
         `exact` computes the recording's own frames and nothing else: the context of encoders without a fixed window.
-        The others are Whisper's.
+        `bucketed` and `trimmed` are Whisper's alone.
     tail:
         encoder frames (20 ms each) of real padding that are computed after the speech.
     edges:
@@ -62,12 +62,12 @@ class Context:
             raise UsageError(f"has no context {self.mode!r}; its contexts: {', '.join(modes)}")
         return self
 
-    def frames_computed(self, frames: int) -> int:
-        """Encoder positions computed for a window of `frames` valid encoder frames (Whisper's have 1 … 1500)."""
+    def frames_computed(self, frames: int, whole: int = WINDOW_FRAMES) -> int:
+        """Encoder positions computed for a window of `frames` valid encoder frames; whole: those of a full window."""
         if self.mode == "exact":
             return frames
         if self.mode == "padded":
-            return WINDOW_FRAMES
+            return whole
         return self.edges[bisect_left(self.edges, min(frames + self.tail, WINDOW_FRAMES))]
 
     def shapes(self) -> tuple[int, ...]:

@@ -86,6 +86,7 @@ class Family:
     stem_flops, block_flops: floating-point operations, before the blocks and of one block, of a recording of n frames:
         the polynomial a + b·n + c·n². Matrix products and convolutions alone; a multiplication and an addition are two.
     prefix: tokens before the speech, as "what=value", where the states depend on any.
+    least: samples below which a recording has no frames, though the steps would give it some.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Family:
     stem_flops: tuple[int, int, int]
     block_flops: tuple[int, int, int]
     prefix: tuple[str, ...] = ()
+    least: int = 0
 
     @property
     def hop(self) -> int:
@@ -145,9 +147,10 @@ class Family:
 
         Of a recording that is cut into pieces too: they overlap by whole frames, and each is counted once.
         """
+        found: Any = samples
         for step in self.steps:
-            samples = step.count(samples)
-        return samples
+            found = step.count(found)
+        return cast(Count, found * (samples >= self.least))
 
     def too_short(self, samples: int) -> str:
         """Why a recording of so many samples has no frame, in words."""
@@ -171,7 +174,7 @@ class Family:
         samples = 1
         for step in reversed(self.steps):
             samples = max(1, (samples - 1) * step.stride + step.kernel - step.padding)
-        return samples
+        return max(samples, self.least)
 
     def pieces(self, samples: int) -> Iterator[Piece]:
         """The parts in which a recording is encoded, in their order: one, where it is no longer than the window."""
@@ -207,7 +210,7 @@ class Family:
         texts += [text for output in self.outputs for text in (output.name, output.meaning)]
         positive = [size for step in self.steps for size in (step.kernel, step.stride)]
         positive += [self.window, self.features, *(output.repeats for output in self.outputs)]
-        others = [step.padding for step in self.steps] + [self.overlap, *self.stem_flops, *self.block_flops]
+        others = [step.padding for step in self.steps] + [self.overlap, self.least, *self.stem_flops, *self.block_flops]
         others += [o.hidden_states for o in self.outputs if o.hidden_states is not None]
         if not all(isinstance(text, str) for text in texts) or not all(type(n) is int for n in positive + others):
             raise TypeError("names and meanings are texts, sizes are whole numbers")

@@ -39,6 +39,11 @@ def depth(outputs: Sequence[str], layers: int) -> int:
     return max(layers if name == "final" else int(name.removeprefix("layer_")) for name in outputs)
 
 
+def depth_fraction(output: str, layers: int) -> float:
+    """How much of an encoder of `layers` blocks lies before an output: 0 for `layer_00`, 1 after the last block."""
+    return depth([output], layers) / layers
+
+
 def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tuple[str, ...]:
     """The wanted outputs in depth order. A string is a comma-separated list; "all" is every available one.
 

@@ -131,8 +131,9 @@ class Work:
         whole = -(-np.maximum(samples - family.window, 0) // advance)  # windows before a recording's last
         full = family.frames(family.window)
         numbers = np.bincount(family.frames(samples - whole * advance), minlength=full + 1)  # of windows, by frames
+        numbers[0] = 0  # the rest of a recording may be too short for a frame
         numbers[full] += whole.sum()
-        windows = [(n, int(numbers[n]), context.frames_computed(n)) for n in np.flatnonzero(numbers).tolist()]
+        windows = [(n, int(numbers[n]), context.frames_computed(n, full)) for n in np.flatnonzero(numbers).tolist()]
         return cls(
             sum(number for _, number, _ in windows),
             sum(number * m for _, number, m in windows),

@@ -137,9 +137,9 @@ class Encoder(ABC):
 
     def _session(self, name: str) -> ort.InferenceSession:
         with self._lock:
-            if name not in self._sessions:
-                self._sessions[name] = self._make_session(name)
-            return self._sessions[name]
+            if (session := self._sessions.get(name)) is None:
+                session = self._sessions[name] = self._make_session(name)
+            return session
 
     def _source(self, name: str) -> Path | bytes:
         """Where a graph comes from."""

@@ -1,4 +1,4 @@
-"""The encoder of families whose recordings are encoded by themselves: no window is filled, nothing is masked."""
+"""The encoder of families whose recordings are encoded by themselves, or followed by silence; nothing is masked."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from voxstrata.store.spec import StoreSpec
 
 
 class ExactEncoder(Encoder):
-    """Runs windows of one exact length through an exported model of a family other than Whisper.
+    """Runs windows of one exact length, or padded to one, through an exported model of a family other than Whisper.
 
     On a CPU a batch is one window, computed on the caller's thread: what it gives cannot depend on others. On a GPU
     windows of one length share a batch; their states come to the host, and are reduced there.
@@ -56,6 +56,12 @@ class ExactEncoder(Encoder):
         deepest = max(self.outputs, key=self.model.card.outputs.index)
         return ENCODER if deepest == self.model.card.outputs[-1] else f"{ENCODER}:{deepest}"
 
+    def _make_session(self, name: str) -> ort.InferenceSession:
+        # each holds weights of its own: where encoders share sessions, the last two depths stay
+        for other in [other for other in self._sessions if other.startswith(ENCODER)][:-1]:
+            self._sessions.pop(other, None)
+        return super()._make_session(name)
+
     def _source(self, name: str) -> Path | bytes:
         file, _, deepest = name.partition(":")
         path, outputs = self.model.path / file, self.model.card.outputs
@@ -71,10 +77,10 @@ class ExactEncoder(Encoder):
     def stored_rows(
         self, audio: Sequence[NDArray[np.float32]], frames: int, kept: Sequence[Kept] | None = None
     ) -> StoredRows:
-        """Encode a batch of windows of one exact length; see `Encoder`."""
+        """Encode a batch of windows of one exact length, or of any where they are padded; see `Encoder`."""
         states = self.run(audio)
         begin = time.perf_counter()
-        kept = kept or [(0, states[0].shape[1])] * len(audio)
+        kept = kept or [(0, self.model.card.family.frames(len(x))) for x in audio]
         rows = reduce_states(
             [[state[skip : skip + n] for state, (skip, n) in zip(batch, kept, strict=True)] for batch in states],
             [n for _, n in kept],
@@ -86,10 +92,13 @@ class ExactEncoder(Encoder):
     def run(self, audio: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """The states of windows of one exact length: for each output an array [batch, frames, d_model].
 
+        In the context `padded` each is followed by zeros up to the family's window, whose frames are all returned.
         May be called from several threads at once.
         """
-        begin = time.perf_counter()
-        expected = self.model.card.family.frames(len(audio[0]))
+        begin, family = time.perf_counter(), self.model.card.family
+        if self.context.mode == "padded":
+            audio = [np.pad(x, (0, family.window - len(x))) for x in audio]
+        expected = family.frames(len(audio[0]))
         # one by one, as the CPU's log-mel is: what is left over of a row may be rounded by other code
         found = [self._compute(FEATURES, ["features"], {"audio": np.asarray(x, np.float32)[None]})[0] for x in audio]
         features = found[0] if len(found) == 1 else np.concatenate(found)

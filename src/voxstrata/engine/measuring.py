@@ -186,7 +186,7 @@ def measure(
         report.utterances,
         report.audio_seconds,
         report.seconds,
-        sum(context.frames_computed(int(n)) for n in frames),
+        sum(context.frames_computed(int(n), family.frames(family.window)) for n in frames),
         report.flops,
         int(frames.sum()) * row_bytes,
         report.stages,

@@ -65,10 +65,12 @@ def equal_batches(windows: Iterable[Window], context: Context, encoder: Encoder)
     In the context `exact` they are equal to the sample.
     """
     exact, by_length = context.mode == "exact", dict[int, list[Window]]()
+    family = encoder.model.card.family
+    whole = family.frames(family.window)
     for w in windows:
-        by_length.setdefault(w.samples if exact else context.frames_computed(w.frames), []).append(w)
+        by_length.setdefault(w.samples if exact else context.frames_computed(w.frames, whole), []).append(w)
     for length in sorted(by_length, reverse=True):
-        frames = encoder.model.card.family.frames(length) if exact else length
+        frames = family.frames(length) if exact else length
         own, size = by_length[length], encoder.batch_size(frames)
         for i in range(0, len(own), size):
             yield frames, own[i : i + size]

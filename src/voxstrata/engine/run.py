@@ -74,7 +74,8 @@ def prepare(
 ) -> "Extraction":
     """Make the plan and the arrays of a store, unless it has them; the parameters are those of `extract`.
 
-    One process prepares a store while others that come to it wait; headers are read once, and kept in the store.
+    One process prepares a store while others that come to it wait; headers are read once, and kept in the store. Who
+    comes later waits for nobody.
     runtime: its device and its units' size. Raises what `extract` raises before any encoding.
     """
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
@@ -84,22 +85,26 @@ def prepare(
     files = Files(store, durable=durable)
     with writing(files):
         refuse_foreign(files)
-        with leaving_no_empty_folder(Path(files.local or "/")), patient_lock(files, reporter.step):
-            begun, plan = files.exists(PLAN), None
-            if begun:
-                compare_settings(files, model.card, spec)
-                if files.exists(PROBE):
-                    plan = read_plan(files, corpus)
-                else:  # an older version began it
-                    corpus = as_planned(files, corpus)
-            if plan is None:
-                plan = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
-                return Extraction(StoreWriter(files, plan, model.card), model, allow_overflow)
-            if runtime.unit_megabytes is not None:
-                refuse_other_units(files, plan, model.card.d_model, runtime.unit_megabytes)
-            if long == "error":
-                refuse_long(plan.corpus, plan.probed, plan.family)
-            return Extraction(StoreWriter(files, plan, model.card, stored=True), model, allow_overflow)
+        if not _prepared(files):
+            with leaving_no_empty_folder(Path(files.local or "/")), patient_lock(files, reporter.step):
+                if not _prepared(files):  # since the look before
+                    if files.exists(PLAN):  # an older version began it
+                        compare_settings(files, model.card, spec)
+                        corpus = as_planned(files, corpus)
+                    plan = plan_corpus(corpus, model, spec, runtime, reporter, long=long)
+                    return Extraction(StoreWriter(files, plan, model.card), model, allow_overflow)
+        compare_settings(files, model.card, spec)
+        plan = read_plan(files, corpus)
+        if runtime.unit_megabytes is not None:
+            refuse_other_units(files, plan, model.card.d_model, runtime.unit_megabytes)
+        if long == "error":
+            refuse_long(plan.corpus, plan.probed, plan.family)
+        return Extraction(StoreWriter(files, plan, model.card, stored=True), model, allow_overflow)
+
+
+def _prepared(files: Files) -> bool:
+    """Whether a store has its plan, and what the headers said: these never change, so who reads them needs no lock."""
+    return files.exists(PLAN) and files.exists(PROBE)
 
 
 def open_run(

@@ -23,7 +23,7 @@ from voxstrata.exporters.graph import MICROSOFT
 from voxstrata.exporters.weights import WeightsFile
 
 _ALIASED = 1024  # float32 numbers: 4 KiB, after which addresses fall into the same places of a first-level cache
-_CACHE_LINE = 16  # float32 numbers
+CACHE_LINE = 16  # float32 numbers
 
 
 def cpu_encoder_graph(weights: WeightsFile, *, outputs: Sequence[str], norm_every: bool, int8: bool = False) -> bytes:
@@ -48,7 +48,7 @@ def cpu_encoder_graph(weights: WeightsFile, *, outputs: Sequence[str], norm_ever
     return b.model("whisper_encoder_cpu", inputs, returned)
 
 
-def _spread(width: int) -> bool:
+def is_aliased(width: int) -> bool:
     """Whether zeros are put after each row of `width` numbers."""
     return width % _ALIASED == 0
 
@@ -96,16 +96,16 @@ class CpuBuilder(EncoderBuilder):
 
     def product(self, x: str, weight: str, name: str) -> str:
         """Both are padded where d_model is aliased."""
-        if _spread(self.shape.d_model):
+        if is_aliased(self.shape.d_model):
             padded = f"{x}/spread"
             if x not in self._padded:
                 self._padded.add(x)
-                self.node("Pad", [x, self.ints("spread/pads", 0, 0, 0, 0, 0, _CACHE_LINE)], padded)
+                self.node("Pad", [x, self.ints("spread/pads", 0, 0, 0, 0, 0, CACHE_LINE)], padded)
             x, weight = padded, self._more_rows(weight)
         return super().product(x, weight, name)
 
     def _more_rows(self, weight: str) -> str:
-        return self.node("Pad", [weight, self.ints("more_rows", 0, 0, _CACHE_LINE, 0)], f"{weight}/rows")
+        return self.node("Pad", [weight, self.ints("more_rows", 0, 0, CACHE_LINE, 0)], f"{weight}/rows")
 
     def wide(self, x: str, module: str) -> str:
         """Queries or keys with one dimension more per head, see `blocks`."""
@@ -126,9 +126,9 @@ class CpuBuilder(EncoderBuilder):
     def mlp(self, x: str, block: str) -> str:
         """A padded hidden state is zero where it is padded: GELU(0) = 0."""
         first, bias, second = (self.weight(f"{block}.{n}") for n in ("fc1.weight", "fc1.bias", "fc2.weight"))
-        if _spread(len(self.weights.value(bias))):
-            self.ints("more_columns", 0, 0, 0, _CACHE_LINE)
-            self.ints("more", 0, _CACHE_LINE)
+        if is_aliased(len(self.weights.value(bias))):
+            self.ints("more_columns", 0, 0, 0, CACHE_LINE)
+            self.ints("more", 0, CACHE_LINE)
             first = self.node("Pad", [first, "more_columns"], f"{first}/columns")
             bias = self.node("Pad", [bias, "more"], f"{bias}/more")
             second = self._more_rows(second)

@@ -22,14 +22,19 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C reads a 
 
 def is_espnet(folder: Path) -> bool:
     """Whether a folder is one of ESPnet's."""
-    there = (folder / META).is_file() or (folder / _CONFIG).is_file()
-    return there and not (folder / "config.json").is_file()
+    return _is_packed(folder) or ((folder / _CONFIG).is_file() and not (folder / "config.json").is_file())
+
+
+def _is_packed(folder: Path) -> bool:
+    """Whether there is a meta.yaml of ESPnet's."""
+    meta = folder / META
+    return meta.is_file() and b"yaml_files:" in read_regular(meta, JSON_BYTES)
 
 
 def espnet_names(folder: Path) -> list[str]:
     """Configuration and weights in meta.yaml, if there is one, whether they are there or not. Raises InputError where
     it does not name one of each inside of the folder."""
-    if not is_espnet(folder) or not (folder / META).is_file():
+    if not _is_packed(folder):
         return []
     meta = read_yaml(folder / META)
     return [_named(folder / META, meta.get(part), ending) for part, ending in (CONFIG_FILE, WEIGHTS_FILE)]

@@ -42,17 +42,17 @@ def kaldi_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[np.float
     """Kaldi's log filter bank of `audio` float32 [batch, samples], called `name`: float32 [batch, frames, n_mels].
 
     mel_filters: (257, n_mels). Frames lie wholly inside the recording: floor((samples - 400) / 160) + 1, none where it
-    is shorter than 400. From each its mean is taken, then 0.97 of the sample before, of the first sample itself; then
-    comes Povey's window. No dither. It is `SeamlessM4TFeatureExtractor`'s and `Speech2TextFeatureExtractor`'s before
+    is shorter than 400. From each its mean is taken, then from every sample 0.97 of the one before; then comes
+    Povey's window. No dither. It is `SeamlessM4TFeatureExtractor`'s and `Speech2TextFeatureExtractor`'s before
     they normalise.
     """
     centred = np.eye(FRAME) - 1 / FRAME
-    emphasised = centred - _PRE_EMPHASIS * np.vstack([centred[:1], centred[:-1]])
+    emphasised = centred - _PRE_EMPHASIS * np.roll(centred, 1, axis=0)  # the window hides the first sample
     window = np.asarray(window_function(FRAME, "povey", periodic=False), np.float64)
     transform = _dft(np.arange(FRAME)) @ (window[:, None] * emphasised) * _KALDI_SCALE
     frames = _framed(b, b.cast(audio, f"{name}/float64", np.float64), FRAME, name)
     mel = _mel_energies(b, frames, transform, mel_filters, name)
-    return b.node("Log", [b.node("Max", [mel, _scalar(b, _KALDI_FLOOR, np.float32)], f"{name}/floored")], name)
+    return _logarithm(b, b.node("Max", [mel, _scalar(b, _KALDI_FLOOR)], f"{name}/floored"), name)
 
 
 def nemo_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[np.float64], name: str) -> str:
@@ -75,7 +75,7 @@ def nemo_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[np.float6
     transform = np.zeros((2 * (FFT // 2 + 1), FFT))
     transform[:, inside] = _dft(inside) * np.hanning(FRAME)
     mel = _mel_energies(b, _framed(b, x, FFT, name), transform, mel_filters, name)
-    return b.node("Log", [b.node("Add", [mel, _scalar(b, _NEMO_GUARD, np.float32)], f"{name}/guarded")], name)
+    return _logarithm(b, b.node("Add", [mel, _scalar(b, _NEMO_GUARD)], f"{name}/guarded"), name)
 
 
 def espnet_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[Any], win_length: int, name: str) -> str:
@@ -142,13 +142,18 @@ def _framed(b: GraphBuilder, x: str, size: int, name: str) -> str:
 def _mel_energies(
     b: GraphBuilder, frames: str, transform: NDArray[np.float64], mel_filters: NDArray[np.float64], name: str
 ) -> str:
-    """Frames float64 to their energies in each filter, float32 [batch, frames, n_mels]."""
+    """Frames float64 to their energies in each filter, [batch, frames, n_mels]."""
     x = b.node("MatMul", [frames, b.constant("transform", np.ascontiguousarray(transform.T))], f"{name}/spectrum")
     x = b.node("Mul", [x, x], f"{name}/squares")
     power = b.node("Add", b.split(x, [f"{name}/re2", f"{name}/im2"], f"{name}/parts", axis=2), f"{name}/power")
     filters = b.constant("mel_filters", np.asarray(mel_filters, np.float64))
-    return b.cast(b.node("MatMul", [power, filters], f"{name}/mel"), f"{name}/mel/float32", np.float32)
+    return b.node("MatMul", [power, filters], f"{name}/mel")
 
 
-def _scalar(b: GraphBuilder, value: float, dtype: type = np.float64) -> str:
-    return b.constant(f"{np.dtype(dtype).name}_{value:g}", np.array(value, dtype))
+def _logarithm(b: GraphBuilder, x: str, name: str) -> str:
+    """Natural logarithm, in float32."""
+    return b.cast(b.node("Log", [x], f"{name}/log"), name, np.float32)
+
+
+def _scalar(b: GraphBuilder, value: float) -> str:
+    return b.constant(f"float64_{value:g}", np.array(value, np.float64))

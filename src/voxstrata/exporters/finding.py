@@ -33,8 +33,8 @@ class FoundCheckpoint:
     """A checkpoint of which config.json was read, and no weights.
 
     source: what the user named. name: hub id, or name of the folder. revision: commit, for a hub id. folder: where it
-    lies; of a hub id only small files are there before `fetch`. description, config: the file that describes it, and
-    what that says, as it is: config.json, or an ESPnet's config.yaml with a `model_type` of ours.
+    lies; of a hub id only small files are there before `fetch`. description: the file that describes it: config.json,
+    or ESPnet's config.yaml. config: what that says, as it is.
     """
 
     source: str
@@ -66,8 +66,7 @@ class FoundCheckpoint:
 
     def files(self, reporter: Reporter, prefix: Sequence[str] = ()) -> CheckpointFiles:
         """All that a family's module is given. prefix: as the user chose it. Raises as `tensors` does."""
-        preprocessor = read_preprocessor(self.folder)[1]
-        tensors = self.tensors(reporter)
+        preprocessor, tensors = read_preprocessor(self.folder)[1], self.tensors(reporter)
         return CheckpointFiles(self.name, self.revision, self.folder, self.config, preprocessor, tensors, tuple(prefix))
 
 
@@ -75,21 +74,15 @@ def find_checkpoint(source: str, revision: str | None = None) -> FoundCheckpoint
     """Find a folder of Hugging Face's or ESPnet's, or a hub id. Raises InputError where there is none, or its weights
     are quantised."""
     check_source(source, revision)
-    folder = Path(source)
-    if folder.is_dir():
-        return FoundCheckpoint(source, folder.resolve().name, None, folder, *_described(folder))
-    folder = download(source, revision, [META], weights=False)
-    if names := espnet_names(folder):
-        folder = download(source, revision, [META, names[0]], weights=False)
-    # a snapshot's folder is named by its commit
-    return FoundCheckpoint(source, source, folder.name, folder, *_described(folder))
-
-
-def _described(folder: Path) -> tuple[Path, dict[str, Any]]:
-    if is_espnet(folder):
-        file = espnet_file(folder, CONFIG_FILE)
-        return file, read_espnet(file)
-    return folder / "config.json", read_description(folder)
+    folder, name, commit = Path(source), Path(source).resolve().name, None
+    if not folder.is_dir():
+        folder = download(source, revision, [META], weights=False)
+        if named := espnet_names(folder):
+            folder = download(source, revision, [META, named[0]], weights=False)
+        name, commit = source, folder.name  # a snapshot's folder is named by its commit
+    file = espnet_file(folder, CONFIG_FILE) if is_espnet(folder) else folder / "config.json"
+    config = read_espnet(file) if is_espnet(folder) else read_description(folder)
+    return FoundCheckpoint(source, name, commit, folder, file, config)
 
 
 class _Tensors(Mapping[str, torch.Tensor]):

@@ -113,7 +113,7 @@ def _refuse_foreign(target: Path) -> None:
 def _page(folder: Path, runs: Sequence[Run], left_out: dict[str, str]) -> str:
     title = f"voxstrata: {folder.resolve().name}"
     contents = [[run.path, run.command, run.checkpoint, run.weights_sha256] for run in runs]
-    encoders = {run.weights_sha256 for run in runs} - {None}
+    encoders = {one for run in runs if run.weights_sha256 for one in run.weights_sha256.split(" + ")}
     note = f"These results are of {len(encoders)} different encoders." if len(encoders) > 1 else ""
     header = ["result", "voxstrata", "checkpoint", "encoder, SHA-256"]
     inside = f"<h1>{escape(title)}</h1>\n{TextTable('What is here', header, contents, note).to_html()}"

@@ -3,6 +3,7 @@
 from voxstrata.base.result import Result
 from voxstrata.early_exit.result import EarlyExits
 from voxstrata.studies.align.result import Alignment
+from voxstrata.studies.compared.result import ComparedAlignment, ComparedRetrieval
 from voxstrata.studies.drift.result import Drift
 from voxstrata.studies.explain.result import Explanation
 from voxstrata.studies.phonetics.result import Phonetics
@@ -11,5 +12,6 @@ from voxstrata.studies.retrieve.result import Retrieval
 from voxstrata.studies.words.result import WordComparison
 
 RESULTS: tuple[type[Result], ...] = (
-    Retrieval, FoundRetrieval, Alignment, Phonetics, WordComparison, Explanation, EarlyExits, Drift,
+    Retrieval, FoundRetrieval, ComparedRetrieval, Alignment, ComparedAlignment, Phonetics,
+    WordComparison, Explanation, EarlyExits, Drift,
 )  # fmt: skip

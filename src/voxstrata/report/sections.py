@@ -29,7 +29,8 @@ class Run:
     """What one command left behind.
 
     command: that wrote it. path: of its first file, below the reported folder. sha256: of its files, by name.
-    checkpoint, weights_sha256: of the encoder; None where no encoder took part or its weights are not recorded.
+    checkpoint, weights_sha256: of the encoder, or of several with " + " between them; None where no encoder took part
+    or its weights are not recorded.
     """
 
     command: str
@@ -45,12 +46,12 @@ def of_result(kind: type[Result], path: Path, folder: Path) -> Run:
     first = path / kind.first_file()
     with _as_written_by(kind.command, first):
         result = kind.load(path)
-        tables, asked, store = [*result.tables(), *result.stored()], result.settings, result.store
+        tables, asked, stores = [*result.tables(), *result.stored()], result.settings, result.stores
         inside = f"<p>{escape(result.title)}</p>\n"
     inside += _pictures(path, {f"{name}.png": caption for name, caption in kind.captions.items()})
-    model = asked if store is None else store["model"]
+    models = [store["model"] for store in stores] or [asked]
     prints = _prints(path, kind.files.values())
-    return _run(kind.command, first.relative_to(folder), prints, model, tables, asked, inside=inside, store=store)
+    return _run(kind.command, first.relative_to(folder), prints, models, tables, asked, inside=inside, stores=stores)
 
 
 def of_similarity(path: Path, folder: Path) -> Run:
@@ -60,11 +61,11 @@ def of_similarity(path: Path, folder: Path) -> Run:
         found = read_similarity(path)
         result = evaluate_similarity(path, RetrievalOptions(bootstrap=0))
         lists = as_stored(found.top.slice(0, _CANDIDATES_SHOWN), "Candidates, as stored", of=len(found.top))
-        model = {"weights_sha256": found.weights_sha256}
+        models = [{"weights_sha256": found.weights_sha256}]
     prints = _prints(path, FoundSimilarity.files)
     inside = f"<p>{escape(result.title)}</p>\n"
     tables = [*result.tables(), lists]
-    return _run("similarity", place.relative_to(folder), prints, model, tables, found.settings, inside=inside)
+    return _run("similarity", place.relative_to(folder), prints, models, tables, found.settings, inside=inside)
 
 
 def of_bench(path: Path, folder: Path) -> Run:
@@ -80,7 +81,7 @@ def of_bench(path: Path, folder: Path) -> Run:
             "file another name"
         ) from e
     prints = _prints(path.parent, [path.name])
-    return _run("bench", path.relative_to(folder), prints, bench.record.model, tables, bench.record.settings)
+    return _run("bench", path.relative_to(folder), prints, [bench.record.model], tables, bench.record.settings)
 
 
 def of_store(path: Path, folder: Path) -> Run:
@@ -92,7 +93,7 @@ def of_store(path: Path, folder: Path) -> Run:
         raise InputError(f"{path}: the store cannot be read ({e}); extract again, or move it away") from e
     prints = _prints(path, ["utterances.parquet"])
     tables, model = [_by_language(utterances)], store.about["model"]
-    return _run("extract", path.relative_to(folder), prints, model, tables, None, store=store.about)
+    return _run("extract", path.relative_to(folder), prints, [model], tables, None, stores=[store.about])
 
 
 def _by_language(utterances: pa.Table) -> TextTable:
@@ -141,27 +142,34 @@ def _run(
     command: str,
     place: Path,
     sha256: dict[str, str],
-    model: Mapping[str, Any],
+    models: Sequence[Mapping[str, Any]],
     tables: Sequence[TextTable],
     asked: Mapping[str, Any] | None,
     *,
     inside: str = "",
-    store: Mapping[str, Any] | None = None,
+    stores: Sequence[Mapping[str, Any]] = (),
 ) -> Run:
-    """Below what is `inside`: tables, settings, fingerprints, in this order."""
+    """Below what is `inside`: tables, settings, fingerprints, in this order. models: those of the stores, or one."""
     prints = [(f"{name}, SHA-256", digest) for name, digest in sha256.items()]
-    prints += [("checkpoint", str(model["checkpoint"]))] if "checkpoint" in model else []
-    prints += [("revision", str(model["revision"]))] if model.get("revision") else []
-    prints += [("encoder, SHA-256", model["weights_sha256"])] if "weights_sha256" in model else []
-    if store:
-        silence = store["model"]["silence"]
-        prints += [("silence cache, SHA-256", str(silence.get("sha256")))] if silence else []
-        prints += [("context", str(store["spec"]["context"]["mode"]))]
-        prints += [("extraction's plan (utterances, units, settings)", store["plan"])]
+    for n, model in enumerate(models):
+        prints += [("checkpoint", str(model["checkpoint"]))] if "checkpoint" in model else []
+        prints += [("revision", str(model["revision"]))] if model.get("revision") else []
+        prints += [("encoder, SHA-256", model["weights_sha256"])] if "weights_sha256" in model else []
+        if stores:
+            silence, store = model["silence"].get("sha256"), stores[n]  # Whisper's alone
+            prints += [("silence cache, SHA-256", silence)] if silence else []
+            prints += [("context", str(store["spec"]["context"]["mode"]))]
+            plans = [one["plan"] for one in store.get("stores", [store])]  # of several stores of one encoder, each
+            prints += [("extraction's plan (utterances, units, settings)", plan) for plan in plans]
     inside += "".join(table.to_html() for table in tables)
     if asked:
         inside += "<h3>Settings</h3>\n" + definitions(flat(asked))
     inside += "<h3>Fingerprints</h3>\n" + definitions(prints)
-    if store:
-        inside += folded("Model and extraction, all that is stored", definitions(flat(store)))
-    return Run(command, str(place), sha256, model.get("checkpoint"), model.get("weights_sha256"), inside)
+    for store in stores:
+        whose = f" of {store['model']['checkpoint']}" if len(stores) > 1 else ""
+        inside += folded(f"Model and extraction{whose}, all that is stored", definitions(flat(store)))
+
+    def joined(key: str) -> str | None:
+        return " + ".join(dict.fromkeys(str(model[key]) for model in models if model.get(key))) or None
+
+    return Run(command, str(place), sha256, joined("checkpoint"), joined("weights_sha256"), inside)

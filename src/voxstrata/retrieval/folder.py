@@ -7,6 +7,7 @@ FOLDER/
   matrix.zarr          when asked for: a zarr v3 group of f1, precision, recall, (x, y) float32, NaN where not computed
   units/<tile row>/    top.parquet, the best of that row, and done.json, its commit marker
   claims/              who computes which row, until all are done
+  anew                 while somebody looks whether the folder may be made anew for another plan
   top.parquet          the final table, once every row is done
 
 All say which plan they are of: JSON files and matrices by a field, tables in their metadata.
@@ -53,8 +54,8 @@ from voxstrata.store.files import LOCK, Files, patient_lock, zarr_array
 from voxstrata.store.leases import LEASE_SECONDS
 
 _SCHEMA = 1
-_UNITS, _DONE, _MATRIX = "units", "done.json", "matrix.zarr"
-_NAMES = {PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE, _UNITS, _MATRIX, CLAIMS}
+_UNITS, _DONE, _MATRIX, _ANEW = "units", "done.json", "matrix.zarr", "anew"
+_NAMES = {PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE, _UNITS, _MATRIX, _ANEW, CLAIMS}
 _PARTIAL = re.compile(rf"({'|'.join(map(re.escape, sorted(_NAMES)))})(\.[0-9a-f]+)?\.partial")
 FORWARD, BACKWARD = "forward", "backward"
 
@@ -67,7 +68,7 @@ class Results:
 
     find: computes the candidates, in candidate mode. Files are written whole or not at all, and a tile row counts once
     its marker exists, so a run may end at any instant and be run again. Who makes the folder or its final table holds
-    the folder's lock; others wait for as long as that process lives.
+    the folder's lock; others wait for as long as that process lives. Who computes rows needs claims alone.
     Raises InputError when the folder holds something else, or the results of another plan.
     """
 
@@ -79,7 +80,14 @@ class Results:
         self._claims = Claims(self.files)
         self._done: set[int] = set()
         self._refuse_foreign()
+        if not self._in_place() or self._stale():
+            self._make(find, overwrite)
+        if plan.matrix:
+            self._arrays = self._open_matrix()
+
+    def _make(self, find: Callable[[], CandidateSets] | None, overwrite: bool) -> None:
         with patient_lock(self.files):
+            self.files.remove(_ANEW)  # of one who was killed
             # nothing, or a creation that was cut short: no row can be committed yet
             if not self.files.exists(PLAN_FILE) or (self._difference() and self._unused(overwrite)):
                 try:
@@ -89,8 +97,6 @@ class Results:
                     raise
             self._refuse_other_plan()
             self._take_labels()
-        if plan.matrix:
-            self._arrays = self._open_matrix()
 
     def pending(self) -> list[int]:
         """Tile rows that are not committed, in order."""
@@ -124,13 +130,22 @@ class Results:
 
         Raises InputError when another process has made the folder anew for another plan.
         """
-        with patient_lock(self.files):  # so that no other plan moves in between the look and the claim
-            self._refuse_other_plan()
-            held = not self.committed(row) and self._claims.take(row)
         try:
+            held = self._hold(row)
+            if (
+                not self._in_place()
+            ):  # who makes the folder anew looks at the claims after saying so: one sees the other
+                self._claims.drop(row)
+                with patient_lock(self.files):
+                    self.files.remove(_ANEW)
+                    self._refuse_other_plan()
+                    held = self._hold(row)
             yield held and not self.committed(row)  # since the look before
         finally:
             self._claims.drop(row)
+
+    def _hold(self, row: int) -> bool:
+        return not self.committed(row) and self._claims.take(row)
 
     @contextmanager
     def kept_if_used(self, alone: bool) -> Iterator[None]:
@@ -262,13 +277,17 @@ class Results:
 
         So is what is damaged, or of another comparison: the final table by another `merge`.
         """
-        for name, utterances in self._labels().items():
-            if self._stored(name) != utterances:
-                self.files.remove(TOP_FILE)  # written last: until then the run is not finished
+        if stale := self._stale():
+            self.files.remove(TOP_FILE)  # written last: until then the run is not finished
+        for name, utterances in stale.items():
+            if utterances is not None:
                 self.files.write(name, table_bytes(utterances, None))
-        for name in (TOP_FILE, *([MISSES_FILE] if self.plan.candidates else [])):
-            if self.merged() and self._stored(name) is None:
-                self.files.remove(TOP_FILE)
+
+    def _stale(self) -> dict[str, pa.Table | None]:
+        """Files that are not what they are to be: with the tables to write there, None where a merge writes them."""
+        stale = {name: table for name, table in self._labels().items() if self._stored(name) != table}
+        merged = (TOP_FILE, *([MISSES_FILE] if self.plan.candidates else [])) if self.merged() else ()
+        return stale | {name: None for name in merged if self._stored(name) is None}
 
     def _stored(self, name: str) -> Any:
         """A table, or the object of a JSON file; None where it is missing, damaged, or of another comparison."""
@@ -309,8 +328,22 @@ class Results:
                 return f"{key} is {stored.get(key)} there, {here.get(key)} here"
         return None
 
+    def _in_place(self) -> bool:
+        """Whether the folder is there for this plan, and nobody looks whether it may be made anew."""
+        try:
+            return not self.files.exists(_ANEW) and self._difference() is None
+        except (InputError, FileNotFoundError):  # what is wrong is said by who holds the lock
+            return False
+
     def _unused(self, overwrite: bool) -> bool:
-        """Whether no tile row is committed (or may be overwritten) or being computed."""
+        """Whether no tile row is committed (or may be overwritten) or being computed. Then none is until `_clear`."""
+        self.files.write(_ANEW, b"")
+        if self._free(overwrite):
+            return True
+        self.files.remove(_ANEW)
+        return False
+
+    def _free(self, overwrite: bool) -> bool:
         markers = (f"{_UNITS}/{name}/{_DONE}" for name in self.files.names(_UNITS))
         if not overwrite and any(map(self.files.exists, markers)):
             return False

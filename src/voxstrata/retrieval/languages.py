@@ -1,7 +1,7 @@
 """Who takes part in retrieval: the usable utterances of a store, language by language."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations, permutations
 
 import numpy as np
@@ -16,16 +16,21 @@ from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore
 
 
-def find_sides(store: EmbeddingStore, languages: str | Sequence[str] | None = None) -> list[Selection]:
+def find_sides(
+    store: EmbeddingStore, languages: str | Sequence[str] | None = None, ids: Collection[str] | None = None
+) -> list[Selection]:
     """The utterances that take part, by language: in the order asked for, else sorted by name.
 
-    Those take part that are done and have a language and a group. Raises UsageError for an unknown language, InputError
-    where there are not two languages, or no group is in two of them.
+    Those take part that are done and have a language and a group; where `ids` are given, only these.
+    Raises UsageError for an unknown language, InputError where there are not two languages, or no group is in two of
+    them.
     """
     utterances = store.utterances
     known = sorted(language for language in distinct(utterances, "language") if language is not None)
     done = pc.equal(utterances["status"], "done")
     usable = pc.and_(done, pc.and_(pc.is_valid(utterances["language"]), pc.is_valid(utterances["group"])))
+    if ids is not None:
+        usable = pc.and_(usable, pc.is_in(utterances["id"], pa.array(ids, pa.string())))
     table = utterances.append_column("index", pa.array(np.arange(len(utterances)))).filter(usable)
     sides = []
     for language in chosen("language", languages, known):

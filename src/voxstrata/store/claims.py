@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterable
 from typing import Self
 
-from voxstrata.store.files import Files
+from voxstrata.store.files import NO_LOCKS, Files, without_locks
 from voxstrata.store.leases import Leases
 
 CLAIMS = "claims"
@@ -54,6 +54,9 @@ class Claims:
                 return False
             except FileNotFoundError:
                 os.close(fd)
+            except OSError as e:
+                os.close(fd)
+                raise (without_locks(self._files.local, e) if e.errno in NO_LOCKS else e) from None
         os.ftruncate(fd, 0)
         os.write(fd, f"process {os.getpid()} on {platform.node()}".encode())
         self._held[number] = fd
@@ -78,8 +81,10 @@ class Claims:
     def holders(self, numbers: Iterable[int]) -> dict[int, str]:
         """Who is at pieces of work now, where that is known: on a local disk."""
         found: dict[int, str] = {}
-        for number in numbers if self._files.local is not None else ():
-            assert self._files.local is not None
+        if self._files.local is None:
+            return found
+        there = {int(name) for name in self._files.names(self._folder) if name.isdigit()}
+        for number in filter(there.__contains__, numbers):
             try:
                 fd = os.open(self._files.local / self._name(number), os.O_RDONLY)
             except OSError:

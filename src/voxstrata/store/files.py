@@ -37,6 +37,7 @@ _PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4
 # One request a read. By default these would ask for the size first, and then read in several.
 _READ_AT_ONCE = {"s3": {"max_concurrency": 1}, "gs": {"concurrency": 1}}
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 _LOOK_SECONDS = 0.1  # from one look whether a lock is free to the next
 _SILENT_SECONDS = 2.0  # for which a lock is waited for without a word
 # Servers that write whatever a condition says, and those that do not.
@@ -220,10 +221,13 @@ class Files:
                 "%s: no conditional writes here: two workers may do the same unit, which costs time, no data", self.root
             )
 
-    def touch(self, name: str, data: bytes) -> None:
-        """Write a small file anew, or, if that fails, not: the next time will do."""
-        with contextlib.suppress(Exception):
+    def touch(self, name: str, data: bytes) -> bool:
+        """Write a small file anew, or, if that fails, not: the next time will do. Whether it did."""
+        try:
             self._fs.pipe_file(f"{self._path}/{name}", data)
+        except Exception:
+            return False
+        return True
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -311,13 +315,18 @@ def _locked(path: Path) -> int:
             os.close(fd)
         except OSError as e:
             os.close(fd)
-            if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            if e.errno not in NO_LOCKS:
                 raise
             path.unlink(missing_ok=True)
-            raise InputError(
-                f"{path.parent}: no locks in this file system ({e}), which keep runs apart; mount it with them "
-                "(Lustre: -o flock), or choose another place"
-            ) from e
+            raise without_locks(path.parent, e) from e
+
+
+def without_locks(folder: Path, error: OSError) -> InputError:
+    """What to raise where a file system has no locks."""
+    return InputError(
+        f"{folder}: no locks in this file system ({error}), which keep runs apart; mount it with them "
+        "(Lustre: -o flock), or choose another place"
+    )
 
 
 def root_attributes(files: Files) -> dict[str, Any]:

@@ -59,9 +59,9 @@ class Window:
 
 
 def windows_of(utterance: int, samples: int, family: Family = WHISPER) -> list[Window]:
-    """The windows that so many samples are encoded in; none where they are too few for a frame."""
+    """The windows that so many samples are encoded in; none of which no frame is kept, as of a short rest."""
     pieces = family.pieces(samples) if samples and family.frames(samples) else ()
-    return [Window(utterance, p.sample, p.samples, p.frames, p.frame, p.skip) for p in pieces]
+    return [Window(utterance, p.sample, p.samples, p.frames, p.frame, p.skip) for p in pieces if p.frames]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def make_plan(
     samples, frames, languages = samples[order], frames[order], languages[order]
     corpus, root = corpus.take(order), corpus.root
     known = int(np.count_nonzero(samples))
-    length = np.ones(len(order), np.int64) if spec.pool else -(-frames // spec.every)
+    length = np.ones(len(order), np.int32) if spec.pool else (-(-frames // spec.every)).astype(np.int32)
     length[known:] = 0
     if spec.pool:
         unit_rows = chunk_rows = POOLED_UNIT
@@ -195,8 +195,8 @@ def make_plan(
                 f"than the {seconds} s that a unit of the store holds; cut them, or extract them into a store of their "
                 "own: retrieve, align and similarity take several stores"
             )
-        unit_begin, start = _pack(length[:known], languages[:known], min(fill, unit_rows), unit_rows)
-        start = np.append(start, np.zeros(len(order) - known, np.int64))
+        unit_begin, start = _pack(length, known, languages, min(fill, unit_rows), unit_rows)
+    del languages
     start[known:] = 0
     found = probed.take(order).table
     if reasons:
@@ -205,7 +205,7 @@ def make_plan(
         place[order] = np.arange(len(order))
         named = {int(place[row]): corpus.without_root(reason) for row, reason in reasons.items()}
         found = found.set_column(found.schema.get_field_index("failure"), "failure", scattered(named, len(order)))
-    layout = (start, length.astype(np.int32), unit_begin, unit_rows, chunk_rows)
+    layout = (start, length, unit_begin, unit_rows, chunk_rows)
     return Plan(spec, corpus, Probed(found), samples, frames, *layout, family)
 
 
@@ -239,31 +239,34 @@ def _usable_samples(
     probed: Probed, spec: StoreSpec, row_bytes: int, family: Family
 ) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Samples at 16 kHz by row of the corpus, int64, 0 where a recording fails, and why it does by row."""
-    samples, reasons = probed.samples.copy(), dict(probed.failures)
+    samples, failing = probed.samples, dict[int, str]()
     for i in np.flatnonzero((samples > 0) & (family.frames(samples) == 0)).tolist():
-        reasons[i], samples[i] = f"{family.too_short(int(samples[i]))}; leave it out", 0
-    if not spec.pool:
-        longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * family.hop
-        for i in np.flatnonzero(samples > longest).tolist():
-            reasons[i] = (
-                f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "
-                f"a unit of {len(spec.outputs)} outputs holds; cut it, or choose fewer outputs, --every or --pool"
-            )
-            samples[i] = 0
-    return samples, reasons
+        failing[i] = f"{family.too_short(int(samples[i]))}; leave it out"
+    longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * family.hop
+    for i in [] if spec.pool else np.flatnonzero(samples > longest).tolist():
+        failing[i] = (
+            f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "
+            f"a unit of {len(spec.outputs)} outputs holds; cut it, or choose fewer outputs, --every or --pool"
+        )
+    if failing:
+        samples = samples.copy()
+        samples[list(failing)] = 0
+    return samples, {**probed.failures, **failing}
 
 
 def _pack(
-    length: NDArray[np.int64], languages: NDArray[np.int64], fill: int, unit_rows: int
+    length: NDArray[np.int32], known: int, languages: NDArray[np.int64], fill: int, unit_rows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Fill units in order, opening a new one when one would exceed `fill` rows or the language changes.
 
-    Returns the first utterance of each unit, and their number, and the first row of each utterance; int64.
+    Of the `known` utterances, which come first. Returns the first utterance of each unit, and their number, and the
+    first row of each utterance, 0 of the others; int64.
     """
-    begins, start = [0], np.empty(len(length), np.int64)
-    edges = [*(np.flatnonzero(np.diff(languages, prepend=-1))).tolist(), len(length)]
+    begins, start = [0], np.zeros(len(length), np.int64)
+    edges = [0, *(np.flatnonzero(languages[1:known] != languages[: known - 1]) + 1).tolist(), known]
     for first, end in pairwise(edges):
-        before = np.append(0, np.cumsum(length[first:end]))  # rows before each utterance of a language, and of all
+        # rows before each utterance of a language, and of all
+        before = np.append(0, np.cumsum(length[first:end], dtype=np.int64))
         following = np.searchsorted(before, before[:-1] + fill, "right") - 1  # the first of the unit after its own
         unit, at, own = len(begins) - 1, 0, [0]
         while at < end - first:

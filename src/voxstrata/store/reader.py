@@ -22,8 +22,8 @@ from voxstrata.store.checked import REPAIR, about_store, identity
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
 from voxstrata.store.markers import marked_units, read_markers
-from voxstrata.store.shard import RemoteShard, ShardLayout
-from voxstrata.store.soundness import first_rows, reading_zarr, refuse_foreign_arrays
+from voxstrata.store.rows import read_rows
+from voxstrata.store.soundness import first_rows, in_no_unit, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.utterances import IdPlaces, StoredUtterances
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, read_plans
@@ -127,7 +127,7 @@ class EmbeddingStore:
         if len(start) != len(length) or expected is None or not np.array_equal(start, expected):
             raise InputError(f"{self.files.root}: start or length: damaged, or not of this plan; {REPAIR}")
         rows = min(self.array(output).shape[0] for output in self.outputs)
-        if (start.astype(np.int64) + length > rows).any():
+        if (start + length > rows).any():
             raise InputError(f"{self.files.root}: {self.spec.group}: has fewer rows than its utterances; {REPAIR}")
         return start, length
 
@@ -180,6 +180,9 @@ class EmbeddingStore:
         status = self.along("status")
         if len(status) != len(self) or (status > FAILED).any():
             raise InputError(f"{self.files.root}: status: damaged, it holds what no status is; {REPAIR}")
+        known = identity(self.about) is not None
+        if known and (status[in_no_unit(len(self), self._plans)] != FAILED).any():  # zeros where its chunk is gone
+            raise InputError(f"{self.files.root}: status: damaged, or not of this plan; {REPAIR}")
         return status
 
     @cached_property
@@ -279,8 +282,8 @@ class EmbeddingStore:
         breaks = np.flatnonzero(self.start[index][1:] != (self.start[index] + self.length[index])[:-1]) + 1
         for piece in np.split(np.arange(len(index)), breaks):
             if len(piece):
-                first = index[piece[0]]
-                self._read(array, int(self.start[first]), rows[offsets[piece[0]] : offsets[piece[-1] + 1]])
+                first, own = int(self.start[index[piece[0]]]), rows[offsets[piece[0]] : offsets[piece[-1] + 1]]
+                read_rows(self.files, array, first, own, self._indexes)
         return rows, offsets
 
     def _vectors(self, array: zarr.Array[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -290,31 +293,9 @@ class EmbeddingStore:
             own = np.flatnonzero(unit == one)
             first, last = int(rows[own].min()), int(rows[own].max())
             read = np.empty((last - first + 1, array.shape[1]), array.dtype)
-            self._read(array, first, read)
+            read_rows(self.files, array, first, read, self._indexes)
             out[own] = read[rows[own] - first]
         return out
-
-    def _read(self, array: zarr.Array[Any], begin: int, out: NDArray[Any]) -> None:
-        """Rows of an array from `begin`, into `out`; straight from the shards where they are laid out as ours."""
-        layout = ShardLayout.of(array)
-        if layout is None:
-            with reading_zarr(self.files, array.path):
-                out[:] = array[begin : begin + len(out)]
-            return
-        shard_rows, end, at = layout.shard_rows, begin + len(out), begin
-        while at < end:
-            unit = at // shard_rows
-            stop = min(end, (unit + 1) * shard_rows)
-            name = f"{array.path}/{array.metadata.encode_chunk_key((unit, 0))}"
-            layout.read(self._shard(name), at % shard_rows, out[at - begin : stop - begin])
-            at = stop
-
-    def _shard(self, name: str) -> Path | RemoteShard:
-        if self.files.local is not None:
-            return self.files.local / name
-        return RemoteShard(
-            f"{self.files.root}/{name}", lambda begin, end: self.files.read_range(name, begin, end), self._indexes
-        )
 
     def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
@@ -359,18 +340,9 @@ class EmbeddingStore:
         Frames have dimensions row and d_model; an utterance's are the `row_count` rows from `row_start` on. Pooled
         states have utterance and d_model. Needs xarray and pandas.
         """
-        import xarray
+        from voxstrata.store.labelled import dataset_of
 
-        arrays = xarray.open_zarr(
-            self.files.zarr_store(read_only=True), group=self.spec.group, chunks=None, zarr_format=3
-        )
-        known = self.to_pandas().drop(columns=list(self.outputs), errors="ignore")
-        columns = {name: ("utterance", values.to_numpy()) for name, values in known.items()}
-        if not self.has_frames and "row" in arrays.dims:  # appended to: between the units are rows of nobody
-            arrays = arrays.isel(row=xarray.DataArray(self.start, dims="utterance"))
-            done = xarray.DataArray(self.status == DONE, dims="utterance")
-            arrays = arrays if done.all() else arrays.where(done, 0)  # as they are before an append
-        return arrays.assign_coords(utterance=self.ids, **columns)
+        return dataset_of(self)
 
     def to_torch(
         self,

@@ -1,5 +1,6 @@
 """Several stores read as one."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,14 +27,30 @@ def comparable(store: EmbeddingStore) -> dict[str, Any]:
     return {**context, **kept, **{f"model {k}": v for k, v in store.model.identity(spec.context).items()}}
 
 
+def encoder_of(store: EmbeddingStore) -> str:
+    """Which encoder a store is of, in words."""
+    card = store.model
+    return f"{card.checkpoint} ({card.family.name}, {card.layers} blocks, d = {card.d_model})"
+
+
 def refuse_different(x: EmbeddingStore, y: EmbeddingStore) -> None:
     """Raise InputError where two stores hold what cannot be compared, saying what differs."""
+    both = f"{x.files.root} and {y.files.root} cannot be compared"
+    if x.model.weights_sha256 != y.model.weights_sha256:
+        raise InputError(
+            f"{both}: they hold states of different encoders, {encoder_of(x)} and {encoder_of(y)}, which have no "
+            "common space; extract both with one encoder. Figures of several encoders, each against itself, stand side "
+            "by side where `voxstrata retrieve` or `align` gets stores of one corpus"
+        )
+    if x.has_frames != y.has_frames:
+        pooled = y if x.has_frames else x
+        raise InputError(f"{pooled.files.root}: holds pooled vectors, others frames; give stores of one kind")
     there, here = comparable(x), comparable(y)
     for key in there | here:
         if there.get(key) != here.get(key):
             raise InputError(
-                f"{x.files.root} and {y.files.root} cannot be compared: {key} is {there.get(key)} in the "
-                f"first, {here.get(key)} in the second; extract both with one model and the same settings"
+                f"{both}: {key} is {there.get(key)} in the first, {here.get(key)} in the second; extract both with one "
+                "model and the same settings"
             )
 
 
@@ -51,9 +68,6 @@ class StoreSet(EmbeddingStore):
         self.files = cast(Files, SimpleNamespace(root=" + ".join(s.files.root for s in stores), local=None))
         for other in stores[1:]:
             refuse_different(first, other)
-            if other.has_frames != first.has_frames:
-                pooled = other if first.has_frames else first
-                raise InputError(f"{pooled.files.root}: holds pooled vectors, others frames; give stores of one kind")
         outputs = tuple(name for name in first.outputs if all(name in s.outputs for s in stores))
         if not outputs:
             raise InputError(f"{self.files.root}: no output is in all of them; extract the same outputs")
@@ -173,3 +187,17 @@ def open_store(path: str | Path | Sequence[str | Path]) -> EmbeddingStore:
     if not stores:
         raise UsageError("no store is named; give at least one")
     return stores[0] if len(stores) == 1 else StoreSet(stores)
+
+
+def open_by_encoder(paths: Sequence[str | Path]) -> list[EmbeddingStore]:
+    """Open stores; those of one encoder and the same settings are one. In the order in which encoders come first.
+
+    Raises what `open_store` does.
+    """
+    if not paths:
+        raise UsageError("no store is named; give at least one")
+    alike: dict[str, list[EmbeddingStore]] = {}
+    for store in map(EmbeddingStore, paths):
+        key = json.dumps([store.has_frames, comparable(store)], sort_keys=True)
+        alike.setdefault(key, []).append(store)
+    return [stores[0] if len(stores) == 1 else StoreSet(stores) for stores in alike.values()]

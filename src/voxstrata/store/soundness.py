@@ -82,14 +82,22 @@ def first_rows(length: NDArray[np.int32], plans: Sequence[Mapping[str, Any]]) ->
         begin = np.asarray(plan["unit_begin"], np.int64) + plan["first_utterance"]
         if begin[-1] > len(length) or (np.diff(begin) < 0).any() or (length < 0).any():
             return None
-        own = length[begin[0] : begin[-1]].astype(np.int64)
-        before = np.append(0, np.cumsum(own))
+        before = np.zeros(begin[-1] - begin[0] + 1, np.int64)
+        np.cumsum(length[begin[0] : begin[-1]], out=before[1:])
         before_unit = before[begin - begin[0]]
         if (np.diff(before_unit) > plan["unit_rows"]).any():
             return None
         unit_row = (plan["first_unit"] + np.arange(len(begin) - 1)) * plan["unit_rows"]
         expected[begin[0] : begin[-1]] = before[:-1] + np.repeat(unit_row - before_unit[:-1], np.diff(begin))
     return expected
+
+
+def in_no_unit(count: int, plans: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """Which of so many utterances failed before anything was encoded, bool (utterances,): they are in no unit."""
+    outside = np.ones(count, bool)
+    for plan in plans:
+        outside[plan["first_utterance"] : plan["first_utterance"] + plan["unit_begin"][-1]] = False
+    return outside
 
 
 def refuse_other_table(

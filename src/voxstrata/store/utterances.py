@@ -44,7 +44,7 @@ class StoredUtterances:
         table = read_utterances(store.files, columns, pages=bool(self._known))
         table = table.replace_schema_metadata(None).slice(0, len(store))
         refuse_other_table(store.files, table, store.start, store.length, store.stored_status)
-        if "failure" in table.column_names and (store.stored_status == PENDING).any():
+        if "failure" in table.column_names and (store.stored_status == PENDING).any() and store.marked_failures:
             news = pc.coalesce(scattered(store.marked_failures, len(store)), table["failure"])
             table = table.set_column(table.schema.get_field_index("failure"), "failure", news)
         return table

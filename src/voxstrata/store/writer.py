@@ -255,8 +255,9 @@ class StoreWriter:
         # As it was made, relabelled and appended to: the manifest of this run may lack columns, or lie elsewhere.
         table = self._with_parts(read_utterances(self.files))
         self._write_utterances(table, status, failures)
-        with reading_zarr(self.files, "status"):  # those that were appended are kept
-            zarr_array(self._root, "status")[:count] = status
+        with reading_zarr(self.files, "status"):  # as it is by now: those that were appended are kept
+            root = zarr.open_group(self.files.zarr_store(read_only=False), mode="r+")
+            zarr_array(root, "status")[:count] = status
         return failures, overflows
 
     def _with_parts(self, stored: pa.Table) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,9 +127,12 @@ class PhoneticsFolder:
 
 
 def find_participants(
-    store: EmbeddingStore, phonetics: PhoneticsFolder, languages: str | Sequence[str] | None
+    store: EmbeddingStore,
+    phonetics: PhoneticsFolder,
+    languages: str | Sequence[str] | None,
+    ids: Collection[str] | None = None,
 ) -> tuple[list[Participants], dict[str, int]]:
-    """Utterances of each language that take part, and how many do not, by reason.
+    """Utterances of each language that take part, and how many do not, by reason. ids: where given, of these alone.
 
     Those take part that are done, have language, group and IPA; of several recordings of a sentence in one language the
     one whose id sorts first, so that every pool holds one translation. Raises InputError where the IPA is of other
@@ -141,7 +144,7 @@ def find_participants(
     phonetics.check_texts(dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)))
     left_out = {"without IPA": 0, "further recordings of a sentence": 0}
     found = []
-    for side in find_sides(store, languages):
+    for side in find_sides(store, languages, ids):
         known = [i for i, name in enumerate(side.ids) if name in phonetics.segments]
         left_out["without IPA"] += len(side.ids) - len(known)
         first: dict[str, int] = {}

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, count
 from pathlib import Path
@@ -119,12 +119,14 @@ def align(
     languages: str | Sequence[str] | None = None,
     options: AlignOptions | None = None,
     reporter: Reporter = SILENT,
+    *,
+    ids: Collection[str] | None = None,
 ) -> Alignment:
     """Recall@1 of every output under every control, for every ordered pair of languages and their mean.
 
     phonetics: folder that `voxstrata phonetics` wrote. Pairs of languages take part with the sentences both hold, one
     recording of each (see `find_participants`): N queries and N candidates, one of them right. outputs, languages:
-    names, as a list or with commas between them; by default all.
+    names, as a list or with commas between them; by default all. ids: where given, utterances that may take part.
 
     Frames are read in blocks of what the kernel takes at once. Matrices of N × N scores stand in memory.
 
@@ -141,7 +143,7 @@ def align(
             "ask for pooled_cosine, or extract again with frames"
         )
     folder = PhoneticsFolder(str(phonetics))
-    participants, left_out = find_participants(store, folder, languages)
+    participants, left_out = find_participants(store, folder, languages, ids)
     pairs = list(_language_pairs(participants, folder, options))
     if not pairs:
         raise InputError(

@@ -94,7 +94,8 @@ def explain(
     matches = match_frames(store, a, b, outputs)
     if (step := store.row_seconds) is None:
         raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pool")
-    lengths = {name: int(store.length[store.index(name)]) * step for name in (a, b)}
+    seconds = store.table(["seconds"])["seconds"]  # frames need not cover the end
+    lengths = {name: seconds[store.index(name)].as_py() for name in (a, b)}
     spoken = read_words(Path(words), lengths) if words else {}
     said = {}
     for side, name in (("a", a), ("b", b)):

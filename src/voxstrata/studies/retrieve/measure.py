@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -52,11 +52,12 @@ from voxstrata.studies.retrieve.text import LINEAR_CKA, MUTUAL, SETTINGS_KEY, SK
 ALL_SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
 SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
 
+BELOW_BEST = ("below_best", "below_best_low", "below_best_high")
 _Row = dict[str, Any]
 _Groups = npt.NDArray[np.str_]
 _PooledStates = Callable[[], npt.NDArray[np.float32]]
 _Finding = tuple[str, str, Evaluation, Evaluation]  # similarity, score, forward, backward
-_Key = tuple[str, str, tuple[str, ...]]  # similarity, score and metrics
+MeanKey = tuple[str, str, tuple[str, ...]]  # similarity, score and metrics
 
 
 @dataclass(frozen=True)
@@ -129,26 +130,78 @@ def retrieve(
     Raises UsageError for unknown names or impossible settings, InputError where nothing can be retrieved and, before
     any comparison, for frames that are zero, NaN or infinite; for a pooled state without direction in its turn.
     """
+    prepared = prepare_retrieval(store, outputs, languages, similarities, options, reporter)
+    found = measure_retrieval(prepared, options, reporter)
+    # what the figures come from travels with them
+    about = {SETTINGS_KEY: json.dumps(found.settings), STORE: json.dumps(store.about)}
+    return Retrieval(found.table.replace_schema_metadata(about))
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRetrieval:
+    """What is to be measured, once all is known to be of use.
+
+    sides: the utterances that take part, by language. trivial: directions whose pool holds translations alone. groups:
+    of all queries. kernel: None where no frames are compared.
+    """
+
+    store: EmbeddingStore
+    outputs: list[str]
+    similarities: list[str]
+    sides: list[Selection]
+    trivial: list[str]
+    groups: list[str]
+    kernel: Kernel | None
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredRetrieval:
+    """Figures of all outputs. table: as in Retrieval. means: by output, over all directions, with their samples.
+
+    settings: what decided them.
+    """
+
+    table: pa.Table
+    means: dict[str, dict[MeanKey, Evaluation]]
+    settings: dict[str, Any]
+
+
+def prepare_retrieval(
+    store: EmbeddingStore,
+    outputs: str | Sequence[str],
+    languages: str | Sequence[str] | None,
+    similarities: str | Sequence[str] | None,
+    options: RetrievalOptions,
+    reporter: Reporter,
+    ids: Collection[str] | None = None,
+) -> PreparedRetrieval:
+    """Raises what `retrieve` does before any comparison. ids: where given, utterances that may take part."""
     outputs = depth_order(select_outputs(outputs, store.outputs))
-    similarities = _possible(store, similarities)
-    sides = find_sides(store, languages)
+    names = possible_similarities(store, similarities)
+    sides = find_sides(store, languages, ids)
     if options.pool == SHARED_FIRST:
         sides = [first_recordings(side) for side in sides]
     trivial, groups = only_translations(sides, options.pool), groups_with_partner(sides)
-    resamples = options.resamples(groups)
     kernel = None
-    if any(_framed(name) for name in similarities):
+    if any(_framed(name) for name in names):
         kernel = options.kernel or choose_kernel()
         refuse_bad_frames(sides, outputs, kernel.block_frames, reporter)
+    return PreparedRetrieval(store, outputs, names, sides, trivial, groups, kernel)
+
+
+def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, reporter: Reporter) -> MeasuredRetrieval:
+    """The figures of what is prepared. Raises InputError for a pooled state without direction."""
+    outputs, sides, kernel = prepared.outputs, prepared.sides, prepared.kernel
+    resamples = options.resamples(prepared.groups)
     pairs = math.comb(len(sides), 2)
     tables: list[pa.Table] = []
-    means: dict[str, dict[_Key, Evaluation]] = {}
+    means: dict[str, dict[MeanKey, Evaluation]] = {}
     for n, output in enumerate(outputs):
         rows: list[_Row] = []
-        overall: dict[_Key, MeanEvaluation] = {}
+        overall: dict[MeanKey, MeanEvaluation] = {}
         states = _States(sides, output, kernel, options.pool)
         for m, (x, y) in enumerate(combinations(range(len(sides)), 2), start=1):
-            for finding in states.findings(x, y, similarities, options, resamples):
+            for finding in states.findings(x, y, prepared.similarities, options, resamples):
                 rows += _pair_rows(output, sides[x].language, sides[y].language, finding, overall)
             done, total = n * pairs + m, len(outputs) * pairs
             reporter.progress(Progress("retrieving", done, total, "pairs of languages × outputs"))
@@ -156,22 +209,25 @@ def retrieve(
         means[output] = {key: mean.result() for key, mean in overall.items()}
     for n, output in enumerate(outputs):
         tables.insert(2 * n + 1, pa.Table.from_pylist(_mean_rows(means, output), schema=RETRIEVAL_SCHEMA))
-    settings = {**options.about(groups), "csls_k": hubness.HUB_NEIGHBOURS, "ratio_margin_k": hubness.MARGIN_NEIGHBOURS}
-    settings |= {"kernel": kernel.name if kernel else None, "only_translations": trivial}
-    settings |= {"mutual_knn_k": options.neighbours, "mutual_knn_permutations": options.permutations}
+    settings = {**options.about(prepared.groups), "csls_k": hubness.HUB_NEIGHBOURS}
+    settings |= {
+        "ratio_margin_k": hubness.MARGIN_NEIGHBOURS,
+        "kernel": kernel.name if kernel else None,
+        "only_translations": prepared.trivial,
+        "mutual_knn_k": options.neighbours,
+        "mutual_knn_permutations": options.permutations,
+    }
     table = pa.concat_tables(tables)
-    table = table.set_column(0, "store", pa.repeat(store.name, len(table)))
+    table = table.set_column(0, "store", pa.repeat(prepared.store.name, len(table)))
     table = table.set_column(table.column_names.index("pool"), "pool", pa.repeat(options.pool, len(table)))
-    # what the figures come from travels with them
-    about = {SETTINGS_KEY: json.dumps(settings), STORE: json.dumps(store.about)}
-    return Retrieval(table.replace_schema_metadata(about))
+    return MeasuredRetrieval(table, means, settings)
 
 
 def _framed(similarity: str) -> bool:
     return similarity.startswith("seqsim")
 
 
-def _possible(store: EmbeddingStore, asked: str | Sequence[str] | None) -> list[str]:
+def possible_similarities(store: EmbeddingStore, asked: str | Sequence[str] | None) -> list[str]:
     """The similarities asked for; by default those that the store has the states for."""
     names = chosen("similarity", asked, ALL_SIMILARITIES)
     if asked is None and not store.has_frames:
@@ -237,7 +293,7 @@ class _States:
         return x.part(a), y.part(b), lambda: self._pooled(i)[a], lambda: self._pooled(j)[b]
 
 
-def _pair_rows(output: str, x: str, y: str, finding: _Finding, overall: dict[_Key, MeanEvaluation]) -> list[_Row]:
+def _pair_rows(output: str, x: str, y: str, finding: _Finding, overall: dict[MeanKey, MeanEvaluation]) -> list[_Row]:
     """Rows of both directions and of their mean; both directions are also added to the mean over all."""
     similarity, score, forward, backward = finding
     both, mean = MeanEvaluation(), overall.setdefault((similarity, score, forward.metrics), MeanEvaluation())
@@ -323,7 +379,7 @@ def _rows(names: tuple[str, str, str, str, str], found: Evaluation) -> list[_Row
     return [{**named, **row} for row in found.rows()]
 
 
-def _mean_rows(means: dict[str, dict[_Key, Evaluation]], output: str) -> list[_Row]:
+def _mean_rows(means: dict[str, dict[MeanKey, Evaluation]], output: str) -> list[_Row]:
     """The rows of "mean" of one output, each beside the best output of its similarity, score and metric."""
     rows: list[_Row] = []
     for key, mean in means[output].items():
@@ -332,8 +388,12 @@ def _mean_rows(means: dict[str, dict[_Key, Evaluation]], output: str) -> list[_R
             values = np.array([others[key].values[i] for others in means.values()])
             if not np.isnan(values).any():
                 best = list(means.values())[int(np.argmax(values))][key]
-                low, high = percentile_interval(best.samples[:, i : i + 1] - mean.samples[:, i : i + 1])[:, 0]
-                row["below_best"] = float(best.values[i] - mean.values[i])
-                row["below_best_low"], row["below_best_high"] = known(low), known(high)
+                row |= zip(BELOW_BEST, below(best, mean, i), strict=True)
         rows += new
     return rows
+
+
+def below(best: Evaluation, this: Evaluation, i: int) -> tuple[float, float | None, float | None]:
+    """How far the metric numbered i is below another's, and the ends of the interval, paired by resample."""
+    low, high = percentile_interval(best.samples[:, i : i + 1] - this.samples[:, i : i + 1])[:, 0]
+    return float(best.values[i] - this.values[i]), known(low), known(high)

@@ -87,9 +87,9 @@ def _by_output(table: pa.Table, means: _Rows, similarity: str) -> TextTable:
     for output in depth_order(distinct(table, "output")):
         row, *rest, hub = (means[output, similarity, "raw", metric] for metric in (*metrics, SKEW))
         below = interval_text(row, "below_best")
-        body.append([output, interval_text(row), below, *map(interval_text, rest), _number(hub, "value")])
+        body.append([output, interval_text(row), below, *map(interval_text, rest), number_text(hub, "value")])
     chance = [in_percent(r["chance"]) for r in (row, *rest)]  # the same for every output
-    body.append(["chance", chance[0], "", *chance[1:], _number(hub, "chance")])
+    body.append(["chance", chance[0], "", *chance[1:], number_text(hub, "chance")])
     header = ["output", metrics[0], "below the best", *metrics[1:], "hubness"]
     return TextTable(similarity, header, body, f"Percent, mean over {conditions(table)}.")
 
@@ -108,7 +108,7 @@ def _best(table: pa.Table, means: _Rows) -> TextTable:
                 continue
             best = ranked[0]["output"]
             rest = [in_percent(means[best, similarity, score, metric]["value"]) for metric in others]
-            hubness = _number(means[best, similarity, score, SKEW], "value")
+            hubness = number_text(means[best, similarity, score, SKEW], "value")
             ahead = [(interval_text(row, "below_best"), row["output"]) for row in ranked[1:2]] or [("–", "–")]
             body.append([similarity, score, best, interval_text(ranked[0]), *ahead[0], *rest, hubness])
     header = ["similarity", "score", "best output", first, "ahead by", "of", *others, "hubness"]
@@ -119,7 +119,7 @@ def _cka(table: pa.Table, means: _Rows) -> TextTable:
     body = []
     for output in depth_order(distinct(table, "output")):
         plain, debiased = (means[output, LINEAR_CKA, "raw", metric] for metric in ("cka", "cka_debiased"))
-        body.append([output, _number(plain, "value"), _number(plain, "chance"), _number(debiased, "value")])
+        body.append([output, number_text(plain, "value"), number_text(plain, "chance"), number_text(debiased, "value")])
     header = ["output", "CKA", "chance", "debiased (chance 0)"]
     note = (
         f"Of the sentences that both languages hold; recordings of pool {pool_of(table)}, their mean for each sentence."
@@ -169,7 +169,7 @@ def in_percent(value: object) -> str:
     return f"{round(100 * value, 1) + 0.0:.1f}" if isinstance(value, float) else "–"  # + 0.0: no minus before a zero
 
 
-def _number(row: _Row, column: str) -> str:
+def number_text(row: _Row, column: str) -> str:
     value = row.get(column)
     return f"{value:.2f}" if isinstance(value, float) else "–"
 
@@ -178,7 +178,7 @@ def interval_text(row: _Row, column: str = "value") -> str:
     """In percent, with the interval where there is one."""
     low, high = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
     text = in_percent(row[column])
-    if row[low] is None or (column == "below_best" and row[column] == 0 and row[high] == 0):
+    if row[low] is None or (column != "value" and row[column] == 0 and row[high] == 0):
         return text
     return f"{text} [{in_percent(row[low])}, {in_percent(row[high])}]"
 

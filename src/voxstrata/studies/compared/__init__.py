@@ -1,0 +1,1 @@
+"""Several encoders on one corpus, each against itself, their figures side by side."""
