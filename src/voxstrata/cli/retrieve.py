@@ -18,7 +18,8 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
     "--similarity",
     "similarities",
     multiple=True,
-    help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine. May be repeated. [default: all]",
+    help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine, and monotone, which heeds the order of "
+    "frames. May be repeated. [default: all but monotone]",
 )
 @click.option(
     "--pool",

@@ -20,21 +20,20 @@ from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import hubness
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, Resamples, percentile_interval
-from voxstrata.evaluation.cka import group_means, linear_cka
 from voxstrata.evaluation.metrics import (
     KS,
     MEAN,
     BoolMatrix,
     Evaluation,
-    Float64,
     MeanEvaluation,
     evaluate,
     positives_from_groups,
 )
-from voxstrata.evaluation.neighbours import MUTUAL_NEIGHBOURS, PERMUTATIONS, mutual_neighbours
+from voxstrata.evaluation.neighbours import MUTUAL_NEIGHBOURS, PERMUTATIONS
 from voxstrata.retrieval.compare import Matrices, compare
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
+from voxstrata.retrieval.kernels.monotone import Monotone
 from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.recordings import (
@@ -47,9 +46,11 @@ from voxstrata.retrieval.recordings import (
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
-from voxstrata.studies.retrieve.text import LINEAR_CKA, MUTUAL, SETTINGS_KEY, SKEW
+from voxstrata.studies.retrieve.shared import agreement, cka_of, shared_means, unsampled
+from voxstrata.studies.retrieve.text import LINEAR_CKA, SETTINGS_KEY, SKEW
 
 ALL_SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
+MONOTONE = "monotone"  # asked for by name
 SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
 
 BELOW_BEST = ("below_best", "below_best_low", "below_best_high")
@@ -122,8 +123,9 @@ def retrieve(
     of one group are translations of each other. `options.pool` says which of their recordings those are.
 
     outputs, languages, similarities: names in a list or separated by commas; by default all that the store has.
-    similarities: of ALL_SIMILARITIES. seqsim_precision is the mean over the query's frames, seqsim_recall over the
-    candidate's. Where pooled_cosine is asked for, mutual nearest neighbours and CKA are measured, too.
+    similarities: of ALL_SIMILARITIES, and "monotone", the order-aware score (see `Monotone`). seqsim_precision is the
+    mean over the query's frames, seqsim_recall over the candidate's. Where pooled_cosine is asked for, mutual nearest
+    neighbours and CKA are measured, too.
 
     Where frames are compared all of them are first read and checked once. Frames are read in blocks of
     `kernel.block_frames`, of which three are in memory at a time; scores of one pair of languages are held whole.
@@ -142,7 +144,7 @@ class PreparedRetrieval:
     """What is to be measured, once all is known to be of use.
 
     sides: the utterances that take part, by language. trivial: directions whose pool holds translations alone. groups:
-    of all queries. kernel: None where no frames are compared.
+    of all queries. kernel: of SeqSim, None where that is not asked for.
     """
 
     store: EmbeddingStore
@@ -183,9 +185,10 @@ def prepare_retrieval(
         sides = [first_recordings(side) for side in sides]
     trivial, groups = only_translations(sides, options.pool), groups_with_partner(sides)
     kernel = None
-    if any(_framed(name) for name in names):
+    if any(name.startswith("seqsim") for name in names):
         kernel = options.kernel or choose_kernel()
-        refuse_bad_frames(sides, outputs, kernel.block_frames, reporter)
+    if any(_framed(name) for name in names):
+        refuse_bad_frames(sides, outputs, (kernel or Monotone()).block_frames, reporter)
     return PreparedRetrieval(store, outputs, names, sides, trivial, groups, kernel)
 
 
@@ -224,12 +227,12 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
 
 
 def _framed(similarity: str) -> bool:
-    return similarity.startswith("seqsim")
+    return similarity.startswith("seqsim") or similarity == MONOTONE
 
 
 def possible_similarities(store: EmbeddingStore, asked: str | Sequence[str] | None) -> list[str]:
     """The similarities asked for; by default those that the store has the states for."""
-    names = chosen("similarity", asked, ALL_SIMILARITIES)
+    names = list(ALL_SIMILARITIES) if asked is None else chosen("similarity", asked, (*ALL_SIMILARITIES, MONOTONE))
     if asked is None and not store.has_frames:
         return [name for name in names if not _framed(name)]
     framed = ", ".join(filter(_framed, names))
@@ -242,7 +245,7 @@ def possible_similarities(store: EmbeddingStore, asked: str | Sequence[str] | No
 
 
 class _States:
-    """Similarities of one output between languages. kernel: None where no frames are compared."""
+    """Similarities of one output between languages. kernel: of SeqSim, None where that is not asked for."""
 
     def __init__(self, sides: Sequence[Selection], output: str, kernel: Kernel | None, pool: str) -> None:
         self._sides, self._output, self._kernel, self._pool = sides, output, kernel, pool
@@ -257,13 +260,14 @@ class _States:
         pooled = "pooled_cosine" in similarities
         matrices: dict[str, tuple[hubness.Scores, hubness.Scores]] = {}
         if self._kernel is not None and len(x):
-            sink = Matrices(len(x), len(y))
-            compare(x.frames(self._output), y.frames(self._output), self._kernel, sink)
-            sim = sink.seqsim()
+            sim = self._compared(x, y, self._kernel).seqsim()
             # Swapping the sides swaps precision and recall, so one pass serves both directions.
             matrices["seqsim_f1"] = (sim.f1, sim.f1.T)
             matrices["seqsim_precision"] = (sim.precision, sim.recall.T)
             matrices["seqsim_recall"] = (sim.recall, sim.precision.T)
+        if MONOTONE in similarities and len(x):
+            scores = self._compared(x, y, Monotone()).precision
+            matrices[MONOTONE] = (scores, scores.T)
         if pooled:
             try:
                 cosine = pooled_cosine(x_pooled(), y_pooled(), x.ids, y.ids)
@@ -278,11 +282,18 @@ class _States:
                 back = _direction(backward, score, positives.T, y.groups, options.ks, resamples)
                 yield from ((similarity, score, a, b) for a, b in zip(there, back, strict=True))
         if pooled:
-            shared = _shared_means(x, y, x_pooled(), y_pooled())
-            near = _mutual(*shared, options, resamples, seed=i * len(self._sides) + j)
+            shared = shared_means(x, y, x_pooled(), y_pooled())
+            near = agreement(
+                *shared, options.neighbours, options.permutations, resamples, seed=i * len(self._sides) + j
+            )
             yield "pooled_cosine", "raw", near, near
-            cka = _cka(*shared[1:])
+            cka = cka_of(*shared[1:])
             yield LINEAR_CKA, "raw", cka, cka
+
+    def _compared(self, x: Selection, y: Selection, kernel: Kernel) -> Matrices:
+        sink = Matrices(len(x), len(y))
+        compare(x.frames(self._output), y.frames(self._output), kernel, sink)
+        return sink
 
     def _two(self, i: int, j: int) -> tuple[Selection, Selection, _PooledStates, _PooledStates]:
         """What two languages ask of each other, and their pooled states, read when they are called for."""
@@ -332,45 +343,9 @@ def _direction(
     if positives.all(axis=1).any():  # any answer is right
         found = found.emptied()
     if not found.queries:
-        return found, _unsampled({SKEW: (math.nan, math.nan)}, 0, matrix.shape[1])
+        return found, unsampled({SKEW: (math.nan, math.nan)}, 0, matrix.shape[1])
     skew = math.nan if undefined else hubness.k_occurrence_skew(matrix)
-    return found, _unsampled({SKEW: (skew, hubness.chance_skew(*matrix.shape))}, *matrix.shape)
-
-
-def _shared_means(
-    x: Selection, y: Selection, x_states: npt.NDArray[np.float32], y_states: npt.NDArray[np.float32]
-) -> tuple[_Groups, Float64, Float64]:
-    """The groups that both languages hold, and their mean states on either side."""
-    (x_groups, x_means), (y_groups, y_means) = group_means(x_states, x.groups), group_means(y_states, y.groups)
-    shared, i, j = np.intersect1d(x_groups, y_groups, assume_unique=True, return_indices=True)
-    return shared, x_means[i], y_means[j]
-
-
-def _mutual(
-    groups: _Groups, x: Float64, y: Float64, options: RetrievalOptions, resamples: Resamples | None, seed: int
-) -> Evaluation:
-    """Mutual nearest neighbours of the groups that both languages hold, its queries and candidates."""
-    found = mutual_neighbours(x, y, options.neighbours, options.permutations, seed)
-    samples = np.empty((0, 1)) if resamples is None else resamples.means(found.shares[:, None], groups)
-    asked = 0 if math.isnan(found.chance) else len(groups)
-    value = np.array([found.shares.mean() if asked else math.nan])
-    null, chance = found.null[:, None], np.array([found.chance])
-    metrics = (f"{MUTUAL}@{options.neighbours}",)
-    return Evaluation(metrics, value, chance, samples, asked, 0, len(groups), len(groups), null)
-
-
-def _cka(x: Float64, y: Float64) -> Evaluation:
-    """Linear CKA of matched rows, its queries and candidates."""
-    if len(x) < 2:
-        return _unsampled({"cka": (math.nan, math.nan), "cka_debiased": (math.nan, math.nan)}, 0, len(x))
-    cka = linear_cka(x, y)
-    return _unsampled({"cka": (cka.value, cka.chance), "cka_debiased": (cka.debiased, 0.0)}, len(x), len(x))
-
-
-def _unsampled(figures: dict[str, tuple[float, float]], queries: int, candidates: int) -> Evaluation:
-    """Figures without resamples: value and chance by metric."""
-    values, chance = np.array(list(figures.values())).T
-    return Evaluation(tuple(figures), values, chance, np.empty((0, len(figures))), queries, 0, candidates, candidates)
+    return found, unsampled({SKEW: (skew, hubness.chance_skew(*matrix.shape))}, *matrix.shape)
 
 
 def _rows(names: tuple[str, str, str, str, str], found: Evaluation) -> list[_Row]:
