@@ -17,6 +17,13 @@ from test_cli import run
 
 import voxstrata as vs
 from voxstrata.base.folders import check_vacant, leaving_no_empty_folder, new_folder
+from voxstrata.base.result import Result
+from voxstrata.studies.align.result import Alignment
+from voxstrata.studies.drift.result import Drift
+from voxstrata.studies.explain.result import Explanation
+from voxstrata.studies.phonetics.result import Phonetics
+from voxstrata.studies.retrieve import Retrieval
+from voxstrata.studies.words.result import WordComparison
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,16 @@ def test_a_folder_with_something_else_is_left_alone(
         assert contents(tmp_path) == before
 
 
-REPLACING = ("export", "convert", "similarity", "early-exit write", "early-exit sweep")
+# What else has a folder of results: the studies, by the class of their results.
+STUDIES: dict[str, type[Result]] = {
+    "retrieve": Retrieval,
+    "align": Alignment,
+    "explain": Explanation,
+    "drift": Drift,
+    "phonetics": Phonetics,
+    "words": WordComparison,
+}
+REPLACING = ("export", "convert", "similarity", "early-exit write", "early-exit sweep", *STUDIES)
 
 
 def test_an_interrupt_leaves_no_folder(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +171,39 @@ def test_early_exit_write_replaces_a_checkpoint_it_wrote(
     (folder / "early_exit.json").unlink()
     assert run("early-exit", "write", tiny_transcriber, "-k", 1, "-o", folder, "--overwrite") == 3
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["encoder_layers"] == 2
+
+
+@pytest.mark.parametrize("command", STUDIES)
+def test_a_study_replaces_an_earlier_result_where_it_is_told_to(
+    command: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    for name in STUDIES[command].files.values():
+        (tmp_path / name).write_text("earlier", encoding="utf-8")
+    before = contents(tmp_path)
+    assert run(*FAILING[command], "-o", tmp_path) == 3
+    first = STUDIES[command].first_file()
+    assert f"holds an earlier result ({first}); choose another folder, or --overwrite" in capsys.readouterr().err
+    assert run(*FAILING[command], "-o", tmp_path, "--overwrite") in (2, 3)
+    assert "earlier result" not in capsys.readouterr().err
+    assert contents(tmp_path) == before  # nothing came of it
+
+
+def test_what_replaces_a_result_leaves_nothing_of_it_and_all_else(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("explain", desk / "store.zarr", "a0", "b0", "-o", tmp_path)
+    assert run(*command) == 0
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    before = contents(tmp_path)
+    assert run(*command[:3], "b1", *command[4:]) == 3
+    assert contents(tmp_path) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(Explanation, "figures", lambda _: {})
+        assert run(*command[:3], "b1", *command[4:], "--overwrite") == 0
+    after = contents(tmp_path)
+    assert before.keys() - after.keys() == {"explain.png"}
+    assert [name for name in after if after[name] == before[name]] == ["notes.txt"]
 
 
 def fill(folder: Path, text: str) -> None:

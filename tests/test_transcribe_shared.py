@@ -20,7 +20,10 @@ from test_transcribe_resume import OPTIONS, RESULTS, heard, no_picture, write_sp
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
+from voxstrata.audio.decode import AudioInfo
 from voxstrata.early_exit import decoding
+from voxstrata.early_exit.exits import EarlyExit
+from voxstrata.early_exit.journal import open_journal
 from voxstrata.early_exit.result import EarlyExits
 from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
@@ -245,3 +248,49 @@ def test_a_recording_that_fails_is_tried_once_by_runs_at_work_and_again_by_a_lat
     assert run(*command, "-o", out) == 4
     assert sum(heard) == TEXTS - 2 * 2  # all but the batch of en that was done
     assert results(out) == whole
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_where_locks_hold_on_one_machine_alone_no_transcript_is_lost(
+    more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, at = AudioInfo(1600, 16_000, 1600, 1, 44), EarlyExit(1, False)
+    names = [f"r{i}" for i in range(3 + more)]
+    with open_journal(tmp_path, {"model": "m"}) as here:
+        with here.claim(0) as mine:
+            assert mine
+            for name in names[:2]:
+                here.add(name, info, at, f"text of {name}")
+            with monkeypatch.context() as patch:
+                patch.setattr(Claims, "take", lambda *_: True)  # on another machine, nothing is known of our claims
+                with open_journal(tmp_path, {"model": "m"}) as there:
+                    assert there.resumed == 2
+            assert not (tmp_path / "lots").exists()
+            for name in names[2:]:
+                here.add(name, info, at, f"text of {name}")
+        # as after a kill: what is on the disk alone
+        shutil.copytree(tmp_path, tmp_path / "copy")
+        with open_journal(tmp_path / "copy", {"model": "m"}) as left:
+            assert [left.find(name, info, at) for name in names] == [f"text of {name}" for name in names]
+            assert left.failure("r0", info) is None
+
+
+def test_a_file_that_has_grown_since_it_was_read_is_not_put_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, at = AudioInfo(1600, 16_000, 1600, 1, 44), EarlyExit(1, False)
+    with open_journal(tmp_path, {"model": "m"}) as here, here.claim(0):
+        here.add("a", info, at, "first")
+        write = Files.write
+
+        def writing(self: Files, name: str, *parts: bytes) -> None:
+            write(self, name, *parts)
+            if name == "transcripts.jsonl":  # what was read until then is in it
+                here.add("b", info, at, "second")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Claims, "take", lambda *_: True)
+            patch.setattr(Files, "write", writing)
+            with open_journal(tmp_path, {"model": "m"}):
+                pass
+        assert len(list((tmp_path / "lots").iterdir())) == 1

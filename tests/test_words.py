@@ -386,10 +386,18 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     assert again.to_markdown() == (tmp_path / "w" / "words.md").read_text(encoding="utf-8") == result.to_markdown()
     assert again._repr_html_() == result._repr_html_()
 
-    assert run(*args, "--bootstrap", "0", "--json") == 0  # resumes: nothing is encoded again
+    marker = next((tmp_path / "w" / "words.zarr" / "units").iterdir())
+    written = marker.stat().st_mtime_ns
+    assert run(*args, "--bootstrap", "0", "--json", "--overwrite") == 0  # resumes: nothing is encoded again
     again = json.loads(capsys.readouterr().out)
     assert [r["auc"] for r in again["rows"]] == table["auc"].to_pylist()
     assert again["rows"][0]["low"] is None
+    assert marker.stat().st_mtime_ns == written
+    args = (*args[:-1], "layer_01", "--bootstrap", "0")
+    assert run(*args) == 3
+    assert "holds an earlier result (words.parquet)" in capsys.readouterr().err
+    assert run(*args, "--overwrite") == 0  # with other settings the store is another, too
+    assert WordComparison.load(tmp_path / "w").store["spec"]["outputs"] == ["layer_01"]
 
 
 def test_recordings_are_taken_where_the_list_names_them(

@@ -113,10 +113,14 @@ class Result(ABC):
             written.append(folder / name)
         (folder / self.markdown).write_text(self.to_markdown(), encoding="utf-8")
         written.append(folder / self.markdown)
-        for name, figure in self.figures().items():
+        figures = self.figures()
+        for name, figure in figures.items():
             for suffix in self.formats:
                 figure.savefig(folder / f"{name}.{suffix}", dpi=self.dpi)
                 written.append(folder / f"{name}.{suffix}")
+        for name in self.captions.keys() - figures.keys():  # an earlier result's
+            for suffix in self.formats:
+                (folder / f"{name}.{suffix}").unlink(missing_ok=True)
         return written
 
     @classmethod
@@ -159,6 +163,15 @@ class Result(ABC):
             and not any((folder / name).exists() for name in (*cls.files.values(), *cls.beside))
         ):
             raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
+
+    @classmethod
+    def refuse_earlier(cls, folder: str | Path, overwrite: bool) -> None:
+        """Raise InputError where a folder holds an earlier result of this kind that may not be overwritten."""
+        there = [name for name in (*cls.files.values(), cls.markdown) if (Path(folder) / name).exists()]
+        if there and not overwrite:
+            raise InputError(
+                f"{folder}: holds an earlier result ({there[0]}); choose another folder, or --overwrite replaces it"
+            )
 
     def __repr__(self) -> str:
         parts = [self.title]

@@ -13,7 +13,7 @@ from voxstrata.cli.saying import say
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
 @options.stores
 @click.option("--phonetics", required=True, help="Folder that `voxstrata phonetics` wrote for the store's corpus.")
-@options.out("Folder for align.parquet, align.md, align.png and align.pdf; what an earlier run left there is replaced.")
+@options.out("Folder for align.parquet, align.md, align.png and align.pdf.")
 @options.outputs
 @options.languages
 @click.option(
@@ -41,6 +41,7 @@ from voxstrata.cli.saying import say
     help="Hard negatives of a pool: the non-translations that sound closest to the query.",
 )
 @options.bootstrap("groups")
+@options.overwrite
 @options.as_json
 def align(
     stores: tuple[str, ...],
@@ -53,6 +54,7 @@ def align(
     quantile: float,
     closest: int,
     bootstrap: int,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Retrieval where sound, duration, speaker and language cannot help, for every output in STORE.
@@ -79,7 +81,9 @@ def align(
     opened = open_by_encoder(stores)
     for one in opened:
         print_left_out(one)
-    (Alignment if len(opened) == 1 else ComparedAlignment).refuse_foreign(folder)
+    kind = Alignment if len(opened) == 1 else ComparedAlignment
+    kind.refuse_foreign(folder)
+    kind.refuse_earlier(folder, overwrite)
     how = vs.AlignOptions(similarity, by, quantile, closest, bootstrap)
     result: Alignment | ComparedAlignment
     with TerminalReporter() as reporter:

@@ -27,8 +27,9 @@ from voxstrata.cli.corpora import read_and_note, refuse_swapped
     help="Another export of the same checkpoint to be the reference, as for int8. [default: MODEL itself]",
 )
 @options.reading
-@options.out("Folder for drift.parquet, drift.md and drift.png; an earlier result there is replaced.", required=False)
+@options.out("Folder for drift.parquet, drift.md and drift.png.", required=False)
 @options.running
+@options.overwrite
 @options.as_json
 def drift(
     corpus: Path,
@@ -39,6 +40,7 @@ def drift(
     reading: dict[str, Any],
     folder: Path | None,
     runtime: vs.Runtime,
+    overwrite: bool,
     as_json: bool,
 ) -> int:
     """Measure what the cheaper contexts cost with MODEL on CORPUS.
@@ -57,6 +59,7 @@ def drift(
     refuse_swapped(corpus, model)
     if folder is not None:
         Drift.refuse_foreign(folder)
+        Drift.refuse_earlier(folder, overwrite)
     with TerminalReporter() as reporter:
         result = vs.drift(
             read_and_note(corpus, reading),

@@ -14,14 +14,17 @@ from voxstrata.cli.console import save_and_print
 @click.argument("a")
 @click.argument("b")
 @options.outputs
-@options.out("Folder for picture, tables and cosines; an earlier result there is replaced.")
+@options.out("Folder for picture, tables and cosines.")
 @click.option(
     "--words",
     type=options.PATH,
     help="Table (.tsv, .csv, .jsonl, .parquet) of when words are spoken: id, word, begin, end in seconds.",
 )
+@options.overwrite
 @options.as_json
-def explain(store: str, a: str, b: str, outputs: str, folder: Path, words: Path | None, as_json: bool) -> None:
+def explain(
+    store: str, a: str, b: str, outputs: str, folder: Path, words: Path | None, overwrite: bool, as_json: bool
+) -> None:
     """Why utterances A and B of STORE match: their frame × frame cosines, and the maxima that SeqSim averages.
 
     Writes explain.png and explain.md to read; explain.parquet, precision, recall and F1; maxima.parquet, for every
@@ -31,5 +34,8 @@ def explain(store: str, a: str, b: str, outputs: str, folder: Path, words: Path 
     Example:
       voxstrata explain speech.zarr en-7 es-7 --outputs layer_06,final -o why
     """
+    from voxstrata.studies.explain.result import Explanation
+
+    Explanation.refuse_earlier(folder, overwrite)
     result = vs.explain(vs.open_store(store), a, b, outputs, words)
     save_and_print(result, folder, as_json, store=store)

@@ -14,7 +14,7 @@ from voxstrata.cli.saying import say
 
 @click.command()
 @options.corpus
-@options.out("Folder for phonetics.parquet, ipa.parquet, distances.parquet, phonetics.md; an earlier one is replaced.")
+@options.out("Folder for phonetics.parquet, ipa.parquet, distances.parquet, phonetics.md.")
 @options.reading
 @options.languages
 @click.option(
@@ -35,6 +35,7 @@ from voxstrata.cli.saying import say
     default="longer",
     help="Divide the edit distance by the longer string's segments, by the mean of both, or not.",
 )
+@options.overwrite
 @options.as_json
 def phonetics(
     corpus: Path,
@@ -44,6 +45,7 @@ def phonetics(
     ipa: Path | None,
     voices: tuple[str, ...],
     normalize: str,
+    overwrite: bool,
     as_json: bool,
 ) -> int:
     """How alike the translations in CORPUS sound.
@@ -57,11 +59,13 @@ def phonetics(
       voxstrata phonetics speech.tsv -o phonetics
     """
     from voxstrata.phonology.ipa import read_ipa
+    from voxstrata.studies.phonetics.result import Phonetics
 
     pairs = [voice.partition("=") for voice in voices]
     wrong = ["".join(parts) for parts in pairs if not (parts[0] and parts[2])]
     if wrong:
         raise vs.UsageError(f"--voice {wrong[0]}: give LANGUAGE=VOICE, such as en=en-gb")
+    Phonetics.refuse_earlier(folder, overwrite)
     with TerminalReporter() as reporter:
         result = vs.phonetics(
             read_and_note(corpus, reading),

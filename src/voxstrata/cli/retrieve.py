@@ -11,7 +11,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 
 @click.command(short_help="Spoken-translation retrieval, layer by layer.")
 @options.stores
-@options.out("Folder for the results; what an earlier run left there is replaced.")
+@options.out("Folder for the results.")
 @options.outputs
 @options.languages
 @click.option(
@@ -38,6 +38,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 )
 @options.bootstrap("groups")
 @options.kernel
+@options.overwrite
 @options.as_json
 def retrieve(
     stores: tuple[str, ...],
@@ -49,6 +50,7 @@ def retrieve(
     neighbours: int,
     bootstrap: int,
     kernel: str | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Spoken-translation retrieval: recall@1, @5, @10 and MRR for every output and pair of languages in STORE.
@@ -83,6 +85,7 @@ def retrieve(
         if outputs != "all" or languages or similarities or kernel:
             raise vs.UsageError(f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it")
         study.FoundRetrieval.refuse_foreign(folder)
+        study.FoundRetrieval.refuse_earlier(folder, overwrite)
         result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap, pool=pool))
     else:
         import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
@@ -93,7 +96,9 @@ def retrieve(
         how = study.RetrievalOptions(
             bootstrap=bootstrap, kernel=choose_kernel(kernel), pool=pool, neighbours=neighbours
         )
-        (study.Retrieval if len(opened) == 1 else ComparedRetrieval).refuse_foreign(folder)
+        kind = study.Retrieval if len(opened) == 1 else ComparedRetrieval
+        kind.refuse_foreign(folder)
+        kind.refuse_earlier(folder, overwrite)
         asked = ",".join(similarities) or None
         with TerminalReporter() as reporter:
             if len(opened) == 1:

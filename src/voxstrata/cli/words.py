@@ -29,6 +29,7 @@ from voxstrata.cli.corpora import refuse_swapped
 )
 @options.bootstrap("meanings")
 @options.running
+@options.overwrite
 @options.as_json
 def words(
     word_list: str,
@@ -39,6 +40,7 @@ def words(
     far: float,
     bootstrap: int,
     runtime: vs.Runtime,
+    overwrite: bool,
     as_json: bool,
 ) -> int:
     """Sound or meaning, word by word: how close are synonyms, and near-homophones, of two languages in MODEL?
@@ -55,13 +57,15 @@ def words(
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
     from voxstrata.studies.words.measure import WordOptions, measure_words
+    from voxstrata.studies.words.result import WordComparison
     from voxstrata.studies.words.word_list import read_word_list
 
     refuse_swapped(word_list, model)
+    WordComparison.refuse_earlier(folder, overwrite)
     how = WordOptions(near, far, bootstrap)
     with resume_hint(), TerminalReporter() as reporter:
         entries = read_word_list(word_list)
-        result = measure_words(entries, vs.open_model(model), folder, outputs, how, runtime, reporter)
+        result = measure_words(entries, vs.open_model(model), folder, outputs, how, runtime, reporter, overwrite)
     save_and_print(result, folder, as_json, failed=result.failures)
     print_failures(result.failures, f"in {folder / 'words.zarr'}")
     return PARTIAL if result.failures else 0

@@ -5,6 +5,8 @@ FOLDER/
   lots/                a file for each time that a lot of recordings was begun since; one process alone writes it
   claims/              who has which lot in work
 
+Where locks hold on one machine alone, another's runs may put away a file that is being written: who writes it notices,
+and writes its lines again.
 Every line has a CRC-32 of the rest of it. A kill costs the line that is being written; a power cut those of the last
 seconds: files of lots are brought to the disk every SYNC_SECONDS and when the lot is whole.
 """
@@ -15,7 +17,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -53,7 +55,8 @@ class Journal:
         self._failures: dict[_Recording, str] = {}
         self._seen: dict[str, int] = {}  # bytes of the files that were read
         self._file: IO[bytes] | None = None
-        self._path, self._synced = folder, 0.0
+        self._lines: list[bytes] = []  # of the file
+        self._path, self._lot, self._synced = folder, 0, 0.0
         self.resumed = 0
 
     def find(self, name: str, info: AudioInfo, at: EarlyExit) -> str | None:
@@ -88,10 +91,13 @@ class Journal:
                     f"{self._folder / JOURNAL}: another run began anew with other settings; ask it, or wait"
                 )
             held = self._claims.take(lot)
-        self._path = self._folder / LOTS / f"{lot:06d}.{uuid4().hex}.jsonl"
+        self._lot, self._lines = lot, []
+        self._path = self._new_path()
         try:
             self.refresh()
             yield held
+            if self._file and not self._path.exists():
+                self._begin_file()
             self._sync()
         finally:
             if self._file:
@@ -144,7 +150,13 @@ class Journal:
 
     def _gather(self) -> None:
         self._write_all()
-        self.files.remove_folder(LOTS)
+        for name in (f"{LOTS}/{each}" for each in self.files.names(LOTS)):
+            path = self._folder / name
+            with suppress(FileNotFoundError):
+                if path == self._path or self._seen.get(name) == path.stat().st_size:  # else there is more in it by now
+                    path.unlink()
+        with suppress(OSError):
+            (self._folder / LOTS).rmdir()
         self._claims.clear()
         self.files.sweep()
 
@@ -165,15 +177,27 @@ class Journal:
         return False
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file is None:
-            self._path.parent.mkdir(exist_ok=True)
-            self._file = self._path.open("xb")
-            self._file.write(_line(self._header))
-            self._synced = time.monotonic()
-        self._file.write(_line(line))
+        if self._file is None or not self._path.exists():
+            self._begin_file()
+        assert self._file
+        self._lines.append(_line(line))
+        self._file.write(self._lines[-1])
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
+
+    def _new_path(self) -> Path:
+        return self._folder / LOTS / f"{self._lot:06d}.{uuid4().hex}.jsonl"
+
+    def _begin_file(self) -> None:
+        """Begin the file of a lot, again with the lines that it had."""
+        if self._file:
+            self._file.close()
+            self._path = self._new_path()
+        self._path.parent.mkdir(exist_ok=True)
+        self._file = self._path.open("xb")
+        self._file.writelines([_line(self._header), *self._lines])
+        self._synced = time.monotonic()
 
     def _sync(self) -> None:
         if self._file:

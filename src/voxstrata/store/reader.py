@@ -22,7 +22,7 @@ from voxstrata.store.checked import REPAIR, about_store, identity
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
 from voxstrata.store.markers import marked_units, read_markers
-from voxstrata.store.rows import read_rows
+from voxstrata.store.rows import fill_rows
 from voxstrata.store.soundness import first_rows, in_no_unit, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.utterances import IdPlaces, StoredUtterances
@@ -283,7 +283,7 @@ class EmbeddingStore:
         for piece in np.split(np.arange(len(index)), breaks):
             if len(piece):
                 first, own = int(self.start[index[piece[0]]]), rows[offsets[piece[0]] : offsets[piece[-1] + 1]]
-                read_rows(self.files, array, first, own, self._indexes)
+                fill_rows(self.files, array, first, own, self._indexes)
         return rows, offsets
 
     def _vectors(self, array: zarr.Array[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -293,7 +293,7 @@ class EmbeddingStore:
             own = np.flatnonzero(unit == one)
             first, last = int(rows[own].min()), int(rows[own].max())
             read = np.empty((last - first + 1, array.shape[1]), array.dtype)
-            read_rows(self.files, array, first, read, self._indexes)
+            fill_rows(self.files, array, first, read, self._indexes)
             out[own] = read[rows[own] - first]
         return out
 

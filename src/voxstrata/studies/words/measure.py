@@ -29,6 +29,7 @@ from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.pooled import mean_pool, pooled_cosine
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
+from voxstrata.store.files import Files, root_attributes
 from voxstrata.studies.words.pairs import DIVISOR, FAR, NEAR, RANDOM_WORDS, WORD_KINDS, PairSets, WordPairs, make_pairs
 from voxstrata.studies.words.result import FAILURES, WordComparison
 from voxstrata.studies.words.table import DURATION_ALONE, EVERY_LANGUAGE, WORD_CONTROLS, WORD_SIMILARITIES, WORDS_SCHEMA
@@ -61,11 +62,12 @@ def measure_words(
     options: WordOptions | None = None,
     runtime: Runtime | None = None,
     reporter: Reporter = SILENT,
+    overwrite: bool = False,
 ) -> WordComparison:
     """Speak the words (those of `read_word_list`) where they have no recordings, encode and compare them.
 
     Writes the spoken words and words.zarr, the store, to `folder`; a run that was cut short resumes there. The result
-    is for the caller to save, there or elsewhere.
+    is for the caller to save, there or elsewhere. overwrite: a store of other words, model or settings is replaced.
 
     Raises UsageError and InputError, before anything is spoken, for outputs the model lacks, a language without a
     voice, a list that gives no pairs; after the encoding, when too few recordings could be read.
@@ -83,9 +85,17 @@ def measure_words(
         make_writable(folder)
         corpus, owners = word_corpus(entries, folder, voices, reporter)
     reporter.step(f"extracting {len(corpus)} recordings")
-    found = extract(corpus, model, folder / "words.zarr", StoreSpec(outputs), runtime, reporter)
+    where, what = folder / "words.zarr", (StoreSpec(outputs), runtime, reporter)
+    try:
+        found = extract(corpus, model, where, *what)
+    except InputError:
+        if not overwrite or "voxstrata" not in root_attributes(files := Files(where)):
+            raise
+        with files.lock():
+            files.clear()
+        found = extract(corpus, model, where, *what)
     reporter.step("comparing")
-    store = open_store(folder / "words.zarr")
+    store = open_store(where)
     settings = {"words": len(entries), "languages": list(dict.fromkeys(word.language for word in entries))}
     settings |= {"near": options.near, "near_distance": sets.near, "far": options.far, "far_distance": sets.far}
     settings["distance"] = f"panphon feature_edit_distance, equal weights, normalize {DIVISOR}"
