@@ -20,7 +20,8 @@ test-real: .venv/dev.stamp  ## Tests on real weights and real speech, where ../s
 test-transformers5: .venv5/dev.stamp  ## The exporters' tests on transformers 5
 	.venv5/bin/python -m pytest $(SPREAD) tests/test_checkpoint.py tests/test_bad_checkpoint.py tests/test_odd_checkpoints.py \
 		tests/test_graph.py tests/test_log_mel.py tests/test_silence.py tests/test_export.py \
-		tests/test_early_exit.py tests/test_transcribe.py tests/test_towers.py tests/test_adding_a_family.py
+		tests/test_early_exit.py tests/test_transcribe.py tests/test_towers.py tests/test_adding_a_family.py \
+		tests/test_wav2vec2.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

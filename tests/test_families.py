@@ -15,7 +15,7 @@ import toy_encoder as toy
 from numpy.typing import NDArray
 
 import voxstrata as vs
-from voxstrata.base.progress import Reporter
+from voxstrata.base.progress import Progress, Reporter
 from voxstrata.encoders import card as layout
 from voxstrata.encoders.card import ModelCard, open_model
 from voxstrata.encoders.family import Family, Step
@@ -37,10 +37,14 @@ def sound(name: str) -> NDArray[np.float32]:
 
 
 class Listening(Reporter):
-    """Keeps what it is warned of."""
+    """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.told: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.told.append(progress)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -343,6 +347,13 @@ def test_a_recording_too_short_for_a_frame_fails_alone_with_its_reason(store: vs
         "399 samples at 16 kHz) are too short for a frame of toy 2.0, which needs 0.025 s (400 samples)"
         in (failed["click"])
     )
+
+
+def test_audio_in_two_windows_is_counted_once(model: Path, clips: Path, tmp_path: Path) -> None:
+    listening = Listening()
+    report = vs.extract(clips, model, tmp_path / "s.zarr", vs.StoreSpec("final"), reporter=listening)
+    extracting = [p for p in listening.told if p.stage == "extracting"]
+    assert report.audio_seconds == extracting[-1].work == extracting[-1].work_total == sum(LENGTHS.values()) / 16_000
 
 
 def test_means_of_neighbours_and_of_all_are_those_of_the_frames(

@@ -109,16 +109,40 @@ def parakeet(mels):
     return extractor
 
 
+def nemo_normalised(mels):
+    """Nodes as of `run`."""
+
+    def nodes(b):
+        return standardised(b, nemo_filter_bank(b, "audio", nemo_filters(mels), "bank"), "out", ddof=1, outside=1e-5)
+
+    return nodes
+
+
 @pytest.mark.parametrize("mels", [80, 128])
 @pytest.mark.parametrize("samples", LENGTHS)
 def test_nemos_bank_and_its_normalisation_are_those_of_parakeet(samples, mels):
     audio = sound(samples)
     made = parakeet(mels)(audio, sampling_rate=16_000)
     want = made["input_features"][0][made["attention_mask"][0]].numpy()
-
-    def nodes(b):
-        return standardised(b, nemo_filter_bank(b, "audio", nemo_filters(mels), "bank"), "out", ddof=1, outside=1e-5)
-
-    got = run(nodes, audio[None], mels)
+    got = run(nemo_normalised(mels), audio[None], mels)
     assert got.shape == (1, samples // 160, mels) == (1, *want.shape)
     np.testing.assert_allclose(got[0], want, atol=2e-3)
+
+
+def test_mels_without_energy_are_parakeets_in_float64():
+    spectrum = np.fft.rfft(np.hanning(32_000) * sound(32_000))
+    spectrum[len(spectrum) // 2 :] = 0  # as of a telephone's sound at 16 kHz
+    audio = (0.01 * np.fft.irfft(spectrum)).astype(np.float32)
+    extractor = parakeet(80)
+    in_float32 = extractor(audio, sampling_rate=16_000)["input_features"][0, :-1].numpy()
+    emphasised = torch.from_numpy(np.append(audio[:1].astype(float), audio[1:] - 0.97 * audio[:-1].astype(float)))
+    extractor.mel_filters = torch.from_numpy(nemo_filters(80).T.copy())
+    torch.set_default_dtype(torch.float64)
+    try:
+        energies = extractor._torch_extract_fbank_features(emphasised[None])[0, :-1]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    want = ((energies - energies.mean(0)) / (energies.std(0) + 1e-5)).numpy()
+    got = run(nemo_normalised(80), audio[None], 80)[0]
+    assert np.abs(in_float32 - want).max() > 0.01, "what rounding alone makes of them in float32"
+    np.testing.assert_allclose(got, want, atol=1e-4)

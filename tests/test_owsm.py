@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -21,10 +22,12 @@ from espnet_models import DATA, EVERY, KINDS, LENGTHS, WINDOW  # noqa: E402
 
 import voxstrata as vs  # noqa: E402
 from voxstrata.base.errors import InputError, UsageError  # noqa: E402
+from voxstrata.base.progress import SILENT  # noqa: E402
 from voxstrata.encoders.card import ModelFolder  # noqa: E402
 from voxstrata.engine.estimating import estimate  # noqa: E402
 from voxstrata.exporters.espnet_folder import CONFIG_FILE, WEIGHTS_FILE, espnet_file, is_espnet, read_espnet, read_yaml  # noqa: E402
 from voxstrata.exporters.families import family_of  # noqa: E402
+from voxstrata.exporters.finding import find_checkpoint  # noqa: E402
 from voxstrata.exporters.original import CheckpointFiles, Original  # noqa: E402
 
 Array = np.ndarray[Any, Any]
@@ -192,6 +195,37 @@ def test_what_the_graph_does_not_compute_is_refused_by_name(
 def test_a_normalisation_that_is_not_global_is_refused(kind: str) -> None:
     with pytest.raises(InputError, match="normalize is 'utterance_mvn'"):
         loaded(DATA / kind, normalize="utterance_mvn")
+
+
+def test_of_a_hub_id_the_files_that_meta_yaml_names_are_fetched_at_one_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, snapshot, asked = DATA / "owsm", tmp_path / "0123abcd", list[tuple[str | None, set[str]]]()
+
+    def list_repo_files(_: Any, repo: str, *, revision: str | None = None) -> list[str]:
+        return [str(f.relative_to(held)) for f in held.rglob("*") if f.is_file()]
+
+    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((revision, set(allow_patterns)))
+        for name in allow_patterns:
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(held / name, snapshot / name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = find_checkpoint("someone/owsm")
+    config, weights = (str(EXPERIMENT / name) for name in ("config.yaml", "valid.total_count.ave_5best.pth"))
+    assert not (snapshot / weights).exists()
+    found.fetch()
+    assert asked == [
+        (None, {"meta.yaml"}), ("0123abcd", {"meta.yaml", config}), ("0123abcd", {config, weights}),
+    ]  # fmt: skip
+    files = found.files(SILENT)
+    assert (files.name, files.revision, files.config["model_type"]) == (
+        "someone/owsm", "0123abcd", "espnet:e_branchformer",
+    )  # fmt: skip
+    assert "encoder.after_norm.weight" in files.tensors
 
 
 def test_a_prefix_must_be_two_tokens_that_the_model_knows() -> None:

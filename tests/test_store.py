@@ -430,12 +430,13 @@ def test_markers_that_cannot_be_read_count_as_missing(
 def test_a_store_of_another_model_is_refused_naming_what_differs(
     corpus: Path, tiny_model: Path, written: Path, tmp_path: Path
 ) -> None:
-    from voxstrata.exporters.writing import _stamp
+    from voxstrata.encoders.card import ENCODER_GRAPHS, LOG_MEL
+    from voxstrata.exporters.writing import stamp
 
     for key, value in (("weights_sha256", "0" * 64), ("dtype", "float16"), ("final_norm", "every")):
         folder = Path(shutil.copytree(tiny_model, tmp_path / key))
         card = replace(open_model(folder).card, **{key: value})
-        _stamp(folder, card)
+        stamp(folder, (*ENCODER_GRAPHS[card.dtype], LOG_MEL), card)
         write_card(folder, card)
         refused(f"another model: {key} is .* there .*, {value} here", corpus, folder, written)
     folder = Path(shutil.copytree(tiny_model, tmp_path / "silence"))

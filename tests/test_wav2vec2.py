@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import sound
 
 torch = pytest.importorskip("torch")
@@ -241,6 +242,28 @@ def test_an_exported_model_declares_its_family(checkpoint: Callable[[str], Path]
     assert (family.name, family.input, family.norm, family.contexts) == ("wav2vec2", "samples", "pre", ("exact",))
     assert max(model.card.validation["outputs"].values()) < 1e-5
     assert model.card.validation["lengths_seconds"][-1] == 60
+
+
+def test_a_store_holds_each_recordings_own_states(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Also of one longer than the window, whose pieces overlap by 2 s at inner ends; and one too short fails alone."""
+    model = vs.export(str(checkpoint("wav2vec2-base")), tmp_path / "model")
+    clips = {"short": 1.0, "other": 0.73, "long": 61.5, "nothing": 399 / 16_000}
+    (tmp_path / "corpus").mkdir()
+    for seed, (name, seconds) in enumerate(clips.items()):
+        soundfile.write(tmp_path / "corpus" / f"{name}.wav", sound(seconds, seed), 16_000, subtype="FLOAT")
+    done = vs.extract(tmp_path / "corpus", model, tmp_path / "store.zarr")
+    assert [name.rpartition("/")[2].removesuffix(".wav") for name in done.failures] == ["nothing"]
+    store, theirs = vs.open_store(tmp_path / "store.zarr"), Theirs(checkpoint("wav2vec2-base"))
+    for seed, name in enumerate(["short", "other", "long"]):
+        audio = sound(clips[name], seed)
+        (own,) = (u for u in store.ids if name in u)
+        want = {output: state[0] for output, state in theirs.run([audio[:960_000]]).items()}
+        if name == "long":
+            rest = theirs.run([audio[960_000 - 2 * 32_000 :]])
+            want = {output: np.concatenate([state[:2900], rest[output][0, 100:]]) for output, state in want.items()}
+        assert set(want) == set(model.card.outputs)
+        for output, state in want.items():
+            assert relative_l2(store.frames(own, output), state) < 2e-3, (name, output)
 
 
 @pytest.mark.parametrize("variant", ["xls-r", "mms", "data2vec-audio"])

@@ -135,18 +135,21 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
         ("encoder", size),
         ("dtype, opset", f"{card['dtype']}, {card['opset']}"),
         ("outputs", ", ".join(card["outputs"])),
-        ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
-        *(_silence_rows(card["silence"]) if family is None else _family_rows(family)),
+        *(_whisper_rows(card) if family is None else _family_rows(family)),
         ("worst difference", f"{worst:.1e} relative L2 from PyTorch"),
         ("made with", ", ".join(f"{k} {v}" for k, v in card["tools"].items())),
     ]
     _print_rows(f"{path}: exported encoder", rows)
 
 
-def _silence_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
+def _whisper_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
+    s = card["silence"]
     keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
     source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
-    return [("silence cache", f"{s['kind']} ({source}), {keys}")]
+    return [
+        ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
+        ("silence cache", f"{s['kind']} ({source}), {keys}"),
+    ]
 
 
 def _family_rows(declared: dict[str, Any]) -> list[tuple[str, str]]:
@@ -159,7 +162,7 @@ def _family_rows(declared: dict[str, Any]) -> list[tuple[str, str]]:
         ("frames", f"every {1000 * family.seconds_per_frame:g} ms, of {family.shortest} samples or more"),
         ("input", f"{family.input.replace('_', ' ')}{width}; {family.normalisation}"),
         ("context", ", ".join(family.contexts)),
-        ("longer recordings", family.cutting),
+        ("longer ones", family.cutting),
         ("masks", family.masks),
     ]
     return rows + ([("prefix tokens", ", ".join(family.prefix))] if family.prefix else [])

@@ -33,8 +33,8 @@ class Batch:
     """Windows of one unit that are encoded together.
 
     frames: computed positions of each. windows: those of recordings that could be decoded, perhaps none.
-    samples: of all windows, of failed recordings too. failures: why recordings could not be decoded, by utterance, each
-    told once. last: whether its unit is complete with it.
+    samples: of all windows, of failed recordings too, each counted once. failures: why recordings could not be
+    decoded, by utterance, each told once. last: whether its unit is complete with it.
     """
 
     unit: int
@@ -128,7 +128,8 @@ class DecodeStage(DecodeAhead):
                 left[w.utterance] -= 1
                 if not left[w.utterance]:
                     del held[w.utterance]
-            yield Batch(unit, frames, readable, sum(w.samples for w in windows), failures, n == len(todo)), audio
+            samples = sum(map(self._plan.new_samples, windows))
+            yield Batch(unit, frames, readable, samples, failures, n == len(todo)), audio
 
 
 class EncodeStage(Stage):

@@ -42,7 +42,7 @@ class Tally:
 
     def add(self, batch: Batch, reporter: Reporter) -> None:
         """Count a batch that was encoded here."""
-        self.encoded += sum(w.samples for w in batch.windows)
+        self.encoded += sum(map(self._plan.new_samples, batch.windows))
         self.flops += sum(self._size.window_flops(batch.frames, self._context, w.frames) for w in batch.windows)
         self._own += batch.samples
         if batch.unit in self._others:

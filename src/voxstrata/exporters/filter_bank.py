@@ -1,7 +1,7 @@
 """Filter banks as nodes of an ONNX graph: frames of samples, their mel energies, their logarithm, normalised.
 
-Everything up to the logarithm is float64, as in transformers' extractors. In float32 a quiet mel beside a loud one, or
-samples around a large mean, would lose digits that the logarithm shows. It costs little beside any encoder.
+They compute in float64, as transformers' Kaldi does. In float32 a quiet mel beside a loud one, or samples around a
+large mean, would lose digits that the logarithm shows. It costs little beside any encoder.
 """
 
 from typing import Any
@@ -52,15 +52,16 @@ def kaldi_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[np.float
     transform = _dft(np.arange(FRAME)) @ (window[:, None] * emphasised) * _KALDI_SCALE
     frames = _framed(b, b.cast(audio, f"{name}/float64", np.float64), FRAME, name)
     mel = _mel_energies(b, frames, transform, mel_filters, name)
-    return _logarithm(b, b.node("Max", [mel, _scalar(b, _KALDI_FLOOR)], f"{name}/floored"), name)
+    floored = b.node("Max", [mel, _scalar(b, _KALDI_FLOOR)], f"{name}/floored")
+    return b.cast(b.node("Log", [floored], f"{name}/log"), name, np.float32)
 
 
 def nemo_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[np.float64], name: str) -> str:
-    """NeMo's log filter bank of `audio` float32 [batch, samples], called `name`: float32 [batch, frames, n_mels].
+    """NeMo's log filter bank of `audio` float32 [batch, samples], called `name`: float64 [batch, frames, n_mels].
 
     mel_filters: (257, n_mels). From every sample of the recording 0.97 of the one before is taken; frames are centred
     on every 160th, beyond its ends lies silence: floor(samples / 160). It is `ParakeetFeatureExtractor`'s before it
-    normalises.
+    normalises. In a mel without energy frames differ by less than float32 shows, and normalisation makes that large.
     """
     x = b.cast(audio, f"{name}/float64", np.float64)
     zero, one, last, end = (b.ints(f"int_{n}", n) for n in (0, 1, -1, 2**31))
@@ -75,7 +76,7 @@ def nemo_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[np.float6
     transform = np.zeros((2 * (FFT // 2 + 1), FFT))
     transform[:, inside] = _dft(inside) * np.hanning(FRAME)
     mel = _mel_energies(b, _framed(b, x, FFT, name), transform, mel_filters, name)
-    return _logarithm(b, b.node("Add", [mel, _scalar(b, _NEMO_GUARD)], f"{name}/guarded"), name)
+    return b.node("Log", [b.node("Add", [mel, _scalar(b, _NEMO_GUARD)], f"{name}/guarded")], name)
 
 
 def espnet_filter_bank(b: GraphBuilder, audio: str, mel_filters: NDArray[Any], win_length: int, name: str) -> str:
@@ -105,7 +106,7 @@ def standardised(
     inside: float = 0.0,
     outside: float = 0.0,
 ) -> str:
-    """`x` float32 [batch, frames, features], every feature with mean 0 and variance 1 over the recording.
+    """`x` [batch, frames, features] as float32, every feature with mean 0 and variance 1 over the recording.
 
     variance: whether it is divided by √(variance + inside) + outside, else the mean alone is taken away. ddof: the
     variance is the sum of squares divided by frames - ddof.
@@ -148,11 +149,6 @@ def _mel_energies(
     power = b.node("Add", b.split(x, [f"{name}/re2", f"{name}/im2"], f"{name}/parts", axis=2), f"{name}/power")
     filters = b.constant("mel_filters", np.asarray(mel_filters, np.float64))
     return b.node("MatMul", [power, filters], f"{name}/mel")
-
-
-def _logarithm(b: GraphBuilder, x: str, name: str) -> str:
-    """Natural logarithm, in float32."""
-    return b.cast(b.node("Log", [x], f"{name}/log"), name, np.float32)
 
 
 def _scalar(b: GraphBuilder, value: float) -> str:

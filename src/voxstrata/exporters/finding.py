@@ -78,7 +78,7 @@ def find_checkpoint(source: str, revision: str | None = None) -> FoundCheckpoint
     if not folder.is_dir():
         folder = download(source, revision, [META], weights=False)
         if named := espnet_names(folder):
-            folder = download(source, revision, [META, named[0]], weights=False)
+            folder = download(source, folder.name, [META, named[0]], weights=False)
         name, commit = source, folder.name  # a snapshot's folder is named by its commit
     file = espnet_file(folder, CONFIG_FILE) if is_espnet(folder) else folder / "config.json"
     config = read_espnet(file) if is_espnet(folder) else read_description(folder)

@@ -125,6 +125,10 @@ class Plan:
         """The windows that an utterance is encoded in."""
         return windows_of(utterance, int(self.samples[utterance]), self.family)
 
+    def new_samples(self, window: Window) -> int:
+        """How many samples of a window no earlier one of its recording holds."""
+        return window.samples - (2 * self.family.overlap if window.sample else 0)
+
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the content of the store but the model: see `fingerprint_of`."""
         return self._fingerprint

@@ -37,7 +37,10 @@ _CLASSES = {  # what transformers calls them: model_type, and how its classes be
 MODEL_TYPES = tuple(_CLASSES)
 
 _MASKED = "masked_spec_embed"  # stands for frames that training hides
+# Longer than what any was trained on (16 to 20 s), and about 2 GB of memory for each thread. The biases of WavLM's
+# attention, which grow with the square, take another 1 GB at 60 s, so it has 30.
 _WINDOW_SECONDS = 60
+_WAVLM_WINDOW_SECONDS = 30
 _OVERLAP_SECONDS = 2
 
 # Keys of config.json that say something about the encoder, by type.
@@ -168,7 +171,7 @@ class SpeechEncoder:
         steps = tuple(
             Step(conv.conv.kernel_size[0], conv.conv.stride[0]) for conv in self.module.feature_extractor.conv_layers
         )
-        hop = math.prod(layout.strides)
+        hop, window = math.prod(layout.strides), _WAVLM_WINDOW_SECONDS if self.kind == "wavlm" else _WINDOW_SECONDS
         config, adapter = self.module.config, getattr(self.module.config, "adapter_attn_dim", None) or 0
         per_frame = 8 * d * d + 4 * d * (config.intermediate_size + adapter)
         return Family(
@@ -181,7 +184,7 @@ class SpeechEncoder:
             ),
             features=1,
             steps=steps,
-            window=_WINDOW_SECONDS * SAMPLE_RATE // hop * hop,
+            window=window * SAMPLE_RATE // hop * hop,
             overlap=_OVERLAP_SECONDS * SAMPLE_RATE // hop * hop,
             contexts=("exact",),
             masks=_masks(layout.group_norm),

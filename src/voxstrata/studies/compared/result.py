@@ -194,8 +194,9 @@ class ComparedAlignment(ComparedEncoders):
                 f"recall@1 in %, by {s['similarity']}.{intervals if s['bootstrap_resamples'] else ''}",
                 "- all: the pool holds one recording of every sentence; means removed: each frame less the mean of its "
                 "speaker or language.",
-                f"- unlike: only pairs that sound unlike (by {s['by']}). closest: among {s['closest']} hard negatives, "
-                "the non-translations that sound closest to the query.",
+                f"- unlike: only pairs that sound unlike (by {s['by']}); without a figure where no direction has "
+                f"{s['smallest_pool']} of them.",
+                f"- closest: among {s['closest']} non-translations that sound closest to the query, hard negatives.",
                 "- The pools are the same for all encoders. `voxstrata align` on one store has every control.",
             ]
         )
