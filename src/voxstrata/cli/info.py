@@ -58,15 +58,18 @@ def _store(store: Any) -> dict[str, Any]:
             own |= {key: own[key] + value for key, value in zip(own, row, strict=True)}
     numbers = np.bincount(store.status, minlength=len(STATUS)).tolist()
     first = sorted((int(np.argmax(store.status == n)), n) for n in range(len(STATUS)) if numbers[n])
-    failed = pa.array(np.flatnonzero(table["failure"].is_valid().to_numpy()))
-    ids = store.table(["id"])["id"].take(failed).to_pylist() if len(failed) else []
+    failures: dict[str, str] = {}
+    if table["failure"].null_count < len(table):
+        failed = pa.array(np.flatnonzero(table["failure"].is_valid().to_numpy()))
+        ids, reasons = (column.take(failed).to_pylist() for column in (store.table(["id"])["id"], table["failure"]))
+        failures = dict(zip(ids, reasons, strict=True))
     row_bytes = store.model.d_model * store.spec.stored_dtype.itemsize
     return {
         "kind": "store",
         "complete": store.complete,
         "status": {STATUS[n]: numbers[n] for _, n in first},
         "languages": languages,
-        "failures": dict(zip(ids, table["failure"].take(failed).to_pylist(), strict=True)),
+        "failures": failures,
         "bytes_per_output": int(store.length[store.status == 1].sum()) * row_bytes,
         "missing": None if store.complete else _missing(store),
         **store.about,
