@@ -40,14 +40,13 @@ def _store(store: Any) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    from voxstrata.base.columns import encoded
     from voxstrata.store.writer import DONE, STATUS
 
-    table, done = store.table(["language", "seconds", "failure"]), store.status == DONE
-    language, names = encoded(table["language"])
+    table, done = store.table(["seconds", "failure"]), np.flatnonzero(store.status == DONE)
+    language, names = store.codes("language")
     counted = (
         np.bincount(language, minlength=len(names) + 1),
-        np.bincount(language, table["seconds"].to_numpy() * done, len(names) + 1),
+        np.bincount(language[done], table["seconds"].to_numpy()[done], len(names) + 1),
         np.bincount(language[done], minlength=len(names) + 1),
     )
     languages: dict[str, dict[str, Any]] = {}
