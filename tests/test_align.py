@@ -246,6 +246,9 @@ def test_what_is_saved_is_what_is_loaded(planted: Planted, tmp_path: Path) -> No
     assert again.store == planted.store.about
     assert again.title == "made-up, bucketed: controlled retrieval"
     assert repr(again) == repr(result)
+    assert "all: the whole pool, shared-first" in repr(result).replace("\n", " ")
+    assert set(result.table["pool"].to_pylist()) == {result.settings["pool"]} == {"shared-first"}
+    assert "pool shared-first" in result.figures()["align"].get_suptitle()
     assert again.to_markdown() == written[1].read_text(encoding="utf-8")
     assert "<table>" in again._repr_html_()
     with pytest.raises(InputError, match=r"align\.parquet: missing; `voxstrata align` writes it"):

@@ -52,6 +52,17 @@ def test_some_columns_are_those_of_the_whole_table(path: Path) -> None:
     assert "utterances" not in store.__dict__
 
 
+def test_a_column_that_repeats_is_its_values_and_a_number_for_each_row(path: Path) -> None:
+    languages = open_store(path).utterances["language"].to_pylist()
+    for read_before in ((), ("seconds",), ("language",)):
+        store = open_store(path)
+        store.table(read_before) if read_before else None
+        codes, names = store.codes("language")
+        assert names.to_pylist() == ["de", "en"] or names.to_pylist() == ["en", "de"]
+        assert [[*names.to_pylist(), None][code] for code in codes] == languages
+    assert store.table(["language"])["language"].type == pa.string()
+
+
 def test_ids_are_found_whether_or_not_there_is_an_index(path: Path) -> None:
     store = open_store(path)
     ids = store.utterances["id"].to_pylist()

@@ -193,7 +193,7 @@ class TestNumbers:
         assert float(row["seqsim_f1_change"][1] or 0) == -1 / 3
         shown = {name: cell for name, (cell, _) in zip(brief.header, brief.rows[0], strict=True)}
         assert (shown["cosine"], shown["recall@1 seqsim_f1"]) == ("0.9877", "25.0 (-33.3)")
-        assert "pool of 7–8, chance 13.00 %" in brief.note
+        assert "pool of 7–8 (all recordings), chance 13.00 %" in brief.note
         assert "trimmed 6.22 ×" in brief.note
 
     def test_stores_by_language(self, page: Page) -> None:

@@ -77,7 +77,7 @@ def test_the_layer_plot_shows_means_pairs_chance_and_pool(languages: int, output
     bottom, top = axes.get_ylim()
     assert bottom <= 0
     assert top >= 100 * pc.max(means["high"]).as_py()
-    subtitle = figure.get_suptitle()
+    subtitle = " ".join(figure.get_suptitle().split())  # however its lines are broken
     assert "pool of 70 candidates" in subtitle
     assert "recall@1 1.4 %" in subtitle
     assert "95 % bootstrap intervals" in subtitle

@@ -97,8 +97,8 @@ def test_retrieve_reports_every_output_similarity_score_and_direction_as_brute_f
     store = fake_store()
     table = table_of(store, options=RetrievalOptions(bootstrap=0))
     assert list(dict.fromkeys(table["output"].to_pylist())) == ["layer_02", "layer_10", "final"]
-    # Six directions, three pairs, one mean: of 4 similarities × 3 scores × (3 recalls, mrr, skew), and of two CKAs.
-    assert len(table) == 3 * (6 + 3 + 1) * (4 * 3 * 5 + 2)
+    # Six directions, three pairs, one mean: of 4 similarities × 3 scores × (3 recalls, mrr, skew), neighbours, CKAs.
+    assert len(table) == 3 * (6 + 3 + 1) * (4 * 3 * 5 + 1 + 2)
     members = {
         language: [i for i, entry in enumerate(store.entries) if entry[1] == language] for language in ("en", "uk")
     }
@@ -165,9 +165,11 @@ def test_intervals_hold_the_value_and_differences_are_paired() -> None:
     store = fake_store(groups=40, noise=1.2)
     store.frames["layer_10"] = store.frames["final"]  # equal outputs: their difference is 0 in every resample
     table = table_of(store, similarities=["pooled_cosine"], options=RetrievalOptions(ks=[1]))
-    figures = table.filter(pc.is_in(table["metric"], value_set=pa.array(["recall@1", "mrr"])))
+    figures = table.filter(pc.is_in(table["metric"], value_set=pa.array(["recall@1", "mrr", "mutual_knn@10"])))
     assert all(row["low"] <= row["value"] <= row["high"] for row in figures.to_pylist())
-    others = table.filter(pc.invert(pc.is_in(table["metric"], value_set=pa.array(["recall@1", "mrr"]))))
+    others = table.filter(
+        pc.invert(pc.is_in(table["metric"], value_set=pa.array(["recall@1", "mrr", "mutual_knn@10"])))
+    )
     assert others["low"].null_count == others["below_best"].null_count == len(others)
     chosen = {"similarity": "pooled_cosine", "score": "raw", "metric": "recall@1", "source": "mean"}
     rows = {output: _only(table, output=output, **chosen) for output in store.outputs}
@@ -233,7 +235,7 @@ def test_mean_rows_average_all_directions_and_keep_the_range_of_pools() -> None:
     assert (mean["candidates"], mean["candidates_max"], mean["queries"]) == (6, 7, 36)
     assert mean["queries_without_partner"] == 2  # the extra sentence, asked of two languages
     for text in (Retrieval(table).to_markdown(), repr(Retrieval(table))):
-        caption = "6 directions; pool of 6–7 candidates, 6 queries each; chance: recall@1 14.3–16.7 %"
+        caption = "6 directions; pool of 6–7 candidates (all), 6 queries each; chance: recall@1 14.3–16.7 %"
         assert caption in " ".join(text.split())
 
 
@@ -430,7 +432,7 @@ def test_text_tables_hold_means_intervals_chance_and_the_best_output() -> None:
     assert best[2] == max(values, key=lambda output: values[output])
     assert best[3] == interval(means[best[2], "pooled_cosine", "csls", "recall@1"])
     assert best[5] == sorted(values, key=lambda output: -values[output])[1]
-    caption = "6 directions; pool of 14 candidates, 14 queries each; chance: recall@1 7.1 %, recall@5 35.7 %"
+    caption = "6 directions; pool of 14 candidates (all), 14 queries each; chance: recall@1 7.1 %, recall@5 35.7 %"
     under = [line for line in lines if caption in line]
     assert len(under) == 3  # of both similarities, and of the best outputs
     assert "95 % bootstrap intervals" in under[1]
@@ -460,7 +462,7 @@ def test_a_retrieval_is_saved_shown_and_loaded(tmp_path: Path) -> None:
     assert set(loaded.figures()) == set(Retrieval.captions)
     titles = [table.title for table in loaded.tables()]
     assert titles[:3] == ["seqsim_f1", "Best output", "seqsim_precision"]
-    assert len(titles) == 6
+    assert len(titles) == 7
     for text in (repr(loaded), loaded._repr_html_()):  # the answer in short
         text = " ".join(text.split())
         assert all(shown in text for shown in ("made-up, bucketed", "seqsim_f1", "Best output", "pool of 6 candidates"))

@@ -96,7 +96,9 @@ def sorted_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def places_of(column: pa.ChunkedArray, wanted: Sequence[str]) -> dict[str, int]:
     """The first row of each of some strings in a column; those that it has not are left out."""
     if len(wanted) == 1:
-        row = pc.index(column, wanted[0]).as_py()
+        text = wanted[0].encode()  # `pa.scalar` would import pandas, which takes longer than to look
+        offsets = pa.py_buffer(np.array([0, len(text)], np.int32))
+        row = pc.index(column, pa.StringArray.from_buffers(1, offsets, pa.py_buffer(text))[0]).as_py()
         return {wanted[0]: row} if row >= 0 else {}
     found = pc.index_in(column, value_set=pa.array(wanted))  # an index of the few that are asked for
     rows = np.flatnonzero(found.is_valid().to_numpy())[::-1]

@@ -40,14 +40,13 @@ def _store(store: Any) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    from voxstrata.base.columns import encoded
     from voxstrata.store.writer import DONE, STATUS
 
-    table, done = store.table(["language", "seconds", "failure"]), store.status == DONE
-    language, names = encoded(table["language"])
+    table, done = store.table(["seconds", "failure"]), np.flatnonzero(store.status == DONE)
+    language, names = store.codes("language")
     counted = (
         np.bincount(language, minlength=len(names) + 1),
-        np.bincount(language, table["seconds"].to_numpy() * done, len(names) + 1),
+        np.bincount(language[done], table["seconds"].to_numpy()[done], len(names) + 1),
         np.bincount(language[done], minlength=len(names) + 1),
     )
     languages: dict[str, dict[str, Any]] = {}
@@ -58,15 +57,18 @@ def _store(store: Any) -> dict[str, Any]:
             own |= {key: own[key] + value for key, value in zip(own, row, strict=True)}
     numbers = np.bincount(store.status, minlength=len(STATUS)).tolist()
     first = sorted((int(np.argmax(store.status == n)), n) for n in range(len(STATUS)) if numbers[n])
-    failed = pa.array(np.flatnonzero(table["failure"].is_valid().to_numpy()))
-    ids = store.table(["id"])["id"].take(failed).to_pylist() if len(failed) else []
+    failures: dict[str, str] = {}
+    if table["failure"].null_count < len(table):
+        failed = pa.array(np.flatnonzero(table["failure"].is_valid().to_numpy()))
+        ids, reasons = (column.take(failed).to_pylist() for column in (store.table(["id"])["id"], table["failure"]))
+        failures = dict(zip(ids, reasons, strict=True))
     row_bytes = store.model.d_model * store.spec.stored_dtype.itemsize
     return {
         "kind": "store",
         "complete": store.complete,
         "status": {STATUS[n]: numbers[n] for _, n in first},
         "languages": languages,
-        "failures": dict(zip(ids, table["failure"].take(failed).to_pylist(), strict=True)),
+        "failures": failures,
         "bytes_per_output": int(store.length[store.status == 1].sum()) * row_bytes,
         "missing": None if store.complete else _missing(store),
         **store.about,

@@ -18,7 +18,23 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
     "--similarity",
     "similarities",
     multiple=True,
-    help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine. May be repeated. [default: all]",
+    help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine, and monotone, which heeds the order of "
+    "frames. May be repeated. [default: all but monotone]",
+)
+@click.option(
+    "--pool",
+    type=click.Choice(["all", "shared-first"]),
+    default="all",
+    show_default=True,
+    help="Candidates: all recordings of the target language, or for each pair of languages the sentences that both "
+    "hold, the first recording of each (the published protocol).",
+)
+@click.option(
+    "--neighbours",
+    type=options.COUNT,
+    default=10,
+    show_default=True,
+    help="Nearest neighbours of each sentence whose agreement between languages is measured.",
 )
 @options.bootstrap("groups")
 @options.kernel
@@ -30,6 +46,8 @@ def retrieve(
     outputs: str,
     languages: str | None,
     similarities: tuple[str, ...],
+    pool: str,
+    neighbours: int,
     bootstrap: int,
     kernel: str | None,
     overwrite: bool,
@@ -39,7 +57,7 @@ def retrieve(
 
     Utterances of one `group` are translations of each other. Writes retrieval.parquet, retrieval.md,
     recall_by_layer.png and languages.png; every figure stands beside its pool size and chance. The table also holds
-    CSLS and ratio-margin scores, hubness, and linear CKA between languages.
+    CSLS and ratio-margin scores, hubness, and mutual nearest neighbours and linear CKA between languages.
 
     Several stores of one model are taken as one; no id may be in two of them. Stores of several models are compared:
     each against itself, on the utterances that all hold, figures side by side by depth (compared.parquet, compared.md,
@@ -68,14 +86,16 @@ def retrieve(
             raise vs.UsageError(f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it")
         study.FoundRetrieval.refuse_foreign(folder)
         study.FoundRetrieval.refuse_earlier(folder, overwrite)
-        result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap))
+        result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap, pool=pool))
     else:
         import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
         opened = open_by_encoder(stores)
         for one in opened:
             print_left_out(one)
-        how = study.RetrievalOptions(bootstrap=bootstrap, kernel=choose_kernel(kernel))
+        how = study.RetrievalOptions(
+            bootstrap=bootstrap, kernel=choose_kernel(kernel), pool=pool, neighbours=neighbours
+        )
         kind = study.Retrieval if len(opened) == 1 else ComparedRetrieval
         kind.refuse_foreign(folder)
         kind.refuse_earlier(folder, overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ Float64 = npt.NDArray[np.float64]
 
 KS = (1, 5, 10)
 MEAN = "mean"  # in tables of figures: source and target of the rows that average over all directions
+ROUNDING = 1e-9  # a random matching that comes as close to a figure equals it
 _COUNTS = ("queries", "queries_without_partner", "candidates", "candidates_max")
 CELLS_AT_ONCE = 1 << 22  # matrix cells taken at once where temporaries are as large as their input
 
@@ -41,6 +42,7 @@ class Evaluation:
     samples: (resamples, metrics) float64, the values in each resample; (0, metrics) when none were drawn.
     queries: rows asked. queries_without_partner: rows left out for having no partner. candidates, candidates_max:
     smallest and largest pool the figures are made of; they differ only in a mean.
+    null: (permutations, metrics) float64, the figures when all is matched at random; (0, 0) where that is not asked.
     """
 
     metrics: tuple[str, ...]
@@ -51,6 +53,7 @@ class Evaluation:
     queries_without_partner: int
     candidates: int
     candidates_max: int
+    null: Float64 = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def estimates(self) -> dict[str, MetricEstimate]:
@@ -66,6 +69,17 @@ class Evaluation:
             low, high = (None if math.isnan(figure.value) else known(end) for end in (figure.low, figure.high))
             value, chance = known(figure.value), known(figure.chance)
             rows.append({"metric": metric, "value": value, "low": low, "high": high, "chance": chance, **counts})
+        for row, value, draws, ends in zip(
+            rows, self.values, self.null.T, percentile_interval(self.null).T, strict=False
+        ):
+            if len(draws) and not math.isnan(value):
+                p = (1 + np.count_nonzero(draws >= value - ROUNDING)) / (1 + len(draws))
+                row |= {
+                    "p": p,
+                    "null_mean": float(draws.mean()),
+                    "null_low": float(ends[0]),
+                    "null_high": float(ends[1]),
+                }
         return rows
 
     def emptied(self) -> Evaluation:
@@ -145,6 +159,7 @@ class MeanEvaluation:
 
     def __init__(self) -> None:
         self._directions: list[Evaluation] = []  # without their samples
+        self._null: Float64 = np.zeros(())  # sum over directions
         self._sums: Float64 = np.zeros(())  # of the samples that are not NaN, and how many these are
         self._counts: npt.NDArray[np.int64] = np.zeros((), np.int64)
 
@@ -157,6 +172,7 @@ class MeanEvaluation:
         if direction.queries:
             self._sums = self._sums + np.nan_to_num(direction.samples, nan=0.0)
             self._counts = self._counts + ~np.isnan(direction.samples)
+            self._null = self._null + direction.null
 
     def result(self) -> Evaluation:
         """The mean; its counts of queries are sums, its pools those of directions with queries."""
@@ -176,6 +192,7 @@ class MeanEvaluation:
             queries_without_partner=sum(d.queries_without_partner for d in self._directions),
             candidates=min(d.candidates for d in pools),
             candidates_max=max(d.candidates_max for d in pools),
+            null=self._null / len(asked) if asked else pools[0].null,
         )
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import distinct
+from voxstrata.retrieval.recordings import EVERY_RECORDING, SHARED_FIRST
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore
 
@@ -63,10 +64,11 @@ def groups_with_partner(sides: Sequence[Selection]) -> list[str]:
     return sorted(group for group, languages in held.items() if languages > 1)
 
 
-def only_translations(sides: Sequence[Selection]) -> list[str]:
+def only_translations(sides: Sequence[Selection], pool: str = EVERY_RECORDING) -> list[str]:
     """Directions whose pool holds nothing but translations of every query. Raises InputError if there is no other."""
-    shared = [(x, y) for x, y in permutations(sides, 2) if not set(x.groups.tolist()).isdisjoint(y.groups.tolist())]
-    trivial = [f"{x.language} → {y.language}" for x, y in shared if len(set(y.groups.tolist())) == 1]
+    held = [(x, y, set(x.groups.tolist()), set(y.groups.tolist())) for x, y in permutations(sides, 2)]
+    shared = [(f"{x.language} → {y.language}", a & b if pool == SHARED_FIRST else b) for x, y, a, b in held if a & b]
+    trivial = [direction for direction, sentences in shared if len(sentences) == 1]
     if len(trivial) == len(shared):
         raise InputError(
             f"every pool holds one sentence ({', '.join(trivial)}): whatever is found is right; add other sentences, "

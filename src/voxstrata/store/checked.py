@@ -112,17 +112,27 @@ def read_json(files: Files, name: str, store: str | None = None) -> dict[str, An
 
 
 def checked_table(
-    files: Files, name: str, store: str | None = None, columns: Sequence[str] | None = None, *, pages: bool = False
+    files: Files,
+    name: str,
+    store: str | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    pages: bool = False,
+    dictionaries: Sequence[str] = (),
 ) -> pa.Table:
     """A Parquet file of a store, with its metadata. Raises InputError as `read_json` does.
 
     columns: those that are wanted; by default all. From an object store these alone are fetched, each page with a
-    checksum of its own; so it is on a local disk with `pages`, where the file was read whole before.
+    checksum of its own; so it is on a local disk with `pages`, where the file was read whole before. dictionaries:
+    columns of strings that repeat, which are given as such.
     """
     part = columns is not None and store is not None and (pages or files.local is None)
     try:
         source = files.open(name) if part else pa.BufferReader(_read(files, name, store))
-        with source as data, pq.ParquetFile(data, page_checksum_verification=part) as file:
+        with (
+            source as data,
+            pq.ParquetFile(data, page_checksum_verification=part, read_dictionary=list(dictionaries)) as file,
+        ):
             known = file.metadata.metadata or {}
             table = file.read(None if columns is None else list(columns))
     except FileNotFoundError:

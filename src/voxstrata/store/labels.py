@@ -26,13 +26,13 @@ RELABELLED = b"voxstrata_relabelled"  # in the metadata of utterances.parquet: t
 RECORD = b"voxstrata"  # in those of a record: which manifest, and when
 
 
-def read_utterances(files: Files, columns: Sequence[str] | None = None, *, pages: bool = False) -> pa.Table:
+def read_utterances(files: Files, columns: Sequence[str] | None = None, **how: Any) -> pa.Table:
     """`utterances.parquet` as it is stored, with its metadata; of some columns alone, the others are not decoded.
 
-    pages: see `checked_table`.
+    how: see `checked_table`.
     Raises InputError where it is missing, damaged or another store's.
     """
-    return checked_table(files, UTTERANCES, identity_of(files), columns, pages=pages)
+    return checked_table(files, UTTERANCES, identity_of(files), columns, **how)
 
 
 def utterance_columns(files: Files) -> list[str]:

@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from voxstrata.base.choices import chosen
+from voxstrata.base.columns import encoded
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -212,6 +213,13 @@ class EmbeddingStore:
         if "utterances" in self.__dict__ or identity(self.about) is None:
             return self.utterances.select(list(columns))
         return self._some.some(columns)
+
+    def codes(self, column: str) -> tuple[NDArray[np.int64], pa.Array]:
+        """A number for each utterance's value of a column of strings, int64 (utterances,), and the values by number, in
+        the order of their first rows; what is null has the number after the last."""
+        if "utterances" in self.__dict__ or identity(self.about) is None:
+            return encoded(self.utterances[column])
+        return self._some.codes(column)
 
     @property
     def columns(self) -> list[str]:

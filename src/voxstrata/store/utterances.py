@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from voxstrata.base.columns import places_of, scattered
+from voxstrata.base.columns import encoded, places_of, scattered
 from voxstrata.store.labels import read_utterances
 from voxstrata.store.plan import PLACED
 from voxstrata.store.soundness import refuse_other_table
@@ -38,10 +40,15 @@ class StoredUtterances:
             self._known |= {name: stored[name] for name in missing}
         return pa.table({name: self._known[name] for name in columns})
 
-    def _read(self, columns: Sequence[str] | None) -> pa.Table:
+    def codes(self, column: str) -> tuple[NDArray[np.int64], pa.Array]:
+        """A column of strings that repeat, as `encoded` gives it, without any of them twice."""
+        known = self._known.get(column)
+        return encoded(self._read([column], [column])[column].unify_dictionaries() if known is None else known)
+
+    def _read(self, columns: Sequence[str] | None, dictionaries: Sequence[str] = ()) -> pa.Table:
         store = self._store
         # an append that was cut short may have left rows there that are not in the arrays yet
-        table = read_utterances(store.files, columns, pages=bool(self._known))
+        table = read_utterances(store.files, columns, pages=bool(self._known), dictionaries=dictionaries)
         table = table.replace_schema_metadata(None).slice(0, len(store))
         refuse_other_table(store.files, table, store.start, store.length, store.stored_status)
         if "failure" in table.column_names and (store.stored_status == PENDING).any() and store.marked_failures:

@@ -55,7 +55,7 @@ class Float32:
                 buffers.put(buffer)
 
         blocks = product(runs(x.lengths, self.block_rows), runs(y.lengths, self.block_rows))
-        with ThreadPoolExecutor(threads) as pool, _one_blas_thread():
+        with ThreadPoolExecutor(threads) as pool, one_blas_thread():
             for _ in pool.map(block, blocks):
                 pass
         precision /= x.lengths[:, None]
@@ -73,7 +73,7 @@ class Float32:
                 precision[n], recall[n] = rows[0, 0] / len(a.rows), columns[0, 0] / len(b.rows)
 
         threads = thread_count()
-        with ThreadPoolExecutor(threads) as pool, _one_blas_thread():
+        with ThreadPoolExecutor(threads) as pool, one_blas_thread():
             for _ in pool.map(share, range(threads)):
                 pass
         return precision.astype(np.float32), recall.astype(np.float32)
@@ -93,7 +93,7 @@ _limits: Any = None
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """One thread for each caller of BLAS; what was before returns when the last of several users leaves."""
     global _users, _limits
     with _lock:

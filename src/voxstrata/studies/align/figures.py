@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, Figure, new_figure
+from voxstrata.retrieval.recordings import SHARED_FIRST
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
 from voxstrata.studies.align.states import CENTRED, RAW
@@ -53,7 +54,9 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
             axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
     groups = f"\nbands, bars: 95 % bootstrap intervals over {settings['bootstrap_groups']} groups"
     bands = groups if settings["bootstrap_resamples"] else ""
-    figure.suptitle(f"{title}, {settings['similarity']}, mean over {number} directions{bands}", fontsize=8)
+    figure.suptitle(
+        f"{title}, {settings['similarity']}, mean over {number} directions, pool {SHARED_FIRST}{bands}", fontsize=8
+    )
     return figure
 
 

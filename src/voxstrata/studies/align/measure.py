@@ -23,6 +23,7 @@ from voxstrata.evaluation.logistic import LOGISTIC_METHOD, fit_logistic
 from voxstrata.evaluation.metrics import MEAN, Float64
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
+from voxstrata.retrieval.recordings import SHARED_FIRST
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.inputs import SMALLEST_CELL, Participants, PhoneticsFolder, find_participants
@@ -172,7 +173,13 @@ def align(
 
 def _settings(options: AlignOptions) -> dict[str, object]:
     strata = {"durations": DURATION_STRATA, "mismatches": MISMATCH_STRATA, "candidates": CANDIDATES_OF_A_STRATUM}
-    settings = {"by": options.by, "unlike_quantile": options.quantile, "closest": options.closest, "strata": strata}
+    settings = {
+        "pool": SHARED_FIRST,
+        "by": options.by,
+        "unlike_quantile": options.quantile,
+        "closest": options.closest,
+        "strata": strata,
+    }
     settings |= {"smallest_pool": SMALLEST_POOL, "neighbours_in_length": NEIGHBOURS, "smallest_cell": SMALLEST_CELL}
     return {**settings, "fit": LOGISTIC_METHOD, "bootstrap_resamples": options.bootstrap, "bootstrap_level": LEVEL}
 
@@ -320,7 +327,7 @@ def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) ->
 def _estimates(key: tuple[str, str, str, str, str], found: Evaluation) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for metric, e in found.estimates.items():
-        row: dict[str, object] = dict(zip(names.ALIGN_SCHEMA.names, (*key, metric), strict=False))
+        row: dict[str, object] = dict(zip(names.ALIGN_SCHEMA.names, (*key, metric, SHARED_FIRST), strict=False))
         row |= {name: known(v) for name, v in vars(e).items()}
         row |= {"queries": found.queries, "candidates": found.candidates, "candidates_max": found.candidates_max}
         rows.append(row)

@@ -10,6 +10,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.evaluation.metrics import MEAN
+from voxstrata.retrieval.recordings import POOL_MEANS, SHARED_FIRST
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.figures import plot_alignment
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
@@ -40,7 +41,7 @@ class Alignment(Result):
     """Retrieval under controls.
 
     table: one row per (system, states, control, source, target, metric), columns as in ALIGN_SCHEMA; a figure that does
-    not exist is null.
+    not exist is null. pool: "shared-first", what `retrieve` calls these recordings.
     - system: outputs by depth, then the retrievers "phonemes" and "durations", which see nothing else.
     - states: "raw" or, for outputs, "means removed".
     - control: the kind of pool (see `hits_by_pool`), or "fit".
@@ -111,7 +112,7 @@ class Alignment(Result):
             [
                 f"recall@1 in %: how often the translation scores best, by {s['similarity']}; {number}.",
                 *([intervals] if s["bootstrap_resamples"] else []),
-                "- all: the pool holds one recording of every sentence.",
+                f"- all: the whole pool, {SHARED_FIRST}: {POOL_MEANS[SHARED_FIRST]}.",
                 f"- means removed: the same, where each frame is less the mean of {cells}.",
                 "- The next four come from a logistic regression. It predicts the hits in the column 'all' from "
                 "closeness: how much closer the pair sounds than non-translations do, in standard deviations.",

@@ -18,7 +18,7 @@ GIVEN_DURATION = "log_odds_per_sd_given_duration"
 FIT_METRICS = (SLOPE, GIVEN_DURATION, AT_ZERO, DISCRIMINATION)
 
 ALIGN_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("system", "states", "control", "source", "target", "metric")]
+    [(name, pa.string()) for name in ("system", "states", "control", "source", "target", "metric", "pool")]
     + [(name, pa.float64()) for name in ("value", "low", "high", "chance")]
     + [(name, pa.int64()) for name in ("queries", "candidates", "candidates_max")]
 )

@@ -131,7 +131,7 @@ def _retrieved(
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Any]]:
     """Mean recall@1 by mode, output and similarity, and what it was retrieved from; empty without translations."""
     recall: dict[str, dict[str, dict[str, float]]] = {}
-    found: dict[str, Any] = {"candidates": None, "chance": None, "no_retrieval": None}
+    found: dict[str, Any] = {"candidates": None, "chance": None, "pool": None, "no_retrieval": None}
     options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
     for mode, store in stores.items():
         reporter.step(f"retrieval, {mode}")
@@ -144,5 +144,9 @@ def _retrieved(
         for row in means:
             recall[mode].setdefault(row["output"], {})[row["similarity"]] = row["value"]
         first = means[0]
-        found |= {"candidates": [first["candidates"], first["candidates_max"]], "chance": first["chance"]}
+        found |= {
+            "candidates": [first["candidates"], first["candidates_max"]],
+            "chance": first["chance"],
+            "pool": options.pool,
+        }
     return recall, found

@@ -30,7 +30,8 @@ class Drift(Result):
 
     `settings` hold checkpoint, weights_sha256, clips and audio_seconds (compared), failed and failures (recordings that
     cannot be read in any mode: how many, and the reasons by id), seconds (wall, by mode), speed (wall seconds of padded
-    / of the mode), candidates and chance of the retrieval (None without one), and no_retrieval, why there is none.
+    / of the mode), candidates, chance and pool of the retrieval (None without one), and no_retrieval, why there is
+    none.
     """
 
     table: pa.Table
@@ -68,7 +69,7 @@ class Drift(Result):
             pool = "–".join(dict.fromkeys(map(str, s["candidates"])))
             note += (
                 "recall@1 in %, mean over directions, in brackets the change from padded in points; "
-                f"pool of {pool}, chance {100 * s['chance']:.2f} %.\n"
+                f"pool of {pool} ({s.get('pool', 'all')} recordings), chance {100 * s['chance']:.2f} %.\n"
             )
         else:
             note += f"No retrieval: {s['no_retrieval']}.\n"

@@ -10,19 +10,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from voxstrata.base.errors import UsageError
 from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.evaluation.metrics import MEAN, MeanEvaluation, evaluate_ranks
 from voxstrata.retrieval.finished import FoundSimilarity, read_similarity
 from voxstrata.retrieval.folder import BACKWARD, FORWARD
+from voxstrata.retrieval.recordings import EVERY_RECORDING
 from voxstrata.studies.retrieve.measure import RetrievalOptions
 from voxstrata.studies.retrieve.text import brackets, in_percent, interval_text
 
 BEST_F1 = "f1_of_best"  # a metric: mean over all queries, with a partner or without
 
 FOUND_SCHEMA = pa.schema(
-    [("direction", pa.string()), ("metric", pa.string())]
+    [("direction", pa.string()), ("metric", pa.string()), ("pool", pa.string())]
     + [(name, pa.float64()) for name in ("value", "low", "high", "chance")]
     + [(name, pa.int64()) for name in ("queries", "queries_without_partner", "candidates", "candidates_max")]
 )
@@ -77,8 +79,13 @@ def evaluate_similarity(folder: str | Path, options: RetrievalOptions = _DEFAULT
     """How well translations were found by a comparison that `similarity` left in a folder.
 
     options: of these `ks` and `bootstrap` count; scores and kernel were decided by the comparison.
-    Raises InputError where the folder holds no finished comparison.
+    Raises InputError where the folder holds no finished comparison, UsageError for another pool than all recordings.
     """
+    if options.pool != EVERY_RECORDING:
+        raise UsageError(
+            f"{folder}: its lists were made of all recordings; for pool {options.pool} run `voxstrata retrieve` on the "
+            "store, or compare sets of one recording of each sentence"
+        )
     found = read_similarity(folder)
     x, y, names = _codes(found)
     directions = [(FORWARD, found.x, found.y, x, y)]
@@ -109,7 +116,7 @@ def evaluate_similarity(folder: str | Path, options: RetrievalOptions = _DEFAULT
     settings = {name: found.plan[name] for name in ("output", "kernel", "top", "candidates")}
     settings |= {"x": _about(found.x), "y": None if found.itself else _about(found.y)}
     settings |= {"misses": found.misses, **options.about(drawn)}
-    table = pa.Table.from_pylist(rows, schema=FOUND_SCHEMA)
+    table = pa.Table.from_pylist([{**row, "pool": EVERY_RECORDING} for row in rows], schema=FOUND_SCHEMA)
     return FoundRetrieval(table.replace_schema_metadata({FoundRetrieval.key: json.dumps(settings, ensure_ascii=False)}))
 
 
@@ -165,7 +172,7 @@ def _summary(table: pa.Table, settings: dict[str, Any]) -> TextTable:
         f"Recall comes from the lists of each query's best {top} by F1, not from all scores: mrr@{top} counts 0 where "
         "no partner is on the list. In percent (F1 is not), chance beside it."
     )
-    note += brackets(table)
+    note += f"{brackets(table)} Pool {EVERY_RECORDING}: every utterance of the other side."
     note += " Wrong candidates with the score of the first partner rank ahead of it, as far as they are on the list."
     if settings["candidates"]:
         note += (

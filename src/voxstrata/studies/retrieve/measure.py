@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -20,7 +20,6 @@ from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import hubness
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, Resamples, percentile_interval
-from voxstrata.evaluation.cka import group_means, linear_cka
 from voxstrata.evaluation.metrics import (
     KS,
     MEAN,
@@ -30,22 +29,34 @@ from voxstrata.evaluation.metrics import (
     evaluate,
     positives_from_groups,
 )
+from voxstrata.evaluation.neighbours import MUTUAL_NEIGHBOURS, PERMUTATIONS
 from voxstrata.retrieval.compare import Matrices, compare
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
+from voxstrata.retrieval.kernels.monotone import Monotone
 from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
+from voxstrata.retrieval.recordings import (
+    EVERY_RECORDING,
+    RETRIEVAL_POOLS,
+    SHARED_FIRST,
+    first_recordings,
+    shared_sentences,
+)
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
+from voxstrata.studies.retrieve.shared import agreement, cka_of, shared_means, unsampled
 from voxstrata.studies.retrieve.text import LINEAR_CKA, SETTINGS_KEY, SKEW
 
 ALL_SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
+MONOTONE = "monotone"  # asked for by name
 SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
 
 BELOW_BEST = ("below_best", "below_best_low", "below_best_high")
 _Row = dict[str, Any]
 _Groups = npt.NDArray[np.str_]
+_PooledStates = Callable[[], npt.NDArray[np.float32]]
 _Finding = tuple[str, str, Evaluation, Evaluation]  # similarity, score, forward, backward
 MeanKey = tuple[str, str, tuple[str, ...]]  # similarity, score and metrics
 
@@ -56,18 +67,27 @@ class RetrievalOptions:
 
     scores: of SCORES. ks: recall@k for each. bootstrap: resamples of the groups for the intervals; 0 for none.
     kernel: what computes SeqSim; by default the fastest of this machine.
-    Raises UsageError for unknown scores and impossible numbers.
+    pool: "all" recordings of the target language, or "shared-first", the published protocol: for each pair of languages
+        the sentences that both hold, one recording of each, the first by id.
+    neighbours: k of mutual nearest neighbours; `permutations` random matchings are its null, 0 for none.
+    Raises UsageError for unknown scores or pools and impossible numbers.
     """
 
     scores: Sequence[str] = SCORES
     ks: Sequence[int] = KS
     bootstrap: int = RESAMPLES
     kernel: Kernel | None = None
+    pool: str = EVERY_RECORDING
+    neighbours: int = MUTUAL_NEIGHBOURS
+    permutations: int = PERMUTATIONS
 
     def __post_init__(self) -> None:
+        chosen("pool", [self.pool], RETRIEVAL_POOLS)
         object.__setattr__(self, "scores", tuple(chosen("score", self.scores, SCORES)))
         if not self.ks or min(self.ks) < 1:
             raise UsageError(f"ks is {self.ks}; give at least one k, each at least 1")
+        if self.neighbours < 1 or self.permutations < 0:
+            raise UsageError(f"{self.neighbours} neighbours, {self.permutations} permutations; give at least 1 and 0")
         if self.bootstrap < 0:
             raise UsageError(f"bootstrap is {self.bootstrap}; give a number of resamples, or 0 for no intervals")
 
@@ -76,8 +96,13 @@ class RetrievalOptions:
         return Resamples(groups, self.bootstrap) if self.bootstrap else None
 
     def about(self, groups: Sequence[str]) -> dict[str, Any]:
-        """What the intervals stand on, as results store it."""
-        return {"bootstrap_resamples": self.bootstrap, "bootstrap_groups": len(groups), "bootstrap_level": LEVEL}
+        """What pools and intervals stand on, as results store it."""
+        return {
+            "pool": self.pool,
+            "bootstrap_resamples": self.bootstrap,
+            "bootstrap_groups": len(groups),
+            "bootstrap_level": LEVEL,
+        }
 
 
 _DEFAULT = RetrievalOptions()
@@ -95,11 +120,12 @@ def retrieve(
 
     Utterances that are done and have a language and a group take part. The queries are the source language's
     utterances with a partner in the target language, the candidates all of the target language's; those
-    of one group are translations of each other.
+    of one group are translations of each other. `options.pool` says which of their recordings those are.
 
     outputs, languages, similarities: names in a list or separated by commas; by default all that the store has.
-    similarities: of ALL_SIMILARITIES. seqsim_precision is the mean over the query's frames, seqsim_recall over the
-    candidate's. Where pooled_cosine is asked for, CKA is measured, too.
+    similarities: of ALL_SIMILARITIES, and "monotone", the order-aware score (see `Monotone`). seqsim_precision is the
+    mean over the query's frames, seqsim_recall over the candidate's. Where pooled_cosine is asked for, mutual nearest
+    neighbours and CKA are measured, too.
 
     Where frames are compared all of them are first read and checked once. Frames are read in blocks of
     `kernel.block_frames`, of which three are in memory at a time; scores of one pair of languages are held whole.
@@ -118,7 +144,7 @@ class PreparedRetrieval:
     """What is to be measured, once all is known to be of use.
 
     sides: the utterances that take part, by language. trivial: directions whose pool holds translations alone. groups:
-    of all queries. kernel: None where no frames are compared.
+    of all queries. kernel: of SeqSim, None where that is not asked for.
     """
 
     store: EmbeddingStore
@@ -155,11 +181,14 @@ def prepare_retrieval(
     outputs = depth_order(select_outputs(outputs, store.outputs))
     names = possible_similarities(store, similarities)
     sides = find_sides(store, languages, ids)
-    trivial, groups = only_translations(sides), groups_with_partner(sides)
+    if options.pool == SHARED_FIRST:
+        sides = [first_recordings(side) for side in sides]
+    trivial, groups = only_translations(sides, options.pool), groups_with_partner(sides)
     kernel = None
-    if any(_framed(name) for name in names):
+    if any(name.startswith("seqsim") for name in names):
         kernel = options.kernel or choose_kernel()
-        refuse_bad_frames(sides, outputs, kernel.block_frames, reporter)
+    if any(_framed(name) for name in names):
+        refuse_bad_frames(sides, outputs, (kernel or Monotone()).block_frames, reporter)
     return PreparedRetrieval(store, outputs, names, sides, trivial, groups, kernel)
 
 
@@ -173,7 +202,7 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
     for n, output in enumerate(outputs):
         rows: list[_Row] = []
         overall: dict[MeanKey, MeanEvaluation] = {}
-        states = _States(sides, output, kernel)
+        states = _States(sides, output, kernel, options.pool)
         for m, (x, y) in enumerate(combinations(range(len(sides)), 2), start=1):
             for finding in states.findings(x, y, prepared.similarities, options, resamples):
                 rows += _pair_rows(output, sides[x].language, sides[y].language, finding, overall)
@@ -188,19 +217,22 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
         "ratio_margin_k": hubness.MARGIN_NEIGHBOURS,
         "kernel": kernel.name if kernel else None,
         "only_translations": prepared.trivial,
+        "mutual_knn_k": options.neighbours,
+        "mutual_knn_permutations": options.permutations,
     }
     table = pa.concat_tables(tables)
     table = table.set_column(0, "store", pa.repeat(prepared.store.name, len(table)))
+    table = table.set_column(table.column_names.index("pool"), "pool", pa.repeat(options.pool, len(table)))
     return MeasuredRetrieval(table, means, settings)
 
 
 def _framed(similarity: str) -> bool:
-    return similarity.startswith("seqsim")
+    return similarity.startswith("seqsim") or similarity == MONOTONE
 
 
 def possible_similarities(store: EmbeddingStore, asked: str | Sequence[str] | None) -> list[str]:
     """The similarities asked for; by default those that the store has the states for."""
-    names = chosen("similarity", asked, ALL_SIMILARITIES)
+    names = list(ALL_SIMILARITIES) if asked is None else chosen("similarity", asked, (*ALL_SIMILARITIES, MONOTONE))
     if asked is None and not store.has_frames:
         return [name for name in names if not _framed(name)]
     framed = ", ".join(filter(_framed, names))
@@ -213,43 +245,63 @@ def possible_similarities(store: EmbeddingStore, asked: str | Sequence[str] | No
 
 
 class _States:
-    """Similarities of one output between languages. kernel: None where no frames are compared."""
+    """Similarities of one output between languages. kernel: of SeqSim, None where that is not asked for."""
 
-    def __init__(self, sides: Sequence[Selection], output: str, kernel: Kernel | None) -> None:
-        self._sides, self._output, self._kernel = sides, output, kernel
+    def __init__(self, sides: Sequence[Selection], output: str, kernel: Kernel | None, pool: str) -> None:
+        self._sides, self._output, self._kernel, self._pool = sides, output, kernel, pool
         self._pooled = cache(lambda i: sides[i].store.pooled(output, sides[i].indices))
 
     def findings(
         self, i: int, j: int, similarities: Sequence[str], options: RetrievalOptions, resamples: Resamples | None
     ) -> Iterator[_Finding]:
         """What was found between two languages, with the first as queries and with the second."""
-        x, y = self._sides[i], self._sides[j]
+        x, y, x_pooled, y_pooled = self._two(i, j)
         positives = positives_from_groups(x.groups, y.groups)
         pooled = "pooled_cosine" in similarities
         matrices: dict[str, tuple[hubness.Scores, hubness.Scores]] = {}
-        if self._kernel is not None:
-            sink = Matrices(len(x), len(y))
-            compare(x.frames(self._output), y.frames(self._output), self._kernel, sink)
-            sim = sink.seqsim()
+        if self._kernel is not None and len(x):
+            sim = self._compared(x, y, self._kernel).seqsim()
             # Swapping the sides swaps precision and recall, so one pass serves both directions.
             matrices["seqsim_f1"] = (sim.f1, sim.f1.T)
             matrices["seqsim_precision"] = (sim.precision, sim.recall.T)
             matrices["seqsim_recall"] = (sim.recall, sim.precision.T)
+        if MONOTONE in similarities and len(x):
+            scores = self._compared(x, y, Monotone()).precision
+            matrices[MONOTONE] = (scores, scores.T)
         if pooled:
             try:
-                cosine = pooled_cosine(self._pooled(i), self._pooled(j), x.ids, y.ids)
+                cosine = pooled_cosine(x_pooled(), y_pooled(), x.ids, y.ids)
             except InputError as error:
                 raise InputError(f"output {self._output}, {x.language} and {y.language}: {error}") from error
             matrices["pooled_cosine"] = (cosine, cosine.T)
+        nothing = np.empty((0, 0), np.float32)  # no sentence is shared
         for similarity in similarities:
-            forward, backward = matrices.pop(similarity)
+            forward, backward = matrices.pop(similarity, (nothing, nothing))
             for score in dict.fromkeys(options.scores):
                 there = _direction(forward, score, positives, x.groups, options.ks, resamples)
                 back = _direction(backward, score, positives.T, y.groups, options.ks, resamples)
                 yield from ((similarity, score, a, b) for a, b in zip(there, back, strict=True))
         if pooled:
-            cka = _cka(x, y, self._pooled(i), self._pooled(j))
+            shared = shared_means(x, y, x_pooled(), y_pooled())
+            near = agreement(
+                *shared, options.neighbours, options.permutations, resamples, seed=i * len(self._sides) + j
+            )
+            yield "pooled_cosine", "raw", near, near
+            cka = cka_of(*shared[1:])
             yield LINEAR_CKA, "raw", cka, cka
+
+    def _compared(self, x: Selection, y: Selection, kernel: Kernel) -> Matrices:
+        sink = Matrices(len(x), len(y))
+        compare(x.frames(self._output), y.frames(self._output), kernel, sink)
+        return sink
+
+    def _two(self, i: int, j: int) -> tuple[Selection, Selection, _PooledStates, _PooledStates]:
+        """What two languages ask of each other, and their pooled states, read when they are called for."""
+        x, y = self._sides[i], self._sides[j]
+        if self._pool != SHARED_FIRST:
+            return x, y, lambda: self._pooled(i), lambda: self._pooled(j)
+        a, b = shared_sentences(x, y)
+        return x.part(a), y.part(b), lambda: self._pooled(i)[a], lambda: self._pooled(j)[b]
 
 
 def _pair_rows(output: str, x: str, y: str, finding: _Finding, overall: dict[MeanKey, MeanEvaluation]) -> list[_Row]:
@@ -275,7 +327,9 @@ def _direction(
 ) -> tuple[Evaluation, Evaluation]:
     """Retrieval and hubness of one direction under one score."""
     undefined = False
-    if score == "csls":
+    if not matrix.size:
+        undefined = True
+    elif score == "csls":
         matrix = hubness.csls(matrix)
     elif score == "ratio_margin":
         try:
@@ -289,27 +343,9 @@ def _direction(
     if positives.all(axis=1).any():  # any answer is right
         found = found.emptied()
     if not found.queries:
-        return found, _unsampled({SKEW: (math.nan, math.nan)}, 0, matrix.shape[1])
+        return found, unsampled({SKEW: (math.nan, math.nan)}, 0, matrix.shape[1])
     skew = math.nan if undefined else hubness.k_occurrence_skew(matrix)
-    return found, _unsampled({SKEW: (skew, hubness.chance_skew(*matrix.shape))}, *matrix.shape)
-
-
-def _cka(
-    x: Selection, y: Selection, x_states: npt.NDArray[np.float32], y_states: npt.NDArray[np.float32]
-) -> Evaluation:
-    """Linear CKA of the groups that both languages hold, its queries and candidates."""
-    (x_groups, x_means), (y_groups, y_means) = group_means(x_states, x.groups), group_means(y_states, y.groups)
-    shared, i, j = np.intersect1d(x_groups, y_groups, assume_unique=True, return_indices=True)
-    if len(shared) < 2:
-        return _unsampled({"cka": (math.nan, math.nan), "cka_debiased": (math.nan, math.nan)}, 0, len(shared))
-    cka = linear_cka(x_means[i], y_means[j])
-    return _unsampled({"cka": (cka.value, cka.chance), "cka_debiased": (cka.debiased, 0.0)}, len(shared), len(shared))
-
-
-def _unsampled(figures: dict[str, tuple[float, float]], queries: int, candidates: int) -> Evaluation:
-    """Figures without resamples: value and chance by metric."""
-    values, chance = np.array(list(figures.values())).T
-    return Evaluation(tuple(figures), values, chance, np.empty((0, len(figures))), queries, 0, candidates, candidates)
+    return found, unsampled({SKEW: (skew, hubness.chance_skew(*matrix.shape))}, *matrix.shape)
 
 
 def _rows(names: tuple[str, str, str, str, str], found: Evaluation) -> list[_Row]:

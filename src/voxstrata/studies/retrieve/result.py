@@ -13,8 +13,9 @@ from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall
 from voxstrata.studies.retrieve.text import SETTINGS_KEY, retrieval_metrics, summary_tables
 
 RETRIEVAL_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("store", "output", "similarity", "score", "source", "target", "metric")]
+    [(name, pa.string()) for name in ("store", "output", "similarity", "score", "source", "target", "metric", "pool")]
     + [(n, pa.float64()) for n in ("value", "low", "high", "chance", "below_best", "below_best_low", "below_best_high")]
+    + [(name, pa.float64()) for name in ("p", "null_mean", "null_low", "null_high")]
     + [(name, pa.int64()) for name in ("queries", "queries_without_partner", "candidates", "candidates_max")]
 )
 
@@ -24,9 +25,13 @@ class Retrieval(Result):
     """Finding translations, for every output and pair of languages.
 
     table: one row per (output, similarity, score, source, target, metric), columns as in RETRIEVAL_SCHEMA, outputs by
-    depth; a figure that does not exist is null. Metrics:
+    depth; a figure that does not exist is null. pool: of which recordings, "all" or "shared-first". Metrics:
     - recall@k and mrr, for each score: the similarity itself ("raw"), "csls", "ratio_margin";
     - k_occurrence_skew@10, hubness; its queries are all utterances of the source language;
+    - mutual_knn@10, with pooled_cosine as its similarity: the share of a sentence's nearest neighbours within one
+      language that are its neighbours within the other, of the sentences that CKA has. The same both ways. null_mean,
+      null_low, null_high: mean and middle 95 % when sentences are matched at random; p: (1 + how many of these
+      matchings agree as well) / (1 + how many there are);
     - cka and cka_debiased, with linear_cka as their similarity: linear CKA of the pooled states of the groups that both
       languages hold, averaged over a group's recordings. The same both ways.
     Rows with equal source and target are means: "en ↔ es" of the two directions, "mean" the unweighted mean over all
@@ -59,7 +64,7 @@ class Retrieval(Result):
     def stored(self) -> list[TextTable]:
         first = retrieval_metrics(self.table)[0]
         names = ["output", "similarity", "source", "target", "value", "low", "high", "chance", "queries"]
-        names += ["candidates", "candidates_max"]
+        names += ["candidates", "candidates_max", *(["pool"] if "pool" in self.table.column_names else [])]
         raw = pc.and_(pc.equal(self.table["metric"], first), pc.equal(self.table["score"], "raw"))
         title = f"{first} of every direction, fractions, as stored"
         return [as_stored(self.table.filter(raw), title, names, of=len(self.table))]

@@ -13,8 +13,10 @@ from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.hubness import HUB_NEIGHBOURS
 from voxstrata.evaluation.metrics import MEAN
+from voxstrata.retrieval.recordings import EVERY_RECORDING, POOL_MEANS
 
 SKEW = f"k_occurrence_skew@{HUB_NEIGHBOURS}"
+MUTUAL = "mutual_knn"  # @k: a metric
 LINEAR_CKA = "linear_cka"  # in the place of the similarity, for the metrics cka and cka_debiased
 SETTINGS_KEY = "voxstrata_retrieval"  # of the settings, in the table's metadata
 
@@ -38,9 +40,15 @@ def conditions(table: pa.Table) -> str:
         part = directions.filter(pc.equal(directions["metric"], metric))
         chances.append(f"{metric} {_span(part['chance'], lambda chance: f'{100 * chance:.1f}')} %")
     return (
-        f"{count} direction{'s' * (count != 1)}; pool of {_span(directions['candidates'])} candidates, "
-        f"{_span(directions['queries'])} queries each; chance: {', '.join(chances)}"
+        f"{count} direction{'s' * (count != 1)}; pool of {_span(directions['candidates'])} candidates "
+        f"({pool_of(table)}), {_span(directions['queries'])} queries each; chance: {', '.join(chances)}"
     )
+
+
+def pool_of(table: pa.Table) -> str:
+    """Which recordings a table's figures are made of; of tables without that column, which are older, "all"."""
+    named = distinct(table, "pool") if "pool" in table.column_names else []
+    return ", ".join(filter(None, named)) or EVERY_RECORDING
 
 
 def retrieval_metrics(table: pa.Table) -> list[str]:
@@ -61,6 +69,7 @@ def summary_tables(table: pa.Table) -> list[TextTable]:
     found = [first, _best(table, means), *others]
     if any(key[1] == LINEAR_CKA for key in means):
         found.append(_cka(table, means))
+    found += [_mutual(table, means, name) for name in distinct(table, "metric") if name.startswith(f"{MUTUAL}@")]
     return found
 
 
@@ -112,13 +121,36 @@ def _cka(table: pa.Table, means: _Rows) -> TextTable:
         plain, debiased = (means[output, LINEAR_CKA, "raw", metric] for metric in ("cka", "cka_debiased"))
         body.append([output, number_text(plain, "value"), number_text(plain, "chance"), number_text(debiased, "value")])
     header = ["output", "CKA", "chance", "debiased (chance 0)"]
-    return TextTable("Linear CKA of pooled states, language to language", header, body)
+    note = (
+        f"Of the sentences that both languages hold; recordings of pool {pool_of(table)}, their mean for each sentence."
+    )
+    return TextTable("Linear CKA of pooled states, language to language", header, body, note)
+
+
+def _mutual(table: pa.Table, means: _Rows, metric: str) -> TextTable:
+    body, k = [], metric.partition("@")[2]
+    for output in depth_order(distinct(table, "output")):
+        row = means[output, "pooled_cosine", "raw", metric]
+        null = [in_percent(row[name]) for name in ("null_low", "null_high")]
+        p = "–" if row["p"] is None else f"{row['p']:.3g}"
+        own = [interval_text(row), interval_text(row, "below_best"), in_percent(row["chance"])]
+        body.append([output, *own, f"{null[0]} – {null[1]}", p])
+    drawn = (metadata(table, SETTINGS_KEY) or {}).get("mutual_knn_permutations")
+    sizes = dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max"))
+    note = (
+        f"Percent: of the {k} sentences nearest to a sentence in one language, how many are among its {k} nearest in "
+        f"the other. Mean over pairs of languages; {'–'.join(sizes)} sentences that both hold; recordings of pool "
+        f"{pool_of(table)}, their mean for each sentence.{brackets(table)} At random: the middle 95 % of {drawn} "
+        "random matchings of the sentences; p: the share that agrees as well, the true one counted with them."
+    )
+    header = ["output", metric, "below the best", "chance", "at random", "p"]
+    return TextTable("Mutual nearest neighbours of pooled states, language to language", header, body, note)
 
 
 def _stands_on(table: pa.Table) -> str:
     """What the figures of the tables stand on: directions, pools, queries, chance, intervals."""
     note = f"Percent (hubness and CKA are not), mean over {conditions(table)}.{brackets(table)}"
-    note += " Hubness: skewness of 10-occurrence."
+    note += f" Pool {(pool := pool_of(table))}: {POOL_MEANS[pool]}. Hubness: skewness of 10-occurrence."
     trivial = ", ".join((metadata(table, SETTINGS_KEY) or {}).get("only_translations", []))
     if trivial:
         note += f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
