@@ -414,7 +414,7 @@ def test_commands_compare_stores_of_several_encoders(tmp_path: Path, capsys: pyt
     assert run("retrieve", a, ab, b, "-o", tmp_path / "study" / "both", "--bootstrap", 9, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert {(row["encoder"], row["family"]) for row in printed["rows"]} == {("made-up", "Whisper"), ("other", "Sounds")}
-    assert run("retrieve", a, ab, b, "-o", tmp_path / "study" / "both", "--bootstrap", 9) == 0
+    assert run("retrieve", a, ab, b, "-o", tmp_path / "study" / "both", "--bootstrap", 9, "--overwrite") == 0
     out, err = capsys.readouterr()
     assert "2 encoders: made-up, other" in out
     assert "compared.parquet, compared.md, recall_by_depth.png" in out

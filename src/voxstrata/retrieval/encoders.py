@@ -108,7 +108,14 @@ def common_utterances(encoders: Sequence[StoredEncoder]) -> tuple[list[str], dic
     if not len(ids):
         own = done[0]["id"].combine_chunks()
         strange = (e for e, t in zip(encoders, done, strict=True) if not pc.any(pc.is_in(t["id"], own)).as_py())
-        refuse_different(encoders[0].store, next(strange, encoders[1]).store)
+        names = ", ".join(str(e.store.files.root) for e in encoders)
+        try:
+            refuse_different(encoders[0].store, next(strange, encoders[1]).store)
+        except InputError as e:
+            raise InputError(
+                f"no id is done in all of {names}, so they are not of one corpus and cannot stand side by side; and as "
+                f"parts of one corpus, {e}"
+            ) from None
     first, *others = (table.filter(pc.is_in(table["id"], ids)).sort_by("id") for table in done)
     for encoder, table in zip(encoders[1:], others, strict=True):
         _refuse_other_recordings(encoders[0].store, encoder.store, first, table)
