@@ -335,6 +335,13 @@ def test_strides_that_leave_samples_out_are_refused(checkpoint: Callable[[str], 
         vs.export(str(folder), tmp_path / "model")
 
 
+def test_a_missing_preprocessor_is_said_to_be_missing(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = rewrite(checkpoint("xls-r"), tmp_path / "bad")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"preprocessor_config\.json: missing or empty, and it says whether"):
+        load(folder)
+
+
 def test_weights_without_the_encoder_are_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     tensors = {f"lm_head.{k}": v for k, v in load_file(checkpoint("xls-r") / "model.safetensors").items()}
     with pytest.raises(InputError, match=r"hold no .*wav2vec 2\.0.* encoder"):

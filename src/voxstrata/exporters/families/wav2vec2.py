@@ -104,6 +104,11 @@ def load(files: CheckpointFiles) -> "SpeechEncoder":
 def _reads_normalised(files: CheckpointFiles) -> bool:
     """Whether the encoder takes samples of mean 0 and variance 1. Raises InputError where that is not known."""
     found, file = files.preprocessor, files.folder / "preprocessor_config.json"
+    if not found:
+        raise InputError(
+            f"{file}: missing or empty, and it says whether samples are normalised, on which every state depends; take "
+            "the file that the encoder's makers published"
+        )
     expected = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": SAMPLE_RATE, "feature_size": 1}
     for key, value in expected.items():
         if found.get(key, value) != value:
