@@ -148,7 +148,7 @@ def test_what_a_family_cannot_have_is_refused_by_name(
     toy_checkpoint: Path, tmp_path: Path, spec: ExportSpec, named: str
 ) -> None:
     (toy_checkpoint / "model.safetensors").unlink()  # before any weights are read
-    with pytest.raises(UsageError, match=rf"Toy: {named} is Whisper's alone"):
+    with pytest.raises(UsageError, match=rf"Toy: {named} is for Whisper's encoders alone"):
         vs.export(str(toy_checkpoint), tmp_path / "model", spec)
 
 
@@ -156,7 +156,7 @@ def test_a_family_is_calibrated_by_nothing(
     toy_checkpoint: Path, tmp_path: Path, make_corpus: Callable[..., Path]
 ) -> None:
     spec = ExportSpec(calibrate=make_corpus({"en/a": 1.0}))
-    with pytest.raises(UsageError, match="Toy: --calibrate is Whisper's alone"):
+    with pytest.raises(UsageError, match="Toy: --calibrate is for Whisper's encoders alone"):
         vs.export(str(toy_checkpoint), tmp_path / "model", spec)
 
 

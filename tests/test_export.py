@@ -194,7 +194,7 @@ def test_an_existing_target_is_not_touched(tiny_checkpoint: Path, tmp_path: Path
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("full", "file"):
-        with pytest.raises(InputError, match=f"{name}: exists already; remove it or choose another folder"):
+        with pytest.raises(InputError, match=f"{name}: exists already; remove it or choose another name"):
             export(str(tiny_checkpoint), tmp_path / name)
     assert (tmp_path / "full" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
 

@@ -57,7 +57,8 @@ def check_vacant(folder: Path, replaced: Collection[str] = ()) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not replaced:
-        raise InputError(f"{folder}: exists already; remove it or choose another folder")
+        what = ", or --overwrite replaces what this command made" if folder.is_dir() else ""
+        raise InputError(f"{folder}: exists already; remove it or choose another name{what}")
     below = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir())]
     names = sorted(path.relative_to(folder).as_posix() for path in below)
     foreign = [name for name in names if not any(_fits(name, pattern) for pattern in replaced)]

@@ -35,8 +35,8 @@ def check_options(title: str, spec: ExportSpec) -> None:
     }
     wrong = [option for option, is_given in given.items() if is_given]
     if wrong:
-        why = "no silence cache, no 8-bit or float16 graphs, and no LayerNorm of its end that fits every layer"
-        raise UsageError(f"{title}: {' and '.join(wrong)} is Whisper's alone; this family has {why}; leave it out")
+        verb, what = ("is", "it") if len(wrong) == 1 else ("are", "them")
+        raise UsageError(f"{title}: {' and '.join(wrong)} {verb} for Whisper's encoders alone; leave {what} out")
 
 
 def check_prefix(spec: ExportSpec, title: str, has: Sequence[str]) -> None:
