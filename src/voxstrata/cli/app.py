@@ -72,7 +72,6 @@ def main() -> None:
     voxstrata extract speech.tsv base -o speech.zarr    a corpus becomes a store of embeddings
     voxstrata retrieve speech.zarr -o results           the store becomes tables and pictures
 
-    \b
     Exit codes: 0 done, 2 wrong usage, 3 unusable input, 4 done but some recordings failed, 70 an error that nobody
     foresaw, 130 interrupted, 143 terminated.
     """

@@ -167,7 +167,8 @@ class ModelCard:
         v = self.validation
         header, rows = ["output"], [[o] for o in self.outputs]
         for kind, before in (("plain", ""), ("cached", "cached_")) if self.whisper else (("exact", ""),):
-            header.append(f"{kind}, {', '.join(map(str, v[f'{before}lengths_seconds']))} s")
+            seconds = v[f"{before}lengths_seconds"]
+            header.append(f"{kind}, {len(seconds)} lengths, {min(seconds):g} to {max(seconds):g} s")
             found = v["outputs_cached" if before else "outputs"]
             rows = [[*row, f"{found[o]:.1e}"] for row, o in zip(rows, self.outputs, strict=True)]
         return TextTable("Largest relative L2 difference from float32 PyTorch", header, rows)

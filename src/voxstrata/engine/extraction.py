@@ -68,7 +68,8 @@ class ExtractReport:
 
     def to_text(self) -> str:
         """In a few lines, but for the failures."""
-        done = f"{self.utterances - self.failed} of {self.utterances} utterances in {self.units} units"
+        units = f"{self.units} unit" if self.units == 1 else f"{self.units} units"
+        done = f"{self.utterances - self.failed} of {self.utterances} utterances in {units}"
         if self.pending_units:  # nothing can be said of utterances yet
             done = f"{self.units - self.pending_units} of {self.units} units are done"
         lines = [f"{self.store}: {done}"]
