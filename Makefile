@@ -14,8 +14,8 @@ demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table
 test: .venv/dev.stamp  ## All tests that need no real weights or speech
 	$(BIN)/python -m pytest $(SPREAD)
 
-test-real: .venv/dev.stamp  ## Tests on real weights and real speech, where ../shared/data has them
-	$(BIN)/python -m pytest -m real
+test-real: .venv/dev.stamp  ## Long tests, and those on real weights and real speech, where ../shared/data has them
+	$(BIN)/python -m pytest -m 'real or long'
 
 test-transformers5: .venv5/dev.stamp  ## The exporters' tests on transformers 5
 	.venv5/bin/python -m pytest $(SPREAD) tests/test_checkpoint.py tests/test_bad_checkpoint.py tests/test_odd_checkpoints.py \

@@ -379,6 +379,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, write: int) -> None:
     monkeypatch.setattr(StoreAppender, "_write_longer", cut_longer)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "second"), [("frames", False), ("pooled", True)])
 def test_a_kill_at_any_write_leaves_the_store_as_it_was_and_the_same_command_goes_on(
     corpus: Corpus, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, second: bool

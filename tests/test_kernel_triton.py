@@ -26,6 +26,7 @@ def numbers(package: str) -> tuple[int, ...]:
         pytest.skip(f"{package} is not installed (triton comes with CUDA builds of torch)")
 
 
+@pytest.mark.long
 def test_in_the_interpreter() -> None:
     numbers("torch")
     if numbers("triton") < (3, 7) and numbers("numpy") >= (2, 4):

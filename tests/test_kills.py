@@ -22,6 +22,7 @@ def killed(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | two)
 
 
+@pytest.mark.long
 def test_a_few_kills_of_runs_that_share_the_work_change_no_byte() -> None:
     done = killed("kills.py", "--kills", "3", "--works", "extract, 4 parts", "similarity, 3 parts", "--fresh", "0")
     assert done.returncode == 0, done.stdout + done.stderr

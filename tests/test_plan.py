@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.encoders import Context
+from voxstrata.encoders.whisper import WHISPER
 from voxstrata.engine.pipeline import BATCHES_SORTED, batches
 from voxstrata.store import Plan, StoreSpec, make_plan
 
@@ -212,6 +214,7 @@ class Budget:
     """What batches() asks of an encoder."""
 
     tokens = 3000
+    model = SimpleNamespace(card=SimpleNamespace(family=WHISPER))
 
     def batch_size(self, frames: int) -> int:
         return max(1, self.tokens // frames)

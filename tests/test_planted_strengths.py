@@ -73,6 +73,7 @@ def clear(values: np.ndarray) -> float:
     return float(values.mean() / (values.std(ddof=1) / np.sqrt(len(values))))
 
 
+@pytest.mark.long
 def test_the_more_sound_the_more_the_controls_of_sound_report(both: tuple[Figures, Figures]) -> None:
     f, _ = both
     names = ("meaning", "sound", "more sound")

@@ -22,6 +22,7 @@ def cut_power(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_a_few_power_cuts_lose_nothing_that_was_said_to_be_done() -> None:
     done = cut_power("--instants", "9", "--works", "extract", "append", "relabel")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -84,6 +84,7 @@ def on_ray(corpus: Path, model: Path, store: Path, reporter: vs.Reporter | None 
     return extract_on_ray(read, model, store, SPEC, RUNTIME, reporter or Told(), workers=workers, source=corpus)
 
 
+@pytest.mark.long
 def test_a_node_killed_in_the_middle_leaves_no_trace(
     cluster: Nodes, corpus: Path, tiny_model: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

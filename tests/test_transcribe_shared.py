@@ -136,6 +136,7 @@ def _sweep(command: tuple[str, ...], part: str | None) -> None:
     os._exit(run(*command, *([] if part is None else ["--part", part])))
 
 
+@pytest.mark.long
 def test_four_parts_at_once_and_kills_among_them_give_the_results_of_one_run(
     command: Command, whole: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def whole(table: object) -> dict[tuple[str, str], dict[str, float]]:
     return {(row["similarity"], row["kind"]): row for row in rows}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("meaning", "sound", "synonyms", "homophones"),
     [(0.0, 0.0, False, False), (0.4, 0.0, True, False), (0.0, 0.8, False, True), (0.4, 0.8, True, True)],

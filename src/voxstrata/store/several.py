@@ -38,9 +38,10 @@ def refuse_different(x: EmbeddingStore, y: EmbeddingStore) -> None:
     both = f"{x.files.root} and {y.files.root} cannot be compared"
     if x.model.weights_sha256 != y.model.weights_sha256:
         raise InputError(
-            f"{both}: they hold states of different encoders, {encoder_of(x)} and {encoder_of(y)}, which have no "
-            "common space; extract both with one encoder. Figures of several encoders, each against itself, stand side "
-            "by side where `voxstrata retrieve` or `align` gets stores of one corpus"
+            f"{both}: they hold states of different encoders, {encoder_of(x)} and {encoder_of(y)}, weights_sha256 "
+            f"{x.model.weights_sha256[:12]} and {y.model.weights_sha256[:12]}, which have no common space; extract "
+            "both with one encoder. Figures of several encoders, each against itself, stand side by side where "
+            "`voxstrata retrieve` or `align` gets stores of one corpus"
         )
     if x.has_frames != y.has_frames:
         pooled = y if x.has_frames else x
