@@ -239,11 +239,7 @@ def test_stores_of_other_corpora_are_refused() -> None:
     apart = Held("speech-bb", 2, {"final": 0.5}, ids=[f"{name}0" for name in IDS if int(name[3:]) > 1])
     with pytest.raises(InputError) as refusal:
         retrieve_each([first, apart])
-    for part in (
-        "whisper-a (Whisper, 4 blocks, d = 8)",
-        "speech-bb (Whisper, 2 blocks",
-        "extract both with one encoder",
-    ):
+    for part in (f"{first.files.root} and {apart.files.root} hold no utterance", "extract one manifest with each"):
         assert part in str(refusal.value)
     for column, value, message in (
         ("group", "g4", "group of 1 utterances differs, e.g. of 'es-3' it is 'g3' and 'g4'; extract one corpus"),

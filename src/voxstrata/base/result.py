@@ -162,7 +162,10 @@ class Result(ABC):
             and any(folder.iterdir())
             and not any((folder / name).exists() for name in (*cls.files.values(), *cls.beside))
         ):
-            raise InputError(f"{folder}: exists and holds something else; choose a new or empty folder")
+            raise InputError(
+                f"{folder}: exists and holds something else ({min(f.name for f in folder.iterdir())}), which is not "
+                "overwritten; choose a new or empty folder"
+            )
 
     @classmethod
     def refuse_earlier(cls, folder: str | Path, overwrite: bool) -> None:

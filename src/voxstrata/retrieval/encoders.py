@@ -107,15 +107,16 @@ def common_utterances(encoders: Sequence[StoredEncoder]) -> tuple[list[str], dic
     )
     if not len(ids):
         own = done[0]["id"].combine_chunks()
-        strange = (e for e, t in zip(encoders, done, strict=True) if not pc.any(pc.is_in(t["id"], own)).as_py())
-        names = ", ".join(str(e.store.files.root) for e in encoders)
-        try:
-            refuse_different(encoders[0].store, next(strange, encoders[1]).store)
-        except InputError as e:
-            raise InputError(
-                f"no id is done in all of {names}, so they are not of one corpus and cannot stand side by side; and as "
-                f"parts of one corpus, {e}"
-            ) from None
+        rest = zip(encoders[1:], done[1:], strict=True)
+        apart = next((e for e, t in rest if not pc.any(pc.is_in(t["id"], own)).as_py()), None)
+        x, y = encoders[0].store, (apart or encoders[1]).store
+        if x.model.weights_sha256 == y.model.weights_sha256:
+            refuse_different(x, y)  # parts of one corpus, it seems
+        held = [x, y] if apart else [e.store for e in encoders]
+        raise InputError(
+            f"{' and '.join(store.files.root for store in held)} hold no utterance in common, and hold states of "
+            "different encoders. These stand side by side on one corpus: extract one manifest with each"
+        )
     first, *others = (table.filter(pc.is_in(table["id"], ids)).sort_by("id") for table in done)
     for encoder, table in zip(encoders[1:], others, strict=True):
         _refuse_other_recordings(encoders[0].store, encoder.store, first, table)
