@@ -312,11 +312,8 @@ def test_align_of_each_equals_that_of_each_alone(planted: Planted) -> None:
 
 def test_what_one_encoder_lacks_takes_no_part_in_align_either(planted: Planted) -> None:
     options = AlignOptions("pooled_cosine", bootstrap=0)
-
-    def stores() -> list[Any]:
-        return planted_encoders(planted)
-
-    whole, (lacking, other) = stores()[0], stores()
+    whole, other = planted_encoders(planted)
+    lacking = planted_encoders(planted)[0]
     other = changed(other, "status", "a00", "failed")
     found = of(align_each([whole, other], planted.phonetics, options=options).table, "meaning")
     expected = align(changed(lacking, "status", "a00", "failed"), planted.phonetics, options=options).table
