@@ -306,6 +306,16 @@ def test_align_of_each_equals_that_of_each_alone(planted: Planted) -> None:
     assert "no encoder | phonemes" in text
 
 
+def test_what_one_encoder_lacks_takes_no_part_in_align_either(planted: Planted) -> None:
+    options = AlignOptions("pooled_cosine", bootstrap=0)
+    whole, other = planted_encoders(planted)
+    lacking = planted_encoders(planted)[0]
+    other = changed(other, "status", "a00", "failed")
+    found = of(align_each([whole, other], planted.phonetics, options=options).table, "meaning")
+    expected = align(changed(lacking, "status", "a00", "failed"), planted.phonetics, options=options).table
+    assert found.to_pylist() == [row for row in expected.to_pylist() if row["system"] == "final"]
+
+
 def test_the_picture_of_align_has_a_curve_of_each_in_every_panel(planted: Planted, tmp_path: Path) -> None:
     result = align_each(
         planted_encoders(planted), planted.phonetics, options=AlignOptions("pooled_cosine", bootstrap=20)
