@@ -70,6 +70,35 @@ class Original(Protocol):
         `family.frames(samples)`. Its tensors go into the file `weights` beside it (see `WeightsFile`)."""
 
 
+class Sizes(Protocol):
+    """What a shape of any family says of its blocks."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+
+
+class ShapedOriginal:
+    """The sizes of an `Original` whose shape knows them."""
+
+    shape: Sizes
+
+    @property
+    def layers(self) -> int:
+        return self.shape.layers
+
+    @property
+    def d_model(self) -> int:
+        return self.shape.d_model
+
+    @property
+    def heads(self) -> int:
+        return self.shape.heads
+
+
 class FamilyModule(Protocol):
     """What a module in `exporters.families` defines.
 

@@ -14,7 +14,7 @@ from voxstrata.exporters.hub import first_line
 from voxstrata.exporters.original import CheckpointFiles
 from voxstrata.exporters.reading import MERGE, brief
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 Settings = TypeVar("Settings")
@@ -53,7 +53,7 @@ def tensors_below(
 
 def check_floats(path: Path, state: Mapping[str, torch.Tensor], part: str = "encoder") -> None:
     """Raises InputError for quantised tensors, and for those of an adapter. part: whose tensors they are."""
-    odd = next((k for k, v in state.items() if v.dtype not in _FLOATS), None)
+    odd = next((k for k, v in state.items() if v.dtype not in FLOATS), None)
     if odd is not None:
         raise InputError(
             f"{path}: {part} tensor {odd} holds {str(state[odd].dtype).removeprefix('torch.')}, quantised values that "

@@ -15,7 +15,7 @@ from voxstrata.encoders.outputs import depth
 from voxstrata.exporters.families._conformer import BlockNames, ConformerBuilder, ConformerShape, arrays
 from voxstrata.exporters.filter_bank import FFT, FRAME, HOP, kaldi_filter_bank, kaldi_mel_filters, standardised
 from voxstrata.exporters.graph import GraphBuilder
-from voxstrata.exporters.original import CheckpointFiles
+from voxstrata.exporters.original import CheckpointFiles, ShapedOriginal
 from voxstrata.exporters.pytorch import block_states
 from voxstrata.exporters.strict import check_extractor
 from voxstrata.exporters.weights import EncoderShape, WeightsFile
@@ -81,7 +81,7 @@ def check_stacked_extractor(files: CheckpointFiles, width: int) -> None:
 
 
 @dataclass(frozen=True)
-class StackedBankConformer:
+class StackedBankConformer(ShapedOriginal):
     """An `Original`: a module of transformers with `feature_projection`, `encoder.layers`, and what follows them.
 
     title: the family's name. width: of a feature frame. limit: frames that it takes at most, where that is less than
@@ -95,18 +95,6 @@ class StackedBankConformer:
     width: int
     epsilon: float
     limit: int = _WINDOW
-
-    @property
-    def layers(self) -> int:
-        return self.shape.layers
-
-    @property
-    def d_model(self) -> int:
-        return self.shape.d_model
-
-    @property
-    def heads(self) -> int:
-        return self.shape.heads
 
     @property
     def mels(self) -> int:

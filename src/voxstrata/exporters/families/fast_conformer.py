@@ -31,7 +31,7 @@ from voxstrata.exporters.families._conformer import (
 )
 from voxstrata.exporters.filter_bank import FFT, FRAME, HOP, nemo_filter_bank, standardised
 from voxstrata.exporters.graph import GraphBuilder
-from voxstrata.exporters.original import CheckpointFiles, Original
+from voxstrata.exporters.original import CheckpointFiles, Original, ShapedOriginal
 from voxstrata.exporters.pytorch import block_states
 from voxstrata.exporters.reading import brief, known_keys
 from voxstrata.exporters.strict import (
@@ -169,23 +169,11 @@ def _original(file: Path, known: dict[str, Any]) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class _FastConformer:
+class _FastConformer(ShapedOriginal):
     title: str
     module: torch.nn.Module
     shape: ConformerShape
     config: Any
-
-    @property
-    def layers(self) -> int:
-        return self.shape.layers
-
-    @property
-    def d_model(self) -> int:
-        return self.shape.d_model
-
-    @property
-    def heads(self) -> int:
-        return self.shape.heads
 
     @property
     def kernel(self) -> int:

@@ -20,12 +20,12 @@ from voxstrata.exporters.families._owsm_pytorch import owsm_log_mel, owsm_states
 from voxstrata.exporters.families._owsm_settings import OwsmSettings
 from voxstrata.exporters.filter_bank import FFT, HOP
 from voxstrata.exporters.original import CheckpointFiles, Original
+from voxstrata.exporters.strict import FLOATS
 from voxstrata.exporters.weights import EncoderShape, WeightsFile
 
 MODEL_TYPES = ("espnet:e_branchformer", "espnet:e_branchformer_ctc")
 TITLE = "OWSM v3.1, v4 and OWSM-CTC (ESPnet)"
 _OVERLAP = 4 * SAMPLE_RATE  # samples at each end of a piece: ESPnet's default for long recordings
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load(files: CheckpointFiles) -> Original:
@@ -41,7 +41,7 @@ def load(files: CheckpointFiles) -> Original:
                 f"{files.folder}: weights do not fit config.yaml: tensor {name} {have}, "
                 f"the configuration has {expected.get(name, 'none of that name')}"
             )
-        if found[name].dtype not in _FLOATS or not torch.isfinite(found[name]).all():
+        if found[name].dtype not in FLOATS or not torch.isfinite(found[name]).all():
             raise InputError(f"{files.folder}: tensor {name} holds other values than finite floats")
     return _Owsm(settings, {name: value.to(torch.float32) for name, value in found.items()})
 

@@ -23,7 +23,7 @@ from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRA
 from voxstrata.encoders.outputs import output_names
 from voxstrata.exporters.cpu_graph import UncachedBuilder
 from voxstrata.exporters.log_mel import unpadded_log_mel_graph
-from voxstrata.exporters.original import CheckpointFiles
+from voxstrata.exporters.original import CheckpointFiles, ShapedOriginal
 from voxstrata.exporters.reading import known_keys, read_extractor
 from voxstrata.exporters.strict import axes, check_floats, check_stated, count_blocks, load_module, tensors_below
 from voxstrata.exporters.weights import EncoderShape, WeightsFile
@@ -100,7 +100,7 @@ def _flamingo(file: Path, settings: dict[str, Any]) -> Callable[[], torch.nn.Mod
 
 
 @dataclass(frozen=True)
-class PooledTower:
+class PooledTower(ShapedOriginal):
     """An `Original`: see there. ffn_dim: width of the blocks' MLPs."""
 
     name: str
@@ -108,18 +108,6 @@ class PooledTower:
     ffn_dim: int
     encoder: torch.nn.Module
     extractor: WhisperFeatureExtractor
-
-    @property
-    def layers(self) -> int:
-        return self.shape.layers
-
-    @property
-    def d_model(self) -> int:
-        return self.shape.d_model
-
-    @property
-    def heads(self) -> int:
-        return self.shape.heads
 
     @property
     def family(self) -> Family:
