@@ -42,7 +42,7 @@ def main() -> None:
     for k in range(checkpoint.shape.layers + 1):
         want = states[f"layer_{k:02d}"]
         with torch.inference_mode():
-            wide = shortened(model, EarlyExit(k, final_norm=False))
+            wide = shortened(model, EarlyExit(k, "without"))
             error = narrowed(wide.model.encoder(log_mel).last_hidden_state, want.shape[-1]) - want
         frames = torch.linalg.vector_norm(error, dim=-1) / torch.linalg.vector_norm(want, dim=-1)
         whole = torch.linalg.vector_norm(error) / torch.linalg.vector_norm(want)

@@ -29,6 +29,7 @@ from voxstrata.cluster.actors import Workers, connected, on_actors
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME
 from voxstrata.engine import CpuEncoder, Runtime
+from voxstrata.engine.encoder import Kept
 from voxstrata.engine.reductions import StoredRows
 from voxstrata.engine.run import open_run, prepare
 from voxstrata.store import StoreSpec
@@ -43,7 +44,9 @@ class Sleeping(CpuEncoder):
 
     batch_seconds = 0.0
 
-    def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
+    def stored_rows(
+        self, audio: Sequence[NDArray[np.float32]], frames: int, kept: Sequence[Kept] | None = None
+    ) -> StoredRows:
         time.sleep(self.batch_seconds)
         rows = [
             np.repeat(samples[::SAMPLES_PER_FRAME, None], self.model.card.d_model, 1).astype(self.spec.stored_dtype)

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -36,6 +37,7 @@ def work(part: int, parts: int, store: Path, model: Path, wait: float) -> None:
 
     from voxstrata.encoders.frames import SAMPLE_RATE, encoder_frames
     from voxstrata.engine.cpu_encoder import CpuEncoder
+    from voxstrata.engine.encoder import Kept
     from voxstrata.engine.extraction import share
     from voxstrata.engine.reductions import StoredRows
     from voxstrata.engine.run import open_run
@@ -43,7 +45,9 @@ def work(part: int, parts: int, store: Path, model: Path, wait: float) -> None:
     from voxstrata.store.part import Part
 
     class Waiting(CpuEncoder):
-        def stored_rows(self, audio: Sequence[NDArray[np.float32]], frames: int) -> StoredRows:
+        def stored_rows(
+            self, audio: Sequence[NDArray[np.float32]], frames: int, kept: Sequence[Kept] | None = None
+        ) -> StoredRows:
             time.sleep(wait * sum(map(len, audio)) / SAMPLE_RATE)
             rows = [np.zeros((encoder_frames(len(x)), self.model.card.d_model), self.spec.stored_dtype) for x in audio]
             return StoredRows([rows] * len(self.outputs), [True] * len(self.outputs))
@@ -92,6 +96,8 @@ def measure(processes: int, corpus: Path, model: Path, folder: Path, wait: float
             try:
                 work(part, processes, store, model, wait)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         children.append(pid)
@@ -111,7 +117,8 @@ def draw(path: Path, measured: dict[int, float], simulated: dict[str, dict[int, 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure.suptitle("Workers on one store: how far more of them go faster (higher is better)", fontsize=11)
     ideal = [1, max(WORKERS)]
     left.plot(ideal, ideal, color="0.6", linewidth=1, label="ideal")
     for name, points in simulated.items():
@@ -130,7 +137,8 @@ def draw(path: Path, measured: dict[int, float], simulated: dict[str, dict[int, 
     left.set_yscale("log")
     left.set_ylabel("rate, × that of one worker")
     right.set_ylabel("share of the ideal")
-    right.set_ylim(0.8, 1.01)
+    shares = [r / n for n, r in measured.items()] + [u for points in simulated.values() for u in points.values()]
+    right.set_ylim(int(10 * min(shares)) / 10, 1.01)
     left.legend(fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

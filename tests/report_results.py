@@ -46,7 +46,7 @@ def write_exits(folder: Path) -> None:
     wrong = {("dev", 0): 7, ("dev", 1): 1, ("dev", 2): 3, ("test", 0): 8, ("test", 1): 5, ("test", 2): 2}
     rows = [
         {"id": f"u{n}", "language": "en", "script": "LATIN", "group": f"g{n}", "part": part, "after": k,
-         "final_norm": True, "reference": "ten words", "transcript": NASTY, "reference_normalized": "ten words",
+         "norm": "with", "reference": "ten words", "transcript": NASTY, "reference_normalized": "ten words",
          "transcript_normalized": "", "word_errors": wrong[part, k], "words": 10, "character_errors": 3,
          "characters": 9, "unit": "word"}
         for n, part in enumerate(["dev", "test"] * 6) for k in range(3)

@@ -22,7 +22,7 @@ from voxstrata.early_exit.checkpoint import load_transcriber, narrowed, write_ea
 from voxstrata.early_exit.exits import EarlyExit  # noqa: E402
 from voxstrata.early_exit.fold_norm import fold_away_final_norm  # noqa: E402
 
-EXITS = [EarlyExit(k, norm) for k in range(4) for norm in (True, False)]
+EXITS = [EarlyExit(k, norm) for k in range(4) for norm in ("with", "without")]
 NEW_TOKENS = 24
 SPANISH = {"language": "es", "task": "transcribe", "max_new_tokens": NEW_TOKENS}
 
@@ -52,7 +52,7 @@ def states(tiny_model: Path, tiny_transcriber: Path, log_mel: Any) -> dict[Early
     found = {}
     for at in EXITS:
         (x,) = session.run([f"layer_{at.after:02d}"], {"log_mel": log_mel.numpy()})
-        if at.final_norm:
+        if at.norm == "with":
             y = x.astype(np.float64)
             y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
             x = (y * gain + bias).astype(np.float32)
@@ -127,7 +127,7 @@ def test_with_the_norm_the_tensors_are_the_originals(tiny_transcriber: Path, wri
 def test_without_the_norm_the_decoder_sees_the_residual_stream(
     after: int, written: dict[EarlyExit, Path], states: dict[EarlyExit, Any], tiny_transcriber: Path, log_mel: Any
 ) -> None:
-    at = EarlyExit(after, final_norm=False)
+    at = EarlyExit(after, "without")
     original = WhisperForConditionalGeneration.from_pretrained(tiny_transcriber).eval()
     wide = WhisperForConditionalGeneration.from_pretrained(written[at]).eval()
     ids = torch.tensor([[257, 5, 80, 200, 31]] * 2)
@@ -174,7 +174,7 @@ def test_the_folded_checkpoint_runs_in_float16(
     written: dict[EarlyExit, Path], states: dict[EarlyExit, Any], tiny_transcriber: Path, log_mel: Any
 ) -> None:
     """No constant of ours overflows, and the difference is what float16 costs the original too."""
-    at, ids = EarlyExit(2, final_norm=False), torch.tensor([[257, 5, 80]] * 2)
+    at, ids = EarlyExit(2, "without"), torch.tensor([[257, 5, 80]] * 2)
     half = WhisperForConditionalGeneration.from_pretrained(written[at], dtype=torch.float16).eval()
     original = WhisperForConditionalGeneration.from_pretrained(tiny_transcriber).eval()
     with torch.inference_mode():
@@ -184,7 +184,7 @@ def test_the_folded_checkpoint_runs_in_float16(
 
 
 def test_tokenizer_and_settings_come_along(tiny_transcriber: Path, written: dict[EarlyExit, Path]) -> None:
-    for at in (EarlyExit(1), EarlyExit(1, final_norm=False)):
+    for at in (EarlyExit(1), EarlyExit(1, "without")):
         tokenizer = AutoTokenizer.from_pretrained(written[at])
         assert tokenizer.decode(tokenizer("¿Qué?").input_ids, skip_special_tokens=True) == "¿Qué?"
         old, new = (json.loads((f / "generation_config.json").read_text()) for f in (tiny_transcriber, written[at]))
@@ -201,7 +201,7 @@ def test_a_float16_checkpoint_stays_float16_with_the_norm(tiny_transcriber: Path
     )
     config = json.loads((half / "config.json").read_text())
     (half / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
-    for at, dtype in ((EarlyExit(1), torch.float16), (EarlyExit(1, final_norm=False), torch.float32)):
+    for at, dtype in ((EarlyExit(1), torch.float16), (EarlyExit(1, "without"), torch.float32)):
         write_early_exit(str(half), tmp_path / str(at), at)
         assert {v.dtype for v in load_file(tmp_path / str(at) / "model.safetensors").values()} == {dtype}
 
@@ -255,7 +255,7 @@ def test_the_real_encoder_without_norm_is_its_residual_stream(after: int, shared
     from voxstrata.audio.decode import decode
 
     folder = write_transcriber(tmp_path / "whole", shared / "whisper-base-encoder", heads=8)
-    at = EarlyExit(after, final_norm=False)
+    at = EarlyExit(after, "without")
     card = write_early_exit(str(folder), tmp_path / "out", at)
     assert card.relative_l2 < 1e-4
     wide = WhisperForConditionalGeneration.from_pretrained(tmp_path / "out").eval()

@@ -159,7 +159,7 @@ def test_optimum_transcribes_with_an_early_exit(
 ) -> None:
     """Exported by optimum and run by ONNX Runtime, the checkpoint says what it says in transformers."""
     folder = tmp_path / "exit"
-    write_early_exit(str(tiny_transcriber), folder, EarlyExit(after, final_norm))
+    write_early_exit(str(tiny_transcriber), folder, EarlyExit(after, "with" if final_norm else "without"))
     extractor = load_checkpoint(str(folder)).extractor
     x = extractor([sound(2.0, 1), sound(7.0, 5)], sampling_rate=16_000, return_tensors="pt")["input_features"]
     options = {"language": "es", "task": "transcribe", "max_new_tokens": 16}

@@ -89,7 +89,7 @@ def planted(
 ) -> tuple[Rows, Transcripts]:
     """Ten-word sentences; each exit mishears as many words as `errors` says for a group."""
     rows = tuple(row(f"{lang}{g}", lang, " ".join("abcdefghij"), f"g{g}") for lang in languages for g in range(groups))
-    exits = sorted({at for _, at in errors}, key=lambda a: (a.after, a.final_norm))
+    exits = sorted({at for _, at in errors}, key=lambda a: a.rank)
     texts = {
         at: tuple(" ".join("x" if n < errors[r["language"] or "", at](int((r["group"] or "")[1:])) else w
                            for n, w in enumerate("abcdefghij")) for r in rows)
@@ -113,7 +113,7 @@ def test_the_choice_is_made_on_dev_and_reported_on_test(tiny_transcriber: Path) 
     table = score(heard, parts, scoring, False, tiny_transcriber)
     chosen = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test"))).to_pylist()[0]
     figures = {n: [chosen[f"{n}{end}"] for end in ("", "_low", "_high")] for n in ("rate", "original", "difference")}
-    assert EarlyExit(chosen["after"], chosen["final_norm"]) == EarlyExit(0)
+    assert EarlyExit(chosen["after"], chosen["norm"]) == EarlyExit(0)
     assert chosen["dev_rate"] == 0
     assert figures["rate"] == [0.5, 0.5, 0.5]  # the same in every group, so in every resample
     assert figures["original"] == [0.2, 0.2, 0.2]
@@ -124,11 +124,11 @@ def test_the_choice_is_made_on_dev_and_reported_on_test(tiny_transcriber: Path) 
 def test_ties_go_to_the_original_and_all_is_the_mean_over_languages(tiny_transcriber: Path) -> None:
     scoring = Scoring("light", 0.5, 0, 50)
     errors = {(lang, EarlyExit(k, n)): (lambda g, e=e: e) for lang, e in (("en", 1), ("es", 4))
-              for k in (0, 1) for n in (True, False)}  # fmt: skip
+              for k in (0, 1) for n in ("with", "without")}  # fmt: skip
     rows, heard = planted(errors, 8, ("en", "es"))
     table = score(heard, split_groups(rows, scoring), scoring, False, tiny_transcriber)
     choices = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test"))).to_pylist()
-    assert [EarlyExit(c["after"], c["final_norm"]) for c in choices] == [EarlyExit(1, True)] * 3
+    assert [EarlyExit(c["after"], c["norm"]) for c in choices] == [EarlyExit(1)] * 3
     assert [round(c["rate"], 9) for c in choices] == [0.1, 0.4, 0.25]
     assert [(c["utterances"], c["groups"]) for c in choices] == [(4, 4), (4, 4), (8, 4)]
 
@@ -202,7 +202,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_batch_equals_its_members_and_the_last_exit_is_the_original(speech: Path, tiny_transcriber: Path) -> None:
-    transcriber, exits = load_transcriber(str(tiny_transcriber)), (EarlyExit(1, False), EarlyExit(3))
+    transcriber, exits = load_transcriber(str(tiny_transcriber)), (EarlyExit(1, "without"), EarlyExit(3))
     corpus = read_corpus(speech)
     one, many = (
         transcribe_recordings(transcriber, corpus, exits, Decoding(max_new_tokens=12, batch=b)) for b in (1, 4)
@@ -220,7 +220,7 @@ def test_a_batch_equals_its_members_and_the_last_exit_is_the_original(speech: Pa
     ids = model.generate(features, language="ja", task="transcribe", max_new_tokens=12)
     text = AutoTokenizer.from_pretrained(tiny_transcriber).decode(ids[0], skip_special_tokens=True).strip()
     assert one.texts[EarlyExit(3)][5] == text
-    assert one.texts[EarlyExit(1, False)][5] != text
+    assert one.texts[EarlyExit(1, "without")][5] != text
 
 
 def test_the_sweep_writes_what_it_prints(
@@ -231,28 +231,28 @@ def test_the_sweep_writes_what_it_prints(
     assert run("early-exit", "sweep", tiny_transcriber, speech, "-o", out, *options, "--json") == 4  # two failed
     said = json.loads(capsys.readouterr().out)
     assert sorted(said["failures"]) == ["broken", "long"]
-    assert {(r["after"], r["final_norm"]) for r in said["rates"]} == {(k, n) for k in (1, 3) for n in (True, False)}
+    assert {(r["after"], r["norm"]) for r in said["rates"]} == {(k, n) for k in (1, 3) for n in ("with", "without")}
     table = pq.read_table(out / "transcripts.parquet")
     assert json.loads(table.schema.metadata[b"voxstrata"])["decoding"]["max_new_tokens"] == 8
     assert len(table) == 8 * 4
     rates = pq.read_table(out / "errors.parquet").to_pylist()
     assert rates == said["rates"]
     for r in rates:  # every rate again, from the transcripts
-        mine = [t for t in table.to_pylist() if (t["part"], t["language"], t["after"], t["final_norm"])
-                == (r["part"], r["language"], r["after"], r["final_norm"])]  # fmt: skip
+        mine = [t for t in table.to_pylist() if (t["part"], t["language"], t["after"], t["norm"])
+                == (r["part"], r["language"], r["after"], r["norm"])]  # fmt: skip
         if r["language"] != "all":
             assert r["wer"] == sum(t["word_errors"] for t in mine) / sum(t["words"] for t in mine)
             assert r["cer"] == sum(t["character_errors"] for t in mine) / sum(t["characters"] for t in mine)
             assert r["rate"] == (r["cer"] if r["language"] == "ja" else r["wer"])
-    whole = {(r["part"], r["language"], r["after"], r["final_norm"]): r["rate"] for r in rates}
+    whole = {(r["part"], r["language"], r["after"], r["norm"]): r["rate"] for r in rates}
     chosen = pq.read_table(out / "choices.parquet").to_pylist()
     assert chosen == said["choices"]
     assert {c["language"] for c in chosen} >= {"all", "ja"}
     for c in chosen:  # every choice again, from the rates
         errors = {at[2:]: rate for at, rate in whole.items() if at[:2] == ("dev", c["language"])}
-        assert c["dev_rate"] == errors[c["after"], c["final_norm"]] == min(errors.values())
-        assert c["rate"] == whole["test", c["language"], c["after"], c["final_norm"]]
-        assert c["original"] == whole["test", c["language"], 3, True]
+        assert c["dev_rate"] == errors[c["after"], c["norm"]] == min(errors.values())
+        assert c["rate"] == whole["test", c["language"], c["after"], c["norm"]]
+        assert c["original"] == whole["test", c["language"], 3, "with"]
         assert c["difference"] == pytest.approx(c["rate"] - c["original"])
     assert (out / "early_exit.png").read_bytes().startswith(b"\x89PNG")
     assert "31.0 s" in (out / "early_exit.md").read_text(encoding="utf-8")
@@ -270,7 +270,7 @@ def test_check_agrees_and_would_have_seen_a_wrong_layer(
     from voxstrata.early_exit import checking as transcribe_check
 
     right = transcribe_check.write_early_exit
-    monkeypatch.setattr(transcribe_check, "write_early_exit", lambda t, f, at: right(t, f, EarlyExit(1, at.final_norm)))
+    monkeypatch.setattr(transcribe_check, "write_early_exit", lambda t, f, at: right(t, f, EarlyExit(1, at.norm)))
     assert run(*arguments, "--blocks", "2") == 3
 
 

@@ -192,7 +192,7 @@ def test_a_float16_checkpoint_is_checked_as_it_is_written(
     monkeypatch.setattr(transcribe_check, "write_early_exit", spy)
     two = Corpus(speech.root, speech.table.slice(0, 2))
     transcribe_recordings(transcriber, two, EXITS[:1], DECODING)  # decodes in float32, and leaves the weights alone
-    rows, _ = check_exits(transcriber, two, (EarlyExit(1), EarlyExit(1, False)), DECODING)
+    rows, _ = check_exits(transcriber, two, (EarlyExit(1), EarlyExit(1, "without")), DECODING)
     assert written == [{torch.float16}, {torch.float32}]
     assert [(r.equal, r.recordings) for r in rows] == [(2, 2), (2, 2)]
     assert transcriber.model.dtype == torch.float16

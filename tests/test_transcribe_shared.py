@@ -255,7 +255,7 @@ def test_a_recording_that_fails_is_tried_once_by_runs_at_work_and_again_by_a_lat
 def test_where_locks_hold_on_one_machine_alone_no_transcript_is_lost(
     more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info, at = AudioInfo(1600, 16_000, 1600, 1, 44), EarlyExit(1, False)
+    info, at = AudioInfo(1600, 16_000, 1600, 1, 44), EarlyExit(1, "without")
     names = [f"r{i}" for i in range(3 + more)]
     with open_journal(tmp_path, {"model": "m"}) as here:
         with here.claim(0) as mine:
@@ -279,7 +279,7 @@ def test_where_locks_hold_on_one_machine_alone_no_transcript_is_lost(
 def test_a_file_that_has_grown_since_it_was_read_is_not_put_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info, at = AudioInfo(1600, 16_000, 1600, 1, 44), EarlyExit(1, False)
+    info, at = AudioInfo(1600, 16_000, 1600, 1, 44), EarlyExit(1, "without")
     with open_journal(tmp_path, {"model": "m"}) as here, here.claim(0):
         here.add("a", info, at, "first")
         write = Files.write

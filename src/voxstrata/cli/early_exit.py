@@ -71,7 +71,7 @@ def write(
     from voxstrata.early_exit.checkpoint import write_early_exit
     from voxstrata.early_exit.exits import EarlyExit
 
-    at = EarlyExit(after, final_norm)
+    at = EarlyExit(after, "with" if final_norm else "without")
     with TerminalReporter() as reporter:
         card = write_early_exit(checkpoint, target, at, revision=revision, overwrite=overwrite, reporter=reporter)
     if as_json:

@@ -37,7 +37,7 @@ class ExitCheck:
     """
 
     after: int
-    final_norm: bool
+    norm: str
     recordings: int
     equal: int
     tokens: int
@@ -55,8 +55,8 @@ def checks_table(checks: Sequence[ExitCheck]) -> TextTable:
     header = ["k", "LayerNorm", "recordings equal", "tokens", "encoder's difference", "margin where they differ"]
     rows = []
     for c in checks:
-        norm, margin = "with" if c.final_norm else "without", "–" if c.margin is None else f"{c.margin:.1e}"
-        rows.append([c.after, norm, f"{c.equal}/{c.recordings}", c.tokens, f"{c.relative_l2:.1e}", margin])
+        margin = "–" if c.margin is None else f"{c.margin:.1e}"
+        rows.append([c.after, c.norm, f"{c.equal}/{c.recordings}", c.tokens, f"{c.relative_l2:.1e}", margin])
     return TextTable("Written checkpoints against a plain loop", header, rows)
 
 
@@ -107,7 +107,7 @@ def check_exits(
             leads = [lead for _, lead in compared if lead is not None]
             equal, count = len(compared) - len(leads), sum(n for n, _ in compared)
             margin = max(leads, default=None)
-            checks.append(ExitCheck(at.after, at.final_norm, len(compared), equal, count, card.relative_l2, margin))
+            checks.append(ExitCheck(at.after, at.norm, len(compared), equal, count, card.relative_l2, margin))
     return checks, failures
 
 
@@ -149,7 +149,7 @@ def _states(session: Any, original: Any, log_mel: torch.Tensor, at: EarlyExit) -
     """What the decoder is given: layer_k of our graph, through the original's LayerNorm where the exit has it."""
     (state,) = session.run([f"layer_{at.after:02d}"], {"log_mel": log_mel.numpy()})
     states = torch.from_numpy(state)
-    if not at.final_norm:
+    if at.norm == "without":
         return states
     with torch.inference_mode():
         normed: torch.Tensor = original.model.encoder.layer_norm(states)

@@ -31,7 +31,7 @@ from voxstrata.exporters.checkpoint import Checkpoint, check_sizes, load_checkpo
 from voxstrata.exporters.hub import first_line
 from voxstrata.exporters.pytorch import hidden_states
 
-_FORMAT = 1
+_FORMAT = 2
 _CARD = "early_exit.json"
 _TOLERANCE = 1e-3  # relative L2 of the written encoder from the original's layer_k; measured values are far below
 _TEXT_FILES = (
@@ -64,7 +64,7 @@ class EarlyExitCard:
     weights_sha256: str
     layers: int
     after: int
-    final_norm: bool
+    norm: str
     added_channels: int
     relative_l2: float
     tools: dict[str, str]
@@ -151,7 +151,7 @@ def ended_early(model: WhisperForConditionalGeneration, at: EarlyExit) -> Iterat
     encoder = model.model.encoder
     layers, norm = encoder.layers, encoder.layer_norm
     encoder.layers = layers[: at.after]
-    if not at.final_norm:
+    if at.norm == "without":
         encoder.layer_norm = torch.nn.Identity()
     try:
         yield
@@ -217,7 +217,7 @@ def shortened(model: WhisperForConditionalGeneration, at: EarlyExit) -> WhisperF
     blocks, kept = "model.encoder.layers.", tuple(f"model.encoder.layers.{n}." for n in range(at.after))
     held = model.state_dict().items()
     state = {k: v.clone() for k, v in held if k.startswith(kept) or not k.startswith(blocks)}
-    if not at.final_norm:
+    if at.norm == "without":
         state, config = fold_away_final_norm(state, config)
     config.dtype = state["model.encoder.conv1.weight"].dtype
     with torch.device("meta"):
@@ -239,7 +239,7 @@ def _relative_l2(folder: Path, original: Checkpoint, at: EarlyExit) -> float:
     written: WhisperEncoder = load_checkpoint(str(folder)).encoder
     with torch.inference_mode():
         got = written(features).last_hidden_state
-        if at.final_norm:
+        if at.norm == "with":
             want = original.encoder.layer_norm(want)
         else:
             got = narrowed(got, want.shape[-1])

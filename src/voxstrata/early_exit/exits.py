@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from voxstrata.base.errors import UsageError
 
@@ -9,15 +10,27 @@ DEV, TEST = "dev", "test"  # the parts, as tables name them
 MEAN_OF_LANGUAGES = "all"  # in the place of a language: the mean over languages, each of the same weight
 
 
+Norm = Literal["without", "with"]
+NORMS: tuple[Norm, ...] = get_args(Norm)  # what is nearer to the original comes later
+
+
 @dataclass(frozen=True)
 class EarlyExit:
-    """Where the encoder ends: after block `after` (0: before the first), with or without its final LayerNorm."""
+    """Where the encoder ends: after block `after` (0: before the first), and what its states go through from there.
+
+    norm: "with" is the encoder's own final LayerNorm; "without" hands on the states as they are.
+    """
 
     after: int
-    final_norm: bool = True
+    norm: Norm = "with"
 
     def __str__(self) -> str:
-        return f"k = {self.after}, {'with' if self.final_norm else 'without'} LayerNorm"
+        return f"k = {self.after}, {self.norm} LayerNorm"
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Sorts exits by how near they are to the whole encoder, which is the last."""
+        return self.after, NORMS.index(self.norm)
 
 
 def check_exit(at: EarlyExit, layers: int) -> None:
@@ -26,10 +39,14 @@ def check_exit(at: EarlyExit, layers: int) -> None:
         raise UsageError(f"no block {at.after} to end after: the encoder has {layers}, so give 0 to {layers}")
 
 
-def every_exit(layers: int, blocks: Sequence[int] | None = None) -> tuple[EarlyExit, ...]:
-    """Exits after the given blocks (None: after every block, and before the first), each with and without LayerNorm.
+def every_exit(
+    layers: int, blocks: Sequence[int] | None = None, norms: Sequence[Norm] = NORMS
+) -> tuple[EarlyExit, ...]:
+    """Exits after the given blocks (None: after every block, and before the first), each with these norms.
 
-    The last block is always among them: the others are compared with it.
+    They come by `rank`. The whole encoder (the last block, with LayerNorm) is always among them: the others are
+    compared with it.
     """
     chosen = sorted({*(range(layers + 1) if blocks is None else blocks), layers})
-    return tuple(EarlyExit(k, norm) for k in chosen for norm in (True, False))
+    found = {*(EarlyExit(k, norm) for k in chosen for norm in norms), EarlyExit(layers)}
+    return tuple(sorted(found, key=lambda at: at.rank))

@@ -35,7 +35,7 @@ from voxstrata.early_exit.result import JOURNAL, LOTS
 from voxstrata.store.claims import CLAIMS, Claims
 from voxstrata.store.files import Files, patient_lock
 
-_FORMAT = 1
+_FORMAT = 2
 _CRC = "crc32"
 SYNC_SECONDS = 5.0
 _Recording = tuple[str, int, int]  # id, bytes, samples: one that was replaced is another
@@ -163,7 +163,7 @@ class Journal:
     def _write_all(self) -> None:
         lines = [self._header]
         for recording, texts in sorted(self._texts.items()):
-            lines += [_of_text(recording, at, texts[at]) for at in sorted(texts, key=lambda a: (a.after, a.final_norm))]
+            lines += [_of_text(recording, at, texts[at]) for at in sorted(texts, key=lambda at: at.rank)]
         data = b"".join(map(_line, lines))
         if not self.files.exists(JOURNAL) or self.files.read(JOURNAL) != data:
             self.files.write(JOURNAL, data)
@@ -212,7 +212,7 @@ class Journal:
             if "failure" in line:
                 self._failures[recording] = line["failure"]
             else:
-                at = EarlyExit(line["after"], line["final_norm"])
+                at = EarlyExit(line["after"], line["norm"])
                 self._texts.setdefault(recording, {}).setdefault(at, line["text"])
 
     def _read(self, name: str, must_be_ours: bool) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
@@ -257,7 +257,7 @@ def _entry(line: bytes, header: bool) -> dict[str, Any]:
             raise ValueError("its first line is of another format")
         return entry
     kinds = {"id": str, "bytes": int, "samples": int}
-    kinds |= {"failure": str} if "failure" in entry else {"after": int, "final_norm": bool, "text": str}
+    kinds |= {"failure": str} if "failure" in entry else {"after": int, "norm": str, "text": str}
     for key, kind in kinds.items():
         if not isinstance(entry[key], kind):
             raise TypeError(f"{key} is {entry[key]!r}")
@@ -269,7 +269,7 @@ def _of(recording: _Recording) -> dict[str, Any]:
 
 
 def _of_text(recording: _Recording, at: EarlyExit, text: str) -> dict[str, Any]:
-    return {**_of(recording), "after": at.after, "final_norm": at.final_norm, "text": text}
+    return {**_of(recording), "after": at.after, "norm": at.norm, "text": text}
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

@@ -33,7 +33,7 @@ class Rates:
         rows = [r for r in table.to_pylist() if r["part"] == part]
         if not rows:
             raise InputError(f"no utterance of the {part} part was transcribed; see the failures")
-        self.exits = [EarlyExit(*pair) for pair in sorted({(r["after"], r["final_norm"]) for r in rows})]
+        self.exits = sorted({EarlyExit(r["after"], r["norm"]) for r in rows}, key=lambda at: at.rank)
         self.scopes: list[Scope] = sorted({(r["language"], r["script"]) for r in rows})
         self.overall = self.scopes if overall is None else list(overall)
         self.units = {(r["language"], r["script"]): r["unit"] for r in rows}
@@ -53,7 +53,7 @@ class Rates:
         counts = np.zeros((len(groups), len(self.exits), 4))
         names = ("word_errors", "words", "character_errors", "characters")
         for r in mine:
-            counts[place[r["id"]], column[EarlyExit(r["after"], r["final_norm"])]] = [r[name] for name in names]
+            counts[place[r["id"]], column[EarlyExit(r["after"], r["norm"])]] = [r[name] for name in names]
         return counts, list(groups.values())
 
     def utterances(self, scope: Scope) -> tuple[int, int]:
@@ -124,7 +124,7 @@ def rates_table(parts: Sequence[tuple[str, Rates]]) -> pa.Table:
 
 RATES_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("part", "language", "script")]
-    + [("after", pa.int64()), ("final_norm", pa.bool_()), ("unit", pa.string())]
+    + [("after", pa.int64()), ("norm", pa.string()), ("unit", pa.string())]
     + [(n, pa.float64()) for n in ("rate", "low", "high", "wer", "cer")]
     + [(n, pa.int64()) for n in ("utterances", "groups", "incomplete_resamples")]
 )
@@ -141,7 +141,7 @@ def choose_exits(dev: Rates, test: Rates) -> pa.Table:
     rows = []
     for scope in [*(s for s in test.scopes if s in dev.scopes), OVERALL]:
         errors = dev.rate(scope)
-        best = int(np.flatnonzero(errors == errors.min())[-1])  # exits are sorted by depth, True after False
+        best = int(np.flatnonzero(errors == errors.min())[-1])  # exits are sorted by rank
         row: dict[str, Any] = {"language": scope[0], "script": scope[1], "unit": test.units.get(scope, "both")}
         row |= {**asdict(test.exits[best]), "dev_rate": errors[best]}
         values = np.vstack([test.rate(scope), test.samples(scope)])[:, [best, -1]]  # the last exit is the whole encoder
@@ -157,7 +157,7 @@ def choose_exits(dev: Rates, test: Rates) -> pa.Table:
 _FIGURES = ("rate", "original", "difference")
 CHOICES_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("language", "script", "unit")]
-    + [("after", pa.int64()), ("final_norm", pa.bool_()), ("dev_rate", pa.float64())]
+    + [("after", pa.int64()), ("norm", pa.string()), ("dev_rate", pa.float64())]
     + [(f"{n}{e}", pa.float64()) for n in _FIGURES for e in ("", "_low", "_high")]
     + [(n, pa.int64()) for n in ("utterances", "groups")]
 )

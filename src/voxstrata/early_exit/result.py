@@ -64,12 +64,12 @@ class EarlyExits(Result):
         rows = []
         for r in self.choices.to_pylist():
             counted = f"{r['utterances']} ({r['groups']})"
-            choice = [exit_name(r["after"], r["final_norm"]), f"{100 * r['dev_rate']:.1f}"]
+            choice = [exit_name(r["after"], r["norm"]), f"{100 * r['dev_rate']:.1f}"]
             signs = {"rate": ".1f", "original": ".1f", "difference": "+.1f"}
             figures = [with_interval(r, [n, f"{n}_low", f"{n}_high"], spec, 100) for n, spec in signs.items()]
             rows.append([r["language"], r["script"].lower(), r["unit"], counted, *choice, *figures])
         found = [TextTable("The exits chosen", header, rows, self._explanation())]
-        names = ["language", "script", "after", "final_norm", "unit", "rate", "low", "high", "wer", "cer"]
+        names = ["language", "script", "after", "norm", "unit", "rate", "low", "high", "wer", "cer"]
         names += ["utterances", "groups"]
         for part in (TEST, DEV):
             held = self.table.filter(pc.equal(self.table["part"], part))
@@ -80,7 +80,7 @@ class EarlyExits(Result):
 
     def stored(self) -> list[TextTable]:
         note = "Rates as fractions. after: k. original: the whole encoder. difference: rate less original, paired."
-        names = ["id", "language", "part", "after", "final_norm", "unit", "word_errors", "words"]
+        names = ["id", "language", "part", "after", "norm", "unit", "word_errors", "words"]
         names += ["character_errors", "characters", "reference", "transcript"]
         heard = self.transcripts.slice(0, _TRANSCRIPTS_SHOWN)
         return [
@@ -127,9 +127,9 @@ class EarlyExits(Result):
         return [*written, path]
 
 
-def exit_name(after: int, final_norm: bool) -> str:
+def exit_name(after: int, norm: str) -> str:
     """Short: "4" with the LayerNorm, "4 no LN" without."""
-    return f"{after}" if final_norm else f"{after} no LN"
+    return f"{after}" if norm == "with" else f"{after} no LN"
 
 
 def side_by_side(transcripts: pa.Table, title: str) -> str:
@@ -142,7 +142,7 @@ def side_by_side(transcripts: pa.Table, title: str) -> str:
             blocks.append(f"{head}\n| k | errors | transcript |\n|---|---:|---|")
         unit = r["unit"]
         errors = f"{r[f'{unit}_errors']}/{r[f'{unit}s']}"
-        blocks[-1] += f"\n| {exit_name(r['after'], r['final_norm'])} | {errors} | {_plain(r['transcript'])} |"
+        blocks[-1] += f"\n| {exit_name(r['after'], r['norm'])} | {errors} | {_plain(r['transcript'])} |"
     return "\n\n".join(blocks) + "\n"
 
 
@@ -158,12 +158,12 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """One language's rates by k."""
     from matplotlib.ticker import MaxNLocator
 
-    for norm, (colour, marker) in zip((True, False), STYLES, strict=False):
-        mine = [r for r in rows if r["final_norm"] == norm]
+    for norm, (colour, marker) in zip(("with", "without"), STYLES, strict=False):
+        mine = [r for r in rows if r["norm"] == norm]
         x = [r["after"] for r in mine]
         low, high = ([nan if r[end] is None else 100 * r[end] for r in mine] for end in ("low", "high"))
         axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        label = f"{'with' if norm else 'without'} final LayerNorm"
+        label = f"{norm} final LayerNorm"
         axes.plot(x, [100 * r["rate"] for r in mine], color=colour, marker=marker, markersize=4, label=label)
     first = rows[0]
     language = first["language"]

@@ -127,7 +127,7 @@ def score(transcripts: Transcripts, parts: Sequence[str], scoring: Scoring, engl
             transcript = norm(texts[i])
             words, characters = jiwer.process_words(expected, transcript), _characters(expected, transcript, script)
             rows.append((
-                row["id"], row["language"], script, group_of(row), part, at.after, at.final_norm, row["text"],
+                row["id"], row["language"], script, group_of(row), part, at.after, at.norm, row["text"],
                 texts[i], expected, transcript, *_errors(words), *_errors(characters), unit,
             ))  # fmt: skip
     columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * len(TRANSCRIPT_SCHEMA)
@@ -136,7 +136,7 @@ def score(transcripts: Transcripts, parts: Sequence[str], scoring: Scoring, engl
 
 TRANSCRIPT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "language", "script", "group", "part")]
-    + [("after", pa.int32()), ("final_norm", pa.bool_())]
+    + [("after", pa.int32()), ("norm", pa.string())]
     + [(n, pa.string()) for n in ("reference", "transcript", "reference_normalized", "transcript_normalized")]
     + [(n, pa.int32()) for n in ("word_errors", "words", "character_errors", "characters")]
     + [("unit", pa.string())]
