@@ -47,9 +47,9 @@ def described_encoder(file: Path, config: Mapping[str, Any]) -> Tower | FamilyMo
     found = family_of(kind) or find_tower(file, config)
     if found is not None:
         return found
-    known = "; ".join(["Whisper", "towers made from Whisper (Voxtral, MOSS, Ultravox)", *(module.TITLE for module in family_modules())])
+    titles = ["Whisper", "towers made from Whisper (Voxtral, MOSS, Ultravox)", *(m.TITLE for m in family_modules())]
     why = next((f", whose encoder is not Whisper's: {why}" for name, why in _OTHERS.items() if name in str(kind)), "")
     named = config.get("architectures")
     if not why and isinstance(named, list) and named and all("CausalLM" in str(name) for name in named):
         why = f" ({brief(named[0])}), a decoder of text without an encoder of speech"
-    raise InputError(f"{file}: model_type is {brief(kind)}{why}; known families: {known}")
+    raise InputError(f"{file}: model_type is {brief(kind)}{why}; known families: {'; '.join(titles)}")
