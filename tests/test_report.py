@@ -22,6 +22,7 @@ from report_results import NASTY, write_bench, write_drift, write_exits, write_w
 from stores import Utterance, make_store
 from test_cli import run
 
+from voxstrata.report.page import write_report
 from voxstrata.studies.align.measure import AlignOptions, align
 
 pytest.importorskip("panphon")
@@ -346,3 +347,16 @@ class TestBadInput:
         assert "is no page of `voxstrata report`" in capsys.readouterr().err
         assert run("report", study / "why", "-o", tmp_path / "new.html") == 0
         assert run("report", study / "why", "-o", tmp_path / "new.html") == 0  # its own it replaces
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    for name in ("mine", "elsewhere"):
+        (tmp_path / name).mkdir()
+        write_bench(tmp_path / name / "bench.json")
+    (tmp_path / "mine" / "all").symlink_to("/")  # of which none would come back for minutes
+    (tmp_path / "mine" / "theirs").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "mine" / "bench-2.json").symlink_to(tmp_path / "elsewhere" / "bench.json")
+    found = write_report(tmp_path / "mine")
+    assert [run.path for run in found.runs] == ["bench.json"]
+    (tmp_path / "named").symlink_to(tmp_path / "mine")  # but who names a link means it
+    assert [run.path for run in write_report(tmp_path / "named").runs] == ["bench.json"]
