@@ -22,6 +22,7 @@ from voxstrata.early_exit.checkpoint import Transcriber, ended_early, quiet_tran
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.journal import Journal
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.phonology.voices import primary_code
 from voxstrata.store.part import Part
 
@@ -50,12 +51,13 @@ class Transcripts:
     """What every exit makes of the recordings.
 
     rows: of the corpus, in its order, without those that failed. texts: for every exit one transcript per row.
-    failures: id to reason.
+    failures: id to reason. seconds: of each row's audio, none where it is not known.
     """
 
     rows: tuple[dict[str, str | None], ...]
     texts: Mapping[EarlyExit, tuple[str, ...]]
     failures: Mapping[str, str]
+    seconds: tuple[float, ...] = ()
 
 
 def whisper_language(name: str, known: Mapping[str, int]) -> str | None:
@@ -220,7 +222,8 @@ class _Lots:
         texts = {at: tuple(of[i] for i in whole) for at, of in self._texts.items()}
         heard = {self._names[i] for i in whole}  # some maybe at a second trial
         failures = {name: reason for name, reason in self._failures.items() if name not in heard}
-        return Transcripts(tuple(self._rows[i] for i in whole), texts, failures)
+        seconds = tuple(self._infos[i].samples / SAMPLE_RATE for i in whole)
+        return Transcripts(tuple(self._rows[i] for i in whole), texts, failures, seconds)
 
     def _missing(self, batch: Iterable[int]) -> bool:
         failed = self._failures
