@@ -123,23 +123,31 @@ def score(transcripts: Transcripts, parts: Sequence[str], scoring: Scoring, engl
     for i, (row, part, (norm, expected)) in enumerate(zip(transcripts.rows, parts, expectations, strict=True)):
         script, _ = scripts[str(row["language"])]
         unit = "character" if script in UNSPACED else "word"
-        for at, texts in transcripts.texts.items():
-            transcript = norm(texts[i])
+        for at, heard in transcripts.texts.items():
+            found = heard[i]
+            transcript = norm(found.text)
             words, characters = jiwer.process_words(expected, transcript), _characters(expected, transcript, script)
             rows.append((
                 row["id"], row["language"], script, group_of(row), part, at.after, at.norm, row["text"],
-                texts[i], expected, transcript, *_errors(words), *_errors(characters), unit,
+                found.text, expected, transcript, *_errors(words), *_errors(characters), unit,
+                *(getattr(found, name) for name in DECODED.names),
             ))  # fmt: skip
     columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * len(TRANSCRIPT_SCHEMA)
     return pa.table(columns, schema=TRANSCRIPT_SCHEMA)
 
 
+# of `Transcript`, beside its text
+DECODED = pa.schema([
+    ("cut", pa.string()), ("tokens", pa.int32()), ("ended", pa.bool_()), ("looped", pa.bool_()),
+    ("avg_logprob", pa.float64()), ("no_speech", pa.float64()), ("temperature", pa.float64()),
+])  # fmt: skip
 TRANSCRIPT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "language", "script", "group", "part")]
     + [("after", pa.int32()), ("norm", pa.string())]
     + [(n, pa.string()) for n in ("reference", "transcript", "reference_normalized", "transcript_normalized")]
     + [(n, pa.int32()) for n in ("word_errors", "words", "character_errors", "characters")]
     + [("unit", pa.string())]
+    + list(DECODED)
 )
 
 
