@@ -18,11 +18,14 @@ from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, tra
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
+from voxstrata.early_exit.policies import policy
 from voxstrata.early_exit.rates import Rates, both_parts, choose_exits, rates_table
 from voxstrata.early_exit.result import JOURNAL, EarlyExits
 from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of, split_groups, units_of
 from voxstrata.store.files import patient_lock
 from voxstrata.store.part import Part
+
+_UNKNOWN_SPELLING = "errors counted in characters, since the model has no such language and knows none of its spelling"
 
 
 def sweep(
@@ -67,6 +70,7 @@ def sweep(
     decides: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
     decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
     decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
+    decides |= {"policy": asdict(policy(decoding.policy)), "stop_loops": decoding.stop_loops, "seed": decoding.seed}
     exits = every_exit(transcriber.encoder.shape.layers, blocks)
     try:
         with leaving_no_empty_folder(folder), open_journal(folder, decides, overwrite) as journal:
@@ -81,11 +85,10 @@ def sweep(
             settings = {**_about(transcriber, corpus), **decides, "utterances": len(found.rows)}
             settings["decoding"] = asdict(decoding) | {"prompts": decides["prompts"]}
             settings |= {"scoring": asdict(scoring), "normalizers": normalizers}
-            settings["units"] = {language: unit for language, (unit, _) in units.items()}
-            settings["notes"] = [
-                *(f"{name}: errors counted in {unit}s: {why}" for name, (unit, why) in sorted(units.items()) if why),
-                *_notes(found.rows, normalizers, dev, test, scoring),
-            ]
+            settings["units"] = units
+            settings["notes"] = _notes(found.rows, normalizers, dev, test, scoring)
+            if scoring.unit == "auto":
+                settings["notes"] += [f"{name}: {_UNKNOWN_SPELLING}" for name in sorted(foreign)]
             settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, journal.resumed)
             with patient_lock(journal.files):  # others may be as far
