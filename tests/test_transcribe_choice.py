@@ -176,9 +176,11 @@ def test_empty_and_looping_shares_have_the_intervals_of_their_groups(tiny_transc
 
 def test_the_unit_is_the_languages_and_can_be_asked_for(tiny_transcriber: Path) -> None:
     rows = [row("1", "ast", "esto ye"), row("2", "es", "esto es"), row("3", "ja", "これは")]
-    assert units_of(rows, Scoring(), {"ast"}) == {"ast": "character", "es": "word", "ja": "character"}
+    auto = units_of(rows, Scoring(), {"ast"})
+    assert {name: unit for name, (unit, _) in auto.items()} == {"ast": "character", "es": "word", "ja": "character"}
+    assert "knows none of its spelling" in auto["ast"][1]
     for unit in ("word", "character"):
-        assert units_of(rows, Scoring(unit=unit), {"ast"}) == dict.fromkeys(("ast", "es", "ja"), unit)
+        assert units_of(rows, Scoring(unit=unit), {"ast"}) == dict.fromkeys(("ast", "es", "ja"), (unit, ""))
     with pytest.raises(UsageError, match="unknown unit 'letter'; known: auto, word, character"):
         units_of(rows, Scoring(unit="letter"))
     with pytest.raises(UsageError, match="unknown choice 'best'; known: cut, plain"):

@@ -3,7 +3,7 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,8 @@ def references(
 
 def units_of(
     rows: Sequence[Mapping[str, str | None]], scoring: Scoring, foreign: Collection[str] = ()
-) -> dict[str, str]:
-    """By language: the unit that errors are counted in, "word" or "character".
+) -> dict[str, tuple[str, str]]:
+    """By language: the unit that errors are counted in, "word" or "character", and why where that needs saying.
 
     "auto" takes characters where the script has no spaces, and for `foreign` languages, which the model has no name
     for. It has seen none of their spelling and writes what it hears as a language it knows would, so nearly every word
@@ -127,10 +127,15 @@ def units_of(
     """
     chosen("unit", [scoring.unit], ("auto", "word", "character"))
     chosen("choice", [scoring.choose_by], ("cut", "plain"))
-    if scoring.unit != "auto":
-        return {str(row["language"]): scoring.unit for row in rows}
-    scripts = scripts_of(rows)
-    return {name: "character" if scripts[name][0] in UNSPACED or name in foreign else "word" for name in scripts}
+    found = {}
+    for language, (script, _) in scripts_of(rows).items():
+        unit, why = "word" if scoring.unit == "auto" else scoring.unit, ""
+        if scoring.unit == "auto" and script in UNSPACED:
+            unit = "character"
+        elif scoring.unit == "auto" and language in foreign:
+            unit, why = "character", "the model has no such language, so it knows none of its spelling"
+        found[language] = unit, why
+    return found
 
 
 def score(
@@ -156,13 +161,19 @@ def score(
     others = others_of(transcripts.rows, parts, [expected for _, expected in expectations])
     for i, (row, part, (norm, expected)) in enumerate(zip(transcripts.rows, parts, expectations, strict=True)):
         language = str(row["language"])
-        (script, _), unit = scripts[language], units[language]
-        about: dict[str, Any] = {"id": row["id"], "language": language, "script": script, "group": group_of(row)}
-        about |= {"part": part, "reference": row["text"], "reference_normalized": expected, "unit": unit}
+        (script, _), (unit, _) = scripts[language], units[language]
+        about: dict[str, Any] = {
+            "id": row["id"],
+            "language": language,
+            "script": script,
+            "group": group_of(row),
+            "part": part,
+        }
+        about |= {"reference": row["text"], "reference_normalized": expected, "unit": unit}
         about["seconds"] = transcripts.seconds[i] if transcripts.seconds else None
-        for at, texts in transcripts.texts.items():
-            found = texts[i]
-            heard, heard_cut = norm(found.text), norm(found.cut)
+        for at, found in transcripts.texts.items():
+            text, cut = found[i].text, found[i].cut
+            heard, heard_cut = norm(text), norm(cut)
             counted = _counted(expected, heard, script)
             of_cut = counted if heard == heard_cut else _counted(expected, heard_cut, script)
             if (other := others[i]) is not None:
@@ -171,29 +182,29 @@ def score(
                 about |= {"chance_errors": by_chance[f"{unit}_errors"], "chance_length": by_chance[f"{unit}s"]}
             rows.append(
                 about
-                | asdict(at)
-                | {"transcript": found.text, **{name: getattr(found, name) for name in DECODED.names}}
-                | {"transcript_normalized": heard, "empty": not _says_something(heard)}
+                | {"after": at.after, "norm": at.norm, "transcript": text, "cut": cut}
+                | {"transcript_normalized": heard, "looped": found[i].looped, "empty": not _says_something(heard)}
+                | {name: getattr(found[i], name) for name in DECODED.names}
                 | counted
                 | {f"cut_{name}": count for name, count in of_cut.items()}
             )
     return pa.Table.from_pylist(rows, schema=TRANSCRIPT_SCHEMA)
 
 
-# of `Transcript`, beside its text
-DECODED = pa.schema([
-    ("cut", pa.string()), ("tokens", pa.int32()), ("ended", pa.bool_()), ("looped", pa.bool_()),
+COUNTS = tuple(f"{unit}_{kind}" for unit in ("word", "character") for kind in ("errors", *ERROR_KINDS))
+DECODED = pa.schema([  # of `Transcript`, beside its texts
+    ("tokens", pa.int32()), ("ended", pa.bool_()),
     ("avg_logprob", pa.float64()), ("no_speech", pa.float64()), ("temperature", pa.float64()),
 ])  # fmt: skip
-COUNTS = tuple(f"{unit}_{kind}" for unit in ("word", "character") for kind in ("errors", *ERROR_KINDS))
 TRANSCRIPT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "language", "script", "group", "part")]
     + [("seconds", pa.float64()), ("after", pa.int32()), ("norm", pa.string())]
-    + [(n, pa.string()) for n in ("reference", "transcript", "reference_normalized", "transcript_normalized")]
-    + list(DECODED)
-    + [("empty", pa.bool_()), ("unit", pa.string())]
+    + [(n, pa.string()) for n in ("reference", "transcript", "cut")]
+    + [(n, pa.string()) for n in ("reference_normalized", "transcript_normalized")]
+    + [("looped", pa.bool_()), ("empty", pa.bool_()), ("unit", pa.string())]
     + [(n, pa.int32()) for n in ("words", "characters", *COUNTS, *(f"cut_{name}" for name in COUNTS))]
     + [(n, pa.int32()) for n in ("chance_errors", "chance_length")]
+    + list(DECODED)
 )
 
 

@@ -25,8 +25,6 @@ from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of,
 from voxstrata.store.files import patient_lock
 from voxstrata.store.part import Part
 
-_UNKNOWN_SPELLING = "errors counted in characters, since the model has no such language and knows none of its spelling"
-
 
 def sweep(
     transcriber: Transcriber,
@@ -85,10 +83,11 @@ def sweep(
             settings = {**_about(transcriber, corpus), **decides, "utterances": len(found.rows)}
             settings["decoding"] = asdict(decoding) | {"prompts": decides["prompts"]}
             settings |= {"scoring": asdict(scoring), "normalizers": normalizers}
-            settings["units"] = units
-            settings["notes"] = _notes(found.rows, normalizers, dev, test, scoring)
-            if scoring.unit == "auto":
-                settings["notes"] += [f"{name}: {_UNKNOWN_SPELLING}" for name in sorted(foreign)]
+            settings["units"] = {language: unit for language, (unit, _) in units.items()}
+            settings["notes"] = [
+                *(f"{name}: errors counted in {unit}s: {why}" for name, (unit, why) in sorted(units.items()) if why),
+                *_notes(found.rows, normalizers, dev, test, scoring),
+            ]
             settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, journal.resumed)
             with patient_lock(journal.files):  # others may be as far
