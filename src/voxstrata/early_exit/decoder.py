@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from voxstrata.early_exit.policies import Policy
 from voxstrata.early_exit.transcript import LoopWatch
 
-_PLACE_BYTES = 2**30  # of keys and values held at once; a transcript takes 37 MB in whisper-base
+_PLACE_BYTES = 2**31  # of keys and values held at once; a transcript takes 37 MB in whisper-base
 _MOST_PLACES = 64
 
 
