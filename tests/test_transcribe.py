@@ -229,7 +229,7 @@ def test_the_sweep_writes_what_it_prints(
     speech: Path, tiny_transcriber: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    options = ("--blocks", "1", "--max-new-tokens", "8", "--bootstrap", "50")
+    options = ("--blocks", "1", "--max-new-tokens", "8", "--bootstrap", "50", "--choose-by", "plain")
     assert run("early-exit", "sweep", tiny_transcriber, speech, "-o", out, *options, "--json") == 4  # two failed
     said = json.loads(capsys.readouterr().out)
     assert sorted(said["failures"]) == ["broken", "long"]
@@ -247,14 +247,19 @@ def test_the_sweep_writes_what_it_prints(
             assert r["cer"] == sum(t["character_errors"] for t in mine) / sum(t["characters"] for t in mine)
             assert r["rate"] == (r["cer"] if r["language"] == "ja" else r["wer"])
     whole = {(r["part"], r["language"], r["after"], r["norm"]): r["rate"] for r in rates}
+    verdicts = {(r["language"], r["after"], r["norm"]): r["no_better_than"] for r in rates if r["part"] == "dev"}
     chosen = pq.read_table(out / "choices.parquet").to_pylist()
     assert chosen == said["choices"]
     assert {c["language"] for c in chosen} >= {"all", "ja"}
     for c in chosen:  # every choice again, from the rates
-        errors = {at[2:]: rate for at, rate in whole.items() if at[:2] == ("dev", c["language"])}
+        mine = {at[1:]: verdict for at, verdict in verdicts.items() if at[0] == c["language"]}
+        errors = {at: whole["dev", c["language"], *at] for at, verdict in mine.items() if verdict is None}
+        assert c["original"] == whole["test", c["language"], 3, "with"]
+        if not errors:  # a random decoder's words may be worse than none
+            assert (c["after"], c["rate"], c["no_better_than"] in mine.values()) == (None, None, True)
+            continue
         assert c["dev_rate"] == errors[c["after"], c["norm"]] == min(errors.values())
         assert c["rate"] == whole["test", c["language"], c["after"], c["norm"]]
-        assert c["original"] == whole["test", c["language"], 3, "with"]
         assert c["difference"] == pytest.approx(c["rate"] - c["original"])
     assert (out / "early_exit.png").read_bytes().startswith(b"\x89PNG")
     assert "31.0 s" in (out / "early_exit.md").read_text(encoding="utf-8")

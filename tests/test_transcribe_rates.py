@@ -116,7 +116,7 @@ def test_a_single_group_has_no_interval(tiny_transcriber: Path, tmp_path: Path) 
     first = choose_exits(dev, test).to_pylist()[0]
     assert [first[f"difference{end}"] for end in ("", "_low", "_high")] == [0.0, None, None]
     assert result.tables()[0].rows[0][-3:] == ["25.0", "25.0", "+0.0"]
-    assert list(result.figures()) == ["early_exit"]  # draws the points
+    assert list(result.figures()) == ["early_exit", "early_exit_kinds", "early_exit_shares"]  # draws the points
 
 
 def test_the_normalizer_is_named_and_a_missing_table_of_spellings_changes_its_name(
@@ -148,4 +148,4 @@ def test_a_saved_result_comes_back_with_its_notes_and_failures(tiny_transcriber:
     assert text == found.to_markdown() == measured.to_markdown()
     assert "bad.wav: not audio" in text
     assert (found.store, found.failures) == (None, {"u7": "bad.wav: not audio"})
-    assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["early_exit.png"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == [f"{name}.png" for name in EarlyExits.captions]

@@ -27,6 +27,7 @@ from voxstrata.early_exit.policies import policy
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, refuse_if_none
 from voxstrata.early_exit.states import EncodedStates, ExitNorms, LayerStates, StatesSource
 from voxstrata.early_exit.transcript import Transcript
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.phonology.voices import primary_code
 from voxstrata.store.part import Part
 
@@ -61,12 +62,13 @@ class Transcripts:
     """What every exit makes of the recordings.
 
     rows: of the corpus, in its order, without those that failed. texts: for every exit one transcript per row.
-    failures: id to reason.
+    failures: id to reason. seconds: of each row's audio, none where it is not known.
     """
 
     rows: tuple[dict[str, str | None], ...]
     texts: Mapping[EarlyExit, tuple[Transcript, ...]]
     failures: Mapping[str, str]
+    seconds: tuple[float, ...] = ()
 
 
 def whisper_language(name: str, known: Mapping[str, int]) -> str | None:
@@ -240,7 +242,8 @@ class _Lots:
         texts = {at: tuple(of[i] for i in whole) for at, of in self._texts.items()}
         heard = {self._names[i] for i in whole}  # some maybe at a second trial
         failures = {name: reason for name, reason in self._failures.items() if name not in heard}
-        return Transcripts(tuple(self._rows[i] for i in whole), texts, failures)
+        seconds = tuple(self._infos[i].samples / SAMPLE_RATE for i in whole)
+        return Transcripts(tuple(self._rows[i] for i in whole), texts, failures, seconds)
 
     def _missing(self, batch: Iterable[int]) -> bool:
         failed = self._failures
