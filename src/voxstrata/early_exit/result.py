@@ -94,7 +94,7 @@ class EarlyExits(Result):
             ]
             counted = f"{r['language']}\n{r['utterances']} ({r['groups']})"
             rows.append([counted, _RATES[r["unit"]], name, "–" if dev is None else f"{100 * dev:.1f}", *figures])
-        header = ["language\n(groups)", "%", "k", "dev part", "test part", "whole\nencoder", "difference"]
+        header = ["language\n(groups)", "rate", "chosen", "on dev", "on test", "whole\nencoder", "difference"]
         return TextTable(f"The exits chosen, {_LOOPS[self._by]}", header, rows, self._explanation())
 
     def _kinds(self) -> TextTable:

@@ -16,7 +16,6 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.tables import first_few
 from voxstrata.early_exit.decoding import Transcripts, is_english
 from voxstrata.early_exit.exits import DEV, ERROR_KINDS, TEST
-from voxstrata.early_exit.loops import without_loop
 from voxstrata.early_exit.normalization import Normalizer, normalizer
 from voxstrata.evaluation.bootstrap import RESAMPLES
 
@@ -172,9 +171,9 @@ def score(
         }
         about |= {"reference": row["text"], "reference_normalized": expected, "unit": unit}
         about["seconds"] = transcripts.seconds[i] if transcripts.seconds else None
-        for at, texts in transcripts.texts.items():
-            cut = without_loop(texts[i])
-            heard, heard_cut = norm(texts[i]), norm(cut)
+        for at, found in transcripts.texts.items():
+            text, cut = found[i].text, found[i].cut
+            heard, heard_cut = norm(text), norm(cut)
             counted = _counted(expected, heard, script)
             of_cut = counted if heard == heard_cut else _counted(expected, heard_cut, script)
             if (other := others[i]) is not None:
@@ -183,8 +182,9 @@ def score(
                 about |= {"chance_errors": by_chance[f"{unit}_errors"], "chance_length": by_chance[f"{unit}s"]}
             rows.append(
                 about
-                | {"after": at.after, "norm": at.norm, "transcript": texts[i], "cut": cut}
-                | {"transcript_normalized": heard, "looped": cut != texts[i], "empty": not _says_something(heard)}
+                | {"after": at.after, "norm": at.norm, "transcript": text, "cut": cut}
+                | {"transcript_normalized": heard, "looped": found[i].looped, "empty": not _says_something(heard)}
+                | {name: getattr(found[i], name) for name in DECODED.names}
                 | counted
                 | {f"cut_{name}": count for name, count in of_cut.items()}
             )
@@ -192,6 +192,10 @@ def score(
 
 
 COUNTS = tuple(f"{unit}_{kind}" for unit in ("word", "character") for kind in ("errors", *ERROR_KINDS))
+DECODED = pa.schema([  # of `Transcript`, beside its texts
+    ("tokens", pa.int32()), ("ended", pa.bool_()),
+    ("avg_logprob", pa.float64()), ("no_speech", pa.float64()), ("temperature", pa.float64()),
+])  # fmt: skip
 TRANSCRIPT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "language", "script", "group", "part")]
     + [("seconds", pa.float64()), ("after", pa.int32()), ("norm", pa.string())]
@@ -200,6 +204,7 @@ TRANSCRIPT_SCHEMA = pa.schema(
     + [("looped", pa.bool_()), ("empty", pa.bool_()), ("unit", pa.string())]
     + [(n, pa.int32()) for n in ("words", "characters", *COUNTS, *(f"cut_{name}" for name in COUNTS))]
     + [(n, pa.int32()) for n in ("chance_errors", "chance_length")]
+    + list(DECODED)
 )
 
 

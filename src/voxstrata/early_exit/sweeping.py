@@ -18,6 +18,7 @@ from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, tra
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
+from voxstrata.early_exit.policies import policy
 from voxstrata.early_exit.rates import Rates, both_parts, choose_exits, rates_table
 from voxstrata.early_exit.result import JOURNAL, EarlyExits
 from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of, split_groups, units_of
@@ -67,6 +68,7 @@ def sweep(
     decides: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
     decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
     decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
+    decides |= {"policy": asdict(policy(decoding.policy)), "stop_loops": decoding.stop_loops, "seed": decoding.seed}
     exits = every_exit(transcriber.encoder.shape.layers, blocks)
     try:
         with leaving_no_empty_folder(folder), open_journal(folder, decides, overwrite) as journal:
