@@ -8,8 +8,9 @@ alignment of least word errors calls a substitution or an insertion) in the tran
 
     closer = mean over sentences t of [D(w, s) < D(w, t)] + [D(w, s) = D(w, t)] / 2
 
-t are the NULL_SENTENCES sentences of the same language and other groups, nearest to s in length by ratio: what sound has no
-part in, since they were not what was said. 0.5 is chance; 1 is a word nearer to its own sentence than to any other.
+t are the NULL_SENTENCES sentences of the same language and other groups that are nearest to s in length by ratio: what
+sound has no part in, since they were not what was said. 0.5 is chance; 1 is a word nearer to its own sentence than to
+any other.
 `distance` is the mean of D(w, s), `null` that of D(w, t). A word counts once in a recording: loops do not decide.
 
 Words sound alike for reasons of their own: names, and loan words that are the right translation. So the same is

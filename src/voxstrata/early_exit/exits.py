@@ -11,10 +11,10 @@ DEV, TEST = "dev", "test"  # the parts, as tables name them
 MEAN_OF_LANGUAGES = "all"  # in the place of a language: the mean over languages, each of the same weight
 ERROR_KINDS = ("substitutions", "deletions", "insertions")
 
-Norm = Literal["mapped", "refitted", "without", "with"]
-NORMS: tuple[Norm, ...] = get_args(Norm)  # what is nearer to the original comes later
-PLAIN: tuple[Norm, ...] = ("without", "with")  # exits of the model itself
-SOFTER: tuple[Norm, ...] = ("mapped", "refitted")  # controls, fitted on the development part: see `fitting`
+ExitNorm = Literal["mapped", "refitted", "without", "with"]
+NORMS: tuple[ExitNorm, ...] = get_args(ExitNorm)  # what is nearer to the original comes later
+PLAIN: tuple[ExitNorm, ...] = ("without", "with")  # exits of the model itself
+SOFTER: tuple[ExitNorm, ...] = ("mapped", "refitted")  # controls, fitted on the development part: see `fitting`
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class EarlyExit:
     """
 
     after: int
-    norm: Norm = "with"
+    norm: ExitNorm = "with"
 
     def __str__(self) -> str:
         return f"k = {self.after}, {self.norm}" + " LayerNorm" * (self.norm != "mapped")
@@ -49,7 +49,7 @@ def check_exit(at: EarlyExit, layers: int) -> None:
 
 
 def every_exit(
-    layers: int, blocks: Sequence[int] | None = None, norms: Sequence[Norm] = PLAIN
+    layers: int, blocks: Sequence[int] | None = None, norms: Sequence[ExitNorm] = PLAIN
 ) -> tuple[EarlyExit, ...]:
     """Exits after the given blocks (None: after every block, and before the first), each with these norms.
 
