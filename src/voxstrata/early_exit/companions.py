@@ -180,7 +180,7 @@ def save_companions(folder: Path, found: Sequence[Result | None]) -> None:
             shutil.rmtree(folder / kind.folder)
 
 
-def load_companions(folder: str | Path) -> list[Result]:
+def load_companions(folder: str | Path) -> list[SofterExits | DetectedLanguages | WrongWords]:
     """What lies beside a sweep's result in `folder`."""
     places = [(kind, Path(folder) / kind.folder) for kind in COMPANIONS]
     return [kind.load(place) for kind, place in places if kind.is_saved_in(place)]
