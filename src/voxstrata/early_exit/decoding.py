@@ -288,7 +288,7 @@ class _Lots:
             ]  # fmt: skip
             asked = [(at, i) for at in missing for i in audio]
             for n, decoded in self._decoder.decode(asks):
-                self._add(*asked[n], decoded)
+                self._add(asked[n], decoded)
         except OSError:  # the journal's, not a recording's
             raise
         except Exception as e:  # one bad recording must cost neither its neighbours nor the run
@@ -300,7 +300,8 @@ class _Lots:
     def _input(self, found: LayerStates, at: EarlyExit, n: int) -> torch.Tensor:
         return self._norms(at, found.layers[at.after][n])
 
-    def _add(self, at: EarlyExit, i: int, decoded: Decoded) -> None:
+    def _add(self, asked: tuple[EarlyExit, int], decoded: Decoded) -> None:
+        at, i = asked
         if i in self._texts[at]:
             return
         self._texts[at][i] = transcript = self._transcript(decoded)
@@ -353,11 +354,13 @@ def _batches(order: Sequence[int], rows: Sequence[dict[str, Any]], size: int) ->
 
 def make_decoder(model: Any, text: Callable[[Sequence[int]], str], decoding: Decoding) -> Decoder:
     """For `model`, transformers' whole Whisper. Raises UsageError for a policy that does not exist."""
-    limits = {"new_tokens": new_tokens(model, decoding), "stop_loops": decoding.stop_loops}
-    return Decoder(model, policy(decoding.policy), text, **limits, seed=decoding.seed)
+    return Decoder(
+        model, policy(decoding.policy), text, new_tokens=new_tokens(model, decoding), stop_loops=decoding.stop_loops,
+        seed=decoding.seed,
+    )  # fmt: skip
 
 
-def prompt(settings: Any, token: str | None, task: str) -> tuple[int | None, ...]:
+def prompt(settings: Any, token: str | None, task: str) -> tuple[int, ...]:
     """Start of transcript, language, task, no timestamps: what a model of these generation settings has of them.
 
     token: the language's, None for an English-only model. AUTO gives None in its place, for `Ask`.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LOOP_TOKENS, LOOP_COPIES = 24, 4  # no loop is shorter, and none has fewer copies
-_LONGEST_PERIOD = 56  # a quarter of the 224 tokens at which OpenAI's code cuts a transcript
+LOOP_TOKENS, LOOP_COPIES = 16, 5  # no loop is shorter, and none has fewer copies
+_LONGEST_PERIOD = 44  # of which 5 copies fit into the 224 tokens at which OpenAI's code cuts a transcript
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Transcript:
 class LoopWatch:
     """Follows one transcript token by token and tells when it repeats itself.
 
-    A loop is an end that is periodic: n tokens, n up to 56, that stand there 4 times in a row or more, in at least 24
-    tokens together. So a single token needs 24 copies, two tokens 12, six or more 4.
+    A loop is an end that is periodic: n tokens, n up to 44, that stand there 5 times in a row or more, in at least 16
+    tokens together. So a single token needs 16 copies, two tokens 8, four or more 5. The last copy is whole.
     """
 
     def __init__(self) -> None:
