@@ -152,7 +152,8 @@ def score(
     text in another script, too. Errors are apart by kind, for words and for characters; `cut_` ones are of the
     transcript with its loop cut. empty: nothing is left once normalised. chance_errors, chance_length: in the
     language's unit, against the text of another recording (`others_of`), null where there is none; loops are cut or not
-    as the choice has them. Raises what `references` raises, and UsageError for an unknown unit or choice.
+    as the choice has them. told: the language that was announced, or detected.
+    Raises what `references` raises, and UsageError for an unknown unit or choice.
     """
     rows = []
     expectations = references(transcripts.rows, scoring, english, folder)
@@ -185,6 +186,7 @@ def score(
                 | {"after": at.after, "norm": at.norm, "transcript": text, "cut": cut}
                 | {"transcript_normalized": heard, "looped": found[i].looped, "empty": not _says_something(heard)}
                 | {name: getattr(found[i], name) for name in DECODED.names}
+                | {"told": found[i].language}
                 | counted
                 | {f"cut_{name}": count for name, count in of_cut.items()}
             )
@@ -195,6 +197,7 @@ COUNTS = tuple(f"{unit}_{kind}" for unit in ("word", "character") for kind in ("
 DECODED = pa.schema([  # of `Transcript`, beside its texts
     ("tokens", pa.int32()), ("ended", pa.bool_()),
     ("avg_logprob", pa.float64()), ("no_speech", pa.float64()), ("temperature", pa.float64()),
+    ("encoder_seconds", pa.float64()), ("decoder_seconds", pa.float64()),
 ])  # fmt: skip
 TRANSCRIPT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "language", "script", "group", "part")]
@@ -204,7 +207,7 @@ TRANSCRIPT_SCHEMA = pa.schema(
     + [("looped", pa.bool_()), ("empty", pa.bool_()), ("unit", pa.string())]
     + [(n, pa.int32()) for n in ("words", "characters", *COUNTS, *(f"cut_{name}" for name in COUNTS))]
     + [(n, pa.int32()) for n in ("chance_errors", "chance_length")]
-    + list(DECODED)
+    + [*DECODED, ("told", pa.string())]
 )
 
 
