@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("torch")
@@ -15,6 +16,7 @@ from test_transcribe import row
 from transcribers import heard as said
 
 from voxstrata.base.errors import UsageError
+from voxstrata.early_exit.costs import COSTS_SCHEMA
 from voxstrata.early_exit.decoding import Transcripts
 from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.figures import NO_EXIT
@@ -202,3 +204,20 @@ def test_hallucinated_characters_are_not_added_to_words(tiny_transcriber: Path) 
     rates = {language: test.rate((language, script), "hallucinated_per_minute")[0]
              for language, script in (("en", "LATIN"), ("ja", "CJK"), ("all", "all"))}  # fmt: skip
     assert rates == pytest.approx({"en": 20, "ja": 30, "all": 20})
+
+
+@pytest.mark.parametrize(("timed", "cost"), [(True, "seconds for a recording"), (False, "GFLOP for a recording")])
+def test_errors_stand_against_what_an_exit_costs(tiny_transcriber: Path, timed: bool, cost: str) -> None:
+    result = swept({SILENT: lambda text: "", WHOLE: mishear}, tiny_transcriber, Scoring("light", resamples=20))
+    costs = [
+        {"after": at.after, "norm": at.norm, "parameters": 1, "bytes": 4, "tokens": 9.0, "encoder_flops": n * 10**9,
+         "decoder_flops": 2e9, "encoder_seconds": 0.5 * n if timed else None, "decoder_seconds": 0.25}
+        for n, at in ((3, SILENT), (6, WHOLE))
+    ]  # fmt: skip
+    result = replace(result, costs=pa.Table.from_pylist(costs, COSTS_SCHEMA))
+    axes = result.figures()["early_exit_speed"].axes[0]
+    assert axes.get_xlabel().startswith(cost)
+    points = {(float(x), round(float(y), 1)) for line in axes.lines if line.get_marker() not in ("None", "")
+              for x, y in line.get_xydata()}  # fmt: skip
+    at = (1.75, 3.25) if timed else (5.0, 8.0)
+    assert points == {(at[0], 100.0), (at[1], round(100 * float(str(of(result, WHOLE)["cut_rate"])), 1))}

@@ -163,9 +163,8 @@ def sweep(
 ) -> int:
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
-    CORPUS needs texts and languages. Writes early_exit.md (figures), pictures (early_exit.png, _kinds and _shares),
-    transcripts.md (the transcripts of every k side by side), errors.parquet, choices.parquet and transcripts.parquet.
-    A k that is no better than saying nothing is not chosen.
+    CORPUS needs texts and languages. Writes early_exit.md (figures), early_exit.png and other pictures, transcripts.md
+    (of every k side by side), errors.parquet, choices.parquet, transcripts.parquet and costs.parquet. A k that is no better than saying nothing is not chosen.
 
     Each transcript is also a line of transcripts.jsonl, so the same command goes on after a stop, and scores anew with
     other --normalizer, --unit, --choose-by, --seed, --dev-share or --bootstrap. Several runs at once share the work.
