@@ -164,7 +164,8 @@ def sweep(
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
     CORPUS needs texts and languages. Writes early_exit.md (figures), early_exit.png and other pictures, transcripts.md
-    (of every k side by side), errors.parquet, choices.parquet, transcripts.parquet and costs.parquet. A k that is no better than saying nothing is not chosen.
+    (of every k side by side), errors.parquet, choices.parquet, transcripts.parquet and costs.parquet. A k that is no
+    better than saying nothing is not chosen.
 
     Each transcript is also a line of transcripts.jsonl, so the same command goes on after a stop, and scores anew with
     other --normalizer, --unit, --choose-by, --seed, --dev-share or --bootstrap. Several runs at once share the work.
