@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
@@ -234,7 +235,7 @@ def check(
         rows = [asdict(check) for check in checks]
         print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
-        say(checks_table(checks).to_text())
+        say(checks_table(checks).to_text(terminal_width()))
     print_failures(failures, "with --json")
     return (PARTIAL if failures else 0) if agree else 3
 

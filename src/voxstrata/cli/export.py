@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json
 from voxstrata.cli.saying import say
@@ -74,4 +75,4 @@ def export(
         return
     table = card.validation_table()
     say(f"{target}: {card.checkpoint} ({card.family.name}), {card.layers} layers, d = {card.d_model}, {dtype}")
-    say(f"\n{table.title}:\n\n{table.to_text()}")
+    say(f"\n{table.title}:\n\n{table.to_text(terminal_width())}")
