@@ -173,6 +173,11 @@ class TestExitCodes:
         assert run("extract", parallel, tiny_model, *target, "--no-such-option") == 2
         assert run("extract", parallel, tiny_model, *target, "--outputs", "layer_77") == 2
         assert "layer_77" in capsys.readouterr().err
+        assert run("extract", parallel, tiny_model, *target, "--out", tmp_path / "other.zarr") == 2
+        assert "--out is given 2 times" in capsys.readouterr().err
+        assert run("early-exit", "sweep", parallel, parallel, *target, "--seed", "1", "--seed", "1") == 2
+        assert "--seed is given 2 times" in capsys.readouterr().err
+        assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr", "--output", "final") == 2
         assert run("extract", parallel, tiny_model, *target, "--device", "tpu") == 2
         assert run("extract", parallel, tiny_model, *target, "--every", "7") == 2
         assert not (tmp_path / "s.zarr").exists()

@@ -20,7 +20,7 @@ from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.retrieval.languages import find_sides
 from voxstrata.studies.phonetics.measure import measure_phonetics
 from voxstrata.studies.retrieve import Retrieval, RetrievalOptions, retrieve
-from voxstrata.studies.retrieve.negatives import HardNegatives, SmallPools, words_of
+from voxstrata.studies.retrieve.negatives import HardNegatives, SmallPools, text_words
 
 GROUPS = 24
 _Row = tuple[str, str, str, str | None, float]  # id, language, group, text, seconds
@@ -145,7 +145,7 @@ def test_shared_words_weigh_what_they_tell_and_the_same_text_is_no_negative() ->
     ],
 )
 def test_words_of_any_script(text: str, words: list[str]) -> None:
-    assert words_of(text) == words
+    assert text_words(text) == words
 
 
 def test_the_order_of_the_corpus_does_not_matter() -> None:

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from conftest import sound
 from test_cli import run
+from transcribers import heard as said
 
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
@@ -26,6 +27,7 @@ from voxstrata.early_exit.normalization import normalizer
 from voxstrata.early_exit.rates import Rates, choose_exits
 from voxstrata.early_exit.result import side_by_side
 from voxstrata.early_exit.scoring import Scoring, score, script_of, split_groups
+from voxstrata.early_exit.states import EncodedStates
 
 Rows = tuple[dict[str, str | None], ...]
 
@@ -54,7 +56,7 @@ TEXTS = [
 
 def test_errors_are_edit_distances(tiny_transcriber: Path) -> None:
     rows = tuple(row(str(i), language, text) for i, (language, text, _) in enumerate(TEXTS))
-    heard = Transcripts(rows, {EarlyExit(0): tuple(t for *_, t in TEXTS)}, {})
+    heard = Transcripts(rows, {EarlyExit(0): said(*(t for *_, t in TEXTS))}, {})
     table = score(heard, ["dev"] * 4, Scoring("light"), False, tiny_transcriber).to_pylist()
     plain = [  # lower case without punctuation, by hand
         ("the colour of the door", "the color of a door is"),
@@ -91,8 +93,8 @@ def planted(
     rows = tuple(row(f"{lang}{g}", lang, " ".join("abcdefghij"), f"g{g}") for lang in languages for g in range(groups))
     exits = sorted({at for _, at in errors}, key=lambda a: a.rank)
     texts = {
-        at: tuple(" ".join("x" if n < errors[r["language"] or "", at](int((r["group"] or "")[1:])) else w
-                           for n, w in enumerate("abcdefghij")) for r in rows)
+        at: said(*(" ".join("x" if n < errors[r["language"] or "", at](int((r["group"] or "")[1:])) else w
+                           for n, w in enumerate("abcdefghij")) for r in rows))
         for at in exits
     }  # fmt: skip
     return rows, Transcripts(rows, texts, {})
@@ -141,7 +143,7 @@ def test_intervals_resample_whole_groups(tiny_transcriber: Path) -> None:
         rows = tuple(row(f"{g}-{c}", "en", "a b", f"g{g:02d}") for g in range(40) for c in range(copies))
         texts = tuple("a b" if int((r["group"] or "")[1:]) % 2 else "a x" for r in rows)
         table = score(
-            Transcripts(rows, {EarlyExit(0): texts}, {}), ["test"] * len(rows), scoring, False, tiny_transcriber
+            Transcripts(rows, {EarlyExit(0): said(*texts)}, {}), ["test"] * len(rows), scoring, False, tiny_transcriber
         )
         samples = Rates(table, "test", scoring).samples(("en", "LATIN"))[:, 0]
         return float(np.std(samples))
@@ -176,7 +178,7 @@ def test_whispers_language_codes() -> None:
 
 
 def test_transcripts_hold_no_markup(tiny_transcriber: Path) -> None:
-    heard = Transcripts((row("a|b", "en", "x"),), {EarlyExit(0): ("<b>|\n# loud*",), EarlyExit(1): ("",)}, {})
+    heard = Transcripts((row("a|b", "en", "x"),), {EarlyExit(0): said("<b>|\n# loud*"), EarlyExit(1): said("")}, {})
     text = side_by_side(score(heard, ["dev"], Scoring("light"), False, tiny_transcriber), "t")
     assert "| 0 | 2/1 | \\<b\\>\\| \\# loud\\* |" in text
     assert "| 1 | 1/1 | (nothing) |" in text
@@ -219,15 +221,15 @@ def test_a_batch_equals_its_members_and_the_last_exit_is_the_original(speech: Pa
     features = transcriber.encoder.extractor(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
     ids = model.generate(features, language="ja", task="transcribe", max_new_tokens=12)
     text = AutoTokenizer.from_pretrained(tiny_transcriber).decode(ids[0], skip_special_tokens=True).strip()
-    assert one.texts[EarlyExit(3)][5] == text
-    assert one.texts[EarlyExit(1, "without")][5] != text
+    assert one.texts[EarlyExit(3)][5].text == text
+    assert one.texts[EarlyExit(1, "without")][5].text != text
 
 
 def test_the_sweep_writes_what_it_prints(
     speech: Path, tiny_transcriber: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    options = ("--blocks", "1", "--max-new-tokens", "8", "--bootstrap", "50")
+    options = ("--blocks", "1", "--max-new-tokens", "8", "--bootstrap", "50", "--choose-by", "plain")
     assert run("early-exit", "sweep", tiny_transcriber, speech, "-o", out, *options, "--json") == 4  # two failed
     said = json.loads(capsys.readouterr().out)
     assert sorted(said["failures"]) == ["broken", "long"]
@@ -245,14 +247,19 @@ def test_the_sweep_writes_what_it_prints(
             assert r["cer"] == sum(t["character_errors"] for t in mine) / sum(t["characters"] for t in mine)
             assert r["rate"] == (r["cer"] if r["language"] == "ja" else r["wer"])
     whole = {(r["part"], r["language"], r["after"], r["norm"]): r["rate"] for r in rates}
+    verdicts = {(r["language"], r["after"], r["norm"]): r["no_better_than"] for r in rates if r["part"] == "dev"}
     chosen = pq.read_table(out / "choices.parquet").to_pylist()
     assert chosen == said["choices"]
     assert {c["language"] for c in chosen} >= {"all", "ja"}
     for c in chosen:  # every choice again, from the rates
-        errors = {at[2:]: rate for at, rate in whole.items() if at[:2] == ("dev", c["language"])}
+        mine = {at[1:]: verdict for at, verdict in verdicts.items() if at[0] == c["language"]}
+        errors = {at: whole["dev", c["language"], *at] for at, verdict in mine.items() if verdict is None}
+        assert c["original"] == whole["test", c["language"], 3, "with"]
+        if not errors:  # a random decoder's words may be worse than none
+            assert (c["after"], c["rate"], c["no_better_than"] in mine.values()) == (None, None, True)
+            continue
         assert c["dev_rate"] == errors[c["after"], c["norm"]] == min(errors.values())
         assert c["rate"] == whole["test", c["language"], c["after"], c["norm"]]
-        assert c["original"] == whole["test", c["language"], 3, "with"]
         assert c["difference"] == pytest.approx(c["rate"] - c["original"])
     assert (out / "early_exit.png").read_bytes().startswith(b"\x89PNG")
     assert "31.0 s" in (out / "early_exit.md").read_text(encoding="utf-8")
@@ -278,9 +285,7 @@ def test_bad_input_is_refused_before_transcribing(
     speech: Path, tiny_transcriber: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from voxstrata.early_exit import decoding as module
-
-    monkeypatch.setattr(module, "generate_tokens", lambda *_: pytest.fail("transcribed"))
+    monkeypatch.setattr(EncodedStates, "states", lambda *_: pytest.fail("transcribed"))
     good = [line for line in speech.read_text(encoding="utf-8").splitlines() if "never" not in line]
 
     def refused(code: int, message: str, *options: str, change: Callable[[str], str] = lambda s: s) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from test_cli import run
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
-from voxstrata.early_exit import decoding as module
+from voxstrata.early_exit.decoder import Ask, Decoder
 from voxstrata.early_exit.result import EarlyExits
 from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
@@ -51,15 +52,15 @@ def speech(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that were decoded."""
+    """How many transcripts each batch that was decoded has."""
     sizes: list[int] = []
-    right = module.generate_tokens
+    right = Decoder.decode
 
-    def spy(model: Any, features: Any, *rest: Any) -> Any:
-        sizes.append(len(features))
-        return right(model, features, *rest)
+    def spy(self: Decoder, asks: Sequence[Ask]) -> Iterator[Any]:
+        sizes.append(len(asks))
+        return right(self, asks)
 
-    monkeypatch.setattr(module, "generate_tokens", spy)
+    monkeypatch.setattr(Decoder, "decode", spy)
     return sizes
 
 
@@ -74,27 +75,30 @@ def test_a_stopped_sweep_goes_on_and_leaves_the_same_results(
     journal = (whole / "transcripts.jsonl").read_bytes()
     assert len(journal.splitlines()) == 1 + 8 * 2
 
-    spied = module.generate_tokens
+    spied = Decoder.decode
 
-    def stop(*given: Any) -> Any:
-        if len(heard) == 5:
-            raise KeyboardInterrupt
-        return spied(*given)
+    def stop(self: Decoder, asks: Sequence[Ask]) -> Iterator[Any]:
+        found = spied(self, asks)
+        if len(heard) < 3:
+            yield from found
+            return
+        yield next(found)
+        raise KeyboardInterrupt
 
     heard.clear()
-    monkeypatch.setattr(module, "generate_tokens", stop)
+    monkeypatch.setattr(Decoder, "decode", stop)
     assert run(*arguments, "-o", cut) == 130
     assert not (cut / "early_exit.md").exists()
     left = (cut / "transcripts.jsonl").read_bytes()
-    assert len(left.splitlines()) == 1 + 5 * 2
+    assert len(left.splitlines()) == 1 + 2 * 4 + 1
     (cut / "transcripts.jsonl").write_bytes(left[:-9])  # as a kill in the middle of a line leaves it
 
     heard.clear()
-    monkeypatch.setattr(module, "generate_tokens", spied)
+    monkeypatch.setattr(Decoder, "decode", spied)
     capsys.readouterr()
     assert run(*arguments, "-o", cut) == 4
-    assert "9 transcripts were there already" in capsys.readouterr().out
-    assert sum(heard) == 8 * 2 - 4 * 2  # the batch with the broken line is decoded again
+    assert "8 transcripts were there already" in capsys.readouterr().out
+    assert sum(heard) == 8 * 2 - 2 * 4  # the batch with the broken line is decoded again
     for name in RESULTS:
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     assert sorted((cut / "transcripts.jsonl").read_bytes().splitlines()) == sorted(journal.splitlines())

@@ -18,7 +18,7 @@ from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import read_parquet_table
 from voxstrata.base.tables import TextTable, markdown_text
 
-_WIDTH = 112  # characters of a line of notes on a terminal
+_WIDTH = 80  # characters of a line of notes on a terminal
 STORE = "voxstrata"  # in a table's metadata: the description of the store that it was made from
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -16,6 +17,14 @@ _COMMANDS = (
     "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "convert", "retrieve", "similarity",
     "mine", "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
 )  # fmt: skip
+
+
+def _refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[str]) -> None:
+    """Raises UsageError for an option of one value that is given twice: click would take the last without a word."""
+    _, _, order = command.make_parser(ctx).parse_args(args=list(args))
+    for parameter, times in Counter(order).items():
+        if times > 1 and isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag):
+            raise click.UsageError(f"{max(parameter.opts, key=len)} is given {times} times; give it once", ctx)
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
@@ -36,6 +45,17 @@ class _Lazy(click.Group):
             raise KeyboardInterrupt
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        found = name, command, rest = super().resolve_command(ctx, args)
+        while isinstance(command, click.Group) and rest:
+            ctx, (name, *rest) = click.Context(command, info_name=name, parent=ctx), rest
+            command = command.get_command(ctx, name)
+        if command is not None and not ctx.resilient_parsing:  # a shell that completes has not all of it yet
+            _refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
+        return found
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
         """Run a command and exit, with the codes that `--help` lists."""

@@ -94,6 +94,18 @@ def write(
     default="whisper",
     help="Of texts before scoring; light keeps combining marks, which Indic scripts need.",
 )
+@click.option(
+    "--unit",
+    type=click.Choice(["auto", "word", "character"]),
+    default="auto",
+    help="Errors are counted in; auto: characters where the script has no spaces, or the model has no such language.",
+)
+@click.option(
+    "--choose-by",
+    type=click.Choice(["cut", "plain"]),
+    default="cut",
+    help="Errors that choose k: of transcripts with endless repetitions cut, or as they are.",
+)
 @click.option("--dev-share", default=0.5, help="Share of the groups on which k is chosen.")
 @click.option("--seed", default=0, help="Of the split and the bootstrap.")
 @click.option("--bootstrap", "resamples", type=options.COUNT, default=1000, help="Resamples for 95 % intervals.")
@@ -124,11 +136,12 @@ def sweep(
 ) -> int:
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
-    CORPUS needs texts and languages. Writes early_exit.md (figures) and early_exit.png, transcripts.md (the transcripts
-    of every k side by side), errors.parquet, choices.parquet and transcripts.parquet.
+    CORPUS needs texts and languages. Writes early_exit.md (figures), pictures (early_exit.png, _kinds and _shares),
+    transcripts.md (the transcripts of every k side by side), errors.parquet, choices.parquet and transcripts.parquet.
+    A k that is no better than saying nothing is not chosen.
 
     Each transcript is also a line of transcripts.jsonl, so the same command goes on after a stop, and scores anew with
-    other --normalizer, --seed, --dev-share or --bootstrap. Several runs at once share the work.
+    other --normalizer, --unit, --choose-by, --seed, --dev-share or --bootstrap. Several runs at once share the work.
 
     \b
     Example:
@@ -161,7 +174,12 @@ def sweep(
         say(result)
         if result.resumed:
             say(f"{result.resumed} transcripts were there already (transcripts.jsonl)")
-        names = [result.markdown, "transcripts.md", "early_exit.png", *result.files.values()]
+        names = [
+            result.markdown,
+            "transcripts.md",
+            *(f"{name}.png" for name in result.captions),
+            *result.files.values(),
+        ]
         say(f"\n{folder}: {', '.join(names)}")
     print_failures(result.failures, "in early_exit.md")
     return PARTIAL if result.failures else 0

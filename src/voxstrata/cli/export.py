@@ -73,5 +73,5 @@ def export(
         print_json({"model": str(target), "card": card.to_dict()})
         return
     table = card.validation_table()
-    say(f"{target}: {card.checkpoint}, {card.layers} layers, d = {card.d_model}, {dtype}")
+    say(f"{target}: {card.checkpoint} ({card.family.name}), {card.layers} layers, d = {card.d_model}, {dtype}")
     say(f"\n{table.title}:\n\n{table.to_text()}")

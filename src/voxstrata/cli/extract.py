@@ -80,13 +80,15 @@ def extract(
         raise vs.UsageError("--ray shares the work out by itself: leave out --part, --efficiency and several devices")
     runtime = replace(runtime, tokens=tokens, unit_megabytes=unit_mb)
     how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": not no_fsync}
+    opened = vs.open_model(model)
+    spec.for_model(opened.card, devices[0])  # what the model has not is refused before a large corpus is read
     with resume_hint(), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
         read = vs.read_corpus(corpus, **reading)
         if not as_json:
             tell_corpus(corpus, read, err=True)
         if prepare_only:
-            run = prepare(read, model, store, spec, runtime, reporter, **how)
+            run = prepare(read, opened, store, spec, runtime, reporter, **how)
             reporter.clear()
             _tell_prepared(store, run.plan.units, len(run.pending()), as_json)
             return 0
@@ -95,9 +97,9 @@ def extract(
                 about: dict[str, Any] = {"workers": workers, "source": corpus, "reading": reading, **how}
                 report = extract_on_ray(read, model, store, spec, runtime, reporter, **about)
         elif len(devices) > 1:
-            report = extract_on(devices, read, model, store, spec, runtime, reporter, part=part, **how)
+            report = extract_on(devices, read, opened, store, spec, runtime, reporter, part=part, **how)
         else:
-            report = vs.extract(read, model, store, spec, runtime, reporter, efficiency=efficiency, part=part, **how)
+            report = vs.extract(read, opened, store, spec, runtime, reporter, efficiency=efficiency, part=part, **how)
     if as_json:
         print_json(report.to_dict() | {"corpus": corpus_json(read)})
     else:

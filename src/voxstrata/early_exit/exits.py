@@ -8,7 +8,7 @@ from voxstrata.base.errors import UsageError
 
 DEV, TEST = "dev", "test"  # the parts, as tables name them
 MEAN_OF_LANGUAGES = "all"  # in the place of a language: the mean over languages, each of the same weight
-
+ERROR_KINDS = ("substitutions", "deletions", "insertions")
 
 Norm = Literal["without", "with"]
 NORMS: tuple[Norm, ...] = get_args(Norm)  # what is nearer to the original comes later
@@ -31,6 +31,11 @@ class EarlyExit:
     def rank(self) -> tuple[int, int]:
         """Sorts exits by how near they are to the whole encoder, which is the last."""
         return self.after, NORMS.index(self.norm)
+
+
+def exit_name(after: int, norm: str) -> str:
+    """Short: "4" with the LayerNorm, "4 no LN" without, else "4" and what its states go through."""
+    return f"{after}" if norm == "with" else f"{after} no LN" if norm == "without" else f"{after} {norm}"
 
 
 def check_exit(at: EarlyExit, layers: int) -> None:

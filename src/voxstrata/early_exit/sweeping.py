@@ -14,13 +14,14 @@ from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
-from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, transcribe_recordings
+from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, transcribe_recordings, whisper_language
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
+from voxstrata.early_exit.policies import policy
 from voxstrata.early_exit.rates import Rates, both_parts, choose_exits, rates_table
 from voxstrata.early_exit.result import JOURNAL, EarlyExits
-from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of, split_groups
+from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of, split_groups, units_of
 from voxstrata.store.files import patient_lock
 from voxstrata.store.part import Part
 
@@ -60,10 +61,14 @@ def sweep(
     parts = dict(zip(corpus.table["id"].to_pylist(), split_groups(rows, scoring), strict=True))
     used = references(rows, scoring, english, transcriber.folder)
     normalizers = {str(row["language"]): norm.name for row, (norm, _) in zip(rows, used, strict=True)}
+    languages = getattr(transcriber.model.generation_config, "lang_to_id", None)  # none: it knows English alone
+    foreign = {name for name in normalizers if languages and whisper_language(name, languages) is None and not english}
+    units = units_of(rows, scoring, foreign)
     # What decides the texts.
     decides: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
     decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
     decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
+    decides |= {"policy": asdict(policy(decoding.policy)), "stop_loops": decoding.stop_loops, "seed": decoding.seed}
     exits = every_exit(transcriber.encoder.shape.layers, blocks)
     try:
         with leaving_no_empty_folder(folder), open_journal(folder, decides, overwrite) as journal:
@@ -72,12 +77,17 @@ def sweep(
             )
             if found is None:
                 return None
-            scores = score(found, [parts[row["id"]] for row in found.rows], scoring, english, transcriber.folder)
+            of_rows = [parts[row["id"]] for row in found.rows]
+            scores = score(found, of_rows, scoring, english, transcriber.folder, foreign)
             dev, test = both_parts(scores, scoring)
             settings = {**_about(transcriber, corpus), **decides, "utterances": len(found.rows)}
             settings["decoding"] = asdict(decoding) | {"prompts": decides["prompts"]}
             settings |= {"scoring": asdict(scoring), "normalizers": normalizers}
-            settings["notes"] = _notes(found.rows, normalizers, dev, test, scoring)
+            settings["units"] = {language: unit for language, (unit, _) in units.items()}
+            settings["notes"] = [
+                *(f"{name}: errors counted in {unit}s: {why}" for name, (unit, why) in sorted(units.items()) if why),
+                *_notes(found.rows, normalizers, dev, test, scoring),
+            ]
             settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, journal.resumed)
             with patient_lock(journal.files):  # others may be as far

@@ -189,7 +189,7 @@ class HardNegatives:
         return found
 
 
-def words_of(text: str) -> list[str]:
+def text_words(text: str) -> list[str]:
     """The words of a text, without case and punctuation; in scripts without spaces, its characters."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in plain)
@@ -200,7 +200,7 @@ class _Texts:
     """The texts of utterances, by their position in the store. known: whether there is any."""
 
     def __init__(self, texts: Mapping[int, str | None]) -> None:
-        self._words = {i: words_of(text) for i, text in texts.items() if text}
+        self._words = {i: text_words(text) for i, text in texts.items() if text}
         self._words = {i: words for i, words in self._words.items() if words}
         codes: dict[str, int] = {}
         self._code = {i: codes.setdefault(" ".join(words), len(codes)) for i, words in self._words.items()}

@@ -114,7 +114,8 @@ def _best(table: pa.Table, means: _Rows) -> TextTable:
             rest = [in_percent(means[best, similarity, score, metric]["value"]) for metric in others]
             hubness = number_text(means[best, similarity, score, SKEW], "value")
             ahead = [(interval_text(row, "below_best"), row["output"]) for row in ranked[1:2]] or [("–", "–")]
-            body.append([similarity, score, best, interval_text(ranked[0]), *ahead[0], *rest, hubness])
+            named = best_output(best, ranked[0])
+            body.append([similarity, score, named, interval_text(ranked[0]), *ahead[0], *rest, hubness])
     header = ["similarity", "score", "best output", first, "ahead by", "of", *others, "hubness"]
     return TextTable("Best output", header, body, _stands_on(table))
 
@@ -196,8 +197,17 @@ def _stands_on(table: pa.Table) -> str:
     if trivial:
         note += f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
     if len(distinct(table, "output")) > 1:
-        note += " The best output was chosen on these same data."
+        note += f" The best output was chosen on these same data. {BEST_AT_CHANCE}"
     return note
+
+
+BEST_AT_CHANCE = "(chance): no output is above chance, by the lower end of the best one's interval."
+
+
+def best_output(name: str, row: _Row) -> str:
+    """The name of the best output, and that it is at chance where it is: of many at chance one is always the best."""
+    low = row["value"] if row["low"] is None else row["low"]
+    return f"{name} (chance)" if row["value"] is not None and low <= row["chance"] else name
 
 
 def brackets(table: pa.Table) -> str:
