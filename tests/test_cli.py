@@ -23,8 +23,8 @@ from voxstrata.cli.console import TerminalReporter, aligned, clock
 from voxstrata.cli.info import _print_model
 
 COMMANDS = [
-    "export", "bench", "plan", "extract", "info", "relabel", "append", "convert", "retrieve", "similarity", "explain",
-    "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "export", "bench", "plan", "extract", "info", "relabel", "append", "convert", "retrieve", "similarity", "mine",
+    "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
 ]  # fmt: skip
 
 

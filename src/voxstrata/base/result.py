@@ -69,6 +69,11 @@ class Result(ABC):
         """Pictures, by the names that `captions` has. Raises UsageError where matplotlib is missing."""
 
     @property
+    def pictures(self) -> Mapping[str, str]:
+        """Captions of the figures that this one has, which may be fewer than its kind can have."""
+        return self.captions
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What decided the result, as it is stored in the table's metadata."""
         return metadata(self.table, self.key) or {}

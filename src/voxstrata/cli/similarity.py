@@ -120,8 +120,8 @@ def similarity(
         else:
             first, second = (store, *join), (store, *join) if other is None else (other,)
             sides = (
-                Side(first, x_languages, _ids(x_ids)),
-                None if y is None else Side(second, y_languages, _ids(y_ids)),
+                Side(first, x_languages, chosen_ids(x_ids)),
+                None if y is None else Side(second, y_languages, chosen_ids(y_ids)),
             )
             with quiet_ray():
                 workers = replace(workers, threads=threads)
@@ -135,10 +135,11 @@ def similarity(
 
 
 def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -> Selection:
-    return vs.select(store, languages, _ids(ids))
+    return vs.select(store, languages, chosen_ids(ids))
 
 
-def _ids(file: Path | None) -> tuple[str, ...] | None:
+def chosen_ids(file: Path | None) -> tuple[str, ...] | None:
+    """The ids that a file names, one a line."""
     if file is None:
         return None
     try:
