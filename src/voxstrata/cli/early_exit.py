@@ -107,6 +107,25 @@ def write(
     default="cut",
     help="Errors that choose k: of transcripts with endless repetitions cut, or as they are.",
 )
+@click.option(
+    "--norm",
+    type=click.Choice(["both", "with", "without"]),
+    default="both",
+    help="Exits with the final LayerNorm, without it, or both; the whole encoder is always among them.",
+)
+@click.option(
+    "--decoding",
+    "policy",
+    type=click.Choice(["greedy", "whisper"]),
+    default="greedy",
+    help="greedy: the best token each time; whisper: with OpenAI's fallbacks to other temperatures.",
+)
+@click.option(
+    "--loops",
+    type=click.Choice(["stop", "keep"]),
+    default="stop",
+    help="A transcript that repeats itself: stop it there, or go on to its end or --max-new-tokens.",
+)
 @click.option("--dev-share", default=0.5, help="Share of the groups on which k is chosen.")
 @click.option("--seed", default=0, help="Of the split and the bootstrap.")
 @click.option("--bootstrap", "resamples", type=options.COUNT, default=1000, help="Resamples for 95 % intervals.")
@@ -127,6 +146,9 @@ def sweep(
     task: str,
     max_new_tokens: int,
     batch: int,
+    norm: str,
+    policy: str,
+    loops: str,
     reading: dict[str, Any],
     device: str,
     revision: str | None,
@@ -152,13 +174,15 @@ def sweep(
 
     from voxstrata.early_exit.checkpoint import load_transcriber
     from voxstrata.early_exit.decoding import Decoding
+    from voxstrata.early_exit.exits import NORMS
     from voxstrata.early_exit.scoring import Scoring
     from voxstrata.early_exit.sweeping import sweep as run
 
     refuse_swapped_checkpoint(checkpoint, corpus)
     found = read_and_note(corpus, reading)
-    decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
-    how: dict[str, Any] = {"blocks": _numbers(blocks), "scoring": Scoring(**scoring), "device": device}
+    decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch, policy, loops == "stop")
+    norms = NORMS if norm == "both" else [name for name in NORMS if name == norm]
+    how: dict[str, Any] = {"blocks": _numbers(blocks), "norms": norms, "scoring": Scoring(**scoring), "device": device}
     how |= {"part": part, "overwrite": overwrite}
     with TerminalReporter() as reporter, resume_hint():
         result = run(

@@ -127,12 +127,12 @@ def _compare(
     and where the decoder of `sweep` does."""
     loop, leads = _plain_loop(original, states, start, decoding)
     ((_, fast),) = make_decoder(original, str, decoding).decode([Ask(lambda: states[0], start)])
-    lead = []
-    for theirs in (generated(written, log_mel, start, decoding), list(fast.ids)):
+
+    def lead(theirs: Sequence[int]) -> float | None:
         differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
-        first = differ[0] if differ else min(len(loop), len(theirs))
-        lead.append(None if loop == theirs else leads[first])
-    return len(loop), *lead
+        return None if loop == theirs else leads[differ[0] if differ else min(len(loop), len(theirs))]
+
+    return len(loop), lead(generated(written, log_mel, start, decoding)), lead(list(fast.ids))
 
 
 def _log_mel(transcriber: Transcriber, corpus: Corpus) -> tuple[dict[int, torch.Tensor], dict[str, str]]:
@@ -192,7 +192,7 @@ def generated(model: Any, log_mel: torch.Tensor, start: Sequence[int], decoding:
     early exit may do although it was told not to.
     """
     with quiet_transformers(), torch.inference_mode():
-        ids = GenerationMixin.generate(
+        ids: list[int] = GenerationMixin.generate(
             model, log_mel, decoder_input_ids=torch.tensor([start]), max_new_tokens=new_tokens(model, decoding),
             num_beams=1, do_sample=False,
         )[0].tolist()[len(start) :]  # fmt: skip

@@ -195,6 +195,7 @@ COUNTS = tuple(f"{unit}_{kind}" for unit in ("word", "character") for kind in ("
 DECODED = pa.schema([  # of `Transcript`, beside its texts
     ("tokens", pa.int32()), ("ended", pa.bool_()),
     ("avg_logprob", pa.float64()), ("no_speech", pa.float64()), ("temperature", pa.float64()),
+    ("encoder_seconds", pa.float64()), ("decoder_seconds", pa.float64()),
 ])  # fmt: skip
 TRANSCRIPT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "language", "script", "group", "part")]

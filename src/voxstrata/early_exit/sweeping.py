@@ -14,8 +14,9 @@ from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
+from voxstrata.early_exit.costs import COSTS_SCHEMA, exit_costs
 from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, transcribe_recordings, whisper_language
-from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, every_exit
+from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, NORMS, TEST, Norm, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
 from voxstrata.early_exit.policies import policy
@@ -32,6 +33,7 @@ def sweep(
     folder: str | Path,
     *,
     blocks: Sequence[int] | None = None,
+    norms: Sequence[Norm] = NORMS,
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     device: str = "cpu",
@@ -39,11 +41,11 @@ def sweep(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> EarlyExits | None:
-    """Transcribe `corpus` with the encoder ended after `blocks` (None: each), score, and choose an exit.
+    """Transcribe `corpus` with the encoder ended after `blocks` (None: each), with `norms`, score, and choose an exit.
 
     The result is saved in `folder`. Transcripts are written there as they come; a run that was stopped goes on when it
-    is asked for again. Checkpoint, corpus, task, announced languages, tokens and device must be the same then; blocks
-    and scoring may be others. overwrite: transcripts of another run in the folder are thrown away.
+    is asked for again. Checkpoint, corpus, device and decoding must be the same then; blocks, norms and scoring may be
+    others. overwrite: transcripts of another run in the folder are thrown away.
     part: of several runs at once, which share the batches. It ends where the others have not finished theirs, and then
     returns None; without a part the run waits for them, and takes over should they die.
 
@@ -69,7 +71,7 @@ def sweep(
     decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
     decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
     decides |= {"policy": asdict(policy(decoding.policy)), "stop_loops": decoding.stop_loops, "seed": decoding.seed}
-    exits = every_exit(transcriber.encoder.shape.layers, blocks)
+    exits = every_exit(transcriber.encoder.shape.layers, blocks, norms)
     try:
         with leaving_no_empty_folder(folder), open_journal(folder, decides, overwrite) as journal:
             found = transcribe_recordings(
@@ -89,7 +91,7 @@ def sweep(
                 *_notes(found.rows, normalizers, dev, test, scoring),
             ]
             settings["failures"] = dict(sorted(found.failures.items()))
-            result = early_exits(scores, dev, test, settings, journal.resumed)
+            result = early_exits(scores, dev, test, settings, exit_costs(transcriber, scores), journal.resumed)
             with patient_lock(journal.files):  # others may be as far
                 result.save(folder)
     except OSError as e:
@@ -108,12 +110,20 @@ def _about(transcriber: Transcriber, corpus: Corpus) -> dict[str, Any]:
     return {**about, "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")}}
 
 
-def early_exits(scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], resumed: int = 0) -> EarlyExits:
-    """The result of a table of `score` and the rates of both its parts."""
+def early_exits(
+    scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], costs: pa.Table | None = None,
+    resumed: int = 0,
+) -> EarlyExits:  # fmt: skip
+    """The result of a table of `score`, the rates of both its parts, and a table of `exit_costs`."""
     note = {EarlyExits.key: json.dumps(settings, ensure_ascii=False)}
-    tables = rates_table([(DEV, dev), (TEST, test)]), choose_exits(dev, test), scores
-    rates, choices, transcripts = (table.replace_schema_metadata(note) for table in tables)
-    return EarlyExits(rates, choices, transcripts, resumed)
+    tables = (
+        rates_table([(DEV, dev), (TEST, test)]),
+        choose_exits(dev, test),
+        scores,
+        costs or COSTS_SCHEMA.empty_table(),
+    )
+    rates, choices, transcripts, costs = (table.replace_schema_metadata(note) for table in tables)
+    return EarlyExits(rates, choices, transcripts, costs, resumed)
 
 
 def _notes(
