@@ -154,7 +154,7 @@ class EarlyExits(Result):
         return str(self.choices["chosen_by"][0].as_py())
 
     def _explanation(self) -> str:
-        """What the figures mean, in words; then what a reader must know of this run, a line each."""
+        """What says nothing; what the figures mean, in words; then what a reader must know of this run, a line each."""
         scoring, decoding = self.settings["scoring"], self.settings["decoding"]
         text = (
             f"Error rates in %, WER or CER as the column says, {_LOOPS[self._by]}; normalizer "
@@ -164,10 +164,13 @@ class EarlyExits(Result):
             "of the test part. In brackets 95 % bootstrap intervals over groups (of the language; for 'all', of the "
             "part, translations together). 'difference' is the chosen exit minus the whole encoder "
             f"(k = {self.settings['layers']}), paired. '{MEAN_OF_LANGUAGES}' is the mean of the languages' rates, each "
-            f"language weighing the same. Greedy decoding, task {decoding['task']}, at most "
-            f"{decoding['max_new_tokens']} tokens."
+            f"language weighing the same. Decoding {decoding.get('policy', 'greedy')!r}, task {decoding['task']}, at "
+            f"most {decoding['max_new_tokens']} tokens."
         )
-        return "\n".join([text, *(f"- {note}" for note in [*self._verdicts(), *self.settings["notes"]])])
+        if decoding.get("stop_loops"):
+            text += " Loops were stopped once found: with them to the last token plain errors would be more."
+        verdicts, notes = ([f"- {note}" for note in found] for found in (self._verdicts(), self.settings["notes"]))
+        return "\n".join([*verdicts, text, *notes])
 
     def _verdicts(self) -> list[str]:
         """What says nothing, or no more than chance, called so: a sentence each."""
