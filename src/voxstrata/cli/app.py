@@ -16,7 +16,7 @@ from voxstrata.cli.stopping import stopped_code
 
 _COMMANDS = (
     "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "convert", "retrieve", "similarity",
-    "mine", "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "mine", "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo", "completion",
 )  # fmt: skip
 
 

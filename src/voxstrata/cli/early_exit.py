@@ -50,7 +50,7 @@ def _decoding(f: options.F) -> options.F:
 
 
 @early_exit.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.out("New checkpoint folder.", "target", type=options.PATH)
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
@@ -84,7 +84,7 @@ def write(
 
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @options.out("Folder for the results.", type=options.PATH)
 @_blocks
@@ -211,7 +211,7 @@ def sweep(
 
 
 @early_exit.command(short_help="Compare written checkpoints with a plain decoding loop.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @_blocks
 @_decoding

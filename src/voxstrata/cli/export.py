@@ -12,7 +12,7 @@ from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Turn a CHECKPOINT into an ONNX model.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.out("New model folder.", "target", type=options.PATH)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @options.outputs

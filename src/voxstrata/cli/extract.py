@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.corpus
 @options.model
-@options.out("Store to make or to resume: a path or s3://…, gs://…", "store", type=str)
+@options.out("Store to make or to resume: a path or s3://…, gs://…", "store", type=click.Path())
 @options.reading
 @options.storing
 @options.planning
