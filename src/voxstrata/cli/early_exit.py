@@ -38,8 +38,8 @@ def _decoding(f: options.F) -> options.F:
         "languages",
         multiple=True,
         metavar="LANG[=AS]",
-        help="How the model is told the language: es for all recordings, or ast=es for those in ast; repeatable. "
-        "[default: the corpus's own languages]",
+        help="How the model is told the language: es for all recordings, ast=es for those in ast, auto where it "
+        "detects it; repeatable. [default: the corpus's own languages]",
     )(f)
     return click.option(
         "--task",
@@ -88,7 +88,17 @@ def write(
 @options.corpus
 @options.out("Folder for the results.", type=options.PATH)
 @_blocks
+@click.option(
+    "--norm",
+    default="with,without",
+    help="What states go through: with, without (the final LayerNorm); refitted, mapped are controls, fitted first.",
+)
 @_decoding
+@click.option(
+    "--english-of-group",
+    is_flag=True,
+    help="For translate: a recording's reference is the English text of its group, its own text what was said.",
+)
 @click.option(
     "--normalizer",
     type=click.Choice(["whisper", "light"]),
@@ -106,12 +116,6 @@ def write(
     type=click.Choice(["cut", "plain"]),
     default="cut",
     help="Errors that choose k: of transcripts with endless repetitions cut, or as they are.",
-)
-@click.option(
-    "--norm",
-    type=click.Choice(["both", "with", "without"]),
-    default="both",
-    help="Exits with the final LayerNorm, without it, or both; the whole encoder is always among them.",
 )
 @click.option(
     "--decoding",
@@ -142,11 +146,12 @@ def sweep(
     corpus: Path,
     folder: Path,
     blocks: str | None,
+    norm: str,
     languages: tuple[str, ...],
     task: str,
+    english_of_group: bool,
     max_new_tokens: int,
     batch: int,
-    norm: str,
     policy: str,
     loops: str,
     reading: dict[str, Any],
@@ -172,16 +177,21 @@ def sweep(
     """
     import jiwer  # noqa: F401  (missing: say so at once)
 
+    from voxstrata.base.choices import chosen
     from voxstrata.early_exit.checkpoint import load_transcriber
+    from voxstrata.early_exit.companions import load_companions, with_english_texts
     from voxstrata.early_exit.decoding import Decoding
     from voxstrata.early_exit.exits import NORMS
     from voxstrata.early_exit.scoring import Scoring
     from voxstrata.early_exit.sweeping import sweep as run
 
+    if english_of_group and task != "translate":
+        raise click.UsageError("--english-of-group is for --task translate")
+    norms = chosen("norm", norm, NORMS)
     refuse_swapped_checkpoint(checkpoint, corpus)
     found = read_and_note(corpus, reading)
+    found = with_english_texts(found) if english_of_group else found
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch, policy, loops == "stop")
-    norms = NORMS if norm == "both" else [name for name in NORMS if name == norm]
     how: dict[str, Any] = {"blocks": _numbers(blocks), "norms": norms, "scoring": Scoring(**scoring), "device": device}
     how |= {"part": part, "overwrite": overwrite}
     with TerminalReporter() as reporter, resume_hint():
@@ -194,9 +204,12 @@ def sweep(
         return 0
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
-        print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})
+        beside = {kind.folder: kind.table.to_pylist() for kind in load_companions(folder)}
+        print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables, **beside})
     else:
         say(result)
+        for other in load_companions(folder):
+            say(f"\n{other}")
         if result.resumed:
             say(f"{result.resumed} transcripts were there already (transcripts.jsonl)")
         names = [
@@ -205,6 +218,7 @@ def sweep(
             *(f"{name}.png" for name in result.captions),
             *result.files.values(),
         ]
+        names += [f"{other.folder}/" for other in load_companions(folder)]
         say(f"\n{folder}: {', '.join(names)}")
     print_failures(result.failures, "in early_exit.md")
     return PARTIAL if result.failures else 0

@@ -9,14 +9,14 @@ import onnxruntime
 import torch
 from transformers import GenerationMixin, WhisperForConditionalGeneration
 
-from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber, quiet_transformers, spectrograms, write_early_exit
 from voxstrata.early_exit.decoder import Ask
-from voxstrata.early_exit.decoding import Decoding, in_float32, language_tokens, make_decoder, new_tokens, prompt
+from voxstrata.early_exit.decoding import AUTO, Decoding, in_float32, language_tokens, make_decoder, new_tokens, prompt
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
 from voxstrata.early_exit.states import ExitNorms
@@ -85,6 +85,8 @@ def check_exits(
         check_exit(at, source.encoder.shape.layers)
     languages = corpus.table["language"].to_pylist()
     tokens = language_tokens(source, languages, decoding)
+    if AUTO in tokens.values():
+        raise UsageError("check announces a language, so that both ways have the same; auto is for sweep")
     if tokens and None in languages:
         raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
     log_mel, failures = _log_mel(source, corpus)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 NO_EXIT = "no exit transcribes this language better than saying nothing"
 _Row = Mapping[str, Any]
-NORM_NAMES = {"with": "with final LayerNorm", "without": "without final LayerNorm"}
+NORM_NAMES = {"with": "with final LayerNorm", "without": "without final LayerNorm",
+         "refitted": "LayerNorm refitted", "mapped": "mapped to the last layer"}  # fmt: skip
 _KINDS = dict(zip(ERROR_KINDS, ("#E69F00", "#56B4E9", "#555555"), strict=True))
 
 

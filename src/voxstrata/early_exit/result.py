@@ -48,7 +48,7 @@ class EarlyExits(Result):
     command = "early-exit sweep"
     files: ClassVar = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet",
                        "costs": "costs.parquet"}  # fmt: skip
-    beside = (JOURNAL, LOCK)
+    beside = (JOURNAL, LOCK, "fits")
     key = "voxstrata"
     markdown = "early_exit.md"
     captions: ClassVar = {

@@ -152,7 +152,8 @@ def score(
     text in another script, too. Errors are apart by kind, for words and for characters; `cut_` ones are of the
     transcript with its loop cut. empty: nothing is left once normalised. chance_errors, chance_length: in the
     language's unit, against the text of another recording (`others_of`), null where there is none; loops are cut or not
-    as the choice has them. Raises what `references` raises, and UsageError for an unknown unit or choice.
+    as the choice has them. told: the language that was announced, or detected.
+    Raises what `references` raises, and UsageError for an unknown unit or choice.
     """
     rows = []
     expectations = references(transcripts.rows, scoring, english, folder)
@@ -185,6 +186,7 @@ def score(
                 | {"after": at.after, "norm": at.norm, "transcript": text, "cut": cut}
                 | {"transcript_normalized": heard, "looped": found[i].looped, "empty": not _says_something(heard)}
                 | {name: getattr(found[i], name) for name in DECODED.names}
+                | {"told": found[i].language}
                 | counted
                 | {f"cut_{name}": count for name, count in of_cut.items()}
             )
@@ -205,7 +207,7 @@ TRANSCRIPT_SCHEMA = pa.schema(
     + [("looped", pa.bool_()), ("empty", pa.bool_()), ("unit", pa.string())]
     + [(n, pa.int32()) for n in ("words", "characters", *COUNTS, *(f"cut_{name}" for name in COUNTS))]
     + [(n, pa.int32()) for n in ("chance_errors", "chance_length")]
-    + list(DECODED)
+    + [*DECODED, ("told", pa.string())]
 )
 
 
