@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
@@ -49,7 +50,7 @@ def _decoding(f: options.F) -> options.F:
 
 
 @early_exit.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.out("New checkpoint folder.", "target", type=options.PATH)
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
@@ -83,7 +84,7 @@ def write(
 
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @options.out("Folder for the results.", type=options.PATH)
 @_blocks
@@ -224,7 +225,7 @@ def sweep(
 
 
 @early_exit.command(short_help="Compare written checkpoints with a plain decoding loop.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @_blocks
 @_decoding
@@ -272,7 +273,7 @@ def check(
         rows = [asdict(check) for check in checks]
         print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
-        say(checks_table(checks).to_text())
+        say(checks_table(checks).to_text(terminal_width()))
     print_failures(failures, "with --json")
     return (PARTIAL if failures else 0) if agree else 3
 
