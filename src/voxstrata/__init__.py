@@ -55,10 +55,13 @@ if TYPE_CHECKING:
     from voxstrata.studies.compared.measure import retrieve_each as retrieve_each
     from voxstrata.studies.drift.measure import measure_drift
     from voxstrata.studies.explain.measure import explain as explain
+    from voxstrata.studies.mine.judging import MiningOptions as MiningOptions
+    from voxstrata.studies.mine.measure import mine as mine
+    from voxstrata.studies.mine.measure import mine_similarity as mine_similarity
     from voxstrata.studies.phonetics.measure import measure_phonetics
     from voxstrata.studies.retrieve.found import evaluate_similarity as evaluate_similarity
-    from voxstrata.studies.retrieve.measure import RetrievalOptions as RetrievalOptions
     from voxstrata.studies.retrieve.measure import retrieve as retrieve
+    from voxstrata.studies.retrieve.options import RetrievalOptions as RetrievalOptions
 
     __version__: str
     drift, open_model, phonetics = measure_drift, open_speech_model, measure_phonetics
@@ -93,9 +96,12 @@ _NAMES = {
     "studies.compared.measure": "align_each retrieve_each",
     "studies.drift.measure": "drift",
     "studies.explain.measure": "explain",
+    "studies.mine.judging": "MiningOptions",
+    "studies.mine.measure": "mine mine_similarity",
     "studies.phonetics.measure": "phonetics",
     "studies.retrieve.found": "evaluate_similarity",
-    "studies.retrieve.measure": "RetrievalOptions retrieve",
+    "studies.retrieve.measure": "retrieve",
+    "studies.retrieve.options": "RetrievalOptions",
 }
 _PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
 # public under a shorter name

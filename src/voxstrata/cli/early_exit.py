@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
@@ -49,7 +50,7 @@ def _decoding(f: options.F) -> options.F:
 
 
 @early_exit.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.out("New checkpoint folder.", "target", type=options.PATH)
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
@@ -100,7 +101,7 @@ def write(
 
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @options.out("Folder for the results.", type=options.PATH)
 @_blocks
@@ -133,6 +134,19 @@ def write(
     default="cut",
     help="Errors that choose k: of transcripts with endless repetitions cut, or as they are.",
 )
+@click.option(
+    "--decoding",
+    "policy",
+    type=click.Choice(["greedy", "whisper"]),
+    default="greedy",
+    help="greedy: the best token each time; whisper: with OpenAI's fallbacks to other temperatures.",
+)
+@click.option(
+    "--loops",
+    type=click.Choice(["stop", "keep"]),
+    default="stop",
+    help="A transcript that repeats itself: stop it there, or go on to its end or --max-new-tokens.",
+)
 @click.option("--dev-share", default=0.5, help="Share of the groups on which k is chosen.")
 @click.option("--seed", default=0, help="Of the split and the bootstrap.")
 @click.option("--bootstrap", "resamples", type=options.COUNT, default=1000, help="Resamples for 95 % intervals.")
@@ -155,6 +169,8 @@ def sweep(
     english_of_group: bool,
     max_new_tokens: int,
     batch: int,
+    policy: str,
+    loops: str,
     reading: dict[str, Any],
     device: str,
     revision: str | None,
@@ -192,7 +208,7 @@ def sweep(
     refuse_swapped_checkpoint(checkpoint, corpus)
     found = read_and_note(corpus, reading)
     found = with_english_texts(found) if english_of_group else found
-    decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
+    decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch, policy, loops == "stop")
     how: dict[str, Any] = {"blocks": _numbers(blocks), "norms": norms, "scoring": Scoring(**scoring), "device": device}
     how |= {"part": part, "overwrite": overwrite}
     with TerminalReporter() as reporter, resume_hint():
@@ -226,7 +242,7 @@ def sweep(
 
 
 @early_exit.command(short_help="Compare written checkpoints with a plain decoding loop.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @_blocks
 @_decoding
@@ -274,7 +290,7 @@ def check(
         rows = [asdict(check) for check in checks]
         print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
-        say(checks_table(checks).to_text())
+        say(checks_table(checks).to_text(terminal_width()))
     print_failures(failures, "with --json")
     return (PARTIAL if failures else 0) if agree else 3
 

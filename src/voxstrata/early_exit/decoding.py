@@ -287,8 +287,9 @@ class _Lots:
                 for at in missing for n, i in enumerate(audio)
             ]  # fmt: skip
             asked = [(at, i) for at in missing for i in audio]
+            shares = {k: seconds / len(audio) for k, seconds in found.seconds.items()}
             for n, decoded in self._decoder.decode(asks):
-                self._add(asked[n], decoded)
+                self._add(asked[n], decoded, shares)
         except OSError:  # the journal's, not a recording's
             raise
         except Exception as e:  # one bad recording must cost neither its neighbours nor the run
@@ -300,11 +301,11 @@ class _Lots:
     def _input(self, found: LayerStates, at: EarlyExit, n: int) -> torch.Tensor:
         return self._norms(at, found.layers[at.after][n])
 
-    def _add(self, asked: tuple[EarlyExit, int], decoded: Decoded) -> None:
+    def _add(self, asked: tuple[EarlyExit, int], decoded: Decoded, encoding: Mapping[int, float]) -> None:
         at, i = asked
         if i in self._texts[at]:
             return
-        self._texts[at][i] = transcript = self._transcript(decoded)
+        self._texts[at][i] = transcript = self._transcript(decoded, encoding.get(at.after))
         if self._journal:
             self._journal.add(self._names[i], self._infos[i], at, transcript)
         done, total = self._known - self._before, len(self._infos) * len(self._exits) - self._before
@@ -314,13 +315,13 @@ class _Lots:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 
-    def _transcript(self, decoded: Decoded) -> Transcript:
+    def _transcript(self, decoded: Decoded, encoding: float | None) -> Transcript:
         """Log-probability and probability to four decimals: beyond, they depend on what else was decoded."""
         whole, cut = ("" if decoded.silent else self._text(ids) for ids in (decoded.ids, decoded.ids[: decoded.kept]))
         no_speech = None if decoded.no_speech is None else round(decoded.no_speech, 4)
         return Transcript(
             whole, cut, len(decoded.ids), decoded.ended, decoded.kept is not None, round(decoded.avg_logprob, 4),
-            no_speech, decoded.temperature, self._codes.get(decoded.language),
+            no_speech, decoded.temperature, self._codes.get(decoded.language), encoding, decoded.seconds,
         )  # fmt: skip
 
 

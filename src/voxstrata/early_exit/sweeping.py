@@ -23,6 +23,7 @@ from voxstrata.early_exit.companions import (
     softer_exits,
     sound_result,
 )
+from voxstrata.early_exit.costs import COSTS_SCHEMA, exit_costs
 from voxstrata.early_exit.decoding import (
     Decoding,
     check_texts,
@@ -60,9 +61,9 @@ def sweep(
     """Transcribe `corpus` with the encoder ended after `blocks` (None: each), with `norms`, score, and choose an exit.
 
     The result is saved in `folder`; what else is found in folders below it (`companions`). Transcripts are written
-    there as they come; a run that was stopped goes on when it is asked for again. Checkpoint, corpus, task, announced
-    languages, tokens and device must be the same then; blocks and scoring may be others, and norms, but that softer
-    ones need their fits (`softer_exits`). overwrite: transcripts of another run in the folder are thrown away.
+    there as they come; a run that was stopped goes on when it is asked for again. Checkpoint, corpus, device and
+    decoding must be the same then; blocks and scoring may be others, and norms, but that softer ones need their fits
+    (`softer_exits`). overwrite: transcripts of another run in the folder are thrown away.
     part: of several runs at once, which share the batches. It ends where the others have not finished theirs, and then
     returns None; without a part the run waits for them, and takes over should they die.
 
@@ -120,7 +121,7 @@ def sweep(
                 *_notes(found.rows, normalizers, dev, test, scoring),
             ]
             settings["failures"] = dict(sorted(found.failures.items()))
-            result = early_exits(scores, dev, test, settings, journal.resumed)
+            result = early_exits(scores, dev, test, settings, exit_costs(transcriber, scores), journal.resumed)
             beside = [languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)]
             beside += [sound_result(scores, corpus, settings, scoring)] if english else []
             with patient_lock(journal.files):  # others may be as far
@@ -142,12 +143,20 @@ def _about(transcriber: Transcriber, corpus: Corpus) -> dict[str, Any]:
     return {**about, "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")}}
 
 
-def early_exits(scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], resumed: int = 0) -> EarlyExits:
-    """The result of a table of `score` and the rates of both its parts."""
+def early_exits(
+    scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], costs: pa.Table | None = None,
+    resumed: int = 0,
+) -> EarlyExits:  # fmt: skip
+    """The result of a table of `score`, the rates of both its parts, and a table of `exit_costs`."""
     note = {EarlyExits.key: json.dumps(settings, ensure_ascii=False)}
-    tables = rates_table([(DEV, dev), (TEST, test)]), choose_exits(dev, test), scores
-    rates, choices, transcripts = (table.replace_schema_metadata(note) for table in tables)
-    return EarlyExits(rates, choices, transcripts, resumed)
+    tables = (
+        rates_table([(DEV, dev), (TEST, test)]),
+        choose_exits(dev, test),
+        scores,
+        costs or COSTS_SCHEMA.empty_table(),
+    )
+    rates, choices, transcripts, costs = (table.replace_schema_metadata(note) for table in tables)
+    return EarlyExits(rates, choices, transcripts, costs, resumed)
 
 
 def _notes(

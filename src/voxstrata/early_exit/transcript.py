@@ -20,6 +20,7 @@ class Transcript:
     avg_logprob: the mean natural log-probability of its tokens and the end, after suppression. no_speech: the
     probability of Whisper's token for no speech; None where the model has none. temperature: at which it was drawn.
     language: Whisper's code of the language in the prompt ("es"), announced or detected; None: it knows English alone.
+    encoder_seconds, decoder_seconds: its share of the time in which it was made; None where the states were stored.
     """
 
     text: str
@@ -31,6 +32,8 @@ class Transcript:
     no_speech: float | None
     temperature: float = 0.0
     language: str | None = None
+    encoder_seconds: float | None = None
+    decoder_seconds: float = 0.0
 
 
 class LoopWatch:

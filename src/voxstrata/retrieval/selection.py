@@ -152,14 +152,14 @@ def select(
     return Selection(store, np.flatnonzero(usable).astype(np.int64), one)
 
 
-def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
-    """Raise InputError or UsageError where the frames of `output` cannot be compared, before any is read.
+def refuse_incomparable(x: Selection, y: Selection | None, output: str, frames: bool = True) -> None:
+    """Raise InputError or UsageError where the states of `output` cannot be compared, before any is read.
 
-    y: None when x is compared with itself.
+    y: None when x is compared with itself. frames: whether these are compared, or their means.
     """
     for side in (x,) if y is None else (x, y):
         where = side.store.files.root
-        if not side.store.has_frames:
+        if frames and not side.store.has_frames:
             raise InputError(f"{where}: holds pooled vectors, no frames to compare; extract without --pool")
         side.store.require_output(output)
         if not len(side):
