@@ -13,8 +13,8 @@ from voxstrata.cli.failing import DEBUG, tell
 from voxstrata.cli.stopping import stopped_code
 
 _COMMANDS = (
-    "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "convert", "retrieve", "similarity",
-    "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "spans", "convert", "retrieve",
+    "similarity", "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
 )  # fmt: skip
 
 
