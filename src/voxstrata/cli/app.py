@@ -15,8 +15,9 @@ from voxstrata.cli.saying import PROGRESS, PROGRESS_KINDS
 from voxstrata.cli.stopping import stopped_code
 
 _COMMANDS = (
-    "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "convert", "retrieve", "similarity",
-    "mine", "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo", "completion",
+    "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "spans", "convert", "retrieve",
+    "similarity", "mine", "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "completion",
 )  # fmt: skip
 
 

@@ -54,11 +54,19 @@ def _decoding(f: options.F) -> options.F:
 @options.out("New checkpoint folder.", "target", type=options.PATH)
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
+@click.option("--refitted", type=options.PATH, help="Folder fits/ of a sweep: the LayerNorm is the one refitted there.")
 @_revision
 @options.overwrite
 @options.as_json
 def write(
-    checkpoint: str, target: Path, after: int, final_norm: bool, revision: str | None, overwrite: bool, as_json: bool
+    checkpoint: str,
+    target: Path,
+    after: int,
+    final_norm: bool,
+    refitted: Path | None,
+    revision: str | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write the checkpoint of CHECKPOINT that ends after block k.
 
@@ -69,12 +77,21 @@ def write(
     Example:
       voxstrata early-exit write openai/whisper-base -k 4 --no-final-norm -o base-4
     """
-    from voxstrata.early_exit.checkpoint import write_early_exit
+    from voxstrata.early_exit.checkpoint import load_transcriber, write_early_exit
     from voxstrata.early_exit.exits import EarlyExit
 
-    at = EarlyExit(after, "with" if final_norm else "without")
+    if refitted and not final_norm:
+        raise click.UsageError("--refitted is about the LayerNorm; leave --no-final-norm out")
+    at, fit = EarlyExit(after, "refitted" if refitted else "with" if final_norm else "without"), None
     with TerminalReporter() as reporter:
-        card = write_early_exit(checkpoint, target, at, revision=revision, overwrite=overwrite, reporter=reporter)
+        source: Any = checkpoint
+        if refitted:
+            from voxstrata.early_exit.companions import refit_of
+
+            source = load_transcriber(checkpoint, revision, reporter)
+            fit = refit_of(refitted, source, after)
+        how: dict[str, Any] = {"fit": fit, "revision": revision, "overwrite": overwrite}
+        card = write_early_exit(source, target, at, **how, reporter=reporter)
     if as_json:
         print_json({"checkpoint": str(target), "card": asdict(card)})
         return
