@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("jiwer")
-
 from voxstrata.early_exit.detected import DetectedLanguages, detected_languages
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, EarlyExit
 

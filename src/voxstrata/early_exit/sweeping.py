@@ -32,7 +32,7 @@ from voxstrata.early_exit.decoding import (
     transcribe_recordings,
     whisper_language,
 )
-from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, PLAIN, TEST, ExitNorm, every_exit
+from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, PLAIN_NORMS, TEST, ExitNorm, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
 from voxstrata.early_exit.policies import policy
@@ -50,7 +50,7 @@ def sweep(
     folder: str | Path,
     *,
     blocks: Sequence[int] | None = None,
-    norms: Sequence[ExitNorm] = PLAIN,
+    norms: Sequence[ExitNorm] = PLAIN_NORMS,
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     device: str = "cpu",
