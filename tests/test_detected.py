@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def result() -> DetectedLanguages:
     return detected_languages(ROWS, HEARD, RIGHT, SETTINGS, 200, 0)
 
 
-def of(language: str, at: EarlyExit) -> dict[str, float]:
+def of(language: str, at: EarlyExit) -> dict[str, Any]:
     (row,) = [r for r in result().table.to_pylist() if (r["language"], r["after"]) == (language, at.after)]
     return row
 

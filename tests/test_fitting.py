@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def softer(states_of: Callable[[int], dict[int, np.ndarray]]) -> SofterExits:
     return fit_softer(lambda rows: ((i, states_of(i)) for i in rows), ROWS, NORM, LAST, about, 50, 0)
 
 
-def r2_of(result: SofterExits, language: str, after: int, norm: str) -> dict[str, float]:
+def r2_of(result: SofterExits, language: str, after: int, norm: str) -> dict[str, Any]:
     (row,) = [r for r in result.table.to_pylist() if (r["language"], r["after"], r["norm"]) == (language, after, norm)]
     return row
 

@@ -122,7 +122,7 @@ def _of_language(rows: Sequence[Mapping[str, Any]], said: Mapping[str, _Source],
     kinds = [words_of(r["reference_normalized"], r["transcript_normalized"]) for r in rows]
     forms = sorted({word for of in kinds for words in of.values() for word in words})
     foreign = {word: script_of(word) not in ("LATIN", "NONE") for word in forms}
-    ipa = {}
+    ipa = dict[str, str]()
     for other, reader in ((False, _ENGLISH), (True, voice)):
         some = [word for word in forms if foreign[word] == other]
         ipa |= dict(zip(some, ["".join(t.ipa.split()) for t in transcribe(some, reader)] if some else [], strict=True))

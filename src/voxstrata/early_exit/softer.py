@@ -165,7 +165,7 @@ def fit_softer(
 def _missed(states: StatesByLayer, fits: Fits, norm: LastNorm, layers: int) -> dict[tuple[int, str], tuple[float, ...]]:
     """By layer and norm: squares missed of LN(x_L), squares about the mean, the same two of x_L, and frames."""
     last = states[layers].astype(np.float64)
-    usual, found = norm(last), {}
+    usual, found = norm(last), dict[tuple[int, str], tuple[float, ...]]()
     for k, fit in fits.items():
         mapped = fit.mapped(states[k])
         about = float(((usual - fit.mean[1]) ** 2).sum())
@@ -185,7 +185,7 @@ def r2_table(
         raise InputError("no recording of the test part can be read, so nothing says how well softer exits predict")
     languages, groups = [rows[i].language for i, _ in held], [rows[i].group for i, _ in held]
     draws = LanguageMeans(languages, groups, resamples, seed)
-    found = []
+    found: list[dict[str, Any]] = []
     for k, name in held[0][1]:
         sums = np.array([of[k, name] for _, of in held])
         r2 = draws.measure(sums[:, :2], languages, groups, _explained)

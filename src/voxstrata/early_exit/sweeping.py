@@ -13,6 +13,7 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.companions import (
@@ -122,7 +123,9 @@ def sweep(
             ]
             settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, exit_costs(transcriber, scores), journal.resumed)
-            beside = [languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)]
+            beside: list[Result | None] = [
+                languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)
+            ]
             beside += [sound_result(scores, corpus, settings, scoring)] if english else []
             with patient_lock(journal.files):  # others may be as far
                 result.save(folder)
