@@ -24,7 +24,9 @@ from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
 
 OPTIONS = ("--blocks", "3", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")
-RESULTS = ("transcripts.parquet", "errors.parquet", "choices.parquet", "transcripts.md", "early_exit.md")
+RESULTS = (
+    "transcripts.parquet", "errors.parquet", "choices.parquet", "costs.parquet", "transcripts.md", "early_exit.md",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
