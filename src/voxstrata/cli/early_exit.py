@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
@@ -49,15 +50,23 @@ def _decoding(f: options.F) -> options.F:
 
 
 @early_exit.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.out("New checkpoint folder.", "target", type=options.PATH)
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
+@click.option("--refitted", type=options.PATH, help="Folder fits/ of a sweep: the LayerNorm is the one refitted there.")
 @_revision
 @options.overwrite
 @options.as_json
 def write(
-    checkpoint: str, target: Path, after: int, final_norm: bool, revision: str | None, overwrite: bool, as_json: bool
+    checkpoint: str,
+    target: Path,
+    after: int,
+    final_norm: bool,
+    refitted: Path | None,
+    revision: str | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write the checkpoint of CHECKPOINT that ends after block k.
 
@@ -68,12 +77,21 @@ def write(
     Example:
       voxstrata early-exit write openai/whisper-base -k 4 --no-final-norm -o base-4
     """
-    from voxstrata.early_exit.checkpoint import write_early_exit
+    from voxstrata.early_exit.checkpoint import load_transcriber, write_early_exit
     from voxstrata.early_exit.exits import EarlyExit
 
-    at = EarlyExit(after, "with" if final_norm else "without")
+    if refitted and not final_norm:
+        raise click.UsageError("--refitted is about the LayerNorm; leave --no-final-norm out")
+    at, fit = EarlyExit(after, "refitted" if refitted else "with" if final_norm else "without"), None
     with TerminalReporter() as reporter:
-        card = write_early_exit(checkpoint, target, at, revision=revision, overwrite=overwrite, reporter=reporter)
+        source: Any = checkpoint
+        if refitted:
+            from voxstrata.early_exit.companions import refit_of
+
+            source = load_transcriber(checkpoint, revision, reporter)
+            fit = refit_of(refitted, source, after)
+        how: dict[str, Any] = {"fit": fit, "revision": revision, "overwrite": overwrite}
+        card = write_early_exit(source, target, at, **how, reporter=reporter)
     if as_json:
         print_json({"checkpoint": str(target), "card": asdict(card)})
         return
@@ -83,7 +101,7 @@ def write(
 
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @options.out("Folder for the results.", type=options.PATH)
 @_blocks
@@ -163,9 +181,9 @@ def sweep(
 ) -> int:
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
-    CORPUS needs texts and languages. Writes early_exit.md (figures), pictures (early_exit.png, _kinds and _shares),
-    transcripts.md (the transcripts of every k side by side), errors.parquet, choices.parquet and transcripts.parquet.
-    A k that is no better than saying nothing is not chosen.
+    CORPUS needs texts and languages. Writes early_exit.md (figures), early_exit.png and other pictures, transcripts.md
+    (of every k side by side), errors.parquet, choices.parquet, transcripts.parquet and costs.parquet. A k that is no
+    better than saying nothing is not chosen.
 
     Each transcript is also a line of transcripts.jsonl, so the same command goes on after a stop, and scores anew with
     other --normalizer, --unit, --choose-by, --seed, --dev-share or --bootstrap. Several runs at once share the work.
@@ -224,7 +242,7 @@ def sweep(
 
 
 @early_exit.command(short_help="Compare written checkpoints with a plain decoding loop.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @_blocks
 @_decoding
@@ -272,7 +290,7 @@ def check(
         rows = [asdict(check) for check in checks]
         print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
-        say(checks_table(checks).to_text())
+        say(checks_table(checks).to_text(terminal_width()))
     print_failures(failures, "with --json")
     return (PARTIAL if failures else 0) if agree else 3
 

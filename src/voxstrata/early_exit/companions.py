@@ -14,10 +14,11 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import layer_norm
 
-from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus
+from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.decoding import AUTO, Transcripts, is_english, whisper_language
 from voxstrata.early_exit.detected import DetectedLanguages, detected_languages
 from voxstrata.early_exit.echo import SOURCE_TEXT, echo_rates, echoes
@@ -116,6 +117,19 @@ def _saved(folder: Path) -> SofterExits | None:
 
 def _made_for(softer: SofterExits, key: Mapping[str, Any]) -> bool:
     return all(softer.settings.get(name) == value for name, value in key.items())
+
+
+def refit_of(folder: Path, transcriber: Transcriber, after: int) -> Fit:
+    """What a sweep's folder `fits` holds for block `after` of this checkpoint.
+
+    Raises InputError where it is of another, UsageError where the encoder has no such block but its last.
+    """
+    softer = SofterExits.load(folder)
+    if softer.settings["weights_sha256"] != transcriber.encoder.sha256():
+        raise InputError(f"{folder}: fitted for {softer.settings['checkpoint']}, another encoder; sweep this one")
+    if after not in softer.fits:
+        raise UsageError(f"nothing is fitted for block {after}; give {min(softer.fits)} to {max(softer.fits)}")
+    return softer.fits[after]
 
 
 def exit_norms(model: Any, exits: Sequence[EarlyExit], softer: SofterExits | None) -> ExitNorms:

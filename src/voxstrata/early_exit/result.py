@@ -13,7 +13,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, TEST, exit_name
-from voxstrata.early_exit.figures import NO_EXIT, plot_errors, plot_kinds, plot_shares
+from voxstrata.early_exit.figures import NO_EXIT, plot_errors, plot_kinds, plot_shares, plot_speed
 from voxstrata.store.files import LOCK
 
 JOURNAL, LOTS = "transcripts.jsonl", "lots"
@@ -55,6 +55,7 @@ class EarlyExits(Result):
         "early_exit": "Errors by exit, test part",
         "early_exit_kinds": "Kinds of errors by exit, test part",
         "early_exit_shares": "Empty and looping transcripts by exit, test part",
+        "early_exit_speed": "Errors against cost by exit, test part",
     }
     brief = 2
 
@@ -154,7 +155,7 @@ class EarlyExits(Result):
         return str(self.choices["chosen_by"][0].as_py())
 
     def _explanation(self) -> str:
-        """What the figures mean, in words; then what a reader must know of this run, a line each."""
+        """What says nothing; what the figures mean, in words; then what a reader must know of this run, a line each."""
         scoring, decoding = self.settings["scoring"], self.settings["decoding"]
         text = (
             f"Error rates in %, WER or CER as the column says, {_LOOPS[self._by]}; normalizer "
@@ -164,10 +165,13 @@ class EarlyExits(Result):
             "of the test part. In brackets 95 % bootstrap intervals over groups (of the language; for 'all', of the "
             "part, translations together). 'difference' is the chosen exit minus the whole encoder "
             f"(k = {self.settings['layers']}), paired. '{MEAN_OF_LANGUAGES}' is the mean of the languages' rates, each "
-            f"language weighing the same. Greedy decoding, task {decoding['task']}, at most "
-            f"{decoding['max_new_tokens']} tokens."
+            f"language weighing the same. Decoding {decoding.get('policy', 'greedy')!r}, task {decoding['task']}, at "
+            f"most {decoding['max_new_tokens']} tokens."
         )
-        return "\n".join([text, *(f"- {note}" for note in [*self._verdicts(), *self.settings["notes"]])])
+        if decoding.get("stop_loops"):
+            text += " Loops were stopped once found: with them to the last token plain errors would be more."
+        verdicts, notes = ([f"- {note}" for note in found] for found in (self._verdicts(), self.settings["notes"]))
+        return "\n".join([*verdicts, *[""][: len(verdicts)], text, *notes])  # a list ends with an empty line
 
     def _verdicts(self) -> list[str]:
         """What says nothing, or no more than chance, called so: a sentence each."""
@@ -187,11 +191,16 @@ class EarlyExits(Result):
         return found
 
     def figures(self) -> dict[str, Figure]:
-        """By exit, on the test part, a panel for each language: errors; their kinds; empty and looping transcripts."""
+        """By exit, on the test part, a panel for each language: errors, their kinds, empty and looping transcripts,
+        and, where costs are known, errors against cost."""
         rows = [r for r in self.table.to_pylist() if r["part"] == TEST]
         choices = {r["language"]: r for r in self.choices.to_pylist()}
         drawn = {"early_exit": plot_errors, "early_exit_kinds": plot_kinds, "early_exit_shares": plot_shares}
-        return {name: plot(rows, choices, self.settings["checkpoint"]) for name, plot in drawn.items()}
+        found = {name: plot(rows, choices, self.settings["checkpoint"]) for name, plot in drawn.items()}
+        if len(self.costs):
+            costs = self.costs.to_pylist()
+            found["early_exit_speed"] = plot_speed(rows, choices, self.settings["checkpoint"], costs)
+        return found
 
     def save(self, folder: str | Path) -> list[Path]:
         written = super().save(folder)

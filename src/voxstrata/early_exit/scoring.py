@@ -119,7 +119,7 @@ def references(
 def units_of(
     rows: Sequence[Mapping[str, str | None]], scoring: Scoring, foreign: Collection[str] = ()
 ) -> dict[str, tuple[str, str]]:
-    """By language: the unit that errors are counted in, "word" or "character", and why where it is not the word.
+    """By language: the unit that errors are counted in, "word" or "character", and why where that needs saying.
 
     "auto" takes characters where the script has no spaces, and for `foreign` languages, which the model has no name
     for. It has seen none of their spelling and writes what it hears as a language it knows would, so nearly every word
@@ -129,9 +129,9 @@ def units_of(
     chosen("choice", [scoring.choose_by], ("cut", "plain"))
     found = {}
     for language, (script, _) in scripts_of(rows).items():
-        unit, why = ("character", "asked for") if scoring.unit == "character" else ("word", "")
+        unit, why = "word" if scoring.unit == "auto" else scoring.unit, ""
         if scoring.unit == "auto" and script in UNSPACED:
-            unit, why = "character", f"{script.lower()} is written without spaces"
+            unit = "character"
         elif scoring.unit == "auto" and language in foreign:
             unit, why = "character", "the model has no such language, so it knows none of its spelling"
         found[language] = unit, why

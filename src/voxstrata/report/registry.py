@@ -6,12 +6,13 @@ from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.compared.result import ComparedAlignment, ComparedRetrieval
 from voxstrata.studies.drift.result import Drift
 from voxstrata.studies.explain.result import Explanation
+from voxstrata.studies.mine.result import MinedPairs
 from voxstrata.studies.phonetics.result import Phonetics
 from voxstrata.studies.retrieve.found import FoundRetrieval
 from voxstrata.studies.retrieve.result import Retrieval
 from voxstrata.studies.words.result import WordComparison
 
 RESULTS: tuple[type[Result], ...] = (
-    Retrieval, FoundRetrieval, ComparedRetrieval, Alignment, ComparedAlignment, Phonetics,
+    Retrieval, FoundRetrieval, ComparedRetrieval, MinedPairs, Alignment, ComparedAlignment, Phonetics,
     WordComparison, Explanation, EarlyExits, Drift,
 )  # fmt: skip
