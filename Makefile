@@ -7,7 +7,7 @@ TRANSFORMERS5 := 5.23.0
 # A process for every core. Tests of one file stay together: they share what is slow to make.
 SPREAD := --numprocesses auto --dist loadfile
 
-.PHONY: demo test test-real test-transformers5 lint bench clean
+.PHONY: demo test test-real test-transformers5 lint bench figures clean
 
 demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table, pictures
 	$(BIN)/voxstrata demo -o demo
@@ -32,6 +32,15 @@ lint: .venv/dev.stamp
 
 bench: .venv/dev.stamp  ## The quick benchmarks, on the demo's corpus and a random-weight encoder
 	$(BIN)/python benchmarks/quick.py --out bench
+
+# Complete checkpoints, with decoder and tokenizer, and the data that docs speak of
+BASE ?= openai/whisper-base
+TINY_EN ?= openai/whisper-tiny.en
+DATA ?= ../shared/data
+
+figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made again (an hour or more)
+	$(BIN)/python benchmarks/figures.py --base $(BASE) --tiny-en $(TINY_EN) --prompts $(DATA)/prompts/prompts.tsv \
+		--calibrate $(DATA)/assorted --images docs/images
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

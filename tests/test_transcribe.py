@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -203,13 +204,19 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "speech.tsv"
 
 
+def without_times(found: Transcripts) -> Transcripts:
+    texts = {at: tuple(replace(t, encoder_seconds=None, decoder_seconds=0.0) for t in of)
+             for at, of in found.texts.items()}  # fmt: skip
+    return replace(found, texts=texts)
+
+
 def test_a_batch_equals_its_members_and_the_last_exit_is_the_original(speech: Path, tiny_transcriber: Path) -> None:
     transcriber, exits = load_transcriber(str(tiny_transcriber)), (EarlyExit(1, "without"), EarlyExit(3))
     corpus = read_corpus(speech)
     one, many = (
         transcribe_recordings(transcriber, corpus, exits, Decoding(max_new_tokens=12, batch=b)) for b in (1, 4)
     )  # fmt: skip
-    assert one == many
+    assert without_times(one) == without_times(many)
     assert {k: v.split(",")[0] for k, v in one.failures.items() if k == "long"} == {"long": "31.0 s"}
     assert sorted(one.failures) == ["broken", "long"]
     assert [r["id"] for r in one.rows] == corpus.table["id"].to_pylist()[:8]
@@ -312,10 +319,9 @@ def test_an_unseen_language_is_announced_as_another(speech: Path, tiny_transcrib
     manifest.write_text("\n".join(lines).replace("\tja\t", "\tast\t"), encoding="utf-8")
     transcriber, at = load_transcriber(str(tiny_transcriber)), (EarlyExit(2),)
     decoding = Decoding(prompts=(("ast", "ja"),), max_new_tokens=8)
-    assert (
-        transcribe_recordings(transcriber, read_corpus(manifest), at, decoding).texts
-        == transcribe_recordings(transcriber, read_corpus(speech), at, Decoding(max_new_tokens=8)).texts
-    )
+    one = transcribe_recordings(transcriber, read_corpus(manifest), at, decoding)
+    other = transcribe_recordings(transcriber, read_corpus(speech), at, Decoding(max_new_tokens=8))
+    assert without_times(one).texts == without_times(other).texts
 
 
 def test_an_english_only_model(tiny_transcriber: Path, speech: Path) -> None:

@@ -24,6 +24,7 @@ from voxstrata.audio.source import Recording
 from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.early_exit import checking as transcribe_check
+from voxstrata.early_exit import decoder, states
 from voxstrata.early_exit import decoding as module
 from voxstrata.early_exit import recordings as transcribe_audio
 from voxstrata.early_exit.checking import check_exits
@@ -34,6 +35,12 @@ from voxstrata.early_exit.recordings import find_recordings, read_recording
 
 EXITS = (EarlyExit(1), EarlyExit(3))
 DECODING = Decoding(max_new_tokens=5, batch=3)
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    for timed in (states, decoder):
+        monkeypatch.setattr(timed, "perf_counter", lambda: 0.0)
 
 
 @pytest.fixture(scope="module")

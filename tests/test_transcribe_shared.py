@@ -22,7 +22,7 @@ pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.early_exit import decoding
+from voxstrata.early_exit import decoder, decoding, states
 from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.journal import open_journal
 from voxstrata.early_exit.result import EarlyExits
@@ -53,6 +53,8 @@ def undisturbed(command: Command, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EarlyExits, "figures", lambda _: {})
+        for module in (states, decoder):
+            patch.setattr(module, "perf_counter", lambda: 0.0)
         assert run(*command, "-o", folder) == 4
     assert sorted(p.name for p in folder.iterdir()) == sorted((*RESULTS, "transcripts.jsonl"))
     return folder
@@ -134,6 +136,7 @@ def _sweep(command: tuple[str, ...], part: str | None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
     EarlyExits.figures = lambda _: {}  # type: ignore[method-assign]
+    states.perf_counter = decoder.perf_counter = lambda: 0.0  # type: ignore[assignment]
     os._exit(run(*command, *([] if part is None else ["--part", part])))
 
 

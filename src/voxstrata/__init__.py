@@ -20,6 +20,7 @@ TYPE_CHECKING = False  # `typing` is not imported, nor anything else: an interru
 if TYPE_CHECKING:
     from typing import Any
 
+    from voxstrata.alignments.spanning import make_spans
     from voxstrata.base.errors import AudioError as AudioError
     from voxstrata.base.errors import InputError as InputError
     from voxstrata.base.errors import UsageError as UsageError
@@ -64,10 +65,11 @@ if TYPE_CHECKING:
     from voxstrata.studies.retrieve.options import RetrievalOptions as RetrievalOptions
 
     __version__: str
-    drift, open_model, phonetics = measure_drift, open_speech_model, measure_phonetics
+    drift, open_model, phonetics, spans = measure_drift, open_speech_model, measure_phonetics, make_spans
 
 # The public names, by the module that defines them.
 _NAMES = {
+    "alignments.spanning": "spans",
     "base.errors": "AudioError InputError UsageError VoxstrataError",
     "base.progress": "Progress Reporter",
     "cluster.units": "ExtractUnits",
@@ -105,7 +107,12 @@ _NAMES = {
 }
 _PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
 # public under a shorter name
-_ALIASES = {"drift": "measure_drift", "open_model": "open_speech_model", "phonetics": "measure_phonetics"}
+_ALIASES = {
+    "drift": "measure_drift",
+    "open_model": "open_speech_model",
+    "phonetics": "measure_phonetics",
+    "spans": "make_spans",
+}
 
 __all__ = ["__version__", *_PLACES]
 

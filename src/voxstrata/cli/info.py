@@ -15,7 +15,7 @@ RANGES_SHOWN = 12
 
 
 @click.command()
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @options.as_json
 def info(path: str, as_json: bool) -> None:
     """Say what is in a model folder or a store.

@@ -19,7 +19,7 @@ class _Threshold(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command(short_help="Pairs of likely translations, thresholded, as miners make them.")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path())
 @options.out("Folder for pairs.parquet, curve.parquet, mine.md and mined.png.")
 @options.outputs
 @click.option("--x", "x_languages", help="Languages of the first set, e.g. en,es. [default: all]")

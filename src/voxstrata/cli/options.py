@@ -43,7 +43,7 @@ COUNT = click.IntRange(1, 1 << 31)
 
 corpus = click.argument("corpus", type=PLACE)
 model = click.argument("model", type=PATH)
-stores = click.argument("stores", metavar="STORE...", nargs=-1, required=True)
+stores = click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path())
 outputs = click.option(
     "--outputs",
     default="all",

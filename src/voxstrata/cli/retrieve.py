@@ -42,7 +42,11 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
     show_default=True,
     help="With --negatives: a translation and so many less one others.",
 )
-@click.option("--phonetics", help="With --negatives sound: folder that `voxstrata phonetics` wrote for the corpus.")
+@click.option(
+    "--phonetics",
+    type=click.Path(),
+    help="With --negatives sound: folder that `voxstrata phonetics` wrote for the corpus.",
+)
 @click.option(
     "--neighbours",
     type=options.COUNT,

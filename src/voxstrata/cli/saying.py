@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+PROGRESS, PROGRESS_KINDS = "VOXSTRATA_PROGRESS", ("auto", "bar", "log", "none")
+
 # C0 without tab and newline, DEL, C1, marks that turn the direction of text around, halves of surrogate pairs
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 

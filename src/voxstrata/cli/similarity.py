@@ -23,10 +23,18 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="SeqSim of all pairs: the best candidates of each.")
-@click.argument("store")
-@click.argument("other", required=False)
-@click.option("--join", multiple=True, metavar="STORE", help="Another store: with STORE it is one. May be repeated.")
-@options.out("Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.", type=str)
+@click.argument("store", type=click.Path())
+@click.argument("other", required=False, type=click.Path())
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="STORE",
+    type=click.Path(),
+    help="Another store: with STORE it is one. May be repeated.",
+)
+@options.out(
+    "Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.", type=click.Path()
+)
 @options.outputs
 @click.option("--x", "x_languages", help="Languages of the first set, e.g. en,es. [default: all]")
 @click.option(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from voxstrata.audio.remote import RemoteSource
 from voxstrata.audio.source import FileSource, Recording, Source
 from voxstrata.base.columns import all_differ, as_column, nulls, take_rows
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.remote import is_url
 from voxstrata.corpus.ids import made_ids
 
@@ -119,10 +119,10 @@ class Corpus:
         return in_order, positions
 
     def refuse_gone(self) -> None:
-        """Raise InputError where the folder of the recordings is not there any more, or empty: no fault of theirs."""
+        """Raise UnreachableError where the folder of the recordings is gone, or empty: no fault of theirs."""
         if self.packs or isinstance(self.root, str) or (self.root.is_dir() and any(self.root.iterdir())):
             return
-        raise InputError(
+        raise UnreachableError(
             f"{self.root}: no recording is there any more; bring it back, or mount it, and run the same again"
         )
 

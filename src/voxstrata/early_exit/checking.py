@@ -9,14 +9,14 @@ import onnxruntime
 import torch
 from transformers import GenerationMixin, WhisperForConditionalGeneration
 
-from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber, quiet_transformers, spectrograms, write_early_exit
 from voxstrata.early_exit.decoder import Ask
-from voxstrata.early_exit.decoding import Decoding, in_float32, language_tokens, make_decoder, new_tokens, prompt
+from voxstrata.early_exit.decoding import AUTO, Decoding, in_float32, language_tokens, make_decoder, new_tokens, prompt
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
 from voxstrata.early_exit.states import ExitNorms
@@ -85,6 +85,8 @@ def check_exits(
         check_exit(at, source.encoder.shape.layers)
     languages = corpus.table["language"].to_pylist()
     tokens = language_tokens(source, languages, decoding)
+    if AUTO in tokens.values():
+        raise UsageError("check announces a language, so that both ways have the same; auto is for sweep")
     if tokens and None in languages:
         raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
     log_mel, failures = _log_mel(source, corpus)
@@ -127,12 +129,12 @@ def _compare(
     and where the decoder of `sweep` does."""
     loop, leads = _plain_loop(original, states, start, decoding)
     ((_, fast),) = make_decoder(original, str, decoding).decode([Ask(lambda: states[0], start)])
-    lead = []
-    for theirs in (generated(written, log_mel, start, decoding), list(fast.ids)):
+
+    def lead(theirs: Sequence[int]) -> float | None:
         differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
-        first = differ[0] if differ else min(len(loop), len(theirs))
-        lead.append(None if loop == theirs else leads[first])
-    return len(loop), *lead
+        return None if loop == theirs else leads[differ[0] if differ else min(len(loop), len(theirs))]
+
+    return len(loop), lead(generated(written, log_mel, start, decoding)), lead(list(fast.ids))
 
 
 def _log_mel(transcriber: Transcriber, corpus: Corpus) -> tuple[dict[int, torch.Tensor], dict[str, str]]:
@@ -192,7 +194,7 @@ def generated(model: Any, log_mel: torch.Tensor, start: Sequence[int], decoding:
     early exit may do although it was told not to.
     """
     with quiet_transformers(), torch.inference_mode():
-        ids = GenerationMixin.generate(
+        ids: list[int] = GenerationMixin.generate(
             model, log_mel, decoder_input_ids=torch.tensor([start]), max_new_tokens=new_tokens(model, decoding),
             num_beams=1, do_sample=False,
         )[0].tolist()[len(start) :]  # fmt: skip

@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from voxstrata.early_exit.policies import Policy
 from voxstrata.early_exit.transcript import LoopWatch
 
-_PLACE_BYTES = 2**30  # of keys and values held at once; a transcript takes 37 MB in whisper-base
+_PLACE_BYTES = 2**31  # of keys and values held at once; a transcript takes 37 MB in whisper-base
 _MOST_PLACES = 64
 
 
@@ -88,7 +88,7 @@ class DecoderModel:
 
     def bytes_of(self, frames: int) -> int:
         """What `memory` of so many frames takes."""
-        return 2 * self.layers * frames * self.heads * self.width * self.dtype.itemsize
+        return int(2 * self.layers * frames * self.heads * self.width * self.dtype.itemsize)
 
     def own(self, rows: int, positions: int) -> torch.Tensor:
         """Room for keys and values of the tokens themselves: [layers, 2, rows, heads, positions, width]."""
@@ -165,7 +165,6 @@ class Decoder:
         self.model, self._policy, self._text = DecoderModel(model), policy, text
         self._new_tokens, self._stop_loops, self._seed = new_tokens, stop_loops, seed
 
-    @torch.inference_mode()
     def decode(self, asks: Iterable[Ask]) -> Iterator[tuple[int, Decoded]]:
         """Each ask's transcript with the place of the ask, as they end. All prompts are of one length.
 
@@ -181,9 +180,10 @@ class Decoder:
                 begun = perf_counter()
                 new = waiting.popleft()
                 if new.memory is None:
-                    states = new.ask.states()
+                    with torch.inference_mode():
+                        states = new.ask.states()
+                        new.memory = self.model.memory(states)
                     most = most or max(1, min(_MOST_PLACES, _PLACE_BYTES // self.model.bytes_of(len(states))))
-                    new.memory = self.model.memory(states)
                 new.seconds += perf_counter() - begun
                 rows += self._rows(new)
             room = len(rows[0].given) + self._new_tokens
@@ -193,7 +193,8 @@ class Decoder:
                     grown[:, :, : own.shape[2]] = own
                 own = grown
             begun = perf_counter()
-            self._advance(rows, own)
+            with torch.inference_mode():
+                self._advance(rows, own)
             share = (perf_counter() - begun) / len(rows)
             for row in rows:
                 row.of.seconds += share

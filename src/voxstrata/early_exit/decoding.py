@@ -31,6 +31,7 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.phonology.voices import primary_code
 from voxstrata.store.part import Part
 
+AUTO = "auto"  # in the place of a language: the one that the model detects
 _TASKS = ("transcribe", "translate")
 _LOOK_AGAIN = 1.0  # seconds until a run that waits for others looks again
 _PROMPT_TOKENS = 4  # start, language, task, no timestamps
@@ -41,7 +42,8 @@ class Decoding:
     """How text is made of encoder states, without timestamps.
 
     task: "transcribe", or "translate" (into English). prompts: the language that each corpus language is announced
-    as, for languages that the model does not know; those not named are announced as themselves. max_new_tokens: where a
+    as, for languages that the model does not know; those not named are announced as themselves; AUTO for the one that
+    the decoder's first step finds likeliest, at each exit for itself. max_new_tokens: where a
     transcript that does not end is cut; OpenAI's code cuts at 224, half the decoder's positions. policy: "greedy" takes
     the best token each time; "whisper" tries again at other temperatures where OpenAI's code does (`policies`), with
     draws by `seed`. stop_loops: a transcript goes no further once it loops (`find_loop`); what comes before the loop's
@@ -87,7 +89,7 @@ def whisper_language(name: str, known: Mapping[str, int]) -> str | None:
 
 
 def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], decoding: Decoding) -> dict[str, str]:
-    """The language token of every corpus language; empty for an English-only model.
+    """The language token of every corpus language, or AUTO; empty for an English-only model.
 
     Raises UsageError for an unknown task, and for a task or a language that the model does not know, InputError where
     the checkpoint does not say which it knows.
@@ -112,7 +114,7 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
         return {}
     if decoding.task not in (getattr(config, "task_to_id", None) or {}):
         raise UsageError(f"{name} knows no task {decoding.task!r}")
-    tokens = {language: whisper_language(said, known) for language, said in asked.items()}
+    tokens = {language: AUTO if said == AUTO else whisper_language(said, known) for language, said in asked.items()}
     unknown = [asked[language] for language, token in tokens.items() if token is None]
     if unknown:
         nearest = "--language " + (f"{unknown[0]}=es" if unknown[0] not in prompts.values() else "…")
@@ -195,15 +197,14 @@ class _Lots:
         self._journal, self._reporter = journal, reporter
         self._rows = rows = corpus.table.to_pylist()
         self._tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
         self._tokenizer = _tokenizer(transcriber)
-        on_cpu = device == "cpu"
-        model = in_float32(transcriber.model) if on_cpu else transcriber.model.to(torch.device(device))
+        model = model_on(transcriber, device)
         self._source = source or EncodedStates(transcriber, model, corpus)
         self._norms = norms or ExitNorms(model.model.encoder.layer_norm)
         self._decoder = make_decoder(model, self._text, decoding)
         self._settings = model.generation_config
+        known = getattr(self._settings, "lang_to_id", None) or {}
+        self._codes = {token: name.strip("<|>") for name, token in known.items()}
         self._infos, self._failures = find_recordings(corpus)
         self._names = {i: str(rows[i]["id"]) for i in self._infos}
         self._texts: dict[EarlyExit, dict[int, Transcript]] = {at: {} for at in exits}
@@ -286,8 +287,9 @@ class _Lots:
                 for at in missing for n, i in enumerate(audio)
             ]  # fmt: skip
             asked = [(at, i) for at in missing for i in audio]
+            shares = {k: seconds / len(audio) for k, seconds in found.seconds.items()}
             for n, decoded in self._decoder.decode(asks):
-                self._add(*asked[n], decoded)
+                self._add(asked[n], decoded, shares)
         except OSError:  # the journal's, not a recording's
             raise
         except Exception as e:  # one bad recording must cost neither its neighbours nor the run
@@ -299,10 +301,11 @@ class _Lots:
     def _input(self, found: LayerStates, at: EarlyExit, n: int) -> torch.Tensor:
         return self._norms(at, found.layers[at.after][n])
 
-    def _add(self, at: EarlyExit, i: int, decoded: Decoded) -> None:
+    def _add(self, asked: tuple[EarlyExit, int], decoded: Decoded, encoding: Mapping[int, float]) -> None:
+        at, i = asked
         if i in self._texts[at]:
             return
-        self._texts[at][i] = transcript = self._transcript(decoded)
+        self._texts[at][i] = transcript = self._transcript(decoded, encoding.get(at.after))
         if self._journal:
             self._journal.add(self._names[i], self._infos[i], at, transcript)
         done, total = self._known - self._before, len(self._infos) * len(self._exits) - self._before
@@ -312,19 +315,26 @@ class _Lots:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 
-    def _transcript(self, decoded: Decoded) -> Transcript:
+    def _transcript(self, decoded: Decoded, encoding: float | None) -> Transcript:
         """Log-probability and probability to four decimals: beyond, they depend on what else was decoded."""
         whole, cut = ("" if decoded.silent else self._text(ids) for ids in (decoded.ids, decoded.ids[: decoded.kept]))
         no_speech = None if decoded.no_speech is None else round(decoded.no_speech, 4)
         return Transcript(
             whole, cut, len(decoded.ids), decoded.ended, decoded.kept is not None, round(decoded.avg_logprob, 4),
-            no_speech, decoded.temperature,
+            no_speech, decoded.temperature, self._codes.get(decoded.language), encoding, decoded.seconds,
         )  # fmt: skip
 
 
 def in_float32(model: Any) -> Any:
     """The model in float32; a copy unless it is, since `write_early_exit` writes weights as they are stored."""
     return model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+
+
+def model_on(transcriber: Transcriber, device: str) -> Any:
+    """The model in float32 on the CPU, in its own dtype on a GPU. Raises UsageError where there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
+    return in_float32(transcriber.model) if device == "cpu" else transcriber.model.to(torch.device(device))
 
 
 def _tokenizer(transcriber: Transcriber) -> Any:
@@ -345,18 +355,20 @@ def _batches(order: Sequence[int], rows: Sequence[dict[str, Any]], size: int) ->
 
 def make_decoder(model: Any, text: Callable[[Sequence[int]], str], decoding: Decoding) -> Decoder:
     """For `model`, transformers' whole Whisper. Raises UsageError for a policy that does not exist."""
-    limits = {"new_tokens": new_tokens(model, decoding), "stop_loops": decoding.stop_loops}
-    return Decoder(model, policy(decoding.policy), text, **limits, seed=decoding.seed)
+    return Decoder(
+        model, policy(decoding.policy), text, new_tokens=new_tokens(model, decoding), stop_loops=decoding.stop_loops,
+        seed=decoding.seed,
+    )  # fmt: skip
 
 
-def prompt(settings: Any, token: str | None, task: str) -> tuple[int | None, ...]:
+def prompt(settings: Any, token: str | None, task: str) -> tuple[int, ...]:
     """Start of transcript, language, task, no timestamps: what a model of these generation settings has of them.
 
-    token: the language's, None for an English-only model.
+    token: the language's, None for an English-only model. AUTO gives None in its place, for `Ask`.
     """
     start = [settings.decoder_start_token_id]
     if token is not None:
-        start += [settings.lang_to_id[token], settings.task_to_id[task]]
+        start += [None if token == AUTO else settings.lang_to_id[token], settings.task_to_id[task]]
     silent = getattr(settings, "no_timestamps_token_id", None)
     return tuple(start if silent is None else [*start, silent])
 

@@ -8,8 +8,9 @@ alignment of least word errors calls a substitution or an insertion) in the tran
 
     closer = mean over sentences t of [D(w, s) < D(w, t)] + [D(w, s) = D(w, t)] / 2
 
-t are the NEIGHBOURS sentences of the same language and other groups, nearest to s in length by ratio: what sound has no
-part in, since they were not what was said. 0.5 is chance; 1 is a word nearer to its own sentence than to any other.
+t are the NULL_SENTENCES sentences of the same language and other groups that are nearest to s in length by ratio: what
+sound has no part in, since they were not what was said. 0.5 is chance; 1 is a word nearer to its own sentence than to
+any other.
 `distance` is the mean of D(w, s), `null` that of D(w, t). A word counts once in a recording: loops do not decide.
 
 Words sound alike for reasons of their own: names, and loan words that are the right translation. So the same is
@@ -37,7 +38,7 @@ from voxstrata.phonology.ipa import transcribe, voices
 from voxstrata.phonology.voices import voice_of
 
 SOURCE_TEXT = "source_text"  # the corpus column with what was said
-NEIGHBOURS = 20  # sentences of the null: those nearest in length
+NULL_SENTENCES = 20  # sentences of the null: those nearest in length
 WRONG, RIGHT, MISSED = "wrong", "right", "missed"
 _ENGLISH = "en-us"  # the voice
 
@@ -157,7 +158,7 @@ def _others(name: str, sentences: Sequence[str], said: Mapping[str, _Source]) ->
     apart = [j for j, n in enumerate(sentences) if said[n].group != own.group and said[n].text != own.text]
     lengths = np.log([max(said[sentences[j]].words, 0.5) for j in apart])
     order = np.argsort(np.abs(lengths - np.log(max(own.words, 0.5))), kind="stable")
-    return np.array(apart, np.int64)[order[:NEIGHBOURS]]
+    return np.array(apart, np.int64)[order[:NULL_SENTENCES]]
 
 
 def echo_rates(words: pa.Table, scoring: Scoring) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
-from voxstrata.early_exit.echo import MISSED, NEIGHBOURS, RIGHT, WRONG
+from voxstrata.early_exit.echo import MISSED, NULL_SENTENCES, RIGHT, WRONG
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, exit_name
 from voxstrata.early_exit.figures import by_language, norm_looks, percent
 
@@ -74,10 +74,10 @@ class WrongWords(Result):
     def _explanation(self) -> str:
         text = (
             "In %: how often a word is closer in sound to the nearest word of the sentence that was said than to that "
-            f"of another sentence of its language ({NEIGHBOURS} nearest in length, other groups); 50 is chance. wrong: "
-            "substituted or inserted words; missed: those of the reference that should have stood there; right: words "
-            "of both. In brackets 95 % bootstrap intervals over groups. A word counts once in a recording. 'wrong - "
-            "missed' above 0: wrong words sound like what was said beyond what names and loan words explain. "
+            f"of another sentence of its language ({NULL_SENTENCES} nearest in length, other groups); 50 is chance. "
+            "wrong: substituted or inserted words; missed: those of the reference that should have stood there; right: "
+            "words of both. In brackets 95 % bootstrap intervals over groups. A word counts once in a recording. "
+            "'wrong - missed' above 0: wrong words sound like what was said beyond what names and loan words explain. "
             f"'{MEAN_OF_LANGUAGES}' is the mean of languages. Sound: IPA of the texts by espeak-ng (English voice for "
             "the translation), distance over PanPhon's features by the longer word; nobody has listened."
         )

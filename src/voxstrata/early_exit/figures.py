@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 NO_EXIT = "no exit transcribes this language better than saying nothing"
 _Row = Mapping[str, Any]
-NORM_NAMES = {"with": "with final LayerNorm", "without": "without final LayerNorm"}
+NORM_NAMES = {
+    "with": "with final LayerNorm",
+    "without": "without final LayerNorm",
+    "refitted": "LayerNorm refitted",
+    "mapped": "mapped to the last layer",
+}
+RATE_NAMES = {"word": "WER", "character": "CER", "both": "WER or CER"}  # by unit
 _KINDS = dict(zip(ERROR_KINDS, ("#E69F00", "#56B4E9", "#555555"), strict=True))
 
 
@@ -52,8 +58,7 @@ def plot_errors(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: s
             )
         top = max(max(r[high] or r[name] for r in mine), max((r["chance"] or 0 for r in mine), default=0))
         axes.set_ylim(0, 106 * max(top, 1))  # markers at the top stay whole
-        unit = {"word": "WER", "character": "CER"}.get(mine[0]["unit"], "WER or CER")
-        axes.set_ylabel(f"{unit} (%)", fontsize=9)
+        axes.set_ylabel(f"{RATE_NAMES[mine[0]['unit']]} (%)", fontsize=9)
 
     loops = "loops cut, " if name == "cut_rate" else ""
     return by_language(rows, draw, f"{checkpoint}: errors by exit, {loops}test part, 95 % intervals; lower is better")
@@ -108,6 +113,42 @@ def plot_shares(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: s
 
     title = f"{checkpoint}: empty and looping transcripts by exit, test part, 95 % intervals; lower is better"
     return by_language(rows, draw, title)
+
+
+def plot_speed(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: str, costs: Sequence[_Row]) -> Figure:
+    """The rate that chooses against what a recording costs, a panel for each language; a point for each exit, named k.
+
+    rows, choices: as for `plot_errors`. costs: of COSTS_SCHEMA. Cost is seconds as measured, encoder and decoder; where
+    they are not known, arithmetic.
+    """
+    from matplotlib.ticker import AutoLocator
+
+    name = next(iter(choices.values()))["chosen_by"]
+    timed = all(r[part] is not None for r in costs for part in ("encoder_seconds", "decoder_seconds"))
+    unit, scale = ("seconds", 1.0) if timed else ("flops", 1e-9)
+    spent = {(r["after"], r["norm"]): scale * (r[f"encoder_{unit}"] + r[f"decoder_{unit}"]) for r in costs}
+
+    def draw(axes: Axes, mine: Sequence[_Row]) -> None:
+        for norm, (colour, marker) in norm_looks(rows).items():
+            of = [r for r in mine if r["norm"] == norm]
+            x, y = [spent[r["after"], norm] for r in of], percent(of, name)
+            axes.plot(x, y, "-", color=colour, lw=0.7, alpha=0.6)
+            axes.plot(x, y, marker, color=colour, markersize=4, label=NORM_NAMES.get(norm, norm))
+            for at, rate, r in zip(x, y, of, strict=True):
+                look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour}
+                axes.annotate(str(r["after"]), (at, rate), (4, 3), **look)
+        axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing")
+        axes.set_ylim(0, 106 * max(1, *(r[name] for r in mine)))
+        axes.set_ylabel(f"{RATE_NAMES[mine[0]['unit']]} (%)", fontsize=9)
+
+    cost = "seconds for a recording, as measured" if timed else "GFLOP for a recording"
+    title = f"{checkpoint}: errors against cost of every exit k, test part; lower left is better"
+    figure = by_language(rows, draw, title)
+    for axes in figure.axes:
+        axes.set_xlabel(cost, fontsize=9)
+        axes.xaxis.set_major_locator(AutoLocator())
+        axes.set_xlim(left=0)
+    return figure
 
 
 def by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], None], title: str) -> Figure:

@@ -40,8 +40,8 @@ class Policy:
 
 
 GREEDY = Policy("greedy")
-WHISPER = Policy("whisper", (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 5, 2.4, -1.0, 0.6)
-_ALL = {policy.name: policy for policy in (GREEDY, WHISPER)}
+FALLBACKS = Policy("whisper", (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 5, 2.4, -1.0, 0.6)
+_ALL = {policy.name: policy for policy in (GREEDY, FALLBACKS)}
 POLICIES: Sequence[str] = tuple(_ALL)
 
 

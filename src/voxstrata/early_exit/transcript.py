@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LOOP_TOKENS, LOOP_COPIES = 24, 4  # no loop is shorter, and none has fewer copies
-_LONGEST_PERIOD = 56  # a quarter of the 224 tokens at which OpenAI's code cuts a transcript
+LOOP_TOKENS, LOOP_COPIES = 16, 5  # no loop is shorter, and none has fewer copies
+_LONGEST_PERIOD = 44  # of which 5 copies fit into the 224 tokens at which OpenAI's code cuts a transcript
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Transcript:
     most tokens that a transcript may have. looped: it repeats itself (`find_loop`).
     avg_logprob: the mean natural log-probability of its tokens and the end, after suppression. no_speech: the
     probability of Whisper's token for no speech; None where the model has none. temperature: at which it was drawn.
+    language: Whisper's code of the language in the prompt ("es"), announced or detected; None: it knows English alone.
+    encoder_seconds, decoder_seconds: its share of the time in which it was made; None where the states were stored.
     """
 
     text: str
@@ -29,13 +31,16 @@ class Transcript:
     avg_logprob: float
     no_speech: float | None
     temperature: float = 0.0
+    language: str | None = None
+    encoder_seconds: float | None = None
+    decoder_seconds: float = 0.0
 
 
 class LoopWatch:
     """Follows one transcript token by token and tells when it repeats itself.
 
-    A loop is an end that is periodic: n tokens, n up to 56, that stand there 4 times in a row or more, in at least 24
-    tokens together. So a single token needs 24 copies, two tokens 12, six or more 4.
+    A loop is an end that is periodic: n tokens, n up to 44, that stand there 5 times in a row or more, in at least 16
+    tokens together. So a single token needs 16 copies, two tokens 8, four or more 5. The last copy is whole.
     """
 
     def __init__(self) -> None:

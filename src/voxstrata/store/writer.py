@@ -226,6 +226,11 @@ class StoreWriter:
         self.files.write(marker_name(number), json_bytes(marker, self._identity))
         self._damaged.discard(unit)
 
+    def reopen(self, unit: int) -> None:
+        """Make a committed unit pending again; what is stored of it can be read until it is written anew."""
+        self.files.remove(marker_name(self.first_unit + unit))
+        self._sound.discard(unit)
+
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
         """Reasons by index of all that failed at probing or in these committed units, and the units' overflows.
 
@@ -288,6 +293,7 @@ class StoreWriter:
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else card.family.hop * spec.every,
             "checksums": "crc32c",
+            **plan.derived,
         }
         if plan.corpus.lengths != "headers":
             about["lengths"] = plan.corpus.lengths

@@ -54,7 +54,7 @@ def mine(
     """
     names = depth_order(select_outputs(outputs, x.store.outputs))
     for name in names:
-        refuse_incomparable(x, y, name, frames=False)
+        refuse_incomparable(x, y, name)
     sides = [_labels(side) for side in (x, x if y is None else y)]
 
     def sources() -> Iterator[_Source]:
