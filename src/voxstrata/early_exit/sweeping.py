@@ -13,6 +13,7 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.companions import (
@@ -32,7 +33,7 @@ from voxstrata.early_exit.decoding import (
     transcribe_recordings,
     whisper_language,
 )
-from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, PLAIN, TEST, ExitNorm, every_exit
+from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, PLAIN_NORMS, TEST, ExitNorm, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
 from voxstrata.early_exit.policies import policy
@@ -50,7 +51,7 @@ def sweep(
     folder: str | Path,
     *,
     blocks: Sequence[int] | None = None,
-    norms: Sequence[ExitNorm] = PLAIN,
+    norms: Sequence[ExitNorm] = PLAIN_NORMS,
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     device: str = "cpu",
@@ -122,7 +123,9 @@ def sweep(
             ]
             settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, exit_costs(transcriber, scores), journal.resumed)
-            beside = [languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)]
+            beside: list[Result | None] = [
+                languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)
+            ]
             beside += [sound_result(scores, corpus, settings, scoring)] if english else []
             with patient_lock(journal.files):  # others may be as far
                 result.save(folder)

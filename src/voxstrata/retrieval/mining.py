@@ -19,8 +19,8 @@ from voxstrata.retrieval.finished import FoundSimilarity
 from voxstrata.retrieval.folder import BACKWARD, FORWARD
 from voxstrata.retrieval.selection import Selection
 
-PLAIN = "raw"  # the similarity itself
-MINING_SCORES = {"ratio_margin": 4, "csls": 10, PLAIN: 4}  # with the number of neighbours in the papers
+PLAIN_SCORE = "raw"  # the similarity itself
+MINING_SCORES = {"ratio_margin": 4, "csls": 10, PLAIN_SCORE: 4}  # with the number of neighbours in the papers
 STRATEGIES = ("intersection", "max")
 
 _Float64 = NDArray[np.float64]

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
+from voxstrata.base.spool import Spool
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.checked import (
@@ -44,7 +46,7 @@ from voxstrata.store.planned import APPENDED, PROBE, refuse_other_plan
 from voxstrata.store.planned import PLAN as PLAN
 from voxstrata.store.planned import appended_name as appended_name
 from voxstrata.store.planned import read_plans as read_plans
-from voxstrata.store.shard import ShardLayout, shard_checksum
+from voxstrata.store.shard import ShardLayout, checksum_of, shard_checksum
 from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.strings import string_chunk
@@ -211,7 +213,7 @@ class StoreWriter:
         return f"{array.path}/{array.metadata.encode_chunk_key((self.first_unit + unit, 0))}"
 
     def commit(
-        self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str], overflows: int = 0
+        self, unit: int, blocks: Mapping[str, NDArray[Any] | Spool], failures: Mapping[int, str], overflows: int = 0
     ) -> None:
         """Write one unit: for every output a block of its used rows × d, as one shard; then its marker.
 
@@ -220,8 +222,13 @@ class StoreWriter:
         """
         checksums = {}
         for output, array in self._arrays.items():
-            if blocks:
-                parts = self._layouts[output].parts(blocks[output][: self.plan.rows_used(unit)])
+            if blocks and isinstance(block := blocks[output], Spool):
+                own: list[bytes] = []
+                made = partial(self._layouts[output].streamed, block, own)
+                self.files.write_made(self._shard(array, unit), made)
+                checksums[output] = checksum_of(own)
+            elif blocks:
+                parts = self._layouts[output].parts(block[: self.plan.rows_used(unit)])
                 self.files.write(self._shard(array, unit), *parts)
                 checksums[output] = shard_checksum(parts)
             else:

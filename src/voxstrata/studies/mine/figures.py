@@ -11,7 +11,7 @@ import pyarrow as pa
 from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
 from voxstrata.base.tables import distinct
 from voxstrata.evaluation.bootstrap import LEVEL
-from voxstrata.retrieval.mining import PLAIN
+from voxstrata.retrieval.mining import PLAIN_SCORE
 
 
 def plot_mining(curve: pa.Table, title: str, settings: Mapping[str, Any]) -> Figure:
@@ -33,8 +33,8 @@ def plot_mining(curve: pa.Table, title: str, settings: Mapping[str, Any]) -> Fig
             axes.plot(x, precision, color=colour, linewidth=2, label=output, zorder=3)
             if len(outputs) == 1:
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        if len(outputs) == 1 and score != PLAIN:
-            plain, _, _, found, _ = _columns([row for row in own if row["score"] == PLAIN])
+        if len(outputs) == 1 and score != PLAIN_SCORE:
+            plain, _, _, found, _ = _columns([row for row in own if row["score"] == PLAIN_SCORE])
             name = f"mined by {settings['similarity']} itself"
             left.plot(found, plain, ":", color=STYLES[1][0], linewidth=2, label=name, zorder=2)
         for row in table:

@@ -15,7 +15,7 @@ from voxstrata.base.result import STORE
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.mining import (
-    PLAIN,
+    PLAIN_SCORE,
     MinedPositions,
     NearestLists,
     lists_of_pooled,
@@ -113,8 +113,8 @@ def _mined(
         mined = mine_lists(source.lists, options.score, options.k, options.strategy)
         threshold = judge.threshold(mined)
         rows = judge.curve(options.score, mined, threshold)
-        if options.score != PLAIN:  # the control: what the neighbours add
-            rows += judge.curve(PLAIN, mine_lists(source.lists, PLAIN, options.k, options.strategy))
+        if options.score != PLAIN_SCORE:  # the control: what the neighbours add
+            rows += judge.curve(PLAIN_SCORE, mine_lists(source.lists, PLAIN_SCORE, options.k, options.strategy))
         curves += [{"output": source.output, **row} for row in rows]
         pairs.append(_pair_table(source, mined, int(np.count_nonzero(mined.score >= threshold))))
         reporter.progress(Progress("mining", n, count, "outputs"))

@@ -10,7 +10,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct, with_interval
 from voxstrata.evaluation.bootstrap import LEVEL
-from voxstrata.retrieval.mining import PLAIN
+from voxstrata.retrieval.mining import PLAIN_SCORE
 from voxstrata.studies.mine.figures import plot_mining
 
 ALL_GROUPS, DEV_GROUPS, TEST_GROUPS = "all", "development", "test"
@@ -95,7 +95,7 @@ class MinedPairs(Result):
         body = []
         part = TEST_GROUPS if self.settings["development_groups"] else ALL_GROUPS
         for output in outputs:
-            rows, plain = self._rows(output, self.settings["score"]), self._rows(output, PLAIN)
+            rows, plain = self._rows(output, self.settings["score"]), self._rows(output, PLAIN_SCORE)
             picked = [row for row in rows if row["chosen"]] or rows[-1:]
             judged = next((row for row in picked if row["part"] == part), rows[-1])
             cells = [*_figures(judged), *(_percent(r[0], "average_precision") for r in (rows, plain))]
