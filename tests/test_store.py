@@ -203,13 +203,26 @@ def test_repr_says_what_it_is(store: EmbeddingStore, written: Path) -> None:
     )
 
 
+def test_a_store_is_a_sequence_of_utterances(store: EmbeddingStore) -> None:
+    one = store["fr/2"]
+    assert (one.id, one.language, one.seconds, one.status) == ("fr/2", "fr", 1.0, "done")
+    assert repr(one) == "<utterance fr/2: fr, 1.00 s, done>"
+    assert repr(store["en/bad"]).endswith("failed>")
+    np.testing.assert_array_equal(one.frames("final"), store.frames("fr/2", "final"))
+    np.testing.assert_array_equal(one.pooled("final"), store.pooled("final")[store.index("fr/2")])
+    assert [u.id for u in store] == store.ids == [store[i].id for i in range(-13, 0)]
+    np.testing.assert_array_equal(store.frames(-2, "final"), store.frames(store.ids[-2], "final"))
+
+
 def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) -> None:
     for call, message in (
         (lambda: store.frames("en/none", "final"), "no utterance 'en/none', it holds e.g."),
         (lambda: store.frames(13, "final"), "index 13 out of range"),
-        (lambda: store.frames(-1, "final"), "index -1 out of range"),
+        (lambda: store.frames(-14, "final"), "index -14 out of range"),
+        (lambda: store[13], "index 13 out of range"),
+        (lambda: store["nobody"], "no utterance 'nobody'"),
         (lambda: store.ragged("final", [0, 99]), "index 99 out of range"),
-        (lambda: store.pooled("final", [-3]), "index -3 out of range"),
+        (lambda: store.pooled("final", [-14]), "index -14 out of range"),
         (lambda: store.frames("en/0", "layer_02"), "no output 'layer_02'; it holds layer_01, final"),
         (lambda: store.frames("en/bad", "final"), "'en/bad' is failed: .*not audio"),
         (lambda: store.ragged("final", range(13)), "'en/bad' is failed"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.corpus
 @options.model
-@options.out("Store to make or to resume: a path or s3://…, gs://…", "store", type=str)
+@options.out("Store to make or to resume: a path or s3://…, gs://…", "store", type=click.Path())
 @options.reading
 @options.storing
 @options.planning
@@ -91,16 +91,18 @@ def extract(
         raise vs.UsageError("--keep-going is for a run of one process; leave out --ray, or several devices")
     runtime = replace(runtime, tokens=tokens, unit_megabytes=unit_mb)
     how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": not no_fsync}
+    opened = vs.open_model(model)
+    spec.for_model(opened.card, devices[0])  # what the model has not is refused before a large corpus is read
     with resume_hint(), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
         read = vs.read_corpus(corpus, **reading)
         if not as_json:
             tell_corpus(corpus, read, err=True)
         if retry_failed:
-            reopened = reopen_failed(prepare(read, model, store, spec, runtime, reporter, **how), reporter)
+            reopened = reopen_failed(prepare(read, opened, store, spec, runtime, reporter, **how), reporter)
             reporter.step(f"{len(reopened)} units are done again, since recordings in them can be read now")
         if prepare_only:
-            run = prepare(read, model, store, spec, runtime, reporter, **how)
+            run = prepare(read, opened, store, spec, runtime, reporter, **how)
             reporter.clear()
             _tell_prepared(store, run.plan.units, len(run.pending()), as_json)
             return 0
@@ -109,20 +111,10 @@ def extract(
                 about: dict[str, Any] = {"workers": workers, "source": corpus, "reading": reading, **how}
                 report = extract_on_ray(read, model, store, spec, runtime, reporter, **about)
         elif len(devices) > 1:
-            report = extract_on(devices, read, model, store, spec, runtime, reporter, part=part, **how)
+            report = extract_on(devices, read, opened, store, spec, runtime, reporter, part=part, **how)
         else:
-            report = vs.extract(
-                read,
-                model,
-                store,
-                spec,
-                runtime,
-                reporter,
-                efficiency=efficiency,
-                part=part,
-                keep_going=keep_going,
-                **how,
-            )
+            alone: dict[str, Any] = {"efficiency": efficiency, "part": part, "keep_going": keep_going}
+            report = vs.extract(read, opened, store, spec, runtime, reporter, **alone, **how)
     if as_json:
         print_json(report.to_dict() | {"corpus": corpus_json(read)})
     else:

@@ -15,7 +15,7 @@ RANGES_SHOWN = 12
 
 
 @click.command()
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @options.as_json
 def info(path: str, as_json: bool) -> None:
     """Say what is in a model folder or a store.
@@ -180,6 +180,7 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
     silence = f", {model['silence']['kind']} silence" if context["mode"] == "bucketed" else ""
     rows = [
         ("model", f"{model['checkpoint']}, {model['layers']} layers, d = {model['d_model']}, {model['dtype']}"),
+        ("family", model.get("family", {}).get("name", "Whisper")),
         ("encoder SHA-256", model["weights_sha256"]),
         ("outputs", ", ".join(spec["outputs"])),
         ("stored", f"{stored}; {about['bytes_per_output'] / 1e6:.1f} MB per output"),

@@ -9,6 +9,8 @@ import click
 
 from voxstrata.base.plain import escaped_json, spelt_out
 
+PROGRESS, PROGRESS_KINDS = "VOXSTRATA_PROGRESS", ("auto", "bar", "log", "none")
+
 
 def say(text: object = "", err: bool = False) -> None:
     """Print a line, on standard error if `err`."""

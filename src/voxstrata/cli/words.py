@@ -11,7 +11,7 @@ from voxstrata.cli.corpora import refuse_swapped
 
 
 @click.command(short_help="Sound or meaning, word by word.")
-@click.argument("word_list", metavar="LIST")
+@click.argument("word_list", metavar="LIST", type=click.Path())
 @options.model
 @options.out("Folder for the spoken words, their store, and the results.")
 @options.outputs

@@ -54,12 +54,20 @@ class DecodeAhead(Stage):
 
     def _fill(self, wanted: int | None = None) -> None:
         """Have recordings decoded up to the limit, and in any case up to the one that is wanted."""
-        while self._ahead < self._limit or not self._pending or (wanted is not None and wanted not in self._pending):
+        while (
+            (self._ahead < self._limit and self._may_go_on())
+            or not self._pending
+            or (wanted is not None and wanted not in self._pending)
+        ):
             if (following := next(self._order, None)) is None:
                 break
             key, row, info = following
             self._pending[key] = info.samples, self._pool.submit(self._decode, row, info)
             self._ahead += info.samples
+
+    def _may_go_on(self) -> bool:
+        """Whether another recording may be decoded before it is asked for."""
+        return True
 
     def _decode(self, row: int, info: AudioInfo | Stated) -> tuple[Samples | Spool | str, float]:
         begin = time.perf_counter()

@@ -25,6 +25,7 @@ from voxstrata.store.plan import Plan, Window
 BATCHES_IN_FLIGHT = 4
 BATCHES_WAITING = 2
 BATCHES_AHEAD = 2  # of audio, decoded before the encoder asks for it
+UNITS_AHEAD = 2  # begun before the encoder asks for them: whoever begins a unit keeps other workers from it
 # Of audio among which windows are sorted into batches. Recordings are held from their first window to their last,
 # and a unit may hold hours of them when states are pooled or averaged.
 BATCHES_SORTED = 8
@@ -96,6 +97,7 @@ class DecodeStage(DecodeAhead):
         self._plan, self._units, self._encoder, self._keep_going = plan, units, encoder, keep_going
         self._given_up: int | None = None  # the unit whose recordings are not decoded any more
         self._begun: deque[int] = deque()  # units whose batches have not been asked for
+        self._left = 0  # recordings of the last of them that are not being decoded yet
         ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * plan.family.hop
         super().__init__(plan.corpus, self._recordings(), encoder.threads, ahead)
 
@@ -104,12 +106,17 @@ class DecodeStage(DecodeAhead):
         longest first, and which are decoded in the order in which they lie in their file."""
         for unit in self._units:
             self._begun.append(unit)
-            for u in self._plan.members(unit):
+            members = self._plan.members(unit)
+            for self._left, u in zip(range(len(members) - 1, -1, -1), members, strict=True):
                 if unit == self._given_up:
+                    self._left = 0
                     break
                 info = self._plan.probed.info(u)
                 assert info is not None, "what cannot be probed is in no unit"
                 yield u, u, info
+
+    def _may_go_on(self) -> bool:
+        return self._left > 0 or len(self._begun) < UNITS_AHEAD
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Samples]]]:
         while self._begun:  # with the last recording of a unit the next unit is begun

@@ -300,6 +300,7 @@ class StoreWriter:
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else card.family.hop * spec.every,
             "checksums": "crc32c",
+            **plan.derived,
         }
         if plan.corpus.lengths != "headers":
             about["lengths"] = plan.corpus.lengths
