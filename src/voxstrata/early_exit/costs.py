@@ -72,9 +72,12 @@ def count_parameters(config: WhisperConfig) -> int:
 
 
 def decoder_flops(config: WhisperConfig, tokens: float) -> float:
-    """Of one transcript of so many tokens after a prompt of 4; a multiplication and an addition are two."""
+    """Of one transcript of so many tokens after a prompt of 4; a multiplication and an addition are two.
+
+    Logits are of the first token (no speech), of each token and of the end.
+    """
     d, layers, frames, steps = config.d_model, config.decoder_layers, config.max_source_positions, tokens + _PROMPT
     memory = 2 * 2 * frames * d**2 * layers  # keys and values
     weights = 2 * (6 * d**2 + 2 * d * config.decoder_ffn_dim) * layers
     looked_at = 2 * 2 * d * (frames + (steps + 1) / 2) * layers  # logits and sums over frames and earlier tokens
-    return float(memory + steps * (weights + looked_at) + (tokens + 1) * 2 * d * config.vocab_size)
+    return float(memory + steps * (weights + looked_at) + (tokens + 2) * 2 * d * config.vocab_size)

@@ -47,7 +47,8 @@ class SofterExits(Result):
     per layer, arrays as lists (`Fit`).
 
     R² = 1 - Σ‖LN(x_L) - y‖² / Σ‖LN(x_L) - m‖² over the frames of speech, y what the exit gives the decoder, m the mean
-    of LN(x_L) over the development part: what one would say knowing nothing of the frame is 0, and worse is below 0.
+    of LN(x_L) over the development part: what one would say knowing nothing of the frame is 0. Below it lies what has
+    the right size and the wrong shape: LayerNorms give frames of that size, so unrelated frames come to about -1.
     r2_layer: the same of x_L itself and the map, before the LayerNorm.
     """
 
@@ -94,8 +95,9 @@ class SofterExits(Result):
         fitted = self.settings["fitted_on"]
         note = (
             "R² of what the decoder gets, to what the whole encoder gives it (LayerNorm of layer_L), over the frames "
-            f"of speech of the test part: 1 is the same, 0 is no better than the mean of the development part. Fitted "
-            f"on {fitted['recordings']} recordings of the development part ({fitted['frames']} frames), no gradient: "
+            "of speech of the test part: 1 is the same, 0 no better than the mean of the development part, -1 about "
+            f"what unrelated frames give. Fitted on {fitted['recordings']} recordings of the development part "
+            f"({fitted['frames']} frames), no gradient: "
             "'refitted' gives each channel its usual mean and deviation, 'mapped' is an affine map from layer_k to "
             "layer_L by least squares (ridge λ), then the LayerNorm. In brackets 95 % bootstrap intervals over groups. "
             f"'{MEAN_OF_LANGUAGES}' is the mean over languages."
@@ -114,7 +116,7 @@ class SofterExits(Result):
                 label = NORM_NAMES.get(norm, norm)
                 axes.plot(x, percent(of, "r2"), color=colour, marker=marker, markersize=4, label=label)
             axes.axhline(0, color="black", lw=0.8, ls=":", label="the mean: knowing nothing")
-            axes.set_ylim(-105, 105)
+            axes.set_ylim(max(-250, min(-105, *(105 * r["r2"] for r in rows))), 105)  # what lies below says no more
             axes.set_ylabel("R² (%)", fontsize=9)
 
         title = f"{self.settings['checkpoint']}: how much of the last layer an exit gives, {self.settings['corpus']}"

@@ -28,6 +28,7 @@ from voxstrata.early_exit.costs import COSTS_SCHEMA, exit_costs
 from voxstrata.early_exit.decoding import (
     Decoding,
     check_texts,
+    language_tokens,
     model_on,
     new_tokens,
     transcribe_recordings,
@@ -87,20 +88,31 @@ def sweep(
     languages = getattr(transcriber.model.generation_config, "lang_to_id", None)  # none: it knows English alone
     foreign = {name for name in normalizers if languages and whisper_language(name, languages) is None and not english}
     units = units_of(rows, scoring, foreign)
-    # What decides the texts.
-    decides: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
-    decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
-    decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
+    language_tokens(transcriber, [row["language"] for row in rows], decoding)  # refuses what would be refused later
+    # What decides the states, and so what is fitted; then, what decides the texts.
+    of_states: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
+    of_states["device"] = device
+    decides = {**of_states, "task": decoding.task, "prompts": dict(decoding.prompts)}
+    decides["max_new_tokens"] = decoding.max_new_tokens
     decides |= {"policy": asdict(policy(decoding.policy)), "stop_loops": decoding.stop_loops, "seed": decoding.seed}
     exits = every_exit(transcriber.encoder.shape.layers, blocks, norms)
     model = model_on(transcriber, device)
     source = EncodedStates(transcriber, model, corpus)
     try:
         with leaving_no_empty_folder(folder), ExitStack() as stack:
-            of_fits = {name: decides[name] for name in ("model_sha256", "corpus_sha256", "device")}
             about = _about(transcriber, corpus)
             softer = softer_exits(
-                exits, folder, model, source, corpus, list(parts.values()), of_fits, about, scoring, overwrite, reporter
+                exits,
+                folder,
+                model,
+                source,
+                corpus,
+                list(parts.values()),
+                of_states,
+                about,
+                scoring,
+                overwrite,
+                reporter,
             )
             decides |= {"fits_sha256": softer.settings["fits_sha256"]} if softer else {}
             journal = stack.enter_context(open_journal(folder, decides, overwrite))

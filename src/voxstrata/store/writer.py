@@ -52,6 +52,7 @@ from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.strings import string_chunk
 
 PENDING, DONE, FAILED = 0, 1, 2
+SPANS = "spans"  # what a store says of itself whose states are those of words or phones, taken from another store
 STATUS = ("pending", "done", "failed")
 # What is left of a root group's metadata when a run is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.(json\.)?[0-9a-f]+\.partial")
@@ -90,6 +91,12 @@ def refuse_foreign(files: Files) -> None:
         raise InputError(
             f"{files.root}: exists and is not a voxstrata store (it holds {found[0]}); choose another name"
         )
+
+
+def refuse_spans(files: Files) -> None:
+    """Raise InputError where a store lies that was made of another one: recordings have no place in it."""
+    if (made := root_attributes(files).get("voxstrata", {}).get(SPANS)) is not None:
+        raise InputError(f"{files.root}: holds spans of {made['store']}; append to that, and make the spans anew")
 
 
 def compare_settings(files: Files, card: ModelCard, spec: StoreSpec) -> dict[str, Any]:
