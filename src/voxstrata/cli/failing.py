@@ -48,6 +48,9 @@ def tell(error: BaseException) -> int:
     if isinstance(error, OSError):  # a full disk, a folder that may not be written: the message names the file
         say_error(error)
         return 3
+    if isinstance(error, UnicodeEncodeError):  # click asks the system for a path before we do
+        say_error(f"{error.object!a}: not valid Unicode, so that no file can be called so; correct the name")
+        return 3
     module = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module in _EXTRAS:
         say_error(f"{module} is not installed; pip install 'voxstrata[{_EXTRAS[module]}]'")
