@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-pytest.importorskip("jiwer")
 
 from voxstrata.early_exit.detected import DetectedLanguages, detected_languages
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, EarlyExit
@@ -26,7 +25,7 @@ def result() -> DetectedLanguages:
     return detected_languages(ROWS, HEARD, RIGHT, SETTINGS, 200, 0)
 
 
-def of(language: str, at: EarlyExit) -> dict[str, float]:
+def of(language: str, at: EarlyExit) -> dict[str, Any]:
     (row,) = [r for r in result().table.to_pylist() if (r["language"], r["after"]) == (language, at.after)]
     return row
 

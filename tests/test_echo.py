@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,8 @@ pytest.importorskip("panphon")
 pytest.importorskip("phonemizer")
 
 from voxstrata.base.errors import InputError
-from voxstrata.early_exit.echo import ECHO_SCHEMA, MISSED, RIGHT, WRONG, echo_rates, echoes, words_of
+from voxstrata.early_exit.echo import ECHO_SCHEMA, echo_rates, echoes, words_of
+from voxstrata.early_exit.echo_result import MISSED, RIGHT, WRONG
 from voxstrata.early_exit.scoring import Scoring
 
 SPANISH = [
@@ -44,7 +46,7 @@ def scored(heard: list[str], language: str = "es", reference: list[str] = ENGLIS
 SOURCES = {f"es{i}": text for i, text in enumerate(SPANISH)} | {f"ru{i}": text for i, text in enumerate(RUSSIAN)}
 
 
-def rate(table: pa.Table, kind: str, language: str = "es", after: int = 1) -> dict[str, float]:
+def rate(table: pa.Table, kind: str, language: str = "es", after: int = 1) -> dict[str, Any]:
     found = [r for r in echo_rates(table, Scoring(resamples=200)).to_pylist()
              if (r["language"], r["kind"], r["after"]) == (language, kind, after)]  # fmt: skip
     assert len(found) == 1

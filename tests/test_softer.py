@@ -100,6 +100,8 @@ def test_controls_are_in_the_tables_and_never_chosen(swept: tuple[Path, EarlyExi
     assert held == {(2, "mapped"), (2, "refitted"), (2, "without"), (2, "with"), (3, "without"), (3, "with")}
     assert not {r["norm"] for r in result.choices.to_pylist()} & {"mapped", "refitted"}
     assert (folder / "fits" / "fits.png").exists()
+    parameters = {r["norm"]: r["parameters"] for r in result.costs.to_pylist() if r["after"] == 2}
+    assert parameters["refitted"] == parameters["with"] == parameters["mapped"] - 32 * 33  # a matrix and an offset
 
 
 def test_a_refitted_exit_is_written_as_a_checkpoint_that_says_the_same(

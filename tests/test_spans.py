@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
+from conftest import sound
 from kills import contents
 from stores import Utterance, card, make_store
 from test_cli import run
@@ -170,7 +172,7 @@ def test_spans_say_whose_they_are(made: tuple[Path, Path]) -> None:
         "parent": "en0", "path": "en0.wav", "language": "en", "group": "door", "text": "door", "row_count": 1,
         "status": "done", "rows": 9,
     }  # fmt: skip
-    times = [row[name] for name in ("start", "end", "offset", "duration", "seconds")]
+    times = [row[name] for name in ("from_second", "to_second", "offset", "duration", "seconds")]
     assert times == pytest.approx([0.24, 0.42, 0.24, 0.18, 0.18])
 
 
@@ -179,26 +181,27 @@ def test_spans_say_whose_they_are(made: tuple[Path, Path]) -> None:
 
 def test_what_is_mended_or_left_out_is_counted(tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
-    make_store(store, {name: Utterance(spoken([("red", 15)])) for name in ("a", "b", "c", "d")})  # 0.3 s each
+    make_store(store, {name: Utterance(spoken([("red", 15)])) for name in "abcde"})  # 0.3 s each
     spans = {
         "a": [("red", 0.0, 0.2), ("moon", 0.105, 0.11), ("door", 0.15, 0.2), ("<eps>", 0.2, 0.25), ("SP", 0.25, 0.3)],
         "b": [("red", 0.0, 0.35), ("no times", 0.35, None)],
         "c": [("red", 0.0, 0.1), ("far", 0.35, 0.41)],
         "d": [("sil", 0.0, 0.3)],
+        "e": [("red", 0.3, 0.3), ("moon", 0.3, 0.3)],
         "stranger": [("red", 0.0, 0.1)],
     }
     tiers = {n: [{"word": w, "start": s, "end": e} for w, s, e in words] for n, words in spans.items()}
     words, report = make((store, aligned(tmp_path / "json", tiers)))
-    expected = {"silences": 3, "untimed": 1, "cut": 0, "clipped": 1, "overlapping": 2, "short": 1, "early": 0}
+    expected = {"silences": 3, "untimed": 1, "cut": 0, "clipped": 1, "overlapping": 2, "short": 3, "early": 0}
     assert report.counts == expected
-    assert words.ids == ["a:0", "a:1", "a:2", "b:0"]
+    assert words.ids == ["a:0", "a:1", "a:2", "b:0", "e:0", "e:1"]
     assert report.strangers == ["stranger"]
     assert report.left_out["c"].startswith("'far' ends 0.11 s after the end: an alignment of another recording")
     assert report.left_out["d"].startswith("nothing is spoken in its tier 'words'")
     rows = {row["id"]: (row["first_row"], row["rows"]) for row in words.utterances.to_pylist()}
-    assert rows == {"a:0": (0, 10), "a:1": (5, 1), "a:2": (8, 2), "b:0": (0, 15)}
+    assert rows == {"a:0": (0, 10), "a:1": (5, 1), "a:2": (8, 2), "b:0": (0, 15), "e:0": (14, 1), "e:1": (14, 1)}
     text = report.to_text()
-    assert "  1 hold the middle of no frame, and have the nearest" in text
+    assert "  3 hold the middle of no frame, and have the nearest" in text
     assert "alignments of no utterance: 1, e.g. 'stranger'" in text
 
 
@@ -297,7 +300,10 @@ def test_parts_of_a_file_take_their_own_share_of_its_alignment(tmp_path: Path) -
     words = [("before", 0.5, 0.9), ("one", 1.0, 1.3), ("cut", 1.3, 1.9), ("two", 1.95, 2.25), ("after", 2.4, 2.5)]
     spans = [{"word": w, "start": s, "end": e} for w, s, e in words]
     store, report = make((tmp_path / "s.zarr", aligned(tmp_path / "json", {"talk": spans})))
-    rows = {row["id"]: [row[n] for n in ("text", "start", "end", "offset")] for row in store.utterances.to_pylist()}
+    rows = {
+        row["id"]: [row[n] for n in ("text", "from_second", "to_second", "offset")]
+        for row in store.utterances.to_pylist()
+    }
     assert rows == {"t1:1": ["one", 0.0, pytest.approx(0.3), 1.0], "t2:3": ["two", pytest.approx(0.35), 0.6, 1.95]}
     assert (report.counts["cut"], report.counts["clipped"]) == (1, 1)
     # by their ids, times count from their own beginnings
@@ -451,3 +457,46 @@ def test_other_spans_in_the_same_place_are_refused(made: tuple[Path, Path], caps
     (made[1] / "en0.json").write_text(json.dumps(words))
     with pytest.raises(vs.InputError, match="cannot resume: samples of 'en0:0' is 1920 there, 1600 here"):
         make(made)
+
+
+def test_a_store_of_spans_says_what_it_is_and_takes_no_recordings(
+    made: tuple[Path, Path], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(made)
+    words = made[0].parent / "words.zarr"
+    assert run("info", words, "--json") == 0
+    said = json.loads(capsys.readouterr().out)["spans"]
+    assert {name: said[name] for name in ("store", "tier", "pool", "group")} == {
+        "store": "s.zarr", "tier": "words", "pool": "mean", "group": "word",
+    }  # fmt: skip
+    soundfile.write(tmp_path / "a.wav", sound(0.5, 0), 16_000)
+    assert run("append", words, tmp_path, tiny_model) == 3
+    assert "holds spans of s.zarr; append to that, and make the spans anew" in capsys.readouterr().err
+
+
+def test_words_of_a_list_are_found_in_sentences_and_compared(tmp_path: Path) -> None:
+    """The vector of a word is that of its meaning, so synonyms are closest; how it sounds plays no part."""
+    rng = np.random.default_rng(3)
+    meanings = [f"m{n}" for n in range(30)]
+    rows = ["form\tlanguage\tmeaning\tipa"]
+    said: dict[str, list[tuple[str, int]]] = {}
+    for language in ("en", "es"):
+        for m in meanings:
+            ipa = "".join(rng.choice(list("pbtdkszmnfaeiou"), 5))
+            rows.append(f"{language}{m}\t{language}\t{m}\t{ipa}")
+        rows.append(f"unsaid\t{language}\tnothing\tpa")
+        said[language] = [(m, 6) for m in rng.permutation(meanings)]
+    (tmp_path / "list.tsv").write_text("\n".join(rows), encoding="utf-8")
+    make_store(tmp_path / "s.zarr", {name: Utterance(spoken(words), name) for name, words in said.items()})
+    names = {x: [{**w, "word": f" {x.upper()}{w['word']}."} for w in timed(words)] for x, words in said.items()}
+    make((tmp_path / "s.zarr", aligned(tmp_path / "json", names)))
+    command = ("words", tmp_path / "list.tsv", tmp_path / "words.zarr", "-o", tmp_path / "out", "--bootstrap", 0)
+    assert run(*command) == 0
+    table = pq.read_table(tmp_path / "out" / "words.parquet")
+    found = {(r["output"], r["similarity"], r["kind"]): r for r in table.to_pylist() if r["language_a"] == "all"}
+    assert found["final", "pooled_cosine", "synonyms"]["auc"] == 1
+    assert found["final", "seqsim_f1", "synonyms"]["auc"] == 1
+    assert found["final", "pooled_cosine", "near_homophones"]["auc"] < 0.9
+    assert json.loads(table.schema.metadata[b"voxstrata_words"])["words"] == 60
+    (tmp_path / "list.tsv").write_text("\n".join([*rows, "enM0\ten\tm7\tpa"]), encoding="utf-8")
+    assert run(*command, "--overwrite") == 3  # two meanings of one word

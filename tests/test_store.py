@@ -23,7 +23,7 @@ import xarray
 import zarr
 from conftest import sound
 
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UnreachableError, UsageError
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, Device, open_model
@@ -396,11 +396,14 @@ def test_a_file_that_changed_fails_alone_and_only_where_it_is_still_needed(
     assert extract(other / "m.tsv", tiny_model, path, StoreSpec(OUTPUTS)).resumed_units == 3
     assert contents(path) == contents(written)
     (path / "units" / "000002.json").unlink()
+    with pytest.raises(UnreachableError, match=r"fr/2\.wav: is gone, and was there when its header was read"):
+        extract(other / "m.tsv", tiny_model, path, StoreSpec(OUTPUTS))
+    (other / "fr" / "2.wav").write_bytes(b"")  # the way to do without it
     report = extract(other / "m.tsv", tiny_model, path, StoreSpec(OUTPUTS))
     assert sorted(report.failures) == ["en/bad", "fr/1", "fr/2"]
     sizes = [(folder / "fr" / "1.wav").stat().st_size for folder in (other, corpus)]
     assert f"{sizes[0]} bytes, but {sizes[1]} when it was probed: the file has changed" in report.failures["fr/1"]
-    assert report.failures["fr/2"].startswith("fr/2.wav: no such file")
+    assert report.failures["fr/2"].startswith("fr/2.wav: is empty (0 bytes)")
     np.testing.assert_array_equal(open_store(path).frames("fr/0", "final"), open_store(written).frames("fr/0", "final"))
 
 

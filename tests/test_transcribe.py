@@ -324,6 +324,23 @@ def test_an_unseen_language_is_announced_as_another(speech: Path, tiny_transcrib
     assert without_times(one).texts == without_times(other).texts
 
 
+def test_a_language_that_the_model_has_no_name_for_is_scored_in_characters(
+    speech: Path, tiny_transcriber: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = speech.parent / "unnamed.tsv"
+    lines = [
+        line for line in speech.read_text(encoding="utf-8").splitlines() if "never" not in line and "ja" not in line
+    ]
+    manifest.write_text("\n".join(lines).replace("\ten\t", "\tast\t"), encoding="utf-8")
+    options = ("--language", "ast=en", "--blocks", "3", "--max-new-tokens", "4", "--bootstrap", "20", "--json")
+    for unit, more in (("character", ()), ("word", ("--unit", "word"))):
+        assert run("early-exit", "sweep", tiny_transcriber, manifest, "-o", tmp_path / "out", *options, *more) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["units"] == {"ast": unit}
+        assert {c["unit"] for c in said["choices"]} == {r["unit"] for r in said["rates"]} == {unit}
+        assert any("knows none of its spelling" in note for note in said["notes"]) == (unit == "character")
+
+
 def test_an_english_only_model(tiny_transcriber: Path, speech: Path) -> None:
     transcriber = load_transcriber(str(tiny_transcriber))
     config = transcriber.model.generation_config

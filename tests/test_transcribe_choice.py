@@ -21,7 +21,7 @@ from voxstrata.early_exit.decoding import Transcripts
 from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.figures import NO_EXIT
 from voxstrata.early_exit.rates import both_parts
-from voxstrata.early_exit.result import EarlyExits
+from voxstrata.early_exit.result import EarlyExits, side_by_side
 from voxstrata.early_exit.scoring import Scoring, others_of, score, split_groups, units_of
 from voxstrata.early_exit.sweeping import early_exits
 from voxstrata.early_exit.transcript import Transcript
@@ -84,6 +84,9 @@ def test_saying_nothing_is_not_chosen_over_an_encoder_that_loops(tiny_transcribe
     assert EarlyExit(choice["after"], choice["norm"]) == WHOLE
     assert (choice["chosen_by"], choice["unit"]) == ("cut_rate", "character")
     assert "ast: with its loops the chosen exit is worse than saying nothing" in repr(by_cut)
+    shown = side_by_side(by_cut.transcripts, "t")
+    assert f"| 6 | 9/24 | {mishear(SENTENCES[0])} pog … (loop cut) |" in shown
+    assert "pog pog" not in shown
 
     plain = swept(heard, tiny_transcriber, Scoring("light", resamples=100, choose_by="plain"))
     choice = plain.choices.to_pylist()[0]

@@ -24,7 +24,9 @@ from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
 
 OPTIONS = ("--blocks", "3", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")
-RESULTS = ("transcripts.parquet", "errors.parquet", "choices.parquet", "transcripts.md", "early_exit.md")
+RESULTS = (
+    "transcripts.parquet", "errors.parquet", "choices.parquet", "costs.parquet", "transcripts.md", "early_exit.md",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +118,7 @@ def test_scoring_anew_needs_no_decoding_and_other_settings_are_refused_by_name(
     journal = (tmp_path / "out" / "transcripts.jsonl").read_bytes()
     heard.clear()
     capsys.readouterr()
-    assert run(*arguments, *out, "--normalizer", "light", "--seed", "2", "--batch", "1", "--json") == 4
+    assert run(*arguments[:-1], 1, *out, "--normalizer", "light", "--seed", "2", "--json") == 4  # and batches of 1
     said = json.loads(capsys.readouterr().out)
     assert (said["scoring"]["normalizer"], said["normalizers"]) == ("light", {"en": "light", "es": "light"})
     assert said["resumed"] == 16
@@ -124,18 +126,20 @@ def test_scoring_anew_needs_no_decoding_and_other_settings_are_refused_by_name(
     assert run(*arguments, *out) == 4  # a corrected text: the recordings are the same
     assert heard == []
 
+    other_tokens = [9 if given == "6" else given for given in arguments[2:]]
+
     def refused(message: str, *command: object) -> None:
         assert run("early-exit", "sweep", *command) == 3
         assert message in capsys.readouterr().err
         assert (tmp_path / "out" / "transcripts.jsonl").read_bytes() == journal
 
-    refused("max_new_tokens 6, now max_new_tokens 9:", *arguments[2:], *out, "--max-new-tokens", "9")
+    refused("max_new_tokens 6, now max_new_tokens 9:", *other_tokens, *out)
     refused("task transcribe, now task translate", *arguments[2:], *out, "--task", "translate")
     refused("prompts {}, now prompts {'en': 'ja', 'es': 'ja'}", *arguments[2:], *out, "--language", "ja")
     with Claims(Files(tmp_path / "out")) as other:
         other.take(0)
         message = "of a run at work with max_new_tokens 6, now max_new_tokens 9"
-        refused(message, *arguments[2:], *out, "--max-new-tokens", "9", "--overwrite")
+        refused(message, *other_tokens, *out, "--overwrite")
     other = tmp_path / "other"
     shutil.copytree(tiny_transcriber, other)
     settings = json.loads((other / "generation_config.json").read_text(encoding="utf-8"))

@@ -105,7 +105,8 @@ def gather_spans(
     parent = np.repeat(np.array([p[0] for p in parts], np.int64), [len(p[1]) for p in parts])
     number, begin, end = map(np.concatenate, zip(*(p[1:] for p in parts), strict=True)) if parts else (parent,) * 3
     of_parent = parent << 40  # samples of an utterance are fewer
-    counts["overlapping"] = int((of_parent[1:] + begin[1:] < np.maximum.accumulate(of_parent + end)[:-1]).sum())
+    reached = np.maximum.accumulate(of_parent + end)[:-1]
+    counts["overlapping"] = int((of_parent[1:] + begin[1:] + 1 < reached).sum())  # by a sample is by rounding
     first, rows, short = rows_of(begin, end, recordings.samples[parent], recordings.rows[parent], family, every)
     counts["short"] = int(short.sum())
     return Spans(parent, number, begin, end, pa.array(labels, pa.string()), first, rows, counts, reasons)
@@ -131,7 +132,8 @@ def _within(
         label, over = spans.labels[int(number[n])], (int(end[n]) - samples) / SAMPLE_RATE
         return f"{label.strip()!r} ends {over:.2f} s after the end: an alignment of another recording, it seems"
     counts["clipped"] += int(((begin < 0) | (end > samples)).sum())
-    return number, np.clip(begin, 0, samples), np.clip(end, 0, samples)
+    begin = np.clip(begin, 0, samples - 1)
+    return number, begin, np.clip(end, begin + 1, samples)  # a sample at the least: nothing has no length
 
 
 def rows_of(

@@ -30,9 +30,8 @@ from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store import EmbeddingStore, StoreWriter, open_store
 from voxstrata.store.files import Files, root_attributes
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, plan_derived
-from voxstrata.store.writer import DONE, refuse_foreign
+from voxstrata.store.writer import DONE, SPANS, refuse_foreign
 
-SPANS = "spans"  # what a store of spans says of itself
 BEYOND_SECONDS = 0.1  # seconds
 _STORED = (*MEASURED_SCHEMA.names, *PLACED)  # columns that are a plan's own
 
@@ -106,8 +105,8 @@ def make_spans(
         form, language, meaning, which says it instead.
     tolerance: seconds by which spans may reach beyond their utterance.
 
-    A span's id is its utterance's, ":" and its number in the tier; `parent`, `start` and `end` say which utterance and
-    which seconds of it; `first_row` and `rows` which of its rows. Language and speaker are the utterance's.
+    A span's id is its utterance's, ":" and its number in the tier; `parent`, `from_second` and `to_second` say which
+    utterance and which seconds of it; `first_row` and `rows` which of its rows. Language and speaker are its own.
 
     Raises UsageError for an unknown output, pool or group and for pooled stores; InputError for alignments that cannot
     be read, none that is of an utterance, and a `target` that holds something else.
@@ -226,8 +225,8 @@ def _corpus_of_spans(
         "duration": pa.array(np.round(end - start, 9)),
         "channel": own["channel"],
         "parent": own["id"],
-        "start": pa.array(start),
-        "end": pa.array(end),
+        "from_second": pa.array(np.round(start, 9)),
+        "to_second": pa.array(np.round(end, 9)),
         "first_row": pa.array(spans.first),
         "rows": pa.array(spans.rows),
     }

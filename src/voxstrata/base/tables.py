@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from voxstrata.base.plain import spelt_out
+
 _LONG = 60  # characters from which a cell is wrapped on a page
 _NUMBER = re.compile(r"[-+−]?\d[\d.,]*(e[-+]\d+)?(\s|%|–|$)|–$")
 
@@ -100,12 +102,13 @@ def cell_text(value: object) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text in which no tag, link or picture of a stranger takes effect."""
-    return text.replace("<", "&lt;").replace("](", "]\\(")
+    """Text in which no tag, link, picture or control sequence of a stranger takes effect."""
+    plain = spelt_out(text.replace("\r\n", "\n").replace("\r", "\n"))
+    return plain.replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _markdown_cell(value: object) -> str:
-    text = markdown_text(cell_text(value)).replace("\r\n", "\n").replace("\r", "\n")
+    text = markdown_text(cell_text(value))
     return text.replace("`", "\\`").replace("|", "\\|").replace("\n", "<br>")
 
 

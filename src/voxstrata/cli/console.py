@@ -14,10 +14,11 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from voxstrata.base.plain import spelt_out
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.base.tables import aligned as aligned
 from voxstrata.base.tables import clock as clock
-from voxstrata.cli.saying import PROGRESS, say, say_json, shown
+from voxstrata.cli.saying import PROGRESS, say, say_json
 
 if TYPE_CHECKING:
     from voxstrata.base.result import Result
@@ -121,7 +122,7 @@ class TerminalReporter(Reporter):
         begin, first = self._first
         if self._live and now - self._shown >= 0.2:
             self._shown = now
-            line = shown(_progress_text(progress, first, now - begin))
+            line = spelt_out(_progress_text(progress, first, now - begin))
             columns = shutil.get_terminal_size().columns - 1  # a longer line would stay behind when it is rewritten
             self._stream.write(f"\r\x1b[2K{line[:columns]}")
             self._stream.flush()
@@ -137,7 +138,7 @@ class TerminalReporter(Reporter):
 
     def _print(self, text: str) -> None:
         self.clear()
-        self._stream.write(f"{shown(text)}\n")
+        self._stream.write(f"{spelt_out(text)}\n")
         self._stream.flush()
 
     def __enter__(self) -> TerminalReporter:

@@ -105,6 +105,9 @@ def _ranges(units: list[int]) -> str:
 def _command(store: Any) -> str:
     """The command that goes on with a store; what the store does not know is in capitals."""
     spec, model = store.spec, store.model
+    if made := store.about.get("spans"):
+        words = ["voxstrata", "spans", made["store"], "ALIGNMENTS", "-o", store.files.root, "--tier", made["tier"]]
+        return shlex.join([*words, "--outputs", ",".join(spec.outputs), "--pool", made["pool"]])
     words = ["voxstrata", "extract", "CORPUS", "MODEL", "-o", store.files.root]
     if tuple(spec.outputs) != tuple(model.outputs):
         words += ["--outputs", ",".join(spec.outputs)]
@@ -188,6 +191,8 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         ("utterances", ", ".join(f"{n} {s}" for s, n in about["status"].items())),
         ("complete", "yes" if about["complete"] else "no"),
     ]
+    if spans := about.get("spans"):
+        rows.append(("spans", f"{spans['tier']} of {spans['store']}, grouped by {spans['group']}"))
     if about.get("relabelled"):
         rows.append(("relabelled", f"changes: {about['relabelled']}; what they replaced is in {path}/history"))
     if missing := about["missing"]:

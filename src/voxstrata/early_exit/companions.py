@@ -28,7 +28,7 @@ from voxstrata.early_exit.fitting import EPSILON, Fit, LastNorm
 from voxstrata.early_exit.recordings import find_recordings
 from voxstrata.early_exit.result import JOURNAL
 from voxstrata.early_exit.scoring import Scoring, group_of
-from voxstrata.early_exit.softer import SofterExits, StatesByLayer, fit_softer
+from voxstrata.early_exit.softer import Place, SofterExits, StatesByLayer, fit_softer
 from voxstrata.early_exit.states import ExitNorms, StatesMap, StatesSource
 from voxstrata.encoders.frames import encoder_frames
 from voxstrata.phonology.ipa import need, voices
@@ -100,7 +100,8 @@ def softer_exits(
             if all(np.isfinite(state).all() for state in held.values()):
                 yield i, held
 
-    found = fit_softer(states, rows, parts, last, layers, {**about, **key}, scoring.resamples, scoring.seed)
+    places = [Place(str(r["language"]), group_of(r), part) for r, part in zip(rows, parts, strict=True)]
+    found = fit_softer(states, places, last, layers, {**about, **key}, scoring.resamples, scoring.seed)
     folder.mkdir(parents=True, exist_ok=True)
     with patient_lock(Files(folder)):  # of several runs the first one's fits are all runs'
         first = _saved(folder)

@@ -1,6 +1,7 @@
 """What an exit costs: size, arithmetic, and the seconds that were measured."""
 
 import copy
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -35,22 +36,24 @@ def exit_costs(transcriber: Transcriber, scores: pa.Table) -> pa.Table:
     config = transcriber.model.config
     stored = transcriber.model.dtype.itemsize
     columns = {name: scores[name].to_pylist() for name in ("after", "norm", *_MEANS)}
-    held: dict[tuple[int, str], dict[str, list[Any]]] = {}
-    for i, at in enumerate(zip(columns["after"], columns["norm"], strict=True)):
+    held: dict[EarlyExit, dict[str, list[Any]]] = {}
+    for i, at in enumerate(map(EarlyExit, columns["after"], columns["norm"])):
         for name, into in held.setdefault(at, {name: [] for name in _MEANS}).items():
             into.append(columns[name][i])
     rows = []
-    for (after, norm), values in sorted(held.items(), key=lambda item: EarlyExit(*item[0]).rank):
+    for at, values in sorted(held.items(), key=lambda item: item[0].rank):
         means = {name: None if None in found else float(np.mean(found)) for name, found in values.items()}
         cut = copy.deepcopy(config)
-        cut.encoder_layers = cut.num_hidden_layers = after
-        wide = widened(cut) if norm == "without" else cut
-        parameters = count_parameters(wide)
-        size = EncoderSize(after, config.d_model, config.encoder_ffn_dim, config.num_mel_bins, 0)
+        cut.encoder_layers = cut.num_hidden_layers = at.after
+        wide = widened(cut) if at.norm == "without" else cut
+        linear = config.d_model**2 if at.norm == "mapped" else 0
+        parameters = count_parameters(wide) + linear + (config.d_model if linear else 0)
+        frames = config.max_source_positions
+        size = EncoderSize(at.after, config.d_model, config.encoder_ffn_dim, config.num_mel_bins, 0)
         rows.append(
-            {"after": after, "norm": norm, "parameters": parameters,
-             "bytes": parameters * (_FLOAT32 if norm == "without" else stored),
-             "encoder_flops": size.window_flops(config.max_source_positions, Context("padded")),
+            {**asdict(at), "parameters": parameters,
+             "bytes": parameters * (_FLOAT32 if at.norm == "without" else stored),
+             "encoder_flops": size.window_flops(frames, Context("padded")) + 2 * frames * linear,
              "decoder_flops": decoder_flops(config, means["tokens"] or 0.0)} | means
         )  # fmt: skip
     return pa.Table.from_pylist(rows, schema=COSTS_SCHEMA)
@@ -69,9 +72,12 @@ def count_parameters(config: WhisperConfig) -> int:
 
 
 def decoder_flops(config: WhisperConfig, tokens: float) -> float:
-    """Of one transcript of so many tokens after a prompt of 4; a multiplication and an addition are two."""
+    """Of one transcript of so many tokens after a prompt of 4; a multiplication and an addition are two.
+
+    Logits are of the first token (no speech), of each token and of the end.
+    """
     d, layers, frames, steps = config.d_model, config.decoder_layers, config.max_source_positions, tokens + _PROMPT
     memory = 2 * 2 * frames * d**2 * layers  # keys and values
     weights = 2 * (6 * d**2 + 2 * d * config.decoder_ffn_dim) * layers
     looked_at = 2 * 2 * d * (frames + (steps + 1) / 2) * layers  # logits and sums over frames and earlier tokens
-    return float(memory + steps * (weights + looked_at) + (tokens + 1) * 2 * d * config.vocab_size)
+    return float(memory + steps * (weights + looked_at) + (tokens + 2) * 2 * d * config.vocab_size)

@@ -59,8 +59,8 @@ class DetectedLanguages(Result):
             rows.append([r["language"], exit_name(r["after"], r["norm"]), counted, right, chance])
         shares: dict[tuple[str, str], list[tuple[str, float]]] = {}
         for r in self.confusion.to_pylist():
-            at = r["language"], exit_name(r["after"], r["norm"])
-            shares.setdefault(at, []).append((r["detected"], r["share"]))
+            cell = r["language"], exit_name(r["after"], r["norm"])
+            shares.setdefault(cell, []).append((r["detected"], r["share"]))
         for (language, at), found in shares.items():
             top = ", ".join(f"{name} {100 * share:.0f}" for name, share in found[:_SHOWN])
             confused.append([language, at, len(found), top])
@@ -126,7 +126,7 @@ def detected_languages(
     groups = [str(r["group"]) for r in rows]
     judged = [i for i, name in enumerate(languages) if right[name] is not None]
     draws = LanguageMeans(languages, groups, resamples, seed)
-    found, confused = [], []
+    found, confused = list[dict[str, Any]](), list[dict[str, Any]]()
     for at, heard in detected.items():
         counts = {name: Counter(code for n, code in zip(languages, heard, strict=True) if n == name)
                   for name in languages}  # fmt: skip

@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError
 from voxstrata.early_exit.decoding import is_english
+from voxstrata.early_exit.echo_result import MISSED, NULL_SENTENCES, RIGHT, WRONG
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, EarlyExit
 from voxstrata.early_exit.language_means import Floats, LanguageMeans, interval
 from voxstrata.early_exit.scoring import Scoring, script_of
@@ -38,8 +39,6 @@ from voxstrata.phonology.ipa import transcribe, voices
 from voxstrata.phonology.voices import voice_of
 
 SOURCE_TEXT = "source_text"  # the corpus column with what was said
-NULL_SENTENCES = 20  # sentences of the null: those nearest in length
-WRONG, RIGHT, MISSED = "wrong", "right", "missed"
 _ENGLISH = "en-us"  # the voice
 
 
@@ -123,7 +122,7 @@ def _of_language(rows: Sequence[Mapping[str, Any]], said: Mapping[str, _Source],
     kinds = [words_of(r["reference_normalized"], r["transcript_normalized"]) for r in rows]
     forms = sorted({word for of in kinds for words in of.values() for word in words})
     foreign = {word: script_of(word) not in ("LATIN", "NONE") for word in forms}
-    ipa = {}
+    ipa = dict[str, str]()
     for other, reader in ((False, _ENGLISH), (True, voice)):
         some = [word for word in forms if foreign[word] == other]
         ipa |= dict(zip(some, ["".join(t.ipa.split()) for t in transcribe(some, reader)] if some else [], strict=True))

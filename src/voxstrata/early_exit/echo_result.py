@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
-from voxstrata.early_exit.echo import MISSED, NULL_SENTENCES, RIGHT, WRONG
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, exit_name
 from voxstrata.early_exit.figures import by_language, norm_looks, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+WRONG, RIGHT, MISSED = "wrong", "right", "missed"  # kinds of words: see `echo`
+NULL_SENTENCES = 20  # that a word is compared with, beside the one that was said
 _SHOWN = 60  # words of a report
 
 

@@ -13,7 +13,7 @@ ERROR_KINDS = ("substitutions", "deletions", "insertions")
 
 ExitNorm = Literal["mapped", "refitted", "without", "with"]
 NORMS: tuple[ExitNorm, ...] = get_args(ExitNorm)  # what is nearer to the original comes later
-PLAIN: tuple[ExitNorm, ...] = ("without", "with")  # exits of the model itself
+PLAIN_NORMS: tuple[ExitNorm, ...] = ("without", "with")  # exits of the model itself
 SOFTER: tuple[ExitNorm, ...] = ("mapped", "refitted")  # controls, fitted on the development part: see `fitting`
 
 
@@ -49,7 +49,7 @@ def check_exit(at: EarlyExit, layers: int) -> None:
 
 
 def every_exit(
-    layers: int, blocks: Sequence[int] | None = None, norms: Sequence[ExitNorm] = PLAIN
+    layers: int, blocks: Sequence[int] | None = None, norms: Sequence[ExitNorm] = PLAIN_NORMS
 ) -> tuple[EarlyExit, ...]:
     """Exits after the given blocks (None: after every block, and before the first), each with these norms.
 
@@ -59,5 +59,7 @@ def every_exit(
     """
     chosen("norm", list(norms), NORMS)
     ends = {*(range(layers + 1) if blocks is None else blocks), layers}
-    found = {EarlyExit(k, norm) for k in ends for norm in norms if k < layers or norm in PLAIN} | {EarlyExit(layers)}
+    found = {EarlyExit(k, norm) for k in ends for norm in norms if k < layers or norm in PLAIN_NORMS} | {
+        EarlyExit(layers)
+    }
     return tuple(sorted(found, key=lambda at: at.rank))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import known
-from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, PLAIN, TEST, EarlyExit
+from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, PLAIN_NORMS, TEST, EarlyExit
 from voxstrata.early_exit.scoring import COUNTS, UNSPACED, Scoring
 from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
 
@@ -240,7 +240,7 @@ def choose_exits(dev: Rates, test: Rates) -> pa.Table:
     rows = []
     for scope in [*(s for s in test.scopes if s in dev.scopes), OVERALL]:
         errors, verdicts = dev.rate(scope, dev.chosen_by), dev.no_better_than(scope)
-        own = [i for i, at in enumerate(dev.exits) if at.norm in PLAIN]
+        own = [i for i, at in enumerate(dev.exits) if at.norm in PLAIN_NORMS]
         transcribing = [i for i in own if verdicts[i] is None]
         # exits are sorted by rank
         best = max((i for i in transcribing if errors[i] == errors[transcribing].min()), default=None)

@@ -210,7 +210,7 @@ class EarlyExits(Result):
 
 
 def side_by_side(transcripts: pa.Table, title: str) -> str:
-    """Markdown: for every utterance the text, then its transcript at each exit, loops cut, with its errors."""
+    """Markdown: for every utterance the text, then its transcript at each exit and its errors, both with loops cut."""
     blocks, seen = [f"# {title}: transcripts by exit"], None
     for r in transcripts.to_pylist():
         if r["id"] != seen:
@@ -218,7 +218,7 @@ def side_by_side(transcripts: pa.Table, title: str) -> str:
             head = f"## {_plain(r['id'])}\n\n{r['language']}, {r['part']} part: {_plain(r['reference'])}\n"
             blocks.append(f"{head}\n| k | errors | transcript |\n|---|---:|---|")
         unit = r["unit"]
-        errors = f"{r[f'{unit}_errors']}/{r[f'{unit}s']}"
+        errors = f"{r[f'cut_{unit}_errors']}/{r[f'{unit}s']}"
         said = _plain(r["cut"]) + (" … (loop cut)" if r["looped"] else "")
         blocks[-1] += f"\n| {exit_name(r['after'], r['norm'])} | {errors} | {said} |"
     return "\n\n".join(blocks) + "\n"

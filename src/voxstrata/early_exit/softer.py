@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,19 @@ from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, EarlyExit, 
 from voxstrata.early_exit.figures import NORM_NAMES, by_language, norm_looks, percent
 from voxstrata.early_exit.fitting import FOLDS, Fit, Fits, Fitter, LastNorm, fits_hash
 from voxstrata.early_exit.language_means import Floats, LanguageMeans, interval
-from voxstrata.early_exit.scoring import group_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 StatesByLayer = Mapping[int, npt.NDArray[np.floating[Any]]]  # of one recording: layer to (frames of the speech, d)
+
+
+class Place(NamedTuple):
+    """Where a recording belongs; part: DEV or TEST."""
+
+    language: str
+    group: str
+    part: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +47,8 @@ class SofterExits(Result):
     per layer, arrays as lists (`Fit`).
 
     R² = 1 - Σ‖LN(x_L) - y‖² / Σ‖LN(x_L) - m‖² over the frames of speech, y what the exit gives the decoder, m the mean
-    of LN(x_L) over the development part: what one would say knowing nothing of the frame is 0, and worse is below 0.
+    of LN(x_L) over the development part: what one would say knowing nothing of the frame is 0. Below it lies what has
+    the right size and the wrong shape: LayerNorms give frames of that size, so unrelated frames come to about -1.
     r2_layer: the same of x_L itself and the map, before the LayerNorm.
     """
 
@@ -87,8 +95,9 @@ class SofterExits(Result):
         fitted = self.settings["fitted_on"]
         note = (
             "R² of what the decoder gets, to what the whole encoder gives it (LayerNorm of layer_L), over the frames "
-            f"of speech of the test part: 1 is the same, 0 is no better than the mean of the development part. Fitted "
-            f"on {fitted['recordings']} recordings of the development part ({fitted['frames']} frames), no gradient: "
+            "of speech of the test part: 1 is the same, 0 no better than the mean of the development part, -1 about "
+            f"what unrelated frames give. Fitted on {fitted['recordings']} recordings of the development part "
+            f"({fitted['frames']} frames), no gradient: "
             "'refitted' gives each channel its usual mean and deviation, 'mapped' is an affine map from layer_k to "
             "layer_L by least squares (ridge λ), then the LayerNorm. In brackets 95 % bootstrap intervals over groups. "
             f"'{MEAN_OF_LANGUAGES}' is the mean over languages."
@@ -107,7 +116,7 @@ class SofterExits(Result):
                 label = NORM_NAMES.get(norm, norm)
                 axes.plot(x, percent(of, "r2"), color=colour, marker=marker, markersize=4, label=label)
             axes.axhline(0, color="black", lw=0.8, ls=":", label="the mean: knowing nothing")
-            axes.set_ylim(-105, 105)
+            axes.set_ylim(max(-250, min(-105, *(105 * r["r2"] for r in rows))), 105)  # what lies below says no more
             axes.set_ylabel("R² (%)", fontsize=9)
 
         title = f"{self.settings['checkpoint']}: how much of the last layer an exit gives, {self.settings['corpus']}"
@@ -126,21 +135,20 @@ FITTED_SCHEMA = pa.schema(
 
 
 def fit_softer(
-    states: Callable[[Sequence[int]], Iterator[tuple[int, StatesByLayer]]], rows: Sequence[Mapping[str, Any]],
-    parts: Sequence[str], norm: LastNorm, layers: int, settings: Mapping[str, Any], resamples: int, seed: int,
+    states: Callable[[Sequence[int]], Iterator[tuple[int, StatesByLayer]]], rows: Sequence[Place],
+    norm: LastNorm, layers: int, settings: Mapping[str, Any], resamples: int, seed: int,
 ) -> SofterExits:  # fmt: skip
     """Fit on the development part, then predict the test part.
 
-    states: of some rows, each with its number; those that cannot be had are left out. rows: of the corpus, with their
-    language and group. parts: DEV or TEST of each. norm: the encoder's last, of `layers` blocks. settings: what decides
-    the fits. Raises InputError where a part has nothing.
+    states: of some rows, each with its number; those that cannot be had are left out. rows: all of the corpus. norm:
+    the encoder's last, of `layers` blocks. settings: what decides the fits. Raises InputError where a part has nothing.
     """
-    dev, test = ([i for i, part in enumerate(parts) if part == name] for name in (DEV, TEST))
-    halves = {group: n % FOLDS for n, group in enumerate(dict.fromkeys(group_of(rows[i]) for i in dev))}
+    dev, test = ([i for i, row in enumerate(rows) if row.part == name] for name in (DEV, TEST))
+    halves = {group: n % FOLDS for n, group in enumerate(dict.fromkeys(rows[i].group for i in dev))}
     fitter, on = Fitter(range(layers), layers, len(norm.scale)), dict.fromkeys(("recordings", "frames"), 0)
     used = set()
     for i, held in states(dev):
-        half = halves[group_of(rows[i])]
+        half = halves[rows[i].group]
         fitter.add(held, half)
         used.add(half)
         on["recordings"] += 1
@@ -159,7 +167,7 @@ def fit_softer(
 def _missed(states: StatesByLayer, fits: Fits, norm: LastNorm, layers: int) -> dict[tuple[int, str], tuple[float, ...]]:
     """By layer and norm: squares missed of LN(x_L), squares about the mean, the same two of x_L, and frames."""
     last = states[layers].astype(np.float64)
-    usual, found = norm(last), {}
+    usual, found = norm(last), dict[tuple[int, str], tuple[float, ...]]()
     for k, fit in fits.items():
         mapped = fit.mapped(states[k])
         about = float(((usual - fit.mean[1]) ** 2).sum())
@@ -170,16 +178,16 @@ def _missed(states: StatesByLayer, fits: Fits, norm: LastNorm, layers: int) -> d
 
 
 def r2_table(
-    missed: Iterable[tuple[int, Mapping[tuple[int, str], tuple[float, ...]]]], rows: Sequence[Mapping[str, Any]],
+    missed: Iterable[tuple[int, Mapping[tuple[int, str], tuple[float, ...]]]], rows: Sequence[Place],
     resamples: int, seed: int,
 ) -> pa.Table:  # fmt: skip
     """R2_SCHEMA, of the sums of each recording."""
     held = list(missed)
     if not held:
         raise InputError("no recording of the test part can be read, so nothing says how well softer exits predict")
-    languages, groups = [str(rows[i]["language"]) for i, _ in held], [group_of(rows[i]) for i, _ in held]
+    languages, groups = [rows[i].language for i, _ in held], [rows[i].group for i, _ in held]
     draws = LanguageMeans(languages, groups, resamples, seed)
-    found = []
+    found: list[dict[str, Any]] = []
     for k, name in held[0][1]:
         sums = np.array([of[k, name] for _, of in held])
         r2 = draws.measure(sums[:, :2], languages, groups, _explained)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.companions import (
@@ -27,12 +28,13 @@ from voxstrata.early_exit.costs import COSTS_SCHEMA, exit_costs
 from voxstrata.early_exit.decoding import (
     Decoding,
     check_texts,
+    language_tokens,
     model_on,
     new_tokens,
     transcribe_recordings,
     whisper_language,
 )
-from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, PLAIN, TEST, ExitNorm, every_exit
+from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, PLAIN_NORMS, TEST, ExitNorm, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
 from voxstrata.early_exit.policies import policy
@@ -50,7 +52,7 @@ def sweep(
     folder: str | Path,
     *,
     blocks: Sequence[int] | None = None,
-    norms: Sequence[ExitNorm] = PLAIN,
+    norms: Sequence[ExitNorm] = PLAIN_NORMS,
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     device: str = "cpu",
@@ -86,20 +88,31 @@ def sweep(
     languages = getattr(transcriber.model.generation_config, "lang_to_id", None)  # none: it knows English alone
     foreign = {name for name in normalizers if languages and whisper_language(name, languages) is None and not english}
     units = units_of(rows, scoring, foreign)
-    # What decides the texts.
-    decides: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
-    decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
-    decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
+    language_tokens(transcriber, [row["language"] for row in rows], decoding)  # refuses what would be refused later
+    # What decides the states, and so what is fitted; then, what decides the texts.
+    of_states: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
+    of_states["device"] = device
+    decides = {**of_states, "task": decoding.task, "prompts": dict(decoding.prompts)}
+    decides["max_new_tokens"] = decoding.max_new_tokens
     decides |= {"policy": asdict(policy(decoding.policy)), "stop_loops": decoding.stop_loops, "seed": decoding.seed}
     exits = every_exit(transcriber.encoder.shape.layers, blocks, norms)
     model = model_on(transcriber, device)
     source = EncodedStates(transcriber, model, corpus)
     try:
         with leaving_no_empty_folder(folder), ExitStack() as stack:
-            of_fits = {name: decides[name] for name in ("model_sha256", "corpus_sha256", "device")}
             about = _about(transcriber, corpus)
             softer = softer_exits(
-                exits, folder, model, source, corpus, list(parts.values()), of_fits, about, scoring, overwrite, reporter
+                exits,
+                folder,
+                model,
+                source,
+                corpus,
+                list(parts.values()),
+                of_states,
+                about,
+                scoring,
+                overwrite,
+                reporter,
             )
             decides |= {"fits_sha256": softer.settings["fits_sha256"]} if softer else {}
             journal = stack.enter_context(open_journal(folder, decides, overwrite))
@@ -122,7 +135,9 @@ def sweep(
             ]
             settings["failures"] = dict(sorted(found.failures.items()))
             result = early_exits(scores, dev, test, settings, exit_costs(transcriber, scores), journal.resumed)
-            beside = [languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)]
+            beside: list[Result | None] = [
+                languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)
+            ]
             beside += [sound_result(scores, corpus, settings, scoring)] if english else []
             with patient_lock(journal.files):  # others may be as far
                 result.save(folder)

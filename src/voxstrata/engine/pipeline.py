@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from voxstrata.audio.info import AudioInfo, Stated
 from voxstrata.audio.readers import Samples
 from voxstrata.base.errors import UnreachableError
+from voxstrata.base.spool import Spool
 from voxstrata.encoders.context import Context
 from voxstrata.engine.decoding import DecodeAhead, Stage
 from voxstrata.engine.encoder import Encoder, Kept
@@ -124,6 +125,7 @@ class DecodeStage(DecodeAhead):
                 yield from self._unit(unit)
             except UnreachableError as error:
                 if not self._keep_going:
+                    self._plan.corpus.refuse_gone()  # which says more
                     raise
                 self._given_up = unit
                 self.drop(self._plan.members(unit))
@@ -132,7 +134,7 @@ class DecodeStage(DecodeAhead):
     def _unit(self, unit: int) -> Iterator[tuple[Batch, list[Samples]]]:
         left = {u: len(self._plan.windows(u)) for u in self._plan.members(unit)}
         asked: set[int] = set()
-        held: dict[int, Samples] = {}  # from a recording's first window to its last
+        held: dict[int, Samples | Spool] = {}  # from a recording's first window to its last
         todo = list(batches(self._plan, unit, self._encoder))
         for n, (frames, windows) in enumerate(todo, 1):
             failures = {}

@@ -29,7 +29,7 @@ from voxstrata.store.part import Part, taken
 from voxstrata.store.plan import Plan
 from voxstrata.store.planned import PLAN, PROBE, read_plan, refuse_other_units
 from voxstrata.store.spec import StoreSpec
-from voxstrata.store.writer import StoreWriter, compare_settings, refuse_foreign
+from voxstrata.store.writer import StoreWriter, compare_settings, refuse_foreign, refuse_spans
 
 _NOTICES = 10  # of recordings that did not fail, said after a run
 
@@ -85,6 +85,7 @@ def prepare(
     files = Files(store, durable=durable)
     with writing(files):
         refuse_foreign(files)
+        refuse_spans(files)
         if not _prepared(files):
             with leaving_no_empty_folder(Path(files.local or "/")), patient_lock(files, reporter.step):
                 if not _prepared(files):  # since the look before

@@ -1,7 +1,10 @@
 """Which results the report knows. It learns from the classes alone what their files, tables and pictures are."""
 
 from voxstrata.base.result import Result
+from voxstrata.early_exit.detected import DetectedLanguages
+from voxstrata.early_exit.echo_result import WrongWords
 from voxstrata.early_exit.result import EarlyExits
+from voxstrata.early_exit.softer import SofterExits
 from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.compared.result import ComparedAlignment, ComparedRetrieval
 from voxstrata.studies.drift.result import Drift
@@ -14,5 +17,5 @@ from voxstrata.studies.words.result import WordComparison
 
 RESULTS: tuple[type[Result], ...] = (
     Retrieval, FoundRetrieval, ComparedRetrieval, MinedPairs, Alignment, ComparedAlignment, Phonetics,
-    WordComparison, Explanation, EarlyExits, Drift,
+    WordComparison, Explanation, EarlyExits, SofterExits, DetectedLanguages, WrongWords, Drift,
 )  # fmt: skip

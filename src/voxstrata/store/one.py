@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from voxstrata.store.reader import EmbeddingStore
+
+class StoreOfUtterances(Protocol):
+    """What an utterance asks its store: `EmbeddingStore` has it, which makes utterances and so cannot be named here."""
+
+    @property
+    def utterances(self) -> pa.Table: ...
+    def frames(self, utterance: str | int, output: str) -> NDArray[Any]: ...
+    def pooled(self, output: str, indices: Sequence[int]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -20,7 +28,7 @@ class StoredUtterance:
     index: its place in the store.
     """
 
-    store: EmbeddingStore
+    store: StoreOfUtterances
     index: int
 
     @cached_property
