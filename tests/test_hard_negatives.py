@@ -130,6 +130,11 @@ def test_shared_words_weigh_what_they_tell_and_the_same_text_is_no_negative() ->
     assert distances["e"] == 1  # nothing but a word that all have
     assert np.isnan([distances[name] for name in ("t", "d")]).all()
     store = made_up([*rows, ("f", "de", "f", "das rote haus", 1.0)], {"final": [np.ones(2)] * (len(rows) + 1)})
+    x, y = find_sides(store, ["en", "de"])
+    [unlike] = HardNegatives(store, [x, y], ["length"], 2, None)._distances(x, y)["length"]
+    distances = dict(zip(y.ids, unlike, strict=True))
+    assert np.isnan(distances["f"])  # the very text of the translation: it would be right
+    assert distances["c"] == 0
     found = retrieve(store, options=options("length", pool_size=3))
     assert found.settings["negatives"]["candidates_of_the_same_text_left_out"] == 1
     assert found.settings["negatives"]["distances"]["length"].startswith("|ln(")
