@@ -184,7 +184,7 @@ class Result(ABC):
     def __repr__(self) -> str:
         parts, width = [self.title], terminal_width()
         for table in self.tables()[: self.brief]:
-            notes = "\n".join(fill(line, min(width, _WIDTH)) for line in table.note.splitlines())
+            notes = "\n".join(fill(line, min(width or _WIDTH, _WIDTH)) for line in table.note.splitlines())
             parts += [f"{table.title}\n{table.to_text(width)}"] + ([notes] if notes else [])
         return "\n\n".join(parts)
 

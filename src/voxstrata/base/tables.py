@@ -87,9 +87,9 @@ class TextTable:
         return [any(cells) and all(_NUMBER.match(cell) for cell in cells if cell) for cells in columns]
 
 
-def terminal_width(otherwise: int = 112) -> int:
-    """Columns of the terminal that standard output goes to; where it goes elsewhere, as wide as text may be."""
-    return shutil.get_terminal_size((otherwise, 24)).columns if sys.stdout.isatty() else otherwise
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output goes to; None where it goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def cell_text(value: object) -> str:
