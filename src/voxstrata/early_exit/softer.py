@@ -85,24 +85,30 @@ class SofterExits(Result):
 
     def tables(self) -> list[TextTable]:
         ridges = dict(zip(self.fitted["after"].to_pylist(), self.fitted["ridge"].to_pylist(), strict=True))
-        rows = []
-        for r in self.table.to_pylist():
+        rows, lowest = dict[str, list[list[Any]]](), dict[str, tuple[float, str]]()
+        for r in self.table.to_pylist():  # the mean over languages comes last
+            name = exit_name(r["after"], r["norm"])
+            lowest[name] = min(lowest.get(name, (r["r2"], r["language"])), (r["r2"], r["language"]))
             counted = f"{r['recordings']} ({r['groups']})"
             figures = [with_interval(r, ["r2", "low", "high"], ".2f"), r["r2_layer"] and f"{r['r2_layer']:.2f}"]
             ridge = ridges[r["after"]] if r["norm"] == "mapped" else None
-            rows.append([r["language"], exit_name(r["after"], r["norm"]), counted, *figures, ridge and f"{ridge:g}"])
-        header = ["language", "k", "clips (groups)", "R²", "of layer_L", "λ"]
+            rows.setdefault(r["language"], []).append([name, counted, *figures, ridge and f"{ridge:g}"])
+        header = ["k", "clips (groups)", "R²", "of layer_L", "λ"]
+        means = [[*row[:3], "{1} {0:.2f}".format(*lowest[row[0]]), *row[3:]] for row in rows[MEAN_OF_LANGUAGES]]
+        every = [[language, *row] for language, held in rows.items() for row in held]
         fitted = self.settings["fitted_on"]
         note = (
-            "R² of what the decoder gets, to what the whole encoder gives it (LayerNorm of layer_L), over the frames "
-            "of speech of the test part: 1 is the same, 0 no better than the mean of the development part, -1 about "
+            "R² of what the decoder gets, to what the whole encoder gives it (LayerNorm of layer_L), mean over "
+            "languages, over the frames of speech of the test part: 1 is the same, 0 no better than the mean of the development part, -1 about "
             f"what unrelated frames give. Fitted on {fitted['recordings']} recordings of the development part "
             f"({fitted['frames']} frames), no gradient: "
             "'refitted' gives each channel its usual mean and deviation, 'mapped' is an affine map from layer_k to "
             "layer_L by least squares (ridge λ), then the LayerNorm. In brackets 95 % bootstrap intervals over groups. "
-            f"'{MEAN_OF_LANGUAGES}' is the mean over languages."
+            "A map that few frames were fitted on gives little, whatever the layer knows."
         )
-        return [TextTable("How much of the last layer an exit gives", header, rows, note)]
+        title = "How much of the last layer an exit gives"
+        shown = TextTable(title, [*header[:3], "lowest", *header[3:]], means, note)
+        return [shown, TextTable(f"{title}, by language", ["language", *header], every)]
 
     def figures(self) -> dict[str, Figure]:
         """R² by k, a panel for each language, with intervals."""
