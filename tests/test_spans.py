@@ -417,8 +417,14 @@ def test_similarity_and_export_take_pooled_spans(tmp_path: Path, made: tuple[Pat
         assert score == pytest.approx(1, abs=1e-3)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    words = [(f"w{n}", 3) for n in range(700)]  # units of 256
+@pytest.mark.parametrize(("pool", "rows"), [("mean", 256), ("frames", 3 * 256)])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    pool: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = 1 << (rows * WIDTH * 4 - 1).bit_length()  # bytes: of 256 spans, or of 341
+    monkeypatch.setattr("voxstrata.store.plan.CHUNK_BYTES", unit // 4)
+    monkeypatch.setattr("voxstrata.store.plan.UNIT_MEGABYTES", unit / 2**20)
+    words = [(f"w{n}", 3) for n in range(700)]
     make_store(tmp_path / "s.zarr", {"a": Utterance(spoken(words))})
     alignments = aligned(tmp_path / "json", {"a": timed(words)})
     made = tmp_path / "s.zarr", alignments
@@ -428,12 +434,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
             if progress.stage == "pooling" and progress.done >= 512:
                 raise KeyboardInterrupt
 
-    make(made, "whole.zarr")
+    make(made, "whole.zarr", pool=pool)
     with pytest.raises(KeyboardInterrupt):
-        make(made, "cut.zarr", reporter=Interrupting())
+        make(made, "cut.zarr", reporter=Interrupting(), pool=pool)
     assert len(list((tmp_path / "cut.zarr" / "units").iterdir())) == 2
     kept = (tmp_path / "cut.zarr" / "units" / "000000.json").stat().st_mtime_ns
-    _, report = make(made, "cut.zarr")
+    _, report = make(made, "cut.zarr", pool=pool)
     assert (report.units, report.resumed) == (3, 2)
     assert (tmp_path / "cut.zarr" / "units" / "000000.json").stat().st_mtime_ns == kept
     assert contents(tmp_path / "cut.zarr") == contents(tmp_path / "whole.zarr")

@@ -227,13 +227,12 @@ def plan_derived(
     seconds = np.asarray(corpus.table["duration"].to_numpy())
     samples = np.maximum(np.rint(seconds * SAMPLE_RATE).astype(np.int64), 1)  # 0 is of what failed
     count = len(corpus)
+    chunk_rows, fill = _chunk_and_unit(spec, d_model * spec.stored_dtype.itemsize, UNIT_MEGABYTES)
     if spec.pool:
-        unit_rows = chunk_rows = POOLED_UNIT
-        length, start = np.ones(count, np.int32), np.arange(count)
+        length, start, unit_rows = np.ones(count, np.int32), np.arange(count), fill
         unit_begin = np.array([*range(0, count, unit_rows), count], np.int64)
     else:
         length = rows.astype(np.int32)
-        chunk_rows, fill = _chunk_and_unit(spec, d_model * spec.stored_dtype.itemsize, UNIT_MEGABYTES)
         unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
         unit_begin, start = _pack(length, count, np.zeros(count, np.int64), fill, unit_rows)
     probed = Probed.of_columns({"samples": samples, "is_segment": np.ones(count, bool)}, {})
