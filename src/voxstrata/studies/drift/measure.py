@@ -22,7 +22,7 @@ from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine import Runtime, extract
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
-from voxstrata.studies.drift.result import DRIFT_SCHEMA, BELOW, LOST, PADDED, QUANTILE, RETRIEVED_BY, Drift
+from voxstrata.studies.drift.result import BELOW, DRIFT_SCHEMA, LOST, PADDED, QUANTILE, RETRIEVED_BY, Drift
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")  # the first is the reference
