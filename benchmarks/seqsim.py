@@ -134,9 +134,9 @@ def main() -> int:
     if args.store:
         store = open_store(args.store)
         x, y = (s.ragged(args.layer, 0, len(s)) for s in (select(store, [name]) for name in args.languages))
-        equal = [random_side(rng, np.full(len(s), round(len(s.rows) / len(s))), s.rows.shape[1]) for s in (x, y)]
+        a, b = (random_side(rng, np.full(len(s), round(len(s.rows) / len(s))), s.rows.shape[1]) for s in (x, y))
         errors = {}
-        calls = our_calls(x, y, errors, rng) | our_calls(*equal, errors, rng, ", equal lengths")
+        calls = our_calls(x, y, errors, rng) | our_calls(a, b, errors, rng, ", equal lengths")
         what = f"{args.languages[0]} × {args.languages[1]}, {args.layer}"
         rates = take_turns(calls, args.repeats, what)
         rows = []

@@ -101,20 +101,20 @@ def main() -> int:
     cells, frame_cells, verdicts = [], [], []
     for name, clips in found.items():
         for cache in clips[0]:
-            measured = [c[cache] for c in clips]
-            languages = sorted({c.language for c in measured})
+            heard = [c[cache] for c in clips]
+            languages = sorted({c.language for c in heard})
             seconds = {of: sum(c[of].seconds for c in clips) for of in (cache, FORMER)}
             for output in outputs:
-                of_frames = Frames.of(measured, output)
+                of_frames = Frames.of(heard, output)
                 ratio = seconds[cache] / seconds[FORMER]
-                row = [name, cache, str(sum(c.frames for c in measured)), output, *of_frames.cells(), f"{ratio:.3f}"]
+                row = [name, cache, str(sum(c.frames for c in heard)), output, *of_frames.cells(), f"{ratio:.3f}"]
                 frame_cells.append(row)
                 if cache == next(iter(caches)) and output != outputs[0]:
                     reached = of_frames.below_09 <= BELOW_09 and ratio <= TIME
                     verdicts.append("reached" if reached else f"MISSED: {output}, frames or time")
             by_language = languages if len(languages) > 1 and not cells else []  # of the calibrated cache, on prompts
             for language in ["all", *by_language]:
-                own = [c for c in measured if language in ("all", c.language)]
+                own = [c for c in heard if language in ("all", c.language)]
                 s = Summary.of(own)
                 verdict = marks(s.cosine["final"], s.worst)
                 if language == "all" and cache == next(iter(caches)):

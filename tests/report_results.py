@@ -40,19 +40,21 @@ def write_exits(folder: Path) -> None:
     """Three exits heard 12 sentences; exit 1 is best on the development part, the whole encoder on the test part."""
     pytest.importorskip("jiwer")
     from voxstrata.early_exit.rates import Rates
-    from voxstrata.early_exit.scoring import Scoring
+    from voxstrata.early_exit.scoring import TRANSCRIPT_SCHEMA, Scoring
     from voxstrata.early_exit.sweeping import early_exits
 
     wrong = {("dev", 0): 7, ("dev", 1): 1, ("dev", 2): 3, ("test", 0): 8, ("test", 1): 5, ("test", 2): 2}
+    counts: dict[str, object] = dict.fromkeys((f.name for f in TRANSCRIPT_SCHEMA if f.type == pa.int32()), 1)
     rows = [
-        {"id": f"u{n}", "language": "en", "script": "LATIN", "group": f"g{n}", "part": part, "after": k,
+        {**counts, "id": f"u{n}", "language": "en", "script": "LATIN", "group": f"g{n}", "part": part, "after": k,
          "norm": "with", "reference": "ten words", "transcript": NASTY, "reference_normalized": "ten words",
-         "transcript_normalized": "", "word_errors": wrong[part, k], "words": 10, "character_errors": 3,
-         "characters": 9, "unit": "word"}
+         "transcript_normalized": "", "cut": NASTY, "looped": False, "empty": False, "seconds": 2.0,
+         "word_errors": wrong[part, k], "cut_word_errors": wrong[part, k], "words": 10, "character_errors": 3,
+         "characters": 9, "unit": "word", "chance_errors": 20, "chance_length": 10}
         for n, part in enumerate(["dev", "test"] * 6) for k in range(3)
     ]  # fmt: skip
     scoring = Scoring("light", 0.5, 0, 20)
-    table = pa.Table.from_pylist(rows)
+    table = pa.Table.from_pylist(rows, TRANSCRIPT_SCHEMA)
     dev, test = (Rates(table, part, scoring) for part in ("dev", "test"))
     about = {"checkpoint": "made-up", "revision": None, "weights_sha256": "2" * 64, "layers": 2, "corpus": "c",
              "utterances": 12, "decoding": {"task": "transcribe", "max_new_tokens": 9}, "scoring": asdict(scoring),

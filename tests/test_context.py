@@ -69,11 +69,22 @@ def test_outputs_are_selected_in_depth_order() -> None:
     assert names == ("layer_00", "layer_01", "layer_02", "layer_03", "final")
     assert select_outputs("all", names) == names
     assert select_outputs("final, layer_01", names) == ("layer_01", "final")
+    assert select_outputs("3", names) == ("layer_03",)
+    assert select_outputs("-1,1-2", names) == ("layer_01", "layer_02", "final")
+    assert select_outputs(["-5", "0003"], names) == ("layer_00", "layer_03")
+    assert select_outputs("-1", names[:2]) == ("layer_01",)  # of those that are there
     for wrong, message in (
         ("layer_04", "'layer_04'.*layer_03, final"),
         ("", "unknown output ''"),
         ([], "empty"),
         ("final,final", "twice"),
+        ("-1,final", "twice"),
+        ("4", "unknown output 'layer_04'"),
+        ("2-4", "unknown output 'layer_04'"),
+        ("3-2", "unknown output '3-2'"),
+        ("-6", "unknown output '-6'"),
+        ("-0", "unknown output '-0'"),
+        ("1-", "unknown output '1-'"),
     ):
         with pytest.raises(UsageError, match=message):
             select_outputs(wrong, names)

@@ -220,6 +220,23 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert column(read_corpus(tmp_path / "corpus"), "path") == ["en/b.wav", "fr/a.wav"]
 
 
+def test_each_real_folder_and_file_comes_once(tmp_path: Path) -> None:
+    touch(tmp_path, "corpus/b/x.wav", "corpus/z/y.wav", "far/deep/w.wav", "far/v.wav")
+    corpus = tmp_path / "corpus"
+    os.symlink(corpus / "z", corpus / "b" / "to_z")  # folders that lead to each other, and have places of their own
+    os.symlink(corpus / "b", corpus / "z" / "to_b")
+    os.symlink(corpus / "b" / "x.wav", corpus / "a.wav")
+    os.symlink(tmp_path / "far", corpus / "one")
+    os.symlink(tmp_path / "far" / "deep", corpus / "two")
+    os.symlink(corpus, tmp_path / "far" / "back")
+    os.symlink("/", corpus / "all")
+    os.symlink(tmp_path / "far" / "deep" / "w.wav", tmp_path / "far" / "w.wav")
+    os.symlink("self.wav", corpus / "self.wav")  # leads nowhere: it fails alone
+    read = read_corpus(corpus)
+    assert column(read, "path") == ["b/x.wav", "one/deep/w.wav", "one/v.wav", "self.wav", "z/y.wav"]
+    assert "links to files that are there already are left out: a.wav, one/w.wav" in read.notes
+
+
 def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt")
     with pytest.raises(InputError, match=r"no audio file in it \(looked for .*\.wav"):

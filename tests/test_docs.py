@@ -114,3 +114,15 @@ def test_links_lead_somewhere() -> None:
 
 def test_nothing_is_left_to_fill_in() -> None:
     assert [p.name for p in PAGES if "@@" in p.read_text(encoding="utf-8")] == []
+
+
+def test_every_test_that_a_method_names_is_there() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/test_\w+\.py)::(test_\w+)`", page)
+    sections = page.split("\n### ")[1:]
+    for section in sections:
+        for part in ("Formula", "Source", "Assumes", "Fails", "Planted"):
+            assert f"- **{part}.** " in section, (section.splitlines()[0], part)
+    assert len(named) >= len(sections) > 10
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"

@@ -513,3 +513,20 @@ def test_bench_measures_the_contexts_that_a_family_has(
     assert recorded(open_model(model), runtime) == record
     done = record.modes["exact"]
     assert done.tokens * toy.D * 2 < done.stored_bytes + 1  # a row for every frame, or fewer where pieces overlap
+
+
+def test_the_hash_of_an_encoder_is_of_its_settings_too_and_not_of_how_they_were_saved() -> None:
+    from voxstrata.exporters.family_writing import state_sha256
+
+    state = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
+    settings = {"model_type": "x", "encoder_config": {"heads": 4, "scale_input": True, "dtype": "float32"}}
+    saved = {"transformers_version": "5.0", "architectures": ["X"], "torch_dtype": "float16", **settings}
+    first = state_sha256(state, [settings, {}])
+    assert state_sha256(dict(reversed(state.items())), [saved, {}]) == first
+    others = [({**settings["encoder_config"], key: value}) for key, value in (("heads", 2), ("scale_input", False))]
+    found = {state_sha256(state, [{**settings, "encoder_config": other}, {}]) for other in others}
+    found |= {
+        state_sha256(state, [settings, {"dither": 1}]),
+        state_sha256({**state, "b": state["b"] * 2}, [settings, {}]),
+    }
+    assert len(found | {first}) == 5

@@ -498,6 +498,8 @@ def test_text_of_strangers_is_no_markup() -> None:
     markdown = result.to_markdown()
     assert "<script" not in markdown
     assert "](http" not in markdown
+    assert "\x1b" not in markdown
+    assert "\\x1b[31m" in TextTable("t", ["a"], [["\x1b[31mred\u202e"]]).to_markdown()
     table = result.tables()[0].to_markdown()
     assert len(table.splitlines()) == 3
     assert all(line.replace("\\|", "").count("|") == 3 for line in table.splitlines())
@@ -514,9 +516,11 @@ def test_dollars_in_labels_are_no_formulas(tmp_path: Path) -> None:
     ax.set_xticks([0, 1], [NASTY, "$a$"])
     ax.set_yticks([0, 1], ["$\\nothing$", "x_y"])
     ax.annotate(NASTY, (0.5, 0.5))
+    sent = ax.annotate("\x1b[31mred\u202e", (0.2, 0.5))  # of which an SVG would be no XML any more
     ax.legend()
     set_title(figure, NASTY)
     figure.savefig(tmp_path / "a.svg", dpi=50)
     figure.savefig(tmp_path / "a.png", dpi=50)
+    assert sent.get_text() == "\\x1b[31mred\\u202e"
     assert not any(t.get_parse_math() for t in figure.findobj(type(figure._suptitle)))
     assert "<script" not in (tmp_path / "a.svg").read_text()

@@ -27,7 +27,9 @@ from voxstrata.corpus import read_corpus
 from voxstrata.encoders import Device
 from voxstrata.engine import Runtime, extract, planning
 from voxstrata.engine import run as run_module
+from voxstrata.engine.cpu_encoder import CpuEncoder
 from voxstrata.engine.devices import extract_on
+from voxstrata.engine.pipeline import UNITS_AHEAD, DecodeStage
 from voxstrata.engine.run import open_run, prepare
 from voxstrata.engine.tally import Tally
 from voxstrata.store import StoreSpec, open_store
@@ -115,6 +117,23 @@ def test_a_part_takes_what_no_other_has_begun(
     report = extract(corpus, tiny_model, tmp_path / "s.zarr", *SETTINGS, part=Part(7, 9))
     assert report.pending_units == report.others_units == report.resumed_units == 0
     assert contents(tmp_path / "s.zarr") == whole
+
+
+def test_a_worker_begins_no_more_units_than_it_needs_to_stay_busy(
+    corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Whoever begins a unit keeps others from it: with small ones, audio that fits in memory would be most of them."""
+    prepare(corpus, tiny_model, tmp_path / "s.zarr", *SETTINGS)
+    run, begun = open_run(tmp_path / "s.zarr", tiny_model), list[int]()
+    encoder = CpuEncoder(run.model, run.plan.spec, SETTINGS[1])
+    units = (begun.append(unit) or unit for unit in run.order)
+    with DecodeStage(run.plan, units, encoder) as decoding:
+        assert len(begun) == UNITS_AHEAD
+        asked = set[int]()
+        for batch, _ in decoding:
+            asked.add(batch.unit)
+            assert len(begun) <= len(asked) + UNITS_AHEAD
+    assert asked == set(begun) == set(run.order)
 
 
 def test_a_part_begins_with_its_own_units(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:

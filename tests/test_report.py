@@ -22,6 +22,7 @@ from report_results import NASTY, write_bench, write_drift, write_exits, write_w
 from stores import Utterance, make_store
 from test_cli import run
 
+from voxstrata.report.page import write_report
 from voxstrata.studies.align.measure import AlignOptions, align
 
 pytest.importorskip("panphon")
@@ -115,9 +116,10 @@ class TestNumbers:
         rows = stored(study / "why/explain.parquet")
         assert_shows(page.sections["explain: why/explain.parquet"][0], rows)
         rows = stored(study / "exits/errors.parquet")
-        _, test, dev, choice, heard = page.sections["early-exit sweep: exits/errors.parquet"]
+        _, _, test, kinds, dev, _, choice, heard = page.sections["early-exit sweep: exits/errors.parquet"]
         assert_shows(choice, stored(study / "exits/choices.parquet"))
         assert_shows(test, [r for r in rows if r["part"] == "test"])
+        assert_shows(kinds, [r for r in rows if r["part"] == "test"])
         assert_shows(dev, [r for r in rows if r["part"] == "dev"])
         assert_shows(heard, stored(study / "exits/transcripts.parquet"))
         rows = stored(study / "phonetics/phonetics.parquet")
@@ -177,12 +179,12 @@ class TestNumbers:
             assert float(cells[name][1] or cells[name][0]) == pytest.approx(value, rel=1e-12)
 
     def test_the_exit_is_chosen_on_dev_and_reported_on_test(self, page: Page) -> None:
-        summary, _, _, table, _ = page.sections["early-exit sweep: exits/errors.parquet"]
+        summary, *_, table, _ = page.sections["early-exit sweep: exits/errors.parquet"]
         for cells, shown in zip(table.rows, summary.rows, strict=True):  # en, and the mean over the one language
             row = {name: cell for name, (cell, _) in zip(table.header, cells, strict=True)}
             brief = {name: cell for name, (cell, _) in zip(summary.header, shown, strict=True)}
-            assert (brief["chosen k"], brief["on dev"], brief["on test"][:4]) == ("1", "10.0", "50.0")
-            assert brief["difference"].startswith("+30.0 [")
+            assert (brief["chosen"], brief["on dev"], brief["on test"][:4]) == ("1", "10.0", "50.0")
+            assert brief["difference"].split() == ["+30.0", "[+30.0,", "+30.0]"]
             assert (row["after"], row["dev_rate"], row["rate"]) == ("1", "0.1000", "0.5000")
             assert (row["original"], row["difference"], row["utterances"]) == ("0.2000", "0.3000", "6")
 
@@ -225,7 +227,7 @@ class TestOneFile:
     def test_every_picture_is_there_whole(self, page: Page, study: Path) -> None:
         found = [base64.b64decode(source.partition("base64,")[2], validate=True) for source in page.images]
         assert sorted(found) == sorted(p.read_bytes() for p in study.rglob("*.png"))
-        assert len(found) == 7
+        assert len(found) == 9
         assert "words.png: not in the folder" in page.text["words: words/words.parquet"]
 
     def test_phones_get_their_width_and_tables_a_box(self, page: Page) -> None:
@@ -347,3 +349,16 @@ class TestBadInput:
         assert "is no page of `voxstrata report`" in capsys.readouterr().err
         assert run("report", study / "why", "-o", tmp_path / "new.html") == 0
         assert run("report", study / "why", "-o", tmp_path / "new.html") == 0  # its own it replaces
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    for name in ("mine", "elsewhere"):
+        (tmp_path / name).mkdir()
+        write_bench(tmp_path / name / "bench.json")
+    (tmp_path / "mine" / "all").symlink_to("/")  # of which none would come back for minutes
+    (tmp_path / "mine" / "theirs").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "mine" / "bench-2.json").symlink_to(tmp_path / "elsewhere" / "bench.json")
+    found = write_report(tmp_path / "mine")
+    assert [run.path for run in found.runs] == ["bench.json"]
+    (tmp_path / "named").symlink_to(tmp_path / "mine")  # but who names a link means it
+    assert [run.path for run in write_report(tmp_path / "named").runs] == ["bench.json"]

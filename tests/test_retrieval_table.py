@@ -448,6 +448,20 @@ def test_text_tables_hold_means_intervals_chance_and_the_best_output() -> None:
         Retrieval(table.filter(pc.equal(table["source"], "en"))).to_markdown()
 
 
+def test_a_best_output_that_is_at_chance_is_called_so() -> None:
+    """Of outputs that hold nothing but noise one is always the best; it is no answer."""
+
+    def best(noise: float, bootstrap: int) -> set[str]:
+        options = RetrievalOptions(bootstrap=bootstrap)
+        shown = retrieve(fake_store(groups=14, noise=noise), similarities=["pooled_cosine"], options=options).tables()[
+            1
+        ]
+        return {str(row[2]) for row in shown.rows}
+
+    assert all(name.endswith(" (chance)") for name in best(1000.0, 200))
+    assert not any(name.endswith(" (chance)") for name in (*best(0.1, 200), *best(0.1, 0)))
+
+
 def test_a_retrieval_is_saved_shown_and_loaded(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
     found = retrieve(fake_store(), "layer_02,final", options=RetrievalOptions(bootstrap=20))
@@ -459,7 +473,7 @@ def test_a_retrieval_is_saved_shown_and_loaded(tmp_path: Path) -> None:
     assert loaded.store == MadeUpStore.about
     assert loaded.settings["bootstrap_groups"] == 6
     assert loaded.title == "made-up, bucketed"
-    assert set(loaded.figures()) == set(Retrieval.captions)
+    assert set(loaded.figures()) == set(loaded.pictures) == set(Retrieval.captions) - {"negatives"}
     titles = [table.title for table in loaded.tables()]
     assert titles[:3] == ["seqsim_f1", "Best output", "seqsim_precision"]
     assert len(titles) == 7

@@ -11,7 +11,8 @@ import click
 
 from voxstrata.base.errors import DEBUG as DEBUG
 from voxstrata.base.errors import VoxstrataError, debugging
-from voxstrata.cli.saying import say, say_error, shown
+from voxstrata.base.plain import spelt_out
+from voxstrata.cli.saying import say, say_error
 from voxstrata.cli.stopping import INTERRUPTED, quiet_stdout, stopped_code
 
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
@@ -40,7 +41,7 @@ def tell(error: BaseException) -> int:
         return error.exit_code
     if debugging():
         text = "".join(traceback.format_exception(error))
-        print(*map(shown, text.splitlines()), sep="\n", file=sys.stderr)
+        print(*map(spelt_out, text.splitlines()), sep="\n", file=sys.stderr)
     if isinstance(error, VoxstrataError):
         say_error(error)
         return error.exit_code

@@ -15,7 +15,7 @@ RANGES_SHOWN = 12
 
 
 @click.command()
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @options.as_json
 def info(path: str, as_json: bool) -> None:
     """Say what is in a model folder or a store.
@@ -105,6 +105,9 @@ def _ranges(units: list[int]) -> str:
 def _command(store: Any) -> str:
     """The command that goes on with a store; what the store does not know is in capitals."""
     spec, model = store.spec, store.model
+    if made := store.about.get("spans"):
+        words = ["voxstrata", "spans", made["store"], "ALIGNMENTS", "-o", store.files.root, "--tier", made["tier"]]
+        return shlex.join([*words, "--outputs", ",".join(spec.outputs), "--pool", made["pool"]])
     words = ["voxstrata", "extract", "CORPUS", "MODEL", "-o", store.files.root]
     if tuple(spec.outputs) != tuple(model.outputs):
         words += ["--outputs", ",".join(spec.outputs)]
@@ -181,6 +184,7 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
     silence = f", {model['silence']['kind']} silence" if context["mode"] == "bucketed" else ""
     rows = [
         ("model", f"{model['checkpoint']}, {model['layers']} layers, d = {model['d_model']}, {model['dtype']}"),
+        ("family", model.get("family", {}).get("name", "Whisper")),
         ("encoder SHA-256", model["weights_sha256"]),
         ("outputs", ", ".join(spec["outputs"])),
         ("stored", f"{stored}; {about['bytes_per_output'] / 1e6:.1f} MB per output"),
@@ -188,6 +192,8 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         ("utterances", ", ".join(f"{n} {s}" for s, n in about["status"].items())),
         ("complete", "yes" if about["complete"] else "no"),
     ]
+    if spans := about.get("spans"):
+        rows.append(("spans", f"{spans['tier']} of {spans['store']}, grouped by {spans['group']}"))
     if about.get("relabelled"):
         rows.append(("relabelled", f"changes: {about['relabelled']}; what they replaced is in {path}/history"))
     if missing := about["missing"]:

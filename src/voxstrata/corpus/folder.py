@@ -32,7 +32,7 @@ def read_folder(root: Path) -> Corpus:
     Raises InputError if a folder cannot be read or no audio is found.
     """
     root = absolute_root(root)
-    found = files_below(root, AUDIO_SUFFIXES)
+    found, again = _found_below(root, AUDIO_SUFFIXES)
     if not found and (root / "zarr.json").exists():
         raise InputError(f"{root}: a store, not a corpus; name the manifest or folder that it was extracted from")
     if not found and (root / CARD).exists():
@@ -48,7 +48,8 @@ def read_folder(root: Path) -> Corpus:
         for path, top in zip(found, folders_of, strict=True)
     ]
     corpus = build(root, rows, [f"file {path!a}" for path in found], root)
-    return replace(corpus, notes=[*language_notes(tops), *_manifest_notes(root)])
+    notes = [f"links to files that are there already are left out: {_listed(again)}"] if again else []
+    return replace(corpus, notes=[*language_notes(tops), *notes, *_manifest_notes(root)])
 
 
 def language_folder(root: Path, file: Path) -> str | None:
@@ -103,27 +104,64 @@ def manifests_in(root: Path) -> list[Path]:
 def files_below(root: Path, suffixes: Collection[str]) -> list[str]:
     """The files below `root` with one of these suffixes, by their paths from there with "/" between parts, sorted.
 
+    Links are followed, and each real folder and each real file comes once: by its own path where that is below `root`,
+    else by that of the first link. A link to a folder above is passed over.
     Raises InputError if a folder cannot be read.
     """
-    found: list[str] = []
-    for folder, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _loops(folder, name)]
-        found += [
-            Path(folder, name).relative_to(root).as_posix()
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-        ]
-    return sorted(found)
+    return _found_below(root, suffixes)[0]
 
 
-def _unreadable(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); change its permissions")
+def _found_below(root: Path, suffixes: Collection[str]) -> tuple[list[str], list[str]]:
+    """As `files_below`, and the links that are left out since the file they lead to is there already."""
+    seen: set[str] = set()  # real folders
+    by_real: dict[str, str] = {}  # paths of files by their real ones
+    above = os.path.realpath(root)
+    todo, folder_links, file_links = [os.fspath(root)], list[str](), list[str]()
+    while todo or folder_links:
+        if not todo:  # what is no link comes first
+            folder_links.sort(reverse=True)
+            link = folder_links.pop()
+            if not any(_holds(os.path.realpath(link), at) for at in (above, os.path.realpath(os.path.dirname(link)))):
+                todo.append(link)
+            continue
+        folder = todo.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        for entry in _listed_in(folder):
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                (folder_links if entry.is_symlink() else todo).append(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                if entry.is_symlink():
+                    file_links.append(entry.path)
+                else:
+                    by_real[os.path.join(real, entry.name)] = entry.path
+    left_out = [path for path in sorted(file_links) if by_real.setdefault(os.path.realpath(path), path) != path]
+
+    def below(path: str) -> str:
+        return Path(path).relative_to(root).as_posix()
+
+    return sorted(map(below, by_real.values())), list(map(below, left_out))
 
 
-def _loops(folder: str, name: str) -> bool:
-    """Whether `folder/name` is a link to `folder` itself or to a folder above it."""
-    path = os.path.join(folder, name)
-    if not os.path.islink(path):
+def _listed_in(folder: str) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); change its permissions") from None
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: no folder, and as a recording it fails alone
         return False
-    target, here = os.path.realpath(path), os.path.realpath(folder)
-    return os.path.commonpath([target, here]) == target
+
+
+def _holds(folder: str, other: str) -> bool:
+    """Whether a real folder is another one or above it."""
+    return os.path.commonpath([folder, other]) == folder

@@ -1,28 +1,28 @@
-"""What a sweep over exits finds, as one result: error rates, the exits chosen, transcripts side by side, a picture."""
+"""What a sweep over exits finds, as one result: errors and their kinds, the exits chosen, transcripts, pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
+from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
-from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST
+from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, TEST, exit_name
+from voxstrata.early_exit.figures import NO_EXIT, plot_errors, plot_kinds, plot_shares, plot_speed
 from voxstrata.store.files import LOCK
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 JOURNAL, LOTS = "transcripts.jsonl", "lots"
 _SIDE_BY_SIDE = "transcripts.md"
 _TRANSCRIPTS_SHOWN = 120  # rows of a report: there is one for every utterance and exit
+_RATES = {"word": "WER", "character": "CER", "both": "both"}
+_LOOPS = {"rate": "of transcripts as they are", "cut_rate": "with loops cut"}
+_THAN = {"nothing": "saying nothing", "chance": "chance"}
+_WHY = {"nothing": "", "chance": ": what they say fits other recordings as well"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,8 +30,9 @@ class EarlyExits(Result):
     """Error rates of a corpus transcribed with the encoder ended after every block, and the exits chosen by them.
 
     table: a row per part, language and exit, and for the mean over languages (RATES_SCHEMA). choices: a row per
-    language, and for the mean: the exit with the fewest errors on the development part, and its errors on the test part
-    (CHOICES_SCHEMA). transcripts: a row per utterance and exit (TRANSCRIPT_SCHEMA).
+    language, and for the mean: of the exits that say something the one with the fewest errors on the development part,
+    and its errors on the test part; or that there is none (CHOICES_SCHEMA). transcripts: a row per utterance and exit
+    (TRANSCRIPT_SCHEMA). costs: a row per exit: size, arithmetic, seconds (COSTS_SCHEMA).
     resumed: transcripts that an earlier run had made; not stored.
 
     `settings` hold what the figures come from: checkpoint, corpus, decoding, scoring, `notes` for the reader, and
@@ -41,14 +42,22 @@ class EarlyExits(Result):
     table: pa.Table
     choices: pa.Table
     transcripts: pa.Table
+    costs: pa.Table
     resumed: int = 0
 
     command = "early-exit sweep"
-    files: ClassVar = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet"}
-    beside = (JOURNAL, LOCK)
+    files: ClassVar = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet",
+                       "costs": "costs.parquet"}  # fmt: skip
+    beside = (JOURNAL, LOCK, "fits")
     key = "voxstrata"
     markdown = "early_exit.md"
-    captions: ClassVar = {"early_exit": "Errors by exit, test part"}
+    captions: ClassVar = {
+        "early_exit": "Errors by exit, test part",
+        "early_exit_kinds": "Kinds of errors by exit, test part",
+        "early_exit_shares": "Empty and looping transcripts by exit, test part",
+        "early_exit_speed": "Errors against cost by exit, test part",
+    }
+    brief = 2
 
     @property
     def store(self) -> None:
@@ -59,24 +68,76 @@ class EarlyExits(Result):
         return f"Early exits of {self.settings['checkpoint']}"
 
     def tables(self) -> list[TextTable]:
-        header = ["language", "script", "unit", "utterances (groups)", "chosen k", "on dev", "on test"]
-        header += ["whole encoder", "difference"]
-        rows = []
-        for r in self.choices.to_pylist():
-            counted = f"{r['utterances']} ({r['groups']})"
-            choice = [exit_name(r["after"], r["norm"]), f"{100 * r['dev_rate']:.1f}"]
-            signs = {"rate": ".1f", "original": ".1f", "difference": "+.1f"}
-            figures = [with_interval(r, [n, f"{n}_low", f"{n}_high"], spec, 100) for n, spec in signs.items()]
-            rows.append([r["language"], r["script"].lower(), r["unit"], counted, *choice, *figures])
-        found = [TextTable("The exits chosen", header, rows, self._explanation())]
+        found = [self._chosen(), self._kinds(), *([self._costs()] if len(self.costs) else [])]
         names = ["language", "script", "after", "norm", "unit", "rate", "low", "high", "wer", "cer"]
-        names += ["utterances", "groups"]
+        names += ["cut_rate", "cut_rate_low", "cut_rate_high", "cut_wer", "cut_cer", "chance", "no_better_than"]
+        kinds = ["language", "after", "norm", *(f"{u}_{k}" for u in ("word", "character") for k in ERROR_KINDS)]
+        for name in ("empty", "looping", "hallucinated_per_minute"):
+            kinds += [name, f"{name}_low", f"{name}_high"]
         for part in (TEST, DEV):
             held = self.table.filter(pc.equal(self.table["part"], part))
-            found.append(as_stored(held, f"Every exit on the {part} part, as stored", names, of=len(self.table)))
+            title = f"Every exit on the {part} part, as stored"
+            found.append(as_stored(held, title, [*names, "utterances", "groups"], of=len(self.table)))
+            found.append(as_stored(held, f"{title}: kinds of errors", kinds, of=len(self.table)))
         if self.failures:
             found.append(TextTable("Not transcribed", ["recording", "reason"], list(self.failures.items())))
         return found
+
+    def _chosen(self) -> TextTable:
+        """A row per language: the exit chosen, or that there is none."""
+        cut = "cut_" if self._by == "cut_rate" else ""
+        rows = []
+        for r in self.choices.to_pylist():
+            name = exit_name(r["after"], r["norm"]) if r["after"] is not None else "none"
+            dev = r[f"dev_{cut}rate"]
+            signs = {"rate": ".1f", "original": ".1f", "difference": "+.1f"}
+            figures = [
+                with_interval(r, [f"{cut}{n}{e}" for e in ("", "_low", "_high")], spec, 100, apart="\n")
+                for n, spec in signs.items()
+            ]
+            counted = f"{r['language']}\n{r['utterances']} ({r['groups']})"
+            rows.append([counted, _RATES[r["unit"]], name, "–" if dev is None else f"{100 * dev:.1f}", *figures])
+        header = ["language\n(groups)", "rate", "chosen", "on dev", "on test", "whole\nencoder", "difference"]
+        return TextTable(f"The exits chosen, {_LOOPS[self._by]}", header, rows, self._explanation())
+
+    def _costs(self) -> TextTable:
+        """A row per exit: what it takes."""
+        rows = []
+        for r in self.costs.to_pylist():
+            seconds = ["–" if r[name] is None else f"{r[name]:.2f}" for name in ("encoder_seconds", "decoder_seconds")]
+            work = [f"{r[name] / 1e9:.1f}" for name in ("encoder_flops", "decoder_flops")]
+            sizes = [f"{r['parameters'] / 1e6:.1f}", f"{r['bytes'] / 1e6:.0f}"]
+            rows.append([exit_name(r["after"], r["norm"]), *sizes, work[0], seconds[0], work[1], seconds[1],
+                         f"{r['tokens']:.0f}"])  # fmt: skip
+        header = ["exit", "million\nweights", "MB", "encoder\nGFLOP", "s", "decoder\nGFLOP", "s", "tokens"]
+        note = "Means for a recording: the encoder of 30 s, the decoder of one transcript. Seconds are of this sweep."
+        return TextTable("What an exit costs", header, rows, note)
+
+    def _kinds(self) -> TextTable:
+        """Of the chosen exit and of the whole encoder: what is wrong, on the test part."""
+        held = {(r["language"], r["script"], r["after"], r["norm"]): r
+                for r in self.table.to_pylist() if r["part"] == TEST}  # fmt: skip
+        rows = []
+        for r in self.choices.to_pylist():
+            scope = (r["language"], r["script"])
+            for at in dict.fromkeys([(r["after"], r["norm"]), (self.settings["layers"], "with")]):
+                if (found := held.get((*scope, *at))) is None:  # none chosen
+                    continue
+                unit = "word" if found["unit"] == "word" else "character"
+                names = ["rate", "cut_rate", *(f"{unit}_{kind}" for kind in ERROR_KINDS), "empty", "looping"]
+                spoken = found["hallucinated_per_minute"]
+                shares = ["–" if found[name] is None else f"{100 * found[name]:.1f}" for name in names]
+                rows.append([r["language"], exit_name(*at), *shares, "–" if spoken is None else f"{spoken:.1f}"])
+        header = ["language", "k", "plain", "loops\ncut", "subst.", "del.", "ins.", "empty", "looping", "halluc.\n/min"]
+        note = (
+            "Plain errors are substitutions, deletions and insertions, in % of the reference (of 'all', where it is "
+            "over words and characters, in characters). empty, looping: % of transcripts that say nothing, and that "
+            "repeat themselves until the tokens end. halluc./min: words that the alignment with the reference inserts, "
+            "by minute of audio (characters in scripts without spaces)."
+        )
+        return TextTable(
+            f"Kinds of errors of the exits chosen and of the whole encoder, {TEST} part", header, rows, note
+        )
 
     def stored(self) -> list[TextTable]:
         note = "Rates as fractions. after: k. original: the whole encoder. difference: rate less original, paired."
@@ -88,37 +149,58 @@ class EarlyExits(Result):
             as_stored(heard, "Transcripts, as stored", names, of=len(self.transcripts)),
         ]
 
+    @property
+    def _by(self) -> str:
+        """The rate that chose, "rate" or "cut_rate"."""
+        return str(self.choices["chosen_by"][0].as_py())
+
     def _explanation(self) -> str:
-        """What the figures mean, in words; then what a reader must know of this run, a line each."""
+        """What says nothing; what the figures mean, in words; then what a reader must know of this run, a line each."""
         scoring, decoding = self.settings["scoring"], self.settings["decoding"]
         text = (
-            "Error rates in %: words, or characters where the language's script has no spaces; normalizer "
-            f"{scoring['normalizer']!r}. The exit was chosen on the development part "
-            f"({100 * scoring['dev_share']:.0f} % of the groups, seed {scoring['seed']}); everything else is of the "
-            "test part. In brackets 95 % bootstrap intervals over groups (of the language; for 'all', of the part, "
-            "translations together). 'difference' is the chosen exit minus the whole encoder "
+            f"Error rates in %, WER or CER as the column says, {_LOOPS[self._by]}; normalizer "
+            f"{scoring['normalizer']!r}. Saying nothing errs in 100 %. The exit k was chosen on the development part "
+            f"({100 * scoring['dev_share']:.0f} % of the groups, seed {scoring['seed']}) of those that are better than "
+            "saying nothing, and than their own transcripts held against texts of other recordings; everything else is "
+            "of the test part. In brackets 95 % bootstrap intervals over groups (of the language; for 'all', of the "
+            "part, translations together). 'difference' is the chosen exit minus the whole encoder "
             f"(k = {self.settings['layers']}), paired. '{MEAN_OF_LANGUAGES}' is the mean of the languages' rates, each "
-            f"language weighing the same. Greedy decoding, task {decoding['task']}, at most "
-            f"{decoding['max_new_tokens']} tokens."
+            f"language weighing the same. Decoding {decoding.get('policy', 'greedy')!r}, task {decoding['task']}, at "
+            f"most {decoding['max_new_tokens']} tokens."
         )
-        return "\n".join([text, *(f"- {note}" for note in self.settings["notes"])])
+        if decoding.get("stop_loops"):
+            text += " Loops were stopped once found: with them to the last token plain errors would be more."
+        verdicts, notes = ([f"- {note}" for note in found] for found in (self._verdicts(), self.settings["notes"]))
+        return "\n".join([*verdicts, *[""][: len(verdicts)], text, *notes])  # a list ends with an empty line
+
+    def _verdicts(self) -> list[str]:
+        """What says nothing, or no more than chance, called so: a sentence each."""
+        found = []
+        for r in self.choices.to_pylist():
+            language = r["language"]
+            if r["after"] is None:
+                found.append(f"{language}: {NO_EXIT}{_WHY[r['no_better_than']]}; none is chosen")
+                continue
+            if than := r["on_test_no_better_than"]:
+                found.append(f"{language}: on the test part the chosen exit is no better than {_THAN[than]}")
+            if r["rate"] >= 1 > r["cut_rate"]:
+                found.append(
+                    f"{language}: with its loops the chosen exit is worse than saying nothing ({100 * r['rate']:.0f} % "
+                    "on the test part)"
+                )
+        return found
 
     def figures(self) -> dict[str, Figure]:
-        """The test part's error rate by k, a panel for each language, with intervals."""
+        """By exit, on the test part, a panel for each language: errors, their kinds, empty and looping transcripts,
+        and, where costs are known, errors against cost."""
         rows = [r for r in self.table.to_pylist() if r["part"] == TEST]
-        scopes = list(dict.fromkeys((r["language"], r["script"]) for r in rows))
-        columns = min(len(scopes), 3)
-        lines = -(-len(scopes) // columns)
-        figure = new_figure(max(5.0, 3.6 * columns), 2.9 * lines + 1.2)
-        panels = figure.subplots(lines, columns, squeeze=False).flat
-        for axes, scope in zip(panels, scopes, strict=False):
-            _panel(axes, [r for r in rows if (r["language"], r["script"]) == scope])
-        for axes in figure.axes[len(scopes) :]:
-            axes.set_visible(False)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-        set_title(figure, f"{self.settings['checkpoint']}: errors by exit, test part, 95 % intervals")
-        return {"early_exit": figure}
+        choices = {r["language"]: r for r in self.choices.to_pylist()}
+        drawn = {"early_exit": plot_errors, "early_exit_kinds": plot_kinds, "early_exit_shares": plot_shares}
+        found = {name: plot(rows, choices, self.settings["checkpoint"]) for name, plot in drawn.items()}
+        if len(self.costs):
+            costs = self.costs.to_pylist()
+            found["early_exit_speed"] = plot_speed(rows, choices, self.settings["checkpoint"], costs)
+        return found
 
     def save(self, folder: str | Path) -> list[Path]:
         written = super().save(folder)
@@ -127,13 +209,8 @@ class EarlyExits(Result):
         return [*written, path]
 
 
-def exit_name(after: int, norm: str) -> str:
-    """Short: "4" with the LayerNorm, "4 no LN" without."""
-    return f"{after}" if norm == "with" else f"{after} no LN"
-
-
 def side_by_side(transcripts: pa.Table, title: str) -> str:
-    """Markdown: for every utterance the text, then its transcript at each exit, with its errors."""
+    """Markdown: for every utterance the text, then its transcript at each exit and its errors, both with loops cut."""
     blocks, seen = [f"# {title}: transcripts by exit"], None
     for r in transcripts.to_pylist():
         if r["id"] != seen:
@@ -141,8 +218,9 @@ def side_by_side(transcripts: pa.Table, title: str) -> str:
             head = f"## {_plain(r['id'])}\n\n{r['language']}, {r['part']} part: {_plain(r['reference'])}\n"
             blocks.append(f"{head}\n| k | errors | transcript |\n|---|---:|---|")
         unit = r["unit"]
-        errors = f"{r[f'{unit}_errors']}/{r[f'{unit}s']}"
-        blocks[-1] += f"\n| {exit_name(r['after'], r['norm'])} | {errors} | {_plain(r['transcript'])} |"
+        errors = f"{r[f'cut_{unit}_errors']}/{r[f'{unit}s']}"
+        said = _plain(r["cut"]) + (" … (loop cut)" if r["looped"] else "")
+        blocks[-1] += f"\n| {exit_name(r['after'], r['norm'])} | {errors} | {said} |"
     return "\n\n".join(blocks) + "\n"
 
 
@@ -152,27 +230,3 @@ def _plain(text: str) -> str:
     for c in "\\`*_[]<>|#":
         flat = flat.replace(c, f"\\{c}")
     return flat or "(nothing)"
-
-
-def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One language's rates by k."""
-    from matplotlib.ticker import MaxNLocator
-
-    for norm, (colour, marker) in zip(("with", "without"), STYLES, strict=False):
-        mine = [r for r in rows if r["norm"] == norm]
-        x = [r["after"] for r in mine]
-        low, high = ([nan if r[end] is None else 100 * r[end] for r in mine] for end in ("low", "high"))
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        label = f"{norm} final LayerNorm"
-        axes.plot(x, [100 * r["rate"] for r in mine], color=colour, marker=marker, markersize=4, label=label)
-    first = rows[0]
-    language = first["language"]
-    name = "all, mean over languages" if language == MEAN_OF_LANGUAGES else f"{language}, {first['script'].lower()}"
-    axes.set_title(f"{name} ({first['utterances']} utterances)", fontsize=9)
-    unit = {"word": "WER", "character": "CER"}.get(first["unit"], "WER or CER")
-    axes.set_ylabel(f"{unit} (%)", fontsize=9)
-    axes.set_xlabel("encoder ends after block k", fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(0, max(106 * max(r["high"] or r["rate"] for r in rows), 1))  # markers at the top stay whole
-    axes.grid(axis="y", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)

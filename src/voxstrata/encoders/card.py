@@ -58,7 +58,8 @@ class ModelCard:
     """What an exported model is. Every field ends up in each store made with it.
 
     checkpoint: hub id, or the name of the local folder or file.
-    weights_sha256: of the encoder's tensors (name, shape, float32 values), the same whatever file held them.
+    weights_sha256: of the encoder's tensors (name, shape, float32 values), the same whatever file held them. Of other
+        families than Whisper's of their settings, too: strides, heads and activations do not show in tensors.
     n_mels: width of the features; of a log-mel its bins.
     dtype: "float32", "float16", or "int8". An int8 model has linear layers in 8 bits and the rest in float32; it has
         only the CPU's graph. Other families have float32 alone.

@@ -23,6 +23,7 @@ from voxstrata.exporters.writing import stamp, tool_versions
 
 # of a stranger's settings what may name code to load, or other files
 _CODE = ("auto_map", "implementation", "custom", "trust")
+_OF_FILES = ("transformers_version", "torch_dtype", "dtype", "architectures", "processor_class")  # how they were saved
 
 
 def check_options(title: str, spec: ExportSpec) -> None:
@@ -77,7 +78,7 @@ def write_family(
             format=layout.MODEL_FORMAT,
             checkpoint=files.name,
             revision=files.revision,
-            weights_sha256=state_sha256(original.state()),
+            weights_sha256=state_sha256(original.state(), _harmless([files.config, files.preprocessor])),
             layers=original.layers,
             d_model=original.d_model,
             heads=original.heads,
@@ -95,9 +96,14 @@ def write_family(
         write_card(folder, card)
 
 
-def state_sha256(state: Mapping[str, NDArray[np.float32]]) -> str:
-    """Hash of names, shapes and float32 values. It is the same in whatever kind of file the encoder lies."""
-    h = hashlib.sha256()
+def state_sha256(state: Mapping[str, NDArray[np.float32]], settings: Any) -> str:
+    """Hash of settings, and of names, shapes and float32 values, in whatever kind of file these lie.
+
+    settings: JSON of the configuration: strides, heads and activations decide the states, and the weights do not show
+    them.
+    """
+    told = json.dumps([_without(one, _OF_FILES) for one in settings], sort_keys=True)
+    h = hashlib.sha256(told.encode())
     for name, value in sorted(state.items()):
         h.update(f"{name} {value.shape}\n".encode())
         h.update(np.ascontiguousarray(value, "<f4").tobytes())
@@ -108,6 +114,12 @@ def _opset(path: Path) -> int:
     """The version of the standard operators that a graph uses."""
     opsets = onnx.load(str(path), load_external_data=False).opset_import
     return next(int(entry.version) for entry in opsets if entry.domain in ("", "ai.onnx"))
+
+
+def _without(value: Any, keys: Collection[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
+    return value
 
 
 def _harmless(value: Any) -> Any:

@@ -33,7 +33,6 @@ _AROUND = {
     "moss_transcribe_diarize": "moss_transcribe_diarize_audio",
     "ultravox": "whisper",
 }
-TOWER_TYPES = (*_AROUND, *list(_ENCODERS)[1:])
 _PARTS = ("audio_config", "audio_encoder_config", "speech_config", "speech_encoder_config", "encoder_config")
 # by the settings of the model around it what changes Whisper's graph
 _CHANGES = {"audio_latency_block_size": "attends in blocks of its own"}

@@ -10,6 +10,7 @@ from typing import Any
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular
+from voxstrata.base.plain import spelt_out
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import TextTable
@@ -64,7 +65,7 @@ def write_report(folder: str | Path, target: str | Path | None = None, reporter:
             else:
                 left_out[str((path / kind.first_file()).relative_to(folder))] = _FOREIGN
         runs += [of_bench(path / name, folder) for name in sorted(fnmatch.filter(files, BENCH_FILES))]
-        if is_similarity(path):
+        if PLAN_FILE in files and is_similarity(path):
             if TOP_FILE in files:
                 reporter.step(f"similarity {path}")
                 runs.append(of_similarity(path, folder))
@@ -78,7 +79,7 @@ def write_report(folder: str | Path, target: str | Path | None = None, reporter:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    partial.write_text(_page(folder, runs, left_out), encoding="utf-8")
+    partial.write_text(spelt_out(_page(folder, runs, left_out)), encoding="utf-8")
     partial.replace(target)
     return Report(str(target), tuple(runs), left_out)
 
@@ -86,17 +87,12 @@ def write_report(folder: str | Path, target: str | Path | None = None, reporter:
 def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """A folder and those below, with the names of their files; nothing below a zarr group, which holds nothing of ours.
 
-    Links are followed, but each folder comes once.
+    Links are not followed: they may lead anywhere, and the page shows what it finds.
     """
-    seen: set[Path] = set()
-    for here, names, files in os.walk(folder, followlinks=True):
+    for here, names, files in os.walk(folder):
         path = Path(here)
-        if path.resolve() in seen:  # a link to a folder above
-            names.clear()
-            continue
-        seen.add(path.resolve())
         names[:] = [] if ROOT in files else sorted(name for name in names if not name.startswith("."))
-        yield path, files
+        yield path, [name for name in files if not (path / name).is_symlink()]
 
 
 def _refuse_foreign(target: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from voxstrata.base.errors import InputError
 from voxstrata.exporters.original import FamilyModule
 from voxstrata.exporters.reading import brief
-from voxstrata.exporters.towers import TOWER_TYPES, Tower, find_tower
+from voxstrata.exporters.towers import Tower, find_tower
 
 
 @cache
@@ -47,11 +47,9 @@ def described_encoder(file: Path, config: Mapping[str, Any]) -> Tower | FamilyMo
     found = family_of(kind) or find_tower(file, config)
     if found is not None:
         return found
-    listed = [("Whisper", ("whisper",)), ("towers made from Whisper", TOWER_TYPES)]
-    listed += [(module.TITLE, module.MODEL_TYPES) for module in family_modules()]
-    known = "; ".join(f"{title} ({', '.join(kinds)})" for title, kinds in listed)
+    titles = ["Whisper", "towers made from Whisper (Voxtral, MOSS, Ultravox)", *(m.TITLE for m in family_modules())]
     why = next((f", whose encoder is not Whisper's: {why}" for name, why in _OTHERS.items() if name in str(kind)), "")
     named = config.get("architectures")
     if not why and isinstance(named, list) and named and all("CausalLM" in str(name) for name in named):
         why = f" ({brief(named[0])}), a decoder of text without an encoder of speech"
-    raise InputError(f"{file}: model_type is {brief(kind)}{why}; known families, with their model_type: {known}")
+    raise InputError(f"{file}: model_type is {brief(kind)}{why}; known families: {'; '.join(titles)}")

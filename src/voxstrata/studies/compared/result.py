@@ -16,7 +16,9 @@ from voxstrata.studies.align.table import RECALL, pool_sizes
 from voxstrata.studies.compared.figures import plot_alignment_by_depth, plot_recall_by_depth
 from voxstrata.studies.compared.table import encoder_table
 from voxstrata.studies.retrieve.text import (
+    BEST_AT_CHANCE,
     SKEW,
+    best_output,
     brackets,
     conditions,
     in_percent,
@@ -27,7 +29,7 @@ from voxstrata.studies.retrieve.text import (
 )
 
 STORES = "voxstrata_stores"  # in a table's metadata: the descriptions of all stores that it was made from
-_CHOSEN = "The best outputs were chosen on these same data."
+_CHOSEN = f"The best outputs were chosen on these same data. {BEST_AT_CHANCE}"
 
 _Row = dict[str, Any]
 
@@ -109,7 +111,8 @@ class ComparedRetrieval(ComparedEncoders):
                 figures = [interval_text(row), interval_text(row, "behind"), *rest]
                 hubness = number_text(outputs[name][SKEW], "value")
                 front = [similarity, score] if len(asked) > 1 else []
-                body.append([about["encoder"], *front, name, f"{row['depth']:.2f}", *figures, hubness])
+                named = best_output(name, row)
+                body.append([about["encoder"], *front, named, f"{row['depth']:.2f}", *figures, hubness])
         front = ["similarity", "score"] if len(asked) > 1 else []
         header = ["encoder", *front, "best output", "depth", metric, "behind the best", *others, "hubness"]
         by = f"By {asked[0][0]}. " if len(asked) == 1 else ""
