@@ -147,6 +147,7 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
 def _whisper_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
     s = card["silence"]
     keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
+    keys += f" in each of {len(s['buckets'])} buckets" if "buckets" in s else ""
     source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
     return [
         ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
