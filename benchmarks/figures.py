@@ -6,7 +6,7 @@ whose result is there is left out, so a run that was stopped goes on.
 
     make figures BASE=whisper-base TINY_EN=whisper-tiny.en      # complete checkpoints, with decoder and tokenizer
 
-`--groups 3` takes the first three sentences alone, to try it. What other scripts draw: `silence.py` (silence.png),
+`--groups 60` takes so many sentences, drawn with a fixed seed. What other scripts draw: `silence.py` (silence.png),
 `workers.py` (workers.png), `laboratory.py` (laboratory.png).
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import random
 import shlex
 import shutil
 import subprocess
@@ -72,7 +73,8 @@ def written(args: argparse.Namespace) -> Path:
     """The manifest of the prompts that take part."""
     with args.prompts.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    chosen = set(list(dict.fromkeys(row["group"] for row in rows))[: args.groups])
+    names = sorted({row["group"] for row in rows})
+    chosen = set(random.Random(0).sample(names, args.groups) if args.groups else names)
     path = args.out / "prompts.tsv"
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
@@ -91,7 +93,7 @@ def main() -> int:
     p.add_argument("--prompts", type=Path, default=DATA / "prompts" / "prompts.tsv")
     p.add_argument("--calibrate", type=Path, help="recordings for the silence caches, e.g. ../shared/data/assorted")
     p.add_argument("--norms", default="with,without")
-    p.add_argument("--groups", type=int, help="take so many sentences alone")
+    p.add_argument("--groups", type=int, help="take so many sentences alone, drawn with a fixed seed")
     p.add_argument("--out", type=Path, default=Path("figures"))
     p.add_argument("--images", type=Path, help="copy the docs' pictures here, e.g. docs/images")
     p.add_argument("--dry-run", action="store_true")
