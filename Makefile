@@ -7,7 +7,7 @@ TRANSFORMERS5 := 5.23.0
 # A process for every core. Tests of one file stay together: they share what is slow to make.
 SPREAD := --numprocesses auto --dist loadfile
 
-.PHONY: demo test test-real test-transformers5 lint bench clean
+.PHONY: demo test test-real test-transformers5 test-lower-bounds lint bench figures clean
 
 demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table, pictures
 	$(BIN)/voxstrata demo -o demo
@@ -25,6 +25,10 @@ test-transformers5: .venv5/dev.stamp  ## The exporters' tests on transformers 5
 		tests/test_wav2vec2.py tests/test_fast_conformer.py tests/test_stacked_bank.py tests/test_speech_to_text.py \
 		tests/test_filter_bank.py tests/test_hostile_families.py
 
+test-lower-bounds: .venv-lowest/dev.stamp  ## What exports, extracts, reads and scores, on the oldest versions that are admitted
+	.venv-lowest/bin/python -m pytest -p no:xdist tests/test_checkpoint.py tests/test_export.py tests/test_store.py \
+		tests/test_extract.py tests/test_audio.py tests/test_retrieval.py tests/test_hostile.py tests/test_store_foreign.py
+
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +36,15 @@ lint: .venv/dev.stamp
 
 bench: .venv/dev.stamp  ## The quick benchmarks, on the demo's corpus and a random-weight encoder
 	$(BIN)/python benchmarks/quick.py --out bench
+
+# Complete checkpoints, with decoder and tokenizer, and the data that docs speak of
+BASE ?= openai/whisper-base
+TINY_EN ?= openai/whisper-tiny.en
+DATA ?= ../shared/data
+
+figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made again (an hour or more)
+	$(BIN)/python benchmarks/figures.py --base $(BASE) --tiny-en $(TINY_EN) --prompts $(DATA)/prompts/prompts.tsv \
+		--calibrate $(DATA)/assorted --images docs/images
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -57,5 +70,11 @@ bench: .venv/dev.stamp  ## The quick benchmarks, on the demo's corpus and a rand
 	.venv5/bin/python -m pip install --quiet --no-compile --no-warn-conflicts --disable-pip-version-check transformers==$(TRANSFORMERS5)
 	touch $@
 
+.venv-lowest/dev.stamp: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
+		-e '.[export]' pytest pytest-timeout hypothesis
+	touch $@
+
 clean:
-	rm -rf .venv .venv5 demo bench
+	rm -rf .venv .venv-lowest .venv5 demo bench

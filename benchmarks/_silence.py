@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from voxstrata.audio.decode import decode
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import ModelFolder, Silence
 from voxstrata.encoders.frames import WINDOW_FRAMES, encoder_frames
+from voxstrata.encoders.silence import BucketSilence
 from voxstrata.engine import CpuEncoder
 
 MEAN, WORST = 0.995, 0.98  # asked of `final`: mean cosine over all frames, and of the worst clip
@@ -24,9 +26,9 @@ MEAN, WORST = 0.995, 0.98  # asked of `final`: mean cosine over all frames, and 
 class WithCache(ModelFolder):
     """The exported model with another silence cache."""
 
-    cache: Silence
+    cache: Silence | BucketSilence
 
-    def silence(self) -> Silence:
+    def silence(self) -> Silence | BucketSilence:
         return self.cache
 
 
@@ -45,12 +47,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Near:
-    """One clip with a cache: mean cosine of its frames to the padded run, by output."""
+    """One clip with a cache: mean cosine of its frames to the padded run, and those under 0.99, by output; seconds of
+    the encoder."""
 
     name: str
     language: str
     frames: int
     cosine: dict[str, float]
+    low: dict[str, list[float]]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,28 @@ class Summary:
         worst = min(clips, key=lambda c: c.cosine["final"])
         mean = {o: sum(c.cosine[o] * c.frames for c in clips) / frames for o in worst.cosine}
         return cls(mean, worst.cosine["final"], worst.name)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of several clips, of one output: the lowest cosine, the one that 0.1 % do not exceed (at most 0.99),
+    and the shares below 0.9 and 0.5."""
+
+    worst: float
+    lowest_0_1_percent: float
+    below_09: float
+    below_05: float
+
+    @classmethod
+    def of(cls, clips: Sequence[Near], output: str) -> Frames:
+        frames = sum(c.frames for c in clips)
+        low = np.sort([x for c in clips for x in c.low[output]] + [0.99])
+        shares = [float((low < below).sum() / frames) for below in (0.9, 0.5)]
+        return cls(float(low[0]), float(low[min(-(-frames // 1000), len(low)) - 1]), *shares)
+
+    def cells(self) -> list[str]:
+        """For a table."""
+        return [f"{100 * self.below_09:.3f} %", f"{100 * self.below_05:.3f} %", f"{self.worst:.3f}"]
 
 
 def shown(layers: int) -> tuple[str, ...]:
@@ -98,12 +125,17 @@ def padded_clip(encoder: CpuEncoder, corpus: Corpus, row: int) -> Clip:
 
 def near(encoder: CpuEncoder, clip: Clip) -> Near:
     """Encode a clip and compare."""
-    states = encoder.run([clip.audio], encoder.context.frames_computed(clip.frames), keep=clip.frames)
-    cosine = {}
+    frames = encoder.context.frames_computed(clip.frames)
+    log_mel = encoder.log_mel([clip.audio], frames)
+    begin = time.perf_counter()
+    states = encoder.encode(log_mel, frames, keep=clip.frames)
+    seconds = time.perf_counter() - begin
+    cosine, low = {}, {}
     for output, (state, *_) in zip(encoder.outputs, states, strict=True):
         a, b = state.astype(np.float64), clip.padded[output]
-        cosine[output] = float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).mean())
-    return Near(clip.name, clip.language, clip.frames, cosine)
+        each = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        cosine[output], low[output] = float(each.mean()), [round(float(x), 4) for x in np.sort(each[each < 0.99])]
+    return Near(clip.name, clip.language, clip.frames, cosine, low, seconds)
 
 
 def measure(encoder: CpuEncoder, clips: Sequence[Clip]) -> list[Near]:

@@ -9,7 +9,8 @@ lowest mean. Time: that of the encoder's graph for the CPU alone, all outputs, a
 batch of its own, so many batches at once), for windows of several numbers of computed positions m, as a ratio to no
 cache. It depends on the number of cached keys alone, so it is measured for some numbers of keys, which take turns (the
 least of all repeats counts), and interpolated between them.
-Exit status 1 when the cache that `export` makes by default misses a mark (`final` 0.995, worst clip 0.98).
+All are caches for all lengths; `export` makes a calibrated one bucket by bucket, each as here.
+Exit status 1 when the one with the default number of keys misses a mark (`final` 0.995, worst clip 0.98).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ TIMED = (8, 16, 32, 64, 96, 192, 384)  # numbers of cached keys, besides none an
 TURNS, REPEATS = 3, 5
 
 KMEANS = ("k-means", "…")  # how the names of calibrated k-means families begin
-PACKAGE = "… in logits, weighted"  # what `export` does
+PACKAGE = "… in logits, weighted"  # what `export` does, with a calibrated cache bucket by bucket
 Seconds = dict[int, dict[int, float]]  # by m and number of cached keys, of one window
 
 

@@ -93,7 +93,14 @@ class Reference:
 
 
 def cached_keys(silence: Mapping[str, Array], m: int) -> Extra:
-    """Keys for the positions m … 1499 of a silence cache (the arrays of silence.npz), group by group, in float64."""
+    """Keys for the positions m … 1499 of a silence cache (the arrays of silence.npz), group by group, in float64.
+
+    m: a bucket, where the cache has them.
+    """
+    if "buckets" in silence:
+        (at,) = np.flatnonzero(silence["buckets"] == m)
+        parts = [torch.from_numpy(silence[name][at].astype(np.float64)) for name in ("key", "value", "bias")]
+        return list(zip(*parts, strict=True))
     first = int(silence["first"])
     layers = []
     for k in range(len(silence["key"])):

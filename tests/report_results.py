@@ -12,7 +12,7 @@ import pytest
 
 from voxstrata.engine.estimating import Bench, Estimate
 from voxstrata.engine.measuring import Record, Throughput
-from voxstrata.studies.drift.result import DRIFT_SCHEMA, Drift
+from voxstrata.studies.drift.result import DRIFT_SCHEMA, LOST, Drift
 from voxstrata.studies.words.result import WordComparison
 from voxstrata.studies.words.table import WORDS_SCHEMA
 
@@ -63,7 +63,9 @@ def write_exits(folder: Path) -> None:
 
 
 def write_drift(folder: Path) -> None:
-    figures = {"cosine": 0.9876543210123, "worst": 0.9, "worst_id": "en-3"}
+    figures = {"cosine": 0.9876543210123, "worst": 0.9, "worst_id": "en-3", "frames": 1665, "frame_q001": 0.42,
+               "frame_worst": -0.0123, "frame_worst_id": "es-4", "frame_worst_at": 17, "below_09": 0.0062,
+               "below_05": 0.0035, "share_beyond": [0.5 * lost < 0.1 for lost in LOST]}  # fmt: skip
     recall = {"seqsim_f1_recall": 0.25, "seqsim_f1_change": -1 / 3, "pooled_cosine_recall": 0.5,
               "pooled_cosine_change": 0.125}  # fmt: skip
     rows = [

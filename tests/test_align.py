@@ -20,11 +20,12 @@ from voxstrata import InputError, UsageError, read_corpus
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.retrieval.similarities import seqsim
-from voxstrata.studies.align.inputs import PhoneticsFolder, find_participants
+from voxstrata.studies.align.inputs import find_participants
 from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.align.states import CENTRED, RAW, StateSimilarity, cell_centres
 from voxstrata.studies.align.table import ALIGN_SCHEMA
+from voxstrata.studies.phonetics.folder import PhoneticsFolder
 from voxstrata.studies.phonetics.measure import measure_phonetics
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 

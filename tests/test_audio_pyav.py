@@ -100,7 +100,10 @@ def packed_frames(container, stream, allowed):
     name = os.path.basename(container.name)
     for i, frame in enumerate(whole(container, stream, allowed)):
         if "crash" in name and i == 20: os.kill(os.getpid(), signal.SIGSEGV)
-        if "hang" in name and i == 20: time.sleep(1000)
+        while "hang" in name and i == 20: pass
+        if "wait" in name and i == 20: time.sleep(1000)
+        if "kill" in name and i == 20: os.kill(os.getpid(), signal.SIGKILL)
+        if "bomb" in name and i == 20: bytearray(3 << 29)
         if "poison" in name: pyav_child.poisoned = True
         if getattr(pyav_child, "poisoned", False) and "poison" not in name and i == 20: os.abort()
         yield frame
@@ -116,7 +119,6 @@ def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.write_text(MISBEHAVES.format(folder=str(Path(pyav.__file__).parent)))
     monkeypatch.setattr(pyav, "_CHILD", script)
     monkeypatch.setattr(pyav, "_of_thread", type(pyav._of_thread)())
-    monkeypatch.setattr(pyav, "HANG_SECONDS", 2)
 
 
 @pytest.mark.usefixtures("misbehaving")
@@ -125,15 +127,36 @@ def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("crash", r"FFmpeg's process ended by signal 11 \(SIGSEGV\)"),
         ("hang", "FFmpeg's process gave no answer for 2 s"),
+        ("bomb", "FFmpeg needs over 1 GB"),
     ],
 )
-def test_what_crashes_or_hangs_ffmpeg_costs_its_recording(tmp_path: Path, m4a: Path, fault: str, message: str) -> None:
+def test_what_crashes_or_hangs_ffmpeg_costs_its_recording(
+    tmp_path: Path, m4a: Path, fault: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = decode(m4a)
     bad = m4a.rename(tmp_path / f"{fault}.m4a")
     info = probe(bad)
+    if fault == "hang":
+        monkeypatch.setattr(pyav, "HANG_SECONDS", 2)
     with pytest.raises(AudioError, match=rf"{fault}\.m4a: {message} .* convert it to flac or wav"):
         decode(bad, info)
     np.testing.assert_array_equal(decode(bad.rename(m4a)), good)
+
+
+@pytest.mark.usefixtures("misbehaving")
+@pytest.mark.parametrize(("fault", "error"), [("wait", TimeoutError), ("kill", MemoryError)])
+def test_a_disk_that_does_not_answer_and_memory_that_is_short_are_no_fault_of_a_recording(
+    tmp_path: Path, m4a: Path, fault: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("what a process has computed is told by Linux")
+    info, good = probe(m4a), decode(m4a)
+    with monkeypatch.context() as patch:
+        if fault == "wait":
+            patch.setattr(pyav, "HANG_SECONDS", 2)
+        with pytest.raises(error):
+            decode(m4a.rename(tmp_path / f"{fault}.m4a"), info)
+    np.testing.assert_array_equal(decode((tmp_path / f"{fault}.m4a").rename(m4a)), good)
 
 
 @pytest.mark.usefixtures("misbehaving")

@@ -17,13 +17,14 @@ import soundfile
 from conftest import sound
 
 from voxstrata.base.progress import Progress
+from voxstrata.base.tables import TextTable
 from voxstrata.cli.app import main
 from voxstrata.cli.console import TerminalReporter, aligned, clock
 from voxstrata.cli.info import _print_model
 
 COMMANDS = [
-    "export", "bench", "plan", "extract", "info", "relabel", "append", "convert", "retrieve", "similarity", "explain",
-    "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "export", "bench", "plan", "extract", "info", "relabel", "append", "convert", "retrieve", "similarity", "mine",
+    "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
 ]  # fmt: skip
 
 
@@ -173,6 +174,11 @@ class TestExitCodes:
         assert run("extract", parallel, tiny_model, *target, "--no-such-option") == 2
         assert run("extract", parallel, tiny_model, *target, "--outputs", "layer_77") == 2
         assert "layer_77" in capsys.readouterr().err
+        assert run("extract", parallel, tiny_model, *target, "--out", tmp_path / "other.zarr") == 2
+        assert "--out is given 2 times" in capsys.readouterr().err
+        assert run("early-exit", "sweep", parallel, parallel, *target, "--seed", "1", "--seed", "1") == 2
+        assert "--seed is given 2 times" in capsys.readouterr().err
+        assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr", "--output", "final") == 2
         assert run("extract", parallel, tiny_model, *target, "--device", "tpu") == 2
         assert run("extract", parallel, tiny_model, *target, "--every", "7") == 2
         assert not (tmp_path / "s.zarr").exists()
@@ -277,6 +283,40 @@ def test_progress_shows_rate_eta_and_failures_on_a_terminal_only(monkeypatch: py
     assert "failed 3" in text
     assert terminal.getvalue().endswith("\r\x1b[2K")  # nothing stays behind
     assert shown == pipe.getvalue() == ""
+
+
+def test_a_log_has_a_line_a_minute_and_a_line_on_a_terminal_stays_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", "20")
+    told = {}
+    for asked, stream in (("auto", io.StringIO()), ("log", Terminal()), ("none", Terminal()), ("bar", io.StringIO())):
+        monkeypatch.setenv("VOXSTRATA_PROGRESS", asked)
+        now[0] = 0.0
+        with TerminalReporter(stream=stream) as reporter:
+            for done in range(9):  # every 20 s
+                reporter.progress(_extracting(done, 1800.0 * done, 0))
+                now[0] += 20
+        told[asked] = stream.getvalue()
+    lines = told["auto"].splitlines()
+    assert told["log"] == told["auto"]
+    assert [line[:7] for line in lines] == ["0:01:00", "0:02:00"]
+    assert "extracting 3/8 units (38%)  90 audio-h/h  ETA 0:01:40" in lines[0]  # 5400 s of 14 400 in a minute
+    assert told["none"] == ""
+    assert told["bar"].split("\r\x1b[2K")[2] == "extracting 1/8 unit"
+
+
+def test_a_wide_table_comes_in_pieces_that_name_their_rows() -> None:
+    table = TextTable("t", ["name", "kind", "first", "second"], [["a", "x", 1, 2], ["a", "y", 3, 4]])
+    assert (
+        table.to_text()
+        == table.to_text(25)
+        == "name  kind  first  second\na     x         1       2\na     y         3       4"
+    )
+    assert table.to_text(24).split("\n\n") == [
+        "name  kind  first\na     x         1\na     y         3",
+        "name  kind  second\na     x          2\na     y          4",
+    ]
 
 
 def _extracting(done: int, audio: float, failed: int) -> Progress:

@@ -17,6 +17,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders import Context, ModelCard, Silence, open_model
 from voxstrata.encoders.card import write_card
 from voxstrata.encoders.outputs import output_names, select_outputs
+from voxstrata.encoders.silence import load_silence
 from voxstrata.engine import CpuEncoder
 from voxstrata.store import StoreSpec
 
@@ -68,11 +69,22 @@ def test_outputs_are_selected_in_depth_order() -> None:
     assert names == ("layer_00", "layer_01", "layer_02", "layer_03", "final")
     assert select_outputs("all", names) == names
     assert select_outputs("final, layer_01", names) == ("layer_01", "final")
+    assert select_outputs("3", names) == ("layer_03",)
+    assert select_outputs("-1,1-2", names) == ("layer_01", "layer_02", "final")
+    assert select_outputs(["-5", "0003"], names) == ("layer_00", "layer_03")
+    assert select_outputs("-1", names[:2]) == ("layer_01",)  # of those that are there
     for wrong, message in (
         ("layer_04", "'layer_04'.*layer_03, final"),
         ("", "unknown output ''"),
         ([], "empty"),
         ("final,final", "twice"),
+        ("-1,final", "twice"),
+        ("4", "unknown output 'layer_04'"),
+        ("2-4", "unknown output 'layer_04'"),
+        ("3-2", "unknown output '3-2'"),
+        ("-6", "unknown output '-6'"),
+        ("-0", "unknown output '-0'"),
+        ("1-", "unknown output '1-'"),
     ):
         with pytest.raises(UsageError, match=message):
             select_outputs(wrong, names)
@@ -123,7 +135,8 @@ def test_a_cache_that_begins_after_the_bucket_is_an_input_error(tiny_model: Path
 def test_silence_survives_saving(groups: int, tmp_path: Path) -> None:
     cache = silence(groups=groups)
     cache.save(tmp_path / "s.npz")
-    loaded = Silence.load(tmp_path / "s.npz")
+    loaded = load_silence(tmp_path / "s.npz")
+    assert isinstance(loaded, Silence)
     assert loaded.sha256() == cache.sha256()
     assert (loaded.group is None) == (groups == 0)
 
@@ -138,17 +151,17 @@ def test_a_damaged_silence_file_is_an_input_error(damage: Callable[[bytes], byte
     silence().save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=r"s\.npz: not a readable silence cache"):
-        Silence.load(path)
+        load_silence(path)
     path.unlink()
     with pytest.raises(InputError, match=r"s\.npz: not a readable silence cache"):
-        Silence.load(path)
+        load_silence(path)
 
 
 def test_a_silence_file_that_ends_early_is_an_input_error(tmp_path: Path) -> None:
     cache = silence(groups=0)
     replace(cache, key=cache.key[:, :, 1:], value=cache.value[:, :, 1:]).save(tmp_path / "s.npz")
     with pytest.raises(InputError, match="does not reach frame 1500"):
-        Silence.load(tmp_path / "s.npz")
+        load_silence(tmp_path / "s.npz")
 
 
 @pytest.fixture
@@ -183,7 +196,7 @@ def test_a_missing_file_is_an_input_error_naming_it(model: Path, name: str) -> N
 
 def test_another_format_is_an_input_error_saying_so(model: Path) -> None:
     write_card(model, replace(open_model(model).card, format=99))
-    with pytest.raises(InputError, match="model format 99, this version reads format 3"):
+    with pytest.raises(InputError, match="model format 99, this version reads the formats 3 and 4"):
         open_model(model)
 
 

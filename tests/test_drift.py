@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +17,9 @@ from test_cli import run
 
 from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
 from voxstrata.corpus import Corpus
-from voxstrata.store import StoreSpec
-from voxstrata.studies.drift.measure import measure_drift, sample
-from voxstrata.studies.drift.result import Drift
+from voxstrata.store import EmbeddingStore, StoreSpec
+from voxstrata.studies.drift.measure import frame_figures, measure_drift, sample
+from voxstrata.studies.drift.result import LOST, Drift
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 
@@ -52,6 +54,14 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
         assert row["cosine"] == pytest.approx(float(np.mean(np.concatenate(list(per_utterance.values())))), abs=1e-6)
         assert row["worst"] == pytest.approx(min(means.values()), abs=1e-6)
         assert means[row["worst_id"]] == pytest.approx(row["worst"], abs=1e-6)
+        everything = np.concatenate(list(per_utterance.values()))
+        assert row["frames"] == len(everything)
+        assert row["frame_worst"] == pytest.approx(everything.min(), abs=1e-6)
+        assert per_utterance[row["frame_worst_id"]][row["frame_worst_at"]] == pytest.approx(everything.min(), abs=1e-6)
+        assert row["frame_q001"] == pytest.approx(np.sort(everything)[-(-len(everything) // 1000) - 1], abs=1e-6)
+        for lost, share in zip(LOST, row["share_beyond"], strict=True):
+            sure = [np.mean(1 - everything > lost + e) for e in (1e-6, -1e-6)]  # of float32 the last digits vary
+            assert sure[0] <= share <= sure[1]
         assert (padded["cosine"], padded["worst"], padded["seqsim_f1_change"]) == (None, None, None)
         for similarity in ("seqsim_f1", "pooled_cosine"):
             change = row[f"{similarity}_recall"] - padded[f"{similarity}_recall"]
@@ -62,6 +72,32 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
     assert by_key["trimmed", "final"]["seqsim_f1_recall"] == pytest.approx(mean)
     closest = {m: min(r["cosine"] for (of, _), r in by_key.items() if of == m) for m in ("bucketed", "trimmed")}
     assert closest["bucketed"] > closest["trimmed"]  # what the cache is for
+
+
+def test_frames_that_turn_are_found_though_the_mean_hides_them() -> None:
+    """Two frames of 4000 turned by known angles: the mean does not show them, the figures of frames do."""
+    rng = np.random.default_rng(0)
+    rows, offsets = rng.standard_normal((2, 2000, 8)), np.array([0, 1200, 2000])
+    turned = rows * 3
+    for frame, cosine in ((1205, -0.25), (1209, 0.75)):  # the sixth and tenth frame of the second recording of a unit
+        x = rows[1, frame]
+        aside = np.roll(x, 1) - x * (np.roll(x, 1) @ x) / (x @ x)
+        turned[1, frame] = cosine * x / np.linalg.norm(x) + np.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside)
+
+    def store(frames: np.ndarray) -> EmbeddingStore:
+        units = [(np.arange(2 * i, 2 * i + 2), frames[i].astype(np.float32), offsets) for i in (0, 1)]
+        found = SimpleNamespace(units=lambda output: iter(units), ids=["a", "b", "c", "d"])
+        return cast(EmbeddingStore, found)
+
+    row = frame_figures(store(rows), store(turned), "final")
+    assert row["frames"] == 4000
+    assert row["cosine"] == pytest.approx(1 - (1.25 + 0.25) / 4000, abs=1e-7)
+    assert (row["frame_worst"], row["frame_worst_id"], row["frame_worst_at"]) == (pytest.approx(-0.25), "d", 5)
+    assert (row["below_09"], row["below_05"]) == (2 / 4000, 1 / 4000)
+    assert row["frame_q001"] == pytest.approx(1)  # of 4000 the fourth lowest
+    beyond = dict(zip(LOST, row["share_beyond"], strict=True))
+    assert [beyond[min(LOST, key=lambda x: abs(x - lost))] * 4000 for lost in (0.01, 0.5, 1.9)] == [2, 1, 0]
+    assert (row["worst_id"], row["worst"]) == ("d", pytest.approx(1 - 1.5 / 800))
 
 
 def test_a_corpus_without_translations_says_so_and_still_measures(corpus: Corpus, tiny_model: Path) -> None:
@@ -84,10 +120,17 @@ def test_a_saved_result_comes_back_and_shows_what_was_measured(
     printed = capsys.readouterr().out
     drift = Drift.load(out)
     for row in drift.table.to_pylist()[2:]:
-        shown = re.search(rf"^{row['mode']} +{row['output']} +(\S+) +(\S+) +(\S+) +(\S+) \((\S+)\)", printed, re.M)
+        at = rf"^{row['mode']} +{row['output']} +"
+        shown = re.search(rf"{at}(\S+) +(\S+) +(\S+) +(\S+) % +(\S+) %$", printed, re.M)
         assert shown is not None
-        cosine, worst, name, recall, change = shown.groups()
-        assert (float(cosine), float(worst)) == pytest.approx((row["cosine"], row["worst"]), abs=6e-5)
+        wanted = (row["cosine"], row["frame_q001"], row["frame_worst"])
+        assert tuple(map(float, shown.groups()[:3])) == pytest.approx(wanted, abs=6e-5)
+        far = (100 * row["below_09"], 100 * row["below_05"])
+        assert tuple(map(float, shown.groups()[3:])) == pytest.approx(far, abs=6e-4)
+        shown = re.search(rf"{at}(\S+) +(\S+) +(\S+) \((\S+)\)", printed, re.M)
+        assert shown is not None
+        worst, name, recall, change = shown.groups()
+        assert float(worst) == pytest.approx(row["worst"], abs=6e-5)
         assert name == row["worst_id"]
         expected = (100 * row["seqsim_f1_recall"], 100 * row["seqsim_f1_change"])
         assert (float(recall), float(change)) == pytest.approx(expected, abs=0.06)
@@ -95,7 +138,9 @@ def test_a_saved_result_comes_back_and_shows_what_was_measured(
     assert f"trimmed {speed:.2f} ×" in printed
     assert "pool of 4 (all recordings), chance 25.00 %" in " ".join(printed.split())
     assert (out / "drift.md").read_text(encoding="utf-8") == drift.to_markdown()
-    assert (out / "drift.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("drift.png", "drift_frames.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert max(map(len, re.findall(r"^(?:mode|bucketed|trimmed) .*$", printed, re.M))) <= 80
     assert run("drift", manifest, tiny_model, "-o", corpus.root) == 3
     assert "holds something else" in capsys.readouterr().err
 

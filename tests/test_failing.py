@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from test_cli import run
 
+from voxstrata.base.plain import escaped_json, spelt_out
 from voxstrata.cli import console, failing
-from voxstrata.cli.saying import json_text, say, shown
+from voxstrata.cli.saying import say
 
 # What a terminal obeys: escape sequences, C1's own, backspaces, carriage returns, and marks that reorder text.
 HOSTILE = "a\x1b[2J\x9b31m\b\r\x7fb\u202ec\u2066d\ud800"
@@ -142,7 +143,7 @@ def test_errors_failures_and_progress_are_stripped(capsys: pytest.CaptureFixture
     with console.TerminalReporter(stream=stream) as reporter:
         reporter.progress(console.Progress(HOSTILE, 1, 2))
     said = capsys.readouterr().err + stream.getvalue().replace("\r\x1b[2K", "")
-    assert said == shown(said)
+    assert said == spelt_out(said)
     assert said.count("\\x1b[2J") >= 6
 
 
@@ -150,6 +151,6 @@ def test_json_says_the_same_without_them(capsys: pytest.CaptureFixture[str]) -> 
     console.print_json({"id": HOSTILE, "text": "é"})
     out = capsys.readouterr().out
     assert json.loads(out) == {"id": HOSTILE, "text": "é"}
-    assert out == shown(out)
+    assert out == spelt_out(out)
     assert "é" in out
-    assert json.loads(json_text(json.dumps(HOSTILE, ensure_ascii=False))) == HOSTILE
+    assert json.loads(escaped_json(json.dumps(HOSTILE, ensure_ascii=False))) == HOSTILE

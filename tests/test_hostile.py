@@ -33,7 +33,7 @@ from voxstrata.corpus import read_corpus
 from voxstrata.corpus.rows import read_table
 from voxstrata.encoders import card as layout
 from voxstrata.encoders.card import open_model
-from voxstrata.encoders.silence import Silence
+from voxstrata.encoders.silence import BucketSilence, Silence
 
 ENDLESS = pytest.mark.timeout(120, func_only=True)  # what is read without end would take longer
 
@@ -359,15 +359,28 @@ def test_a_card_is_of_its_graphs_and_of_sizes_that_can_be(changes: dict[str, Any
 
 def test_a_silence_cache_is_its_models(model: Path) -> None:
     whole = open_model(model).silence()
-    bad = [
+    assert isinstance(whole, Silence)
+    key = np.stack([whole.key[:, :, :5], whole.key[:, :, 5:10]])  # five keys for each of two buckets
+    own = BucketSilence(np.array([75, 300]), key, key, np.zeros(key.shape[:4], "f4"))
+    own.save(model / layout.SILENCE)
+    sign(model)
+    assert open_model(model).silence().for_frames(300).key.shape == key.shape[1:]
+    bad: list[Silence | BucketSilence] = [
         replace(whole, key=whole.key[:1]), replace(whole, value=whole.value[..., :1]), replace(whole, first=-5),
         replace(whole, key=whole.key.astype("f8")), replace(whole, key=whole.key.ravel()), replace(whole, first=1600),
         replace(whole, key=whole.key[:1], value=whole.value[:1], group=whole.group[:1]),
         replace(whole, group=whole.group + np.int16(30_000)), replace(whole, group=whole.group - np.int16(300)),
         replace(whole, group=whole.group.astype("f4")), replace(whole, group=whole.group[0]),
+        replace(own, key=own.key[:1]), replace(own, value=own.value[..., :1]), replace(own, key=own.key.ravel()),
+        replace(own, bias=own.bias[..., :1]), replace(own, bias=own.bias.astype("f8")),
+        replace(own, key=own.key.astype("f4"), value=own.value.astype("f4")),
+        replace(own, key=own.key[:, :1], value=own.value[:, :1], bias=own.bias[:, :1]),
+        replace(own, buckets=own.buckets[::-1]), replace(own, buckets=own.buckets + 1200),
+        replace(own, buckets=own.buckets - 1000), replace(own, buckets=own.buckets.astype("f4")),
+        replace(own, buckets=own.buckets[:0], key=own.key[:0], value=own.value[:0], bias=own.bias[:0]),
     ]  # fmt: skip
     for silence in bad:
-        Silence.save(silence, model / layout.SILENCE)
+        silence.save(model / layout.SILENCE)
         sign(model)
         with pytest.raises(InputError, match="silence"):
             open_model(model).silence()
@@ -485,6 +498,8 @@ def test_text_of_strangers_is_no_markup() -> None:
     markdown = result.to_markdown()
     assert "<script" not in markdown
     assert "](http" not in markdown
+    assert "\x1b" not in markdown
+    assert "\\x1b[31m" in TextTable("t", ["a"], [["\x1b[31mred\u202e"]]).to_markdown()
     table = result.tables()[0].to_markdown()
     assert len(table.splitlines()) == 3
     assert all(line.replace("\\|", "").count("|") == 3 for line in table.splitlines())
@@ -501,9 +516,11 @@ def test_dollars_in_labels_are_no_formulas(tmp_path: Path) -> None:
     ax.set_xticks([0, 1], [NASTY, "$a$"])
     ax.set_yticks([0, 1], ["$\\nothing$", "x_y"])
     ax.annotate(NASTY, (0.5, 0.5))
+    sent = ax.annotate("\x1b[31mred\u202e", (0.2, 0.5))  # of which an SVG would be no XML any more
     ax.legend()
     set_title(figure, NASTY)
     figure.savefig(tmp_path / "a.svg", dpi=50)
     figure.savefig(tmp_path / "a.png", dpi=50)
+    assert sent.get_text() == "\\x1b[31mred\\u202e"
     assert not any(t.get_parse_math() for t in figure.findobj(type(figure._suptitle)))
     assert "<script" not in (tmp_path / "a.svg").read_text()

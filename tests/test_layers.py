@@ -24,8 +24,9 @@ def _floors() -> list[list[str]]:
 FLOORS = _floors()
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 # A study is a room of its own. Of these one may look into another: what align holds against is what phonetics measured.
-STUDIES = {"retrieve", "align", "phonetics", "words", "explain", "drift", "compared"}
-BESIDE = {("align", "phonetics"), ("drift", "retrieve"), ("compared", "retrieve"), ("compared", "align")}
+STUDIES = {"retrieve", "align", "phonetics", "words", "explain", "drift", "compared", "mine"}
+BESIDE = {("align", "phonetics"), ("retrieve", "phonetics"), ("drift", "retrieve"), ("compared", "retrieve")}
+BESIDE |= {("compared", "align")}
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE)
 
 

@@ -189,12 +189,14 @@ class TestNumbers:
             assert (row["original"], row["difference"], row["utterances"]) == ("0.2000", "0.3000", "6")
 
     def test_drift_with_pool_and_chance(self, page: Page) -> None:
-        brief, table = page.sections["drift: drift/drift.parquet"]
+        frames, brief, table = page.sections["drift: drift/drift.parquet"]
         row = dict(zip(table.header, table.rows[0], strict=True))
         assert row["cosine"] == ("0.9877", "0.9876543210123")
         assert float(row["seqsim_f1_change"][1] or 0) == -1 / 3
+        assert [cell for cell, _ in frames.rows[0][2:]] == ["0.9877", "0.4200", "-0.0123", "0.620 %", "0.350 %"]
+        assert "-0.0123, is of es-4, bucketed, layer_00, frame 17" in frames.note
         shown = {name: cell for name, (cell, _) in zip(brief.header, brief.rows[0], strict=True)}
-        assert (shown["cosine"], shown["recall@1 seqsim_f1"]) == ("0.9877", "25.0 (-33.3)")
+        assert (shown["worst"], shown["seqsim_f1"]) == ("0.9000", "25.0 (-33.3)")
         assert "pool of 7–8 (all recordings), chance 13.00 %" in brief.note
         assert "trimmed 6.22 ×" in brief.note
 
@@ -225,7 +227,7 @@ class TestOneFile:
     def test_every_picture_is_there_whole(self, page: Page, study: Path) -> None:
         found = [base64.b64decode(source.partition("base64,")[2], validate=True) for source in page.images]
         assert sorted(found) == sorted(p.read_bytes() for p in study.rglob("*.png"))
-        assert len(found) == 8
+        assert len(found) == 9
         assert "words.png: not in the folder" in page.text["words: words/words.parquet"]
 
     def test_phones_get_their_width_and_tables_a_box(self, page: Page) -> None:

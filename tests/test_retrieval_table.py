@@ -473,7 +473,7 @@ def test_a_retrieval_is_saved_shown_and_loaded(tmp_path: Path) -> None:
     assert loaded.store == MadeUpStore.about
     assert loaded.settings["bootstrap_groups"] == 6
     assert loaded.title == "made-up, bucketed"
-    assert set(loaded.figures()) == set(Retrieval.captions)
+    assert set(loaded.figures()) == set(loaded.pictures) == set(Retrieval.captions) - {"negatives"}
     titles = [table.title for table in loaded.tables()]
     assert titles[:3] == ["seqsim_f1", "Best output", "seqsim_precision"]
     assert len(titles) == 7

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from conftest import sound
 
 torch = pytest.importorskip("torch")
 from voxstrata.base.errors import InputError  # noqa: E402
-from voxstrata.encoders import Silence  # noqa: E402
-from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT  # noqa: E402
+from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT, BucketSilence, SilenceKeys, load_silence  # noqa: E402
+from voxstrata.exporters import bucket_silence, silence_cache  # noqa: E402
+from voxstrata.exporters.bucket_silence import calibrated_by_bucket  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.pytorch import queries_keys_values  # noqa: E402
 from voxstrata.exporters.silence_cache import Queries, condense, kmeans, run_on_recordings, run_on_silence  # noqa: E402
@@ -176,12 +178,12 @@ def test_a_cache_survives_its_file_and_a_damaged_one_is_refused(checkpoint: Chec
         silence, _ = condense(run_on_silence(checkpoint), groups)
         path = tmp_path / f"{groups}.npz"
         silence.save(path)
-        assert Silence.load(path).sha256() == silence.sha256()
+        assert load_silence(path).sha256() == silence.sha256()
         data = path.read_bytes()
         for cut in (0, 10, len(data) // 2):
             path.write_bytes(data[:cut])
             with pytest.raises(InputError, match=r"not a readable silence cache"):
-                Silence.load(path)
+                load_silence(path)
 
 
 @pytest.mark.parametrize("groups", [0, 24])
@@ -191,3 +193,91 @@ def test_a_full_window_has_no_cached_keys(checkpoint: Checkpoint, groups: int) -
     assert got.key.shape == got.value.shape == (3, 4, 0, 8)
     assert got.bias.shape == (3, 4, 0)
     assert silence.keys(1500) == 0
+
+
+@pytest.fixture
+def by_bucket(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> tuple[BucketSilence, dict[str, Any]]:
+    monkeypatch.setattr(bucket_silence, "DEFAULT_EDGES", (75, 100, 1000, 1500))
+    return calibrated_by_bucket(checkpoint, [(f"r{i}", sound(0.6 + i, i)) for i in range(3)], 8)
+
+
+def test_a_buckets_keys_are_of_runs_whose_speech_ends_just_before_it(
+    checkpoint: Checkpoint, by_bucket: tuple[BucketSilence, dict[str, Any]]
+) -> None:
+    """Groups weighted by their sizes give the mean over all positions and the runs of the last two buckets."""
+    silence, account = by_bucket
+    sounds = [sound(0.6 + i, i) for i in range(3)]
+    assert account["buckets"] == [75, 100, 1000]
+    # four runs of the first bucket and two of each other, which end half way from the bucket before, and at its end
+    for bucket, first_run, lengths in ((100, 2, [18, 25, 37, 50]), (1000, 4, [37, 50, 500, 950])):
+        at = account["buckets"].index(bucket)
+        mean = [np.zeros((3, 4, 8)), np.zeros((3, 4, 8))]
+        for run, frames in enumerate(lengths, first_run):
+            speech = np.concatenate([sounds[(run + i) % 3] for i in range(40)])[: frames * 320]
+            _, *kv = queries_keys_values(checkpoint.encoder, features(checkpoint, speech))
+            mean = [m + t[:, :, bucket:].numpy().mean(2) / 4 for m, t in zip(mean, kv, strict=True)]
+        got = silence.for_frames(bucket)
+        size = np.exp(silence.bias[at].astype(np.float64))
+        np.testing.assert_allclose(size.sum(-1), 1500 - bucket, rtol=1e-5)
+        for keys, expected in zip((got.key, got.value), mean, strict=True):
+            found = (keys * size[..., None]).sum(2) / size.sum(-1)[..., None]
+            np.testing.assert_allclose(found, expected, atol=3e-3)  # kept as float16
+
+
+def test_between_buckets_the_nearest_one_serves_for_the_positions_that_are_left(
+    by_bucket: tuple[BucketSilence, dict[str, Any]], tmp_path: Path
+) -> None:
+    by_bucket[0].save(tmp_path / "s.npz")
+    silence = load_silence(tmp_path / "s.npz")
+    assert silence.sha256() == by_bucket[0].sha256() == by_bucket[1]["sha256"]
+    near, between = silence.for_frames(100), silence.for_frames(110)
+    np.testing.assert_array_equal(between.key, near.key)
+    np.testing.assert_allclose(np.exp(between.bias).sum(-1), 1390, rtol=1e-5)
+    assert silence.keys(110) == near.bias.shape[2] == 8
+    empty = silence.for_frames(1500)
+    assert (silence.keys(1500), empty.key.shape, empty.bias.shape) == (0, (3, 4, 0, 8), (3, 4, 0))
+    with pytest.raises(InputError, match="begins at frame 75, a bucket ends at 74"):
+        silence.for_frames(74)
+
+
+class TestARegister:
+    """A made-up encoder of one head, in which one silent position is a register: all attention is paid to it, and its
+    value differs from that of the others. Which position it is depends on where the speech ends."""
+
+    @pytest.fixture
+    def checkpoint(self, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+        def planted(_: object, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            query, key, value = torch.zeros(3, 1, 1, 1500, 4)
+            register = 900 if frames < 500 else 1100 if frames < 1000 else 1300
+            query[..., 0] = 8
+            key[..., register, 0] = 1.5  # exp(12) against 1500 positions of exp(0)
+            value[..., 2] = 1
+            value[..., register, :] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+            return query, key, value
+
+        monkeypatch.setattr(bucket_silence, "DEFAULT_EDGES", (75, 500, 950, 1000, 1500))
+        for module in (bucket_silence, silence_cache):
+            monkeypatch.setattr(module, "queries_keys_values", planted)
+        return cast(Checkpoint, SimpleNamespace(encoder=None, features=lambda samples: len(samples) // 320))
+
+    @staticmethod
+    def cosine(keys: SilenceKeys, frames: int) -> float:
+        """Of what a frame takes from the silence, to the same in the padded run of speech that ends at 940."""
+        logits = 8 * keys.key[0, 0, :, 0].astype(np.float64) + keys.bias[0, 0]
+        paid = np.exp(logits) / (frames + np.exp(logits).sum())  # computed positions have values of zero
+        taken, expected = paid @ keys.value[0, 0], np.array([0, np.exp(12), 1500 - frames - 1, 0])
+        return float(taken @ expected / np.linalg.norm(taken) / np.linalg.norm(expected))
+
+    recordings = tuple((str(i), np.zeros(9 * 16_000, np.float32)) for i in range(4))
+
+    def test_a_cache_for_all_lengths_lacks_it(self, checkpoint: Checkpoint) -> None:
+        whole, _ = condense(run_on_recordings(checkpoint, self.recordings), 0)
+        assert self.cosine(whole.for_frames(1000), 1000) < 0.1
+
+    def test_averaged_away_it_is_lost_in_its_own_bucket_too(self, checkpoint: Checkpoint) -> None:
+        silence, _ = calibrated_by_bucket(checkpoint, self.recordings, 1)
+        assert self.cosine(silence.for_frames(1000), 1000) < 0.1
+
+    def test_as_a_key_of_its_own_in_its_bucket_it_is_kept(self, checkpoint: Checkpoint) -> None:
+        silence, _ = calibrated_by_bucket(checkpoint, self.recordings, 4)
+        assert self.cosine(silence.for_frames(1000), 1000) > 0.999

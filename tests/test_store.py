@@ -23,7 +23,7 @@ import xarray
 import zarr
 from conftest import sound
 
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UnreachableError, UsageError
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, Device, open_model
@@ -203,13 +203,26 @@ def test_repr_says_what_it_is(store: EmbeddingStore, written: Path) -> None:
     )
 
 
+def test_a_store_is_a_sequence_of_utterances(store: EmbeddingStore) -> None:
+    one = store["fr/2"]
+    assert (one.id, one.language, one.seconds, one.status) == ("fr/2", "fr", 1.0, "done")
+    assert repr(one) == "<utterance fr/2: fr, 1.00 s, done>"
+    assert repr(store["en/bad"]).endswith("failed>")
+    np.testing.assert_array_equal(one.frames("final"), store.frames("fr/2", "final"))
+    np.testing.assert_array_equal(one.pooled("final"), store.pooled("final")[store.index("fr/2")])
+    assert [u.id for u in store] == store.ids == [store[i].id for i in range(-13, 0)]
+    np.testing.assert_array_equal(store.frames(-2, "final"), store.frames(store.ids[-2], "final"))
+
+
 def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) -> None:
     for call, message in (
         (lambda: store.frames("en/none", "final"), "no utterance 'en/none', it holds e.g."),
         (lambda: store.frames(13, "final"), "index 13 out of range"),
-        (lambda: store.frames(-1, "final"), "index -1 out of range"),
+        (lambda: store.frames(-14, "final"), "index -14 out of range"),
+        (lambda: store[13], "index 13 out of range"),
+        (lambda: store["nobody"], "no utterance 'nobody'"),
         (lambda: store.ragged("final", [0, 99]), "index 99 out of range"),
-        (lambda: store.pooled("final", [-3]), "index -3 out of range"),
+        (lambda: store.pooled("final", [-14]), "index -14 out of range"),
         (lambda: store.frames("en/0", "layer_02"), "no output 'layer_02'; it holds layer_01, final"),
         (lambda: store.frames("en/bad", "final"), "'en/bad' is failed: .*not audio"),
         (lambda: store.ragged("final", range(13)), "'en/bad' is failed"),
@@ -383,11 +396,14 @@ def test_a_file_that_changed_fails_alone_and_only_where_it_is_still_needed(
     assert extract(other / "m.tsv", tiny_model, path, StoreSpec(OUTPUTS)).resumed_units == 3
     assert contents(path) == contents(written)
     (path / "units" / "000002.json").unlink()
+    with pytest.raises(UnreachableError, match=r"fr/2\.wav: is gone, and was there when its header was read"):
+        extract(other / "m.tsv", tiny_model, path, StoreSpec(OUTPUTS))
+    (other / "fr" / "2.wav").write_bytes(b"")  # the way to do without it
     report = extract(other / "m.tsv", tiny_model, path, StoreSpec(OUTPUTS))
     assert sorted(report.failures) == ["en/bad", "fr/1", "fr/2"]
     sizes = [(folder / "fr" / "1.wav").stat().st_size for folder in (other, corpus)]
     assert f"{sizes[0]} bytes, but {sizes[1]} when it was probed: the file has changed" in report.failures["fr/1"]
-    assert report.failures["fr/2"].startswith("fr/2.wav: no such file")
+    assert report.failures["fr/2"].startswith("fr/2.wav: is empty (0 bytes)")
     np.testing.assert_array_equal(open_store(path).frames("fr/0", "final"), open_store(written).frames("fr/0", "final"))
 
 

@@ -618,14 +618,10 @@ def test_frames_without_direction_are_refused_by_name_before_any_comparison(
     assert list((tmp_path / "r").glob("units/*/done.json")) == []
 
 
-def test_pooled_stores_empty_and_overlapping_sets_and_unknown_names_are_refused(
-    store: EmbeddingStore, tmp_path: Path
-) -> None:
-    pooled = make_store(tmp_path / "p.zarr", utterances(2), spec=StoreSpec(("final",), pool="mean"))
+def test_empty_and_overlapping_sets_and_unknown_names_are_refused(store: EmbeddingStore, tmp_path: Path) -> None:
     en = select(store, ["en"])
     none = en.part(np.array([], np.int64))
     cases: list[tuple[type[Exception], str, Callable[[], Any]]] = [
-        (InputError, "pooled vectors", lambda: similarity(select(pooled), None, "final", tmp_path / "r")),
         (InputError, "an empty set", lambda: similarity(en, none, "final", tmp_path / "r")),
         (InputError, "one utterance", lambda: similarity(select(store, ids=["en-1"]), None, "final", tmp_path / "r")),
         (UsageError, "share 12 utterances", lambda: similarity(en, select(store), "final", tmp_path / "r")),

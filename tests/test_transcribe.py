@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 from conftest import sound
 from test_cli import run
+from transcribers import heard as said
 
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
@@ -26,6 +28,7 @@ from voxstrata.early_exit.normalization import normalizer
 from voxstrata.early_exit.rates import Rates, choose_exits
 from voxstrata.early_exit.result import side_by_side
 from voxstrata.early_exit.scoring import Scoring, score, script_of, split_groups
+from voxstrata.early_exit.states import EncodedStates
 
 Rows = tuple[dict[str, str | None], ...]
 
@@ -54,7 +57,7 @@ TEXTS = [
 
 def test_errors_are_edit_distances(tiny_transcriber: Path) -> None:
     rows = tuple(row(str(i), language, text) for i, (language, text, _) in enumerate(TEXTS))
-    heard = Transcripts(rows, {EarlyExit(0): tuple(t for *_, t in TEXTS)}, {})
+    heard = Transcripts(rows, {EarlyExit(0): said(*(t for *_, t in TEXTS))}, {})
     table = score(heard, ["dev"] * 4, Scoring("light"), False, tiny_transcriber).to_pylist()
     plain = [  # lower case without punctuation, by hand
         ("the colour of the door", "the color of a door is"),
@@ -91,8 +94,8 @@ def planted(
     rows = tuple(row(f"{lang}{g}", lang, " ".join("abcdefghij"), f"g{g}") for lang in languages for g in range(groups))
     exits = sorted({at for _, at in errors}, key=lambda a: a.rank)
     texts = {
-        at: tuple(" ".join("x" if n < errors[r["language"] or "", at](int((r["group"] or "")[1:])) else w
-                           for n, w in enumerate("abcdefghij")) for r in rows)
+        at: said(*(" ".join("x" if n < errors[r["language"] or "", at](int((r["group"] or "")[1:])) else w
+                           for n, w in enumerate("abcdefghij")) for r in rows))
         for at in exits
     }  # fmt: skip
     return rows, Transcripts(rows, texts, {})
@@ -141,7 +144,7 @@ def test_intervals_resample_whole_groups(tiny_transcriber: Path) -> None:
         rows = tuple(row(f"{g}-{c}", "en", "a b", f"g{g:02d}") for g in range(40) for c in range(copies))
         texts = tuple("a b" if int((r["group"] or "")[1:]) % 2 else "a x" for r in rows)
         table = score(
-            Transcripts(rows, {EarlyExit(0): texts}, {}), ["test"] * len(rows), scoring, False, tiny_transcriber
+            Transcripts(rows, {EarlyExit(0): said(*texts)}, {}), ["test"] * len(rows), scoring, False, tiny_transcriber
         )
         samples = Rates(table, "test", scoring).samples(("en", "LATIN"))[:, 0]
         return float(np.std(samples))
@@ -176,7 +179,7 @@ def test_whispers_language_codes() -> None:
 
 
 def test_transcripts_hold_no_markup(tiny_transcriber: Path) -> None:
-    heard = Transcripts((row("a|b", "en", "x"),), {EarlyExit(0): ("<b>|\n# loud*",), EarlyExit(1): ("",)}, {})
+    heard = Transcripts((row("a|b", "en", "x"),), {EarlyExit(0): said("<b>|\n# loud*"), EarlyExit(1): said("")}, {})
     text = side_by_side(score(heard, ["dev"], Scoring("light"), False, tiny_transcriber), "t")
     assert "| 0 | 2/1 | \\<b\\>\\| \\# loud\\* |" in text
     assert "| 1 | 1/1 | (nothing) |" in text
@@ -201,13 +204,19 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "speech.tsv"
 
 
+def without_times(found: Transcripts) -> Transcripts:
+    texts = {at: tuple(replace(t, encoder_seconds=None, decoder_seconds=0.0) for t in of)
+             for at, of in found.texts.items()}  # fmt: skip
+    return replace(found, texts=texts)
+
+
 def test_a_batch_equals_its_members_and_the_last_exit_is_the_original(speech: Path, tiny_transcriber: Path) -> None:
     transcriber, exits = load_transcriber(str(tiny_transcriber)), (EarlyExit(1, "without"), EarlyExit(3))
     corpus = read_corpus(speech)
     one, many = (
         transcribe_recordings(transcriber, corpus, exits, Decoding(max_new_tokens=12, batch=b)) for b in (1, 4)
     )  # fmt: skip
-    assert one == many
+    assert without_times(one) == without_times(many)
     assert {k: v.split(",")[0] for k, v in one.failures.items() if k == "long"} == {"long": "31.0 s"}
     assert sorted(one.failures) == ["broken", "long"]
     assert [r["id"] for r in one.rows] == corpus.table["id"].to_pylist()[:8]
@@ -219,8 +228,8 @@ def test_a_batch_equals_its_members_and_the_last_exit_is_the_original(speech: Pa
     features = transcriber.encoder.extractor(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
     ids = model.generate(features, language="ja", task="transcribe", max_new_tokens=12)
     text = AutoTokenizer.from_pretrained(tiny_transcriber).decode(ids[0], skip_special_tokens=True).strip()
-    assert one.texts[EarlyExit(3)][5] == text
-    assert one.texts[EarlyExit(1, "without")][5] != text
+    assert one.texts[EarlyExit(3)][5].text == text
+    assert one.texts[EarlyExit(1, "without")][5].text != text
 
 
 def test_the_sweep_writes_what_it_prints(
@@ -283,9 +292,7 @@ def test_bad_input_is_refused_before_transcribing(
     speech: Path, tiny_transcriber: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from voxstrata.early_exit import decoding as module
-
-    monkeypatch.setattr(module, "generate_tokens", lambda *_: pytest.fail("transcribed"))
+    monkeypatch.setattr(EncodedStates, "states", lambda *_: pytest.fail("transcribed"))
     good = [line for line in speech.read_text(encoding="utf-8").splitlines() if "never" not in line]
 
     def refused(code: int, message: str, *options: str, change: Callable[[str], str] = lambda s: s) -> None:
@@ -312,10 +319,26 @@ def test_an_unseen_language_is_announced_as_another(speech: Path, tiny_transcrib
     manifest.write_text("\n".join(lines).replace("\tja\t", "\tast\t"), encoding="utf-8")
     transcriber, at = load_transcriber(str(tiny_transcriber)), (EarlyExit(2),)
     decoding = Decoding(prompts=(("ast", "ja"),), max_new_tokens=8)
-    assert (
-        transcribe_recordings(transcriber, read_corpus(manifest), at, decoding).texts
-        == transcribe_recordings(transcriber, read_corpus(speech), at, Decoding(max_new_tokens=8)).texts
-    )
+    one = transcribe_recordings(transcriber, read_corpus(manifest), at, decoding)
+    other = transcribe_recordings(transcriber, read_corpus(speech), at, Decoding(max_new_tokens=8))
+    assert without_times(one).texts == without_times(other).texts
+
+
+def test_a_language_that_the_model_has_no_name_for_is_scored_in_characters(
+    speech: Path, tiny_transcriber: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = speech.parent / "unnamed.tsv"
+    lines = [
+        line for line in speech.read_text(encoding="utf-8").splitlines() if "never" not in line and "ja" not in line
+    ]
+    manifest.write_text("\n".join(lines).replace("\ten\t", "\tast\t"), encoding="utf-8")
+    options = ("--language", "ast=en", "--blocks", "3", "--max-new-tokens", "4", "--bootstrap", "20", "--json")
+    for unit, more in (("character", ()), ("word", ("--unit", "word"))):
+        assert run("early-exit", "sweep", tiny_transcriber, manifest, "-o", tmp_path / "out", *options, *more) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["units"] == {"ast": unit}
+        assert {c["unit"] for c in said["choices"]} == {r["unit"] for r in said["rates"]} == {unit}
+        assert any("knows none of its spelling" in note for note in said["notes"]) == (unit == "character")
 
 
 def test_an_english_only_model(tiny_transcriber: Path, speech: Path) -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
 from test_transcribe import row
+from transcribers import heard as said
 
 from voxstrata.base.errors import UsageError
+from voxstrata.early_exit.costs import COSTS_SCHEMA
 from voxstrata.early_exit.decoding import Transcripts
 from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.figures import NO_EXIT
 from voxstrata.early_exit.rates import both_parts
-from voxstrata.early_exit.result import EarlyExits
+from voxstrata.early_exit.result import EarlyExits, side_by_side
 from voxstrata.early_exit.scoring import Scoring, others_of, score, split_groups, units_of
 from voxstrata.early_exit.sweeping import early_exits
+from voxstrata.early_exit.transcript import Transcript
 
 SILENT, WHOLE = EarlyExit(3, "without"), EarlyExit(6)
 # 24 sentences of 5 words of 4 letters each; no two share a letter at one place
@@ -37,12 +41,19 @@ def swept(
 ) -> EarlyExits:
     """24 recordings of 6 s in a language that the model has no name for, and what each exit makes of each sentence."""
     rows = tuple(row(f"u{n:02d}", language, text, f"g{n:02d}") for n, text in enumerate(SENTENCES))
-    texts = {at: tuple(map(hear, SENTENCES)) for at, hear in heard.items()}
+    texts = {at: tuple(decoded(hear(text)) for text in SENTENCES) for at, hear in heard.items()}
     parts = split_groups(rows, scoring)
     table = score(Transcripts(rows, texts, {}, (6.0,) * 24), parts, scoring, False, folder, {"ast"})
     settings = {"checkpoint": "made-up", "layers": 6, "scoring": asdict(scoring), "notes": [], "failures": {},
                 "decoding": {"task": "transcribe", "max_new_tokens": 224}}  # fmt: skip
     return early_exits(table, *both_parts(table, scoring), settings)
+
+
+def decoded(text: str) -> Transcript:
+    """As the decoder gives it: a loop is told, and its first copy kept in `cut`."""
+    (plain,) = said(text)
+    before, loop, _ = text.partition(LOOP)
+    return replace(plain, cut=f"{before}pog", looped=True, ended=False) if loop else plain
 
 
 def of(result: EarlyExits, at: EarlyExit, language: str = "ast", part: str = "test") -> dict[str, object]:
@@ -73,6 +84,9 @@ def test_saying_nothing_is_not_chosen_over_an_encoder_that_loops(tiny_transcribe
     assert EarlyExit(choice["after"], choice["norm"]) == WHOLE
     assert (choice["chosen_by"], choice["unit"]) == ("cut_rate", "character")
     assert "ast: with its loops the chosen exit is worse than saying nothing" in repr(by_cut)
+    shown = side_by_side(by_cut.transcripts, "t")
+    assert f"| 6 | 9/24 | {mishear(SENTENCES[0])} pog … (loop cut) |" in shown
+    assert "pog pog" not in shown
 
     plain = swept(heard, tiny_transcriber, Scoring("light", resamples=100, choose_by="plain"))
     choice = plain.choices.to_pylist()[0]
@@ -100,7 +114,10 @@ def test_the_phrase_of_a_hallucination_is_chance(tiny_transcriber: Path) -> None
     scoring = Scoring("light", resamples=200)
     texts = [f"{word} so good night" for word in SENTENCES]
     rows = tuple(row(f"u{n:02d}", "ast", text, f"g{n:02d}") for n, text in enumerate(texts))
-    heard = {EarlyExit(0): ("so good night",) * 24, EarlyExit(1): tuple(t.replace("good", "gold") for t in texts)}
+    heard = {
+        EarlyExit(0): said(*["so good night"] * 24),
+        EarlyExit(1): said(*(t.replace("good", "gold") for t in texts)),
+    }
     table = score(Transcripts(rows, heard, {}), split_groups(rows, scoring), scoring, False, tiny_transcriber, {"ast"})
     dev, _ = both_parts(table, scoring)
     (scope,) = dev.scopes
@@ -165,14 +182,10 @@ def test_empty_and_looping_shares_have_the_intervals_of_their_groups(tiny_transc
 def test_the_unit_is_the_languages_and_can_be_asked_for(tiny_transcriber: Path) -> None:
     rows = [row("1", "ast", "esto ye"), row("2", "es", "esto es"), row("3", "ja", "これは")]
     auto = units_of(rows, Scoring(), {"ast"})
-    assert {language: unit for language, (unit, _) in auto.items()} == {
-        "ast": "character", "es": "word", "ja": "character"
-    }  # fmt: skip
-    assert [why for _, (_, why) in sorted(auto.items())] == [
-        "the model has no such language, so it knows none of its spelling", "", "cjk is written without spaces"
-    ]  # fmt: skip
+    assert {name: unit for name, (unit, _) in auto.items()} == {"ast": "character", "es": "word", "ja": "character"}
+    assert "knows none of its spelling" in auto["ast"][1]
     for unit in ("word", "character"):
-        assert {u for u, _ in units_of(rows, Scoring(unit=unit), {"ast"}).values()} == {unit}
+        assert units_of(rows, Scoring(unit=unit), {"ast"}) == dict.fromkeys(("ast", "es", "ja"), (unit, ""))
     with pytest.raises(UsageError, match="unknown unit 'letter'; known: auto, word, character"):
         units_of(rows, Scoring(unit="letter"))
     with pytest.raises(UsageError, match="unknown choice 'best'; known: cut, plain"):
@@ -187,10 +200,27 @@ def test_hallucinated_characters_are_not_added_to_words(tiny_transcriber: Path) 
     texts = tuple(f"{r['text']} so so" if r["language"] == "en" else f"{r['text']}ですよ" for r in rows)
     scoring = Scoring("light", resamples=20)
     table = score(
-        Transcripts(rows, {EarlyExit(0): texts}, {}, (6.0,) * 12), split_groups(rows, scoring), scoring, False,
+        Transcripts(rows, {EarlyExit(0): said(*texts)}, {}, (6.0,) * 12), split_groups(rows, scoring), scoring, False,
         tiny_transcriber,
     )  # fmt: skip
     _, test = both_parts(table, scoring)
     rates = {language: test.rate((language, script), "hallucinated_per_minute")[0]
              for language, script in (("en", "LATIN"), ("ja", "CJK"), ("all", "all"))}  # fmt: skip
     assert rates == pytest.approx({"en": 20, "ja": 30, "all": 20})
+
+
+@pytest.mark.parametrize(("timed", "cost"), [(True, "seconds for a recording"), (False, "GFLOP for a recording")])
+def test_errors_stand_against_what_an_exit_costs(tiny_transcriber: Path, timed: bool, cost: str) -> None:
+    result = swept({SILENT: lambda text: "", WHOLE: mishear}, tiny_transcriber, Scoring("light", resamples=20))
+    costs = [
+        {"after": at.after, "norm": at.norm, "parameters": 1, "bytes": 4, "tokens": 9.0, "encoder_flops": n * 10**9,
+         "decoder_flops": 2e9, "encoder_seconds": 0.5 * n if timed else None, "decoder_seconds": 0.25}
+        for n, at in ((3, SILENT), (6, WHOLE))
+    ]  # fmt: skip
+    result = replace(result, costs=pa.Table.from_pylist(costs, COSTS_SCHEMA))
+    axes = result.figures()["early_exit_speed"].axes[0]
+    assert axes.get_xlabel().startswith(cost)
+    points = {(float(x), round(float(y), 1)) for line in axes.lines if line.get_marker() not in ("None", "")
+              for x, y in line.get_xydata()}  # fmt: skip
+    at = (1.75, 3.25) if timed else (5.0, 8.0)
+    assert points == {(at[0], 100.0), (at[1], round(100 * float(str(of(result, WHOLE)["cut_rate"])), 1))}

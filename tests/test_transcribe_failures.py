@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,23 @@ from voxstrata.audio.source import Recording
 from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.early_exit import checking as transcribe_check
+from voxstrata.early_exit import decoder, states
 from voxstrata.early_exit import decoding as module
 from voxstrata.early_exit import recordings as transcribe_audio
 from voxstrata.early_exit.checking import check_exits
 from voxstrata.early_exit.checkpoint import load_transcriber
 from voxstrata.early_exit.decoding import Decoding, transcribe_recordings
 from voxstrata.early_exit.exits import EarlyExit
+from voxstrata.early_exit.recordings import find_recordings, read_recording
 
 EXITS = (EarlyExit(1), EarlyExit(3))
 DECODING = Decoding(max_new_tokens=5, batch=3)
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    for timed in (states, decoder):
+        monkeypatch.setattr(timed, "perf_counter", lambda: 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +83,20 @@ def test_a_recording_on_which_the_model_fails_costs_neither_its_batch_nor_the_ru
 ) -> None:
     transcriber = load_transcriber(str(tiny_transcriber))
     undisturbed = transcribe_recordings(transcriber, speech, EXITS, DECODING)
-    bad = transcriber.encoder.extractor(
-        soundfile.read(speech.root / "3.wav", dtype="float32")[0], sampling_rate=16_000, return_tensors="pt"
-    )["input_features"][0]
-    right = module.generate_tokens
+    bad = read_recording(speech, 3, find_recordings(speech)[0][3])
+    right = module.EncodedStates.states
 
-    def failing(model: Any, features: Any, at: EarlyExit, *rest: Any) -> Any:
-        if at == EXITS[1] and any(torch.equal(one, bad) for one in features):
+    def failing(self: Any, read: Sequence[Any], blocks: Any) -> Any:
+        if any(np.array_equal(one, bad) for one in read):
             raise IndexError("index out of range")
-        return right(model, features, at, *rest)
+        return right(self, read, blocks)
 
-    monkeypatch.setattr(module, "generate_tokens", failing)
+    monkeypatch.setattr(module.EncodedStates, "states", failing)
     found = transcribe_recordings(transcriber, speech, EXITS, DECODING)
     assert found.failures == {"u3": "3.wav: IndexError: index out of range; re-encode it or remove it"}
     for at in EXITS:
         assert found.texts[at] == tuple(text for n, text in enumerate(undisturbed.texts[at]) if n != 3)
-    monkeypatch.setattr(module, "generate_tokens", lambda *_: [][0])
+    monkeypatch.setattr(module.EncodedStates, "states", lambda *_: [][0])
     with pytest.raises(InputError, match=r"no recording can be transcribed; the first: u\d: .*IndexError"):
         transcribe_recordings(transcriber, speech, EXITS, DECODING)
 
@@ -139,7 +146,7 @@ def test_a_recording_on_which_the_model_fails_does_not_end_the_check(
 ) -> None:
     transcriber = load_transcriber(str(tiny_transcriber))
     three = Corpus(speech.root, speech.table.slice(0, 3))
-    right, calls = transcribe_check._generated, []
+    right, calls = transcribe_check.generated, []
 
     def failing(*arguments: Any) -> Any:
         calls.append(1)
@@ -147,12 +154,12 @@ def test_a_recording_on_which_the_model_fails_does_not_end_the_check(
             raise IndexError("index out of range")
         return right(*arguments)
 
-    monkeypatch.setattr(transcribe_check, "_generated", failing)
+    monkeypatch.setattr(transcribe_check, "generated", failing)
     rows, failures = check_exits(transcriber, three, EXITS, DECODING)
     assert failures == {"u1": "1.wav: IndexError: index out of range; re-encode it or remove it"}
     assert [(r.recordings, r.equal) for r in rows] == [(2, 2), (2, 2)]
     assert len(calls) == 5  # it is not tried again
-    monkeypatch.setattr(transcribe_check, "_generated", lambda *_: [][0])
+    monkeypatch.setattr(transcribe_check, "generated", lambda *_: [][0])
     with pytest.raises(InputError, match=r"no recording can be transcribed; the first: u0: .*IndexError"):
         check_exits(transcriber, three, EXITS, DECODING)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,24 @@ from test_cli import run
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
-from voxstrata.early_exit import decoding as module
+from voxstrata.early_exit import decoder, states
+from voxstrata.early_exit.decoder import Ask, Decoder
 from voxstrata.early_exit.result import EarlyExits
 from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
 
 OPTIONS = ("--blocks", "3", "--max-new-tokens", "6", "--bootstrap", "20", "--batch", "2")
-RESULTS = ("transcripts.parquet", "errors.parquet", "choices.parquet", "transcripts.md", "early_exit.md")
+RESULTS = (
+    "transcripts.parquet", "errors.parquet", "choices.parquet", "costs.parquet", "transcripts.md", "early_exit.md",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than all else here."""
+    """Drawing takes longer than all else here; and no clock runs, whose seconds would differ."""
     monkeypatch.setattr(EarlyExits, "figures", lambda _: {})
+    for module in (states, decoder):
+        monkeypatch.setattr(module, "perf_counter", lambda: 0.0)
 
 
 def write_speech(folder: Path) -> Path:
@@ -51,15 +57,15 @@ def speech(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that were decoded."""
+    """How many transcripts each batch that was decoded has."""
     sizes: list[int] = []
-    right = module.generate_tokens
+    right = Decoder.decode
 
-    def spy(model: Any, features: Any, *rest: Any) -> Any:
-        sizes.append(len(features))
-        return right(model, features, *rest)
+    def spy(self: Decoder, asks: Sequence[Ask]) -> Iterator[Any]:
+        sizes.append(len(asks))
+        return right(self, asks)
 
-    monkeypatch.setattr(module, "generate_tokens", spy)
+    monkeypatch.setattr(Decoder, "decode", spy)
     return sizes
 
 
@@ -74,27 +80,30 @@ def test_a_stopped_sweep_goes_on_and_leaves_the_same_results(
     journal = (whole / "transcripts.jsonl").read_bytes()
     assert len(journal.splitlines()) == 1 + 8 * 2
 
-    spied = module.generate_tokens
+    spied = Decoder.decode
 
-    def stop(*given: Any) -> Any:
-        if len(heard) == 5:
-            raise KeyboardInterrupt
-        return spied(*given)
+    def stop(self: Decoder, asks: Sequence[Ask]) -> Iterator[Any]:
+        found = spied(self, asks)
+        if len(heard) < 3:
+            yield from found
+            return
+        yield next(found)
+        raise KeyboardInterrupt
 
     heard.clear()
-    monkeypatch.setattr(module, "generate_tokens", stop)
+    monkeypatch.setattr(Decoder, "decode", stop)
     assert run(*arguments, "-o", cut) == 130
     assert not (cut / "early_exit.md").exists()
     left = (cut / "transcripts.jsonl").read_bytes()
-    assert len(left.splitlines()) == 1 + 5 * 2
+    assert len(left.splitlines()) == 1 + 2 * 4 + 1
     (cut / "transcripts.jsonl").write_bytes(left[:-9])  # as a kill in the middle of a line leaves it
 
     heard.clear()
-    monkeypatch.setattr(module, "generate_tokens", spied)
+    monkeypatch.setattr(Decoder, "decode", spied)
     capsys.readouterr()
     assert run(*arguments, "-o", cut) == 4
-    assert "9 transcripts were there already" in capsys.readouterr().out
-    assert sum(heard) == 8 * 2 - 4 * 2  # the batch with the broken line is decoded again
+    assert "8 transcripts were there already" in capsys.readouterr().out
+    assert sum(heard) == 8 * 2 - 2 * 4  # the batch with the broken line is decoded again
     for name in RESULTS:
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     assert sorted((cut / "transcripts.jsonl").read_bytes().splitlines()) == sorted(journal.splitlines())
@@ -109,7 +118,7 @@ def test_scoring_anew_needs_no_decoding_and_other_settings_are_refused_by_name(
     journal = (tmp_path / "out" / "transcripts.jsonl").read_bytes()
     heard.clear()
     capsys.readouterr()
-    assert run(*arguments, *out, "--normalizer", "light", "--seed", "2", "--batch", "1", "--json") == 4
+    assert run(*arguments[:-1], 1, *out, "--normalizer", "light", "--seed", "2", "--json") == 4  # and batches of 1
     said = json.loads(capsys.readouterr().out)
     assert (said["scoring"]["normalizer"], said["normalizers"]) == ("light", {"en": "light", "es": "light"})
     assert said["resumed"] == 16
@@ -117,18 +126,20 @@ def test_scoring_anew_needs_no_decoding_and_other_settings_are_refused_by_name(
     assert run(*arguments, *out) == 4  # a corrected text: the recordings are the same
     assert heard == []
 
+    other_tokens = [9 if given == "6" else given for given in arguments[2:]]
+
     def refused(message: str, *command: object) -> None:
         assert run("early-exit", "sweep", *command) == 3
         assert message in capsys.readouterr().err
         assert (tmp_path / "out" / "transcripts.jsonl").read_bytes() == journal
 
-    refused("max_new_tokens 6, now max_new_tokens 9:", *arguments[2:], *out, "--max-new-tokens", "9")
+    refused("max_new_tokens 6, now max_new_tokens 9:", *other_tokens, *out)
     refused("task transcribe, now task translate", *arguments[2:], *out, "--task", "translate")
     refused("prompts {}, now prompts {'en': 'ja', 'es': 'ja'}", *arguments[2:], *out, "--language", "ja")
     with Claims(Files(tmp_path / "out")) as other:
         other.take(0)
         message = "of a run at work with max_new_tokens 6, now max_new_tokens 9"
-        refused(message, *arguments[2:], *out, "--max-new-tokens", "9", "--overwrite")
+        refused(message, *other_tokens, *out, "--overwrite")
     other = tmp_path / "other"
     shutil.copytree(tiny_transcriber, other)
     settings = json.loads((other / "generation_config.json").read_text(encoding="utf-8"))

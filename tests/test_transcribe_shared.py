@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from test_cli import run
 from test_transcribe_resume import OPTIONS, RESULTS, heard, no_picture, write_speech
+from transcribers import heard as said
 
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
 from voxstrata.audio.decode import AudioInfo
-from voxstrata.early_exit import decoding
+from voxstrata.early_exit import decoder, decoding, states
 from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.journal import open_journal
 from voxstrata.early_exit.result import EarlyExits
@@ -52,6 +53,8 @@ def undisturbed(command: Command, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EarlyExits, "figures", lambda _: {})
+        for module in (states, decoder):
+            patch.setattr(module, "perf_counter", lambda: 0.0)
         assert run(*command, "-o", folder) == 4
     assert sorted(p.name for p in folder.iterdir()) == sorted((*RESULTS, "transcripts.jsonl"))
     return folder
@@ -133,6 +136,7 @@ def _sweep(command: tuple[str, ...], part: str | None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
     EarlyExits.figures = lambda _: {}  # type: ignore[method-assign]
+    states.perf_counter = decoder.perf_counter = lambda: 0.0  # type: ignore[assignment]
     os._exit(run(*command, *([] if part is None else ["--part", part])))
 
 
@@ -230,14 +234,13 @@ def test_a_folder_that_the_version_before_began_goes_on(
 def test_a_recording_that_fails_is_tried_once_by_runs_at_work_and_again_by_a_later_one(
     command: Command, whole: dict[str, bytes], tmp_path: Path, heard: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, spied, fail = tmp_path / "out", decoding.generate_tokens, True
+    out, right, fail = tmp_path / "out", decoding.prompt, True
 
-    def failing(model: Any, features: Any, at: Any, token: Any, how: Any) -> Any:
-        if fail and token == "<|es|>":
-            raise RuntimeError("no memory")
-        return spied(model, features, at, token, how)
+    def failing(settings: Any, token: str | None, task: str) -> Any:
+        start = right(settings, token, task)
+        return ("no token",) if fail and token == "<|es|>" else start
 
-    monkeypatch.setattr(decoding, "generate_tokens", failing)
+    monkeypatch.setattr(decoding, "prompt", failing)
     with Claims(Files(out)) as other:
         assert other.take(0)
         (out / "transcripts.jsonl").write_bytes(header(whole))
@@ -261,18 +264,18 @@ def test_where_locks_hold_on_one_machine_alone_no_transcript_is_lost(
         with here.claim(0) as mine:
             assert mine
             for name in names[:2]:
-                here.add(name, info, at, f"text of {name}")
+                here.add(name, info, at, *said(f"text of {name}"))
             with monkeypatch.context() as patch:
                 patch.setattr(Claims, "take", lambda *_: True)  # on another machine, nothing is known of our claims
                 with open_journal(tmp_path, {"model": "m"}) as there:
                     assert there.resumed == 2
             assert not (tmp_path / "lots").exists()
             for name in names[2:]:
-                here.add(name, info, at, f"text of {name}")
+                here.add(name, info, at, *said(f"text of {name}"))
         # as after a kill: what is on the disk alone
         shutil.copytree(tmp_path, tmp_path / "copy")
         with open_journal(tmp_path / "copy", {"model": "m"}) as left:
-            assert [left.find(name, info, at) for name in names] == [f"text of {name}" for name in names]
+            assert tuple(left.find(name, info, at) for name in names) == said(*(f"text of {name}" for name in names))
             assert left.failure("r0", info) is None
 
 
@@ -281,13 +284,13 @@ def test_a_file_that_has_grown_since_it_was_read_is_not_put_away(
 ) -> None:
     info, at = AudioInfo(1600, 16_000, 1600, 1, 44), EarlyExit(1, "without")
     with open_journal(tmp_path, {"model": "m"}) as here, here.claim(0):
-        here.add("a", info, at, "first")
+        here.add("a", info, at, *said("first"))
         write = Files.write
 
         def writing(self: Files, name: str, *parts: bytes) -> None:
             write(self, name, *parts)
             if name == "transcripts.jsonl":  # what was read until then is in it
-                here.add("b", info, at, "second")
+                here.add("b", info, at, *said("second"))
 
         with monkeypatch.context() as patch:
             patch.setattr(Claims, "take", lambda *_: True)

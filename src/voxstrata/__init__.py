@@ -20,6 +20,7 @@ TYPE_CHECKING = False  # `typing` is not imported, nor anything else: an interru
 if TYPE_CHECKING:
     from typing import Any
 
+    from voxstrata.alignments.spanning import make_spans
     from voxstrata.base.errors import AudioError as AudioError
     from voxstrata.base.errors import InputError as InputError
     from voxstrata.base.errors import UsageError as UsageError
@@ -55,16 +56,20 @@ if TYPE_CHECKING:
     from voxstrata.studies.compared.measure import retrieve_each as retrieve_each
     from voxstrata.studies.drift.measure import measure_drift
     from voxstrata.studies.explain.measure import explain as explain
+    from voxstrata.studies.mine.judging import MiningOptions as MiningOptions
+    from voxstrata.studies.mine.measure import mine as mine
+    from voxstrata.studies.mine.measure import mine_similarity as mine_similarity
     from voxstrata.studies.phonetics.measure import measure_phonetics
     from voxstrata.studies.retrieve.found import evaluate_similarity as evaluate_similarity
-    from voxstrata.studies.retrieve.measure import RetrievalOptions as RetrievalOptions
     from voxstrata.studies.retrieve.measure import retrieve as retrieve
+    from voxstrata.studies.retrieve.options import RetrievalOptions as RetrievalOptions
 
     __version__: str
-    drift, open_model, phonetics = measure_drift, open_speech_model, measure_phonetics
+    drift, open_model, phonetics, spans = measure_drift, open_speech_model, measure_phonetics, make_spans
 
 # The public names, by the module that defines them.
 _NAMES = {
+    "alignments.spanning": "spans",
     "base.errors": "AudioError InputError UsageError VoxstrataError",
     "base.progress": "Progress Reporter",
     "cluster.units": "ExtractUnits",
@@ -93,13 +98,21 @@ _NAMES = {
     "studies.compared.measure": "align_each retrieve_each",
     "studies.drift.measure": "drift",
     "studies.explain.measure": "explain",
+    "studies.mine.judging": "MiningOptions",
+    "studies.mine.measure": "mine mine_similarity",
     "studies.phonetics.measure": "phonetics",
     "studies.retrieve.found": "evaluate_similarity",
-    "studies.retrieve.measure": "RetrievalOptions retrieve",
+    "studies.retrieve.measure": "retrieve",
+    "studies.retrieve.options": "RetrievalOptions",
 }
 _PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
 # public under a shorter name
-_ALIASES = {"drift": "measure_drift", "open_model": "open_speech_model", "phonetics": "measure_phonetics"}
+_ALIASES = {
+    "drift": "measure_drift",
+    "open_model": "open_speech_model",
+    "phonetics": "measure_phonetics",
+    "spans": "make_spans",
+}
 
 __all__ = ["__version__", *_PLACES]
 

@@ -26,6 +26,7 @@ CHUNK_SLACK_BYTES = 4096
 _STREAMED_BYTES = 0x7FFF_0000
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page: header, segment table, 255 segments
 _READ_BYTES = 1 << 20
+_PADDING_BYTES = 1 << 26  # of zeros in front of the sound, at the most: a sparse file may begin with gigabytes
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _SPHERE_NUMBER = re.compile(rb"^(\w+) -\S+ (\d+)\s*$", re.MULTILINE)
 
@@ -205,8 +206,9 @@ def ogg_is_cut(file: BinaryIO, size: int) -> bool:
 
 
 def sound_start(file: BinaryIO, size: int) -> int:
-    """Offset of the first byte that belongs neither to an ID3v2 tag nor to zeros in front of the sound."""
-    at = 0
+    """Offset of the first byte that belongs neither to an ID3v2 tag nor to zeros in front of the sound; 0 where there
+    are more of these than any writer leaves."""
+    at = padding = 0
     while at < size:
         file.seek(at)
         head = file.read(10)
@@ -215,7 +217,10 @@ def sound_start(file: BinaryIO, size: int) -> int:
             at += 10 + (a << 21 | b << 14 | c << 7 | d)
         elif head[0] == 0:
             block = head + file.read(_READ_BYTES)
-            at += len(block) - len(block.lstrip(b"\0"))
+            zeros = len(block) - len(block.lstrip(b"\0"))
+            at, padding = at + zeros, padding + zeros
+            if padding > _PADDING_BYTES:
+                return 0
         else:
             return at
     return size

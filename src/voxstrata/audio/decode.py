@@ -18,8 +18,10 @@ from voxstrata.audio.readers import UNKNOWN_FRAMES, Samples, open_soundfile
 from voxstrata.audio.segments import SegmentReader
 from voxstrata.audio.source import Recording, Source, recording_of
 from voxstrata.base.errors import AudioError
+from voxstrata.base.spool import Spool
 from voxstrata.encoders.frames import SAMPLE_RATE
 
+SPOOLED_SECONDS = 600  # longer recordings are not held in memory, where slices of them do
 STATED_WITHIN_SECONDS = 0.05  # manifests round lengths, to a tenth of a second at the worst
 # Laboratories sample at up to 768 kHz. Under 1 kHz there is no speech.
 _MIN_SOURCE_RATE, _MAX_SOURCE_RATE = 1_000, 768_000
@@ -85,13 +87,31 @@ def decode(
     with zeros.
     """
     recording = recording_of(what)
+    found = _decode(recording, expected or probe(recording), segments, notices, spooled=False)
+    assert not isinstance(found, Spool)
+    return found
+
+
+def decode_to_slice(
+    recording: Recording, expected: AudioInfo | Stated, segments: SegmentReader | None, notices: list[str] | None
+) -> Samples | Spool:
+    """As `decode`, for who takes slices alone: more than SPOOLED_SECONDS are in a temporary file, not in memory."""
+    return _decode(recording, expected, segments, notices, expected.samples > SPOOLED_SECONDS * SAMPLE_RATE)
+
+
+def _decode(
+    recording: Recording,
+    expected: AudioInfo | Stated,
+    segments: SegmentReader | None,
+    notices: list[str] | None,
+    spooled: bool,
+) -> Samples | Spool:
     source = recording.source
     if isinstance(expected, Stated):
-        return _decode_stated(recording, expected, segments, notices)
-    expected = expected or probe(recording)
+        return _decode_stated(recording, expected, segments, notices, spooled)
     if source.is_remote and not expected.is_segment:
         with source.fetched(expected.size_bytes) as here:
-            return decode(replace(recording, source=here), expected, segments, notices)
+            return _decode(replace(recording, source=here), expected, segments, notices, spooled)
     stated = expected.source_frames / expected.source_rate
     # a remote file of segments is compared by what reads them, once
     size = expected.size_bytes if source.is_remote else source.size()
@@ -100,7 +120,7 @@ def decode(
             f"{source.name}: {size} bytes, but {expected.size_bytes} when it was probed: "
             "the file has changed since; plan the extraction again"
         )
-    sound = Gathered(source, expected.samples, stated)
+    sound = Gathered(source, expected.samples, stated, spooled)
 
     def add(block: Samples, rate: int) -> None:
         sound.add(block if recording.channel is None else block[:, [recording.channel]], rate)
@@ -129,12 +149,12 @@ def decode(
 
 
 def _decode_stated(
-    recording: Recording, stated: Stated, segments: SegmentReader | None, notices: list[str] | None
-) -> Samples:
+    recording: Recording, stated: Stated, segments: SegmentReader | None, notices: list[str] | None, spooled: bool
+) -> Samples | Spool:
     """A recording of which nothing is known but the length that a manifest states."""
     source = recording.source
     whole = segments.header(source, _probe_file) if segments else _probe_file(source)
-    samples = decode(recording, part_of(recording, whole), segments, notices)
+    samples = _decode(recording, part_of(recording, whole), segments, notices, spooled)
     missing = stated.samples - len(samples)
     if missing > STATED_WITHIN_SECONDS * SAMPLE_RATE:
         begin = recording.offset or 0.0
@@ -142,6 +162,9 @@ def _decode_stated(
             f"{source.name}: the manifest says {stated.samples / SAMPLE_RATE:.2f} s from {begin:g} s on, the file ends "
             f"at {whole.source_frames / whole.source_rate:.2f} s; correct the row or fetch the file again"
         )
+    if isinstance(samples, Spool):
+        samples.resize(stated.samples)
+        return samples
     return np.pad(samples, (0, missing)) if missing > 0 else samples[: stated.samples]
 
 

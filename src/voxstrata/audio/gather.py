@@ -1,4 +1,4 @@
-"""Blocks of mono gathered to samples at 16 kHz as they come: no more is held than the recording is said to last."""
+"""Blocks of mono gathered to samples at 16 kHz as they come: no more is kept than the recording is said to last."""
 
 import numpy as np
 import soxr
@@ -6,6 +6,7 @@ import soxr
 from voxstrata.audio.pyav import Samples
 from voxstrata.audio.source import Source
 from voxstrata.base.errors import AudioError
+from voxstrata.base.spool import Spool
 from voxstrata.encoders.frames import SAMPLE_RATE
 
 # 32-bit integers that were not scaled reach 2**31. From about 1e17 on the log-mel overflows.
@@ -19,12 +20,14 @@ _CANCELLED = 1e-3
 class Gathered:
     """The samples of a recording, and what speaks against them.
 
-    samples: at 16 kHz, that `result` returns. stated: seconds, by the header.
+    samples: at 16 kHz, that `result` returns. stated: seconds, by the header. spooled: they are gathered in a temporary
+    file, not in memory.
     """
 
-    def __init__(self, source: Source, samples: int, stated: float) -> None:
+    def __init__(self, source: Source, samples: int, stated: float, spooled: bool = False) -> None:
         self.frames, self.rate = 0, 0  # so far, at the source rate
         self._source, self._samples, self._stated = source, samples, stated
+        self._spool = Spool(samples) if spooled else None
         self._held = np.zeros(min(samples, 1 << 16), np.float32)
         self._at = 0
         self._resampler: soxr.ResampleStream | None = None
@@ -60,12 +63,16 @@ class Gathered:
 
     def _hold(self, samples: Samples) -> None:
         end = min(self._at + len(samples), self._samples)
+        if self._spool is not None:
+            self._spool.put(self._at, samples[: end - self._at])
+            self._at = end
+            return
         if end > len(self._held):  # in place: a copy would double what is held
             self._held.resize(min(self._samples, max(end, 2 * len(self._held))), refcheck=False)
         self._held[self._at : end] = samples[: end - self._at]
         self._at = end
 
-    def result(self, tolerance: float) -> Samples:
+    def result(self, tolerance: float) -> Samples | Spool:
         """All samples, filled with zeros or cut by at most `tolerance` frames at the source rate.
 
         Raises AudioError where there are fewer or more, and for samples that no recorder writes.
@@ -88,6 +95,8 @@ class Gathered:
             )
         if self._resampler:
             self._hold(self._resampler.resample_chunk(np.empty(0, np.float32), last=True))
+        if self._spool is not None:
+            return self._spool
         self._held.resize(self._samples, refcheck=False)
         return self._held
 

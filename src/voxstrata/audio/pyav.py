@@ -3,6 +3,7 @@
 Each thread that needs one has its own, started for its first file and kept for the next ones.
 """
 
+import errno
 import importlib.util
 import json
 import os
@@ -38,6 +39,10 @@ class _DiedError(Exception):
     """The process has ended or hangs; the text says how."""
 
 
+class _KilledError(_DiedError):
+    """It was killed, which nobody does but a machine that is out of memory."""
+
+
 class _Child:
     """A process that decodes, see `pyav_child.py`."""
 
@@ -65,25 +70,44 @@ class _Child:
             for message in messages:
                 self.connection.send_bytes(message)
         except OSError:
-            raise _DiedError(self._how()) from None
+            raise self._death() from None
 
     def ask(self, *messages: bytes) -> bytes:
         """The answer. Whatever interrupts waiting for it ends the process, since the answer would go to the next."""
         try:
             self.tell(*messages)
+            busy = self._cpu_seconds()
             if not self.connection.poll(HANG_SECONDS):
+                if (now := self._cpu_seconds()) is not None and busy is not None and now - busy < HANG_SECONDS / 10:
+                    raise TimeoutError(errno.ETIMEDOUT, f"the disk gave no answer for {HANG_SECONDS} s")
                 raise _DiedError(f"gave no answer for {HANG_SECONDS} s")
             return self.connection.recv_bytes()
+        except TimeoutError:
+            self.end()
+            raise
         except (EOFError, OSError):
-            raise _DiedError(self._how()) from None
+            raise self._death() from None
         except BaseException:
             self.end()
             raise
 
-    def _how(self) -> str:
+    def _cpu_seconds(self) -> float | None:
+        """What the process has computed for so far; None where that is not known."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+            user, system = fields.rpartition(")")[2].split()[11:13]
+            return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError):
+            return None
+
+    def _death(self) -> _DiedError:
         code = self._process.wait()
         self.end()
-        return f"ended by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            return _KilledError("FFmpeg's process was killed: out of memory")
+        return _DiedError(
+            f"ended by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+        )
 
 
 def _end(process: "subprocess.Popen[bytes]", connection: Connection, owner: int) -> None:
@@ -157,6 +181,8 @@ class AvBlocks(Iterator[tuple[Samples, int]]):
         except _DiedError as death:
             if not self._child.used_before:
                 self._child = None
+                if isinstance(death, _KilledError):
+                    raise MemoryError(str(death)) from None
                 if "exit code" in str(death):
                     raise AudioError(
                         f"{self._source.name}: PyAV does not start here ({death}); pip install --force-reinstall av"
@@ -192,6 +218,10 @@ class AvBlocks(Iterator[tuple[Samples, int]]):
             return AudioError(f"{name}: {codec} cannot be decoded here; convert it to flac or wav, or remove it")
         if kind == "broken off":
             return broken_off(name, error["seconds"], self._stated)
+        if kind == "memory":
+            return AudioError(
+                f"{name}: FFmpeg needs over 1 GB of memory for it: damaged; convert it to flac or wav, or remove it"
+            )
         if kind == "failed":
             return AudioError(f"{name}: FFmpeg failed ({error['text']}); convert it to flac or wav, or remove it")
         return not_audio(name)

@@ -30,6 +30,9 @@ BLOCK_FRAMES = 1 << 14  # small, so that no header makes us allocate much
 # Containers that state a duration. For the others (raw aac, amr, ac3 …) FFmpeg guesses it from the bit rate.
 _TIMED_CONTAINERS = {"mov", "matroska", "asf", "caf"}
 _LATE_SECONDS = 0.04  # of sound that begins later it is not known whether the duration counts the time before
+# Read without a frame of sound, before the file is taken to end there: FFmpeg looks for more in gigabytes of zeros.
+_SILENT_BYTES = 1 << 28
+_DATA_BYTES = 1 << 30  # of memory: a header may ask for more than there is
 _FAULTY_PACKETS = 100  # allowed before the first frame, where a container has no index: padding, the rest of a frame
 
 
@@ -44,6 +47,9 @@ def main() -> None:
     """Answer requests until there are no more."""
     connection = Connection(int(sys.argv[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _DATA_BYTES if most == resource.RLIM_INFINITY else min(_DATA_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
     _end_with(connection)
     answers = _answers(None)
     ready: bytes | None = None  # decoded while the other end works
@@ -78,11 +84,13 @@ def _answers(what: str | io.BytesIO | None) -> Generator[bytes, None, None]:
     try:
         if what is not None:
             with open(what, "rb") if isinstance(what, str) else what as file:
-                yield from _header_and_blocks(file)
+                yield from _header_and_blocks(_Watched(file))
         while True:
             yield HEAD.pack(1, 1, 0)
     except _Refused as refusal:
         answer = refusal.answer
+    except MemoryError:  # FFmpeg's, too
+        answer = {"error": "memory"}
     except av.FFmpegError:
         answer = {"error": "not audio"}
     except OSError as error:  # of the disk or the network; a damaged header may ask for a place before the file's first
@@ -94,11 +102,24 @@ def _answers(what: str | io.BytesIO | None) -> Generator[bytes, None, None]:
         yield _json(answer)
 
 
+class _Watched:
+    """A file as PyAV reads it, which seems to end where so much of it was no sound."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.quiet = file, 0  # bytes read since the last frame of sound
+        self.seek, self.tell, self.name = file.seek, file.tell, getattr(file, "name", "")
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._file.read(size) if self.quiet <= _SILENT_BYTES else b""
+        self.quiet += len(data)
+        return data
+
+
 def _json(answer: dict[str, Any]) -> bytes:
     return HEAD.pack(0, 0, 0) + json.dumps(answer).encode()
 
 
-def _header_and_blocks(file: Any) -> Generator[bytes, None, None]:
+def _header_and_blocks(file: "_Watched") -> Generator[bytes, None, None]:
     # Only this file is read: a playlist has no protocol to fetch by what it names.
     with av.open(file, metadata_errors="ignore", options={"protocol_whitelist": "-"}) as container:
         if not container.streams.audio:
@@ -119,6 +140,7 @@ def _header_and_blocks(file: Any) -> Generator[bytes, None, None]:
         parts: list[bytes] = []
         held = largest = 0
         for frame in _packed_frames(container, stream, 0 if timed else _FAULTY_PACKETS):
+            file.quiet = 0
             rate, channels = frame.sample_rate, frame.layout.nb_channels
             largest = max(largest, frame.samples) if lossy else 0
             parts.append(bytes(frame.planes[0])[: 4 * frame.samples * channels])

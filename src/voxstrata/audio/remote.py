@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from voxstrata.audio.source import FileSource, Source
-from voxstrata.base.errors import AudioError, InputError, UnreachableError
+from voxstrata.base.errors import AudioError, GoneError, InputError, UnreachableError
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.remote import T, open_remote, patiently, shown
 
@@ -42,7 +42,7 @@ class RemoteSource(Source):
             fs, path = open_remote(self.url)
             return patiently(self.url, lambda: action(fs, path))
         except FileNotFoundError:
-            raise AudioError(f"{self.name}: no such object; correct the path or remove the row") from None
+            raise GoneError(f"{self.name}: no such object; correct the path or remove the row") from None
         except (UnreachableError, AudioError):
             raise
         except (InputError, OSError) as error:

@@ -28,7 +28,7 @@ from voxstrata.audio import containers, readers
 from voxstrata.audio.info import AudioInfo
 from voxstrata.audio.readers import UNKNOWN_FRAMES, Samples, SequentialFile
 from voxstrata.audio.source import Source
-from voxstrata.base.errors import AudioError, UnreachableError, error_text, refuse_fault_here
+from voxstrata.base.errors import AudioError, GoneError, UnreachableError, error_text, refuse_fault_here
 
 _BLOCK_VALUES = 1 << 17  # of all channels; 8 s of 16 kHz mono. A jump to another place decodes up to one block too much
 _CACHED_BYTES = 64 << 20  # of decoded blocks, of all files: segments overlap, and threads take them almost in order
@@ -94,7 +94,7 @@ class _LongFile:
             while self._next <= k:
                 self._last = read()
                 self._next += 1
-        except UnreachableError:  # it may be there later
+        except (UnreachableError, GoneError, FileNotFoundError):  # it may be there later
             self.close()
             raise
         except Exception as error:

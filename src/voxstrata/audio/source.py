@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from voxstrata.base.errors import AudioError, refuse_fault_here
+from voxstrata.base.errors import AudioError, GoneError, refuse_fault_here
 
 
 class Source(ABC):
@@ -70,7 +70,7 @@ class FileSource(Source):
             with path.open("rb"):
                 pass
         except FileNotFoundError:
-            raise AudioError(f"{path}: no such file; correct the path or remove the row") from None
+            raise GoneError(f"{path}: no such file; correct the path or remove the row") from None
         except PermissionError:
             raise AudioError(f"{path}: not readable by this user; change its permissions") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path

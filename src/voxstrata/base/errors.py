@@ -6,7 +6,8 @@ import re
 
 # Of this machine, its disks and their network: the file that was being read has no part in it.
 _HERE = {
-    errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.ENOTCONN,
+    errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ETIMEDOUT,
+    errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN,
 }  # fmt: skip
 DEBUG = "VOXSTRATA_DEBUG"  # of the environment: tracebacks are shown
 
@@ -47,19 +48,32 @@ class AudioError(InputError):
     """One recording cannot be decoded; costs that recording alone during extraction."""
 
 
+class GoneError(AudioError):
+    """There is no file by a recording's name. Where there was one before, see `gone`."""
+
+
 def is_fault_here(error: Exception) -> bool:
-    """Whether what was raised while a file was read is this machine's fault: no more open files, no space, a disk or
-    its network that fails."""
-    return isinstance(error, OSError) and error.errno in _HERE
+    """Whether what was raised while a file was read is this machine's fault: no more open files, memory or space, a
+    disk or its network that fails or does not answer."""
+    return isinstance(error, MemoryError | TimeoutError) or (isinstance(error, OSError) and error.errno in _HERE)
 
 
 def refuse_fault_here(error: Exception, name: str) -> None:
     """Raise UnreachableError where `is_fault_here`. name: of what was read."""
     if is_fault_here(error):
+        why = str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
         raise UnreachableError(
-            f"{name}: cannot be read now ({error}), which is no fault of the recording; mend the disk "
-            "or the limit (ulimit -n for open files), and run the same command to go on"
+            f"{name}: cannot be read now ({why}), which is no fault of the recording; mend the disk or the limit "
+            "(memory; ulimit -n for open files), and run the same command to go on"
         ) from error
+
+
+def gone(name: str) -> UnreachableError:
+    """Where a recording is not there that was when its header was read: its disk or folder may come back."""
+    return UnreachableError(
+        f"{name}: is gone, and was there when its header was read; bring it back, or mount its disk, and run the same "
+        "command to go on"
+    )
 
 
 def error_text(error: Exception) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import UsageError
+from voxstrata.base.plain import spelt_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -43,6 +44,8 @@ def _plain() -> type[Figure]:
         def draw(self, renderer: Any) -> None:
             for text in self.findobj(Text):
                 text.set_parse_math(False)
+                if (plain := spelt_out(text.get_text())) != text.get_text():
+                    text.set_text(plain)
             super().draw(renderer)
 
     return Plain

@@ -16,7 +16,7 @@ from voxstrata.base.figures import DPI, Figure, new_figure
 from voxstrata.base.folders import check_writable, make_writable
 from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import read_parquet_table
-from voxstrata.base.tables import TextTable, markdown_text
+from voxstrata.base.tables import TextTable, markdown_text, terminal_width
 
 _WIDTH = 80  # characters of a line of notes on a terminal
 STORE = "voxstrata"  # in a table's metadata: the description of the store that it was made from
@@ -67,6 +67,11 @@ class Result(ABC):
     @abstractmethod
     def figures(self) -> dict[str, Figure]:
         """Pictures, by the names that `captions` has. Raises UsageError where matplotlib is missing."""
+
+    @property
+    def pictures(self) -> Mapping[str, str]:
+        """Captions of the figures that this one has, which may be fewer than its kind can have."""
+        return self.captions
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -177,10 +182,10 @@ class Result(ABC):
             )
 
     def __repr__(self) -> str:
-        parts = [self.title]
+        parts, width = [self.title], terminal_width()
         for table in self.tables()[: self.brief]:
-            notes = "\n".join(fill(line, _WIDTH) for line in table.note.splitlines())
-            parts += [f"{table.title}\n{table.to_text()}"] + ([notes] if notes else [])
+            notes = "\n".join(fill(line, min(width or _WIDTH, _WIDTH)) for line in table.note.splitlines())
+            parts += [f"{table.title}\n{table.to_text(width)}"] + ([notes] if notes else [])
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:

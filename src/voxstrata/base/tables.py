@@ -2,6 +2,8 @@
 
 import math
 import re
+import shutil
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from voxstrata.base.plain import spelt_out
 
 _LONG = 60  # characters from which a cell is wrapped on a page
 _NUMBER = re.compile(r"[-+−]?\d[\d.,]*(e[-+]\d+)?(\s|%|–|$)|–$")
@@ -29,10 +33,28 @@ class TextTable:
     note: str = ""
     folded: bool = False
 
-    def to_text(self) -> str:
-        """In columns, for a terminal; without title and note."""
+    def to_text(self, width: int | None = None) -> str:
+        """In columns; without title and note.
+
+        width: of the terminal, in characters. A table that is wider comes in pieces, one below the other, each with
+        the first columns, as many as tell its rows apart. None: in one piece.
+        """
         cells = [[cell_text(value) for value in row] for row in self.rows]
-        return aligned(self.header, cells, [i for i, right in enumerate(self._right()) if not right])
+        right = self._right()
+        columns = list(zip(self.header, *cells, strict=True))
+        sizes = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+        keys = next((n for n in range(1, 4) if len({tuple(row[:n]) for row in cells}) == len(cells)), 1)
+        pieces = [list(range(keys))]
+        for i in range(keys, len(columns)):
+            wide = sum(sizes[k] + 2 for k in (*pieces[-1], i)) - 2
+            if width is not None and len(pieces[-1]) > keys and wide > width:
+                pieces.append(list(range(keys)))
+            pieces[-1].append(i)
+        texts = []
+        for piece in pieces:
+            header, *rows = zip(*(columns[i] for i in piece), strict=True)
+            texts.append(aligned(header, rows, [n for n, i in enumerate(piece) if not right[i]]))
+        return "\n\n".join(texts)
 
     def to_markdown(self) -> str:
         """As a GitHub table; without title and note."""
@@ -65,6 +87,11 @@ class TextTable:
         return [any(cells) and all(_NUMBER.match(cell) for cell in cells if cell) for cells in columns]
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output goes to; None where it goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def cell_text(value: object) -> str:
     """A value as tables show it."""
     if value is None:
@@ -75,12 +102,13 @@ def cell_text(value: object) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text in which no tag, link or picture of a stranger takes effect."""
-    return text.replace("<", "&lt;").replace("](", "]\\(")
+    """Text in which no tag, link, picture or control sequence of a stranger takes effect."""
+    plain = spelt_out(text.replace("\r\n", "\n").replace("\r", "\n"))
+    return plain.replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _markdown_cell(value: object) -> str:
-    text = markdown_text(cell_text(value)).replace("\r\n", "\n").replace("\r", "\n")
+    text = markdown_text(cell_text(value))
     return text.replace("`", "\\`").replace("|", "\\|").replace("\n", "<br>")
 
 

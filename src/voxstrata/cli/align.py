@@ -12,7 +12,12 @@ from voxstrata.cli.saying import say
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
 @options.stores
-@click.option("--phonetics", required=True, help="Folder that `voxstrata phonetics` wrote for the store's corpus.")
+@click.option(
+    "--phonetics",
+    required=True,
+    type=click.Path(),
+    help="Folder that `voxstrata phonetics` wrote for the store's corpus.",
+)
 @options.out("Folder for align.parquet, align.md, align.png and align.pdf.")
 @options.outputs
 @options.languages

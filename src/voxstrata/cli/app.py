@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -10,12 +11,22 @@ from typing import Any, NoReturn
 import click
 
 from voxstrata.cli.failing import DEBUG, tell
+from voxstrata.cli.saying import PROGRESS, PROGRESS_KINDS
 from voxstrata.cli.stopping import stopped_code
 
 _COMMANDS = (
-    "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "convert", "retrieve", "similarity",
-    "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "export", "bench", "plan", "extract", "info", "verify", "relabel", "append", "spans", "convert", "retrieve",
+    "similarity", "mine", "explain", "drift", "phonetics", "align", "words", "early-exit", "report", "demo",
+    "completion",
 )  # fmt: skip
+
+
+def _refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[str]) -> None:
+    """Raises UsageError for an option of one value that is given twice: click would take the last without a word."""
+    _, _, order = command.make_parser(ctx).parse_args(args=list(args))
+    for parameter, times in Counter(order).items():
+        if times > 1 and isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag):
+            raise click.UsageError(f"{max(parameter.opts, key=len)} is given {times} times; give it once", ctx)
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
@@ -37,9 +48,20 @@ class _Lazy(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        found = name, command, rest = super().resolve_command(ctx, args)
+        while isinstance(command, click.Group) and rest:
+            ctx, (name, *rest) = click.Context(command, info_name=name, parent=ctx), rest
+            command = command.get_command(ctx, name)
+        if command is not None and not ctx.resilient_parsing:  # a shell that completes has not all of it yet
+            _refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
+        return found
+
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
         """Run a command and exit, with the codes that `--help` lists."""
-        debug = os.environ.get(DEBUG)
+        before = {name: os.environ.get(name) for name in (DEBUG, PROGRESS)}
         try:
             result = super().main(args, **{**options, "standalone_mode": False})
             code = result if isinstance(result, int) else 0
@@ -47,9 +69,10 @@ class _Lazy(click.Group):
             code = tell(e)
         except KeyboardInterrupt as e:
             code = tell(e)
-        finally:  # what --debug changed
-            os.environ.pop(DEBUG, None)
-            os.environ.update({} if debug is None else {DEBUG: debug})
+        finally:  # what --debug and --progress changed
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                os.environ.update({} if value is None else {name: value})
         sys.exit(code)
 
 
@@ -58,11 +81,21 @@ def _debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
         os.environ[DEBUG] = "1"  # processes that are started know it, too
 
 
+def _progress(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        os.environ[PROGRESS] = value
+
+
 @click.group(cls=_Lazy, context_settings=_SETTINGS)
 @click.version_option(version("voxstrata"), prog_name="voxstrata")
 @click.option(
     "--debug", is_flag=True, is_eager=True, expose_value=False, callback=_debug,
     help=f"Show tracebacks of errors; {DEBUG}=1 does the same for every command.",
+)  # fmt: skip
+@click.option(
+    "--progress", type=click.Choice(PROGRESS_KINDS), is_eager=True, expose_value=False, callback=_progress,
+    help=f"How progress is shown: a line that is rewritten (bar), a line a minute (log), or none. auto is bar on a "
+    f"terminal, else log. {PROGRESS} asks for the same. [default: auto]",
 )  # fmt: skip
 def main() -> None:
     """Per-layer speech-encoder embeddings at corpus scale, and cross-lingual retrieval on them.

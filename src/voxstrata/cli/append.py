@@ -16,7 +16,7 @@ from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Add CORPUS's recordings to a finished store.")
-@click.argument("store")
+@click.argument("store", type=click.Path())
 @options.corpus
 @options.model
 @options.reading

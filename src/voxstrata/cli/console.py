@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -12,10 +14,11 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from voxstrata.base.plain import spelt_out
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.base.tables import aligned as aligned
 from voxstrata.base.tables import clock as clock
-from voxstrata.cli.saying import say, say_json, shown
+from voxstrata.cli.saying import PROGRESS, say, say_json
 
 if TYPE_CHECKING:
     from voxstrata.base.result import Result
@@ -77,17 +80,24 @@ def print_left_out(store: EmbeddingStore) -> None:
             say(f"{store.files.root}: {number} utterances are {status} and take no part", err=True)
 
 
+LOG_SECONDS = 60.0  # between two lines of a log
+
+
 class TerminalReporter(Reporter):
     """Tells on standard error: steps as lines of their own, progress as one line rewritten in place, then cleared.
 
-    Silent when that is no terminal, but for warnings; `always`: steps are printed there too. Used as a context, so
-    that the last line does not stay behind.
+    Where that is no terminal progress is a line a minute, and there are warnings; `always`: steps are printed there
+    too. The environment variable VOXSTRATA_PROGRESS, which `--progress` sets, asks for another of PROGRESS_KINDS.
+    Used as a context, so that the last line does not stay behind.
     """
 
     def __init__(self, always: bool = False, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()  # whether somebody looks on
-        self._always = always
+        asked = os.environ.get(PROGRESS, "auto")
+        terminal = self._stream.isatty()  # whether somebody looks on
+        self._live = asked == "bar" or (asked == "auto" and terminal)
+        self._log = asked == "log" or (asked == "auto" and not terminal)
+        self._always = always or asked == "log"
         self._begin = time.monotonic()
         self._shown = 0.0
         self._first: tuple[float, Progress] | None = None  # of the stage: when, and how far it was
@@ -101,19 +111,24 @@ class TerminalReporter(Reporter):
         self._print(text)
 
     def progress(self, progress: Progress) -> None:
-        """Shown five times a second at the most.
+        """Shown five times a second at the most, in a log once a minute.
 
         Rates and the time that is left count from a stage's first report: what was done before that (by an earlier
         run, say) took none of this time.
         """
         now = time.monotonic()
         if self._first is None or self._first[1].stage != progress.stage:
-            self._first, self._shown = (now, progress), 0.0
+            self._first, self._shown = (now, progress), 0.0 if self._live else now
+        begin, first = self._first
         if self._live and now - self._shown >= 0.2:
             self._shown = now
-            begin, first = self._first
-            self._stream.write(f"\r\x1b[2K{shown(_progress_text(progress, first, now - begin))}")
+            line = spelt_out(_progress_text(progress, first, now - begin))
+            columns = shutil.get_terminal_size().columns - 1  # a longer line would stay behind when it is rewritten
+            self._stream.write(f"\r\x1b[2K{line[:columns]}")
             self._stream.flush()
+        elif self._log and now - self._shown >= LOG_SECONDS:
+            self._shown = now
+            self._print(f"{clock(now - self._begin)}  {_progress_text(progress, first, now - begin)}")
 
     def clear(self) -> None:
         """Clear the line of progress."""
@@ -123,7 +138,7 @@ class TerminalReporter(Reporter):
 
     def _print(self, text: str) -> None:
         self.clear()
-        self._stream.write(f"{shown(text)}\n")
+        self._stream.write(f"{spelt_out(text)}\n")
         self._stream.flush()
 
     def __enter__(self) -> TerminalReporter:

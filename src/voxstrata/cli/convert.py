@@ -16,7 +16,7 @@ _FORMATS = ["parquet", "npy", "safetensors", "lance", "kaldi", "hf"]
 
 
 @click.command(short_help="A store in a form that other tools read.")
-@click.argument("store")
+@click.argument("store", type=click.Path())
 @options.out("Folder to make.")
 @click.option("--to", type=click.Choice(_FORMATS), required=True, help="The form.")
 @options.outputs

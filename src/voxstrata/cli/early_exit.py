@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
@@ -37,8 +38,8 @@ def _decoding(f: options.F) -> options.F:
         "languages",
         multiple=True,
         metavar="LANG[=AS]",
-        help="How the model is told the language: es for all recordings, or ast=es for those in ast; repeatable. "
-        "[default: the corpus's own languages]",
+        help="How the model is told the language: es for all recordings, ast=es for those in ast, auto where it "
+        "detects it; repeatable. [default: the corpus's own languages]",
     )(f)
     return click.option(
         "--task",
@@ -49,15 +50,23 @@ def _decoding(f: options.F) -> options.F:
 
 
 @early_exit.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.out("New checkpoint folder.", "target", type=options.PATH)
 @click.option("-k", "--after", required=True, type=int, help="The block to end after; 0 ends before the first.")
 @click.option("--final-norm/--no-final-norm", default=True, help="The encoder's final LayerNorm.")
+@click.option("--refitted", type=options.PATH, help="Folder fits/ of a sweep: the LayerNorm is the one refitted there.")
 @_revision
 @options.overwrite
 @options.as_json
 def write(
-    checkpoint: str, target: Path, after: int, final_norm: bool, revision: str | None, overwrite: bool, as_json: bool
+    checkpoint: str,
+    target: Path,
+    after: int,
+    final_norm: bool,
+    refitted: Path | None,
+    revision: str | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write the checkpoint of CHECKPOINT that ends after block k.
 
@@ -68,12 +77,21 @@ def write(
     Example:
       voxstrata early-exit write openai/whisper-base -k 4 --no-final-norm -o base-4
     """
-    from voxstrata.early_exit.checkpoint import write_early_exit
+    from voxstrata.early_exit.checkpoint import load_transcriber, write_early_exit
     from voxstrata.early_exit.exits import EarlyExit
 
-    at = EarlyExit(after, "with" if final_norm else "without")
+    if refitted and not final_norm:
+        raise click.UsageError("--refitted is about the LayerNorm; leave --no-final-norm out")
+    at, fit = EarlyExit(after, "refitted" if refitted else "with" if final_norm else "without"), None
     with TerminalReporter() as reporter:
-        card = write_early_exit(checkpoint, target, at, revision=revision, overwrite=overwrite, reporter=reporter)
+        source: Any = checkpoint
+        if refitted:
+            from voxstrata.early_exit.companions import refit_of
+
+            source = load_transcriber(checkpoint, revision, reporter)
+            fit = refit_of(refitted, source, after)
+        how: dict[str, Any] = {"fit": fit, "revision": revision, "overwrite": overwrite}
+        card = write_early_exit(source, target, at, **how, reporter=reporter)
     if as_json:
         print_json({"checkpoint": str(target), "card": asdict(card)})
         return
@@ -83,11 +101,21 @@ def write(
 
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @options.out("Folder for the results.", type=options.PATH)
 @_blocks
+@click.option(
+    "--norm",
+    default="with,without",
+    help="What states go through: with, without (the final LayerNorm); refitted, mapped are controls, fitted first.",
+)
 @_decoding
+@click.option(
+    "--english-of-group",
+    is_flag=True,
+    help="For translate: a recording's reference is the English text of its group, its own text what was said.",
+)
 @click.option(
     "--normalizer",
     type=click.Choice(["whisper", "light"]),
@@ -106,6 +134,19 @@ def write(
     default="cut",
     help="Errors that choose k: of transcripts with endless repetitions cut, or as they are.",
 )
+@click.option(
+    "--decoding",
+    "policy",
+    type=click.Choice(["greedy", "whisper"]),
+    default="greedy",
+    help="greedy: the best token each time; whisper: with OpenAI's fallbacks to other temperatures.",
+)
+@click.option(
+    "--loops",
+    type=click.Choice(["stop", "keep"]),
+    default="stop",
+    help="A transcript that repeats itself: stop it there, or go on to its end or --max-new-tokens.",
+)
 @click.option("--dev-share", default=0.5, help="Share of the groups on which k is chosen.")
 @click.option("--seed", default=0, help="Of the split and the bootstrap.")
 @click.option("--bootstrap", "resamples", type=options.COUNT, default=1000, help="Resamples for 95 % intervals.")
@@ -122,10 +163,14 @@ def sweep(
     corpus: Path,
     folder: Path,
     blocks: str | None,
+    norm: str,
     languages: tuple[str, ...],
     task: str,
+    english_of_group: bool,
     max_new_tokens: int,
     batch: int,
+    policy: str,
+    loops: str,
     reading: dict[str, Any],
     device: str,
     revision: str | None,
@@ -136,9 +181,9 @@ def sweep(
 ) -> int:
     """Transcribe CORPUS with the encoder ended after every block; choose k on one part, report it on the other.
 
-    CORPUS needs texts and languages. Writes early_exit.md (figures), pictures (early_exit.png, _kinds and _shares),
-    transcripts.md (the transcripts of every k side by side), errors.parquet, choices.parquet and transcripts.parquet.
-    A k that is no better than saying nothing is not chosen.
+    CORPUS needs texts and languages. Writes early_exit.md (figures), early_exit.png and other pictures, transcripts.md
+    (of every k side by side), errors.parquet, choices.parquet, transcripts.parquet and costs.parquet. A k that is no
+    better than saying nothing is not chosen.
 
     Each transcript is also a line of transcripts.jsonl, so the same command goes on after a stop, and scores anew with
     other --normalizer, --unit, --choose-by, --seed, --dev-share or --bootstrap. Several runs at once share the work.
@@ -149,15 +194,22 @@ def sweep(
     """
     import jiwer  # noqa: F401  (missing: say so at once)
 
+    from voxstrata.base.choices import chosen
     from voxstrata.early_exit.checkpoint import load_transcriber
+    from voxstrata.early_exit.companions import load_companions, with_english_texts
     from voxstrata.early_exit.decoding import Decoding
+    from voxstrata.early_exit.exits import NORMS
     from voxstrata.early_exit.scoring import Scoring
     from voxstrata.early_exit.sweeping import sweep as run
 
+    if english_of_group and task != "translate":
+        raise click.UsageError("--english-of-group is for --task translate")
+    norms = chosen("norm", norm, NORMS)
     refuse_swapped_checkpoint(checkpoint, corpus)
     found = read_and_note(corpus, reading)
-    decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch)
-    how: dict[str, Any] = {"blocks": _numbers(blocks), "scoring": Scoring(**scoring), "device": device}
+    found = with_english_texts(found) if english_of_group else found
+    decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch, policy, loops == "stop")
+    how: dict[str, Any] = {"blocks": _numbers(blocks), "norms": norms, "scoring": Scoring(**scoring), "device": device}
     how |= {"part": part, "overwrite": overwrite}
     with TerminalReporter() as reporter, resume_hint():
         result = run(
@@ -169,9 +221,12 @@ def sweep(
         return 0
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
-        print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables})
+        beside = {kind.folder: kind.table.to_pylist() for kind in load_companions(folder)}
+        print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables, **beside})
     else:
         say(result)
+        for other in load_companions(folder):
+            say(f"\n{other}")
         if result.resumed:
             say(f"{result.resumed} transcripts were there already (transcripts.jsonl)")
         names = [
@@ -180,13 +235,14 @@ def sweep(
             *(f"{name}.png" for name in result.captions),
             *result.files.values(),
         ]
+        names += [f"{other.folder}/" for other in load_companions(folder)]
         say(f"\n{folder}: {', '.join(names)}")
     print_failures(result.failures, "in early_exit.md")
     return PARTIAL if result.failures else 0
 
 
 @early_exit.command(short_help="Compare written checkpoints with a plain decoding loop.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.corpus
 @_blocks
 @_decoding
@@ -234,7 +290,7 @@ def check(
         rows = [asdict(check) for check in checks]
         print_json({"checkpoint": checkpoint, "rows": rows, "failures": failures, "agrees": agree})
     else:
-        say(checks_table(checks).to_text())
+        say(checks_table(checks).to_text(terminal_width()))
     print_failures(failures, "with --json")
     return (PARTIAL if failures else 0) if agree else 3
 

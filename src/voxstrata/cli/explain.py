@@ -10,7 +10,7 @@ from voxstrata.cli.console import save_and_print
 
 
 @click.command(short_help="Why two utterances match, frame by frame.")
-@click.argument("store")
+@click.argument("store", type=click.Path())
 @click.argument("a")
 @click.argument("b")
 @options.outputs

@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json
 from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Turn a CHECKPOINT into an ONNX model.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @options.out("New model folder.", "target", type=options.PATH)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @options.outputs
@@ -74,4 +75,4 @@ def export(
         return
     table = card.validation_table()
     say(f"{target}: {card.checkpoint} ({card.family.name}), {card.layers} layers, d = {card.d_model}, {dtype}")
-    say(f"\n{table.title}:\n\n{table.to_text()}")
+    say(f"\n{table.title}:\n\n{table.to_text(terminal_width())}")

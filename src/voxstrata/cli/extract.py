@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.corpus
 @options.model
-@options.out("Store to make or to resume: a path or s3://…, gs://…", "store", type=str)
+@options.out("Store to make or to resume: a path or s3://…, gs://…", "store", type=click.Path())
 @options.reading
 @options.storing
 @options.planning
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 @click.option(
     "--no-fsync", is_flag=True, help="Do not wait for the disk at each commit; after a power cut, verify the store."
 )
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Leave units whose recordings cannot be read now (disk, memory) to a later run, and do the others.",
+)
+@click.option("--retry-failed", is_flag=True, help="Do units again in which a recording failed that decodes now.")
 @click.option("--efficiency", is_flag=True, help="Also report the share of this CPU's matrix product rate (sgemm).")
 @options.as_json
 def extract(
@@ -55,6 +61,8 @@ def extract(
     part: Part | None,
     prepare_only: bool,
     no_fsync: bool,
+    keep_going: bool,
+    retry_failed: bool,
     efficiency: bool,
     as_json: bool,
 ) -> int:
@@ -71,6 +79,7 @@ def extract(
     """
     from voxstrata.cluster.extracting import extract_on_ray
     from voxstrata.engine.devices import extract_on
+    from voxstrata.engine.retrying import reopen_failed
     from voxstrata.engine.run import prepare
 
     refuse_swapped(corpus, model)
@@ -78,6 +87,8 @@ def extract(
         raise vs.UsageError("--efficiency is that of one device; leave it out")
     if workers is not None and (efficiency or part is not None or len(devices) > 1):
         raise vs.UsageError("--ray shares the work out by itself: leave out --part, --efficiency and several devices")
+    if keep_going and (workers is not None or len(devices) > 1):
+        raise vs.UsageError("--keep-going is for a run of one process; leave out --ray, or several devices")
     runtime = replace(runtime, tokens=tokens, unit_megabytes=unit_mb)
     how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": not no_fsync}
     opened = vs.open_model(model)
@@ -87,6 +98,9 @@ def extract(
         read = vs.read_corpus(corpus, **reading)
         if not as_json:
             tell_corpus(corpus, read, err=True)
+        if retry_failed:
+            reopened = reopen_failed(prepare(read, opened, store, spec, runtime, reporter, **how), reporter)
+            reporter.step(f"{len(reopened)} units are done again, since recordings in them can be read now")
         if prepare_only:
             run = prepare(read, opened, store, spec, runtime, reporter, **how)
             reporter.clear()
@@ -99,13 +113,14 @@ def extract(
         elif len(devices) > 1:
             report = extract_on(devices, read, opened, store, spec, runtime, reporter, part=part, **how)
         else:
-            report = vs.extract(read, opened, store, spec, runtime, reporter, efficiency=efficiency, part=part, **how)
+            alone: dict[str, Any] = {"efficiency": efficiency, "part": part, "keep_going": keep_going}
+            report = vs.extract(read, opened, store, spec, runtime, reporter, **alone, **how)
     if as_json:
         print_json(report.to_dict() | {"corpus": corpus_json(read)})
     else:
         say(report.to_text())
     print_failures(report.failures, f"all in {store}/utterances.parquet")
-    return PARTIAL if report.failed and not report.pending_units else 0
+    return PARTIAL if report.unreachable or (report.failed and not report.pending_units) else 0
 
 
 def _tell_prepared(store: str, units: int, pending: int, as_json: bool) -> None:

@@ -11,7 +11,8 @@ import click
 
 from voxstrata.base.errors import DEBUG as DEBUG
 from voxstrata.base.errors import VoxstrataError, debugging
-from voxstrata.cli.saying import say, say_error, shown
+from voxstrata.base.plain import spelt_out
+from voxstrata.cli.saying import say, say_error
 from voxstrata.cli.stopping import INTERRUPTED, quiet_stdout, stopped_code
 
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
@@ -40,12 +41,15 @@ def tell(error: BaseException) -> int:
         return error.exit_code
     if debugging():
         text = "".join(traceback.format_exception(error))
-        print(*map(shown, text.splitlines()), sep="\n", file=sys.stderr)
+        print(*map(spelt_out, text.splitlines()), sep="\n", file=sys.stderr)
     if isinstance(error, VoxstrataError):
         say_error(error)
         return error.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that may not be written: the message names the file
         say_error(error)
+        return 3
+    if isinstance(error, UnicodeEncodeError):  # click asks the system for a path before we do
+        say_error(f"{error.object!a}: not valid Unicode, so that no file can be called so; correct the name")
         return 3
     module = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module in _EXTRAS:

@@ -15,7 +15,7 @@ RANGES_SHOWN = 12
 
 
 @click.command()
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @options.as_json
 def info(path: str, as_json: bool) -> None:
     """Say what is in a model folder or a store.
@@ -105,6 +105,9 @@ def _ranges(units: list[int]) -> str:
 def _command(store: Any) -> str:
     """The command that goes on with a store; what the store does not know is in capitals."""
     spec, model = store.spec, store.model
+    if made := store.about.get("spans"):
+        words = ["voxstrata", "spans", made["store"], "ALIGNMENTS", "-o", store.files.root, "--tier", made["tier"]]
+        return shlex.join([*words, "--outputs", ",".join(spec.outputs), "--pool", made["pool"]])
     words = ["voxstrata", "extract", "CORPUS", "MODEL", "-o", store.files.root]
     if tuple(spec.outputs) != tuple(model.outputs):
         words += ["--outputs", ",".join(spec.outputs)]
@@ -144,6 +147,7 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
 def _whisper_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
     s = card["silence"]
     keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
+    keys += f" in each of {len(s['buckets'])} buckets" if "buckets" in s else ""
     source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
     return [
         ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
@@ -188,6 +192,8 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         ("utterances", ", ".join(f"{n} {s}" for s, n in about["status"].items())),
         ("complete", "yes" if about["complete"] else "no"),
     ]
+    if spans := about.get("spans"):
+        rows.append(("spans", f"{spans['tier']} of {spans['store']}, grouped by {spans['group']}"))
     if about.get("relabelled"):
         rows.append(("relabelled", f"changes: {about['relabelled']}; what they replaced is in {path}/history"))
     if missing := about["missing"]:

@@ -43,9 +43,12 @@ COUNT = click.IntRange(1, 1 << 31)
 
 corpus = click.argument("corpus", type=PLACE)
 model = click.argument("model", type=PATH)
-stores = click.argument("stores", metavar="STORE...", nargs=-1, required=True)
+stores = click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path())
 outputs = click.option(
-    "--outputs", default="all", help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final."
+    "--outputs",
+    default="all",
+    help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final. In short: 3 is layer_03, 2-5 are "
+    "four layers, -1 is the last output.",
 )
 languages = click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
 kernel = click.option(

@@ -11,7 +11,7 @@ from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Change a store's texts, languages, groups, speakers.")
-@click.argument("store")
+@click.argument("store", type=click.Path())
 @click.argument("manifest", type=options.PLACE)
 @click.option(
     "--columns",

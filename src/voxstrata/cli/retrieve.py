@@ -1,6 +1,7 @@
 """voxstrata retrieve"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,6 +31,23 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
     "hold, the first recording of each (the published protocol).",
 )
 @click.option(
+    "--negatives",
+    help="Also recall@1 among hard negatives, beside random ones: some of sound,length,words (nearest in sound, in "
+    "length, most words shared with the translation).",
+)
+@click.option(
+    "--pool-size",
+    type=click.IntRange(2, 1 << 31),
+    default=10,
+    show_default=True,
+    help="With --negatives: a translation and so many less one others.",
+)
+@click.option(
+    "--phonetics",
+    type=click.Path(),
+    help="With --negatives sound: folder that `voxstrata phonetics` wrote for the corpus.",
+)
+@click.option(
     "--neighbours",
     type=options.COUNT,
     default=10,
@@ -47,6 +65,9 @@ def retrieve(
     languages: str | None,
     similarities: tuple[str, ...],
     pool: str,
+    negatives: str | None,
+    pool_size: int,
+    phonetics: str | None,
     neighbours: int,
     bootstrap: int,
     kernel: str | None,
@@ -57,7 +78,8 @@ def retrieve(
 
     Utterances of one `group` are translations of each other. Writes retrieval.parquet, retrieval.md,
     recall_by_layer.png and languages.png; every figure stands beside its pool size and chance. The table also holds
-    CSLS and ratio-margin scores, hubness, and mutual nearest neighbours and linear CKA between languages.
+    CSLS and ratio-margin scores, hubness, and mutual nearest neighbours and linear CKA between languages. With
+    --negatives, negatives.png, too.
 
     Several stores of one model are taken as one; no id may be in two of them. Stores of several models are compared:
     each against itself, on the utterances that all hold, figures side by side by depth (compared.parquet, compared.md,
@@ -69,6 +91,7 @@ def retrieve(
     \b
     Example:
       voxstrata retrieve speech.zarr -o results --outputs layer_03,layer_06,final
+      voxstrata retrieve speech.zarr -o hard --negatives sound,length,words --phonetics phonetics
       voxstrata retrieve speech-base.zarr speech-xlsr.zarr -o compared
       voxstrata retrieve en-es -o en-es-results
     """
@@ -79,6 +102,9 @@ def retrieve(
     from voxstrata.studies.compared.measure import retrieve_each
     from voxstrata.studies.compared.result import ComparedRetrieval
 
+    small: dict[str, Any] = {"negatives": negatives or (), "pool_size": pool_size, "phonetics": phonetics}
+    if phonetics and "sound" not in (negatives or ""):
+        raise vs.UsageError("--phonetics is of --negatives sound; add it, or leave it out")
     result: study.Retrieval | study.FoundRetrieval | ComparedRetrieval
     store = stores[0] if len(stores) == 1 else list(stores)
     if isinstance(store, str) and is_similarity(store):
@@ -86,7 +112,7 @@ def retrieve(
             raise vs.UsageError(f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it")
         study.FoundRetrieval.refuse_foreign(folder)
         study.FoundRetrieval.refuse_earlier(folder, overwrite)
-        result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap, pool=pool))
+        result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap, pool=pool, **small))
     else:
         import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
@@ -94,7 +120,7 @@ def retrieve(
         for one in opened:
             print_left_out(one)
         how = study.RetrievalOptions(
-            bootstrap=bootstrap, kernel=choose_kernel(kernel), pool=pool, neighbours=neighbours
+            bootstrap=bootstrap, kernel=choose_kernel(kernel), pool=pool, neighbours=neighbours, **small
         )
         kind = study.Retrieval if len(opened) == 1 else ComparedRetrieval
         kind.refuse_foreign(folder)

@@ -3,33 +3,23 @@
 Imports little: `--help` and errors need nothing else.
 """
 
-import re
 from typing import Any
 
 import click
 
-# C0 without tab and newline, DEL, C1, marks that turn the direction of text around, halves of surrogate pairs
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+from voxstrata.base.plain import escaped_json, spelt_out
 
-
-def shown(text: object) -> str:
-    """Text as a terminal may have it: what would move the cursor, colour or reorder what is printed is spelt out."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
+PROGRESS, PROGRESS_KINDS = "VOXSTRATA_PROGRESS", ("auto", "bar", "log", "none")
 
 
 def say(text: object = "", err: bool = False) -> None:
     """Print a line, on standard error if `err`."""
-    click.echo(shown(text), err=err)
-
-
-def json_text(text: str) -> str:
-    """JSON in which the same characters are escaped; what it says does not change."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    click.echo(spelt_out(text), err=err)
 
 
 def say_json(text: str) -> None:
     """Print JSON."""
-    click.echo(json_text(text))
+    click.echo(escaped_json(text))
 
 
 def say_error(error: Any) -> None:

@@ -23,10 +23,18 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="SeqSim of all pairs: the best candidates of each.")
-@click.argument("store")
-@click.argument("other", required=False)
-@click.option("--join", multiple=True, metavar="STORE", help="Another store: with STORE it is one. May be repeated.")
-@options.out("Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.", type=str)
+@click.argument("store", type=click.Path())
+@click.argument("other", required=False, type=click.Path())
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="STORE",
+    type=click.Path(),
+    help="Another store: with STORE it is one. May be repeated.",
+)
+@options.out(
+    "Folder to make or to resume: a path or s3://…, gs://…. Several outputs have a subfolder each.", type=click.Path()
+)
 @options.outputs
 @click.option("--x", "x_languages", help="Languages of the first set, e.g. en,es. [default: all]")
 @click.option(
@@ -120,8 +128,8 @@ def similarity(
         else:
             first, second = (store, *join), (store, *join) if other is None else (other,)
             sides = (
-                Side(first, x_languages, _ids(x_ids)),
-                None if y is None else Side(second, y_languages, _ids(y_ids)),
+                Side(first, x_languages, chosen_ids(x_ids)),
+                None if y is None else Side(second, y_languages, chosen_ids(y_ids)),
             )
             with quiet_ray():
                 workers = replace(workers, threads=threads)
@@ -135,10 +143,11 @@ def similarity(
 
 
 def _selection(store: EmbeddingStore, languages: str | None, ids: Path | None) -> Selection:
-    return vs.select(store, languages, _ids(ids))
+    return vs.select(store, languages, chosen_ids(ids))
 
 
-def _ids(file: Path | None) -> tuple[str, ...] | None:
+def chosen_ids(file: Path | None) -> tuple[str, ...] | None:
+    """The ids that a file names, one a line."""
     if file is None:
         return None
     try:

@@ -13,7 +13,7 @@ DAMAGED = 3  # exit code, that of input which cannot be used
 
 
 @click.command(short_help="Read a whole store and name what is damaged.")
-@click.argument("store")
+@click.argument("store", type=click.Path())
 @click.option("--repair", is_flag=True, help="Take what is damaged back to pending, for the same extraction to mend.")
 @options.as_json
 def verify(store: str, repair: bool, as_json: bool) -> None:

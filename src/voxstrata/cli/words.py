@@ -11,7 +11,7 @@ from voxstrata.cli.corpora import refuse_swapped
 
 
 @click.command(short_help="Sound or meaning, word by word.")
-@click.argument("word_list", metavar="LIST")
+@click.argument("word_list", metavar="LIST", type=click.Path())
 @options.model
 @options.out("Folder for the spoken words, their store, and the results.")
 @options.outputs
@@ -47,7 +47,8 @@ def words(
 
     LIST is a table (.tsv, .csv, .jsonl, .parquet) of form, language, meaning, and optionally ipa, and path to a
     recording; words without recordings are spoken by espeak-ng. "example" is a list of English, Spanish, German and
-    Russian that comes along. Writes words.parquet (AUC against random pairs, with intervals), word_pairs.parquet
+    Russian that comes along. MODEL may be a store that `voxstrata spans` made: then the words are those that are spoken
+    in its sentences. Writes words.parquet (AUC against random pairs, with intervals), word_pairs.parquet
     (every pair), words.md and words.png.
 
     \b
@@ -56,7 +57,8 @@ def words(
     """
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
-    from voxstrata.studies.words.measure import WordOptions, measure_words
+    from voxstrata.store.files import Files, root_attributes
+    from voxstrata.studies.words.measure import WordOptions, measure_spoken_words, measure_words
     from voxstrata.studies.words.result import WordComparison
     from voxstrata.studies.words.word_list import read_word_list
 
@@ -65,7 +67,10 @@ def words(
     how = WordOptions(near, far, bootstrap)
     with resume_hint(), TerminalReporter() as reporter:
         entries = read_word_list(word_list)
-        result = measure_words(entries, vs.open_model(model), folder, outputs, how, runtime, reporter, overwrite)
+        if "voxstrata" in root_attributes(Files(model)):
+            result = measure_spoken_words(entries, vs.open_store(model), outputs, how, reporter)
+        else:
+            result = measure_words(entries, vs.open_model(model), folder, outputs, how, runtime, reporter, overwrite)
     save_and_print(result, folder, as_json, failed=result.failures)
     print_failures(result.failures, f"in {folder / 'words.zarr'}")
     return PARTIAL if result.failures else 0

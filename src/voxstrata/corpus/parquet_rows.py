@@ -12,7 +12,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from voxstrata.audio.source import Source
-from voxstrata.base.errors import AudioError, InputError, is_fault_here, refuse_fault_here
+from voxstrata.base.errors import AudioError, GoneError, InputError, is_fault_here, refuse_fault_here
 from voxstrata.base.parquet import parquet_file
 from voxstrata.corpus.table import Pack
 
@@ -59,6 +59,8 @@ class ParquetSource(Source):
         try:
             status = self.path.stat()
             data = _rows_of(self.path, self.column, status.st_mtime_ns, status.st_size).bytes(self.row)
+        except FileNotFoundError:
+            raise GoneError(f"{self.name}: no such file; correct the path or bring it back") from None
         except (OSError, pa.ArrowException, InputError) as error:
             refuse_fault_here(error, self.name)
             raise AudioError(f"{self.name}: cannot be read: {error}; fetch the file again") from None

@@ -12,7 +12,7 @@ from voxstrata.audio.decode import probe
 from voxstrata.audio.info import AudioInfo, part_of
 from voxstrata.audio.source import Recording
 from voxstrata.base.columns import encoded, repeated
-from voxstrata.base.errors import AudioError, UnreachableError, error_text, refuse_fault_here
+from voxstrata.base.errors import AudioError, GoneError, UnreachableError, error_text, refuse_fault_here
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus.probed import PROBED_SCHEMA, Probed
 from voxstrata.corpus.table import Corpus
@@ -37,7 +37,11 @@ def probe_corpus(corpus: Corpus, workers: int | None = None, reporter: Reporter 
         """The rows of one file."""
         source = corpus.recording(int(rows[0])).source
         try:
-            whole = probe(source)
+            try:
+                whole = probe(source)
+            except GoneError:
+                corpus.refuse_gone()
+                whole = probe(source)  # the folder may have been away for an instant
         except AudioError as error:
             return [str(error)] * len(rows)
         except UnreachableError:  # an outage: what is read later must not be stored as failed

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from voxstrata.audio.remote import RemoteSource
 from voxstrata.audio.source import FileSource, Recording, Source
 from voxstrata.base.columns import all_differ, as_column, nulls, take_rows
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.remote import is_url
 from voxstrata.corpus.ids import made_ids
 
@@ -119,10 +119,10 @@ class Corpus:
         return in_order, positions
 
     def refuse_gone(self) -> None:
-        """Raise InputError where the folder of the recordings is not there any more, or empty: no fault of theirs."""
-        if self.packs or isinstance(self.root, str) or (self.root.is_dir() and any(self.root.iterdir())):
+        """Raise UnreachableError where the folder of the recordings is gone, or empty: no fault of theirs."""
+        if self.packs or isinstance(self.root, str) or (self.root.is_dir() and _holds_anything(self.root)):
             return
-        raise InputError(
+        raise UnreachableError(
             f"{self.root}: no recording is there any more; bring it back, or mount it, and run the same again"
         )
 
@@ -136,6 +136,14 @@ class Corpus:
         if isinstance(self.root, Path) and not is_url(path):
             return FileSource(self.root / path)
         return RemoteSource(self.signed.get(path, path if is_url(path) else f"{self.root}/{path}"))
+
+
+def _holds_anything(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except FileNotFoundError:
+        return False
 
 
 def build(root: Path | str, rows: Sequence[Row], places: Sequence[str], source: Path | str) -> Corpus:

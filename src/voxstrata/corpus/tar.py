@@ -4,7 +4,6 @@ The files of a sample have one name up to the first dot, as the library webdatas
 and `talk/3.json` are the sample `talk/3`.
 """
 
-import io
 import re
 import tarfile
 from collections import Counter, defaultdict
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from voxstrata.audio.containers import FileView
 from voxstrata.audio.source import FileSource, Source
 from voxstrata.base.errors import AudioError, InputError
 from voxstrata.base.opening import open_regular, parse_json
@@ -47,7 +47,10 @@ class TarSource(Source):
         return self.length
 
     def open(self) -> BinaryIO:
-        return io.BytesIO(self.read())
+        return FileView(open_regular(self.path), self.offset + self.length, self.offset)
+
+    def for_library(self) -> BinaryIO:
+        return self.open()
 
     def read(self) -> bytes:
         with open_regular(self.path) as file:

@@ -7,17 +7,19 @@ from typing import Any
 
 import onnxruntime
 import torch
-from transformers import WhisperForConditionalGeneration
+from transformers import GenerationMixin, WhisperForConditionalGeneration
 
-from voxstrata.base.errors import AudioError, InputError
+from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import TextTable
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber, quiet_transformers, spectrograms, write_early_exit
-from voxstrata.early_exit.decoding import Decoding, generate_tokens, in_float32, language_tokens, new_tokens
+from voxstrata.early_exit.decoder import Ask
+from voxstrata.early_exit.decoding import AUTO, Decoding, in_float32, language_tokens, make_decoder, new_tokens, prompt
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
+from voxstrata.early_exit.states import ExitNorms
 from voxstrata.encoders.card import ENCODER, WEIGHTS
 from voxstrata.encoders.outputs import output_names
 from voxstrata.exporters.checkpoint import Checkpoint
@@ -31,15 +33,16 @@ _CLEAR_LEAD = 0.01  # of the best logit over the second: below it, rounding may 
 class ExitCheck:
     """One exit: how many recordings gave the same tokens both ways, of how many; and tokens compared.
 
-    relative_l2: of the written encoder, from its card. margin: where tokens first differ, by how much the loop's best
-    logit led the second, the widest over recordings; None where all agree. A margin near 0 is a tie that rounding
-    decides; a wide one is an error.
+    fast: how many gave the loop's tokens in the decoder of `sweep`. relative_l2: of the written encoder, from its card.
+    margin: where tokens first differ, by how much the loop's best logit led the second, the widest over recordings and
+    both ways; None where all agree. A margin near 0 is a tie that rounding decides; a wide one is an error.
     """
 
     after: int
     norm: str
     recordings: int
     equal: int
+    fast: int
     tokens: int
     relative_l2: float
     margin: float | None
@@ -52,12 +55,15 @@ class ExitCheck:
 
 def checks_table(checks: Sequence[ExitCheck]) -> TextTable:
     """A row per exit."""
-    header = ["k", "LayerNorm", "recordings equal", "tokens", "encoder's difference", "margin where they differ"]
+    header = ["k", "LayerNorm", "equal", "sweep's", "tokens", "encoder's difference", "margin where they differ"]
     rows = []
     for c in checks:
         margin = "–" if c.margin is None else f"{c.margin:.1e}"
-        rows.append([c.after, c.norm, f"{c.equal}/{c.recordings}", c.tokens, f"{c.relative_l2:.1e}", margin])
-    return TextTable("Written checkpoints against a plain loop", header, rows)
+        counts = [f"{n}/{c.recordings}" for n in (c.equal, c.fast)]
+        rows.append([c.after, c.norm, *counts, c.tokens, f"{c.relative_l2:.1e}", margin])
+    fast, of = sum(c.fast for c in checks), sum(c.recordings for c in checks)
+    said = f"The decoder of sweep makes the plain loop's tokens in {fast} of {of} transcripts."
+    return TextTable("Written checkpoints against a plain loop", header, rows, said)
 
 
 def check_exits(
@@ -79,11 +85,14 @@ def check_exits(
         check_exit(at, source.encoder.shape.layers)
     languages = corpus.table["language"].to_pylist()
     tokens = language_tokens(source, languages, decoding)
+    if AUTO in tokens.values():
+        raise UsageError("check announces a language, so that both ways have the same; auto is for sweep")
     if tokens and None in languages:
         raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
     log_mel, failures = _log_mel(source, corpus)
-    decoding = replace(decoding, max_new_tokens=new_tokens(source.model, decoding))
+    decoding = replace(decoding, max_new_tokens=new_tokens(source.model, decoding), stop_loops=False)
     original = in_float32(source.model)
+    norms = ExitNorms(original.model.encoder.layer_norm)
     checks = []
     with scratch_folder("early-exit") as folder:
         reporter.step("building the graph")
@@ -94,33 +103,38 @@ def check_exits(
             with quiet_transformers():
                 written = WhisperForConditionalGeneration.from_pretrained(Path(folder) / str(n), dtype=torch.float32)
             written.eval()
-            compared: list[tuple[int, float | None]] = []
+            compared = []
             for i in list(log_mel):
                 try:
-                    states = _states(session, original, log_mel[i], at)
-                    found = _compare(original, states, written, log_mel[i], tokens.get(str(languages[i])), decoding)
-                    compared.append(found)
+                    states = norms(at, _layer(session, log_mel[i], at))
+                    start = prompt(original.generation_config, tokens.get(str(languages[i])), decoding.task)
+                    compared.append(_compare(original, states, written, log_mel[i], start, decoding))
                 except Exception as e:  # as in a sweep, it costs this recording alone
                     failures[str(corpus.table["id"][i])] = failure_reason(corpus, i, e)
                     del log_mel[i]
             refuse_if_none(corpus, log_mel, failures)
-            leads = [lead for _, lead in compared if lead is not None]
-            equal, count = len(compared) - len(leads), sum(n for n, _ in compared)
-            margin = max(leads, default=None)
-            checks.append(ExitCheck(at.after, at.norm, len(compared), equal, count, card.relative_l2, margin))
+            both = [found for _, *found in compared]
+            leads = [[lead for lead in leads if lead is not None] for leads in zip(*both, strict=True)]
+            equal, fast = (len(compared) - len(found) for found in leads)
+            margin = max([*leads[0], *leads[1]], default=None)
+            count = sum(n for n, _, _ in compared)
+            checks.append(ExitCheck(at.after, at.norm, len(compared), equal, fast, count, card.relative_l2, margin))
     return checks, failures
 
 
 def _compare(
-    original: Any, states: torch.Tensor, written: Any, log_mel: torch.Tensor, token: str | None, decoding: Decoding
-) -> tuple[int, float | None]:
-    """How many tokens the loop makes, and by how much its best logit led where `written` first differs (else None)."""
-    loop, leads = _plain_loop(original, states, token, decoding)
-    theirs = _generated(written, log_mel, token, decoding)
-    if loop == theirs:
-        return len(loop), None
-    differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
-    return len(loop), leads[differ[0] if differ else min(len(loop), len(theirs))]
+    original: Any, states: torch.Tensor, written: Any, log_mel: torch.Tensor, start: tuple[int, ...], decoding: Decoding
+) -> tuple[int, float | None, float | None]:
+    """How many tokens the loop makes, and by how much its best logit led where `written` first differs (else None),
+    and where the decoder of `sweep` does."""
+    loop, leads = _plain_loop(original, states, start, decoding)
+    ((_, fast),) = make_decoder(original, str, decoding).decode([Ask(lambda: states[0], start)])
+
+    def lead(theirs: Sequence[int]) -> float | None:
+        differ = [j for j, (a, b) in enumerate(zip(loop, theirs, strict=False)) if a != b]
+        return None if loop == theirs else leads[differ[0] if differ else min(len(loop), len(theirs))]
+
+    return len(loop), lead(generated(written, log_mel, start, decoding)), lead(list(fast.ids))
 
 
 def _log_mel(transcriber: Transcriber, corpus: Corpus) -> tuple[dict[int, torch.Tensor], dict[str, str]]:
@@ -145,36 +159,21 @@ def _session(encoder: Checkpoint, folder: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(folder / ENCODER, providers=["CPUExecutionProvider"])
 
 
-def _states(session: Any, original: Any, log_mel: torch.Tensor, at: EarlyExit) -> torch.Tensor:
-    """What the decoder is given: layer_k of our graph, through the original's LayerNorm where the exit has it."""
+def _layer(session: Any, log_mel: torch.Tensor, at: EarlyExit) -> torch.Tensor:
+    """layer_k of our graph."""
     (state,) = session.run([f"layer_{at.after:02d}"], {"log_mel": log_mel.numpy()})
-    states = torch.from_numpy(state)
-    if at.norm == "without":
-        return states
-    with torch.inference_mode():
-        normed: torch.Tensor = original.model.encoder.layer_norm(states)
-    return normed
-
-
-def _prefix(model: Any, token: str | None, decoding: Decoding) -> list[int]:
-    """Start of transcript, language, task, no timestamps: what the model has of them."""
-    g = model.generation_config
-    prefix = [g.decoder_start_token_id]
-    if token is not None:
-        prefix += [g.lang_to_id[token], g.task_to_id[decoding.task]]
-    silent = getattr(g, "no_timestamps_token_id", None)
-    return prefix if silent is None else [*prefix, silent]
+    return torch.from_numpy(state)
 
 
 def _plain_loop(
-    model: Any, states: torch.Tensor, token: str | None, decoding: Decoding
+    model: Any, states: torch.Tensor, start: Sequence[int], decoding: Decoding
 ) -> tuple[list[int], list[float]]:
     """Tokens, the end of text left out, and the lead of each over the second best logit."""
     g = model.generation_config
-    ids, leads, prefix = list[int](), list[float](), _prefix(model, token, decoding)
+    ids, leads = list[int](), list[float]()
     while len(ids) < decoding.max_new_tokens:
         with torch.inference_mode():
-            given = torch.tensor([prefix + ids])
+            given = torch.tensor([[*start, *ids]])
             hidden = model.model.decoder(input_ids=given, encoder_hidden_states=states, use_cache=False)
             logits = model.proj_out(hidden.last_hidden_state)[0, -1]
             logits[g.suppress_tokens or []] = -torch.inf
@@ -188,12 +187,16 @@ def _plain_loop(
     return ids, leads
 
 
-def _generated(model: Any, log_mel: torch.Tensor, token: str | None, decoding: Decoding) -> list[int]:
-    """Tokens of `generate`, without prefix and end of text."""
-    whole = EarlyExit(model.config.encoder_layers)
-    ids: list[int] = generate_tokens(model, log_mel, whole, token, decoding)[0].tolist()
-    prefix = _prefix(model, token, decoding)
-    if ids[: len(prefix)] == prefix:  # versions of transformers differ in whether they return it
-        ids = ids[len(prefix) :]
+def generated(model: Any, log_mel: torch.Tensor, start: Sequence[int], decoding: Decoding) -> list[int]:
+    """Tokens that transformers' `generate` makes after the prompt `start`, without the end of text.
+
+    It is the one of all its models: Whisper's own starts anew within a window where the model says a time, which an
+    early exit may do although it was told not to.
+    """
+    with quiet_transformers(), torch.inference_mode():
+        ids: list[int] = GenerationMixin.generate(
+            model, log_mel, decoder_input_ids=torch.tensor([start]), max_new_tokens=new_tokens(model, decoding),
+            num_beams=1, do_sample=False,
+        )[0].tolist()[len(start) :]  # fmt: skip
     end = model.generation_config.eos_token_id
     return ids[: ids.index(end)] if end in ids else ids

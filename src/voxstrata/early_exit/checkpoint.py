@@ -20,10 +20,11 @@ import transformers
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from voxstrata.base.errors import InputError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import check_vacant, new_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.early_exit.exits import EarlyExit, check_exit
+from voxstrata.early_exit.fitting import Fit
 from voxstrata.early_exit.fold_norm import MEAN_SCALE, fold_away_final_norm
 from voxstrata.early_exit.generation import read_generation_config
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -164,6 +165,7 @@ def write_early_exit(
     target: str | Path,
     at: EarlyExit,
     *,
+    fit: Fit | None = None,
     revision: str | None = None,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
@@ -173,10 +175,14 @@ def write_early_exit(
     The folder holds config.json, model.safetensors (dtype of the original; float32 without the LayerNorm), what the
     original has of tokenizer, feature extractor and generation settings, and the card. It appears only when its
     encoder, loaded back, agrees with the original's layer_k. overwrite: an earlier one in `target` is replaced, if
-    nothing else is in the folder.
+    nothing else is in the folder. fit: what a refitted LayerNorm is; a mapped exit cannot be written, since no weights
+    of this architecture map the residual stream.
 
-    Raises InputError for an unusable checkpoint or an existing target, UsageError for a block that is not there.
+    Raises InputError for an unusable checkpoint or an existing target, UsageError for a block that is not there, and
+    for an exit that cannot be written.
     """
+    if at.norm == "mapped" or (at.norm == "refitted" and fit is None):
+        raise UsageError(f"{at} cannot be written as a checkpoint; with, without and, given its fit, refitted can")
     target = Path(target)
     replaced = _WRITTEN if overwrite else ()
     check_vacant(target, replaced)
@@ -187,7 +193,7 @@ def write_early_exit(
     check_exit(at, layers)
     with new_folder(target, replaced) as folder:
         reporter.step(f"writing {at}")
-        model = shortened(source.model, at)
+        model = shortened(source.model, at, fit)
         with quiet_transformers():
             model.save_pretrained(folder)
         source.encoder.extractor.save_pretrained(folder)
@@ -195,7 +201,7 @@ def write_early_exit(
             if (source.folder / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(source.folder / name, folder / name)
         reporter.step("comparing its encoder with the original's")
-        difference = _relative_l2(folder, source.encoder, at)
+        difference = _relative_l2(folder, source.encoder, at, fit)
         if not difference <= _TOLERANCE:
             raise InputError(
                 f"{source.encoder.name}, {at}: the written encoder differs from the original's layer_{at.after:02d} by "
@@ -209,14 +215,20 @@ def write_early_exit(
     return card
 
 
-def shortened(model: WhisperForConditionalGeneration, at: EarlyExit) -> WhisperForConditionalGeneration:
-    """A new model of the unchanged architecture that ends early; shares no tensors with `model`."""
+def shortened(
+    model: WhisperForConditionalGeneration, at: EarlyExit, fit: Fit | None = None
+) -> WhisperForConditionalGeneration:
+    """A new model of the unchanged architecture that ends early; shares no tensors with `model`. fit: if refitted."""
     config = copy.deepcopy(model.config)
     config.encoder_layers = config.num_hidden_layers = at.after
     config.name_or_path = ""  # a path of this machine helps nobody
     blocks, kept = "model.encoder.layers.", tuple(f"model.encoder.layers.{n}." for n in range(at.after))
     held = model.state_dict().items()
     state = {k: v.clone() for k, v in held if k.startswith(kept) or not k.startswith(blocks)}
+    if fit is not None:
+        norm = {"weight": fit.scale, "bias": fit.bias}
+        names = {f"model.encoder.layer_norm.{name}": values for name, values in norm.items()}
+        state |= {name: torch.from_numpy(values).to(state[name].dtype) for name, values in names.items()}
     if at.norm == "without":
         state, config = fold_away_final_norm(state, config)
     config.dtype = state["model.encoder.conv1.weight"].dtype
@@ -228,7 +240,7 @@ def shortened(model: WhisperForConditionalGeneration, at: EarlyExit) -> WhisperF
     return short.eval().requires_grad_(False)
 
 
-def _relative_l2(folder: Path, original: Checkpoint, at: EarlyExit) -> float:
+def _relative_l2(folder: Path, original: Checkpoint, at: EarlyExit, fit: Fit | None) -> float:
     """How far the encoder in `folder` is from the original's, as `EarlyExitCard` says it."""
     rng = np.random.default_rng(0)
     seconds = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
@@ -239,7 +251,9 @@ def _relative_l2(folder: Path, original: Checkpoint, at: EarlyExit) -> float:
     written: WhisperEncoder = load_checkpoint(str(folder)).encoder
     with torch.inference_mode():
         got = written(features).last_hidden_state
-        if at.norm == "with":
+        if fit is not None:
+            want = torch.from_numpy(fit.refitted(want[0].numpy())).to(want)[None]
+        elif at.norm == "with":
             want = original.encoder.layer_norm(want)
         else:
             got = narrowed(got, want.shape[-1])

@@ -1,11 +1,12 @@
-"""Transcribe a corpus with the encoder ended after every block; decoding is transformers' `generate`."""
+"""Transcribe a corpus with the encoder ended after every block: encoded once, decoded for all exits together."""
 
 import copy
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -18,14 +19,19 @@ from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
 from voxstrata.corpus import Corpus
-from voxstrata.early_exit.checkpoint import Transcriber, ended_early, quiet_transformers, spectrograms
+from voxstrata.early_exit.checkpoint import Transcriber
+from voxstrata.early_exit.decoder import Ask, Decoded, Decoder
 from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.journal import Journal
-from voxstrata.early_exit.recordings import failure_reason, find_recordings, read_recording, refuse_if_none
+from voxstrata.early_exit.policies import policy
+from voxstrata.early_exit.recordings import failure_reason, find_recordings, refuse_if_none
+from voxstrata.early_exit.states import EncodedStates, ExitNorms, LayerStates, StatesSource
+from voxstrata.early_exit.transcript import Transcript
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.phonology.voices import primary_code
 from voxstrata.store.part import Part
 
+AUTO = "auto"  # in the place of a language: the one that the model detects
 _TASKS = ("transcribe", "translate")
 _LOOK_AGAIN = 1.0  # seconds until a run that waits for others looks again
 _PROMPT_TOKENS = 4  # start, language, task, no timestamps
@@ -33,17 +39,24 @@ _PROMPT_TOKENS = 4  # start, language, task, no timestamps
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is made of encoder states: greedy, without timestamps, without temperature fallback.
+    """How text is made of encoder states, without timestamps.
 
     task: "transcribe", or "translate" (into English). prompts: the language that each corpus language is announced
-    as, for languages that the model does not know; those not named are announced as themselves. max_new_tokens: where a
-    transcript that does not end is cut; OpenAI's code cuts at 224, half the decoder's positions.
+    as, for languages that the model does not know; those not named are announced as themselves; AUTO for the one that
+    the decoder's first step finds likeliest, at each exit for itself. max_new_tokens: where a
+    transcript that does not end is cut; OpenAI's code cuts at 224, half the decoder's positions. policy: "greedy" takes
+    the best token each time; "whisper" tries again at other temperatures where OpenAI's code does (`policies`), with
+    draws by `seed`. stop_loops: a transcript goes no further once it loops (`find_loop`); what comes before the loop's
+    second copy is the same either way.
     """
 
     task: str = "transcribe"
     prompts: tuple[tuple[str, str], ...] = ()
     max_new_tokens: int = 224
     batch: int = 8
+    policy: str = "greedy"
+    stop_loops: bool = True
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Transcripts:
     """
 
     rows: tuple[dict[str, str | None], ...]
-    texts: Mapping[EarlyExit, tuple[str, ...]]
+    texts: Mapping[EarlyExit, tuple[Transcript, ...]]
     failures: Mapping[str, str]
     seconds: tuple[float, ...] = ()
 
@@ -76,7 +89,7 @@ def whisper_language(name: str, known: Mapping[str, int]) -> str | None:
 
 
 def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], decoding: Decoding) -> dict[str, str]:
-    """The language token of every corpus language; empty for an English-only model.
+    """The language token of every corpus language, or AUTO; empty for an English-only model.
 
     Raises UsageError for an unknown task, and for a task or a language that the model does not know, InputError where
     the checkpoint does not say which it knows.
@@ -101,7 +114,7 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
         return {}
     if decoding.task not in (getattr(config, "task_to_id", None) or {}):
         raise UsageError(f"{name} knows no task {decoding.task!r}")
-    tokens = {language: whisper_language(said, known) for language, said in asked.items()}
+    tokens = {language: AUTO if said == AUTO else whisper_language(said, known) for language, said in asked.items()}
     unknown = [asked[language] for language, token in tokens.items() if token is None]
     if unknown:
         nearest = "--language " + (f"{unknown[0]}=es" if unknown[0] not in prompts.values() else "…")
@@ -139,6 +152,8 @@ def transcribe_recordings(
     journal: Journal | None = None,
     part: Part | None = None,
     reporter: Reporter = SILENT,
+    source: StatesSource | None = None,
+    norms: ExitNorms | None = None,
 ) -> Transcripts | None:
     """Transcribe every recording of at most 30 s with every exit; one that is longer, or fails, is a failure.
 
@@ -146,13 +161,15 @@ def transcribe_recordings(
     journal: what was transcribed before, and where transcripts are written as they come. Runs with one journal share
     the batches: each takes those of its part first, then what others have not begun. A run with a part returns None
     where others have not finished theirs; one without waits for them.
+    source: of the encoder's states, the model itself where none is given. norms: what they go through at each exit,
+    for exits with another norm than `with` and `without`.
 
     Raises UsageError for exits, languages or a task the model has not, InputError without tokenizer or when no
     recording can be used.
     """
     for at in exits:
         check_exit(at, transcriber.encoder.shape.layers)
-    lots = _Lots(transcriber, corpus, exits, decoding, device, journal, reporter)
+    lots = _Lots(transcriber, corpus, exits, decoding, device, journal, reporter, source, norms)
     while left := lots.left():
         worked = [lots.take(lot) for lot in (part or Part()).order(range(len(lots.batches))) if lot in left]
         if any(worked):
@@ -173,20 +190,24 @@ class _Lots:
 
     def __init__(
         self, transcriber: Transcriber, corpus: Corpus, exits: Sequence[EarlyExit], decoding: Decoding,
-        device: str, journal: Journal | None, reporter: Reporter,
+        device: str, journal: Journal | None, reporter: Reporter, source: StatesSource | None,
+        norms: ExitNorms | None,
     ) -> None:  # fmt: skip
         self._transcriber, self._corpus, self._exits, self._decoding = transcriber, corpus, exits, decoding
         self._journal, self._reporter = journal, reporter
         self._rows = rows = corpus.table.to_pylist()
         self._tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
         self._tokenizer = _tokenizer(transcriber)
-        on_cpu = device == "cpu"
-        self._model = in_float32(transcriber.model) if on_cpu else transcriber.model.to(torch.device(device))
+        model = model_on(transcriber, device)
+        self._source = source or EncodedStates(transcriber, model, corpus)
+        self._norms = norms or ExitNorms(model.model.encoder.layer_norm)
+        self._decoder = make_decoder(model, self._text, decoding)
+        self._settings = model.generation_config
+        known = getattr(self._settings, "lang_to_id", None) or {}
+        self._codes = {token: name.strip("<|>") for name, token in known.items()}
         self._infos, self._failures = find_recordings(corpus)
         self._names = {i: str(rows[i]["id"]) for i in self._infos}
-        self._texts: dict[EarlyExit, dict[int, str]] = {at: {} for at in exits}
+        self._texts: dict[EarlyExit, dict[int, Transcript]] = {at: {} for at in exits}
         order = sorted(self._infos, key=lambda i: (str(rows[i]["language"]), -self._infos[i].samples))
         self.batches = _batches(order, rows, decoding.batch)
         self._learn(self._infos)
@@ -236,8 +257,8 @@ class _Lots:
         for i in batch:
             name, info = self._names[i], self._infos[i]
             for at in self._exits:
-                if i not in self._texts[at] and (text := self._journal.find(name, info, at)) is not None:
-                    self._texts[at][i] = text
+                if i not in self._texts[at] and (known := self._journal.find(name, info, at)) is not None:
+                    self._texts[at][i] = known
             if (reason := self._journal.failure(name, info)) is not None:
                 self._failures[name] = reason
 
@@ -248,28 +269,27 @@ class _Lots:
 
     def _transcribe(self, pieces: deque[list[int]]) -> None:
         """Transcribe the first of these batches; where that fails, its recordings come back one by one."""
-        batch, texts, audio = pieces.popleft(), self._texts, {}
+        batch, audio = pieces.popleft(), {}
         for i in batch:
             try:
-                audio[i] = read_recording(self._corpus, i, self._infos[i])
+                audio[i] = self._source.read(i, self._infos[i])
             except AudioError as e:
                 self._fail(i, str(e))
-        missing = [at for at in self._exits if not texts[at].keys() >= audio.keys()]
+        missing = [at for at in self._exits if not self._texts[at].keys() >= audio.keys()]
         if not missing:
             return
         token = self._tokens.get(str(self._rows[batch[0]]["language"]))
+        start = prompt(self._settings, token, self._decoding.task)
         try:
-            features = spectrograms(self._transcriber.encoder, list(audio.values()))
-            features = features.to(self._model.device, self._model.dtype)
-            for at in missing:
-                ids = generate_tokens(self._model, features, at, token, self._decoding)
-                for i, text in zip(audio, self._tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-                    if i not in texts[at]:
-                        texts[at][i] = text.strip()
-                        if self._journal:
-                            self._journal.add(self._names[i], self._infos[i], at, texts[at][i])
-                done, total = self._known - self._before, len(self._infos) * len(self._exits) - self._before
-                self._reporter.progress(Progress("transcribing", done, total, "transcripts"))
+            found = self._source.states(list(audio.values()), {at.after for at in missing})
+            asks = [
+                Ask(partial(self._input, found, at, n), start, f"{self._names[i]} {at}")
+                for at in missing for n, i in enumerate(audio)
+            ]  # fmt: skip
+            asked = [(at, i) for at in missing for i in audio]
+            shares = {k: seconds / len(audio) for k, seconds in found.seconds.items()}
+            for n, decoded in self._decoder.decode(asks):
+                self._add(asked[n], decoded, shares)
         except OSError:  # the journal's, not a recording's
             raise
         except Exception as e:  # one bad recording must cost neither its neighbours nor the run
@@ -278,10 +298,43 @@ class _Lots:
                     self._fail(i, failure_reason(self._corpus, i, e))
             pieces.extendleft([i] for i in audio if len(audio) > 1)
 
+    def _input(self, found: LayerStates, at: EarlyExit, n: int) -> torch.Tensor:
+        return self._norms(at, found.layers[at.after][n])
+
+    def _add(self, asked: tuple[EarlyExit, int], decoded: Decoded, encoding: Mapping[int, float]) -> None:
+        at, i = asked
+        if i in self._texts[at]:
+            return
+        self._texts[at][i] = transcript = self._transcript(decoded, encoding.get(at.after))
+        if self._journal:
+            self._journal.add(self._names[i], self._infos[i], at, transcript)
+        done, total = self._known - self._before, len(self._infos) * len(self._exits) - self._before
+        self._reporter.progress(Progress("transcribing", done, total, "transcripts"))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def _transcript(self, decoded: Decoded, encoding: float | None) -> Transcript:
+        """Log-probability and probability to four decimals: beyond, they depend on what else was decoded."""
+        whole, cut = ("" if decoded.silent else self._text(ids) for ids in (decoded.ids, decoded.ids[: decoded.kept]))
+        no_speech = None if decoded.no_speech is None else round(decoded.no_speech, 4)
+        return Transcript(
+            whole, cut, len(decoded.ids), decoded.ended, decoded.kept is not None, round(decoded.avg_logprob, 4),
+            no_speech, decoded.temperature, self._codes.get(decoded.language), encoding, decoded.seconds,
+        )  # fmt: skip
+
 
 def in_float32(model: Any) -> Any:
     """The model in float32; a copy unless it is, since `write_early_exit` writes weights as they are stored."""
     return model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+
+
+def model_on(transcriber: Transcriber, device: str) -> Any:
+    """The model in float32 on the CPU, in its own dtype on a GPU. Raises UsageError where there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch finds no CUDA device; use --device cpu")
+    return in_float32(transcriber.model) if device == "cpu" else transcriber.model.to(torch.device(device))
 
 
 def _tokenizer(transcriber: Transcriber) -> Any:
@@ -300,12 +353,24 @@ def _batches(order: Sequence[int], rows: Sequence[dict[str, Any]], size: int) ->
     return [run[a : a + size] for run in runs for a in range(0, len(run), size)]
 
 
-def generate_tokens(model: Any, features: torch.Tensor, at: EarlyExit, token: str | None, decoding: Decoding) -> Any:
-    """Ids (batch, tokens) of a batch of one language, whose token is None for an English-only model."""
-    prompt = {"language": token, "task": decoding.task} if token else {}
-    how = {"num_beams": 1, "do_sample": False, "return_timestamps": False}
-    with ended_early(model, at), quiet_transformers(), torch.inference_mode():
-        return model.generate(features, max_new_tokens=new_tokens(model, decoding), **how, **prompt)
+def make_decoder(model: Any, text: Callable[[Sequence[int]], str], decoding: Decoding) -> Decoder:
+    """For `model`, transformers' whole Whisper. Raises UsageError for a policy that does not exist."""
+    return Decoder(
+        model, policy(decoding.policy), text, new_tokens=new_tokens(model, decoding), stop_loops=decoding.stop_loops,
+        seed=decoding.seed,
+    )  # fmt: skip
+
+
+def prompt(settings: Any, token: str | None, task: str) -> tuple[int, ...]:
+    """Start of transcript, language, task, no timestamps: what a model of these generation settings has of them.
+
+    token: the language's, None for an English-only model. AUTO gives None in its place, for `Ask`.
+    """
+    start = [settings.decoder_start_token_id]
+    if token is not None:
+        start += [None if token == AUTO else settings.lang_to_id[token], settings.task_to_id[task]]
+    silent = getattr(settings, "no_timestamps_token_id", None)
+    return tuple(start if silent is None else [*start, silent])
 
 
 def new_tokens(model: Any, decoding: Decoding) -> int:

@@ -8,8 +8,9 @@ alignment of least word errors calls a substitution or an insertion) in the tran
 
     closer = mean over sentences t of [D(w, s) < D(w, t)] + [D(w, s) = D(w, t)] / 2
 
-t are the NEIGHBOURS sentences of the same language and other groups, nearest to s in length by ratio: what sound has no
-part in, since they were not what was said. 0.5 is chance; 1 is a word nearer to its own sentence than to any other.
+t are the NULL_SENTENCES sentences of the same language and other groups that are nearest to s in length by ratio: what
+sound has no part in, since they were not what was said. 0.5 is chance; 1 is a word nearer to its own sentence than to
+any other.
 `distance` is the mean of D(w, s), `null` that of D(w, t). A word counts once in a recording: loops do not decide.
 
 Words sound alike for reasons of their own: names, and loan words that are the right translation. So the same is
@@ -18,7 +19,7 @@ stood there. `beyond_missed` is the wrong words' `closer` less the missed ones',
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -28,21 +29,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.tables import known
 from voxstrata.early_exit.decoding import is_english
+from voxstrata.early_exit.echo_result import MISSED, NULL_SENTENCES, RIGHT, WRONG
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, EarlyExit
+from voxstrata.early_exit.language_means import Floats, LanguageMeans, interval
 from voxstrata.early_exit.scoring import Scoring, script_of
-from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
 from voxstrata.phonology.closest_words import Words, closest_words
 from voxstrata.phonology.ipa import transcribe, voices
 from voxstrata.phonology.voices import voice_of
 
 SOURCE_TEXT = "source_text"  # the corpus column with what was said
-NEIGHBOURS = 20  # sentences of the null: those nearest in length
-WRONG, RIGHT, MISSED = "wrong", "right", "missed"
 _ENGLISH = "en-us"  # the voice
-
-_Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def _of_language(rows: Sequence[Mapping[str, Any]], said: Mapping[str, _Source],
     kinds = [words_of(r["reference_normalized"], r["transcript_normalized"]) for r in rows]
     forms = sorted({word for of in kinds for words in of.values() for word in words})
     foreign = {word: script_of(word) not in ("LATIN", "NONE") for word in forms}
-    ipa = {}
+    ipa = dict[str, str]()
     for other, reader in ((False, _ENGLISH), (True, voice)):
         some = [word for word in forms if foreign[word] == other]
         ipa |= dict(zip(some, ["".join(t.ipa.split()) for t in transcribe(some, reader)] if some else [], strict=True))
@@ -160,7 +157,7 @@ def _others(name: str, sentences: Sequence[str], said: Mapping[str, _Source]) ->
     apart = [j for j, n in enumerate(sentences) if said[n].group != own.group and said[n].text != own.text]
     lengths = np.log([max(said[sentences[j]].words, 0.5) for j in apart])
     order = np.argsort(np.abs(lengths - np.log(max(own.words, 0.5))), kind="stable")
-    return np.array(apart, np.int64)[order[:NEIGHBOURS]]
+    return np.array(apart, np.int64)[order[:NULL_SENTENCES]]
 
 
 def echo_rates(words: pa.Table, scoring: Scoring) -> pa.Table:
@@ -169,40 +166,40 @@ def echo_rates(words: pa.Table, scoring: Scoring) -> pa.Table:
     low, high: 95 % percentile bootstrap over groups of `closer`; null where there is a single group.
     """
     held = words.to_pylist()
-    exits = sorted({EarlyExit(r["after"], r["norm"]) for r in held}, key=lambda at: at.rank)
-    languages = sorted({r["language"] for r in held})
-    jointly = Resamples([r["group"] for r in held], scoring.resamples, scoring.seed)
-    alone = {n: Resamples([r["group"] for r in held if r["language"] == n], scoring.resamples, scoring.seed)
-             for n in languages}  # fmt: skip
-    cells: dict[tuple[str, EarlyExit, str], list[dict[str, Any]]] = {}
+    draws = LanguageMeans(*_languages_and_groups(held), scoring.resamples, scoring.seed)
+    cells: dict[tuple[EarlyExit, str], list[dict[str, Any]]] = {}
     for r in held:
-        cells.setdefault((r["language"], EarlyExit(r["after"], r["norm"]), r["kind"]), []).append(r)
-    rows = []
-    for language in [*languages, MEAN_OF_LANGUAGES]:
-        scope = languages if language == MEAN_OF_LANGUAGES else [language]
-        draws = jointly if language == MEAN_OF_LANGUAGES else alone[language]
-        for at in exits:
-            drawn = {kind: _means([cells.get((n, at, kind), []) for n in scope], draws) for kind in _KINDS}
-            for kind, (values, samples) in drawn.items():
-                mine = [r for n in scope for r in cells.get((n, at, kind), [])]
-                beyond = np.full(len(samples) + 1, np.nan)
-                if kind == WRONG:
-                    missed, missed_samples = drawn[MISSED]
-                    beyond = np.append(samples - missed_samples, values[2] - missed[2])
-                low, high = percentile_interval(np.column_stack([samples, beyond[:-1]]))
-                names = ("distance", "null", "closer")
-                rows.append(
-                    {"language": language, "after": at.after, "norm": at.norm, "kind": kind, "words": len(mine),
-                     "recordings": len({r["id"] for r in mine}), "groups": len({r["group"] for r in mine}),
-                     **{name: known(value) for name, value in zip(names, values, strict=True)},
-                     "low": known(low[0]), "high": known(high[0]), "beyond_missed": known(beyond[-1]),
-                     "beyond_low": known(low[1]), "beyond_high": known(high[1]),
-                     "foreign_script": sum(r["foreign_script"] for r in mine)}
-                )  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=ECHO_RATES_SCHEMA)
+        cells.setdefault((EarlyExit(r["after"], r["norm"]), r["kind"]), []).append(r)
+    names = ("closer", "distance", "null")
+    measured: dict[tuple[EarlyExit, str], list[dict[str, tuple[float, Floats]]]] = {
+        cell: [draws.measure([[r[name]] for r in rows], *_languages_and_groups(rows)) for name in names]
+        for cell, rows in cells.items()
+    }
+    found = []
+    for language in [*sorted({r["language"] for r in held}), MEAN_OF_LANGUAGES]:
+        for at in sorted({at for at, _ in cells}, key=lambda at: at.rank):
+            for kind in (WRONG, RIGHT, MISSED):
+                mine = [r for r in cells.get((at, kind), []) if language in (r["language"], MEAN_OF_LANGUAGES)]
+                row = {"language": language, **asdict(at), "kind": kind, "words": len(mine)}
+                row |= {f"{name}s": len({r[key] for r in mine}) for name, key in (("recording", "id"), ("group",) * 2)}
+                row["foreign_script"] = sum(r["foreign_script"] for r in mine)
+                if mine:
+                    figures = [of[language] for of in measured[at, kind]]
+                    row |= {name: value for name, (value, _) in zip(names, figures, strict=True)}
+                    value, samples = figures[0]
+                    row["low"], row["high"] = interval(samples)
+                    missed = measured.get((at, MISSED), [{}])[0].get(language)
+                    if kind == WRONG and missed:
+                        row["beyond_missed"] = value - missed[0]
+                        row["beyond_low"], row["beyond_high"] = interval(samples - missed[1])
+                found.append(row)
+    return pa.Table.from_pylist(found, schema=ECHO_RATES_SCHEMA)
 
 
-_KINDS = (WRONG, RIGHT, MISSED)
+def _languages_and_groups(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    return [r["language"] for r in rows], [r["group"] for r in rows]
+
+
 ECHO_RATES_SCHEMA = pa.schema(
     [("language", pa.string()), ("after", pa.int64()), ("norm", pa.string()), ("kind", pa.string())]
     + [(n, pa.int64()) for n in ("words", "recordings", "groups")]
@@ -210,22 +207,3 @@ ECHO_RATES_SCHEMA = pa.schema(
     + [(n, pa.float64()) for n in ("beyond_missed", "beyond_low", "beyond_high")]
     + [("foreign_script", pa.int64())]
 )
-
-
-def _means(cells: Sequence[Sequence[Mapping[str, Any]]], draws: Resamples) -> tuple[_Floats, _Floats]:
-    """Mean over languages of distance, null and closer, and `closer` in every resample, NaN without a second group."""
-    values, samples = [], []
-    for rows in cells:
-        if not rows:
-            continue
-        table = np.array([[r["distance"], r["null"], r["closer"]] for r in rows])
-        groups = [r["group"] for r in rows]
-        values.append(table.mean(axis=0))
-        several = len(set(groups)) > 1
-        samples.append(draws.means(table[:, 2:], groups)[:, 0] if several else np.full(len(draws), np.nan))
-    if not values:
-        return np.full(3, np.nan), np.full(len(draws), np.nan)
-    counted = (~np.isnan(samples)).sum(axis=0)
-    total = np.nansum(samples, axis=0)
-    drawn = np.divide(total, counted, out=np.full(len(draws), np.nan), where=counted > 0)
-    return np.mean(values, axis=0), drawn

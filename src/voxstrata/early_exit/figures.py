@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 NO_EXIT = "no exit transcribes this language better than saying nothing"
 _Row = Mapping[str, Any]
-_NORMS = {"with": "with final LayerNorm", "without": "without final LayerNorm"}
+NORM_NAMES = {
+    "with": "with final LayerNorm",
+    "without": "without final LayerNorm",
+    "refitted": "LayerNorm refitted",
+    "mapped": "mapped to the last layer",
+}
+RATE_NAMES = {"word": "WER", "character": "CER", "both": "WER or CER"}  # by unit
 _KINDS = dict(zip(ERROR_KINDS, ("#E69F00", "#56B4E9", "#555555"), strict=True))
 
 
@@ -27,12 +33,12 @@ def plot_errors(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: s
     low, high = ("low", "high") if name == "rate" else (f"{name}_low", f"{name}_high")
 
     def draw(axes: Axes, mine: Sequence[_Row]) -> None:
-        for norm, (colour, marker) in _norms(rows).items():
+        for norm, (colour, marker) in norm_looks(rows).items():
             of = [r for r in mine if r["norm"] == norm]
             x, y = [r["after"] for r in of], [100 * r[name] for r in of]
-            axes.fill_between(x, _percent(of, low), _percent(of, high), color=colour, alpha=0.15, lw=0)
-            axes.plot(x, y, color=colour, marker=marker, markersize=4, label=_NORMS.get(norm, norm))
-            axes.plot(x, _percent(of, "chance"), ":", color=colour, lw=1.2)
+            axes.fill_between(x, percent(of, low), percent(of, high), color=colour, alpha=0.15, lw=0)
+            axes.plot(x, y, color=colour, marker=marker, markersize=4, label=NORM_NAMES.get(norm, norm))
+            axes.plot(x, percent(of, "chance"), ":", color=colour, lw=1.2)
         axes.plot([], [], ":", color="#555555", lw=1.2, label="chance: against other recordings' texts")
         axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing")
         choice = choices.get(mine[0]["language"])
@@ -52,11 +58,10 @@ def plot_errors(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: s
             )
         top = max(max(r[high] or r[name] for r in mine), max((r["chance"] or 0 for r in mine), default=0))
         axes.set_ylim(0, 106 * max(top, 1))  # markers at the top stay whole
-        unit = {"word": "WER", "character": "CER"}.get(mine[0]["unit"], "WER or CER")
-        axes.set_ylabel(f"{unit} (%)", fontsize=9)
+        axes.set_ylabel(f"{RATE_NAMES[mine[0]['unit']]} (%)", fontsize=9)
 
     loops = "loops cut, " if name == "cut_rate" else ""
-    return _by_language(rows, draw, f"{checkpoint}: errors by exit, {loops}test part, 95 % intervals; lower is better")
+    return by_language(rows, draw, f"{checkpoint}: errors by exit, {loops}test part, 95 % intervals; lower is better")
 
 
 def plot_kinds(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: str) -> Figure:
@@ -64,7 +69,7 @@ def plot_kinds(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: st
 
     rows, choices: as for `plot_errors`. Transcripts are as they are; a dash is at the rate with loops cut.
     """
-    scopes, norms = list(dict.fromkeys((r["language"], r["script"]) for r in rows)), list(_norms(rows))
+    scopes, norms = list(dict.fromkeys((r["language"], r["script"]) for r in rows)), list(norm_looks(rows))
     figure = new_figure(max(5.0, 3.6 * len(norms)), 2.3 * len(scopes) + 1.4)
     panels = figure.subplots(len(scopes), len(norms), squeeze=False, sharex=True, sharey="row")
     for line, scope in zip(panels, scopes, strict=True):
@@ -82,7 +87,7 @@ def plot_kinds(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: st
             cut = [100 * r["cut_wer" if unit == "word" else "cut_cer"] for r in mine]
             axes.plot(x, cut, "_", color="black", markersize=12, mew=2, label="all, with loops cut")
             axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing")
-            _dress(axes, f"{_title(mine[0])}, {_NORMS.get(norm, norm)}")
+            _dress(axes, f"{_title(mine[0])}, {NORM_NAMES.get(norm, norm)}")
             axes.set_ylabel(f"% of {unit}s", fontsize=9)
     _legend(figure, f"{checkpoint}: kinds of errors by exit, test part; lower is better")
     return figure
@@ -95,22 +100,58 @@ def plot_shares(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: s
     """
 
     def draw(axes: Axes, mine: Sequence[_Row]) -> None:
-        for norm, (colour, marker) in _norms(rows).items():
+        for norm, (colour, marker) in norm_looks(rows).items():
             of = [r for r in mine if r["norm"] == norm]
             x = [r["after"] for r in of]
             for share, line, fill in (("empty", "-", colour), ("looping", "--", "white")):
-                low, high = _percent(of, f"{share}_low"), _percent(of, f"{share}_high")
+                low, high = percent(of, f"{share}_low"), percent(of, f"{share}_high")
                 axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
                 look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "markerfacecolor": fill}
-                axes.plot(x, _percent(of, share), line, **look, label=f"{share}, {_NORMS.get(norm, norm)}")
+                axes.plot(x, percent(of, share), line, **look, label=f"{share}, {NORM_NAMES.get(norm, norm)}")
         axes.set_ylim(-2, 102)
         axes.set_ylabel("% of transcripts", fontsize=9)
 
     title = f"{checkpoint}: empty and looping transcripts by exit, test part, 95 % intervals; lower is better"
-    return _by_language(rows, draw, title)
+    return by_language(rows, draw, title)
 
 
-def _by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], None], title: str) -> Figure:
+def plot_speed(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: str, costs: Sequence[_Row]) -> Figure:
+    """The rate that chooses against what a recording costs, a panel for each language; a point for each exit, named k.
+
+    rows, choices: as for `plot_errors`. costs: of COSTS_SCHEMA. Cost is seconds as measured, encoder and decoder; where
+    they are not known, arithmetic.
+    """
+    from matplotlib.ticker import AutoLocator
+
+    name = next(iter(choices.values()))["chosen_by"]
+    timed = all(r[part] is not None for r in costs for part in ("encoder_seconds", "decoder_seconds"))
+    unit, scale = ("seconds", 1.0) if timed else ("flops", 1e-9)
+    spent = {(r["after"], r["norm"]): scale * (r[f"encoder_{unit}"] + r[f"decoder_{unit}"]) for r in costs}
+
+    def draw(axes: Axes, mine: Sequence[_Row]) -> None:
+        for norm, (colour, marker) in norm_looks(rows).items():
+            of = [r for r in mine if r["norm"] == norm]
+            x, y = [spent[r["after"], norm] for r in of], percent(of, name)
+            axes.plot(x, y, "-", color=colour, lw=0.7, alpha=0.6)
+            axes.plot(x, y, marker, color=colour, markersize=4, label=NORM_NAMES.get(norm, norm))
+            for at, rate, r in zip(x, y, of, strict=True):
+                look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour}
+                axes.annotate(str(r["after"]), (at, rate), (4, 3), **look)
+        axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing")
+        axes.set_ylim(0, 106 * max(1, *(r[name] for r in mine)))
+        axes.set_ylabel(f"{RATE_NAMES[mine[0]['unit']]} (%)", fontsize=9)
+
+    cost = "seconds for a recording, as measured" if timed else "GFLOP for a recording"
+    title = f"{checkpoint}: errors against cost of every exit k, test part; lower left is better"
+    figure = by_language(rows, draw, title)
+    for axes in figure.axes:
+        axes.set_xlabel(cost, fontsize=9)
+        axes.xaxis.set_major_locator(AutoLocator())
+        axes.set_xlim(left=0)
+    return figure
+
+
+def by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], None], title: str) -> Figure:
     """A panel for each language, at most three in a line."""
     scopes = list(dict.fromkeys((r["language"], r["script"]) for r in rows))
     columns = min(len(scopes), 3)
@@ -127,14 +168,14 @@ def _by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], No
     return figure
 
 
-def _norms(rows: Sequence[_Row]) -> dict[str, tuple[str, str]]:
+def norm_looks(rows: Sequence[_Row]) -> dict[str, tuple[str, str]]:
     """The norms that rows have, nearest to the original first, and how each is drawn, whichever others there are."""
     looks = {norm: STYLES[i % len(STYLES)] for i, norm in enumerate(reversed(NORMS))}
     held = sorted({r["norm"] for r in rows}, key=lambda norm: EarlyExit(0, norm).rank, reverse=True)
     return {norm: looks[norm] for norm in held}
 
 
-def _percent(rows: Sequence[_Row], name: str) -> list[float]:
+def percent(rows: Sequence[_Row], name: str) -> list[float]:
     return [nan if r[name] is None else 100 * r[name] for r in rows]
 
 

@@ -79,25 +79,12 @@ class Fit:
 Fits = Mapping[int, Fit]  # by layer k < L
 
 
-def fit_arrays(fits: Fits) -> dict[str, npt.NDArray[np.float32]]:
-    """As they are saved: "03.matrix" and so on."""
-    return {f"{k:02d}.{name}": value for k, fit in fits.items() for name, value in vars(fit).items()}
-
-
-def fits_of_arrays(arrays: Mapping[str, npt.NDArray[np.float32]]) -> dict[int, Fit]:
-    """Of what `fit_arrays` gave. Raises TypeError or ValueError for anything else."""
-    found: dict[int, dict[str, Any]] = {}
-    for name, value in arrays.items():
-        k, _, field = name.partition(".")
-        found.setdefault(int(k), {})[field] = value
-    return {k: Fit(**held) for k, held in sorted(found.items())}
-
-
 def fits_hash(fits: Fits) -> str:
     """SHA-256 of all values."""
     h = hashlib.sha256()
-    for name, value in sorted(fit_arrays(fits).items()):
-        h.update(f"{name} {value.shape}\n".encode() + value.astype("<f4").tobytes())
+    for k, fit in sorted(fits.items()):
+        for name, value in vars(fit).items():
+            h.update(f"{k} {name} {value.shape}\n".encode() + value.astype("<f4").tobytes())
     return h.hexdigest()
 
 

@@ -37,14 +37,18 @@ def fold_away_final_norm(state: State, config: WhisperConfig) -> tuple[State, Wh
     block, config likewise. The encoder's output [batch, frames, D] holds x - mean(x) in the first d channels and
     ±δ·mean(x) in the next two.
     """
-    d = config.d_model
-    step = math.lcm(2, config.encoder_attention_heads, config.decoder_attention_heads)  # whole heads, and an even width
-    added = -(-MIN_ADDED // step) * step
-    wide = copy.deepcopy(config)
-    wide.d_model = d + added
-    wide.encoder_layers = wide.num_hidden_layers = config.encoder_layers + 1
-    f = _Fold({k: v.to(torch.float64) for k, v in state.items()}, config, added)
+    wide = widened(config)
+    f = _Fold({k: v.to(torch.float64) for k, v in state.items()}, config, wide.d_model - config.d_model)
     return {k: v.to(torch.float32).contiguous() for k, v in f.run().items()}, wide
+
+
+def widened(config: WhisperConfig) -> WhisperConfig:
+    """The configuration of `fold_away_final_norm`'s model: whole heads wider, and one encoder block longer."""
+    step = math.lcm(2, config.encoder_attention_heads, config.decoder_attention_heads)  # and of an even width
+    wide = copy.deepcopy(config)
+    wide.d_model = config.d_model + -(-MIN_ADDED // step) * step
+    wide.encoder_layers = wide.num_hidden_layers = config.encoder_layers + 1
+    return wide
 
 
 _zeros, _ones = (partial(make, dtype=torch.float64) for make in (torch.zeros, torch.ones))

@@ -18,8 +18,9 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_type_hints
 from uuid import uuid4
 
 import torch
@@ -32,12 +33,14 @@ from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.result import JOURNAL, LOTS
+from voxstrata.early_exit.transcript import Transcript
 from voxstrata.store.claims import CLAIMS, Claims
 from voxstrata.store.files import Files, patient_lock
 
 _FORMAT = 2
 _CRC = "crc32"
 SYNC_SECONDS = 5.0
+_FIELDS = get_type_hints(Transcript)
 _Recording = tuple[str, int, int]  # id, bytes, samples: one that was replaced is another
 
 
@@ -51,7 +54,7 @@ class Journal:
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.files, self._folder, self._header = Files(folder), folder, dict(header)
         self._claims = Claims(self.files)
-        self._texts: dict[_Recording, dict[EarlyExit, str]] = {}
+        self._texts: dict[_Recording, dict[EarlyExit, Transcript]] = {}
         self._failures: dict[_Recording, str] = {}
         self._seen: dict[str, int] = {}  # bytes of the files that were read
         self._file: IO[bytes] | None = None
@@ -59,19 +62,19 @@ class Journal:
         self._path, self._lot, self._synced = folder, 0, 0.0
         self.resumed = 0
 
-    def find(self, name: str, info: AudioInfo, at: EarlyExit) -> str | None:
-        """The text of recording `name`, None where it was not transcribed."""
+    def find(self, name: str, info: AudioInfo, at: EarlyExit) -> Transcript | None:
+        """The transcript of recording `name`, None where it was not transcribed."""
         return self._texts.get((name, info.size_bytes, info.samples), {}).get(at)
 
     def failure(self, name: str, info: AudioInfo) -> str | None:
         """Why another run, or this one, could not transcribe recording `name`."""
         return self._failures.get((name, info.size_bytes, info.samples))
 
-    def add(self, name: str, info: AudioInfo, at: EarlyExit, text: str) -> None:
-        """Write a text; a process that is killed after this has not lost it."""
+    def add(self, name: str, info: AudioInfo, at: EarlyExit, transcript: Transcript) -> None:
+        """Write a transcript; a process that is killed after this has not lost it."""
         recording = (name, info.size_bytes, info.samples)
-        self._texts.setdefault(recording, {})[at] = text
-        self._write(_of_text(recording, at, text))
+        self._texts.setdefault(recording, {})[at] = transcript
+        self._write(_of_transcript(recording, at, transcript))
 
     def fail(self, name: str, info: AudioInfo, reason: str) -> None:
         """Write why a recording cannot be transcribed, for the runs at work; a later one tries again."""
@@ -163,7 +166,7 @@ class Journal:
     def _write_all(self) -> None:
         lines = [self._header]
         for recording, texts in sorted(self._texts.items()):
-            lines += [_of_text(recording, at, texts[at]) for at in sorted(texts, key=lambda at: at.rank)]
+            lines += [_of_transcript(recording, at, texts[at]) for at in sorted(texts, key=lambda at: at.rank)]
         data = b"".join(map(_line, lines))
         if not self.files.exists(JOURNAL) or self.files.read(JOURNAL) != data:
             self.files.write(JOURNAL, data)
@@ -213,7 +216,7 @@ class Journal:
                 self._failures[recording] = line["failure"]
             else:
                 at = EarlyExit(line["after"], line["norm"])
-                self._texts.setdefault(recording, {}).setdefault(at, line["text"])
+                self._texts.setdefault(recording, {}).setdefault(at, Transcript(*(line[name] for name in _FIELDS)))
 
     def _read(self, name: str, must_be_ours: bool) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """The first line of a file, None where there is none, and the others but a cut or garbled end.
@@ -257,7 +260,7 @@ def _entry(line: bytes, header: bool) -> dict[str, Any]:
             raise ValueError("its first line is of another format")
         return entry
     kinds = {"id": str, "bytes": int, "samples": int}
-    kinds |= {"failure": str} if "failure" in entry else {"after": int, "norm": str, "text": str}
+    kinds |= {"failure": str} if "failure" in entry else {"after": int, "norm": str, **_FIELDS}
     for key, kind in kinds.items():
         if not isinstance(entry[key], kind):
             raise TypeError(f"{key} is {entry[key]!r}")
@@ -268,8 +271,8 @@ def _of(recording: _Recording) -> dict[str, Any]:
     return dict(zip(("id", "bytes", "samples"), recording, strict=True))
 
 
-def _of_text(recording: _Recording, at: EarlyExit, text: str) -> dict[str, Any]:
-    return {**_of(recording), "after": at.after, "norm": at.norm, "text": text}
+def _of_transcript(recording: _Recording, at: EarlyExit, transcript: Transcript) -> dict[str, Any]:
+    return {**_of(recording), **asdict(at), **asdict(transcript)}
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

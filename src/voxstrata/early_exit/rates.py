@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.tables import known
-from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, TEST, EarlyExit
+from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, PLAIN_NORMS, TEST, EarlyExit
 from voxstrata.early_exit.scoring import COUNTS, UNSPACED, Scoring
 from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
 
@@ -234,18 +234,20 @@ def choose_exits(dev: Rates, test: Rates) -> pa.Table:
     "cut_rate" or "rate". rate, original, difference: error rates of the exit and of the whole encoder (k = L with
     LayerNorm) as fractions, and the first minus the second; with loops cut the same, `cut_` in front. Their low and
     high ends are the 95 % percentile bootstrap over the test part's groups, null where there is a single group.
-    on_test_no_better_than: what the chosen exit is no better than on the test part.
+    on_test_no_better_than: what the chosen exit is no better than on the test part. Softer exits are controls, fitted
+    on the development part themselves: none is chosen.
     """
     rows = []
     for scope in [*(s for s in test.scopes if s in dev.scopes), OVERALL]:
         errors, verdicts = dev.rate(scope, dev.chosen_by), dev.no_better_than(scope)
-        transcribing = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        own = [i for i, at in enumerate(dev.exits) if at.norm in PLAIN_NORMS]
+        transcribing = [i for i in own if verdicts[i] is None]
         # exits are sorted by rank
         best = max((i for i in transcribing if errors[i] == errors[transcribing].min()), default=None)
         row: dict[str, Any] = {"language": scope[0], "script": scope[1], "unit": test.units[scope]}
         row["chosen_by"] = dev.chosen_by
         if best is None:
-            row["no_better_than"] = NOTHING if set(verdicts) == {NOTHING} else CHANCE
+            row["no_better_than"] = NOTHING if {verdicts[i] for i in own} == {NOTHING} else CHANCE
         else:
             row |= {**asdict(test.exits[best]), "dev_rate": dev.rate(scope)[best]}
             row |= {"dev_cut_rate": dev.rate(scope, "cut_rate")[best]}

@@ -6,7 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.audio.decode import AudioInfo, decode, probe
-from voxstrata.base.errors import AudioError, InputError, UnreachableError, error_text, refuse_fault_here
+from voxstrata.base.errors import (
+    AudioError,
+    GoneError,
+    InputError,
+    UnreachableError,
+    error_text,
+    gone,
+    refuse_fault_here,
+)
 from voxstrata.corpus import Corpus
 from voxstrata.encoders.frames import SAMPLE_RATE, WINDOW_SECONDS
 
@@ -48,6 +56,8 @@ def read_recording(corpus: Corpus, i: int, info: AudioInfo) -> npt.NDArray[np.fl
         return decode(corpus.recording(i), info)
     except UnreachableError:
         raise
+    except (GoneError, FileNotFoundError) as e:
+        raise gone(corpus.recording(i).source.name) from e
     except Exception as e:
         refuse_fault_here(e, corpus.recording(i).source.name)
         raise AudioError(failure_reason(corpus, i, e)) from e

@@ -13,7 +13,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, TEST, exit_name
-from voxstrata.early_exit.figures import NO_EXIT, plot_errors, plot_kinds, plot_shares
+from voxstrata.early_exit.figures import NO_EXIT, plot_errors, plot_kinds, plot_shares, plot_speed
 from voxstrata.store.files import LOCK
 
 JOURNAL, LOTS = "transcripts.jsonl", "lots"
@@ -32,7 +32,7 @@ class EarlyExits(Result):
     table: a row per part, language and exit, and for the mean over languages (RATES_SCHEMA). choices: a row per
     language, and for the mean: of the exits that say something the one with the fewest errors on the development part,
     and its errors on the test part; or that there is none (CHOICES_SCHEMA). transcripts: a row per utterance and exit
-    (TRANSCRIPT_SCHEMA).
+    (TRANSCRIPT_SCHEMA). costs: a row per exit: size, arithmetic, seconds (COSTS_SCHEMA).
     resumed: transcripts that an earlier run had made; not stored.
 
     `settings` hold what the figures come from: checkpoint, corpus, decoding, scoring, `notes` for the reader, and
@@ -42,17 +42,20 @@ class EarlyExits(Result):
     table: pa.Table
     choices: pa.Table
     transcripts: pa.Table
+    costs: pa.Table
     resumed: int = 0
 
     command = "early-exit sweep"
-    files: ClassVar = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet"}
-    beside = (JOURNAL, LOCK)
+    files: ClassVar = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet",
+                       "costs": "costs.parquet"}  # fmt: skip
+    beside = (JOURNAL, LOCK, "fits")
     key = "voxstrata"
     markdown = "early_exit.md"
     captions: ClassVar = {
         "early_exit": "Errors by exit, test part",
         "early_exit_kinds": "Kinds of errors by exit, test part",
         "early_exit_shares": "Empty and looping transcripts by exit, test part",
+        "early_exit_speed": "Errors against cost by exit, test part",
     }
     brief = 2
 
@@ -65,7 +68,7 @@ class EarlyExits(Result):
         return f"Early exits of {self.settings['checkpoint']}"
 
     def tables(self) -> list[TextTable]:
-        found = [self._chosen(), self._kinds()]
+        found = [self._chosen(), self._kinds(), *([self._costs()] if len(self.costs) else [])]
         names = ["language", "script", "after", "norm", "unit", "rate", "low", "high", "wer", "cer"]
         names += ["cut_rate", "cut_rate_low", "cut_rate_high", "cut_wer", "cut_cer", "chance", "no_better_than"]
         kinds = ["language", "after", "norm", *(f"{u}_{k}" for u in ("word", "character") for k in ERROR_KINDS)]
@@ -96,6 +99,19 @@ class EarlyExits(Result):
             rows.append([counted, _RATES[r["unit"]], name, "–" if dev is None else f"{100 * dev:.1f}", *figures])
         header = ["language\n(groups)", "rate", "chosen", "on dev", "on test", "whole\nencoder", "difference"]
         return TextTable(f"The exits chosen, {_LOOPS[self._by]}", header, rows, self._explanation())
+
+    def _costs(self) -> TextTable:
+        """A row per exit: what it takes."""
+        rows = []
+        for r in self.costs.to_pylist():
+            seconds = ["–" if r[name] is None else f"{r[name]:.2f}" for name in ("encoder_seconds", "decoder_seconds")]
+            work = [f"{r[name] / 1e9:.1f}" for name in ("encoder_flops", "decoder_flops")]
+            sizes = [f"{r['parameters'] / 1e6:.1f}", f"{r['bytes'] / 1e6:.0f}"]
+            rows.append([exit_name(r["after"], r["norm"]), *sizes, work[0], seconds[0], work[1], seconds[1],
+                         f"{r['tokens']:.0f}"])  # fmt: skip
+        header = ["exit", "million\nweights", "MB", "encoder\nGFLOP", "s", "decoder\nGFLOP", "s", "tokens"]
+        note = "Means for a recording: the encoder of 30 s, the decoder of one transcript. Seconds are of this sweep."
+        return TextTable("What an exit costs", header, rows, note)
 
     def _kinds(self) -> TextTable:
         """Of the chosen exit and of the whole encoder: what is wrong, on the test part."""
@@ -139,7 +155,7 @@ class EarlyExits(Result):
         return str(self.choices["chosen_by"][0].as_py())
 
     def _explanation(self) -> str:
-        """What the figures mean, in words; then what a reader must know of this run, a line each."""
+        """What says nothing; what the figures mean, in words; then what a reader must know of this run, a line each."""
         scoring, decoding = self.settings["scoring"], self.settings["decoding"]
         text = (
             f"Error rates in %, WER or CER as the column says, {_LOOPS[self._by]}; normalizer "
@@ -149,10 +165,13 @@ class EarlyExits(Result):
             "of the test part. In brackets 95 % bootstrap intervals over groups (of the language; for 'all', of the "
             "part, translations together). 'difference' is the chosen exit minus the whole encoder "
             f"(k = {self.settings['layers']}), paired. '{MEAN_OF_LANGUAGES}' is the mean of the languages' rates, each "
-            f"language weighing the same. Greedy decoding, task {decoding['task']}, at most "
-            f"{decoding['max_new_tokens']} tokens."
+            f"language weighing the same. Decoding {decoding.get('policy', 'greedy')!r}, task {decoding['task']}, at "
+            f"most {decoding['max_new_tokens']} tokens."
         )
-        return "\n".join([text, *(f"- {note}" for note in [*self._verdicts(), *self.settings["notes"]])])
+        if decoding.get("stop_loops"):
+            text += " Loops were stopped once found: with them to the last token plain errors would be more."
+        verdicts, notes = ([f"- {note}" for note in found] for found in (self._verdicts(), self.settings["notes"]))
+        return "\n".join([*verdicts, *[""][: len(verdicts)], text, *notes])  # a list ends with an empty line
 
     def _verdicts(self) -> list[str]:
         """What says nothing, or no more than chance, called so: a sentence each."""
@@ -172,11 +191,16 @@ class EarlyExits(Result):
         return found
 
     def figures(self) -> dict[str, Figure]:
-        """By exit, on the test part, a panel for each language: errors; their kinds; empty and looping transcripts."""
+        """By exit, on the test part, a panel for each language: errors, their kinds, empty and looping transcripts,
+        and, where costs are known, errors against cost."""
         rows = [r for r in self.table.to_pylist() if r["part"] == TEST]
         choices = {r["language"]: r for r in self.choices.to_pylist()}
         drawn = {"early_exit": plot_errors, "early_exit_kinds": plot_kinds, "early_exit_shares": plot_shares}
-        return {name: plot(rows, choices, self.settings["checkpoint"]) for name, plot in drawn.items()}
+        found = {name: plot(rows, choices, self.settings["checkpoint"]) for name, plot in drawn.items()}
+        if len(self.costs):
+            costs = self.costs.to_pylist()
+            found["early_exit_speed"] = plot_speed(rows, choices, self.settings["checkpoint"], costs)
+        return found
 
     def save(self, folder: str | Path) -> list[Path]:
         written = super().save(folder)
@@ -186,7 +210,7 @@ class EarlyExits(Result):
 
 
 def side_by_side(transcripts: pa.Table, title: str) -> str:
-    """Markdown: for every utterance the text, then its transcript at each exit, loops cut, with its errors."""
+    """Markdown: for every utterance the text, then its transcript at each exit and its errors, both with loops cut."""
     blocks, seen = [f"# {title}: transcripts by exit"], None
     for r in transcripts.to_pylist():
         if r["id"] != seen:
@@ -194,7 +218,7 @@ def side_by_side(transcripts: pa.Table, title: str) -> str:
             head = f"## {_plain(r['id'])}\n\n{r['language']}, {r['part']} part: {_plain(r['reference'])}\n"
             blocks.append(f"{head}\n| k | errors | transcript |\n|---|---:|---|")
         unit = r["unit"]
-        errors = f"{r[f'{unit}_errors']}/{r[f'{unit}s']}"
+        errors = f"{r[f'cut_{unit}_errors']}/{r[f'{unit}s']}"
         said = _plain(r["cut"]) + (" … (loop cut)" if r["looped"] else "")
         blocks[-1] += f"\n| {exit_name(r['after'], r['norm'])} | {errors} | {said} |"
     return "\n\n".join(blocks) + "\n"

@@ -16,7 +16,6 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.tables import first_few
 from voxstrata.early_exit.decoding import Transcripts, is_english
 from voxstrata.early_exit.exits import DEV, ERROR_KINDS, TEST
-from voxstrata.early_exit.loops import without_loop
 from voxstrata.early_exit.normalization import Normalizer, normalizer
 from voxstrata.evaluation.bootstrap import RESAMPLES
 
@@ -120,7 +119,7 @@ def references(
 def units_of(
     rows: Sequence[Mapping[str, str | None]], scoring: Scoring, foreign: Collection[str] = ()
 ) -> dict[str, tuple[str, str]]:
-    """By language: the unit that errors are counted in, "word" or "character", and why where it is not the word.
+    """By language: the unit that errors are counted in, "word" or "character", and why where that needs saying.
 
     "auto" takes characters where the script has no spaces, and for `foreign` languages, which the model has no name
     for. It has seen none of their spelling and writes what it hears as a language it knows would, so nearly every word
@@ -130,9 +129,9 @@ def units_of(
     chosen("choice", [scoring.choose_by], ("cut", "plain"))
     found = {}
     for language, (script, _) in scripts_of(rows).items():
-        unit, why = ("character", "asked for") if scoring.unit == "character" else ("word", "")
+        unit, why = "word" if scoring.unit == "auto" else scoring.unit, ""
         if scoring.unit == "auto" and script in UNSPACED:
-            unit, why = "character", f"{script.lower()} is written without spaces"
+            unit = "character"
         elif scoring.unit == "auto" and language in foreign:
             unit, why = "character", "the model has no such language, so it knows none of its spelling"
         found[language] = unit, why
@@ -153,7 +152,8 @@ def score(
     text in another script, too. Errors are apart by kind, for words and for characters; `cut_` ones are of the
     transcript with its loop cut. empty: nothing is left once normalised. chance_errors, chance_length: in the
     language's unit, against the text of another recording (`others_of`), null where there is none; loops are cut or not
-    as the choice has them. Raises what `references` raises, and UsageError for an unknown unit or choice.
+    as the choice has them. told: the language that was announced, or detected.
+    Raises what `references` raises, and UsageError for an unknown unit or choice.
     """
     rows = []
     expectations = references(transcripts.rows, scoring, english, folder)
@@ -172,9 +172,9 @@ def score(
         }
         about |= {"reference": row["text"], "reference_normalized": expected, "unit": unit}
         about["seconds"] = transcripts.seconds[i] if transcripts.seconds else None
-        for at, texts in transcripts.texts.items():
-            cut = without_loop(texts[i])
-            heard, heard_cut = norm(texts[i]), norm(cut)
+        for at, found in transcripts.texts.items():
+            text, cut = found[i].text, found[i].cut
+            heard, heard_cut = norm(text), norm(cut)
             counted = _counted(expected, heard, script)
             of_cut = counted if heard == heard_cut else _counted(expected, heard_cut, script)
             if (other := others[i]) is not None:
@@ -183,8 +183,10 @@ def score(
                 about |= {"chance_errors": by_chance[f"{unit}_errors"], "chance_length": by_chance[f"{unit}s"]}
             rows.append(
                 about
-                | {"after": at.after, "norm": at.norm, "transcript": texts[i], "cut": cut}
-                | {"transcript_normalized": heard, "looped": cut != texts[i], "empty": not _says_something(heard)}
+                | {"after": at.after, "norm": at.norm, "transcript": text, "cut": cut}
+                | {"transcript_normalized": heard, "looped": found[i].looped, "empty": not _says_something(heard)}
+                | {name: getattr(found[i], name) for name in DECODED.names}
+                | {"told": found[i].language}
                 | counted
                 | {f"cut_{name}": count for name, count in of_cut.items()}
             )
@@ -192,6 +194,11 @@ def score(
 
 
 COUNTS = tuple(f"{unit}_{kind}" for unit in ("word", "character") for kind in ("errors", *ERROR_KINDS))
+DECODED = pa.schema([  # of `Transcript`, beside its texts
+    ("tokens", pa.int32()), ("ended", pa.bool_()),
+    ("avg_logprob", pa.float64()), ("no_speech", pa.float64()), ("temperature", pa.float64()),
+    ("encoder_seconds", pa.float64()), ("decoder_seconds", pa.float64()),
+])  # fmt: skip
 TRANSCRIPT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("id", "language", "script", "group", "part")]
     + [("seconds", pa.float64()), ("after", pa.int32()), ("norm", pa.string())]
@@ -200,6 +207,7 @@ TRANSCRIPT_SCHEMA = pa.schema(
     + [("looped", pa.bool_()), ("empty", pa.bool_()), ("unit", pa.string())]
     + [(n, pa.int32()) for n in ("words", "characters", *COUNTS, *(f"cut_{name}" for name in COUNTS))]
     + [(n, pa.int32()) for n in ("chance_errors", "chance_length")]
+    + [*DECODED, ("told", pa.string())]
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,15 +13,35 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus
 from voxstrata.early_exit.checkpoint import Transcriber
-from voxstrata.early_exit.decoding import Decoding, check_texts, new_tokens, transcribe_recordings, whisper_language
-from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, every_exit
+from voxstrata.early_exit.companions import (
+    check_sound,
+    exit_norms,
+    languages_result,
+    save_companions,
+    softer_exits,
+    sound_result,
+)
+from voxstrata.early_exit.costs import COSTS_SCHEMA, exit_costs
+from voxstrata.early_exit.decoding import (
+    Decoding,
+    check_texts,
+    language_tokens,
+    model_on,
+    new_tokens,
+    transcribe_recordings,
+    whisper_language,
+)
+from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, PLAIN_NORMS, TEST, ExitNorm, every_exit
 from voxstrata.early_exit.journal import corpus_hash, model_hash, open_journal
 from voxstrata.early_exit.normalization import ENGLISH_UNMAPPED, SPELLINGS
+from voxstrata.early_exit.policies import policy
 from voxstrata.early_exit.rates import Rates, both_parts, choose_exits, rates_table
 from voxstrata.early_exit.result import JOURNAL, EarlyExits
 from voxstrata.early_exit.scoring import Scoring, references, score, scripts_of, split_groups, units_of
+from voxstrata.early_exit.states import EncodedStates
 from voxstrata.store.files import patient_lock
 from voxstrata.store.part import Part
 
@@ -31,6 +52,7 @@ def sweep(
     folder: str | Path,
     *,
     blocks: Sequence[int] | None = None,
+    norms: Sequence[ExitNorm] = PLAIN_NORMS,
     decoding: Decoding | None = None,
     scoring: Scoring | None = None,
     device: str = "cpu",
@@ -38,11 +60,12 @@ def sweep(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> EarlyExits | None:
-    """Transcribe `corpus` with the encoder ended after `blocks` (None: each), score, and choose an exit.
+    """Transcribe `corpus` with the encoder ended after `blocks` (None: each), with `norms`, score, and choose an exit.
 
-    The result is saved in `folder`. Transcripts are written there as they come; a run that was stopped goes on when it
-    is asked for again. Checkpoint, corpus, task, announced languages, tokens and device must be the same then; blocks
-    and scoring may be others. overwrite: transcripts of another run in the folder are thrown away.
+    The result is saved in `folder`; what else is found in folders below it (`companions`). Transcripts are written
+    there as they come; a run that was stopped goes on when it is asked for again. Checkpoint, corpus, device and
+    decoding must be the same then; blocks and scoring may be others, and norms, but that softer ones need their fits
+    (`softer_exits`). overwrite: transcripts of another run in the folder are thrown away.
     part: of several runs at once, which share the batches. It ends where the others have not finished theirs, and then
     returns None; without a part the run waits for them, and takes over should they die.
 
@@ -56,6 +79,8 @@ def sweep(
     decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
     english = decoding.task == "translate"
     check_texts(corpus)
+    if english:
+        check_sound(corpus)
     rows = corpus.table.to_pylist()
     parts = dict(zip(corpus.table["id"].to_pylist(), split_groups(rows, scoring), strict=True))
     used = references(rows, scoring, english, transcriber.folder)
@@ -63,22 +88,44 @@ def sweep(
     languages = getattr(transcriber.model.generation_config, "lang_to_id", None)  # none: it knows English alone
     foreign = {name for name in normalizers if languages and whisper_language(name, languages) is None and not english}
     units = units_of(rows, scoring, foreign)
-    # What decides the texts.
-    decides: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
-    decides |= {"task": decoding.task, "prompts": dict(decoding.prompts)}
-    decides |= {"max_new_tokens": decoding.max_new_tokens, "device": device}
-    exits = every_exit(transcriber.encoder.shape.layers, blocks)
+    language_tokens(transcriber, [row["language"] for row in rows], decoding)  # refuses what would be refused later
+    # What decides the states, and so what is fitted; then, what decides the texts.
+    of_states: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
+    of_states["device"] = device
+    decides = {**of_states, "task": decoding.task, "prompts": dict(decoding.prompts)}
+    decides["max_new_tokens"] = decoding.max_new_tokens
+    decides |= {"policy": asdict(policy(decoding.policy)), "stop_loops": decoding.stop_loops, "seed": decoding.seed}
+    exits = every_exit(transcriber.encoder.shape.layers, blocks, norms)
+    model = model_on(transcriber, device)
+    source = EncodedStates(transcriber, model, corpus)
     try:
-        with leaving_no_empty_folder(folder), open_journal(folder, decides, overwrite) as journal:
-            found = transcribe_recordings(
-                transcriber, corpus, exits, decoding, device=device, journal=journal, part=part, reporter=reporter
+        with leaving_no_empty_folder(folder), ExitStack() as stack:
+            about = _about(transcriber, corpus)
+            softer = softer_exits(
+                exits,
+                folder,
+                model,
+                source,
+                corpus,
+                list(parts.values()),
+                of_states,
+                about,
+                scoring,
+                overwrite,
+                reporter,
             )
+            decides |= {"fits_sha256": softer.settings["fits_sha256"]} if softer else {}
+            journal = stack.enter_context(open_journal(folder, decides, overwrite))
+            found = transcribe_recordings(
+                transcriber, corpus, exits, decoding, device=device, journal=journal, part=part, reporter=reporter,
+                source=source, norms=exit_norms(model, exits, softer),
+            )  # fmt: skip
             if found is None:
                 return None
             of_rows = [parts[row["id"]] for row in found.rows]
             scores = score(found, of_rows, scoring, english, transcriber.folder, foreign)
             dev, test = both_parts(scores, scoring)
-            settings = {**_about(transcriber, corpus), **decides, "utterances": len(found.rows)}
+            settings = {**about, **decides, "utterances": len(found.rows)}
             settings["decoding"] = asdict(decoding) | {"prompts": decides["prompts"]}
             settings |= {"scoring": asdict(scoring), "normalizers": normalizers}
             settings["units"] = {language: unit for language, (unit, _) in units.items()}
@@ -87,9 +134,14 @@ def sweep(
                 *_notes(found.rows, normalizers, dev, test, scoring),
             ]
             settings["failures"] = dict(sorted(found.failures.items()))
-            result = early_exits(scores, dev, test, settings, journal.resumed)
+            result = early_exits(scores, dev, test, settings, exit_costs(transcriber, scores), journal.resumed)
+            beside: list[Result | None] = [
+                languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)
+            ]
+            beside += [sound_result(scores, corpus, settings, scoring)] if english else []
             with patient_lock(journal.files):  # others may be as far
                 result.save(folder)
+                save_companions(folder, beside)
     except OSError as e:
         raise InputError(
             f"{folder}: cannot write ({e}); the transcripts in {JOURNAL} are safe: mend it and run the same command to "
@@ -106,12 +158,20 @@ def _about(transcriber: Transcriber, corpus: Corpus) -> dict[str, Any]:
     return {**about, "tools": {p: version(p) for p in ("voxstrata", "torch", "transformers", "jiwer")}}
 
 
-def early_exits(scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], resumed: int = 0) -> EarlyExits:
-    """The result of a table of `score` and the rates of both its parts."""
+def early_exits(
+    scores: pa.Table, dev: Rates, test: Rates, settings: Mapping[str, Any], costs: pa.Table | None = None,
+    resumed: int = 0,
+) -> EarlyExits:  # fmt: skip
+    """The result of a table of `score`, the rates of both its parts, and a table of `exit_costs`."""
     note = {EarlyExits.key: json.dumps(settings, ensure_ascii=False)}
-    tables = rates_table([(DEV, dev), (TEST, test)]), choose_exits(dev, test), scores
-    rates, choices, transcripts = (table.replace_schema_metadata(note) for table in tables)
-    return EarlyExits(rates, choices, transcripts, resumed)
+    tables = (
+        rates_table([(DEV, dev), (TEST, test)]),
+        choose_exits(dev, test),
+        scores,
+        costs or COSTS_SCHEMA.empty_table(),
+    )
+    rates, choices, transcripts, costs = (table.replace_schema_metadata(note) for table in tables)
+    return EarlyExits(rates, choices, transcripts, costs, resumed)
 
 
 def _notes(

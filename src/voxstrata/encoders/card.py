@@ -31,10 +31,11 @@ from voxstrata.encoders.family import Family
 from voxstrata.encoders.frames import WINDOW_FRAMES
 from voxstrata.encoders.onnx_file import FAMILY_OPERATORS, OPERATORS, OnnxFile, read_onnx
 from voxstrata.encoders.outputs import as_float16, output_names
-from voxstrata.encoders.silence import Silence
+from voxstrata.encoders.silence import BucketSilence, Silence, load_silence
 from voxstrata.encoders.whisper import NAME, WHISPER, whisper_family
 
 MODEL_FORMAT = 3  # 2 brought encoder_cpu.onnx; 3 its outputs in float16
+BY_BUCKET_FORMAT = 4  # the same, with a silence cache for each bucket
 CARD, LOG_MEL, SILENCE, WEIGHTS = "card.json", "log_mel.onnx", "silence.npz", "encoder_model.onnx_data"
 ENCODER, CACHED, CPU = "encoder_model.onnx", "encoder_cached.onnx", "encoder_cpu.onnx"
 FEATURES = "features.onnx"  # of other families
@@ -64,9 +65,10 @@ class ModelCard:
         only the CPU's graph. Other families have float32 alone.
     outputs: names of the graph's outputs, in depth order.
     final_norm: "final" (only `final` is normalised) or "every" (the final LayerNorm is applied to every output).
-    silence: kind ("pure" or "calibrated"), groups (0: not condensed), first frame and sha256. A calibrated cache lists
-        its recordings by name and SHA-256, of the float32 samples at 16 kHz that were used (at most the first 9 s).
-        A pure one states its pad level. {} in other families.
+    silence: kind ("pure" or "calibrated"), groups (0: not condensed), first frame and sha256; buckets, by the numbers
+        of computed positions, where each has keys of its own (format 4). A calibrated cache lists its recordings by
+        name and SHA-256, of the float32 samples at 16 kHz that were used (at most the first 9 s). A pure one states
+        its pad level. {} in other families.
     validation: for every output the largest relative L2 difference from PyTorch, and the lengths that were tried.
     family: the declaration. Whisper's follows from the other fields, and no Whisper's JSON has it.
     """
@@ -159,6 +161,11 @@ class ModelCard:
         groups, first = (self.silence.get(name) for name in ("groups", "first"))
         if not (type(groups) is int and type(first) is int and groups in range(WINDOW_FRAMES + 1) and first >= 0):
             raise ValueError(f"silence has {_short(groups)} groups from frame {_short(first)}")
+        buckets = self.silence.get("buckets", [])  # a cache that is one for all lengths has none
+        if not isinstance(buckets, list) or not all(type(b) is int for b in buckets):
+            raise ValueError(f"silence has {_short(buckets)} as buckets")
+        if (self.format == BY_BUCKET_FORMAT) != bool(buckets):
+            raise ValueError(f"silence has {_short(buckets)} as buckets in format {self.format}")
         source = self.silence.get("recordings" if self.silence.get("kind") == "calibrated" else "pad_level")
         if not (isinstance(self.silence.get("sha256"), str) and isinstance(source, list | float | int)):
             raise ValueError("silence is without sha256, or without recordings or pad_level")
@@ -197,12 +204,12 @@ class ModelFolder:
     path: Path
     card: ModelCard
 
-    def silence(self) -> Silence:
+    def silence(self) -> Silence | BucketSilence:
         """The silence cache. Raises UsageError for other families."""
         card = self.card
         if not card.whisper:
             raise UsageError(f"{self.path}: {card.family.name} has no silence cache; it is Whisper's")
-        return Silence.load(self.path / SILENCE, (card.layers, card.heads, card.d_model // card.heads))
+        return load_silence(self.path / SILENCE, (card.layers, card.heads, card.d_model // card.heads))
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -234,10 +241,10 @@ def open_model(path: str | Path) -> ModelFolder:
     except (OSError, ValueError) as e:
         raise InputError(f"{folder / CARD}: unreadable ({e}); export the model again") from e
     found = d.get("format") if isinstance(d, dict) else None
-    if found != MODEL_FORMAT:
+    if found not in (MODEL_FORMAT, BY_BUCKET_FORMAT):
         raise InputError(
-            f"{folder}: model format {_short(found)}, this version reads format {MODEL_FORMAT}; export the checkpoint "
-            "again"
+            f"{folder}: model format {_short(found)}, this version reads the formats {MODEL_FORMAT} and "
+            f"{BY_BUCKET_FORMAT}; export the checkpoint again"
         )
     if d.pop("sha256", None) != _sha256_card(d):
         raise InputError(f"{folder / CARD}: damaged or changed since the export; export the model again")

@@ -119,6 +119,16 @@ class Family:
         return self.hop / SAMPLE_RATE
 
     @property
+    def first_centre(self) -> float:
+        """Samples before the middle of what the first frame sees; the others follow every `hop`. Of what the steps pad
+        half stands before the input."""
+        centre, stride = 0.0, 1
+        for step in self.steps:
+            centre += (step.kernel - 1 - step.padding) / 2 * stride
+            stride *= step.stride
+        return centre
+
+    @property
     def seam(self) -> int:
         """Frames: in a recording every piece begins at a multiple of so many."""
         return math.gcd((self.window - self.overlap) // self.hop, (self.window - 2 * self.overlap) // self.hop)

@@ -47,11 +47,15 @@ def depth_fraction(output: str, layers: int) -> float:
 def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tuple[str, ...]:
     """The wanted outputs in depth order. A string is a comma-separated list; "all" is every available one.
 
+    A name may be written in short: "3" is `layer_03`, "2-5" are `layer_02` to `layer_05`, and "-1" is the last of those
+    that are available, "-2" the one before.
+
     Raises UsageError for a name that is not available, a name given twice, and an empty choice.
     """
-    names = [n.strip() for n in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
-    if names == ["all"]:
+    given = [n.strip() for n in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
+    if given == ["all"]:
         return tuple(available)
+    names = [name for short in given for name in _names(short, available)]
     unknown = [n for n in names if n not in available]
     if unknown or not names:
         raise UsageError(
@@ -61,6 +65,16 @@ def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tup
     if len(set(names)) != len(names):
         raise UsageError(f"an output is named twice in {','.join(names)!r}; name each once")
     return tuple(n for n in available if n in names)
+
+
+def _names(short: str, available: Sequence[str]) -> list[str]:
+    """What a short name stands for; another name stands for itself."""
+    if match := re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", short):
+        first, last = int(match[1]), int(match[2] or match[1])
+        return [f"layer_{k:02d}" for k in range(first, last + 1)] or [short]
+    if re.fullmatch(r"-\d{1,4}", short) and -int(short) in range(1, len(available) + 1):
+        return [available[int(short)]]
+    return [short]
 
 
 def depth_order(outputs: Iterable[str]) -> list[str]:

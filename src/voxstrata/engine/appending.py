@@ -18,7 +18,7 @@ from voxstrata.engine.runtime import Runtime
 from voxstrata.store.appender import StoreAppender
 from voxstrata.store.reader import EmbeddingStore
 from voxstrata.store.several import open_store
-from voxstrata.store.writer import compare_settings, read_plans
+from voxstrata.store.writer import compare_settings, read_plans, refuse_spans
 
 
 def append(
@@ -46,6 +46,7 @@ def append(
     model = model if isinstance(model, ModelFolder) else open_model(model)
     runtime = runtime or Runtime()
     opened = open_store(store)
+    refuse_spans(opened.files)
     spec = opened.spec.for_model(model.card, runtime.device)
     compare_settings(opened.files, model.card, spec)
     encoder = make_encoder(model, spec, runtime)

@@ -117,7 +117,7 @@ class CpuEncoder(Encoder):
                     none = np.zeros((card.layers, card.heads, 0, card.d_model // card.heads), np.float32)
                     self._keys[frames] = SilenceKeys(none, none, none[..., 0])
                 else:
-                    if self._silence.group is None:  # a whole cache for every bucket would be too much to keep
+                    if not self._silence.condensed:  # a whole cache for every bucket would be too much to keep
                         self._keys.clear()
                     self._keys[frames] = self._silence.for_frames(frames)
             return self._keys[frames]

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
-from voxstrata.audio.decode import AudioInfo, decode
+from voxstrata.audio.decode import AudioInfo, decode_to_slice
 from voxstrata.audio.info import Stated
 from voxstrata.audio.readers import Samples
 from voxstrata.audio.segments import SegmentReader
-from voxstrata.base.errors import AudioError, UnreachableError, error_text, refuse_fault_here
+from voxstrata.base.errors import AudioError, GoneError, UnreachableError, error_text, gone, refuse_fault_here
+from voxstrata.base.spool import Spool
 from voxstrata.corpus import Corpus
 
 
@@ -43,7 +44,7 @@ class DecodeAhead(Stage):
         super().__init__(workers, "decode")
         self._corpus, self._order = corpus, iter(order)
         self._segments = SegmentReader()
-        self._pending: dict[int, tuple[int, Future[tuple[Samples | str, float]]]] = {}
+        self._pending: dict[int, tuple[int, Future[tuple[Samples | Spool | str, float]]]] = {}
         self._limit, self._ahead = ahead, 0
         self._fill()
 
@@ -68,29 +69,43 @@ class DecodeAhead(Stage):
         """Whether another recording may be decoded before it is asked for."""
         return True
 
-    def _decode(self, row: int, info: AudioInfo | Stated) -> tuple[Samples | str, float]:
+    def _decode(self, row: int, info: AudioInfo | Stated) -> tuple[Samples | Spool | str, float]:
         begin = time.perf_counter()
-        result: Samples | str
+        result: Samples | Spool | str
         try:
-            result = decode(self._corpus.recording(row), info, self._segments, self.notices)
-        except AudioError as e:
-            result = str(e)
+            result = decode_to_slice(self._corpus.recording(row), info, self._segments, self.notices)
         except UnreachableError:  # an outage: what is read later must not be stored as failed
             raise
+        except (GoneError, FileNotFoundError) as e:
+            name = self._corpus.recording(row).source.name
+            if isinstance(info, AudioInfo):
+                raise gone(name) from e
+            self._corpus.refuse_gone()
+            result = str(e) if isinstance(e, GoneError) else f"{name}: no such file; correct the path or remove the row"
+        except AudioError as e:
+            result = str(e)
         except Exception as e:  # a decoder's bug on one file must not cost the corpus
             name = self._corpus.recording(row).source.name
             refuse_fault_here(e, name)
             result = f"{name}: {error_text(e)}; re-encode it or remove it"
         return result, time.perf_counter() - begin
 
-    def get(self, key: int) -> Samples | str:
-        """The samples of a recording, float32 at 16 kHz, or why there are none."""
+    def drop(self, keys: Iterable[int]) -> None:
+        """Have these not decoded any more, so far as they wait for it; the order must not give them again."""
+        for key in keys:
+            if (waiting := self._pending.pop(key, None)) is not None:
+                waiting[1].cancel()
+                self._ahead -= waiting[0]
+        self._fill()
+
+    def get(self, key: int) -> Samples | Spool | str:
+        """The samples of a recording, float32 at 16 kHz, to be sliced, or why there are none."""
         begin = time.perf_counter()
         self._fill(key)
         samples, future = self._pending.pop(key)
+        self._ahead -= samples
         result, busy = future.result()
         self.seconds["decode"] += busy
         self.seconds["wait"] += time.perf_counter() - begin
-        self._ahead -= samples
         self._fill()
         return result

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.making import make_encoder
 from voxstrata.engine.planning import Long
+from voxstrata.engine.retrying import reopen_failed
 from voxstrata.engine.run import Extraction, Worked, prepare, writing
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.files import Files
@@ -39,6 +40,8 @@ class ExtractReport:
         complete, and `failures` are those that are known.
     sgemm_rate: float32 matrix products in operations per second on the same threads just before the run; None unless
         asked for. passed_over: recordings that the store held before (`append`; the other figures are of what it adds).
+    unreachable: by unit, why it is left to a later run (`keep_going`): a recording that could not be read, through no
+        fault of its own. They are among `pending_units`.
     """
 
     store: str
@@ -56,6 +59,7 @@ class ExtractReport:
     passed_over: int = 0
     others_units: int = 0
     pending_units: int = 0
+    unreachable: dict[int, str] = field(default_factory=dict)
 
     @property
     def efficiency(self) -> float | None:
@@ -81,8 +85,14 @@ class ExtractReport:
             lines[-1] += f", {self.resumed_units} of them by an earlier run"
         if self.others_units:
             lines[-1] += f", {self.others_units} by other runs meanwhile"
-        if self.pending_units:
-            lines.append(f"{self.pending_units} units are left to other runs, which are at them: the last completes it")
+        if self.unreachable:
+            unit, why = next(iter(self.unreachable.items()))
+            lines.append(
+                f"{len(self.unreachable)} units are left, since a recording could not be read (unit {unit}: {why}); "
+                "the same command does them once it can"
+            )
+        if others := self.pending_units - len(self.unreachable):
+            lines.append(f"{others} units are left to other runs, which are at them: the last completes it")
         if self.resumed_units == self.units:
             lines.append("nothing was left to do")
         elif not self.audio_seconds:
@@ -116,6 +126,8 @@ def extract(
     efficiency: bool = False,
     part: Part | None = None,
     durable: bool = True,
+    keep_going: bool = False,
+    retry_failed: bool = False,
 ) -> ExtractReport:
     """Extract the embeddings of a corpus into a store; resumes the store when it exists, and shares the work with other
     runs that are at it.
@@ -128,6 +140,9 @@ def extract(
     efficiency: this machine's rate of matrix products is measured, too, for the report: about a second on the CPU.
     part: of several runs; it begins with its own share of the units, and does not wait for those of the others.
     durable: what is committed has reached the disk, so that a power cut does not take it back.
+    keep_going: a unit of which a recording cannot be read now through no fault of its own (its folder is away, its disk
+        fails, no memory) is left to a later run, and the others are done; by default that ends the run.
+    retry_failed: units in which a recording failed that can be decoded now are done again, see `reopen_failed`.
 
     Raises UsageError or InputError before any encoding for unknown outputs, efficiency asked of a GPU, an unusable
     model or corpus, and a store that something else made. During it: no space, float16 overflow. What is committed
@@ -146,30 +161,36 @@ def extract(
         encoder = make_encoder(model, (spec or StoreSpec()).for_model(model.card, runtime.device), runtime)
         how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": durable}
         run = prepare(corpus, model, store, spec, runtime, reporter, **how)
+        if retry_failed:
+            reopen_failed(run, reporter)
         limit = sgemm_rate(encoder.threads) if efficiency else None
-        return replace(share(run, encoder, reporter, part), sgemm_rate=limit)
+        return replace(share(run, encoder, reporter, part, keep_going), sgemm_rate=limit)
 
 
-def share(run: Extraction, encoder: Encoder, reporter: Reporter = SILENT, part: Part | None = None) -> ExtractReport:
+def share(
+    run: Extraction, encoder: Encoder, reporter: Reporter = SILENT, part: Part | None = None, keep_going: bool = False
+) -> ExtractReport:
     """Work on a prepared store beside other runs until nothing is left, and complete it.
 
     Units that other runs have claimed are waited for, and taken when these die. A part does not wait: it ends when
     other runs are at all that is left, and the last of these completes the store.
     """
     before = len(run.writer.done())
-    worked = work_through(run, encoder, reporter, part, patient=part is None)
+    worked = work_through(run, encoder, reporter, part, patient=part is None, keep_going=keep_going)
     left = run.pending()
     found = run.writer.failures(set(run.order) - set(left)) if left else run.finish()
     return report(run, worked, before, len(left), *found)
 
 
-def work_through(run: Extraction, encoder: Encoder, reporter: Reporter, part: Part | None, patient: bool) -> Worked:
+def work_through(
+    run: Extraction, encoder: Encoder, reporter: Reporter, part: Part | None, patient: bool, keep_going: bool = False
+) -> Worked:
     """Work on a prepared store beside other runs until nothing is left, or, not patient, nothing that is free."""
     begin, worked, waited = time.perf_counter(), Worked(), 0.0
     while True:
-        more = run.work(encoder, run.claimed(part), reporter)
+        more = run.work(encoder, run.claimed(part), reporter, keep_going)
         worked += more
-        left = run.pending()
+        left = [unit for unit in run.pending() if unit not in run.given_up]
         # looked twice: who only asks who is at a unit holds it for an instant
         if not left or (waited and not more.units and not patient):
             return replace(worked, seconds=time.perf_counter() - begin)
@@ -204,4 +225,5 @@ def report(
         flops=worked.flops,
         others_units=max(0, run.plan.units - left - before - worked.units),
         pending_units=left,
+        unreachable=run.given_up,
     )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from voxstrata.audio.info import AudioInfo, Stated
 from voxstrata.audio.readers import Samples
+from voxstrata.base.errors import UnreachableError
+from voxstrata.base.spool import Spool
 from voxstrata.encoders.context import Context
 from voxstrata.engine.decoding import DecodeAhead, Stage
 from voxstrata.engine.encoder import Encoder, Kept
@@ -35,7 +37,8 @@ class Batch:
 
     frames: computed positions of each. windows: those of recordings that could be decoded, perhaps none.
     samples: of all windows, of failed recordings too, each counted once. failures: why recordings could not be
-    decoded, by utterance, each told once. last: whether its unit is complete with it.
+    decoded, by utterance, each told once. last: whether its unit is complete with it. unreachable: why its unit is
+    given up, since this machine cannot read a recording now; no other batch of the unit follows.
     """
 
     unit: int
@@ -44,6 +47,7 @@ class Batch:
     samples: int
     failures: Mapping[int, str]
     last: bool
+    unreachable: str | None = None
 
 
 def batches(plan: Plan, unit: int, encoder: Encoder) -> Iterator[tuple[int, list[Window]]]:
@@ -88,8 +92,10 @@ class DecodeStage(DecodeAhead):
     A unit is asked for when the first of its recordings is about to be decoded, ahead of the encoder.
     """
 
-    def __init__(self, plan: Plan, units: Iterable[int], encoder: Encoder) -> None:
-        self._plan, self._units, self._encoder = plan, units, encoder
+    def __init__(self, plan: Plan, units: Iterable[int], encoder: Encoder, keep_going: bool = False) -> None:
+        """keep_going: a unit of which a recording is unreachable is given up; by default that ends the run."""
+        self._plan, self._units, self._encoder, self._keep_going = plan, units, encoder, keep_going
+        self._given_up: int | None = None  # the unit whose recordings are not decoded any more
         self._begun: deque[int] = deque()  # units whose batches have not been asked for
         self._left = 0  # recordings of the last of them that are not being decoded yet
         ahead = (encoder.concurrency + BATCHES_AHEAD) * encoder.tokens * plan.family.hop
@@ -102,6 +108,9 @@ class DecodeStage(DecodeAhead):
             self._begun.append(unit)
             members = self._plan.members(unit)
             for self._left, u in zip(range(len(members) - 1, -1, -1), members, strict=True):
+                if unit == self._given_up:
+                    self._left = 0
+                    break
                 info = self._plan.probed.info(u)
                 assert info is not None, "what cannot be probed is in no unit"
                 yield u, u, info
@@ -111,12 +120,21 @@ class DecodeStage(DecodeAhead):
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Samples]]]:
         while self._begun:  # with the last recording of a unit the next unit is begun
-            yield from self._unit(self._begun.popleft())
+            unit = self._begun.popleft()
+            try:
+                yield from self._unit(unit)
+            except UnreachableError as error:
+                if not self._keep_going:
+                    self._plan.corpus.refuse_gone()  # which says more
+                    raise
+                self._given_up = unit
+                self.drop(self._plan.members(unit))
+                yield Batch(unit, 0, [], 0, {}, False, str(error)), []
 
     def _unit(self, unit: int) -> Iterator[tuple[Batch, list[Samples]]]:
         left = {u: len(self._plan.windows(u)) for u in self._plan.members(unit)}
         asked: set[int] = set()
-        held: dict[int, Samples] = {}  # from a recording's first window to its last
+        held: dict[int, Samples | Spool] = {}  # from a recording's first window to its last
         todo = list(batches(self._plan, unit, self._encoder))
         for n, (frames, windows) in enumerate(todo, 1):
             failures = {}
@@ -170,10 +188,10 @@ class CommitStage(Stage):
     Leaving it lets that thread finish: after an interrupt a unit is committed whole or not at all.
     """
 
-    def __init__(self, sink: UnitSink, committed: Callable[[int], None]) -> None:
-        """committed: called with each unit after its commit, on that thread."""
+    def __init__(self, sink: UnitSink, committed: Callable[[int], None], given_up: Callable[[int, str], None]) -> None:
+        """Called on that thread: committed with each unit after its commit, given_up with one without, and why."""
         super().__init__(1, "sink")
-        self._sink, self._committed = sink, committed
+        self._sink, self._committed, self._given_up = sink, committed, given_up
         self._failures: dict[int, str] = {}  # of the unit
         self._in_flight: deque[Future[None]] = deque()
 
@@ -189,6 +207,11 @@ class CommitStage(Stage):
             self._in_flight.popleft().result()
 
     def _take(self, batch: Batch, rows: StoredRows) -> None:
+        if batch.unreachable is not None:
+            self._sink.discard()
+            self._failures = {}
+            self._given_up(batch.unit, batch.unreachable)
+            return
         if batch.windows:
             self._sink.put(batch.unit, batch.windows, rows)
         self._failures.update(batch.failures)

@@ -29,7 +29,7 @@ from voxstrata.store.part import Part, taken
 from voxstrata.store.plan import Plan
 from voxstrata.store.planned import PLAN, PROBE, read_plan, refuse_other_units
 from voxstrata.store.spec import StoreSpec
-from voxstrata.store.writer import StoreWriter, compare_settings, refuse_foreign
+from voxstrata.store.writer import StoreWriter, compare_settings, refuse_foreign, refuse_spans
 
 _NOTICES = 10  # of recordings that did not fail, said after a run
 
@@ -85,6 +85,7 @@ def prepare(
     files = Files(store, durable=durable)
     with writing(files):
         refuse_foreign(files)
+        refuse_spans(files)
         if not _prepared(files):
             with leaving_no_empty_folder(Path(files.local or "/")), patient_lock(files, reporter.step):
                 if not _prepared(files):  # since the look before
@@ -147,6 +148,7 @@ class Extraction:
         self._claims = Claims(writer.files)
         self._sink = UnitSink(writer, allow_overflow)
         self._tally: Tally | None = None
+        self.given_up: dict[int, str] = {}  # units left to a later run, since a recording could not be read, and why
 
     def encoder(self, runtime: Runtime | None = None) -> Encoder:
         """What encodes units of this store. Raises what `Encoder` raises, and InputError for another arithmetic."""
@@ -162,7 +164,7 @@ class Extraction:
     def claimed(self, part: Part | None = None) -> Iterator[int]:
         """The pending units that no other run is at, each claimed just before it is given: first those of a part, in
         working order, then those of the others from the end. `work` drops the claims."""
-        left = set(self.pending())
+        left = set(self.pending()) - self.given_up.keys()
         pieces = (unit for unit in (part or Part()).order(self.order) if unit in left)
 
         def free() -> set[int]:
@@ -179,9 +181,13 @@ class Extraction:
                 self._claims.take(unit)
                 yield unit
 
-    def work(self, encoder: Encoder, units: Iterable[int], reporter: Reporter = SILENT) -> Worked:
+    def work(
+        self, encoder: Encoder, units: Iterable[int], reporter: Reporter = SILENT, keep_going: bool = False
+    ) -> Worked:
         """Decode, encode and commit units, overlapped. The next is asked for just before its decoding begins.
 
+        keep_going: a unit of which a recording cannot be read now, through no fault of its own, is given up (see
+        `given_up`) and the others are done; by default UnreachableError is raised.
         The reporter is told how far the whole store is. Raises InputError for values that cannot be stored, and what
         the encoder raises; units that are committed by then stay.
         """
@@ -202,10 +208,15 @@ class Extraction:
             held.discard(unit)
             self._claims.drop(unit)
 
+        def given_up(unit: int, why: str) -> None:
+            self.given_up[unit] = why
+            held.discard(unit)
+            self._claims.drop(unit)
+
         try:
             with (
-                DecodeStage(self.plan, begun(), encoder) as decoding,
-                CommitStage(self._sink, committed) as committing,
+                DecodeStage(self.plan, begun(), encoder, keep_going) as decoding,
+                CommitStage(self._sink, committed, given_up) as committing,
                 EncodeStage(encoder) as encoding,
             ):
                 for batch, rows in encoding.encoded(decoding):

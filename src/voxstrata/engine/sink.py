@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.spool import Spool
 from voxstrata.engine.reductions import StoredRows, all_finite
 from voxstrata.store.plan import Window
 from voxstrata.store.spec import StoreSpec
 from voxstrata.store.writer import StoreWriter
+
+_SPOOLED_BYTES = 192 << 20  # of a unit of one recording that is longer than units are filled to
 
 
 class UnitSink:
@@ -24,7 +27,7 @@ class UnitSink:
         self._overflows = 0  # of this unit
         self._allow_overflow = allow_overflow
         # Made with a unit's first rows: a header that claims hours is found out before there are any.
-        self._blocks: dict[str, NDArray[Any]] = {}
+        self._blocks: dict[str, NDArray[Any] | Spool] = {}
         self._memory: dict[str, NDArray[Any]] = {}  # of the blocks, kept from unit to unit: fresh pages take time
 
     def put(self, unit: int, windows: Sequence[Window], stored: StoredRows) -> None:
@@ -34,13 +37,22 @@ class UnitSink:
         """
         begin = time.perf_counter()
         if not self._blocks:
-            self._blocks = {o: self._zeros(o, self.plan.rows_used(unit)) for o in self.plan.spec.outputs}
+            make = self._spool if self._is_long(unit) else self._zeros
+            self._blocks = {o: make(o, self.plan.rows_used(unit)) for o in self.plan.spec.outputs}
         for output, batch, finite in zip(self.plan.spec.outputs, stored.rows, stored.finite, strict=True):
             for window, rows in zip(windows, batch, strict=True):
                 target = self._place(self._blocks[output], unit, window, rows)
                 if not finite and not all_finite(target):
                     self._not_finite(output, window.utterance, target)
         self.seconds["place"] += time.perf_counter() - begin
+
+    def _is_long(self, unit: int) -> bool:
+        """Whether a unit is one recording that is too long for its rows to be held in memory."""
+        row_bytes = self.writer.card.d_model * self.plan.spec.stored_dtype.itemsize * len(self.plan.spec.outputs)
+        return len(self.plan.members(unit)) == 1 and self.plan.rows_used(unit) * row_bytes > _SPOOLED_BYTES
+
+    def _spool(self, output: str, rows: int) -> Spool:
+        return Spool(rows, (self.writer.card.d_model,), self.plan.spec.stored_dtype)
 
     def _zeros(self, output: str, rows: int) -> NDArray[Any]:
         memory = self._memory.get(output)
@@ -50,9 +62,14 @@ class UnitSink:
         memory[:rows] = 0
         return memory[:rows]
 
-    def _place(self, block: NDArray[Any], unit: int, window: Window, rows: NDArray[Any]) -> NDArray[Any]:
-        """Put a window's rows where they belong in a unit's block; returns that place."""
+    def _place(self, block: NDArray[Any] | Spool, unit: int, window: Window, rows: NDArray[Any]) -> NDArray[Any]:
+        """Put a window's rows where they belong in a unit's block; returns what stands there then."""
         plan, u = self.plan, window.utterance
+        if isinstance(block, Spool):  # of frames, since a mean is short
+            with np.errstate(over="ignore"):  # as of an assignment; it is looked at after
+                rows = rows.astype(plan.spec.stored_dtype, copy=False)
+            block.put(window.frame // plan.spec.every, rows)
+            return rows
         first = int(plan.start[u]) - unit * plan.unit_rows
         return place_rows(block[first : first + int(plan.length[u])], window, rows, int(plan.frames[u]), plan.spec)
 

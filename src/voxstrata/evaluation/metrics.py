@@ -273,6 +273,23 @@ def chance_mrr(positives_per_query: npt.NDArray[np.integer], candidates: int, to
     return float(np.average(expected, weights=queries))
 
 
+def chance_none_drawn(
+    wrong: npt.NDArray[np.int64], there: npt.NDArray[np.int64], taken: npt.NDArray[np.int64]
+) -> Float64:
+    """Chance that draws without replacement, `taken` of the `there` candidates of each stratum, hold no `wrong` one.
+
+    All (queries, strata), or shapes that broadcast to it; returns (queries,).
+    """
+    most = int(np.max(there, initial=0))
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most + 1)))])
+    right = there - wrong
+    possible = taken <= right
+    room = np.where(possible, right - taken, 0)
+    # C(right, taken) / C(there, taken)
+    log = log_factorial[right] - log_factorial[room] + log_factorial[there - taken] - log_factorial[there]
+    return np.asarray(np.where(possible, np.exp(log), 0.0).prod(axis=-1))
+
+
 def check_k(k: int) -> int:
     """`k`, or UsageError where no k best can be taken."""
     if k < 1:

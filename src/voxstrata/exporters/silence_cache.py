@@ -25,7 +25,7 @@ CALIBRATION_RECORDINGS = 16
 # Calibration recordings are cut to lengths spread over this range. So also for early positions there are several
 # recordings whose speech has ended by then.
 CALIBRATION_SECONDS = (0.5, 9.0)
-_QUERIES = 480  # sampled per layer and head, over all recordings
+QUERIES = 480  # sampled per layer and head, over all recordings
 _KMEANS_STEPS = 20
 
 Recordings = Sequence[tuple[str, NDArray[np.float32]]]  # name, and samples at 16 kHz
@@ -50,6 +50,11 @@ class Queries:
         total = [(q @ k.transpose(-1, -2)).logsumexp(-1) for q, k in zip(query, key, strict=True)]
         return cls(query, torch.stack(total))
 
+    @classmethod
+    def of(cls, several: Sequence[Self]) -> Self:
+        """All of several runs."""
+        return cls(torch.cat([q.query for q in several], 2), torch.cat([q.log_total for q in several], 2))
+
     def attention(self, key: torch.Tensor) -> torch.Tensor:
         """Mean softmax weight of each key (layers, heads, n, head_dim) over the queries: (layers, heads, n)."""
         by_layer = zip(self.query, key, self.log_total, strict=True)  # as in `sample`
@@ -66,8 +71,8 @@ class Queries:
 class PaddedRuns:
     """What a cache is made from.
 
-    key, value: float32 (layers, heads, 1500 - FIRST_CACHED, head_dim). queries: of the speech before them. provenance:
-    what the card says of their origin.
+    key, value: float32 (layers, heads, positions, head_dim), of the last positions of the window. queries: of the
+    speech before them. provenance: what the card says of their origin.
     """
 
     key: torch.Tensor
@@ -75,13 +80,18 @@ class PaddedRuns:
     queries: Queries
     provenance: dict[str, Any]
 
+    @property
+    def first(self) -> int:
+        """The first of the positions."""
+        return WINDOW_FRAMES - int(self.key.shape[2])
+
 
 def run_on_silence(checkpoint: Checkpoint, level: float = PURE_LEVEL) -> PaddedRuns:
     """One run on silence at log-mel `level`."""
     log_mel = torch.full((1, checkpoint.shape.n_mels, 2 * WINDOW_FRAMES), level)
     query, key, value = queries_keys_values(checkpoint.encoder, log_mel)
     provenance = {"kind": "pure", "pad_level": level}
-    key, value, queries = key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], Queries.sample(query, key, _QUERIES)
+    key, value, queries = key[:, :, FIRST_CACHED:], value[:, :, FIRST_CACHED:], Queries.sample(query, key, QUERIES)
     return PaddedRuns(key, value, queries, provenance)
 
 
@@ -107,12 +117,7 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
     Raises InputError when fewer than two recordings last half a second.
     """
     shortest, longest = (round(s * FRAMES_PER_SECOND) for s in CALIBRATION_SECONDS)
-    usable = [r for r in recordings if len(r[1]) >= CALIBRATION_SECONDS[0] * SAMPLE_RATE]
-    if len(usable) < 2:
-        raise InputError(
-            f"calibration needs at least 2 recordings of {CALIBRATION_SECONDS[0]} s or more, found {len(usable)}"
-        )
-    chosen = [usable[i] for i in np.linspace(0, len(usable) - 1, min(len(usable), CALIBRATION_RECORDINGS)).astype(int)]
+    chosen = chosen_recordings(recordings)
     cuts = np.linspace(shortest, longest, len(chosen)).astype(int)
     total: list[torch.Tensor] = []
     count = torch.zeros(WINDOW_FRAMES)
@@ -124,16 +129,31 @@ def run_on_recordings(checkpoint: Checkpoint, recordings: Recordings, reporter: 
         begin = frames + FRAMES_PER_SECOND
         count[begin:] += 1
         query, *kv = queries_keys_values(checkpoint.encoder, features)
-        asked.append(Queries.sample(query[:, :, :begin], kv[0], -(-_QUERIES // len(chosen))))
+        asked.append(Queries.sample(query[:, :, :begin], kv[0], -(-QUERIES // len(chosen))))
         total = total or [torch.zeros_like(t) for t in kv]
         for t, new in zip(total, kv, strict=True):
             t[:, :, begin:] += new[:, :, begin:]
-    queries = Queries(torch.cat([q.query for q in asked], 2), torch.cat([q.log_total for q in asked], 2))
     key, value = (t[:, :, FIRST_CACHED:] / count[FIRST_CACHED:, None] for t in total)
-    used = [(name, np.ascontiguousarray(audio, "<f4").tobytes()) for name, audio in chosen]
-    listed = [{"name": name, "sha256": hashlib.sha256(samples).hexdigest()} for name, samples in used]
-    provenance = {"kind": "calibrated", "recordings": listed}
-    return PaddedRuns(key, value, queries, provenance)
+    return PaddedRuns(key, value, Queries.of(asked), {"kind": "calibrated", "recordings": listed(chosen)})
+
+
+def chosen_recordings(recordings: Recordings) -> Recordings:
+    """At most CALIBRATION_RECORDINGS, evenly spaced, of those that last half a second.
+
+    Raises InputError when these are fewer than two.
+    """
+    usable = [r for r in recordings if len(r[1]) >= CALIBRATION_SECONDS[0] * SAMPLE_RATE]
+    if len(usable) < 2:
+        raise InputError(
+            f"calibration needs at least 2 recordings of {CALIBRATION_SECONDS[0]} s or more, found {len(usable)}"
+        )
+    return [usable[i] for i in np.linspace(0, len(usable) - 1, min(len(usable), CALIBRATION_RECORDINGS)).astype(int)]
+
+
+def listed(recordings: Recordings) -> list[dict[str, str]]:
+    """Names and hashes, for the card."""
+    used = [(name, np.ascontiguousarray(audio, "<f4").tobytes()) for name, audio in recordings]
+    return [{"name": name, "sha256": hashlib.sha256(samples).hexdigest()} for name, samples in used]
 
 
 def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
@@ -153,8 +173,8 @@ def condense(runs: PaddedRuns, groups: int) -> tuple[Silence, dict[str, Any]]:
         points, weight = runs.key @ runs.queries.metric(), runs.queries.attention(runs.key)
         found = [kmeans(p, w, groups) for p, w in zip(points, weight, strict=True)]
         group = torch.stack(found).numpy().astype(np.int16)
-    silence = Silence(FIRST_CACHED, key, value, group)
-    return silence, runs.provenance | {"groups": groups, "first": FIRST_CACHED, "sha256": silence.sha256()}
+    silence = Silence(runs.first, key, value, group)
+    return silence, runs.provenance | {"groups": groups, "first": runs.first, "sha256": silence.sha256()}
 
 
 def kmeans(points: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:

@@ -17,11 +17,12 @@ from voxstrata.corpus import Corpus
 from voxstrata.encoders import card as layout
 from voxstrata.encoders.card import ModelCard, write_card
 from voxstrata.encoders.outputs import output_names, select_outputs
+from voxstrata.exporters.bucket_silence import make_silence
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.cpu_graph import cpu_encoder_graph
 from voxstrata.exporters.graph import OPSET
 from voxstrata.exporters.log_mel import log_mel_graph
-from voxstrata.exporters.silence_cache import calibration_recordings, condense, run_on_recordings, run_on_silence
+from voxstrata.exporters.silence_cache import calibration_recordings
 from voxstrata.exporters.spec import ExportSpec
 from voxstrata.exporters.standard_graph import encoder_graph
 from voxstrata.exporters.validation import validate
@@ -41,13 +42,9 @@ def write_model(
     replaced: names of files of an earlier model that may be there.
     """
     outputs = select_outputs(spec.outputs, output_names(checkpoint.shape.layers))
-    if corpus is None:
-        reporter.step("silence cache: pure")
-        runs = run_on_silence(checkpoint)
-    else:
-        reporter.step(f"silence cache: calibrated on {spec.calibrate}")
-        runs = run_on_recordings(checkpoint, calibration_recordings(corpus, reporter), reporter)
-    silence, provenance = condense(runs, spec.silence_keys)
+    reporter.step("silence cache: pure" if corpus is None else f"silence cache: calibrated on {spec.calibrate}")
+    recordings = None if corpus is None else calibration_recordings(corpus, reporter)
+    silence, provenance = make_silence(checkpoint, recordings, spec.silence_keys, reporter)
     with new_folder(target, replaced) as folder:
         reporter.step("writing the graphs")
         _write_graphs(folder, checkpoint, spec, outputs)
@@ -57,7 +54,7 @@ def write_model(
         reporter.step("validating against PyTorch")
         validation = validate(folder, checkpoint, outputs, spec.dtype, spec.norm_every, reporter)
         card = ModelCard(
-            format=layout.MODEL_FORMAT,
+            format=layout.BY_BUCKET_FORMAT if "buckets" in provenance else layout.MODEL_FORMAT,
             checkpoint=checkpoint.name,
             revision=checkpoint.revision,
             weights_sha256=checkpoint.sha256(),

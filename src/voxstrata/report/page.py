@@ -10,6 +10,7 @@ from typing import Any
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular
+from voxstrata.base.plain import spelt_out
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import TextTable
@@ -78,7 +79,7 @@ def write_report(folder: str | Path, target: str | Path | None = None, reporter:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    partial.write_text(_page(folder, runs, left_out), encoding="utf-8")
+    partial.write_text(spelt_out(_page(folder, runs, left_out)), encoding="utf-8")
     partial.replace(target)
     return Report(str(target), tuple(runs), left_out)
 

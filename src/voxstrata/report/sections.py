@@ -18,7 +18,7 @@ from voxstrata.report.html import definitions, flat, folded, picture
 from voxstrata.retrieval.finished import TOP_FILE, FoundSimilarity, read_similarity
 from voxstrata.store import open_store
 from voxstrata.studies.retrieve.found import evaluate_similarity
-from voxstrata.studies.retrieve.measure import RetrievalOptions
+from voxstrata.studies.retrieve.options import RetrievalOptions
 
 BENCH_FILES = "bench*.json"
 _CANDIDATES_SHOWN = 60
@@ -48,7 +48,7 @@ def of_result(kind: type[Result], path: Path, folder: Path) -> Run:
         result = kind.load(path)
         tables, asked, stores = [*result.tables(), *result.stored()], result.settings, result.stores
         inside = f"<p>{escape(result.title)}</p>\n"
-    inside += _pictures(path, {f"{name}.png": caption for name, caption in kind.captions.items()})
+    inside += _pictures(path, {f"{name}.png": caption for name, caption in result.pictures.items()})
     models = [store["model"] for store in stores] or [asked]
     prints = _prints(path, kind.files.values())
     return _run(kind.command, first.relative_to(folder), prints, models, tables, asked, inside=inside, stores=stores)

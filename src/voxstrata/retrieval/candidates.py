@@ -41,10 +41,16 @@ def nearest_pooled(x: Selection, y: Selection | None, output: str, count: int) -
 
     Pooled states of both sides are held in memory. Raises InputError naming an utterance whose mean has no direction.
     """
+    forward, backward = (top.candidates() for top in nearest_lists(x, y, output, count))
+    return CandidateSets(forward, forward if y is None else backward)
+
+
+def nearest_lists(x: Selection, y: Selection | None, output: str, count: int) -> tuple[TopK, TopK]:
+    """The same with the cosines; of a set compared with itself the second is empty."""
     x_pooled = x.store.pooled(output, x.indices)
     y_pooled = x_pooled if y is None else y.store.pooled(output, y.indices)
     other = x if y is None else y
-    forward, backward = TopK(len(x), count), TopK(len(other), count)
+    forward, backward = TopK(len(x), count), TopK(0 if y is None else len(other), count)
     for a, b in product(range(0, len(x), _POOLED), range(0, len(other), _POOLED)):
         i, j = slice(a, a + _POOLED), slice(b, b + _POOLED)
         cosine = pooled_cosine(x_pooled[i], y_pooled[j], x.ids[i], other.ids[j])
@@ -54,8 +60,7 @@ def nearest_pooled(x: Selection, y: Selection | None, output: str, count: int) -
         else:
             forward.update(a, b, cosine, cosine, cosine)
             backward.update(b, a, cosine.T, cosine.T, cosine.T)
-    nearest = forward.candidates()
-    return CandidateSets(nearest, nearest if y is None else backward.candidates())
+    return forward, backward
 
 
 def measure_recall(

@@ -62,8 +62,12 @@ class Selection:
         return Selection(self.store, self.indices[positions], self.language)
 
     def ragged(self, output: str, begin: int, end: int) -> Ragged:
-        """Frames of the utterances at positions begin … end - 1, as stored."""
-        rows, offsets = self.store.ragged(output, self.indices[begin:end])
+        """Frames of the utterances at positions begin … end - 1, as stored; a pooled state is the only one."""
+        indices = self.indices[begin:end]
+        if self.store.has_frames:
+            rows, offsets = self.store.ragged(output, indices)
+        else:
+            rows, offsets = self.store.pooled(output, indices), np.arange(len(indices) + 1, dtype=np.int64)
         return Ragged(rows, offsets, self.ids[begin:end], f"{self.store.files.root}, output {output}: ")
 
     def frames(self, output: str) -> SelectedFrames:
@@ -153,14 +157,12 @@ def select(
 
 
 def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
-    """Raise InputError or UsageError where the frames of `output` cannot be compared, before any is read.
+    """Raise InputError or UsageError where the states of `output` cannot be compared, before any is read.
 
     y: None when x is compared with itself.
     """
     for side in (x,) if y is None else (x, y):
         where = side.store.files.root
-        if not side.store.has_frames:
-            raise InputError(f"{where}: holds pooled vectors, no frames to compare; extract without --pool")
         side.store.require_output(output)
         if not len(side):
             raise InputError(f"{where}: an empty set; choose at least one utterance")

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,12 @@ class Files:
 
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write a file of these parts so that a kill at any instant leaves the old one, the new one, or none."""
+        self.write_made(name, lambda: parts)
+
+    def write_made(self, name: str, parts: Callable[[], Iterable[bytes | memoryview]]) -> None:
+        """As `write`, of parts that are made as they are written; for an object store all are held."""
         if self.local is None:
-            self._upload(name, parts)
+            self._upload(name, list(parts()))
             return
         target = self.local / name
         while True:
@@ -144,7 +148,7 @@ class Files:
             partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
             try:
                 with partial.open("xb") as f:
-                    for part in parts:
+                    for part in parts():
                         f.write(part)
                     if self.durable:
                         f.flush()

@@ -6,9 +6,11 @@ file, so that it is read about once. A unit is one shard of
 every array, one piece of work, one commit. The corpus' own order plays no part.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +77,7 @@ class Plan:
     unit_begin: int64 (units + 1,): unit u holds the utterances unit_begin[u] … unit_begin[u + 1] - 1.
     unit_rows: rows of one unit, that is of one shard. chunk_rows: rows of one inner chunk.
     family: of the encoder: how many frames samples have, and what is encoded at once.
+    derived: what the store says of itself beside its model and settings, where its states are taken from another store.
     """
 
     spec: StoreSpec
@@ -88,6 +91,7 @@ class Plan:
     unit_rows: int
     chunk_rows: int
     family: Family = WHISPER
+    derived: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def utterances(self) -> pa.Table:
@@ -135,7 +139,7 @@ class Plan:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint_of(self.spec.to_dict(), self._layout, self.utterances)
+        return fingerprint_of({**self.spec.to_dict(), **self.derived}, self._layout, self.utterances)
 
     def is_that_of(self, fingerprint: str) -> bool:
         """Whether a fingerprint, of this form or of that of 0.1.0, is this plan's."""
@@ -185,8 +189,7 @@ def make_plan(
         unit_begin = np.array([*range(0, known, unit_rows), known], np.int64)
         start = np.arange(len(order))
     else:
-        chunk_rows = _power_of_two(CHUNK_BYTES / row_bytes)
-        fill = max(chunk_rows, _power_of_two(unit_megabytes * 2**20 / (row_bytes * len(spec.outputs))))
+        chunk_rows, fill = _chunk_and_unit(spec, row_bytes, unit_megabytes)
         # All shards have one shape, so the longest recording sets their rows. Units are still filled to `fill` alone:
         # one long recording, or a header that lies, must not make every unit as large. Unused rows take no space.
         if unit_rows is None:
@@ -211,6 +214,36 @@ def make_plan(
         found = found.set_column(found.schema.get_field_index("failure"), "failure", scattered(named, len(order)))
     layout = (start, length, unit_begin, unit_rows, chunk_rows)
     return Plan(spec, corpus, Probed(found), samples, frames, *layout, family)
+
+
+def plan_derived(
+    corpus: Corpus, rows: NDArray[np.int64], spec: StoreSpec, d_model: int, family: Family, derived: Mapping[str, Any]
+) -> Plan:
+    """Plan a store whose states are taken from another store: all utterances, in the order in which they are given.
+
+    corpus: with the duration of each. rows: int64 (utterances,), how many of the other store's each takes, 1 or more;
+    pooled they become one. derived: what the store says of that, by which it is told from others.
+    """
+    seconds = np.asarray(corpus.table["duration"].to_numpy())
+    samples = np.maximum(np.rint(seconds * SAMPLE_RATE).astype(np.int64), 1)  # 0 is of what failed
+    count = len(corpus)
+    chunk_rows, fill = _chunk_and_unit(spec, d_model * spec.stored_dtype.itemsize, UNIT_MEGABYTES)
+    if spec.pool:
+        length, start, unit_rows = np.ones(count, np.int32), np.arange(count), fill
+        unit_begin = np.array([*range(0, count, unit_rows), count], np.int64)
+    else:
+        length = rows.astype(np.int32)
+        unit_rows = max(fill, -(-int(length.max()) // chunk_rows) * chunk_rows)
+        unit_begin, start = _pack(length, count, np.zeros(count, np.int64), fill, unit_rows)
+    probed = Probed.of_columns({"samples": samples, "is_segment": np.ones(count, bool)}, {})
+    layout = (start, length, unit_begin, unit_rows, chunk_rows)
+    return Plan(spec, corpus, probed, samples, rows * spec.every, *layout, family, derived)
+
+
+def _chunk_and_unit(spec: StoreSpec, row_bytes: int, unit_megabytes: float) -> tuple[int, int]:
+    """Rows of a chunk, and those that a unit is filled to."""
+    chunk_rows = _power_of_two(CHUNK_BYTES / row_bytes)
+    return chunk_rows, max(chunk_rows, _power_of_two(unit_megabytes * 2**20 / (row_bytes * len(spec.outputs))))
 
 
 def _storage_order(

@@ -23,6 +23,7 @@ from voxstrata.store.checked import REPAIR, about_store, identity
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
 from voxstrata.store.markers import marked_units, read_markers
+from voxstrata.store.one import StoredUtterance
 from voxstrata.store.rows import fill_rows
 from voxstrata.store.soundness import first_rows, in_no_unit, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
@@ -37,12 +38,7 @@ _POOLED_ROWS = 1 << 14  # rows that pooling reads at once, beside one utterance:
 
 
 class EmbeddingStore:
-    """A store opened for reading. Nothing is read before it is asked for.
-
-    >>> store = open_store("prompts.zarr")                    # doctest: +SKIP
-    >>> store.frames("en/agent-user", "layer_06").shape       # doctest: +SKIP
-    (112, 512)
-    """
+    """A store opened for reading, a sequence of utterances. Nothing is read before it is asked for."""
 
     def __init__(self, path: str | Path) -> None:
         self.files = Files(path)
@@ -80,6 +76,12 @@ class EmbeddingStore:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def __getitem__(self, utterance: str | int) -> StoredUtterance:
+        return StoredUtterance(self, self.index(utterance))
+
+    def __iter__(self) -> Iterator[StoredUtterance]:
+        return (StoredUtterance(self, i) for i in range(len(self)))
 
     @property
     def name(self) -> str:
@@ -237,12 +239,12 @@ class EmbeddingStore:
         return IdPlaces(lambda: self.table(["id"])["id"])
 
     def index(self, utterance: str | int) -> int:
-        """Index of an utterance given by id or index. Raises UsageError for an unknown one."""
+        """Index of an utterance by id, or by index, from the end if negative. Raises UsageError for an unknown one."""
         if isinstance(utterance, str):
             return int(self.indices([utterance])[0])
-        if not 0 <= utterance < len(self):
+        if not -len(self) <= utterance < len(self):
             raise UsageError(f"{self.files.root}: index {utterance} out of range, it holds {len(self)} utterances")
-        return int(utterance)
+        return int(utterance) % len(self)
 
     def indices(self, utterances: Sequence[str | int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Indices of utterances given by ids or indices, int64 (utterances,). Raises UsageError for an unknown one."""
@@ -381,7 +383,7 @@ class EmbeddingStore:
         return type(self), (self.files.root,)  # in another process it is opened anew
 
     def _require_done(self, index: NDArray[np.int64]) -> None:
-        outside = index[(index < 0) | (index >= len(self))]
+        outside = index[(index < -len(self)) | (index >= len(self))]
         if len(outside):
             self.index(int(outside[0]))
         bad = index[self.status[index] != DONE]

@@ -8,7 +8,7 @@ taking it apart: benchmarks/writing.py. To zarr it is as if zarr had written it:
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecInd
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular
+from voxstrata.base.spool import Spool
 
 MISSING = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
@@ -94,11 +95,26 @@ class ShardLayout:
             if len(piece) < self.chunk_bytes:
                 piece = np.pad(piece, (0, self.chunk_bytes - len(piece)))
             parts += [piece.data, _crc(piece) if self.checksums else b""]
+        return [*parts, *self._index(used)]
+
+    def _index(self, used: int) -> tuple[bytes, bytes]:
+        """The index of a shard whose first chunks are used, and its checksum."""
         index = np.full((self.chunks, 2), MISSING, "<u8")
         index[:used, 0] = np.arange(used) * self.stored_bytes
         index[:used, 1] = self.stored_bytes
         table = index.tobytes()
-        return [*parts, table, _crc(table)]
+        return table, _crc(table)
+
+    def streamed(self, block: Spool, checksums: list[bytes]) -> Iterator[memoryview | bytes]:
+        """As `parts`, of rows that are not in memory: a chunk at a time. checksums: gets those of the chunks."""
+        checksums.clear()
+        used = -(-len(block) // self.chunk_rows)
+        for chunk in range(used):
+            rows = block[chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
+            piece, checksum, *_ = self.parts(rows)
+            checksums.append(bytes(checksum))
+            yield from (piece, checksum)
+        yield from self._index(used)
 
     def chunk_offsets(self, f: Any, path: "Path | RemoteShard") -> NDArray[np.uint64]:
         """Where each chunk of an open shard file begins, (chunks,); MISSING where it is not there.
@@ -240,7 +256,12 @@ class RemoteShard:
 
 def shard_checksum(parts: list[memoryview | bytes]) -> int:
     """One number for what a shard's parts hold: the CRC-32C of its chunks' checksums, in order."""
-    return int(google_crc32c.value(b"".join(bytes(part) for part in parts[1:-2:2])))
+    return checksum_of([bytes(part) for part in parts[1:-2:2]])
+
+
+def checksum_of(chunks: Sequence[bytes]) -> int:
+    """`shard_checksum` of the checksums of its chunks."""
+    return int(google_crc32c.value(b"".join(chunks)))
 
 
 def _crc(*pieces: NDArray[np.uint8] | bytes) -> bytes:

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from zarr.codecs import Crc32cCodec
 
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
+from voxstrata.base.spool import Spool
 from voxstrata.corpus.table import PART_SCHEMA
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.checked import (
@@ -44,12 +46,13 @@ from voxstrata.store.planned import APPENDED, PROBE, refuse_other_plan
 from voxstrata.store.planned import PLAN as PLAN
 from voxstrata.store.planned import appended_name as appended_name
 from voxstrata.store.planned import read_plans as read_plans
-from voxstrata.store.shard import ShardLayout, shard_checksum
+from voxstrata.store.shard import ShardLayout, checksum_of, shard_checksum
 from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
 from voxstrata.store.strings import string_chunk
 
 PENDING, DONE, FAILED = 0, 1, 2
+SPANS = "spans"  # what a store says of itself whose states are those of words or phones, taken from another store
 STATUS = ("pending", "done", "failed")
 # What is left of a root group's metadata when a run is killed while it writes them for the first time.
 _PARTIAL_ROOT = re.compile(r"zarr\.(json\.)?[0-9a-f]+\.partial")
@@ -88,6 +91,12 @@ def refuse_foreign(files: Files) -> None:
         raise InputError(
             f"{files.root}: exists and is not a voxstrata store (it holds {found[0]}); choose another name"
         )
+
+
+def refuse_spans(files: Files) -> None:
+    """Raise InputError where a store lies that was made of another one: recordings have no place in it."""
+    if (made := root_attributes(files).get("voxstrata", {}).get(SPANS)) is not None:
+        raise InputError(f"{files.root}: holds spans of {made['store']}; append to that, and make the spans anew")
 
 
 def compare_settings(files: Files, card: ModelCard, spec: StoreSpec) -> dict[str, Any]:
@@ -204,7 +213,7 @@ class StoreWriter:
         return f"{array.path}/{array.metadata.encode_chunk_key((self.first_unit + unit, 0))}"
 
     def commit(
-        self, unit: int, blocks: Mapping[str, NDArray[Any]], failures: Mapping[int, str], overflows: int = 0
+        self, unit: int, blocks: Mapping[str, NDArray[Any] | Spool], failures: Mapping[int, str], overflows: int = 0
     ) -> None:
         """Write one unit: for every output a block of its used rows × d, as one shard; then its marker.
 
@@ -213,8 +222,13 @@ class StoreWriter:
         """
         checksums = {}
         for output, array in self._arrays.items():
-            if blocks:
-                parts = self._layouts[output].parts(blocks[output][: self.plan.rows_used(unit)])
+            if blocks and isinstance(block := blocks[output], Spool):
+                own: list[bytes] = []
+                made = partial(self._layouts[output].streamed, block, own)
+                self.files.write_made(self._shard(array, unit), made)
+                checksums[output] = checksum_of(own)
+            elif blocks:
+                parts = self._layouts[output].parts(block[: self.plan.rows_used(unit)])
                 self.files.write(self._shard(array, unit), *parts)
                 checksums[output] = shard_checksum(parts)
             else:
@@ -225,6 +239,11 @@ class StoreWriter:
             marker["checksums"] = checksums
         self.files.write(marker_name(number), json_bytes(marker, self._identity))
         self._damaged.discard(unit)
+
+    def reopen(self, unit: int) -> None:
+        """Make a committed unit pending again; what is stored of it can be read until it is written anew."""
+        self.files.remove(marker_name(self.first_unit + unit))
+        self._sound.discard(unit)
 
     def failures(self, units: Iterable[int]) -> tuple[dict[int, str], int]:
         """Reasons by index of all that failed at probing or in these committed units, and the units' overflows.
@@ -288,6 +307,7 @@ class StoreWriter:
             "plan": plan.fingerprint(),
             "samples_per_row": None if spec.pool else card.family.hop * spec.every,
             "checksums": "crc32c",
+            **plan.derived,
         }
         if plan.corpus.lengths != "headers":
             about["lengths"] = plan.corpus.lengths

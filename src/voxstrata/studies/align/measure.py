@@ -26,7 +26,7 @@ from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.recordings import SHARED_FIRST
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.align import table as names
-from voxstrata.studies.align.inputs import SMALLEST_CELL, Participants, PhoneticsFolder, find_participants
+from voxstrata.studies.align.inputs import SMALLEST_CELL, Participants, find_participants
 from voxstrata.studies.align.pools import (
     CANDIDATES_OF_A_STRATUM,
     DURATION_STRATA,
@@ -42,6 +42,7 @@ from voxstrata.studies.align.pools import (
 )
 from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.align.states import CENTRED, POOLED, RAW, SEQSIM, StateSimilarity, cell_centres
+from voxstrata.studies.phonetics.folder import PhoneticsFolder
 from voxstrata.studies.phonetics.pairs import NEIGHBOURS, non_translations, quantiles
 
 CLOSENESS = ("like-length", "sentence", "word")

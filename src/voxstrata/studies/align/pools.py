@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from voxstrata.evaluation.metrics import BoolMatrix, Float64
+from voxstrata.evaluation.metrics import BoolMatrix, Float64, chance_none_drawn
 
 _Int64 = npt.NDArray[np.int64]
 
@@ -121,7 +121,7 @@ def hits_by_pool(wrong: BoolMatrix, design: PoolDesign) -> dict[str, PoolHits]:
         hard = np.take_along_axis(wrong[queries], closest, axis=1)
         strata = _members(design.candidate_strata)
         taken = strata[closest].sum(axis=1)
-        drawn = _no_wrong(_counted(wrong[queries], strata), strata.sum(axis=0) - strata[queries], taken)
+        drawn = chance_none_drawn(_counted(wrong[queries], strata), strata.sum(axis=0) - strata[queries], taken)
         found[POOL_CLOSEST] = PoolHits(_hits(hard), ones, queries, hard.shape[1] + 1)
         found[POOL_RANDOM] = PoolHits(drawn, ones, queries, hard.shape[1] + 1)
     return found
@@ -147,21 +147,6 @@ def _matched(wrong: BoolMatrix, design: PoolDesign) -> PoolHits:
     queries = np.flatnonzero(taken[design.pair_strata] > 0)
     own = strata[queries]
     # Given that the query is drawn, the rest of its pool is: taken - own of the held - own other pairs of each stratum.
-    hits = _no_wrong(_counted(wrong[queries], strata), held - own, taken - own)
+    hits = chance_none_drawn(_counted(wrong[queries], strata), held - own, taken - own)
     weights = (taken / np.maximum(held, 1))[design.pair_strata[queries]]  # the chance that the query is drawn
     return PoolHits(hits, weights, queries, int(taken.sum()))
-
-
-def _no_wrong(wrong: _Int64, there: _Int64, taken: _Int64) -> Float64:
-    """Chance that draws without replacement, `taken` of the `there` candidates of each stratum, hold no `wrong` one.
-
-    All (queries, strata), or shapes that broadcast to it; returns (queries,).
-    """
-    most = int(np.max(there, initial=0))
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most + 1)))])
-    right = there - wrong
-    possible = taken <= right
-    room = np.where(possible, right - taken, 0)
-    # C(right, taken) / C(there, taken)
-    log = log_factorial[right] - log_factorial[room] + log_factorial[there - taken] - log_factorial[there]
-    return np.asarray(np.where(possible, np.exp(log), 0.0).prod(axis=-1))

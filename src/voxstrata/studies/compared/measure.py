@@ -25,12 +25,12 @@ from voxstrata.studies.compared.result import STORES, ComparedAlignment, Compare
 from voxstrata.studies.compared.table import BEHIND, with_encoder, without_encoder
 from voxstrata.studies.retrieve.measure import (
     MeasuredRetrieval,
-    RetrievalOptions,
     below,
     measure_retrieval,
     possible_similarities,
     prepare_retrieval,
 )
+from voxstrata.studies.retrieve.options import RetrievalOptions
 
 _DEFAULT = RetrievalOptions()
 _BY = ("encoder", "output", "similarity", "score", "metric")

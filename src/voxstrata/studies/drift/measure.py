@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import scratch_folder
@@ -21,7 +22,7 @@ from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine import Runtime, extract
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
-from voxstrata.studies.drift.result import DRIFT_SCHEMA, PADDED, RETRIEVED_BY, Drift
+from voxstrata.studies.drift.result import BELOW, DRIFT_SCHEMA, LOST, PADDED, QUANTILE, RETRIEVED_BY, Drift
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
 MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")  # the first is the reference
@@ -78,7 +79,7 @@ def measure_drift(
             for output in stores[mode].outputs:
                 row: dict[str, Any] = {"mode": mode, "output": output}
                 if mode != PADDED:
-                    row |= _cosine(stores[PADDED], stores[mode], output)
+                    row |= frame_figures(stores[PADDED], stores[mode], output)
                 here, before = (recall.get(m, {}).get(output, {}) for m in (mode, PADDED))
                 for similarity, value in here.items():
                     change = value - before[similarity] if mode != PADDED else None
@@ -111,19 +112,29 @@ def sample(corpus: Corpus, clips: int | None) -> Corpus:
     return corpus.take(sorted(chosen))
 
 
-def _cosine(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> dict[str, Any]:
-    """The mean over frames, the lowest utterance mean, and whose it is. Both stores hold the same plan."""
-    total, frames, worst, worst_id = 0.0, 0, np.inf, ""
+def frame_figures(reference: EmbeddingStore, other: EmbeddingStore, output: str) -> dict[str, Any]:
+    """What the table says of the frames' cosines, and the lowest utterance mean. Both stores hold the same plan."""
+    worst, worst_id, frame_worst = np.inf, "", np.inf
+    found: list[NDArray[np.float64]] = []
+    row: dict[str, Any] = {}
     for (indices, a, offsets), (_, b, _) in zip(reference.units(output), other.units(output), strict=True):
         norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosine = np.einsum("ij,ij->i", a, b, dtype=np.float64) / norm
-        total += float(cosine.sum())
-        frames += len(cosine)
+        found.append(cosine)
         means = np.add.reduceat(cosine, offsets[:-1]) / np.diff(offsets)
         low = int(np.argmin(means))
         if means[low] < worst:
             worst, worst_id = float(means[low]), reference.ids[int(indices[low])]
-    return {"cosine": total / frames, "worst": worst, "worst_id": worst_id}
+        at = int(np.argmin(cosine))
+        if cosine[at] < frame_worst:
+            frame_worst = float(cosine[at])
+            whose = int(np.searchsorted(offsets, at, side="right")) - 1
+            row |= {"frame_worst_id": reference.ids[int(indices[whose])], "frame_worst_at": at - int(offsets[whose])}
+    cosines = np.sort(np.concatenate(found))
+    row |= {"cosine": float(cosines.mean()), "worst": worst, "worst_id": worst_id, "frames": len(cosines)}
+    row |= {"frame_worst": frame_worst, "frame_q001": float(np.quantile(cosines, QUANTILE, method="inverted_cdf"))}
+    row |= {name: float(np.searchsorted(cosines, below)) / len(cosines) for name, below in BELOW.items()}
+    return row | {"share_beyond": (np.searchsorted(cosines, 1 - np.array(LOST)) / len(cosines)).tolist()}
 
 
 def _retrieved(

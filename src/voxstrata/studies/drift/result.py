@@ -1,8 +1,10 @@
 """What cheaper contexts cost: cosines to the padded run, recall@1 and speed, as one result."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
@@ -11,9 +13,16 @@ from voxstrata.base.tables import TextTable, as_stored, distinct
 
 PADDED = "padded"  # the reference
 RETRIEVED_BY = ("seqsim_f1", "pooled_cosine")
+BELOW = {"below_09": 0.9, "below_05": 0.5}  # of a mean nothing of these frames is seen
+QUANTILE = 0.001
+# 1 - cosine at which the share of frames is counted that lose more: from what float16 rounds to the opposite direction
+LOST = tuple(float(f"{lost:.4g}") for lost in np.geomspace(1e-6, 2, 64))
 DRIFT_SCHEMA = pa.schema(
     [("mode", pa.string()), ("output", pa.string())]
-    + [("cosine", pa.float64()), ("worst", pa.float64()), ("worst_id", pa.string())]
+    + [("cosine", pa.float64()), ("worst", pa.float64()), ("worst_id", pa.string()), ("frames", pa.int64())]
+    + [("frame_q001", pa.float64()), ("frame_worst", pa.float64()), ("frame_worst_id", pa.string())]
+    + [("frame_worst_at", pa.int64()), *((name, pa.float64()) for name in BELOW)]
+    + [("share_beyond", pa.list_(pa.float64()))]
     + [(f"{similarity}_{what}", pa.float64()) for similarity in RETRIEVED_BY for what in ("recall", "change")]
 )
 
@@ -23,9 +32,12 @@ class Drift(Result):
     """What the cheaper contexts cost against `padded`.
 
     table: a row per mode and output, with the columns of DRIFT_SCHEMA.
-        cosine: mean over all frames of the cosine to the same frame of the padded run. worst: the lowest mean over one
-        utterance, worst_id: whose. `..._recall`: recall@1 by that similarity as a fraction, the mean over all
-        directions; `..._change`: less that of padded. Null where the corpus has no translations.
+        cosine: mean over all `frames` of the cosine to the same frame of the padded run. worst: the lowest mean over
+        one utterance, worst_id: whose. frame_q001: the cosine that 0.1 % of the frames do not exceed. frame_worst: the
+        lowest of all, frame_worst_id and frame_worst_at: whose, and which frame of it, from 0. below_09, below_05: the
+        fraction of frames below 0.9 and 0.5. share_beyond: the fraction of frames whose 1 - cosine is above each of
+        LOST. `..._recall`: recall@1 by that similarity as a fraction, the mean over all directions; `..._change`: less
+        that of padded. Null where the corpus has no translations.
         Rows of mode "padded" hold recall alone.
 
     `settings` hold checkpoint, weights_sha256, clips and audio_seconds (compared), failed and failures (recordings that
@@ -40,7 +52,11 @@ class Drift(Result):
     files: ClassVar = {"table": "drift.parquet"}
     key = "voxstrata_drift"
     markdown = "drift.md"
-    captions: ClassVar = {"drift": "Cosine to the padded run, and recall@1, by output"}
+    captions: ClassVar = {
+        "drift": "Cosine to the padded run, and recall@1, by output",
+        "drift_frames": "How many frames lose how much against the padded run, by output",
+    }
+    brief = 2
 
     @property
     def title(self) -> str:
@@ -51,24 +67,43 @@ class Drift(Result):
     def _similarities(self) -> tuple[str, ...]:
         return RETRIEVED_BY if self.settings["candidates"] else ()
 
+    def _compared(self) -> Iterator[dict[str, Any]]:
+        return (row for row in self.table.to_pylist() if row["mode"] != PADDED)
+
     def tables(self) -> list[TextTable]:
         names = self._similarities()
-        header = ["mode", "output", "cosine", "worst", "worst utterance", *(f"recall@1 {name}" for name in names)]
-        rows = []
-        for r in self.table.to_pylist():
-            if r["mode"] != PADDED:
-                recall = [f"{100 * r[f'{n}_recall']:.1f} ({100 * r[f'{n}_change']:+.1f})" for n in names]
-                rows.append([r["mode"], r["output"], f"{r['cosine']:.4f}", f"{r['worst']:.4f}", r["worst_id"], *recall])
-        return [TextTable("What cheaper contexts cost", header, rows, self._note())]
+        frames, utterances = [], []
+        for r in self._compared():
+            lost = (r["cosine"], r["frame_q001"], r["frame_worst"])
+            far = (f"{100 * r[name]:.3f} %" for name in BELOW)
+            frames.append([r["mode"], r["output"], *(f"{x:.4f}" for x in lost), *far])
+            recall = [f"{100 * r[f'{n}_recall']:.1f} ({100 * r[f'{n}_change']:+.1f})" for n in names]
+            utterances.append([r["mode"], r["output"], f"{r['worst']:.4f}", r["worst_id"], *recall])
+        far_names = [f"below {below}" for below in BELOW.values()]
+        frame_header = ["mode", "output", "mean", f"{100 * QUANTILE} %", "worst", *far_names]
+        header = ["mode", "output", "worst", "utterance", *names]
+        caption = "The worst utterance, and recall@1 in %" if names else "The worst utterance"
+        return [
+            TextTable("Cosine of frames to the padded run", frame_header, frames, self._frame_note()),
+            TextTable(caption, header, utterances, self._note()),
+        ]
+
+    def _frame_note(self) -> str:
+        low = min(self._compared(), key=lambda r: r["frame_worst"])
+        return (
+            f"Over {low['frames']} frames: the mean; the cosine that {100 * QUANTILE} % do not exceed; the lowest; the "
+            f"share below. The lowest of all, {low['frame_worst']:.4f}, is of {low['frame_worst_id']}, {low['mode']}, "
+            f"{low['output']}, frame {low['frame_worst_at']}."
+        )
 
     def _note(self) -> str:
         s = self.settings
         speeds = ", ".join(f"{mode} {speed:.2f} ×" for mode, speed in s["speed"].items())
-        note = "cosine: mean over frames, to the padded run; worst: the lowest mean over one utterance.\n"
+        note = "worst: the lowest mean over the frames of one utterance.\n"
         if s["candidates"]:
             pool = "–".join(dict.fromkeys(map(str, s["candidates"])))
             note += (
-                "recall@1 in %, mean over directions, in brackets the change from padded in points; "
+                "recall@1: mean over directions, in brackets the change from padded in points; "
                 f"pool of {pool} ({s.get('pool', 'all')} recordings), chance {100 * s['chance']:.2f} %.\n"
             )
         else:
@@ -76,9 +111,13 @@ class Drift(Result):
         return f"{note}Speed against padded (one run): {speeds}."
 
     def stored(self) -> list[TextTable]:
-        return [as_stored(self.table, "Cosines and recall@1 by mode and output, fractions, as stored")]
+        columns = [name for name in self.table.column_names if name != "share_beyond"]
+        return [as_stored(self.table, "Cosines and recall@1 by mode and output, fractions, as stored", columns)]
 
     def figures(self) -> dict[str, Figure]:
+        return {"drift": self._by_output(), "drift_frames": self._by_frames()}
+
+    def _by_output(self) -> Figure:
         names = self._similarities()
         outputs = distinct(self.table, "output")
         figure = new_figure(max(6.0, 0.5 * len(outputs)) * (1 + len(names)) * 0.8, 4.4)
@@ -88,7 +127,9 @@ class Drift(Result):
             style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4}
             if mode != PADDED:
                 axes[0].plot(outputs, [r["cosine"] for r in rows], label=f"{mode}, mean", **style)
-                axes[0].plot(outputs, [r["worst"] for r in rows], linestyle=":", label=f"{mode}, worst", **style)
+                axes[0].plot(
+                    outputs, [r["worst"] for r in rows], linestyle=":", label=f"{mode}, worst utterance", **style
+                )
             for panel, name in zip(axes[1:], names, strict=True):
                 panel.plot(outputs, [100 * r[f"{name}_recall"] for r in rows], label=mode, **style)
         axes[0].set_ylabel("cosine to padded")
@@ -100,4 +141,35 @@ class Drift(Result):
             panel.spines[["top", "right"]].set_visible(False)
             panel.legend(fontsize=8, frameon=False)
         set_title(figure, self.title)
-        return {"drift": figure}
+        return figure
+
+    def _by_frames(self) -> Figure:
+        """The share of frames that lose more than 1 - cosine, a panel a mode, a curve an output."""
+        rows = list(self._compared())
+        modes, outputs = (list(dict.fromkeys(r[name] for r in rows)) for name in ("mode", "output"))
+        figure = new_figure(5.2 * len(modes) + 1, 4.6)
+        panels = figure.subplots(1, len(modes), squeeze=False, sharex=True, sharey=True)[0]
+        frames = max(r["frames"] for r in rows)
+        least = 100 / frames  # one frame
+        for panel, mode in zip(panels, modes, strict=True):
+            for r in (r for r in rows if r["mode"] == mode):
+                depth = outputs.index(r["output"]) / max(1, len(outputs) - 1)
+                look = {"color": (0.9 * depth, 0.25 + 0.4 * depth, 0.75 - 0.75 * depth), "linewidth": 1 + depth}
+                share = 100 * np.array(r["share_beyond"])
+                panel.plot(LOST, np.where(share > 0, share, np.nan), label=r["output"], **look)
+            for below in BELOW.values():
+                panel.axvline(1 - below, color="0.4", linestyle=":", linewidth=1)
+                panel.annotate(f"cosine {below} ", (1 - below, 1), xycoords=("data", "axes fraction"), rotation=90,
+                               ha="right", va="top", fontsize=8, color="0.3")  # fmt: skip
+            panel.set(xscale="log", yscale="log", ylim=(least / 2, 100), title=mode)
+            panel.set_xlabel("1 − cosine to padded: to the right frames are worse")
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_formatter(lambda value, _: f"{value:g}")
+            panel.grid(alpha=0.3)
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("frames that lose more (%): lower is better")
+        panels[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        set_title(
+            figure, self.title, f"Each of {max(r['frames'] for r in rows)} frames against itself in the padded run"
+        )
+        return figure

@@ -12,7 +12,8 @@ from voxstrata.base.figures import STYLES, Figure, new_figure, set_title, text_s
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.metrics import MEAN
-from voxstrata.studies.retrieve.text import conditions, retrieval_metrics, similarities_of
+from voxstrata.studies.retrieve.negatives import hard_metrics
+from voxstrata.studies.retrieve.text import conditions, negatives_of, retrieval_metrics, similarities_of
 
 
 def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") -> Figure:
@@ -54,6 +55,42 @@ def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") 
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     set_title(figure, title, conditions(table), band)
+    return figure
+
+
+def plot_negatives(table: pa.Table, title: str) -> Figure:
+    """Recall@1 in small pools against depth, a panel for each kind of negatives: hard ones, random ones, and chance.
+
+    Of the table's first similarity, the mean over all directions; bands are bootstrap intervals.
+    """
+    kinds, similarity = negatives_of(table), similarities_of(table)[0]
+    table = table.filter(pc.and_(pc.equal(table["similarity"], similarity), pc.equal(table["score"], "raw")))
+    outputs = depth_order(table["output"].to_pylist())
+    figure = new_figure(max(8.0, len(kinds) * (2.4 + 0.2 * len(outputs))), 4.8)
+    x, sizes = np.arange(len(outputs)), []
+    for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
+        looks = zip(hard_metrics(kind)[:2], (f"negatives near in {kind}", "random negatives"), STYLES, strict=False)
+        for (metric, name, (colour, marker)), line in zip(looks, ("-", "--"), strict=True):
+            part = table.filter(pc.equal(table["metric"], metric))
+            mean, low, high, chance = (
+                100 * _curve(part, outputs, MEAN, MEAN, column) for column in ("value", "low", "high", "chance")
+            )
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.vlines(x, low, high, color=colour, alpha=0.5, linewidth=1)
+            axes.plot(x, mean, line, color=colour, marker=marker, markersize=5, linewidth=2, label=name, zorder=3)
+        axes.plot([-0.5, *x, len(x) - 0.5], chance[[0, *x, -1]], ":", color="black", linewidth=1.2, label="chance")
+        own = part.filter(pc.equal(part["source"], MEAN))
+        ends = [pc.min(own["candidates"]).as_py(), pc.max(own["candidates_max"]).as_py()]
+        sizes.append(f"{kind}: pools of {'–'.join(dict.fromkeys(map(str, ends)))}, {own['queries'][0]} queries")
+        axes.set_title({"sound": "sound", "length": "length", "words": "shared words"}[kind], fontsize=10)
+        axes.set_xticks(x, outputs, rotation=90)
+        axes.set(xlim=(-0.5, len(x) - 0.5), ylim=(-2, 102), xlabel="encoder output, by depth")
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, frameon=False, loc="best")
+    figure.axes[0].set_ylabel("recall@1 (%), up: finds the translation")
+    bands = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over groups" if pc.count(table["low"]).as_py() else ""
+    set_title(figure, f"{title}: {similarity}, among a few negatives, mean over directions", "; ".join(sizes), bands)
     return figure
 
 

@@ -15,10 +15,11 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.evaluation.metrics import MEAN, MeanEvaluation, evaluate_ranks
-from voxstrata.retrieval.finished import FoundSimilarity, read_similarity
+from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.folder import BACKWARD, FORWARD
+from voxstrata.retrieval.mining import group_codes
 from voxstrata.retrieval.recordings import EVERY_RECORDING
-from voxstrata.studies.retrieve.measure import RetrievalOptions
+from voxstrata.studies.retrieve.options import RetrievalOptions
 from voxstrata.studies.retrieve.text import brackets, in_percent, interval_text
 
 BEST_F1 = "f1_of_best"  # a metric: mean over all queries, with a partner or without
@@ -79,15 +80,18 @@ def evaluate_similarity(folder: str | Path, options: RetrievalOptions = _DEFAULT
     """How well translations were found by a comparison that `similarity` left in a folder.
 
     options: of these `ks` and `bootstrap` count; scores and kernel were decided by the comparison.
-    Raises InputError where the folder holds no finished comparison, UsageError for another pool than all recordings.
+    Raises InputError where the folder holds no finished comparison, UsageError for another pool than all recordings
+    and for hard negatives.
     """
     if options.pool != EVERY_RECORDING:
         raise UsageError(
             f"{folder}: its lists were made of all recordings; for pool {options.pool} run `voxstrata retrieve` on the "
             "store, or compare sets of one recording of each sentence"
         )
+    if options.negatives:
+        raise UsageError(f"{folder}: lists of the best candidates hold no hard negatives; run retrieve on the store")
     found = read_similarity(folder)
-    x, y, names = _codes(found)
+    (x, y), names = group_codes([found.x["group"], found.y["group"]])
     directions = [(FORWARD, found.x, found.y, x, y)]
     if not found.itself:
         directions.append((BACKWARD, found.y, found.x, y, x))
@@ -123,15 +127,6 @@ def evaluate_similarity(folder: str | Path, options: RetrievalOptions = _DEFAULT
 def _about(side: pa.Table) -> dict[str, Any]:
     languages = sorted(name for name in distinct(side, "language") if name is not None)
     return {"utterances": len(side), "languages": languages}
-
-
-def _codes(found: FoundSimilarity) -> tuple[_Codes, _Codes, list[str]]:
-    """The group of every utterance of both sides as a number, -1 where it has none; and the groups by number."""
-    groups = [*found.x["group"].to_pylist(), *found.y["group"].to_pylist()]
-    names = sorted({name for name in groups if name is not None})
-    number = {None: -1, **{name: i for i, name in enumerate(names)}}
-    codes = np.array([number[name] for name in groups], np.int64)
-    return codes[: len(found.x)], codes[len(found.x) :], names
 
 
 def _partners(queries: _Codes, pool: _Codes, itself: bool) -> _Codes:

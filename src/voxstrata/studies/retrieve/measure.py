@@ -19,39 +19,25 @@ from voxstrata.base.result import STORE
 from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import hubness
-from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, Resamples, percentile_interval
-from voxstrata.evaluation.metrics import (
-    KS,
-    MEAN,
-    BoolMatrix,
-    Evaluation,
-    MeanEvaluation,
-    evaluate,
-    positives_from_groups,
-)
-from voxstrata.evaluation.neighbours import MUTUAL_NEIGHBOURS, PERMUTATIONS
+from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
+from voxstrata.evaluation.metrics import MEAN, BoolMatrix, Evaluation, MeanEvaluation, evaluate, positives_from_groups
 from voxstrata.retrieval.compare import Matrices, compare
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.kernels.monotone import Monotone
 from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
-from voxstrata.retrieval.recordings import (
-    EVERY_RECORDING,
-    RETRIEVAL_POOLS,
-    SHARED_FIRST,
-    first_recordings,
-    shared_sentences,
-)
+from voxstrata.retrieval.recordings import SHARED_FIRST, first_recordings, shared_sentences
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
 from voxstrata.store import EmbeddingStore
+from voxstrata.studies.retrieve.negatives import HardNegatives, SmallPools
+from voxstrata.studies.retrieve.options import RetrievalOptions
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
 from voxstrata.studies.retrieve.shared import agreement, cka_of, shared_means, unsampled
 from voxstrata.studies.retrieve.text import LINEAR_CKA, SETTINGS_KEY, SKEW
 
 ALL_SIMILARITIES = ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine")
 MONOTONE = "monotone"  # asked for by name
-SCORES = ("raw", "csls", "ratio_margin")  # made of one similarity
 
 BELOW_BEST = ("below_best", "below_best_low", "below_best_high")
 _Row = dict[str, Any]
@@ -59,50 +45,6 @@ _Groups = npt.NDArray[np.str_]
 _PooledStates = Callable[[], npt.NDArray[np.float32]]
 _Finding = tuple[str, str, Evaluation, Evaluation]  # similarity, score, forward, backward
 MeanKey = tuple[str, str, tuple[str, ...]]  # similarity, score and metrics
-
-
-@dataclass(frozen=True)
-class RetrievalOptions:
-    """How retrieval is judged, and by what it is computed.
-
-    scores: of SCORES. ks: recall@k for each. bootstrap: resamples of the groups for the intervals; 0 for none.
-    kernel: what computes SeqSim; by default the fastest of this machine.
-    pool: "all" recordings of the target language, or "shared-first", the published protocol: for each pair of languages
-        the sentences that both hold, one recording of each, the first by id.
-    neighbours: k of mutual nearest neighbours; `permutations` random matchings are its null, 0 for none.
-    Raises UsageError for unknown scores or pools and impossible numbers.
-    """
-
-    scores: Sequence[str] = SCORES
-    ks: Sequence[int] = KS
-    bootstrap: int = RESAMPLES
-    kernel: Kernel | None = None
-    pool: str = EVERY_RECORDING
-    neighbours: int = MUTUAL_NEIGHBOURS
-    permutations: int = PERMUTATIONS
-
-    def __post_init__(self) -> None:
-        chosen("pool", [self.pool], RETRIEVAL_POOLS)
-        object.__setattr__(self, "scores", tuple(chosen("score", self.scores, SCORES)))
-        if not self.ks or min(self.ks) < 1:
-            raise UsageError(f"ks is {self.ks}; give at least one k, each at least 1")
-        if self.neighbours < 1 or self.permutations < 0:
-            raise UsageError(f"{self.neighbours} neighbours, {self.permutations} permutations; give at least 1 and 0")
-        if self.bootstrap < 0:
-            raise UsageError(f"bootstrap is {self.bootstrap}; give a number of resamples, or 0 for no intervals")
-
-    def resamples(self, groups: Sequence[str]) -> Resamples | None:
-        """Draws of these groups; None where no intervals are asked for."""
-        return Resamples(groups, self.bootstrap) if self.bootstrap else None
-
-    def about(self, groups: Sequence[str]) -> dict[str, Any]:
-        """What pools and intervals stand on, as results store it."""
-        return {
-            "pool": self.pool,
-            "bootstrap_resamples": self.bootstrap,
-            "bootstrap_groups": len(groups),
-            "bootstrap_level": LEVEL,
-        }
 
 
 _DEFAULT = RetrievalOptions()
@@ -144,7 +86,7 @@ class PreparedRetrieval:
     """What is to be measured, once all is known to be of use.
 
     sides: the utterances that take part, by language. trivial: directions whose pool holds translations alone. groups:
-    of all queries. kernel: of SeqSim, None where that is not asked for.
+    of all queries. kernel: of SeqSim, None where that is not asked for. hard: chooses hard negatives, if any are asked.
     """
 
     store: EmbeddingStore
@@ -154,6 +96,7 @@ class PreparedRetrieval:
     trivial: list[str]
     groups: list[str]
     kernel: Kernel | None
+    hard: HardNegatives | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,12 +127,15 @@ def prepare_retrieval(
     if options.pool == SHARED_FIRST:
         sides = [first_recordings(side) for side in sides]
     trivial, groups = only_translations(sides, options.pool), groups_with_partner(sides)
+    hard = None
+    if options.negatives:
+        hard = HardNegatives(store, sides, options.negatives, options.pool_size, options.phonetics)
     kernel = None
     if any(name.startswith("seqsim") for name in names):
         kernel = options.kernel or choose_kernel()
     if any(_framed(name) for name in names):
         refuse_bad_frames(sides, outputs, (kernel or Monotone()).block_frames, reporter)
-    return PreparedRetrieval(store, outputs, names, sides, trivial, groups, kernel)
+    return PreparedRetrieval(store, outputs, names, sides, trivial, groups, kernel, hard)
 
 
 def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, reporter: Reporter) -> MeasuredRetrieval:
@@ -202,7 +148,7 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
     for n, output in enumerate(outputs):
         rows: list[_Row] = []
         overall: dict[MeanKey, MeanEvaluation] = {}
-        states = _States(sides, output, kernel, options.pool)
+        states = _States(sides, output, kernel, options.pool, prepared.hard)
         for m, (x, y) in enumerate(combinations(range(len(sides)), 2), start=1):
             for finding in states.findings(x, y, prepared.similarities, options, resamples):
                 rows += _pair_rows(output, sides[x].language, sides[y].language, finding, overall)
@@ -220,6 +166,7 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
         "mutual_knn_k": options.neighbours,
         "mutual_knn_permutations": options.permutations,
     }
+    settings |= {"negatives": prepared.hard.about()} if prepared.hard else {}
     table = pa.concat_tables(tables)
     table = table.set_column(0, "store", pa.repeat(prepared.store.name, len(table)))
     table = table.set_column(table.column_names.index("pool"), "pool", pa.repeat(options.pool, len(table)))
@@ -247,8 +194,10 @@ def possible_similarities(store: EmbeddingStore, asked: str | Sequence[str] | No
 class _States:
     """Similarities of one output between languages. kernel: of SeqSim, None where that is not asked for."""
 
-    def __init__(self, sides: Sequence[Selection], output: str, kernel: Kernel | None, pool: str) -> None:
-        self._sides, self._output, self._kernel, self._pool = sides, output, kernel, pool
+    def __init__(
+        self, sides: Sequence[Selection], output: str, kernel: Kernel | None, pool: str, hard: HardNegatives | None
+    ) -> None:
+        self._sides, self._output, self._kernel, self._pool, self._hard = sides, output, kernel, pool, hard
         self._pooled = cache(lambda i: sides[i].store.pooled(output, sides[i].indices))
 
     def findings(
@@ -275,11 +224,12 @@ class _States:
                 raise InputError(f"output {self._output}, {x.language} and {y.language}: {error}") from error
             matrices["pooled_cosine"] = (cosine, cosine.T)
         nothing = np.empty((0, 0), np.float32)  # no sentence is shared
+        small: tuple[list[SmallPools], list[SmallPools]] = self._hard.pools(x, y) if self._hard and len(x) else ([], [])
         for similarity in similarities:
             forward, backward = matrices.pop(similarity, (nothing, nothing))
             for score in dict.fromkeys(options.scores):
-                there = _direction(forward, score, positives, x.groups, options.ks, resamples)
-                back = _direction(backward, score, positives.T, y.groups, options.ks, resamples)
+                there = _direction(forward, score, positives, x.groups, options.ks, resamples, small[0])
+                back = _direction(backward, score, positives.T, y.groups, options.ks, resamples, small[1])
                 yield from ((similarity, score, a, b) for a, b in zip(there, back, strict=True))
         if pooled:
             shared = shared_means(x, y, x_pooled(), y_pooled())
@@ -324,8 +274,9 @@ def _direction(
     groups: _Groups,
     ks: Sequence[int],
     resamples: Resamples | None,
-) -> tuple[Evaluation, Evaluation]:
-    """Retrieval and hubness of one direction under one score."""
+    small: Sequence[SmallPools],
+) -> list[Evaluation]:
+    """Retrieval and hubness of one direction under one score, and retrieval in small pools."""
     undefined = False
     if not matrix.size:
         undefined = True
@@ -336,16 +287,19 @@ def _direction(
             matrix = hubness.ratio_margin(matrix)
         except InputError:  # neighbours of negative mean: the ratio does not exist, the figures are null
             undefined = True
-    found = evaluate(matrix, positives, ks, groups, resamples)
-    if undefined:
-        empty = found.emptied()
-        found = replace(found, values=empty.values, samples=empty.samples)
+    found = _unless(undefined, evaluate(matrix, positives, ks, groups, resamples))
     if positives.all(axis=1).any():  # any answer is right
         found = found.emptied()
-    if not found.queries:
-        return found, unsampled({SKEW: (math.nan, math.nan)}, 0, matrix.shape[1])
-    skew = math.nan if undefined else hubness.k_occurrence_skew(matrix)
-    return found, unsampled({SKEW: (skew, hubness.chance_skew(*matrix.shape))}, *matrix.shape)
+    skew = math.nan if undefined or not found.queries else hubness.k_occurrence_skew(matrix)
+    chance = hubness.chance_skew(*matrix.shape) if found.queries else math.nan
+    hub = unsampled({SKEW: (skew, chance)}, matrix.shape[0] if found.queries else 0, matrix.shape[1])
+    return [found, hub, *(_unless(undefined, p.evaluate(matrix, positives, groups, resamples)) for p in small)]
+
+
+def _unless(undefined: bool, found: Evaluation) -> Evaluation:
+    """What was found, without figures where the scores do not exist."""
+    empty = found.emptied()
+    return replace(found, values=empty.values, samples=empty.samples) if undefined else found
 
 
 def _rows(names: tuple[str, str, str, str, str], found: Evaluation) -> list[_Row]:

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from voxstrata.base.figures import Figure
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored
-from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_recall_by_layer
-from voxstrata.studies.retrieve.text import SETTINGS_KEY, retrieval_metrics, summary_tables
+from voxstrata.studies.retrieve.figures import plot_language_matrix, plot_negatives, plot_recall_by_layer
+from voxstrata.studies.retrieve.text import SETTINGS_KEY, negatives_of, retrieval_metrics, summary_tables
 
 RETRIEVAL_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("store", "output", "similarity", "score", "source", "target", "metric", "pool")]
@@ -32,6 +32,10 @@ class Retrieval(Result):
       language that are its neighbours within the other, of the sentences that CKA has. The same both ways. null_mean,
       null_low, null_high: mean and middle 95 % when sentences are matched at random; p: (1 + how many of these
       matchings agree as well) / (1 + how many there are);
+    - sound_recall@1, length_recall@1, words_recall@1, where such hard negatives were asked for: recall@1 with a query's
+      translations and pool_size - 1 other candidates for its pool; sound_random_recall@1, …: the same with random
+      negatives, the mean over all draws; sound_minus_random, …: the difference, paired. candidates, candidates_max:
+      sizes of these pools; queries_without_partner: queries that have a translation and not enough negatives;
     - cka and cka_debiased, with linear_cka as their similarity: linear CKA of the pooled states of the groups that both
       languages hold, averaged over a group's recordings. The same both ways.
     Rows with equal source and target are means: "en ↔ es" of the two directions, "mean" the unweighted mean over all
@@ -50,7 +54,11 @@ class Retrieval(Result):
     files: ClassVar = {"table": "retrieval.parquet"}
     key = SETTINGS_KEY
     markdown = "retrieval.md"
-    captions: ClassVar = {"recall_by_layer": "Retrieval by output, with chance", "languages": "Retrieval by direction"}
+    captions: ClassVar = {
+        "recall_by_layer": "Retrieval by output, with chance",
+        "languages": "Retrieval by direction",
+        "negatives": "Retrieval among hard and among random negatives",
+    }
     brief = 2
 
     @property
@@ -69,8 +77,13 @@ class Retrieval(Result):
         title = f"{first} of every direction, fractions, as stored"
         return [as_stored(self.table.filter(raw), title, names, of=len(self.table))]
 
+    @property
+    def pictures(self) -> dict[str, str]:
+        return {name: c for name, c in self.captions.items() if name != "negatives" or negatives_of(self.table)}
+
     def figures(self) -> dict[str, Figure]:
-        return {
+        found = {
             "recall_by_layer": plot_recall_by_layer(self.table, self.title),
             "languages": plot_language_matrix(self.table, self.title),
         }
+        return found | ({"negatives": plot_negatives(self.table, self.title)} if negatives_of(self.table) else {})

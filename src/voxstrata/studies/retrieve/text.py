@@ -14,6 +14,7 @@ from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.hubness import HUB_NEIGHBOURS
 from voxstrata.evaluation.metrics import MEAN
 from voxstrata.retrieval.recordings import EVERY_RECORDING, POOL_MEANS
+from voxstrata.studies.retrieve.negatives import NEGATIVES, hard_metrics
 
 SKEW = f"k_occurrence_skew@{HUB_NEIGHBOURS}"
 MUTUAL = "mutual_knn"  # @k: a metric
@@ -67,6 +68,9 @@ def summary_tables(table: pa.Table) -> list[TextTable]:
     means = _means(table)
     first, *others = (_by_output(table, means, similarity) for similarity in similarities_of(table))
     found = [first, _best(table, means), *others]
+    if kinds := negatives_of(table):
+        hard, *rest = (_negatives(table, means, kinds, similarity) for similarity in similarities_of(table))
+        found = [first, hard, *found[1:], *rest]
     if any(key[1] == LINEAR_CKA for key in means):
         found.append(_cka(table, means))
     found += [_mutual(table, means, name) for name in distinct(table, "metric") if name.startswith(f"{MUTUAL}@")]
@@ -146,6 +150,43 @@ def _mutual(table: pa.Table, means: _Rows, metric: str) -> TextTable:
     )
     header = ["output", metric, "below the best", "chance", "at random", "p"]
     return TextTable("Mutual nearest neighbours of pooled states, language to language", header, body, note)
+
+
+def negatives_of(table: pa.Table) -> list[str]:
+    """By what the hard negatives of a table were chosen."""
+    return [kind for kind in NEGATIVES if hard_metrics(kind)[0] in distinct(table, "metric")]
+
+
+def _negatives(table: pa.Table, means: _Rows, kinds: list[str], similarity: str) -> TextTable:
+    """Retrieval in small pools, by kind and output: among hard negatives, among random ones, the difference."""
+    body, places = [], {}
+    for kind in kinds:
+        hard, random, minus = hard_metrics(kind)
+        part = table.filter(pc.and_(pc.equal(table["metric"], hard), pc.not_equal(table["source"], table["target"])))
+        part = part.filter(pc.and_(pc.equal(part["similarity"], similarity), pc.equal(part["score"], "raw")))
+        directions = [row for row in part.to_pylist() if row["value"] is not None]
+        for output in depth_order(distinct(table, "output")):
+            rows = [means[output, similarity, "raw", metric] for metric in (hard, random, minus)]
+            worst = min((r for r in directions if r["output"] == output), key=lambda r: float(r["value"]), default=None)
+            least = "–" if worst is None else f"{in_percent(worst['value'])} {worst['source']}→{worst['target']}"
+            body.append([kind, output, interval_text(rows[0]), in_percent(rows[1]["value"]),
+                         interval_text(rows[2]), least])  # fmt: skip
+            places[kind] = rows[0]
+        body.append([kind, "chance", *[in_percent(places[kind]["chance"])] * 2, "0.0", ""])
+    sizes = "; ".join(
+        f"{kind} {row['queries']} queries ({row['queries_without_partner']} without enough negatives), pools of "
+        + "–".join(dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max")))
+        for kind, row in places.items()
+    )
+    how = {"sound": "that sound most like the query", "length": "whose length is nearest to the query's",
+           "words": "that share most words with the translation"}  # fmt: skip
+    note = (
+        f"Percent, recall@1, mean over directions; candidates of pool {pool_of(table)}. {sizes}. Hard negatives are "
+        f"those {', or '.join(how[kind] for kind in kinds)}; at random: as many other sentences, the mean over all "
+        f"draws.{brackets(table)} Minus random is paired. Worst: the direction lowest among hard ones."
+    )
+    header = ["by", "output", "hard", "random", "hard - random", "worst"]
+    return TextTable(f"Hard negatives, {similarity}", header, body, note)
 
 
 def _stands_on(table: pa.Table) -> str:

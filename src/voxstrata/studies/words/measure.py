@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from voxstrata.alignments.grouping import word_of
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import leaving_no_empty_folder, make_writable
 from voxstrata.base.progress import SILENT, Reporter
@@ -96,14 +97,55 @@ def measure_words(
         found = extract(corpus, model, where, *what)
     reporter.step("comparing")
     store = open_store(where)
-    settings = {"words": len(entries), "languages": list(dict.fromkeys(word.language for word in entries))}
-    settings |= {"near": options.near, "near_distance": sets.near, "far": options.far, "far_distance": sets.far}
-    settings["distance"] = f"panphon feature_edit_distance, equal weights, normalize {DIVISOR}"
-    settings["bootstrap"] = options.bootstrap
+    settings = _settings(entries, sets, options)
     settings["spoken"] = {**asdict(SPEAKER), "voices": voices} if spoken else None
     settings["tools"] = tools() if voices else {}
     owner_of = dict(zip(corpus.table["id"].to_pylist(), owners, strict=True))
     return compare_words(store, entries, owner_of, sets, settings, options.bootstrap, found.failures)
+
+
+def measure_spoken_words(
+    entries: Sequence[Entry],
+    store: EmbeddingStore,
+    outputs: str | Sequence[str] = "all",
+    options: WordOptions | None = None,
+    reporter: Reporter = SILENT,
+) -> WordComparison:
+    """The same of words as they were spoken in sentences: `store` holds spans, of which those of a form and language of
+    the list are its recordings. Words that it does not hold take no part.
+
+    Raises UsageError for outputs that the store lacks, InputError for a list that gives no pairs of what it holds.
+    """
+    options, names = options or WordOptions(), select_outputs(outputs, store.outputs)
+    place: dict[tuple[str, str], Entry] = {}
+    for word in entries:
+        if (held := place.setdefault((word.language, word_of(word.form)), word)) is not word:
+            raise InputError(f"{held} and {word} are one word to spans; keep one meaning of it in the list")
+    table = store.table(["id", "language", "text"])
+    keys = [
+        (language, word_of(text or ""))
+        for language, text in zip(*map(pa.ChunkedArray.to_pylist, table.columns[1:]), strict=True)
+    ]
+    said = [word for key, word in place.items() if key in set(keys)]
+    if not said:
+        raise InputError(f"{store.files.root}: none of the {len(entries)} words is spoken there, by language and form")
+    voices = voices_needed([word for word in said if word.ipa is None])
+    reporter.step(f"IPA of {len(said)} words")
+    number = {(word.language, word_of(word.form)): n for n, word in enumerate(said)}
+    owner_of = {name: number[key] for name, key in zip(store.ids, keys, strict=True) if key in number}
+    said = with_ipa(said, voices)
+    sets = make_pairs(said, options.near, options.far)
+    reporter.step("comparing")
+    settings = {**_settings(said, sets, options), "spoken": None, "tools": tools() if voices else {}}
+    return compare_words(store, said, owner_of, sets, settings, options.bootstrap, outputs=names)
+
+
+def _settings(entries: Sequence[Entry], sets: PairSets, options: WordOptions) -> dict[str, Any]:
+    settings: dict[str, Any] = {"words": len(entries)}
+    settings["languages"] = list(dict.fromkeys(word.language for word in entries))
+    settings |= {"near": options.near, "near_distance": sets.near, "far": options.far, "far_distance": sets.far}
+    settings["distance"] = f"panphon feature_edit_distance, equal weights, normalize {DIVISOR}"
+    return settings | {"bootstrap": options.bootstrap}
 
 
 def compare_words(
@@ -115,12 +157,14 @@ def compare_words(
     bootstrap: int = RESAMPLES,
     failures: Mapping[str, str] | None = None,
     kernel: Kernel | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> WordComparison:
     """The result of `measure_words`, from a store of the words' recordings.
 
-    owner_of: the word (place in `entries`) of each utterance id. A word's similarity to another is the mean over
-    their recordings; words without a readable recording drop out of all pairs. kernel: what compares frames; by default
-    float32, as words are short and few. Frames are read in blocks of what it takes at once.
+    owner_of: the word (place in `entries`) of each utterance id that is one. outputs: by default all that the store
+    has. A word's similarity to another is the mean over their recordings; words without a readable recording drop out
+    of all pairs. kernel: what compares frames; by default float32, as words are short and few. Frames are read in
+    blocks of what it takes at once.
     """
     kernel = kernel or Float32()
     recordings = _recordings(store, owner_of, len(entries))
@@ -142,7 +186,7 @@ def compare_words(
     for control, scores in zip(WORD_CONTROLS, (phonetic, duration), strict=True):
         rows += _rows(None, control, pairs, groups, scores, resamples)
     columns = {DURATION_ALONE: np.concatenate(duration)}
-    for output in store.outputs:
+    for output in store.outputs if outputs is None else outputs:
         for similarity, scores in _scores(store, output, recordings, pairs, kernel).items():
             rows += _rows(output, similarity, pairs, groups, scores, resamples)
             columns[f"{output} {similarity}"] = np.concatenate(scores)
@@ -156,7 +200,7 @@ def _recordings(store: EmbeddingStore, owner_of: Mapping[str, int], words: int) 
     """Indices in the store of each word's readable recordings."""
     held: list[list[int]] = [[] for _ in range(words)]
     for i, name in enumerate(store.ids):
-        if store.status[i] == 1:
+        if store.status[i] == 1 and name in owner_of:
             held[owner_of[name]].append(i)
     return held
 

@@ -1,0 +1,51 @@
+"""What failed, once more: units in which a recording failed that can be decoded by now are pending again."""
+
+from voxstrata.audio.decode import decode, probe
+from voxstrata.audio.segments import SegmentReader
+from voxstrata.base.errors import AudioError
+from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.engine.run import Extraction
+
+
+def reopen_failed(run: Extraction, reporter: Reporter = SILENT) -> list[int]:
+    """Make those units of a store pending again in which a recording failed that can be decoded now; returns them.
+
+    Whoever works on the store then does them again: the rows of all others come out the same. A recording that failed
+    when its header was read has no place in the plan, so nothing brings it into this store: the reporter is told.
+    Raises UnreachableError where this machine cannot read a recording now.
+    """
+    plan, writer = run.plan, run.writer
+    failed = [u for u in sorted(writer.failures(writer.done())[0]) if plan.probed.info(u) is not None]
+    placeless = [u for u in sorted(plan.probed.failures) if _has_frames(run, u)]
+    if placeless:
+        name = plan.corpus.table["id"][placeless[0]].as_py()
+        reporter.warn(
+            f"{writer.files.root}: {len(placeless)} recordings, e.g. {name!r}, can be read now, but failed when their "
+            "headers were read, so that the plan has no place for them; extract the corpus into a new store"
+        )
+    units: dict[int, None] = {}
+    with SegmentReader() as segments:
+        for done, u in enumerate(failed, 1):
+            unit = int(plan.start[u]) // plan.unit_rows
+            if unit not in units and _decodes(run, u, segments):
+                units[unit] = None
+            reporter.progress(Progress("looking at what failed", done, len(failed), "recordings"))
+    for unit in units:
+        writer.reopen(unit)
+    return list(units)
+
+
+def _decodes(run: Extraction, utterance: int, segments: SegmentReader) -> bool:
+    try:
+        decode(run.plan.corpus.recording(utterance), run.plan.probed.info(utterance), segments)
+    except AudioError:
+        return False
+    return True
+
+
+def _has_frames(run: Extraction, utterance: int) -> bool:
+    """Whether a recording's header can be read, and says that it is long enough."""
+    try:
+        return bool(run.plan.family.frames(probe(run.plan.corpus.recording(utterance)).samples))
+    except AudioError:
+        return False

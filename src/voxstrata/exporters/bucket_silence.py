@@ -1,0 +1,100 @@
+"""Make the silence cache bucket by bucket, from runs whose speech ends just before the bucket does.
+
+Some silent positions become registers: their activation is massive, and much attention is paid to them. Which ones do
+depends on where the speech ends. A cache from speech of other lengths lacks some of them; then frames of the speech
+become registers themselves, and have little in common with what they are in the padded run. So every bucket has keys
+from runs of its own lengths (docs/contexts.md has the figures).
+"""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.encoders.context import DEFAULT_EDGES
+from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
+from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT, FIRST_CACHED, BucketSilence, Silence, SilenceKeys
+from voxstrata.exporters.checkpoint import Checkpoint
+from voxstrata.exporters.pytorch import queries_keys_values
+from voxstrata.exporters.silence_cache import (
+    QUERIES,
+    PaddedRuns,
+    Queries,
+    Recordings,
+    chosen_recordings,
+    condense,
+    listed,
+    run_on_recordings,
+    run_on_silence,
+)
+
+RUNS = 4  # of which a bucket's keys are the mean: the last ones, so of its own lengths and of the bucket's before
+_NEW_RUNS = 2  # for each bucket
+
+
+def make_silence(
+    checkpoint: Checkpoint, recordings: Recordings | None, groups: int, reporter: Reporter = SILENT
+) -> tuple[Silence | BucketSilence, dict[str, Any]]:
+    """The cache that `export` writes, and what the card says of it.
+
+    recordings: None for a pure cache, which has no speech whose length could matter. groups: keys per layer, head and
+    bucket; 0 keeps one key per position, which is one cache for all lengths.
+    Raises InputError as `chosen_recordings` and `condense` do.
+    """
+    if recordings is None:
+        return condense(run_on_silence(checkpoint), groups)
+    if not groups:
+        return condense(run_on_recordings(checkpoint, recordings, reporter), 0)
+    return calibrated_by_bucket(checkpoint, recordings, groups, reporter)
+
+
+def calibrated_by_bucket(
+    checkpoint: Checkpoint, recordings: Recordings, groups: int, reporter: Reporter = SILENT
+) -> tuple[BucketSilence, dict[str, Any]]:
+    """A cache from recordings, and what the card says of it.
+
+    groups: keys per layer, head and bucket, condensed as `condense` does. A bucket's keys are the mean, position by
+    position, over RUNS padded runs, whose speech ends a second (the default tail) before the bucket does, or earlier.
+    Of the recordings at most CALIBRATION_RECORDINGS are used, evenly spaced. A run's speech begins with one of them; as
+    many as it takes to be long enough follow.
+    Raises InputError as `chosen_recordings` and `condense` do.
+    """
+    chosen = chosen_recordings(recordings)
+    sounds = [audio for _, audio in chosen]
+    buckets = DEFAULT_EDGES[:-1]
+    recent: deque[tuple[torch.Tensor, torch.Tensor, Queries]] = deque(maxlen=RUNS)
+    found = []
+    run = 0
+    for i, bucket in enumerate(buckets):
+        reporter.progress(Progress("silence cache", i, len(buckets), "buckets"))
+        longest = bucket - FRAMES_PER_SECOND
+        before, new = (buckets[i - 1] - FRAMES_PER_SECOND, _NEW_RUNS) if i else (0, RUNS)
+        for frames in np.linspace(before, longest, new + 1)[1:].astype(int):
+            features = checkpoint.features(_speech(sounds, run, int(frames) * SAMPLES_PER_FRAME))
+            query, key, value = queries_keys_values(checkpoint.encoder, features)
+            recent.append((key, value, Queries.sample(query[:, :, :bucket], key, QUERIES // RUNS)))
+            run += 1
+        keys, values, queries = zip(*recent, strict=True)
+        key, value = (torch.stack([t[:, :, bucket:] for t in several]).mean(0) for several in (keys, values))
+        runs = PaddedRuns(key, value, Queries.of(queries), {})
+        found.append(_filled(condense(runs, groups)[0].for_frames(bucket), groups))
+    k, v, bias = (np.stack([getattr(keys, part) for keys in found]) for part in ("key", "value", "bias"))
+    silence = BucketSilence(np.array(buckets, np.int64), k.astype(np.float16), v.astype(np.float16), bias)
+    about = {"groups": groups, "first": FIRST_CACHED, "buckets": list(buckets), "sha256": silence.sha256()}
+    return silence, {"kind": "calibrated", "recordings": listed(chosen)} | about
+
+
+def _speech(sounds: list[NDArray[np.float32]], run: int, samples: int) -> NDArray[np.float32]:
+    """The recordings one after another, again and again, beginning with one that is another in every run."""
+    begin = run % len(sounds)
+    return np.resize(np.concatenate([*sounds[begin:], *sounds[:begin]]), samples)
+
+
+def _filled(keys: SilenceKeys, groups: int) -> SilenceKeys:
+    """With as many keys as `groups`: the last groups may be empty."""
+    more = [(0, 0), (0, 0), (0, groups - keys.bias.shape[2])]
+    k, v = (np.pad(a, [*more, (0, 0)]) for a in (keys.key, keys.value))
+    return SilenceKeys(k, v, np.pad(keys.bias, more, constant_values=EMPTY_GROUP_LOGIT))
