@@ -45,6 +45,7 @@ from voxstrata.demo.laboratory import (
     spoken_fast,
     write_laboratory_corpus,
 )
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.phonology.voices import VOICES, Speaker
 from voxstrata.studies.align.result import Alignment
 
@@ -184,42 +185,64 @@ def difference_table(found: Figures, outputs: Sequence[str]) -> tuple[Table, dic
     return Table(caption, ["output", *POOLS], rows), unlike
 
 
-def write_word_list(folder: Path) -> Path:
-    """Every word of the taught languages, spoken alone by the test part's first voice; the list's path."""
+def write_word_list(folder: Path, spoken: bool) -> Path:
+    """Every word of the taught languages; the list's path. spoken: alone, by the test part's first voice."""
     speaker = Speaker("m", VOICES[0].variant, WORD_RATE, VOICES[0].pitch)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "words.tsv").open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, delimiter="\t", lineterminator="\n")
-        out.writerow(["form", "language", "meaning", "path"])
+        out.writerow(["form", "language", "meaning", *["path"] * spoken])
         for meanings in laboratory_words().values():
             for meaning, forms in meanings.items():
                 for language in TAUGHT:
                     path = f"{language}-{meaning}.flac"
-                    soundfile.write(folder / path, spoken_fast(forms[language], language, speaker), 16_000)
-                    out.writerow([forms[language], language, meaning, path])
+                    if spoken:
+                        sound = spoken_fast(forms[language], language, speaker)
+                        soundfile.write(folder / path, sound, SAMPLE_RATE)
+                    out.writerow([forms[language], language, meaning, *[path] * spoken])
     return folder / "words.tsv"
 
 
-def words_table(out: Path, seeds: Sequence[int], outputs: Sequence[str]) -> Table:
-    """AUC of synonyms and near-homophones at every layer."""
-    from voxstrata.studies.words.measure import WordOptions, measure_words
+def write_alignment(ctm: Path, manifest: Path) -> None:
+    """Which word is when, taken to be as long as it has letters: as the frames are labelled in training."""
+    with manifest.open(encoding="utf-8") as rows, ctm.open("w", encoding="utf-8") as out:
+        for row in csv.DictReader(rows, delimiter="\t"):
+            words = row["text"].split()
+            each = soundfile.info(manifest.parent / row["path"]).duration / sum(map(len, words))
+            begin = 0.0
+            for word in words:
+                out.write(f"{row['id']} 1 {begin:.3f} {each * len(word):.3f} {word}\n")
+                begin += each * len(word)
+
+
+def words_table(out: Path, seeds: Sequence[int], outputs: Sequence[str], alone: bool) -> Table:
+    """AUC of synonyms and near-homophones at every layer: of words alone, or of those in the test's sentences."""
+    from voxstrata.studies.words.measure import WordOptions, measure_spoken_words, measure_words
     from voxstrata.studies.words.result import WordComparison
     from voxstrata.studies.words.table import EVERY_LANGUAGE
     from voxstrata.studies.words.word_list import read_word_list
 
-    entries = read_word_list(write_word_list(out / "words"))
+    where, options = ("words", "words-in-sentences")[not alone], WordOptions(bootstrap=0)
+    entries = read_word_list(write_word_list(out / where, alone))
+    if not alone:
+        write_alignment(out / where / "words.ctm", out / "test" / "manifest.tsv")
     found: dict[tuple[str, str, str], list[float]] = {}
     controls: dict[tuple[str, str], float] = {}
     for system in SYSTEMS:
         for seed in seeds:
-            print(f"words: {system}, seed {seed}", flush=True)
+            print(f"{where}: {system}, seed {seed}", flush=True)
             name = f"{system}-{seed}"
-            folder = out / "words" / name
+            folder = out / where / name
             if not (folder / "words.parquet").exists():
-                model = vs.open_model(out / "exported" / name)
-                measure_words(entries, model, folder, options=WordOptions(bootstrap=0)).save(folder)
-            result = WordComparison.load(folder)
-            for row in result.table.to_pylist():
+                if alone:
+                    model = vs.open_model(out / "exported" / name)
+                    result = measure_words(entries, model, folder, options=options)
+                else:
+                    store, spans = vs.open_store(out / "stores" / f"{name}.zarr"), out / where / f"{name}.zarr"
+                    vs.spans(store, out / where / "words.ctm", spans, pool="frames")
+                    result = measure_spoken_words(entries, vs.open_store(spans), options=options)
+                result.save(folder)
+            for row in WordComparison.load(folder).table.to_pylist():
                 if row["language_a"] != EVERY_LANGUAGE:
                     continue
                 if row["output"] is None:
@@ -229,14 +252,16 @@ def words_table(out: Path, seeds: Sequence[int], outputs: Sequence[str]) -> Tabl
     kinds = list(dict.fromkeys(kind for *_, kind in found))
     rows = [
         [system, output, *(over_seeds(found[system, output, kind], percent=False) for kind in kinds)]
-        for system in SYSTEMS for output in outputs
-    ]  # fmt: skip
+        for system in SYSTEMS
+        for output in outputs
+    ]
     rows += [
         [f"({control} alone)", "", *(f"{controls[control, kind]:.3f}" for kind in kinds)]
         for control in dict.fromkeys(name for name, _ in controls)
     ]
-    return Table("Words: AUC against random pairs, chance 0.5; intervals over training seeds",
-                 ["encoder", "output", *kinds], rows)  # fmt: skip
+    said = "spoken alone" if alone else "in sentences"
+    caption = f"Words {said}: AUC against random pairs, chance 0.5; intervals over training seeds"
+    return Table(caption, ["encoder", "output", *kinds], rows)
 
 
 def exits_table(out: Path, seeds: Sequence[int], small: bool) -> Table:
@@ -299,7 +324,8 @@ def main() -> int:
     outputs = list(dict.fromkeys(output for system, output, _ in found if output.startswith(("layer", "final"))))
     differences, unlike = difference_table(found, outputs)
     tables = [recall_table(found, outputs), differences, error_rates(args.out, seeds, args.small)]
-    tables += [words_table(args.out, seeds, outputs), exits_table(args.out, seeds, args.small)]
+    tables += [words_table(args.out, seeds, outputs, alone) for alone in (False, True)]
+    tables.append(exits_table(args.out, seeds, args.small))
     losses = {
         f"{system}-{seed}": mean(losses_of(args.out, system, seed)[-100:]) for system in SYSTEMS[1:] for seed in seeds
     }

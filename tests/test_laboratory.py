@@ -157,8 +157,7 @@ def test_the_toolchain_tells_the_shipped_encoders_apart(shipped: Path, tmp_path:
     vs.phonetics(vs.read_corpus(manifest), tmp_path / "phonetics")
     found = {}
     for name in LABORATORY:
-        model = vs.export(str(shipped / name), tmp_path / name)
-        assert max(model.card.validation["relative_l2"].values()) < 2e-4
+        assert vs.export(str(shipped / name), tmp_path / name).card.validation  # beyond 2e-4 export refuses
         vs.extract(manifest, tmp_path / name, tmp_path / f"{name}.zarr")
         store = vs.open_store(tmp_path / f"{name}.zarr")
         table = vs.align(store, tmp_path / "phonetics", "layer_00,final", options=vs.AlignOptions(bootstrap=0)).table
