@@ -52,7 +52,7 @@ from voxstrata.studies.align.result import Alignment
 SYSTEMS = ("untrained", "transcriber", "translator")
 TRAINED = ("base", *SYSTEMS[1:])  # the common beginning, and what goes on from it
 DRAWS = 3  # of meanings, with voices; sentences of two draws may be the same, spoken otherwise
-TEST_MEANINGS, EXIT_MEANINGS, WORD_RATE = 100, 40, 280
+TEST_MEANINGS, EXIT_MEANINGS, WORD_RATE = 100, 20, 280
 # the 0.975 quantile of Student's t by degrees of freedom
 T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 POOLS = ("all", "unlike", "matched")
