@@ -100,8 +100,8 @@ class SofterExits(Result):
         note = (
             "R² of what the decoder gets, to what the whole encoder gives it (LayerNorm of layer_L), mean over "
             "languages, over the frames of speech of the test part: 1 is the same, 0 no better than the mean of the "
-            f"development part, -1 about what unrelated frames give. Fitted on {fitted['recordings']} recordings of the development part "
-            f"({fitted['frames']} frames), no gradient: "
+            "development part, -1 about what unrelated frames give. Fitted on "
+            f"{fitted['recordings']} recordings of the development part ({fitted['frames']} frames), no gradient: "
             "'refitted' gives each channel its usual mean and deviation, 'mapped' is an affine map from layer_k to "
             "layer_L by least squares (ridge λ), then the LayerNorm. In brackets 95 % bootstrap intervals over groups. "
             "A map that few frames were fitted on gives little, whatever the layer knows."
