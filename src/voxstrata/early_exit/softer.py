@@ -99,8 +99,8 @@ class SofterExits(Result):
         fitted = self.settings["fitted_on"]
         note = (
             "R² of what the decoder gets, to what the whole encoder gives it (LayerNorm of layer_L), over the frames "
-            "of speech of the test part, mean over languages; lowest: of the languages. 1 is the same, 0 no better than "
-            "the mean of the development part, -1 about what unrelated frames give. "
+            "of speech of the test part, mean over languages; lowest: of the languages. 1 is the same, 0 no better "
+            "than the mean of the development part, -1 about what unrelated frames give. "
             f"Fitted on {fitted['recordings']} recordings of the development part ({fitted['frames']} frames), no "
             "gradient: 'refitted' gives each channel its usual mean and deviation, 'mapped' is an affine map from "
             "layer_k to layer_L by least squares (ridge λ), then the LayerNorm. In brackets 95 % bootstrap intervals "
