@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 from test_cli import run
 
-from voxstrata.demo import corpus as demo_corpus
 from voxstrata.demo import encoder as demo
 from voxstrata.demo import run as demo_run
 
@@ -16,31 +14,50 @@ pytest.importorskip("espeakng_loader", reason="espeakng-loader is in the extra `
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three sentences in two languages, and no hub."""
-    monkeypatch.setattr(demo_run, "LANGUAGES", ("en", "de"))
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "hub_answers", lambda: False)
     monkeypatch.setattr(demo, "_is_cached", lambda: False)
-    monkeypatch.setattr(demo_run, "write_demo_corpus", partial(demo_corpus.write_demo_corpus, sentences=3))
 
 
-@pytest.mark.usefixtures("short")
-def test_offline_it_ends_with_table_and_pictures_and_says_the_weights_are_random(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("no_hub")
+def test_offline_it_compares_the_packages_two_encoders_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(demo_run, "SENTENCES", 3)
+    monkeypatch.setattr(demo_run, "TAUGHT", ("en", "de"))
     folder = tmp_path / "demo"
     assert run("demo", "-o", folder) == 0
     out, _ = capsys.readouterr()
-    assert "RANDOM-WEIGHT" in out
-    assert "pool of 6" in out
+    assert "could not be had from the hub" in out
     assert "they say nothing about Whisper" in out
-    for name in ("recall_by_layer.png", "languages.png", "retrieval.parquet"):
-        assert (folder / "results" / name).stat().st_size > 1000
-    assert run("info", folder / "demo.zarr") == 0
-    assert "12 done" in capsys.readouterr().out
-    (folder / "results" / "languages.png").unlink()
-    assert run("demo", "-o", folder) == 0  # its own folder it makes anew
-    assert (folder / "results" / "languages.png").exists()
+    assert "pool of 3" in out
+    for paths in demo_run.MADE_OF_TWO:
+        for path in paths.split(", "):
+            assert (folder / path).exists(), path
+    for name in demo.LABORATORY:
+        assert run("info", folder / f"{name}.zarr") == 0
+        assert "6 done" in capsys.readouterr().out
+    (folder / "results" / "recall_by_depth.png").unlink()
+    (folder / "notes.txt").write_text("mine")
+    assert run("demo", "-o", folder) == 0  # its own it makes anew
+    assert (folder / "results" / "recall_by_depth.png").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_where_whisper_tiny_can_be_had_it_comes_first(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint in its place; with it the demo's own sentences, in all their languages."""
+    monkeypatch.setattr(demo, "_is_cached", lambda: True)
+    monkeypatch.setattr(demo, "HUB_CHECKPOINT", str(tiny_checkpoint))
+    monkeypatch.setattr(demo_run, "LANGUAGES", ("en", "de"))
+    monkeypatch.setattr(demo_run, "SENTENCES", 3)
+    found = demo_run.run_demo(tmp_path / "demo")
+    assert not found.encoders.laboratory
+    assert "real weights, on synthetic speech" in found.encoders.meaning
+    for path in demo_run.MADE:
+        assert (tmp_path / "demo" / path).exists(), path
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ from voxstrata.cli.saying import say
 def demo(folder: Path, threads: int | None) -> None:
     """The whole way once: speak a small parallel corpus, export an encoder, extract, retrieve.
 
-    Works offline: without the hub, a random-weight encoder stands in for openai/whisper-tiny, and the demo says so.
+    Works offline: without the hub, two small encoders of the package stand in for openai/whisper-tiny, one trained to
+    transcribe, one to translate, too, and the demo says so.
 
     \b
     Example:
@@ -23,10 +24,11 @@ def demo(folder: Path, threads: int | None) -> None:
     """
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
-    from voxstrata.demo.run import MADE, run_demo
+    from voxstrata.demo.run import run_demo
 
     with TerminalReporter(always=True) as reporter:
         made = run_demo(folder, threads=threads, reporter=reporter)
-    say(f"\n{made.retrieval}\n{made.encoder.meaning}\n")
-    for path, what in MADE.items():
-        say(f"  {folder / path}: {what}")
+    say(f"\n{made.retrieval}\n{made.encoders.meaning}\n")
+    say(f"In {folder}:")
+    for path, what in made.made.items():
+        say(f"  {path}: {what}")

@@ -1,7 +1,8 @@
-"""The demo: a corpus of its own, an encoder, a store, a table and pictures. Works without a network."""
+"""Which encoder the demo takes: whisper-tiny where it can be had, else the two that are in the package."""
 
 import urllib.request
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
@@ -10,15 +11,19 @@ from voxstrata.base.progress import Reporter
 HUB_CHECKPOINT = "openai/whisper-tiny"
 HUB_SECONDS = 5.0  # how long the hub may take to answer before the demo goes on without it
 LANGUAGES = ("en", "es", "de", "ru", "tr")
+LABORATORY = ("transcriber", "translator")
 RANDOM_SEED = 0
 
 
 @dataclass(frozen=True)
-class DemoEncoder:
-    """The encoder the demo found: what to export, and what that means for the figures."""
+class DemoEncoders:
+    """The encoders the demo found: what to export, and what that means for the figures.
 
-    checkpoint: str
-    real: bool
+    laboratory: the small ones of the package, which know the laboratory's sentences alone.
+    """
+
+    checkpoints: tuple[str, ...]
+    laboratory: bool
     meaning: str
 
 
@@ -36,8 +41,8 @@ def hub_answers() -> bool:
         return False
 
 
-def find_encoder(folder: Path, reporter: Reporter) -> DemoEncoder:
-    """whisper-tiny from the hub or its local cache; else a random-weight encoder of its shape, written to `folder`."""
+def find_encoders(folder: Path, reporter: Reporter) -> DemoEncoders:
+    """whisper-tiny from the hub or its local cache; else the two of the laboratory, written to `folder`."""
     from voxstrata.exporters.hub import download
 
     found = _is_cached()
@@ -50,16 +55,27 @@ def find_encoder(folder: Path, reporter: Reporter) -> DemoEncoder:
             reporter.step(str(e))
     if found:
         meaning = "real weights, on synthetic speech: the figures say how this encoder aligns espeak-ng's voices"
-        return DemoEncoder(HUB_CHECKPOINT, True, f"{HUB_CHECKPOINT}, {meaning}, not people.")
-    path = folder / "random-weight-encoder"
-    write_random_checkpoint(path)
-    return DemoEncoder(
-        str(path),
-        False,
-        f"{HUB_CHECKPOINT} could not be had from the hub: this is a RANDOM-WEIGHT encoder of its shape "
-        f"(seed {RANDOM_SEED}). Its figures show that the pipeline works and what untrained layers give "
-        "(length, rhythm and spectrum alone); they say nothing about Whisper.",
+        return DemoEncoders((HUB_CHECKPOINT,), False, f"{HUB_CHECKPOINT}, {meaning}, not people.")
+    meaning = (
+        f"{HUB_CHECKPOINT} could not be had from the hub: these are two SMALL encoders of the package, of one\n"
+        "initial state and trained on the same synthetic speech, one to transcribe, one to transcribe and\n"
+        "translate. Their figures show what the instruments see of that; they say nothing about Whisper."
     )
+    return DemoEncoders(tuple(map(str, write_laboratory_encoders(folder))), True, meaning)
+
+
+def write_laboratory_encoders(folder: Path) -> list[Path]:
+    """The laboratory's whole models, float16, as Hugging Face folders `folder/transcriber` and `folder/translator`.
+
+    What they were trained on, and by which command: docs/laboratory.md.
+    """
+    made = []
+    for name in LABORATORY:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file in (files("voxstrata.demo") / "encoders" / name).iterdir():
+            (folder / name / file.name).write_bytes(file.read_bytes())
+        made.append(folder / name)
+    return made
 
 
 def _is_cached() -> bool:

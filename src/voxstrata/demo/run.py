@@ -7,12 +7,16 @@ from pathlib import Path
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.demo.corpus import write_demo_corpus
-from voxstrata.demo.encoder import LANGUAGES, DemoEncoder, find_encoder
+from voxstrata.demo.encoder import LABORATORY, LANGUAGES, DemoEncoders, find_encoders
+from voxstrata.demo.laboratory import TAUGHT, draw_sentences, write_laboratory_corpus
 from voxstrata.engine import Runtime, extract
 from voxstrata.exporters import export
 from voxstrata.store import StoreSpec, open_store
+from voxstrata.studies.compared.measure import retrieve_each
+from voxstrata.studies.compared.result import ComparedRetrieval
 from voxstrata.studies.retrieve import Retrieval, retrieve
 
+SENTENCES = 40
 MADE = {
     "results/recall_by_layer.png": "recall by layer",
     "results/languages.png": "recall for every pair of languages",
@@ -21,21 +25,33 @@ MADE = {
     "model": "the exported encoder",
     "corpus": "the speech",
 }  # what the demo leaves in its folder, and what that is
+MADE_OF_TWO = {
+    "results/recall_by_depth.png": "recall by depth, both encoders",
+    "results/compared.parquet": "every figure, tidy",
+    "transcriber.zarr, translator.zarr": "the embeddings",
+    "transcriber-model, translator-model": "the exported encoders",
+    "transcriber, translator": "the whole checkpoints; `voxstrata early-exit` takes them",
+    "corpus": "the speech",
+}
 _MARKER = ".voxstrata-demo"
+_FOLDERS = ["corpus", "results", "model", "demo.zarr", "random-weight-encoder"]  # the last by earlier versions
+_FOLDERS += [f"{name}{end}" for name in LABORATORY for end in ("", "-model", ".zarr")]
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found, and with which encoder."""
+    """What the demo found, with which encoders, and what lies in its folder: path to what that is."""
 
-    encoder: DemoEncoder
-    retrieval: Retrieval
+    encoders: DemoEncoders
+    retrieval: Retrieval | ComparedRetrieval
+    made: dict[str, str]
 
 
 def run_demo(folder: str | Path, *, threads: int | None = None, reporter: Reporter = SILENT) -> Demo:
     """The whole way once, into a folder; what an earlier demo left there is replaced.
 
-    Works offline: without the hub, a random-weight encoder stands in for openai/whisper-tiny.
+    Works offline: without the hub, two small encoders of the package stand in for openai/whisper-tiny. The corpus is
+    then of sentences that are made as those they know, spoken by voices that they do not.
     Raises InputError where the folder holds something else.
     """
     folder = Path(folder)
@@ -43,23 +59,34 @@ def run_demo(folder: str | Path, *, threads: int | None = None, reporter: Report
         raise InputError(f"{folder}: holds something else; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).touch()
-    for made in ("corpus", "random-weight-encoder", "model", "demo.zarr", "results"):
+    for made in _FOLDERS:
         if (folder / made).exists():
             shutil.rmtree(folder / made)
-    reporter.step(f"speaking 40 sentences in {len(LANGUAGES)} languages, two voices each")
-    manifest = write_demo_corpus(folder / "corpus", languages=LANGUAGES)
     reporter.step("looking for an encoder")
-    encoder = find_encoder(folder, reporter)
-    reporter.step(encoder.meaning)
-    export(encoder.checkpoint, folder / "model", reporter=reporter)
-    reporter.step("extracting every layer of every utterance, the means of two frames each (40 ms)")
-    # every=2: a quarter of the retrieval's work; the whole way is to take two minutes, not three
-    spec, runtime = StoreSpec(every=2), Runtime(threads=threads)
-    report = extract(manifest, folder / "model", folder / "demo.zarr", spec, runtime, reporter)
-    rate = report.audio_seconds / report.seconds
-    reporter.step(f"{report.audio_seconds / 60:.0f} minutes of speech: {rate:.0f} audio-hours per hour")
+    encoders = find_encoders(folder, reporter)
+    reporter.step(encoders.meaning)
+    languages = TAUGHT if encoders.laboratory else LANGUAGES
+    voices = "" if encoders.laboratory else ", two voices each"
+    reporter.step(f"speaking {SENTENCES} sentences in {len(languages)} languages{voices}")
+    if encoders.laboratory:
+        manifest = write_laboratory_corpus(folder / "corpus", draw_sentences("test", SENTENCES, languages))
+    else:
+        manifest = write_demo_corpus(folder / "corpus", SENTENCES, languages)
+    stores = []
+    for checkpoint in encoders.checkpoints:
+        name = Path(checkpoint).name
+        model, store = ("model", "demo.zarr") if not encoders.laboratory else (f"{name}-model", f"{name}.zarr")
+        export(checkpoint, folder / model, reporter=reporter)
+        reporter.step("extracting every layer of every utterance, the means of two frames each (40 ms)")
+        # every=2: a quarter of the retrieval's work; the whole way is to take two minutes, not three
+        report = extract(
+            manifest, folder / model, folder / store, StoreSpec(every=2), Runtime(threads=threads), reporter
+        )
+        rate = report.audio_seconds / report.seconds
+        reporter.step(f"{report.audio_seconds / 60:.0f} minutes of speech: {rate:.0f} audio-hours per hour")
+        stores.append(open_store(folder / store))
     reporter.step("retrieving translations, layer by layer")
-    found = retrieve(open_store(folder / "demo.zarr"), reporter=reporter)
+    found = retrieve_each(stores, reporter=reporter) if len(stores) > 1 else retrieve(stores[0], reporter=reporter)
     found.save(folder / "results")
     reporter.step("done")
-    return Demo(encoder, found)
+    return Demo(encoders, found, MADE_OF_TWO if encoders.laboratory else MADE)
