@@ -44,7 +44,7 @@ DATA ?= ../shared/data
 
 figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made again (an hour or more)
 	$(BIN)/python benchmarks/figures.py --base $(BASE) --tiny-en $(TINY_EN) --prompts $(DATA)/prompts/prompts.tsv \
-		--calibrate $(DATA)/assorted --images docs/images
+		--calibrate $(DATA)/assorted --images docs/images $(FIGURES)
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

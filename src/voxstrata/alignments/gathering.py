@@ -19,7 +19,7 @@ COUNTED = {
     "untimed": "without times, left out",
     "cut": "cut by the ends of their utterances, left out",
     "clipped": "reach beyond their utterances by no more than the tolerance, and end with them",
-    "overlapping": "begin before one before them ends; both have what they share",
+    "overlapping": "overlap the one before; frames in the overlap go to both",
     "short": "hold the middle of no frame, and have the nearest",
     "early": "alignments end before their recordings by more than the tolerance",
 }

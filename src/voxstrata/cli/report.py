@@ -18,8 +18,8 @@ from voxstrata.cli.saying import say
 def report(folder: Path, target: Path | None, as_json: bool) -> None:
     """One page of all results in DIR and below: figures, tables, settings, fingerprints of data and models.
 
-    Takes the folders that retrieve, similarity, align, phonetics, words, explain, drift and early-exit sweep wrote,
-    stores, and what `bench --json` printed into files named bench*.json. The page is one HTML file that needs no
+    Takes the folders that retrieve, similarity, mine, align, phonetics, words, explain, drift and early-exit sweep
+    wrote, stores, and what `bench --json` printed into files named bench*.json. The page is one HTML file that needs no
     network. Nothing is measured again.
 
     \b

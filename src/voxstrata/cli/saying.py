@@ -3,6 +3,9 @@
 Imports little: `--help` and errors need nothing else.
 """
 
+import shutil
+import sys
+from textwrap import fill
 from typing import Any
 
 import click
@@ -23,5 +26,10 @@ def say_json(text: str) -> None:
 
 
 def say_error(error: Any) -> None:
-    """Print an error."""
-    say(f"error: {error}", err=True)
+    """Print an error, on a terminal in lines of its width."""
+    text = spelt_out(f"error: {error}")
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = (fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
+        text = "\n".join(lines)
+    click.echo(text, err=True)

@@ -161,7 +161,8 @@ def by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], Non
     for axes, scope in zip(panels, scopes, strict=False):
         mine = [r for r in rows if (r["language"], r["script"]) == scope]
         draw(axes, mine)
-        _dress(axes, f"{_title(mine[0])} ({mine[0]['utterances']} utterances)")
+        utterances = max(r["utterances"] for r in mine)  # an exit may have figures of fewer
+        _dress(axes, f"{_title(mine[0])} ({utterances} utterances)")
     for axes in figure.axes[len(scopes) :]:
         axes.set_visible(False)
     _legend(figure, title)

@@ -1,6 +1,7 @@
 """Writing a model folder: graphs, weights, silence cache and card, validated before the folder appears."""
 
 import json
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -49,7 +50,9 @@ def write_model(
         reporter.step("writing the graphs")
         _write_graphs(folder, checkpoint, spec, outputs)
         silence.save(folder / layout.SILENCE)
-        checkpoint.config.save_pretrained(folder)
+        with warnings.catch_warnings():  # of settings for generating text, which this folder is not for
+            warnings.simplefilter("ignore", UserWarning)
+            checkpoint.config.save_pretrained(folder)
         checkpoint.extractor.save_pretrained(folder)
         reporter.step("validating against PyTorch")
         validation = validate(folder, checkpoint, outputs, spec.dtype, spec.norm_every, reporter)

@@ -143,7 +143,9 @@ class HardNegatives:
         self._same_text = 0
         most = max(len(x) for x in sides)
         if pool_size > most:
-            raise UsageError(f"pool size {pool_size}: the largest language has {most} utterances; ask for fewer")
+            raise UsageError(
+                f"pool size {pool_size}: the largest language has {most} utterances; give --pool-size {most} or less"
+            )
 
     def pools(self, x: Selection, y: Selection) -> tuple[list[SmallPools], list[SmallPools]]:
         """Of queries of x in candidates of y, and of queries of y in candidates of x; by kind."""

@@ -197,11 +197,11 @@ def _stands_on(table: pa.Table) -> str:
     if trivial:
         note += f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
     if len(distinct(table, "output")) > 1:
-        note += f" The best output was chosen on these same data. {BEST_AT_CHANCE}"
-    return note
+        note += " The best output was chosen on these same data."
+    return f"{note} {BEST_AT_CHANCE}"
 
 
-BEST_AT_CHANCE = "(chance): no output is above chance, by the lower end of the best one's interval."
+BEST_AT_CHANCE = "An output marked (chance) is not above chance: the lower end of its interval is not."
 
 
 def best_output(name: str, row: _Row) -> str:
