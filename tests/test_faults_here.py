@@ -6,6 +6,7 @@ import errno
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from voxstrata.audio.source import FileSource, Recording
 from voxstrata.base.errors import AudioError, InputError, UnreachableError
 from voxstrata.corpus import parquet_rows, probe_corpus, read_corpus
 from voxstrata.early_exit.recordings import find_recordings, read_recording
-from voxstrata.engine import Runtime, extract
+from voxstrata.engine import Runtime, extract, retrying
 from voxstrata.engine.run import prepare
 from voxstrata.store import StoreSpec, open_store
 
@@ -136,6 +137,25 @@ def test_what_failed_is_done_again_when_asked_for(
     settings = ("--outputs", "final", "--threads", 1)
     assert run("extract", folder, tiny_model, "-o", store, *settings, "--retry-failed") == 0
     assert _bytes(store) == _bytes(whole)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_decoders_bug_fails_again_and_a_fault_of_the_machine_ends_the_look(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, fault: bool
+) -> None:
+    def wrong(*_: object) -> None:
+        raise OSError(errno.EIO, "made to fail") if fault else RuntimeError("a decoder's bug")
+
+    read = read_corpus(corpus)
+    looked: Any = SimpleNamespace(plan=SimpleNamespace(corpus=read, probed=probe_corpus(read)))
+    with SegmentReader() as segments:
+        assert retrying._decodes(looked, 1, segments)
+        monkeypatch.setattr(retrying, "decode_to_slice", wrong)
+        if fault:
+            with pytest.raises(UnreachableError, match=r"b\.wav: cannot be read now"):
+                retrying._decodes(looked, 1, segments)
+        else:
+            assert not retrying._decodes(looked, 1, segments)
 
 
 def test_what_failed_at_its_header_is_named(

@@ -243,6 +243,11 @@ def test_without_groups_pairs_are_mined_and_nothing_is_claimed(tmp_path: Path) -
         mine(select(store, "en"), select(store, "es"), options=MiningOptions(threshold="best"))
 
 
+def test_one_utterance_with_itself_is_refused(store: EmbeddingStore) -> None:
+    with pytest.raises(UsageError, match="one utterance has no other to be paired with"):
+        mine(select(store, ids=["en-1"]), options=MiningOptions("raw", strategy="max"))
+
+
 def test_a_ratio_of_negative_neighbourhoods_is_refused() -> None:
     lists = NearestLists(*[np.array([[0], [1]], np.int32), np.array([[-0.5], [0.4]])] * 2, itself=False)
     with pytest.raises(InputError, match="the ratio margin needs neighbours of positive mean"):

@@ -21,6 +21,7 @@ import torch
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.early_exit import decoding
 from voxstrata.early_exit.checkpoint import Transcriber, load_transcriber, shortened, spectrograms, write_early_exit
 from voxstrata.early_exit.companions import with_english_texts
 from voxstrata.early_exit.decoding import AUTO, Decoding
@@ -147,6 +148,35 @@ def test_fits_that_are_gone_are_not_made_up_for_transcripts_that_are_there(
     shutil.rmtree(tmp_path / "exits" / "fits")
     with pytest.raises(InputError, match="made without these fits"):
         go(shifting, speech, tmp_path / "exits")
+
+
+def test_another_checkpoints_fits_do_not_stay_with_a_sweep_that_has_none(
+    swept: tuple[Path, EarlyExits], tiny_transcriber: Path, speech: Corpus, tmp_path: Path
+) -> None:
+    shutil.copytree(swept[0], tmp_path / "exits")
+    other = load_transcriber(str(tiny_transcriber))
+    result = go(other, speech, tmp_path / "exits", norms=("with",), overwrite=True)
+    assert "fits_sha256" not in result.settings
+    assert not (tmp_path / "exits" / "fits").exists()
+    assert go(other, speech, tmp_path / "exits", norms=("with",)).resumed == 2 * 2 * GROUPS
+
+
+def test_weights_of_half_precision_are_copied_to_float32_once(
+    tiny_transcriber: Path, speech: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcriber = load_transcriber(str(tiny_transcriber))
+    transcriber.model.half()
+    copied: list[object] = []
+
+    def counted(value: object, *rest: object) -> object:
+        copied.extend([value] * isinstance(value, torch.nn.Module))
+        return deepcopy(value, *rest)  # type: ignore[arg-type]
+
+    deepcopy = decoding.copy.deepcopy
+    monkeypatch.setattr(decoding.copy, "deepcopy", counted)
+    go(transcriber, speech, tmp_path / "exits", norms=("with",))
+    assert sum(value is transcriber.model for value in copied) == 1
+    assert transcriber.model.dtype == torch.float16
 
 
 def test_the_language_is_the_one_that_transformers_detects_at_each_exit(

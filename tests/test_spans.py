@@ -22,6 +22,7 @@ import voxstrata as vs
 from voxstrata.alignments.gathering import rows_of
 from voxstrata.alignments.grouping import word_of
 from voxstrata.base.progress import Progress, Reporter
+from voxstrata.cli.info import _command
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.family import Step
 from voxstrata.encoders.whisper import WHISPER
@@ -475,6 +476,9 @@ def test_a_store_of_spans_says_what_it_is_and_takes_no_recordings(
     assert {name: said[name] for name in ("store", "tier", "pool", "group")} == {
         "store": "s.zarr", "tier": "words", "pool": "mean", "group": "word",
     }  # fmt: skip
+    make(made, "labels.zarr", group="label")
+    command = _command(vs.open_store(made[0].parent / "labels.zarr"))
+    assert command.endswith(" --pool mean --group label"), "without the group the command would be refused"
     soundfile.write(tmp_path / "a.wav", sound(0.5, 0), 16_000)
     assert run("append", words, tmp_path, tiny_model) == 3
     assert "holds spans of s.zarr; append to that, and make the spans anew" in capsys.readouterr().err

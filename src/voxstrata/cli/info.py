@@ -106,8 +106,11 @@ def _command(store: Any) -> str:
     """The command that goes on with a store; what the store does not know is in capitals."""
     spec, model = store.spec, store.model
     if made := store.about.get("spans"):
+        from voxstrata.alignments.grouping import SPAN_GROUPS
+
         words = ["voxstrata", "spans", made["store"], "ALIGNMENTS", "-o", store.files.root, "--tier", made["tier"]]
-        return shlex.join([*words, "--outputs", ",".join(spec.outputs), "--pool", made["pool"]])
+        words += ["--outputs", ",".join(spec.outputs), "--pool", made["pool"]]
+        return shlex.join([*words, "--group" if made["group"] in SPAN_GROUPS else "--meanings", made["group"]])
     words = ["voxstrata", "extract", "CORPUS", "MODEL", "-o", store.files.root]
     if tuple(spec.outputs) != tuple(model.outputs):
         words += ["--outputs", ",".join(spec.outputs)]

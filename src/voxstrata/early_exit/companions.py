@@ -64,7 +64,8 @@ def softer_exits(
     exits: Sequence[EarlyExit], folder: Path, model: Any, source: StatesSource, corpus: Corpus, parts: Sequence[str],
     decides: Mapping[str, Any], about: Mapping[str, Any], scoring: Scoring, overwrite: bool, reporter: Reporter,
 ) -> SofterExits | None:  # fmt: skip
-    """What was fitted in this sweep's folder: before, or now where an exit asks for it. None where nothing was.
+    """What was fitted in this sweep's folder: before, or now where an exit asks for it. None where nothing was, or for
+    another checkpoint, corpus or device.
 
     parts: of each row of the corpus. decides: of the settings, what decides the fits beside the development part; about
     is kept with them.
@@ -72,7 +73,7 @@ def softer_exits(
     """
     saved = _saved(folder)
     if not any(at.norm in SOFTER for at in exits):
-        return saved
+        return saved if saved and _made_for(saved, decides) else None
     rows = corpus.table.to_pylist()
     dev = sorted(str(row["id"]) for row, part in zip(rows, parts, strict=True) if part == DEV)
     key = {**decides, "dev_sha256": hashlib.sha256(json.dumps(dev).encode()).hexdigest()}
@@ -185,13 +186,16 @@ def sound_result(scores: pa.Table, corpus: Corpus, settings: Mapping[str, Any], 
     return WrongWords(echo_rates(words, scoring).replace_schema_metadata(note), words)
 
 
-def save_companions(folder: Path, found: Sequence[Result | None]) -> None:
-    """Save what was found beside the sweep's result; what an earlier run found of its kind, and this did not, goes."""
+def save_companions(folder: Path, found: Sequence[Result | None], softer: SofterExits | None) -> None:
+    """Save what was found beside the sweep's result; what an earlier run found of its kind, and this did not, goes.
+
+    softer: what `softer_exits` gave, which is there already.
+    """
     made = {type(result): result for result in found if result is not None}
-    for kind in (DetectedLanguages, WrongWords):
+    for kind in COMPANIONS:
         if kind in made:
             made[kind].save(folder / kind.folder)
-        elif kind.is_saved_in(folder / kind.folder):
+        elif not isinstance(softer, kind) and kind.is_saved_in(folder / kind.folder):
             shutil.rmtree(folder / kind.folder)
 
 

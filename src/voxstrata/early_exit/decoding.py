@@ -47,7 +47,7 @@ class Decoding:
     transcript that does not end is cut; OpenAI's code cuts at 224, half the decoder's positions. policy: "greedy" takes
     the best token each time; "whisper" tries again at other temperatures where OpenAI's code does (`policies`), with
     draws by `seed`. stop_loops: a transcript goes no further once it loops (`find_loop`); what comes before the loop's
-    second copy is the same either way.
+    second copy is the same either way where no draws are compared.
     """
 
     task: str = "transcribe"

@@ -129,7 +129,7 @@ def detected_languages(
     found, confused = list[dict[str, Any]](), list[dict[str, Any]]()
     for at, heard in detected.items():
         counts = {name: Counter(code for n, code in zip(languages, heard, strict=True) if n == name)
-                  for name in languages}  # fmt: skip
+                  for name in sorted({*languages})}  # fmt: skip
         chance = {name: float(np.mean([of[str(right[name])] / of.total() for of in counts.values()]))
                   for name in sorted({languages[i] for i in judged})}  # fmt: skip
         confused += [

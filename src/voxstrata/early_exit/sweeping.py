@@ -117,8 +117,8 @@ def sweep(
             decides |= {"fits_sha256": softer.settings["fits_sha256"]} if softer else {}
             journal = stack.enter_context(open_journal(folder, decides, overwrite))
             found = transcribe_recordings(
-                transcriber, corpus, exits, decoding, device=device, journal=journal, part=part, reporter=reporter,
-                source=source, norms=exit_norms(model, exits, softer),
+                replace(transcriber, model=model), corpus, exits, decoding, device=device, journal=journal, part=part,
+                reporter=reporter, source=source, norms=exit_norms(model, exits, softer),
             )  # fmt: skip
             if found is None:
                 return None
@@ -141,7 +141,7 @@ def sweep(
             beside += [sound_result(scores, corpus, settings, scoring)] if english else []
             with patient_lock(journal.files):  # others may be as far
                 result.save(folder)
-                save_companions(folder, beside)
+                save_companions(folder, beside, softer)
     except OSError as e:
         raise InputError(
             f"{folder}: cannot write ({e}); the transcripts in {JOURNAL} are safe: mend it and run the same command to "

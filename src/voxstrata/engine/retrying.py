@@ -1,8 +1,8 @@
 """What failed, once more: units in which a recording failed that can be decoded by now are pending again."""
 
-from voxstrata.audio.decode import decode, probe
+from voxstrata.audio.decode import decode_to_slice, probe
 from voxstrata.audio.segments import SegmentReader
-from voxstrata.base.errors import AudioError
+from voxstrata.base.errors import UnreachableError, refuse_fault_here
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.engine.run import Extraction
 
@@ -36,10 +36,12 @@ def reopen_failed(run: Extraction, reporter: Reporter = SILENT) -> list[int]:
 
 
 def _decodes(run: Extraction, utterance: int, segments: SegmentReader) -> bool:
+    info = run.plan.probed.info(utterance)
+    assert info is not None
     try:
-        decode(run.plan.corpus.recording(utterance), run.plan.probed.info(utterance), segments)
-    except AudioError:
-        return False
+        decode_to_slice(run.plan.corpus.recording(utterance), info, segments, None)
+    except Exception as e:  # what failed by a decoder's bug fails so again
+        return _refuse_or_false(run, utterance, e)
     return True
 
 
@@ -47,5 +49,13 @@ def _has_frames(run: Extraction, utterance: int) -> bool:
     """Whether a recording's header can be read, and says that it is long enough."""
     try:
         return bool(run.plan.family.frames(probe(run.plan.corpus.recording(utterance)).samples))
-    except AudioError:
-        return False
+    except Exception as e:
+        return _refuse_or_false(run, utterance, e)
+
+
+def _refuse_or_false(run: Extraction, utterance: int, error: Exception) -> bool:
+    """False for an error that is the recording's own. Raises UnreachableError for another."""
+    if isinstance(error, UnreachableError):
+        raise error
+    refuse_fault_here(error, run.plan.corpus.recording(utterance).source.name)
+    return False

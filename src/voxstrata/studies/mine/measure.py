@@ -49,12 +49,15 @@ def mine(
     """Mine x and y, or x with itself, by cosine of mean-pooled states, for every output asked for.
 
     All pairs are compared, block by block, and no more is held than both sides' pooled states and the nearest of each.
-    Raises UsageError for unknown outputs and for sets that share an utterance, InputError for stores of different
-    models or settings, for a pooled state without direction, and where a ratio margin has no meaning.
+    Raises UsageError for unknown outputs, sets that share an utterance and one utterance with itself, InputError for
+    stores of different models or settings, for a pooled state without direction, and where a ratio margin has no
+    meaning.
     """
     names = depth_order(select_outputs(outputs, x.store.outputs))
     for name in names:
         refuse_incomparable(x, y, name)
+    if y is None and len(x) < 2:
+        raise UsageError(f"{x.store.files.root}: one utterance has no other to be paired with; choose more")
     sides = [_labels(side) for side in (x, x if y is None else y)]
 
     def sources() -> Iterator[_Source]:

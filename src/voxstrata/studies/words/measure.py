@@ -126,7 +126,8 @@ def measure_spoken_words(
         (language, word_of(text or ""))
         for language, text in zip(*map(pa.ChunkedArray.to_pylist, table.columns[1:]), strict=True)
     ]
-    said = [word for key, word in place.items() if key in set(keys)]
+    spoken = set(keys)
+    said = [word for key, word in place.items() if key in spoken]
     if not said:
         raise InputError(f"{store.files.root}: none of the {len(entries)} words is spoken there, by language and form")
     voices = voices_needed([word for word in said if word.ipa is None])
