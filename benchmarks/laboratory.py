@@ -327,7 +327,7 @@ def main() -> int:
     tables += [words_table(args.out, seeds, outputs, alone) for alone in (False, True)]
     tables.append(exits_table(args.out, seeds, args.small))
     losses = {
-        f"{system}-{seed}": mean(losses_of(args.out, system, seed)[-100:]) for system in SYSTEMS[1:] for seed in seeds
+        f"{system}-{seed}": mean(losses_of(args.out, system, seed)[-100:]) for system in TRAINED for seed in seeds
     }
     last = unlike["final"]
     half = T_QUANTILE[len(last) - 1] * stdev(last) / sqrt(len(last)) if len(last) > 1 else 0.0

@@ -57,9 +57,10 @@ def find_encoders(folder: Path, reporter: Reporter) -> DemoEncoders:
         meaning = "real weights, on synthetic speech: the figures say how this encoder aligns espeak-ng's voices"
         return DemoEncoders((HUB_CHECKPOINT,), False, f"{HUB_CHECKPOINT}, {meaning}, not people.")
     meaning = (
-        f"{HUB_CHECKPOINT} could not be had from the hub: these are two SMALL encoders of the package, of one\n"
-        "initial state and trained on the same synthetic speech, one to transcribe, one to transcribe and\n"
-        "translate. Their figures show what the instruments see of that; they say nothing about Whisper."
+        f"{HUB_CHECKPOINT} could not be had from the hub: these are two SMALL\n"
+        "encoders of the package. They began alike and heard the same synthetic speech;\n"
+        "one learned to transcribe, one to transcribe and translate. The figures show\n"
+        "what the instruments see of that; they say nothing about Whisper."
     )
     return DemoEncoders(tuple(map(str, write_laboratory_encoders(folder))), True, meaning)
 
