@@ -239,7 +239,7 @@ def test_rows_of_recordings_that_fail_are_zeros_in_every_unit(
             raise AudioError(f"{recording.source.name}: broken")
         return decode(recording, info, *rest)
 
-    monkeypatch.setattr("voxstrata.engine.decoding.decode", decoded)
+    monkeypatch.setattr("voxstrata.engine.decoding.decode_to_slice", decoded)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 14)
     done = extract(many, tiny_model, tmp_path / "s.zarr", runtime=Runtime(unit_megabytes=0.1))
     assert done.units > 3

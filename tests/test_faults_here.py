@@ -79,7 +79,7 @@ def test_neither_memory_nor_time_that_runs_out_is_a_recordings_fault(
 
     read, store = read_corpus(corpus), tmp_path / "s.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr("voxstrata.engine.decoding.decode", wrong)
+        patch.setattr("voxstrata.engine.decoding.decode_to_slice", wrong)
         with pytest.raises(InputError, match=r"cannot be read now \((out of memory|timed out)\)"):
             extract(read, tiny_model, store, SPEC, RUNTIME)
         patch.setattr("voxstrata.corpus.probe.probe", wrong)

@@ -26,6 +26,7 @@ def corpus(make_corpus: Callable[..., Path]) -> Path:
     return root
 
 
+@pytest.mark.long  # tests/test_kills.py has fewer
 def test_twenty_kills_each_followed_by_a_resume_leave_no_trace(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     kill_and_resume(corpus, tiny_model, tmp_path, SETTINGS, kills=20, seed=0)
 
