@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -287,6 +288,21 @@ def test_some_languages_and_outputs_are_taken(store: EmbeddingStore, tmp_path: P
     assert report.files == ["final-00000.safetensors", "utterances.parquet", "voxstrata.json"]
     assert set(with_safetensors(tmp_path / "out", "final")) == {"es-1", "es-4", "es-7"}
     assert report.left_out == 0
+
+
+@pytest.mark.parametrize(("umask", "file", "place"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_others_may_read_what_the_umask_lets_them(
+    store: EmbeddingStore, tmp_path: Path, umask: int, file: int, place: int
+) -> None:
+    """The library writes its files for their owner alone, and so is a temporary folder made."""
+    before = os.umask(umask)
+    try:
+        convert(store, tmp_path / "out", "safetensors", "final", by_language=True)
+    finally:
+        os.umask(before)
+    made = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {file}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {place}
 
 
 def test_kaldi_gets_a_data_folder(store: EmbeddingStore, tmp_path: Path) -> None:

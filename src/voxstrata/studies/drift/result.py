@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 
@@ -62,7 +63,8 @@ class Drift(Result):
     def title(self) -> str:
         s = self.settings
         failed = f"; {s['failed']} more cannot be read" if s["failed"] else ""
-        return f"Drift of {s['checkpoint']}: {s['clips']} recordings, {s['audio_seconds'] / 60:.1f} minutes{failed}"
+        clips = counted(s["clips"], "recording")
+        return f"Drift of {s['checkpoint']}: {clips}, {s['audio_seconds'] / 60:.1f} minutes{failed}"
 
     def _similarities(self) -> tuple[str, ...]:
         return RETRIEVED_BY if self.settings["candidates"] else ()
