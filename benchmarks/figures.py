@@ -1,8 +1,8 @@
 """Every picture of the docs, and the tables that the docs show of the prompts, made again by one command.
 
-Each step is a command that a user could type; `--dry-run` prints them. The last are scripts of this folder. Results are left in `--out`, a folder for each
-step with its tables (Markdown and Parquet) and pictures; pictures that the docs show are copied to `--images`. A step
-whose result is there is left out, so a run that was stopped goes on.
+Each step is a command that a user could type; `--dry-run` prints them. The last are scripts of this folder. Results are
+left in `--out`, a folder for each step with its tables (Markdown and Parquet) and pictures; pictures that the docs show
+are copied to `--images`. A step whose result is there is left out, so a run that was stopped goes on.
 
     make figures BASE=whisper-base TINY_EN=whisper-tiny.en      # complete checkpoints, with decoder and tokenizer
 
@@ -72,7 +72,8 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     drawn = {name: f"prompts_{name}" for name in ("early_exit.png", "early_exit_kinds.png", "early_exit_shares.png")}
     yield step("exits", "early_exit.md", *sweep, "--norm", args.norms, pictures=drawn)
     drawn = {"early_exit.png": "prompts_translate.png"}
-    yield step("translate", "early_exit.md", *sweep, "--task", "translate", "--english-of-group", "--norm", "with", pictures=drawn)
+    translating = ("--task", "translate", "--english-of-group", "--norm", "with")
+    yield step("translate", "early_exit.md", *sweep, *translating, pictures=drawn)
     yield step("demo", "results/recall_by_depth.png", "demo", pictures={"recall_by_depth.png": "laboratory.png"})
     if args.calibrate:
         common = ("--model", args.base, "--corpus", prompts, "--calibrate", args.calibrate, "--clips", 60)
@@ -105,7 +106,7 @@ def main() -> int:
     p.add_argument("--prompts", type=Path, default=DATA / "prompts" / "prompts.tsv")
     p.add_argument("--calibrate", type=Path, help="recordings for the silence caches, e.g. ../shared/data/assorted")
     p.add_argument("--norms", default="with,without")
-    p.add_argument("--explain", default="en/vm-opts,es/vm-opts", metavar="A,B", help="ids of the two that are explained")
+    p.add_argument("--explain", default="en/vm-opts,es/vm-opts", metavar="A,B", help="ids of two to explain")
     p.add_argument("--skip", default="", metavar="STEP,STEP,...", help="leave out these steps")
     p.add_argument("--groups", type=int, help="take so many sentences alone, drawn with a fixed seed")
     p.add_argument("--out", type=Path, default=Path("figures"))

@@ -20,7 +20,8 @@ def speech(tmp_path: Path) -> Path:
     """Sentences in English and Spanish, as the prompts are kept."""
     lines = ["id\tpath\tlanguage\tgroup\ttext\tseconds"]
     for g in range(GROUPS):
-        for j, (language, text) in enumerate((("en", f"Door {g} is open now"), ("es", f"La puerta {g} ya está abierta"))):
+        texts = {"en": f"Door {g} is open now", "es": f"La puerta {g} ya está abierta"}
+        for j, (language, text) in enumerate(texts.items()):
             path, samples = f"{language}-{g}.wav", sound(0.6 + 0.1 * g, 10 * g + j)
             soundfile.write(tmp_path / path, samples, 16_000)
             lines.append(f"{language}/{g}\t{path}\t{language}\tg{g}\t{text}\t{len(samples) / 16_000:.3f}")
@@ -41,9 +42,10 @@ def figures(speech: Path, *options: object) -> str:
 
 def test_its_steps_draw_every_picture_that_the_docs_show_and_parse(speech: Path) -> None:
     click = pytest.importorskip("click")
-    from voxstrata.cli import main
+    from voxstrata.cli.app import main
 
-    said = figures(speech, "--base", "base", "--tiny-en", "tiny.en", "--calibrate", speech, "--dry-run", "--skip", "drift")
+    models = ("--base", "base", "--tiny-en", "tiny.en", "--calibrate", speech)
+    said = figures(speech, *models, "--dry-run", "--skip", "drift")
     assert "drift: left out" in said
     drawn = set(re.findall(r'"(\w+\.png)"', (ROOT / "benchmarks" / "figures.py").read_text(encoding="utf-8")))
     drawn |= {f"prompts_{name}" for name in drawn}  # of a sweep, named in the script without the prefix
@@ -56,7 +58,7 @@ def test_its_steps_draw_every_picture_that_the_docs_show_and_parse(speech: Path)
     for words in lines:
         command, rest = main, words[1:]
         while isinstance(command, click.Group):
-            command, rest = command.commands[rest[0]], rest[1:]
+            command, rest = command.get_command(click.Context(command), rest[0]), rest[1:]
         known = {option for parameter in command.params for option in parameter.opts}
         unknown = {word.split("=")[0] for word in rest if word.startswith("-")} - known
         assert not unknown, (words, unknown)

@@ -318,7 +318,8 @@ class _Lots:
         no_speech = None if decoded.no_speech is None else round(decoded.no_speech, 4)
         looped = decoded.kept is not None and not decoded.silent  # silence has no words to repeat
         return Transcript(
-            whole, cut, len(decoded.ids), decoded.ended, looped, round(decoded.avg_logprob, 4), no_speech, decoded.temperature, self._codes.get(decoded.language), encoding, decoded.seconds,
+            whole, cut, len(decoded.ids), decoded.ended, looped, round(decoded.avg_logprob, 4), no_speech,
+            decoded.temperature, self._codes.get(decoded.language), encoding, decoded.seconds,
         )  # fmt: skip
 
 
