@@ -153,7 +153,7 @@ def _whisper_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
     s = card["silence"]
     keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
     keys += f" in each of {len(s['buckets'])} buckets" if "buckets" in s else ""
-    source = f"log-mel {s['pad_level']}"
+    source = f"after {s['before']}" if "before" in s else f"log-mel {s.get('pad_level')}"
     if s["kind"] == "calibrated":
         source = counted(len(s["recordings"]), "recording")
     return [
