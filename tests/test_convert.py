@@ -476,7 +476,7 @@ def test_the_command_says_what_it_wrote(
     about = json.loads(out)
     assert about["files"] == ["final.npy", "utterances.parquet", "voxstrata.json"]
     assert (about["to"], about["utterances"], about["left_out"]) == ("npy", 8, 1)
-    assert err == f"{root}: 1 utterances are failed and take no part\n"
+    assert err == f"{root}: 1 utterance is failed and takes no part\n"
     assert run("convert", root, "-o", tmp_path / "b", "--to", "parquet", "--pooled", "--by-language") == 0
     assert "pooled states of 8 utterances (layer_01, final)" in capsys.readouterr().out
     assert run("convert", root, "-o", tmp_path / "b", "--to", "parquet") == 3

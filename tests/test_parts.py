@@ -159,7 +159,7 @@ def test_a_part_ends_where_others_are_at_all_that_is_left(
         assert run(*command, "--part", "2/2") == 0  # nothing can be said of failures yet
         out = capsys.readouterr().out
         assert f"{store}: 9 of 10 units are done\n" in out
-        assert "1 units are left to other runs, which are at them: the last completes it" in out
+        assert "left to other runs, the last of which completes it: 1 unit" in out
         assert sorted(path.name for path in (store / "units").iterdir()) == [
             f"{i:06d}.json" for i in range(10) if i != 3
         ]

@@ -116,7 +116,7 @@ def test_demo_and_extraction_need_no_torch(site: Path, tmp_path: Path) -> None:
     arguments = ("extract", made / "corpus" / "manifest.tsv", made / "transcriber-model", "-o", tmp_path / "s.zarr")
     done = _run_closed(site, "", "", *arguments, "--outputs", "layer_04,final")
     assert done.returncode == 0, done.stderr
-    assert "6 of 6 utterances in 1 unit" in done.stdout
+    assert "6 of 6 utterances in 2 units" in done.stdout
     # and what is not installed is said, with the extra that brings it
     done = _run_closed(site, "", "", "retrieve", tmp_path / "s.zarr", "-o", tmp_path / "r")
     assert (done.returncode, "pip install 'voxstrata[plot]'" in done.stderr) == (3, True), done.stderr

@@ -56,10 +56,12 @@ class _Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         found = name, command, rest = super().resolve_command(ctx, args)
+        if ctx.resilient_parsing:  # a shell that completes has not all of it yet
+            return found
         while isinstance(command, click.Group) and rest:
             ctx, (name, *rest) = click.Context(command, info_name=name, parent=ctx), rest
             command = command.get_command(ctx, name)
-        if command is not None and not ctx.resilient_parsing:  # a shell that completes has not all of it yet
+        if command is not None:
             _refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
         return found
 

@@ -65,7 +65,7 @@ def plan(
         if record:
             outputs = counted(len(record.modes[found.mode].outputs), "output")
             where = f"{device}, {counted(used, 'thread')}; measured by `voxstrata bench` with {outputs}"
-            say_wrapped(f"\nexpected: {found.in_words()} on this machine ({where})")
+            say_wrapped(f"\nexpected: about {found.in_words()}, on this machine ({where})")
         else:
             say_wrapped(f"\n{found.in_words()}; the time is not known, this measures it in two minutes:")
             say(f"  {command}")

@@ -62,9 +62,9 @@ class Estimate:
         return "\n".join([*lines, "", aligned(["output", "rows", "MB on disk"], rows)])
 
     def in_words(self) -> str:
-        """The expected time, where it is known, and the storage: "about 3 h 10 min, 41 GB"."""
+        """The expected time, where it is known, and the storage: "3 h 10 min, 41 GB on disk"."""
         size = f"{size_in_words(self.bytes)} on disk"
-        return size if self.seconds is None else f"about {time_in_words(self.seconds)}, {size}"
+        return size if self.seconds is None else f"{time_in_words(self.seconds)}, {size}"
 
 
 @dataclass(frozen=True)
