@@ -103,13 +103,7 @@ class ExtractReport:
             rate = self.audio_seconds / self.seconds
             lines += [
                 f"{clock(self.audio_seconds)} of audio in {clock(self.seconds)}: {rate:.0f} audio-hours per hour",
-                *wrap(
-                    "busy seconds by stage (they overlap): "
-                    + ", ".join(f"{k} {v:.1f}" for k, v in self.stages.items()),
-                    subsequent_indent="  ",
-                    break_on_hyphens=False,
-                    width=79,
-                ),
+                *_stages_text(self.stages),
             ]
             if self.sgemm_rate:
                 lines.append(
@@ -119,6 +113,13 @@ class ExtractReport:
         if self.overflows:
             lines.append(f"{self.overflows} values beyond float16 were stored as infinities")
         return "\n".join(lines)
+
+
+def _stages_text(stages: Mapping[str, float]) -> list[str]:
+    """Busy seconds, in lines that fit a terminal and part no stage from its seconds."""
+    each = (f"{name}\xa0{seconds:.1f}\xa0s" for name, seconds in stages.items())
+    text = "busy seconds by stage (they overlap): " + ", ".join(each)
+    return [line.replace("\xa0", " ") for line in wrap(text, 79, subsequent_indent="  ")]
 
 
 def extract(
