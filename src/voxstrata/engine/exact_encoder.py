@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ENCODER, FEATURES, ModelFolder
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.onnx_file import cut_onnx
-from voxstrata.engine.encoder import CALLERS, Encoder, Kept, cuda_options, load_cuda
+from voxstrata.engine.encoder import CALLERS, Encoder, Kept, cuda_options, device_advice, load_cuda
 from voxstrata.engine.reductions import StoredRows, reduce_states
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.spec import StoreSpec
@@ -42,6 +43,7 @@ class ExactEncoder(Encoder):
         super().__init__(model, spec or StoreSpec(), runtime, sessions)
         if runtime.device.kind == "cuda":
             self.concurrency = CALLERS
+            self.run([np.zeros(SAMPLE_RATE, np.float32)])  # what the device lacks shows now, not at the first batch
 
     def _first_graphs(self) -> tuple[str, ...]:
         return FEATURES, self._deepest
@@ -120,7 +122,9 @@ class ExactEncoder(Encoder):
             return list(self._session(name).run(outputs, feeds))
         except Exception as e:  # onnxruntime's own exceptions share no base class
             shapes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
+            advice = "if memory ran out, use fewer threads, or cut long recordings"
+            if self.device.kind != "cpu":
+                advice = device_advice(self.device, e)
             raise InputError(
-                f"{self.model.path / name.partition(':')[0]}: onnxruntime failed on {shapes} ({e}); if memory ran out, "
-                "use fewer threads, or cut long recordings"
+                f"{self.model.path / name.partition(':')[0]}: onnxruntime failed on {shapes} ({e}); {advice}"
             ) from e
