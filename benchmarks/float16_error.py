@@ -5,7 +5,8 @@ float16 kernels for most operators, computes several in float32 and rounds where
 it runs here: all is float32, and what a GPU would write in float16 is rounded to it. What it rounds within attention,
 the weights between softmax and product, is left out of both. Float64 is PyTorch's, with the checkpoint's own weights.
 
-    python benchmarks/float16_error.py --checkpoint ../shared/data/whisper-base-encoder --corpus ../shared/data/prompts/prompts.tsv
+    SHARED=../shared/data
+    python benchmarks/float16_error.py --checkpoint $SHARED/whisper-base-encoder --corpus $SHARED/prompts/prompts.tsv
     python benchmarks/float16_error.py --shape 1280,4,20,128 --before OLD_CHECKOUT/src
 """
 
