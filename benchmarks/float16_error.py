@@ -38,7 +38,19 @@ from voxstrata.exporters import ExportSpec, export
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
 from voxstrata.exporters.cuda_graph import cuda_encoder_graph
 
-MOVES = ("Concat", "Expand", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze")
+MOVES = (
+    "Concat",
+    "ConstantOfShape",
+    "Expand",
+    "Gather",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Transpose",
+    "Unsqueeze",
+)
 BUILD = """
 import sys
 from voxstrata.encoders import open_model
@@ -50,35 +62,39 @@ for cached in (False, True):
 Feeds = dict[str, NDArray[np.float32]]
 
 
-def rounded(graph: bytes, folder: Path) -> bytes:
-    """A float16 graph in float32, every result of its operators rounded to float16; its weights lie in `folder`."""
+def rounded(graph: bytes, folder: Path, kind: int = TensorProto.FLOAT16) -> bytes:
+    """A graph in float32, every result of the operators that compute in `kind` rounded to it; its weights lie in
+    `folder`."""
     model = onnx.load_model_from_string(graph)
     onnx.load_external_data_for_model(model, str(folder))
-    g, half = model.graph, set()
+    g, narrow, nodes = model.graph, set(), []
+
+    def widened(tensor: TensorProto) -> None:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
     for tensor in g.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
-            half.add(tensor.name)
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    nodes = []
+        if tensor.data_type == kind:
+            narrow.add(tensor.name)
+            widened(tensor)
     for node in g.node:
         about = {a.name: a for a in node.attribute}
-        to = about["to"].i if node.op_type == "Cast" else None
-        value = about["value"].t if node.op_type == "ConstantOfShape" else None
-        is_half = node.input[0] in half and node.op_type != "Shape" if to is None else to == TensorProto.FLOAT16
-        if value is not None and value.data_type == TensorProto.FLOAT16:
-            is_half = True
-            value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float32)))
-        if is_half:
-            half.update(node.output)
-        if to in (TensorProto.FLOAT16, TensorProto.FLOAT):
-            about["to"].i = TensorProto.FLOAT
+        if node.op_type == "Cast":
+            is_narrow = about["to"].i == kind
+            about["to"].i = TensorProto.FLOAT if is_narrow else about["to"].i
+        elif node.op_type == "ConstantOfShape":
+            if is_narrow := about["value"].t.data_type == kind:
+                widened(about["value"].t)
+        else:
+            is_narrow = node.input[0] in narrow and node.op_type != "Shape"
         nodes.append(node)
-        if is_half and node.op_type not in (*MOVES, "ConstantOfShape"):
-            for i, name in enumerate(node.output):
-                if name:
-                    node.output[i] = f"{name}/exact"
-                    nodes.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16))
-                    nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
+        if not is_narrow:
+            continue
+        narrow.update(node.output)
+        for i, name in enumerate(node.output if node.op_type not in MOVES else ()):
+            if name:
+                node.output[i] = f"{name}/exact"
+                nodes.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/narrow"], to=kind))
+                nodes.append(helper.make_node("Cast", [f"{name}/narrow"], [name], to=TensorProto.FLOAT))
     del g.node[:]
     g.node.extend(nodes)
     for output in g.output:
@@ -146,12 +162,14 @@ def worst(
             name: cuda_encoder_graph(model, outputs, cached=cached, fused=fused)
             for name, fused in (("exported", False), ("CUDA", True))
         }
+        wide = cuda_encoder_graph(model, outputs, cached=cached, fused=True, bfloat16=True)
         if before is not None:
             with tempfile.TemporaryDirectory() as made:
                 command = [sys.executable, "-c", BUILD, str(folder), made]
                 subprocess.run(command, env=os.environ | {"PYTHONPATH": str(before)}, check=True)
                 graphs["CUDA, before"] = Path(made, f"{cached:d}").read_bytes()
         ready = {name: rounded(graph, folder) for name, graph in graphs.items()}
+        ready["CUDA, bfloat16"] = rounded(wide, folder, TensorProto.BFLOAT16)
         encoder = checkpoint.encoder.double()
         for audio in recordings:
             frames = min(1500, 50 * -(-len(audio) // 16_000) + 50) if cached else 1500

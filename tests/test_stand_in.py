@@ -28,7 +28,7 @@ from voxstrata import Device, open_model
 from voxstrata.engine import CudaEncoder, Runtime
 from voxstrata.store import StoreSpec
 try:
-    CudaEncoder(open_model(sys.argv[1]), StoreSpec(("final",)), Runtime(Device.parse(sys.argv[2]), tokens=1500))
+    CudaEncoder(open_model(sys.argv[1]), StoreSpec(("final",)), Runtime(Device.parse(sys.argv[2]), tokens=100_000))
 except Exception as e:
     print(type(e).__name__, e)
 """

@@ -71,7 +71,8 @@ class CudaEncoder(Encoder):
         super().__init__(model, spec, runtime)
         self.concurrency = CALLERS
         self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
-        self._computed = np.dtype(model.card.dtype)
+        # of states on the device; what bfloat16 computed is float32 by then, which numpy knows
+        self._computed = np.dtype(np.float32 if device.bfloat16 else model.card.dtype)
         self.host_memory = "pageable" if device.kind == "cpu" else "pinned"
         self._uploaded: dict[int, dict[str, Any]] = {}  # the silence cache, by computed positions
         self._own = threading.local()
@@ -202,7 +203,8 @@ class CudaEncoder(Encoder):
             return reduction_graph(self.outputs, self._computed, self.model.card.d_model, stored, means=means)
         if name == LOG_MEL:
             return cuda_log_mel(self.model)
-        return cuda_encoder_graph(self.model, self.outputs, cached=name == CACHED, fused=self.fused_attention)
+        how = {"fused": self.fused_attention, "bfloat16": self.device.bfloat16}
+        return cuda_encoder_graph(self.model, self.outputs, cached=name == CACHED, **how)
 
     def _providers(self, name: str) -> list[Any]:
         cpu = super()._providers(name)

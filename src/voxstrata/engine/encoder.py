@@ -25,6 +25,7 @@ from voxstrata.store.spec import StoreSpec
 
 Kept = tuple[int, int]  # of the frames of a window: how many are not kept before those that are, and how many these are
 CALLERS = 2  # threads that call at once on a GPU: one batch is computed while another is fetched and the next uploaded
+_WARNINGS, _ERRORS = 2, 3  # onnxruntime's severities; the first is its default
 _OUT_OF_MEMORY = ("memory", "alloc")  # in onnxruntime's words
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
@@ -75,6 +76,8 @@ def device_advice(device: Device, error: Exception) -> str:
     """What mends what onnxruntime raised on a device."""
     if device.kind == "cpu" or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
         return "if memory ran out, choose a smaller token budget (--tokens)"
+    if device.kind == "tensorrt" and "TensorRT" in str(error):
+        return "TensorRT's provider needs libnvinfer.so.10 where the system looks for libraries; or use --device cuda"
     return (
         "nvidia-smi -L lists the GPUs that there are; pip install 'voxstrata[gpu]' brings the libraries of CUDA that "
         "onnxruntime-gpu needs; or use --device cpu"
@@ -174,13 +177,19 @@ class Encoder(ABC):
             raise InputError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu")
         source = self._source(name)
         try:
+            if self.device.kind != "cpu":
+                ort.set_default_logger_severity(_ERRORS)  # it warns each time that the provider is no plugin
             # without fallback: onnxruntime would go on with the CPU when the device fails, and say so on stdout
             session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as e:  # onnxruntime's own exceptions share no base class
             if self.device.kind != "cpu" and _loads_on_cpu(source, options):
-                raise InputError(f"{self.device} could not be started ({e}); {device_advice(self.device, e)}") from e
+                said = str(e).strip()
+                raise InputError(f"{self.device} could not be started ({said}); {device_advice(self.device, e)}") from e
             path = self.model.path / name
             raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
+        finally:
+            if self.device.kind != "cpu":
+                ort.set_default_logger_severity(_WARNINGS)
         if wanted not in session.get_providers():
             raise InputError(
                 f"{wanted} could not be started: its libraries or the driver are missing (onnxruntime's lines above "

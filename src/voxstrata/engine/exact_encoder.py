@@ -25,7 +25,7 @@ class ExactEncoder(Encoder):
     On a CPU a batch is one window, computed on the caller's thread: what it gives cannot depend on others. On a GPU
     windows of one length share a batch; their states come to the host, and are reduced there.
 
-    Raises what `Encoder` raises, and UsageError for TensorRT.
+    Raises what `Encoder` raises, and UsageError for TensorRT and for bfloat16.
     """
 
     def __init__(
@@ -36,8 +36,9 @@ class ExactEncoder(Encoder):
         sessions: dict[str, ort.InferenceSession] | None = None,
     ) -> None:
         runtime = runtime or Runtime()
-        if runtime.device.kind == "tensorrt":
-            raise UsageError(f"{model.path}: {model.card.family.name} runs on cpu and cuda; TensorRT is for Whisper")
+        if runtime.device.kind == "tensorrt" or runtime.device.bfloat16:
+            name = model.card.family.name
+            raise UsageError(f"{model.path}: {name} runs on cpu and cuda; TensorRT and bfloat16 are for Whisper")
         if runtime.device.kind == "cuda":
             load_cuda()
         super().__init__(model, spec or StoreSpec(), runtime, sessions)

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from voxstrata.encoders.card import LOG_MEL, ModelFolder
-from voxstrata.encoders.outputs import depth
+from voxstrata.encoders.outputs import depth, output_names
 from voxstrata.exporters.blocks import NORM_EPS, EncoderBuilder, residual_names
 from voxstrata.exporters.graph import MICROSOFT, onnx_package
 from voxstrata.exporters.log_mel import log_mel_graph
@@ -45,20 +45,25 @@ def cuda_log_mel(model: ModelFolder) -> bytes:
     return log_mel_graph(filters.T, cuda=True)
 
 
-def cuda_encoder_graph(model: ModelFolder, outputs: Sequence[str], *, cached: bool, fused: bool) -> bytes:
+def cuda_encoder_graph(
+    model: ModelFolder, outputs: Sequence[str], *, cached: bool, fused: bool, bfloat16: bool = False
+) -> bytes:
     """The encoder of an exported model with these outputs alone; inputs as of `encoder_graph`.
 
     Its weights stay in their file in the model's folder.
     fused: for CUDA, with operators of ONNX Runtime's own. Otherwise the operators are standard ones, which TensorRT
     fuses by itself.
+    bfloat16: the fused graph computes in it, with weights rounded to it, and returns float32.
     """
     weights, norm_every = StoredWeights(model), model.card.final_norm == "every"
     blocks = depth(outputs, model.card.layers)
     if not fused:
+        assert not bfloat16, "the standard graph's convolutions have no bfloat16 in this opset"
         return encoder_graph(weights, outputs=outputs, cached=cached, norm_every=norm_every, blocks=blocks)
-    b = _CudaBuilder(weights, cached)
+    b = (_BFloat16Builder if bfloat16 else _CudaBuilder)(weights, cached)
     b.encoder(residual_names(model.card.layers, outputs, norm_every)[: blocks + 1], outputs, norm_every)
-    returned = [b.tensor(name, weights.dtype, ["batch", None, b.shape.d_model]) for name in outputs]
+    dtype = np.float32 if bfloat16 else weights.dtype
+    returned = [b.tensor(name, dtype, ["batch", None, b.shape.d_model]) for name in outputs]
     return b.model("whisper_encoder_cuda", b.declared_inputs(cached), returned)
 
 
@@ -70,18 +75,29 @@ class _CudaBuilder(EncoderBuilder):
         s = self.shape
         self.cached = cached
         self.wide = -(-(s.head_dim + 1) // _HEAD_STEP) * _HEAD_STEP if cached else s.head_dim
+        self.number = self.type_of(weights.dtype)  # ONNX's, of the type in which the graph computes
         # Sums that are not made yet, by name: the product that is added, its bias, and what both are added to.
         self._sums: dict[str, tuple[str, str, str]] = {}
         self._silence: dict[str, str] = {}  # cached keys and values
+        self._casts: set[str] = set()  # weights in other types
 
     def encoder(self, residuals: Sequence[str], outputs: Sequence[str], norm_every: bool) -> None:
         super().encoder(residuals, outputs, norm_every)
-        for name, (product, bias, residual) in self._sums.items():  # what nothing normalises
+        self._plain_sums()
+        self._drop_sums(outputs)
+
+    def _plain_sums(self) -> None:
+        """Those that nothing normalises."""
+        for name, (product, bias, residual) in self._sums.items():
             self.node("Add", [residual, self.node("Add", [product, bias], f"{name}/added")], name)
+        self._sums.clear()
+
+    def _drop_sums(self, outputs: Sequence[str]) -> None:
+        """Those that nothing needs but the LayerNorm that makes them."""
         used = {i for node in self.nodes for i in node.input} | set(outputs)
         for node in self.nodes:
             if node.op_type == "SkipLayerNormalization" and node.output[-1] not in used:
-                del node.output[1:]  # a sum that nothing needs
+                del node.output[1:]
 
     def stem(self, first: str) -> tuple[str, str]:
         d = self.shape.d_model
@@ -119,16 +135,15 @@ class _CudaBuilder(EncoderBuilder):
         self._zeros("rows", s.heads, more, s.d_model)
         one = self.constant("one", np.eye(1, more, dtype=np.float32))
         one = self.node("Expand", [one, self.ints("all_heads", s.heads, 1)], "one/heads")
-        self.cast(one, "ones", self.weights.dtype)
-        biases = [self.weight(f"layers.{k}.self_attn.v_proj.bias") for k in range(s.layers)]
+        self._narrow(one, "ones")
+        biases = [self._stored(f"layers.{k}.self_attn.v_proj.bias") for k in range(s.layers)]
         every = self.node("Concat", biases, "value_biases/all", axis=0)
         every = self.node("Reshape", [every, self.ints("per_head", s.layers, s.heads, 1, s.head_dim)], "value_biases")
-        every = self.cast(every, "value_biases/float32", np.float32)
         values = self.node("Sub", ["silence_value", every], "silence_value/unbiased")
         for part, t, width in (("key", self.biased_keys(), s.head_dim + 1), ("value", values, s.head_dim)):
             pads = self.ints(f"{part}_pads", *[0] * 7, self.wide - width)
             t = self.joined_heads(self.node("Pad", [t, pads], f"{t}/wide"), part, self.wide)
-            self._silence[part] = self.cast(t, f"silence_{part}/cast", self.weights.dtype)
+            self._silence[part] = self._narrow(t, f"silence_{part}/cast")
 
     def block(self, x: str, k: int, name: str) -> str:
         m = f"layers.{k}"
@@ -171,16 +186,13 @@ class _CudaBuilder(EncoderBuilder):
 
     def _output_projection(self, attention: str) -> tuple[str, str]:
         """Weight and bias; the latter holds what the values' bias comes to."""
-        weight, bias, values = (
-            self.weight(f"{attention}.{n}") for n in ("out_proj.weight", "out_proj.bias", "v_proj.bias")
-        )
-        # as float32: the product of a float16 vector and matrix has no kernel on the CPU, where constants are computed
+        out = f"{attention}.out_proj"
+        values, bias, whole = (self._stored(n) for n in (f"{attention}.v_proj.bias", f"{out}.bias", f"{out}.weight"))
         row = self.node("Reshape", [values, self.ints("row", 1, -1)], f"{values}/row")
-        row, whole, own = (self.cast(t, f"{t}/float32", np.float32) for t in (row, weight, bias))
         moved = self.node("MatMul", [row, whole], f"{values}/projected")
-        moved = self.node("Reshape", [moved, self.ints("vector", -1)], f"{moved}/vector")
-        moved = self.node("Add", [own, moved], f"{bias}/whole/float32")
-        return self._wide_rows(weight), self.cast(moved, f"{bias}/whole", self.weights.dtype)
+        moved = self.node("Reshape", [moved, self.ints("vector", -1)], f"{values}/moved")
+        moved = self.node("Add", [bias, moved], f"{bias}/whole")
+        return self._wide_rows(self.weight(f"{out}.weight")), self._narrow(moved, f"{bias}/narrow")
 
     def _query_bias(self, bias: str) -> str:
         """With a 1 in the first dimension that each head has more."""
@@ -209,10 +221,52 @@ class _CudaBuilder(EncoderBuilder):
         w = self.node("Concat", [w, "rows"], f"{weight}/wide", axis=1)
         return self.node("Reshape", [w, self.ints("joined_rows", -1, s.d_model)], f"{weight}/flat")
 
+    def _stored(self, name: str) -> str:
+        """A weight in float32: what is computed of constants, a CPU computes, which has few operators in float16."""
+        return self._weight_as(name, "float32", self.onnx.TensorProto.FLOAT)
+
+    def _weight_as(self, name: str, kind: str, number: int) -> str:
+        """A weight in another type."""
+        weight, cast = super().weight(name), f"{name}/{kind}"
+        if cast not in self._casts:
+            self._casts.add(cast)
+            self.node("Cast", [weight], cast, to=number)
+        return cast
+
+    def computed(self, name: str) -> str:
+        return self._narrow(name, f"{name}/cast")
+
+    def _narrow(self, x: str, name: str) -> str:
+        """Something in float32 in the type in which the graph computes."""
+        return self.node("Cast", [x], name, to=self.number)
+
     def _zeros(self, name: str, *dims: int) -> str:
         """A constant that takes no room in the graph."""
-        zero = self.onnx.helper.make_tensor("value", self.type_of(self.weights.dtype), [1], [0.0])
+        zero = self.onnx.helper.make_tensor("value", self.number, [1], [0.0])
         return self.node("ConstantOfShape", [self.ints(f"{name}/shape", *dims)], name, value=zero)
 
     def _slice(self, x: str, start: int, end: int, axis: int, name: str) -> str:
         return self.node("Slice", [x, *(self.ints(f"at_{n}", n) for n in (start, end, axis))], name)
+
+
+class _BFloat16Builder(_CudaBuilder):
+    """The same in bfloat16, but for what goes in and comes out, which is float32."""
+
+    def __init__(self, weights: Weights, cached: bool) -> None:
+        super().__init__(weights, cached)
+        self.number = self.onnx.TensorProto.BFLOAT16
+
+    def encoder(self, residuals: Sequence[str], outputs: Sequence[str], norm_every: bool) -> None:
+        states = dict(zip(output_names(self.shape.layers), (f"{n}/bfloat16" for n in residuals), strict=False))
+        last = f"{residuals[-1]}/bfloat16"
+        EncoderBuilder.encoder(self, list(states.values()), (), norm_every)
+        for name in outputs:
+            if norm_every or name == "final":
+                states[name] = self.layer_norm(states.get(name, last), "layer_norm", f"{name}/normed")
+        self._plain_sums()
+        for name in outputs:
+            self.cast(states[name], name, np.float32)
+        self._drop_sums(outputs)
+
+    def weight(self, name: str) -> str:
+        return self._weight_as(name, "bfloat16", self.number)
