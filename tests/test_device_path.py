@@ -22,9 +22,10 @@ from kills import contents
 pytest.importorskip("onnx")
 
 from voxstrata.base.errors import InputError
-from voxstrata.encoders import Context, Silence, open_model
+from voxstrata.encoders import Context, open_model
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, WEIGHTS
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME
+from voxstrata.encoders.silence import BucketSilence
 from voxstrata.engine import CpuEncoder, CudaEncoder, Device, Encoder, ExtractReport, Runtime, extract
 from voxstrata.engine.encoder import PROVIDERS
 from voxstrata.engine.page_lock import host_array, page_lock
@@ -104,21 +105,21 @@ def test_a_bucket_has_one_shape_for_cuda_graphs_and_takes_its_silence_once(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool, rows: list[int]
 ) -> None:
     shapes, uploads = [], []
-    bind, for_frames = ort.IOBinding.bind_input, Silence.for_frames
+    bind, for_frames = ort.IOBinding.bind_input, BucketSilence.for_frames
 
     def seen(self: Any, name: str, kind: str, index: int, dtype: Any, shape: Sequence[int], pointer: int) -> None:
         if name == "log_mel":
             shapes.append(tuple(shape))
         bind(self, name, kind, index, dtype, shape, pointer)
 
-    def uploaded(self: Silence, frames: int) -> Any:
+    def uploaded(self: BucketSilence, frames: int) -> Any:
         uploads.append(frames)
         return for_frames(self, frames)
 
     monkeypatch.setattr(ort.IOBinding, "bind_input", seen)
     spec = StoreSpec(("final",))
     device = CudaEncoder(open_model(tiny_model), spec, Runtime(CPU, tokens=1500), cuda_graphs=fixed)
-    monkeypatch.setattr(Silence, "for_frames", uploaded)
+    monkeypatch.setattr(BucketSilence, "for_frames", uploaded)
     for windows in (7, 1, 3):
         device.stored_rows([sound(1.0, i) for i in range(windows)], 200)
     device.stored_rows([sound(29.5, 1)], 1500)
