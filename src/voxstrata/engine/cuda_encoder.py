@@ -100,8 +100,9 @@ class CudaEncoder(Encoder):
         self._idle: deque[_Buffers] = deque()  # of no call just now
         self._callers = itertools.count()
         stored = max(self.batch_size(m) * row_count(m, self.spec) for m in self.context.shapes())
-        row_bytes = model.card.d_model * self.spec.stored_dtype.itemsize
-        self._rows = HostRing(len(self.outputs) * stored * row_bytes, ROWS_IN_FLIGHT)
+        # of each output its rows, and at the end whether all of it is finite
+        size = len(self.outputs) * (stored * model.card.d_model + 1) * self.spec.stored_dtype.itemsize
+        self._rows = HostRing(size, ROWS_IN_FLIGHT)
         # One thread and not a lock: ONNX Runtime allows a session with CUDA graphs to be run from one thread only.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="device")
         # While ONNX Runtime records a CUDA graph, CUDA refuses what other threads ask of the device.
@@ -231,14 +232,15 @@ class CudaEncoder(Encoder):
         if weights is not None:
             binding.bind_ortvalue_input("weights", self._on_device(weights))
         dtype = self.spec.stored_dtype
-        taken = self._rows.take(self._page_locked)[: len(self.outputs) * len(index) * d * dtype.itemsize]
-        stored = list(taken.view(dtype).reshape(len(self.outputs), len(index), d))
+        taken = self._rows.take(self._page_locked).view(dtype)
+        *stored, _ = np.split(taken, len(index) * d * np.arange(1, len(self.outputs) + 1))
+        stored, checks = [rows.reshape(-1, d) for rows in stored], taken[-len(self.outputs) :]
         for rows, (output, states) in zip(stored, buffers.states.items(), strict=True):
             binding.bind_input(output, *self._where, self._computed, [batch, frames, d], states.data_ptr())
             binding.bind_output(f"stored/{output}", "cpu", 0, dtype, [len(index), d], rows.ctypes.data)
-        binding.bind_output("finite")
+        binding.bind_output("finite", "cpu", 0, dtype, [len(checks), 1], checks.ctypes.data)
         self._session(REDUCTIONS).run_with_iobinding(binding)
-        finite = (binding.get_outputs()[-1].numpy()[:, 0] == 0).tolist()
+        finite = (checks == 0).tolist()
         ends = np.cumsum([row_count(n, self.spec) for n in valid])[:-1]
         if self.spec.pool:  # from means to sums
             stored = [rows * np.array(valid, np.float64)[:, None] for rows in stored]

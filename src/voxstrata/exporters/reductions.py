@@ -24,9 +24,12 @@ def reduction_graph(
     dimensions.
     Raises InputError when the package onnx is missing.
     """
+    # In the stored type, unless what is computed may be beyond it: where there is no product of float16, ONNX Runtime
+    # casts what it multiplies, and leaves out the cast before, by which it became infinite.
+    checked = np.dtype(np.float32 if np.dtype(computed) == np.float32 else stored)
     b = GraphBuilder()
     b.ints("flat", -1, d_model)
-    b.constant("nought", np.array(0, stored))
+    b.constant("nought", np.array(0, checked))
     inputs, returned = [b.tensor("index", np.int64, ["rows", "k"])], []
     if means:
         inputs.append(b.tensor("weights", np.float32, ["rows", 1, "k"]))
@@ -38,9 +41,13 @@ def reduction_graph(
             x = b.node("MatMul", ["weights", b.cast(x, f"{name}/float32", np.float32)], f"{name}/means")
         x = b.node("Reshape", [x, "flat"], f"{name}/rows")
         x = b.cast(x, f"stored/{name}", stored)
+        if checked != np.dtype(stored):
+            x = b.cast(x, f"{name}/as_computed", checked)
         # 0 · x is 0 for every finite x and NaN for every other, and one NaN makes the sum NaN
         b.node("ReduceSum", [b.node("Mul", [x, "nought"], f"{name}/nought")], f"{name}/finite")
         returned.append(b.tensor(f"stored/{name}", stored, ["rows", d_model]))
-    b.node("Concat", [f"{name}/finite" for name in outputs], "finite", axis=0)  # one small copy to the host, not many
+    # one small copy to the host, not many
+    x = b.node("Concat", [f"{name}/finite" for name in outputs], "finite/checked", axis=0)
+    b.cast(x, "finite", stored)
     returned.append(b.tensor("finite", stored, [len(outputs), 1]))
     return b.model("voxstrata_reductions", inputs, returned)
