@@ -114,7 +114,7 @@ class Encoder(ABC):
                 f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
             )
         self.seconds: dict[str, float] = defaultdict(float)
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._sessions: dict[str, ort.InferenceSession] = {} if sessions is None else sessions
         if self.context.mode == "bucketed":
             self._silence = model.silence()
@@ -154,10 +154,11 @@ class Encoder(ABC):
             self.seconds[stage] += time.perf_counter() - begin
 
     def _session(self, name: str) -> ort.InferenceSession:
-        with self._lock:
-            if (session := self._sessions.get(name)) is None:
-                session = self._sessions[name] = self._make_session(name)
-            return session
+        if (session := self._sessions.get(name)) is None:
+            with self._making:  # for long: who has a session waits neither for it nor to count
+                if (session := self._sessions.get(name)) is None:
+                    session = self._sessions[name] = self._make_session(name)
+        return session
 
     def _source(self, name: str) -> Path | bytes:
         """Where a graph comes from."""
