@@ -23,7 +23,7 @@ def test_commands_options_and_values_are_completed() -> None:
     assert "--pool" in {item.value for item in completed("retrieve", "--po")}
     assert [item.value for item in completed("retrieve", "--pool", "sh")] == ["shared-first"]
     assert [item.value for item in completed("retrieve", "--negatives", "sound,le")] == ["sound,length"]
-    assert [item.value for item in completed("bench", "base", "--device", "c")] == ["cpu", "cuda"]
+    assert [item.value for item in completed("bench", "base", "--device", "c")] == ["cpu", "cuda", "cuda:bfloat16"]
     # half a command is no error, even where an option stands twice
     assert completed("retrieve", "-o", "a", "-o", "b", "--po")
 

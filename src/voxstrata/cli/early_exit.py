@@ -35,8 +35,8 @@ class _TorchDevice(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         device = vs.Device.parse(value)
-        if device.kind == "tensorrt":
-            self.fail("TensorRT runs no decoder; choose cpu or cuda")
+        if device.kind == "tensorrt" or device.bfloat16:
+            self.fail("PyTorch runs the decoder, in the checkpoint's own type; choose cpu, cuda or cuda:1")
         return str(device)
 
 

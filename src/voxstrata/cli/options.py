@@ -141,7 +141,7 @@ _PLANNING = (
         f"[default: {UNIT_MEGABYTES}; on a GPU what eight of its large batches fill, up to 4096]",
     ),
 )  # fmt: skip
-_DEVICES = completing("cpu", "cuda", "tensorrt")
+_DEVICES = completing("cpu", "cuda", "cuda:bfloat16", "tensorrt")
 _RUNNING = (
     click.option(
         "--device",
@@ -261,7 +261,8 @@ def running_several(f: F) -> F:
         "--device",
         default="cpu",
         shell_complete=_DEVICES,
-        help="cpu, cuda, cuda:1, tensorrt, …; several as cuda:0,1,2,3: a process each. A GPU is never assumed.",
+        help="cpu, cuda, cuda:1, cuda:bfloat16, tensorrt, …; several as cuda:0,1,2,3: a process each. A GPU is never "
+        "assumed.",
     )
 
     @functools.wraps(f)

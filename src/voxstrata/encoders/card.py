@@ -9,6 +9,7 @@ DIR/ of a Whisper encoder
   silence.npz               the silence cache
   config.json, preprocessor_config.json   as Hugging Face writes them
   card.json                 what the model is, where it came from, how it was validated
+  tensorrt/                 engines for one GPU, if it has run on TensorRT: a folder for each shape
 
 Of other families there are these files alone:
   features.onnx             waveform in, features out
@@ -47,6 +48,8 @@ _CONFIGS = ("config.json", "preprocessor_config.json")
 # what `export` leaves of a Whisper, and of other families, the card first
 MODEL_FILES = (CARD, *ENCODER_GRAPHS["float32"], WEIGHTS, LOG_MEL, SILENCE, *_CONFIGS)
 FAMILY_FILES = (CARD, ENCODER, WEIGHTS, FEATURES, *_CONFIGS)
+ENGINE_CACHE = "tensorrt"
+ENGINES = (f"{ENGINE_CACHE}/*", f"{ENGINE_CACHE}/*/*")  # patterns of what lies there
 DTYPES = tuple(ENCODER_GRAPHS)
 # of a card what a graph does not depend on: the cache may be made anew
 _BESIDE_THE_GRAPH = ("silence", "validation", "tools")

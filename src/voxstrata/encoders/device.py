@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from voxstrata.base.errors import UsageError
@@ -13,27 +13,28 @@ from voxstrata.base.errors import UsageError
 class Device:
     """Where the graphs run: kind "cpu", "cuda" or "tensorrt", and for the latter two which GPU.
 
+    bfloat16: on CUDA, the encoder computes in it, whatever type the model was exported in.
     Raises UsageError for another kind. Wherever a Device is asked for, its name does as well: "cuda:1".
     """
 
     kind: str = "cpu"
     index: int = 0
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        if ":" in self.kind and not self.index:  # Device("cuda:1"), as PyTorch has it
-            whole = self.parse(self.kind)
-            object.__setattr__(self, "kind", whole.kind)
-            object.__setattr__(self, "index", whole.index)
+        if ":" in self.kind and not self.index and not self.bfloat16:  # Device("cuda:1"), as PyTorch has it
+            for name, value in vars(self.parse(self.kind)).items():
+                object.__setattr__(self, name, value)
         elif self.kind not in ("cpu", "cuda", "tensorrt"):
             raise _unknown(self.kind)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From "cpu", "cuda", "cuda:1", "tensorrt", … Raises UsageError for anything else."""
-        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d{1,3}))?", text)
-        if m is None or (m[1] == "cpu" and m[2]):
+        """From "cpu", "cuda", "cuda:1", "cuda:bfloat16", "tensorrt", … Raises UsageError for anything else."""
+        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d{1,3}))?(:bfloat16)?", text)
+        if m is None or (m[1] == "cpu" and m[2]) or (m[1] != "cuda" and m[3]):
             raise _unknown(text)
-        return cls(m[1], int(m[2] or 0))
+        return cls(m[1], int(m[2] or 0), bool(m[3]))
 
     @classmethod
     def parse_several(cls, text: str) -> list[Self]:
@@ -41,16 +42,19 @@ class Device:
         devices: list[Self] = []
         for name in (part.strip() for part in text.split(",")):
             follows = devices and devices[-1].kind != "cpu" and re.fullmatch(r"\d+", name)
-            devices.append(cls.parse(f"{devices[-1].kind}:{name}" if follows else name))
-        if len({device.kind for device in devices}) > 1:
+            own = cls.parse(f"{devices[-1].kind}:{name}" if follows else name)
+            devices.append(replace(own, bfloat16=devices[-1].bfloat16) if follows else own)
+        if len({(device.kind, device.bfloat16) for device in devices}) > 1:
             raise UsageError(f"--device {text}: devices of one kind, since the last bits differ between kinds")
         return devices
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.index}" if self.index else self.kind
+        return self.kind + f":{self.index}" * bool(self.index) + ":bfloat16" * self.bfloat16
 
-    def arithmetic(self, dtype: str) -> Literal["float16", "float32"]:
+    def arithmetic(self, dtype: str) -> Literal["float16", "bfloat16", "float32"]:
         """In what a model of that dtype computes here: TensorRT takes float16 for float32, which is another result."""
+        if self.bfloat16:
+            return "bfloat16"
         return "float16" if dtype == "float16" or self.kind == "tensorrt" else "float32"
 
 
@@ -66,4 +70,4 @@ class DeviceField:
 
 
 def _unknown(text: str) -> UsageError:
-    return UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
+    return UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, cuda:bfloat16, tensorrt or tensorrt:1")

@@ -32,8 +32,8 @@ from voxstrata.exporters.silence_cache import (
     run_on_silence,
 )
 
-RUNS = 4  # of which a bucket's keys are the mean: the last ones, so of its own lengths and of the bucket's before
 _NEW_RUNS = 2  # for each bucket
+RUNS = 2 * _NEW_RUNS  # of which a bucket's keys are the mean: the last ones, of its own lengths and the bucket's before
 BABBLES, BABBLE_SECONDS = 8, 4  # sounds that are made up for a pure cache, and their length
 
 
@@ -72,24 +72,37 @@ def silence_by_bucket(
     Raises InputError as `condense` does.
     """
     buckets = silence_buckets()
-    recent: deque[tuple[torch.Tensor, torch.Tensor, Queries]] = deque(maxlen=RUNS)
+    asked: deque[Queries] = deque(maxlen=RUNS)
+    pair: list[torch.Tensor] = []  # keys and values, added up over the last _NEW_RUNS: all runs are twice as large
     found = []
     run = 0
     for i, bucket in enumerate(buckets):
         reporter.progress(Progress("silence cache", i, len(buckets), "buckets"))
         longest = bucket - FRAMES_PER_SECOND
         before, new = (buckets[i - 1] - FRAMES_PER_SECOND, _NEW_RUNS) if i else (0, RUNS)
-        for frames in np.linspace(before, longest, new + 1)[1:].astype(int):
+        total, pair = pair, []
+        for left, frames in zip(
+            range(new - 1, -1, -1), np.linspace(before, longest, new + 1)[1:].astype(int), strict=True
+        ):
             features = checkpoint.features(_speech(sounds, run, int(frames) * SAMPLES_PER_FRAME))
-            query, key, value = queries_keys_values(checkpoint.encoder, features)
-            recent.append((key, value, Queries.sample(query[:, :, :bucket], key, QUERIES // RUNS)))
+            query, *kv = queries_keys_values(checkpoint.encoder, features)
+            asked.append(Queries.sample(query[:, :, :bucket], kv[0], QUERIES // RUNS))
+            total = _added(total, kv)
+            if left < _NEW_RUNS:
+                pair = _added(pair, kv)
+            del query, kv  # not to be held while the next run is made
             run += 1
-        keys, values, queries = zip(*recent, strict=True)
-        key, value = (torch.stack([t[:, :, bucket:] for t in several]).mean(0) for several in (keys, values))
-        runs = PaddedRuns(key, value, Queries.of(queries), {})
+        key, value = (t[:, :, bucket:] / RUNS for t in total)
+        del total
+        runs = PaddedRuns(key, value, Queries.of(asked), {})
         found.append(_filled(condense(runs, groups)[0].for_frames(bucket), groups))
     k, v, bias = (np.stack([getattr(keys, part) for keys in found]) for part in ("key", "value", "bias"))
     return BucketSilence(np.array(buckets, np.int64), k.astype(np.float16), v.astype(np.float16), bias)
+
+
+def _added(sums: list[torch.Tensor], more: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The sums with one more added, in place; of nothing a copy."""
+    return [s.add_(t) for s, t in zip(sums, more, strict=True)] if sums else [t.clone() for t in more]
 
 
 def _speech(sounds: Sequence[NDArray[np.float32]], run: int, samples: int) -> NDArray[np.float32]:
