@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import sound
 
-from voxstrata import open_model
+from voxstrata import Context, StoreSpec, open_model
 from voxstrata.demo.encoder import LABORATORY, write_laboratory_encoders, write_laboratory_model
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +136,9 @@ def test_the_models_in_the_package_are_what_export_makes_of_its_encoders(name: s
     assert shipped.card.weights_sha256 == fresh.card.weights_sha256
     assert shipped.card.format == fresh.card.format
     samples = sound(1.7, seed=3)
-    new, old = (model.encode(samples, 16_000) for model in (open_model(fresh.path), shipped))
-    for output in shipped.card.outputs:
-        a, b = old[output].astype(float), new[output].astype(float)
-        assert np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(b)  # both are rounded to float16
+    # both are rounded to float16; a silence cache is made by k-means, whose last bits depend on the machine
+    for spec, most in ((StoreSpec(context=Context("padded")), 2e-3), (StoreSpec(context=Context("bucketed")), 2e-2)):
+        new, old = (model.encode(samples, 16_000, spec=spec) for model in (open_model(fresh.path), shipped))
+        for output in shipped.card.outputs:
+            a, b = old[output].astype(float), new[output].astype(float)
+            assert np.linalg.norm(a - b) < most * np.linalg.norm(b)
