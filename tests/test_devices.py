@@ -125,3 +125,21 @@ def test_a_runtime_takes_all_cores_and_what_suits_its_device_unless_told(monkeyp
     assert (Runtime().thread_count, Runtime().batch_tokens, Runtime().device) == (3, DEFAULT_TOKENS["cpu"], Device())
     assert Runtime(Device("cuda")).batch_tokens == DEFAULT_TOKENS["cuda"] > DEFAULT_TOKENS["cpu"]
     assert (Runtime(threads=7, tokens=90).thread_count, Runtime(threads=7, tokens=90).batch_tokens) == (7, 90)
+
+
+def test_a_device_says_in_what_it_computes() -> None:
+    for text, device, arithmetic in (
+        ("cuda", Device("cuda"), "float32"),
+        ("cuda:bfloat16", Device("cuda", 0, True), "bfloat16"),
+        ("cuda:3:bfloat16", Device("cuda", 3, True), "bfloat16"),
+        ("tensorrt:2", Device("tensorrt", 2), "float16"),
+    ):
+        assert Device.parse(text) == device
+        assert str(device) == text
+        assert device.arithmetic("float32") == arithmetic
+    assert Device.parse_several("cuda:0:bfloat16,2") == [Device("cuda", 0, True), Device("cuda", 2, True)]
+    for wrong in ("cpu:bfloat16", "tensorrt:bfloat16", "cuda:bfloat16:1", "cuda:float16"):
+        with pytest.raises(UsageError, match="unknown device"):
+            Device.parse(wrong)
+    with pytest.raises(UsageError, match="of one kind"):
+        Device.parse_several("cuda:bfloat16,cuda:1")

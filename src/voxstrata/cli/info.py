@@ -122,8 +122,8 @@ def _command(store: Any) -> str:
         words += ["--pool", spec.pool]
     if spec.every != 1:
         words += ["--every", str(spec.every)]
-    if spec.arithmetic != model.dtype and spec.arithmetic == "float16":
-        words += ["--device", "tensorrt"]
+    if spec.arithmetic != model.dtype and spec.arithmetic != "float32":
+        words += ["--device", "tensorrt" if spec.arithmetic == "float16" else "cuda:bfloat16"]
     if (lengths := store.about.get("lengths", "headers")) != "headers":
         words += ["--lengths", lengths]
     return shlex.join(words)

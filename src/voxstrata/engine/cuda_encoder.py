@@ -34,7 +34,7 @@ from voxstrata.base.errors import InputError, VoxstrataError
 from voxstrata.base.folders import make_writable
 from voxstrata.encoders.card import CACHED, ENCODER, ENGINE_CACHE, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
-from voxstrata.engine.encoder import CALLERS, PROVIDERS, Encoder, Kept, cuda_options, load_cuda
+from voxstrata.engine.encoder import CALLERS, PROVIDERS, Encoder, Kept, cuda_options, device_advice, load_cuda
 from voxstrata.engine.page_lock import HostRing, host_array, page_lock
 from voxstrata.engine.reductions import StoredRows, gathering, row_count
 from voxstrata.engine.runtime import Runtime
@@ -63,7 +63,7 @@ class CudaEncoder(Encoder):
     """Runs batches of windows through log-mel, encoder and the reductions of `spec` on one device.
 
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed; not on TensorRT.
-    fused_attention: one operator instead of products and softmax; never on TensorRT.
+    fused_attention: the encoder of operators of ONNX Runtime's own, attention in one; never on TensorRT.
     fixed_shapes: whether every bucket runs at the shape of its full batch: with CUDA graphs and on TensorRT.
     host_memory: "pinned", or "pageable" on a CPU and once the driver has refused to lock memory, which is slower but
     gives the same.
@@ -81,7 +81,7 @@ class CudaEncoder(Encoder):
         fused_attention: bool = True,
     ) -> None:
         device = runtime.device
-        # TensorRT does not know the operator, and fuses by itself
+        # TensorRT does not know them, and fuses by itself
         self.fused_attention = fused_attention and device.kind != "tensorrt"
         self.fixed_shapes = cuda_graphs or device.kind == "tensorrt"
         # its provider keeps one recording for a session, and would replay it at another caller's addresses
@@ -93,7 +93,8 @@ class CudaEncoder(Encoder):
         super().__init__(model, spec, runtime)
         self.concurrency = CALLERS
         self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
-        self._computed = np.dtype(model.card.dtype)
+        # of states on the device; what bfloat16 computed is float32 by then, which numpy knows
+        self._computed = np.dtype(np.float32 if device.bfloat16 else model.card.dtype)
         self.host_memory = "pageable" if device.kind == "cpu" else "pinned"
         self._uploaded: dict[int, dict[str, Any]] = {}  # the silence cache, by computed positions
         self._uploading = threading.Lock()
@@ -108,6 +109,8 @@ class CudaEncoder(Encoder):
         # While ONNX Runtime records a CUDA graph, CUDA refuses what other threads ask of the device.
         self._recording: AbstractContextManager[Any] = threading.Lock() if self._cuda_graphs else nullcontext()
         self._session(REDUCTIONS)
+        if device.kind == "cuda":  # what the device lacks shows now, not at the first batch
+            self.stored_rows([np.zeros(SAMPLES_PER_FRAME, np.float32)], self.context.frames_computed(1))
 
     def _first_graphs(self) -> tuple[str, ...]:
         return LOG_MEL, self._encoder_session(self.context.edges[0])
@@ -144,7 +147,7 @@ class CudaEncoder(Encoder):
         except Exception as e:  # onnxruntime's own exceptions share no base class
             raise InputError(
                 f"{self.model.path}: onnxruntime failed on a batch of {rows} windows of {frames} positions ({e}); "
-                "if memory ran out, choose a smaller token budget (--tokens)"
+                f"{device_advice(self.device, e)}"
             ) from e
 
     def windows_computed(self, windows: int, frames: int) -> int:
@@ -253,7 +256,8 @@ class CudaEncoder(Encoder):
             return reduction_graph(self.outputs, self._computed, self.model.card.d_model, stored, means=means)
         if name == LOG_MEL:
             return cuda_log_mel(self.model)
-        return cuda_encoder_graph(self.model, self.outputs, cached=name.startswith(CACHED), fused=self.fused_attention)
+        how = {"fused": self.fused_attention, "bfloat16": self.device.bfloat16}
+        return cuda_encoder_graph(self.model, self.outputs, cached=name.startswith(CACHED), **how)
 
     def _make_session(self, name: str) -> ort.InferenceSession:
         _, _, frames = name.partition(":")
