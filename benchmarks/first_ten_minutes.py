@@ -135,7 +135,7 @@ def new_shapes(b: Bench, name: str) -> None:
     shapes = [(FRAMES, full), (FRAMES, max(1, full - 1)), (FRAMES, -(-full // 2))]
     shapes += [(frames, encoder.batch_size(frames)) for frames in (700, 400)]
     encode(encoder, 1400, 2)  # libraries are loaded
-    alike = [[encode(encoder, *shape) for _ in range(5)] for shape in shapes]
+    alike = [[encode(encoder, *shape) for _ in range(2 if b.args.small else 5)] for shape in shapes]
     first, steady = [x[0] for x in alike], [median(x[1:]) for x in alike]
     changed = [encode(encoder, *shape) for shape in shapes * 2][len(shapes) :]
     more = float(median(np.subtract(changed, steady)))
@@ -153,7 +153,7 @@ def how_fast(b: Bench, name: str, times: int) -> None:
     encoder = variant(b, tokens=times * (b.args.tokens or 16 * WINDOW_FRAMES), **settings)
     frames = WINDOW_FRAMES if settings.get("mode") == "padded" else FRAMES
     windows = encoder.batch_size(frames)
-    ms = median([encode(encoder, frames, windows) for _ in range(9)][1:])
+    ms = median([encode(encoder, frames, windows) for _ in range(2 if b.args.small else 9)][1:])
     flops = windows * EncoderSize.of(b.model, encoder.outputs).window_flops(frames, encoder.context)
     rate = flops / ms * 1e3
     share = rate / b.rates["bfloat16"] if b.rates else None
