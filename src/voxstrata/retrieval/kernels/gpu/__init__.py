@@ -25,9 +25,9 @@ float32 runs on plain multiply-adds (input_precision="ieee"), far slower, for ch
 
 Packing scales rows on the device, on a stream of its own, from page-locked memory; `maxima` leaves it a multiprocessor.
 
-State: checked in Triton's interpreter; compiled for compute capabilities 8.0 to 12.0, without spills and within their
-shared memory. For 9.0 the disassembly shows warpgroup products fed by the bulk copy engine. Not run on a GPU: its
-speed, and the choice of `TILES`, are not measured.
+State: checked in Triton's interpreter; compiled for compute capabilities 8.0 to 12.0, without spills in a loop and
+within their shared memory. For 9.0 the disassembly shows warpgroup products fed by the bulk copy engine. Not run on a
+GPU: its speed, and the choice of `TILES`, are not measured.
 """
 
 from voxstrata.retrieval.kernels.gpu.kernel import TILES, Tile, Triton, tile_for

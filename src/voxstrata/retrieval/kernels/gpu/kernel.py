@@ -40,7 +40,7 @@ class Tile:
 
 
 # By compute capability, the lowest first; one that is not here takes the tile of the next lower one. Each compiles
-# without spills and within the shared memory of a block (tests/test_kernel_triton.py). None is measured yet.
+# without spills in a loop, and within the shared memory of a block (tests/test_kernel_triton.py). None is measured.
 _HALF = {
     (8, 0): Tile(128, 128, 32, warps=8, stages=4),
     (9, 0): Tile(128, 256, 64, warps=8, stages=4),
