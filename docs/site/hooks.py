@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Collection
 from functools import cache
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,10 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 def on_page_content(html: str, page: Page, **_: Any) -> str:
     name = page.file.src_uri
+    if name == "reference-cli.md":
+        html = html.replace("<code>Sentinel.UNSET</code>", "")  # of options without a default
+    for public, own in vs._ALIASES.items() if name == "reference-api.md" else ():
+        html = html.replace(f">{own}<", f">{public}<")
     return html if name in UNLINKED else with_terms(html, page.url, NOT_HERE.get(name, ()))
 
 
@@ -111,7 +116,7 @@ def on_page_content(html: str, page: Page, **_: Any) -> str:
 def cli_page() -> str:
     with click.Context(main) as context:
         for command in _commands(main, context):
-            command.help = _as_markdown(command.help or "")
+            command.help = _as_markdown(cleandoc(command.help or ""))
     text = "Every command with its options, as `--help` has them. [Commands](commands.md) has an example of each."
     block = (
         "::: mkdocs-click\n    :module: voxstrata.cli.app\n    :command: main\n    :prog_name: voxstrata\n    :depth: 1"
@@ -150,7 +155,7 @@ def api_page() -> str:
     for name in listed:
         if name in vs._PLACES:
             where = f"voxstrata.{vs._PLACES[name]}.{vs._ALIASES.get(name, name)}"
-            parts.append(f"::: {where}\n    options:\n      heading: vs.{name}")
+            parts.append(f"::: {where}\n    options:\n      heading: vs.{name}\n      toc_label: {name}")
     parts.append("Objects that these give:")
     parts += [f"::: {where}\n    options:\n      heading: {title}" for title, where in GIVEN.items()]
     return "\n\n".join(parts)
@@ -166,6 +171,13 @@ def executed(text: str) -> dict[str, str | bytes]:
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    for cell in (cell for cell in notebook.cells if cell["cell_type"] == "code"):
+        # what libraries warn of stays out, and titles within a cell are none of the page's
+        cell["outputs"] = [out for out in cell["outputs"] if out.get("name") != "stderr"]
+        for out in cell["outputs"]:
+            if shown := out.get("data", {}).get("text/html"):
+                shown = re.sub(r"<(/?)h[23]>", lambda tag: "</strong></p>" if tag[1] else "<p><strong>", shown)
+                out["data"]["text/html"] = f'<div class="output">{shown}</div>'
     page, found = nbconvert.MarkdownExporter().from_notebook_node(
         notebook, {"output_files_dir": "tutorial_files", "unique_key": "tutorial"}
     )
