@@ -18,7 +18,7 @@ docs: .venv/docs.stamp  ## The documentation site, in build/site: built without 
 test: .venv/dev.stamp  ## All tests that need no real weights or speech
 	$(BIN)/python -m pytest $(SPREAD)
 
-test-real: .venv/dev.stamp  ## Long tests, and those on real weights and real speech, where ../shared/data has them
+test-real: .venv/dev.stamp .venv/docs.stamp  ## Long tests, and those on real weights and real speech, where ../shared/data has them
 	$(BIN)/python -m pytest -m 'real or long'
 
 test-transformers5: .venv5/dev.stamp  ## The exporters' tests on transformers 5

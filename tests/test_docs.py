@@ -132,14 +132,28 @@ def test_make_targets_and_scripts_exist() -> None:
     assert [s for s in scripts if not (ROOT / "benchmarks" / s).exists()] == []
 
 
+def anchors(page: Path) -> set[str]:
+    """What the hosting service, and the site, call a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"\]\([^)]*\)", "]", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    dead = [
-        f"{page.name}: {target}"
-        for page in PAGES
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
-        if "://" not in target and not (page.parent / target).exists()
-    ]
+    dead = []
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", text):
+            place = page.parent / target if target else page
+            if "://" not in target and (not place.exists() or (anchor and anchor not in anchors(place))):
+                dead.append(f"{page.name}: {target}#{anchor}")
     assert dead == []
+
+
+def test_every_page_of_the_docs_has_its_place_on_the_site() -> None:
+    placed = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert len(placed) == len(set(placed))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(placed)
 
 
 def test_nothing_is_left_to_fill_in() -> None:
