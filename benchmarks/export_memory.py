@@ -58,13 +58,14 @@ class Peaks(Reporter):
         self._step = text.partition(":")[0].partition(" /")[0]
 
 
-def child(checkpoint: str, target: str, dtype: str, calibrate: str) -> None:
+def child(checkpoint: str, target: str, dtype: str, calibrate: str, silence_keys: str) -> None:
     """One export; prints the peaks of its steps as JSON."""
     from voxstrata.exporters import ExportSpec, export, writing  # noqa: F401  the last imports PyTorch
 
     peaks = Peaks()
     peaks.step("beginning")
-    export(checkpoint, target, ExportSpec(dtype=dtype, calibrate=calibrate or None), reporter=peaks)
+    spec = ExportSpec(dtype=dtype, calibrate=calibrate or None, silence_keys=int(silence_keys))
+    export(checkpoint, target, spec, reporter=peaks)
     peaks.step("done")
     print(json.dumps(peaks.found))
 
@@ -78,10 +79,14 @@ def main() -> int:
     from _common import Table, environment, limit_threads, say, write_report  # not in the process that is measured
     from mixes import SHAPES
 
+    from voxstrata.exporters import ExportSpec
+
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=["medium"])
     p.add_argument("--dtype", default="float32", choices=["float32", "float16", "int8"])
     p.add_argument("--calibrate", default="", help="recordings for the silence cache; by default it is the pure one")
+    keys = "of the silence cache; 0 spares 66 runs of the encoder, which take long"
+    p.add_argument("--silence-keys", type=int, default=ExportSpec.silence_keys, help=keys)
     p.add_argument("--mark", type=float, default=MARK, help="of MARKED, × the float32 weights")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
@@ -95,7 +100,8 @@ def main() -> int:
             say(f"making {shape}")
             weights = int(run("checkpoint", shape, f"{folder}/checkpoint")) / 2**20
             say(f"exporting {shape}")
-            steps = json.loads(run("child", f"{folder}/checkpoint", f"{folder}/model", args.dtype, args.calibrate))
+            how = [args.dtype, args.calibrate, str(args.silence_keys)]
+            steps = json.loads(run("child", f"{folder}/checkpoint", f"{folder}/model", *how))
         peak = max(steps.values())
         over += [shape] * (shape in MARKED and peak > args.mark * weights)
         results.append({"shape": shape, "weights_mib": weights, "peak_mib": peak, "ratio": peak / weights} | steps)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import json
 import os
 import platform
 import shutil
@@ -15,8 +17,6 @@ from typing import Any
 
 import onnxruntime as ort
 import pytest
-
-from voxstrata.exporters import ExportSpec, export
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SOURCE = Path(__file__).parents[1] / "src"
@@ -31,6 +31,26 @@ try:
     CudaEncoder(open_model(sys.argv[1]), StoreSpec(("final",)), Runtime(Device.parse(sys.argv[2]), tokens=100_000))
 except Exception as e:
     print(type(e).__name__, e)
+"""
+REPEATED = 3  # batches of each shape, one after the other
+SHAPES = ((200, 9), (400, 5), (1500, 1))  # computed positions, windows
+ENCODE = f"""
+import ctypes, json, sys
+import numpy as np
+from voxstrata import Device, open_model
+from voxstrata.engine import CudaEncoder, Runtime
+from voxstrata.store import StoreSpec
+mark = ctypes.CDLL("libcudart.so.13").stand_in_mark
+spec = StoreSpec(("layer_02", "final"), **json.loads(sys.argv[2]))
+encoder = CudaEncoder(open_model(sys.argv[1]), spec, Runtime(Device("cuda"), tokens=2000))
+for frames, windows in {SHAPES}:
+    for i in range({REPEATED}):
+        mark(f"BEGIN {{frames}}/{{i}}".encode())
+        rows = encoder.stored_rows([np.full(frames * 320 - 16000, 0.1, np.float32)] * windows, frames)
+        assert len(rows.rows[0]) == windows and rows.finite == [True, True]
+        del rows
+        mark(b"END")
+assert encoder.host_memory == "pinned"
 """
 
 
@@ -49,13 +69,6 @@ def script(shared: Path) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("the stand-in is built with g++")
     return found
-
-
-@pytest.fixture(scope="module")
-def half_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("half") / "model"
-    export(str(tiny_checkpoint), target, ExportSpec(dtype="float16"))
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +118,17 @@ def test_nothing_is_on_the_cpu_but_arithmetic_of_shapes(ran: Any) -> None:
                 assert kinds == {"int64"}, e
 
 
+def test_bfloat16_is_had_for_the_whole_encoder(script: Path, tiny_model: Path, calls: Any, tmp_path: Path) -> None:
+    arguments = ["--model", str(tiny_model), "--batches", "200x3", "--tokens", "1500", "--frames", "200"]
+    code, found, said = calls.stand_in(script, SOURCE, tmp_path / "log", [*arguments, "--device", "cuda:bfloat16"])
+    assert code == 0, said
+    for events in found["profiles"].values():
+        kinds = {(e["op_name"], next(iter(e["input_type_shape"][0]))) for e in events if e["provider"][:4] == "CUDA"}
+        for op in ("MatMul", "MultiHeadAttention", "SkipLayerNormalization", "BiasGelu"):
+            assert (op, "bfloat16") in kinds
+        assert all(set(t) == {"int64"} for e in events if e["provider"][:4] != "CUDA" for t in e["output_type_shape"])
+
+
 def test_the_provider_has_nothing_to_warn_of(ran: Any) -> None:
     assert ran[2] == ""
 
@@ -134,3 +158,48 @@ def test_what_is_missing_is_named_before_the_work(made: Callable[..., str]) -> N
         assert "export" not in said
         assert "--tokens" not in said
     assert "--tokens" in made("cuda", STAND_IN_MB="30")
+
+
+def asked(script: Path, model: Path, log: Path, kept: str) -> dict[str, list[str]]:
+    """What was asked for in each batch of ENCODE, in order, and under "" before, between and after them."""
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "STAND_IN_LOG": str(log)}
+    command = ["sh", str(script), sys.executable, "-c", ENCODE, str(model), kept]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # a host that reads device memory ends with a signal
+    batches: dict[str, list[str]] = {"": []}
+    name = ""
+    for line in (line.split(" ", 2)[2] for line in log.read_text(encoding="utf-8").splitlines()):
+        if line.startswith("MARK"):
+            name = line.removeprefix("MARK ").removeprefix("BEGIN ").removeprefix("END")
+        else:
+            batches.setdefault(name, []).append(line)
+    return batches
+
+
+def copied(batch: list[str], way: str) -> list[tuple[int, str]]:
+    """Bytes of each copy, and the kind of the host's memory. way: H2D or D2H."""
+    copies = [dict(x.split("=") for x in line.split()[2:] if "=" in x) for line in batch if f"COPY {way}" in line]
+    return [(int(copy["bytes"]), copy["from" if way == "H2D" else "to"]) for copy in copies]
+
+
+@pytest.mark.parametrize("kept", ["{}", '{"every": 4}', '{"pool": "mean"}'])
+def test_a_batch_of_a_known_shape_asks_for_what_it_was_designed_to(
+    script: Path, half_model: Path, tmp_path: Path, kept: str
+) -> None:
+    """Nothing is made anew, and nothing waited for but copies and runs."""
+    batches = asked(script, half_model, tmp_path / "log", kept)
+    assert len(batches) == 1 + len(SHAPES) * REPEATED
+    every, pool = json.loads(kept).get("every", 1), "pool" in kept
+    # host memory is locked once, for the largest batch: what goes in, what comes out
+    assert sum(line.startswith("LOCK") for batch in batches.values() for line in batch) == 2
+    for (frames, windows), i in itertools.product(SHAPES, range(1, REPEATED)):
+        batch = batches[f"{frames}/{i}"]
+        events = Counter(line.split()[0] for line in batch)
+        assert not {"LOCK", "ALLOCATE", "ALLOCATE_HOST", "FREE", "PLAN", "STREAM", "ERROR"} & events.keys()
+        # samples and the places of rows are uploaded, each waited for, with means their weights, too; each of three
+        # runs is waited for twice, on its own stream and on CUDA's default one
+        assert events["SYNC"] == 2 + (every > 1 or pool) + 3 * 2
+        # rows alone leave the device, for memory that is locked, and a value of each output that says if all are finite
+        rows, width = windows * (1 if pool else -(-(frames - 50) // every)), 4 if pool else 2
+        assert sorted(copied(batch, "D2H")) == sorted([(rows * 32 * width, "pinned")] * 2 + [(2 * width, "pinned")])
+        assert max(size for size, memory in copied(batch, "H2D") if memory == "pageable") <= 8 * windows * frames

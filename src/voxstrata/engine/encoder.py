@@ -77,7 +77,7 @@ def device_advice(device: Device, error: Exception) -> str:
     if device.kind == "cpu" or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
         return "if memory ran out, choose a smaller token budget (--tokens)"
     if device.kind == "tensorrt" and "TensorRT" in str(error):
-        return "TensorRT's provider needs libnvinfer.so.10 where the system looks for libraries; or use --device cuda"
+        return "TensorRT's provider needs libnvinfer.so.10, from pip or among the system's; or use --device cuda"
     return (
         "nvidia-smi -L lists the GPUs that there are; pip install 'voxstrata[gpu]' brings the libraries of CUDA that "
         "onnxruntime-gpu needs; or use --device cpu"

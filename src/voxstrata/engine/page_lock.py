@@ -73,6 +73,6 @@ class HostRing:
                 self._left -= 1
                 piece = make(self._size)
         # through a memoryview, so that views of it have it as their base, and not the piece
-        lent = np.frombuffer(memoryview(piece), np.uint8)
+        lent = np.frombuffer(piece.data, np.uint8)
         weakref.finalize(lent, self._free.append, piece).atexit = False
         return lent

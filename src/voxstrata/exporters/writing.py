@@ -43,7 +43,9 @@ def write_model(
     replaced: names of files of an earlier model that may be there.
     """
     outputs = select_outputs(spec.outputs, output_names(checkpoint.shape.layers))
-    reporter.step("silence cache: pure" if corpus is None else f"silence cache: calibrated on {spec.calibrate}")
+    reporter.step(
+        "silence cache: without recordings" if corpus is None else f"silence cache: calibrated on {spec.calibrate}"
+    )
     recordings = None if corpus is None else calibration_recordings(corpus, reporter)
     silence, provenance = make_silence(checkpoint, recordings, spec.silence_keys, reporter)
     with new_folder(target, replaced) as folder:
