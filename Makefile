@@ -7,15 +7,18 @@ TRANSFORMERS5 := 5.23.0
 # A process for every core. Tests of one file stay together: they share what is slow to make.
 SPREAD := --numprocesses auto --dist loadfile
 
-.PHONY: demo test test-real test-transformers5 test-lower-bounds lint bench figures clean
+.PHONY: demo docs test test-real test-transformers5 test-lower-bounds lint bench figures clean
 
 demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table, pictures
 	$(BIN)/voxstrata demo -o demo
 
+docs: .venv/docs.stamp  ## The documentation site, in build/site: built without a network, links checked, the tutorial run
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 test: .venv/dev.stamp  ## All tests that need no real weights or speech
 	$(BIN)/python -m pytest $(SPREAD)
 
-test-real: .venv/dev.stamp  ## Long tests, and those on real weights and real speech, where ../shared/data has them
+test-real: .venv/dev.stamp .venv/docs.stamp  ## Long tests, and those on real weights and real speech, where ../shared/data has them
 	$(BIN)/python -m pytest -m 'real or long'
 
 test-transformers5: .venv5/dev.stamp  ## The exporters' tests on transformers 5
@@ -60,6 +63,10 @@ figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made 
 .venv/dev.stamp: .venv/python.stamp pyproject.toml constraints.txt
 	@echo 'installing packages into .venv, a few minutes'
 	$(PIP_INSTALL) -c constraints.txt -e '.[test,lint,optimum]'
+	touch $@
+
+.venv/docs.stamp: .venv/python.stamp pyproject.toml constraints.txt
+	$(PIP_INSTALL) -c constraints.txt -e '.[docs]'
 	touch $@
 
 # Its other packages are those of .venv: one file on the path says so, and pip then installs what differs.

@@ -226,7 +226,7 @@ def report(
     fastest = {k: min(wall for name, wall in walls.items() if name.startswith(k)) for k in kinds}
     ours = [name for name in walls if name.startswith("voxstrata")]
     faster = [[name, *(f"{fastest[k] / walls[name]:.2f}" for k in kinds)] for name in ours]
-    header = ["system", "wall s", "audio-hours per hour", "× baseline", "efficiency", "stage seconds"]
+    header = ["system", "wall s", "audio-hours per hour (RTFx)", "× baseline", "efficiency", "stage seconds"]
     inputs = {"clips": clips, "audio_seconds": audio_seconds, "sgemm_flops_per_second": list(rates)}
     write_report(
         "extraction",

@@ -4,6 +4,9 @@ A random-weight encoder of large-v3's shape (`--shape`), exported in float16; ma
 (log-normal, mean 12 s). Context `bucketed`. Three things kept: three outputs as frames, all outputs pooled, all outputs
 as frames.
 
+Every rate is that of a run that lasts: each shape (positions, windows) of the work has been encoded before the clock
+starts, so that what is loaded, allocated, recorded or chosen for a shape is so by then.
+
 Sections, most important first; one that fails or comes too late (`--seconds`) is a problem in the report, not its end,
 and the report is written after each:
 - correctness: `padded` beside PyTorch in float32, relative L2; `bucketed` beside the same, cosine of frames;
@@ -13,19 +16,21 @@ and the report is written after each:
   share of time with a kernel running, sampled meanwhile. Fill is positions of windows / positions computed: with
   CUDA graphs and on TensorRT batches have one shape per bucket, and what is missing is silence. A row of the largest
   batch of several buckets is held against that of the recording by itself (relative L2);
-- the whole of `extract`, from FLAC to a store of `--store-gb` at most; stored rows are held against the same;
+- the whole of `extract`, from FLAC to a store of `--store-gb` at most, made twice, of which the second is timed; stored
+  rows are held against the same;
 - PyTorch: Hugging Face's encoder, SDPA, float16 and bfloat16, 30 s windows, log-mel on the GPU, the valid frames of as
   many outputs copied to the host, at every size of `--batches`;
 - profile: time on the device by kernel (torch.profiler, which sees ONNX Runtime's kernels as well);
 - settings: without fused attention, CUDA graphs, other token budgets.
 
-Exit status 1 when a section fails or a result is off. `--device cpu --small` runs all of it at a small size: `extract`
-is made to take the path of accelerators with the CPU as the device, and every rate is «not measured».
+Exit status 1 when a section fails or a result is off. `--device cpu --small` runs all of it at a small size, on the
+path of accelerators with the CPU as the device, and every rate is «not measured».
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -48,15 +53,16 @@ from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
-from voxstrata.engine import CudaEncoder, Device, Runtime, extract
+from voxstrata.engine import CudaEncoder, Device, Runtime
 from voxstrata.engine.budget import EncoderSize, Work
+from voxstrata.engine.extraction import share
 from voxstrata.engine.pipeline import batches
 from voxstrata.engine.planning import default_unit_megabytes
+from voxstrata.engine.run import prepare
 from voxstrata.engine.runtime import available_threads
 from voxstrata.engine.synthetic import MIXES, made_up, write_made_up
 from voxstrata.store import StoreSpec, open_store
 
-EXTRACTING: Any = sys.modules["voxstrata.engine.extraction"]  # by name: the package's attribute is the function
 COMPARED = 6  # buckets, and recordings of a store
 MARKS = "The marks, three outputs as frames:"
 SMALL = (64, 3, 2, 80)  # d_model, layers, heads, mel bins
@@ -107,8 +113,8 @@ def alone(b: Bench, spec: StoreSpec, lengths: NDArray[np.float64], **changes: An
     compared = {id(x) for x in sorted(largest.values(), key=lambda x: -len(x.audio))[:COMPARED]}
     among: list[Found] = []
     with ThreadPoolExecutor(encoder.concurrency) as pool:
-        # every bucket on every caller: what is allocated, tried out, recorded or built is so before the clock starts
-        for first in {batch.frames: batch for batch in work}.values():
+        # every shape at every caller, who are all at it at once
+        for first in {(batch.frames, batch.rows): batch for batch in work}.values():
             for done in [
                 pool.submit(encoder.stored_rows, first.audio, first.frames) for _ in range(2 * encoder.concurrency)
             ]:
@@ -171,12 +177,13 @@ def whole_extract(b: Bench, kept: str) -> None:
     clips = max(4, min(b.args.clips, int(b.args.store_gb * 1e9 / per_clip)))
     lengths = MIXES["fleurs"].lengths(clips)
     with tempfile.TemporaryDirectory(dir=b.work) as folder:
-        corpus = write_made_up(Path(folder) / "corpus", lengths)
+        corpus, path = write_made_up(Path(folder) / "corpus", lengths), Path(folder) / "s.zarr"
+        encoder, runtime = b.encoder(spec), Runtime(b.device, b.args.threads, b.args.tokens)
+        share(prepare(corpus, b.model, path, spec, runtime), encoder)
+        shutil.rmtree(path)
         with Idle(b.device) as idle:
-            done = extract(
-                corpus, b.model, Path(folder) / "s.zarr", spec, Runtime(b.device, b.args.threads, b.args.tokens)
-            )
-        store = open_store(Path(folder) / "s.zarr")
+            done = share(prepare(corpus, b.model, path, spec, runtime), encoder)
+        store = open_store(path)
         b.check(done.failed == 0 and store.complete, f"extract, {kept}: the store is not complete")
         found, ids = [], corpus.table["id"].to_pylist()
         for row in np.linspace(0, len(corpus) - 1, min(COMPARED, len(corpus))).astype(int).tolist():
@@ -187,7 +194,7 @@ def whole_extract(b: Bench, kept: str) -> None:
             else:
                 stored = [store.frames(at, o) for o in spec.outputs]
             found.append((audio, stored))
-        off = apart(b, f"extract, {kept}", b.encoder(spec), found)
+        off = apart(b, f"extract, {kept}", encoder, found)
     efficiency = done.flops / (done.seconds * b.rates["bfloat16"]) if b.rates else None
     speed, idling = done.audio_seconds / done.seconds, idle.share(done.seconds)
     b.results.setdefault("extract", []).append(
@@ -262,7 +269,8 @@ def profile(b: Bench) -> None:
     encoder = b.encoder(b.specs()["three outputs, frames"])
     work, _ = batches_of(b, encoder, MIXES["fleurs"].lengths(b.args.clips))
     batch = max(work, key=lambda x: len(x.audio))
-    encoder.stored_rows(batch.audio, batch.frames)
+    for _ in range(2):
+        encoder.stored_rows(batch.audio, batch.frames)
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU if b.device.kind == "cpu" else kinds.CUDA]) as found:
         begin = time.perf_counter()
@@ -328,11 +336,6 @@ def run(b: Bench, publish: Callable[[], None]) -> None:
         publish()
 
 
-def through_device_path() -> None:
-    """Let `extract` take the path of accelerators on a CPU, too; a user's run takes the CPU's own."""
-    EXTRACTING.make_encoder = CudaEncoder
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", default="cuda", help="cuda, cuda:1, tensorrt, …, or cpu to try the script")
@@ -348,9 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
     args = p.parse_args(arguments)
     device, shape = Device.parse(args.device), SHAPES[args.shape]
-    if device.kind == "cpu":
-        through_device_path()
-    elif not torch.cuda.is_available():
+    if device.kind != "cpu" and not torch.cuda.is_available():
         sys.exit("no CUDA device; --device cpu --small runs the script at a small size")
     if args.small:
         shape, args.shape, args.clips, args.tokens, args.measure, args.batches = SMALL, "small", 6, 3000, 0, [2]

@@ -178,7 +178,7 @@ def main() -> int:
         ]
         for name, own in sorted(walls.items(), key=lambda item: median(item[1]))
     ]
-    header = ["system", "wall s", "audio-hours per hour", "× baseline", "efficiency", "stage seconds"]
+    header = ["system", "wall s", "audio-hours per hour (RTFx)", "× baseline", "efficiency", "stage seconds"]
     caption = f"{len(corpus)} clips, {audio_seconds / 60:.1f} minutes, all {len(model.card.outputs)} outputs:"
     checked = [[name, f"{value:.1e}"] for name, value in off.items()]
     write_report(

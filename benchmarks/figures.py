@@ -1,13 +1,12 @@
-"""Everything that the pictures and tables of the docs say of the prompts, made again by one command.
+"""Every picture of the docs, and the tables that the docs show of the prompts, made again by one command.
 
-Each step is a command that a user could type; `--dry-run` prints them. Results are left in `--out`, a folder for each
-step with its tables (Markdown and Parquet) and pictures; pictures that the docs show are copied to `--images`. A step
-whose result is there is left out, so a run that was stopped goes on.
+Each step is a command that a user could type; `--dry-run` prints them. The last are scripts of this folder. Results are
+left in `--out`, a folder for each step with its tables (Markdown and Parquet) and pictures; pictures that the docs show
+are copied to `--images`. A step whose result is there is left out, so a run that was stopped goes on.
 
     make figures BASE=whisper-base TINY_EN=whisper-tiny.en      # complete checkpoints, with decoder and tokenizer
 
-`--groups 60` takes so many sentences, drawn with a fixed seed. What other scripts draw: `silence.py` (silence.png),
-`workers.py` (workers.png), `laboratory.py` (laboratory.png).
+`--groups 60` takes so many sentences, drawn with a fixed seed. `--skip silence,workers` leaves steps out.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from pathlib import Path
 from _common import say
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-COMMAND = (sys.executable, "-c", "from voxstrata.cli import main; main()")
+PROGRAMS = {"voxstrata": (sys.executable, "-c", "from voxstrata.cli import main; main()"), "python": (sys.executable,)}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of voxstrata, the file that shows that it is done, and the pictures that the docs show, by name."""
+    """A command, the file that shows that it is done, and the pictures that the docs show, by name."""
 
     name: str
     command: tuple[str, ...]
@@ -46,7 +45,12 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     base, tiny, store, sound = at / "base", at / "tiny.en", at / "prompts.zarr", at / "phonetics"
 
     def step(folder: str, result: str, *words: object, pictures: dict[str, str] | None = None) -> Step:
-        return Step(folder, (*map(str, words), "-o", str(at / folder)), f"{folder}/{result}", pictures or {})
+        line = ("voxstrata", *map(str, words), "-o", str(at / folder))
+        return Step(folder, line, f"{folder}/{result}", pictures or {})
+
+    def script(name: str, result: str, *words: object, pictures: dict[str, str]) -> Step:
+        line = ("python", str(Path(__file__).with_name(f"{name}.py")), *map(str, words), "--out", str(at / name))
+        return Step(name, line, f"{name}/{result}", pictures)
 
     calibrate = ("--calibrate", args.calibrate) if args.calibrate else ()
     yield step("base", "card.json", "export", args.base, *calibrate)
@@ -61,12 +65,21 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     yield step("compared", "compared.md", "retrieve", store, at / "tiny.en.zarr", pictures=drawn)
     yield step("phonetics", "phonetics.md", "phonetics", prompts)
     yield step("align", "align.md", "align", store, "--phonetics", sound, pictures={"align.png": "prompts_align.png"})
+    pair = (*args.explain.split(","), "--outputs", "layer_02,layer_06,final")
+    yield step("explain", "explain.md", "explain", store, *pair, pictures={"explain.png": "explain.png"})
     yield step("words", "words.md", "words", "example", base, pictures={"words.png": "words.png"})
     sweep = ("early-exit", "sweep", args.base, prompts)
     drawn = {name: f"prompts_{name}" for name in ("early_exit.png", "early_exit_kinds.png", "early_exit_shares.png")}
     yield step("exits", "early_exit.md", *sweep, "--norm", args.norms, pictures=drawn)
     drawn = {"early_exit.png": "prompts_translate.png"}
-    yield step("translate", "early_exit.md", *sweep, "--task", "translate", "--english-of-group", pictures=drawn)
+    translating = ("--task", "translate", "--english-of-group", "--norm", "with")
+    yield step("translate", "early_exit.md", *sweep, *translating, pictures=drawn)
+    yield step("demo", "results/recall_by_depth.png", "demo", pictures={"recall_by_depth.png": "laboratory.png"})
+    if args.calibrate:
+        common = ("--model", args.base, "--corpus", prompts, "--calibrate", args.calibrate, "--clips", 60)
+        yield script("silence", "silence.md", *common, pictures={"silence.png": "silence.png"})
+    figure = ("--wait", 1, "--figure", at / "workers" / "workers.png")
+    yield script("workers", "workers.md", *figure, pictures={"workers.png": "workers.png"})
 
 
 def written(args: argparse.Namespace) -> Path:
@@ -93,6 +106,8 @@ def main() -> int:
     p.add_argument("--prompts", type=Path, default=DATA / "prompts" / "prompts.tsv")
     p.add_argument("--calibrate", type=Path, help="recordings for the silence caches, e.g. ../shared/data/assorted")
     p.add_argument("--norms", default="with,without")
+    p.add_argument("--explain", default="en/vm-opts,es/vm-opts", metavar="A,B", help="ids of two to explain")
+    p.add_argument("--skip", default="", metavar="STEP,STEP,...", help="leave out these steps")
     p.add_argument("--groups", type=int, help="take so many sentences alone, drawn with a fixed seed")
     p.add_argument("--out", type=Path, default=Path("figures"))
     p.add_argument("--images", type=Path, help="copy the docs' pictures here, e.g. docs/images")
@@ -100,13 +115,15 @@ def main() -> int:
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for step in steps(args, written(args)):
-        line = shlex.join(("voxstrata", *step.command))
-        if args.dry_run or (not step.result.endswith("/") and (args.out / step.result).exists()):
+        line, (program, *words) = shlex.join(step.command), step.command
+        if step.name in args.skip.split(","):
+            say(f"{step.name}: left out")
+        elif args.dry_run or (not step.result.endswith("/") and (args.out / step.result).exists()):
             say(line if args.dry_run else f"{step.name}: is there")
         else:
             begin = time.monotonic()
             say(line)
-            code = subprocess.run([*COMMAND, *step.command], check=False).returncode
+            code = subprocess.run([*PROGRAMS[program], *words], check=False).returncode
             if code:
                 say(f"{step.name}: exit code {code}")
                 return 1

@@ -110,7 +110,7 @@ def main() -> int:
                         by_outputs.append([shape, str(len(t.outputs)), *cells(t, args.threads)])
     finally:  # what took an hour is not lost to a full disk in the last shape
         figures = [
-            "audio-hours per hour",
+            "audio-hours per hour (RTFx)",
             "core-hours per audio-hour",
             "GB per audio-hour",
             "efficiency",

@@ -1,9 +1,11 @@
-"""SeqSim on a CUDA device, beside the matrix product rate and flash-maxsim of the same call; under nine minutes.
+"""SeqSim on a CUDA device, beside the matrix product rate and the public kernels of the same call; under nine minutes.
 
 All pairs of two sets of random frames, 4096 utterances a side: T = 500 at d = 1280, 1024, 512, 384, and a ragged mix.
 A rate is 2 · (frames of x) · (frames of y) · d / seconds of `compare`, results on the host included, packing not. The
-limit is torch.mm of 8192 × 8192 × 8192 in the same number format, timed before and after each set. flash-maxsim (pip)
-computes one direction and so runs twice; it gets 512 × 512 of the same utterances, and so do we in that table.
+limit is torch.mm of 8192 × 8192 × 8192 in the same number format, timed before and after each set. flash-maxsim and
+late-interaction-kernels (pip; what is missing is left out) compute one direction and so run twice; they get 512 × 512
+of the same utterances, and so do we in that table. While one tile is compared the next one's rows are packed, from the
+host's memory on another stream, as `similarity` does: how much either takes from the other is a section of its own.
 Exit status 1 when a score is off a float64 computation, when bits differ that should not, or when a section fails; the
 report then holds what was reached.
 
@@ -21,8 +23,10 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -54,17 +58,16 @@ LONGEST = 40 if TINY else 1500
 # Cauchy-Schwarz: rows rounded to p bits move no cosine by more than 2 · 2^-p; the rest is float32 arithmetic.
 ALLOWED = {"float32": 1e-6, "float16": 2**-10 + 2e-6, "bfloat16": 2**-7 + 2e-6}
 ALLOWED_OF_ARITHMETIC = 5e-6  # against float64 over the rounded rows: sums of 1280 products in float32
-CANDIDATES = (
-    Tile(128, 256, 64, warps=8, stages=4),
+CANDIDATES = (  # beside those of `TILES`
     Tile(128, 256, 64, warps=8, stages=3),
     Tile(128, 256, 128, warps=8, stages=2),
     Tile(256, 128, 64, warps=8, stages=4),
     Tile(256, 128, 64, warps=8, stages=3),
     Tile(128, 128, 64, warps=4, stages=3, programs=2),
-    Tile(128, 128, 64, warps=8, stages=4),
     Tile(128, 128, 128, warps=8, stages=3),
 )
 SMALL = Tile(16, 32, 16, warps=4, stages=2, strip=48)  # for the interpreter
+PEERS = ("flash-maxsim", "late-interaction-kernels")
 RATES = (
     "All pairs: rates in TFLOP/s, share of torch.mm, largest error of sampled scores against float64 on the same rows."
 )
@@ -79,6 +82,7 @@ class Report:
     facts: dict[str, Any]
     tables: dict[str, list[Sequence[str]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)  # what was measured, as numbers
 
     def add(self, caption: str, header: Sequence[str], *rows: Sequence[str]) -> None:
         """Append rows to the table of that caption."""
@@ -92,7 +96,8 @@ class Report:
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        report = {"environment": self.facts, "tables": self.tables, "problems": self.problems}
+        found = {"tables": self.tables, "problems": self.problems}
+        report = {"environment": self.facts, "figures": self.figures, **found}
         (self.folder / "seqsim_gpu.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (self.folder / "seqsim_gpu.md").write_text(self.text(), encoding="utf-8")
 
@@ -183,8 +188,11 @@ def all_pairs(report: Report, dtype: str, d: int, ragged: bool = False, tile: Ti
     pairs, cells = precision.size, [NOT_MEASURED] * 5
     if before and after:
         rate = flops(x, y) / seconds / 1e12
-        share = f"{rate / (before + after) * 2:.2f}"
-        cells = [f"{seconds:.2f}", f"{pairs / seconds:,.0f}", f"{rate:.0f}", f"{before:.0f}, {after:.0f}", share]
+        share = rate / (before + after) * 2
+        figure = {"d": d, "ragged": ragged, "tile": brief(k.tile), "share": share}
+        report.figures.setdefault("shares", []).append(figure)
+        cells = [f"{seconds:.2f}", f"{pairs / seconds:,.0f}", f"{rate:.0f}", f"{before:.0f}, {after:.0f}"]
+        cells.append(f"{share:.2f}")
     frames = f"ragged, mean T = {len(x.rows) / len(x):.0f}" if ragged else f"T = {FRAMES}"
     report.add(RATES, RATES_HEADER, [frames, str(d), brief(k.tile), f"{pairs:,}", *cells, f"{error:.1e}"])
 
@@ -195,7 +203,9 @@ def sweep(report: Report, dtype: str, d: int) -> None:
         f"Tiles (frames of x × of y × columns; warps, stages, programs), {PART} × {PART} utterances of T = {FRAMES}."
     )
     rates: dict[Tile, float] = {}
-    for tile in CANDIDATES:
+    ours = kernel(dtype).tile
+    # the interpreter takes one tile for all
+    for tile in dict.fromkeys((ours, *([] if TINY else (*TILES[dtype].values(), *CANDIDATES)))):
         k = kernel(dtype, tile)
         x, y = (random_set(dtype, np.full(PART, FRAMES), d, side) for side in (1, 2))
         try:
@@ -206,7 +216,9 @@ def sweep(report: Report, dtype: str, d: int) -> None:
             cell = f"failed: {type(error).__name__}"
         report.add(caption, ("d", "tile", "TFLOP/s"), [str(d), brief(tile), cell])
     best = max(rates, key=lambda tile: rates[tile])
-    if best != TILES[dtype]:
+    if not TINY:
+        report.figures.setdefault("best_tile", {})[d] = brief(best)
+    if best != ours:
         all_pairs(report, dtype, d, tile=best)
 
 
@@ -226,43 +238,89 @@ def profile(report: Report, dtype: str, d: int) -> None:
     report.add(caption, header, *rows, [str(d), "the whole call, by the host's clock", "1", f"{seconds * 1e3:.2f}"])
 
 
-def beside_flash(report: Report, dtype: str, d: int) -> None:
-    """flash-maxsim once per direction, on the same rows; its first calls compile and tune."""
-    caption = f"Beside flash-maxsim, {PART} × {PART} utterances of T = {FRAMES}, both directions."
-    header = ("d", "system", "seconds", "pairs/s", "largest difference from ours")
+def peers() -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
+    """Public kernels that are installed: sums (N, M) over the rows of a (N, T, d) of their maxima over those of b."""
+    try:
+        from flash_maxsim import flash_maxsim_batched
+
+        yield "flash-maxsim", flash_maxsim_batched
+    except ImportError:
+        pass
+    try:
+        from late_interaction_kernels import maxsim
+
+        yield "late-interaction-kernels", maxsim
+    except ImportError:
+        pass
+
+
+def beside_peers(report: Report, dtype: str, d: int) -> None:
+    """Others once per direction, on the same rows; their first calls compile and tune."""
+    caption = f"Beside public kernels, {PART} × {PART} utterances of T = {FRAMES}, both directions."
+    header = ("d", "system", "seconds", "pairs/s", "× ours", "largest difference from ours")
     k = kernel(dtype)
     x, y = (random_set(dtype, np.full(PART, FRAMES), d, side) for side in (1, 2))
     k.compare(x, y)
     precision, recall, ours = timed(k, x, y)
-    try:
-        from flash_maxsim import flash_maxsim_batched
-    except ImportError:
-        flash_maxsim_batched = None
-    if TINY or flash_maxsim_batched is None:
-        report.add(caption, header, [str(d), "flash-maxsim, twice", NOT_MEASURED, NOT_MEASURED, NOT_MEASURED])
+    if TINY:
+        report.add(caption, header, [str(d), "ours", *[NOT_MEASURED] * 4])
         return
-    a, b = (side.rows.view(PART, FRAMES, d) for side in (x, y))
-    best = float("inf")
-    for _ in range(3):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        both = flash_maxsim_batched(a, b).cpu().numpy(), flash_maxsim_batched(b, a).T.cpu().numpy()
-        best = min(best, time.perf_counter() - begin)
-    off = max(float(np.abs(theirs / FRAMES - own).max()) for theirs, own in zip(both, (precision, recall), strict=True))
     pairs = PART * PART
-    report.add(
-        caption,
-        header,
-        [str(d), "ours", f"{ours:.3f}", f"{pairs / ours:,.0f}", ""],
-        [
-            str(d),
-            f"flash-maxsim {_version('flash-maxsim')}, twice",
-            f"{best:.3f}",
-            f"{pairs / best:,.0f}",
-            f"{off:.1e}",
-        ],
-        [str(d), "ratio", f"{best / ours:.2f}", "", ""],
-    )
+    report.add(caption, header, [str(d), "ours", f"{ours:.3f}", f"{pairs / ours:,.0f}", "1", ""])
+    a, b = (side.rows.view(PART, FRAMES, d) for side in (x, y))
+    for name, call in peers():
+        best = float("inf")
+        try:
+            for _ in range(3):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                both = call(a, b).cpu().numpy(), call(b, a).T.cpu().numpy()
+                best = min(best, time.perf_counter() - begin)
+        except Exception as error:  # a peer may refuse this d or this device
+            report.add(caption, header, [str(d), name, f"failed: {type(error).__name__}", "", "", ""])
+            continue
+        off = max(
+            float(np.abs(their / FRAMES - own).max()) for their, own in zip(both, (precision, recall), strict=True)
+        )
+        report.figures.setdefault("peers", []).append({"d": d, "peer": name, "seconds": best / ours})
+        cells = [f"{best:.3f}", f"{pairs / best:,.0f}", f"{best / ours:.2f}", f"{off:.1e}"]
+        report.add(caption, header, [str(d), f"{name} {_version(name)}, twice", *cells])
+
+
+def while_packing(report: Report, dtype: str, d: int) -> None:
+    """What comparing and packing take alone, and from each other at the same time, on two threads."""
+    k, rng = kernel(dtype), np.random.default_rng(0)
+    x, y = (random_set(dtype, np.full(PART, FRAMES), d, side) for side in (1, 2))
+    few = rng.standard_normal((min(PART, 16) * FRAMES, d), np.float32).astype(np.float16)
+    host = Ragged(np.resize(few, (PART * FRAMES, d)), np.arange(PART + 1) * FRAMES)
+
+    def often(call: Callable[[], Any]) -> float:
+        """Seconds of one of three calls."""
+        begin = time.perf_counter()
+        for _ in range(3):
+            call()
+        return (time.perf_counter() - begin) / 3
+
+    both = partial(k.compare, x, y), partial(k.pack, host)
+    for call in both:
+        call()  # compiles
+    alone = [often(call) for call in both]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(often, both))
+    caption = f"Comparing {PART} × {PART} utterances of T = {FRAMES} while as many are packed: seconds."
+    header = ("d", "what", "alone", "at the same time", "GB/s from the host, alone and at the same time")
+    rates = [f"{host.rows.nbytes / seconds / 1e9:.1f}" for seconds in (alone[1], together[1])]
+    rows = [[f"{seconds:.3f}" for seconds in pair] for pair in zip(alone, together, strict=True)]
+    if TINY:
+        rows, rates = [[NOT_MEASURED] * 2] * 2, [NOT_MEASURED]
+    else:
+        figure = {
+            "d": d,
+            "compare": together[0] / alone[0],
+            "gigabytes_per_second": host.rows.nbytes / together[1] / 1e9,
+        }
+        report.figures.setdefault("while_packing", []).append(figure)
+    report.add(caption, header, [str(d), "compare", *rows[0], ""], [str(d), "pack", *rows[1], ", ".join(rates)])
 
 
 def scores(report: Report) -> None:
@@ -302,7 +360,7 @@ def brief(tile: Tile) -> str:
 
 def facts(dtype: str) -> dict[str, Any]:
     found = {"rows": dtype, "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
-    found |= {package: _version(package) for package in ("torch", "triton", "numpy", "flash-maxsim")}
+    found |= {package: _version(package) for package in ("torch", "triton", "numpy", *PEERS)}
     if TINY:
         return {"device": "none: Triton's interpreter", **found}
     device = torch.cuda.get_device_properties(0)
@@ -311,7 +369,9 @@ def facts(dtype: str) -> dict[str, Any]:
     return {
         "device": device.name,
         "memory": gib,
+        "compute capability": f"{device.major}.{device.minor}",
         "multiprocessors": multiprocessors,
+        "tile": brief(kernel(dtype).tile),
         "CUDA": torch.version.cuda,
         **found,
     }
@@ -340,13 +400,14 @@ def main() -> int:
     sections = [
         (scores, {}),
         (all_pairs, {"dtype": dtype, "d": widest}),
-        (beside_flash, {"dtype": dtype, "d": widest}),
+        (beside_peers, {"dtype": dtype, "d": widest}),
+        (while_packing, {"dtype": dtype, "d": widest}),
         (profile, {"dtype": dtype, "d": widest}),
         (all_pairs, {"dtype": dtype, "d": widest, "ragged": True}),
         *((all_pairs, {"dtype": dtype, "d": d}) for d in DIMENSIONS[1:]),
         (sweep, {"dtype": dtype, "d": widest}),
         (sweep, {"dtype": dtype, "d": DIMENSIONS[-1]}),
-        (beside_flash, {"dtype": dtype, "d": DIMENSIONS[-1]}),
+        (beside_peers, {"dtype": dtype, "d": DIMENSIONS[-1]}),
     ]
     begin = time.perf_counter()
     for section, given in sections:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,14 @@ def sound(seconds: float, seed: int, rate: int = 16_000) -> np.ndarray:
     tone = sum(rng.uniform(0, 1) / k * np.sin(k * phase) for k in range(1, 9))
     rhythm = 0.55 + 0.45 * np.sin(2 * np.pi * rng.uniform(2, 5) * t)
     return (0.1 * rhythm * tone + 0.001 * rng.standard_normal(len(t))).astype(np.float32)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_silence_buckets() -> Iterator[None]:
+    """Models that tests export in this process have silence for 5 buckets, not 32, which would take 8 s each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("voxstrata.encoders.silence.DEFAULT_EDGES", (75, 150, 200, 400, 1000, 1500))
+        yield
 
 
 @pytest.fixture(scope="session")

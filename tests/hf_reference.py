@@ -95,12 +95,15 @@ class Reference:
 def cached_keys(silence: Mapping[str, Array], m: int) -> Extra:
     """Keys for the positions m … 1499 of a silence cache (the arrays of silence.npz), group by group, in float64.
 
-    m: a bucket, where the cache has them.
+    Where the cache has buckets, those of the nearest one, for as many positions as are left.
     """
     if "buckets" in silence:
-        (at,) = np.flatnonzero(silence["buckets"] == m)
-        parts = [torch.from_numpy(silence[name][at].astype(np.float64)) for name in ("key", "value", "bias")]
-        return list(zip(*parts, strict=True))
+        bucket = min(silence["buckets"].tolist(), key=lambda b: abs(b - m))
+        at = silence["buckets"].tolist().index(bucket)
+        key, value, bias = (torch.from_numpy(silence[n][at].astype(np.float64)) for n in ("key", "value", "bias"))
+        if m == 1500:
+            key, value, bias = key[:, :, :0], value[:, :, :0], bias[:, :, :0]
+        return list(zip(key, value, bias + np.log(max(1500 - m, 1) / (1500 - bucket)), strict=True))
     first = int(silence["first"])
     layers = []
     for k in range(len(silence["key"])):

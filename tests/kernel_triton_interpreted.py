@@ -9,6 +9,9 @@ checks it on a device.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,10 @@ import pytest
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval import Ragged
-from voxstrata.retrieval.kernels.gpu import Tile, Triton
+from voxstrata.retrieval.compare import Matrices, Tiles, compare
+from voxstrata.retrieval.kernels import choose_kernel
+from voxstrata.retrieval.kernels.gpu import TILES, Tile, Triton
+from voxstrata.retrieval.kernels.gpu import kernel as gpu
 
 # Rows rounded to 11 bits move no cosine by more than 2 · 2^-11 (Cauchy-Schwarz).
 ERROR = {"float32": 1e-6, "float16": 2**-10 + 1e-6}
@@ -65,6 +71,14 @@ def test_every_edge_of_tile_and_strip(n: int) -> None:
         x, y = frames(lengths, 9, seed=n), frames([n, 2, n], 9, seed=n + 100)
         np.testing.assert_allclose(scores(kernel(), x, y), by_loop(x, y), rtol=0, atol=1e-6)
         np.testing.assert_allclose(scores(kernel(), y, x), by_loop(y, x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("d", [16, 17, 40])
+def test_by_pointers_as_by_descriptors(d: int) -> None:
+    """As on devices before compute capability 9.0; rows end within a tile, columns within a step."""
+    k, x, y = kernel(), frames([1, 33, 16, 20], d), frames([3, 40, 17], d, seed=1)
+    k._descriptors = False
+    np.testing.assert_allclose(scores(k, x, y), by_loop(x, y), rtol=0, atol=1e-6)
 
 
 def test_more_strips_than_one_group_of_the_work_list() -> None:
@@ -194,6 +208,101 @@ def test_rows_on_the_device_have_unit_length_and_the_chosen_format() -> None:
         assert not packed.rows[:, 13:].any()
         step = torch.finfo(packed.rows.dtype).eps
         np.testing.assert_allclose(packed.rows.double().norm(dim=1).numpy(), 1, rtol=0, atol=step)
+
+
+@pytest.mark.parametrize("given", ["float16", "float32", "bfloat16"])
+def test_packing_in_parts_is_packing_at_once(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """7 rows at a time, of which a program takes 4: every row is what float64 makes of it, rounded."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    dtype = np.dtype(getattr(ml_dtypes, given) if given == "bfloat16" else given)
+    x = frames([9, 1, 20], 20, dtype=dtype)
+    monkeypatch.setattr(gpu, "STAGING_BYTES", 7 * 20 * (2 if given == "float16" else 4))
+    monkeypatch.setattr(gpu, "UNIT_VALUES", 4 * 32)
+    exact = x.rows.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    packed = kernel().pack(x)
+    np.testing.assert_allclose(packed.rows[:, :20].numpy(), exact, rtol=1e-7, atol=0)
+    assert not packed.rows[:, 20:].any()
+    x.rows[29] = 0
+    with pytest.raises(InputError, match=r"utterance 2: frame 19 "):
+        kernel().pack(x)
+
+
+def test_packing_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part is launched on it, nothing of a comparison is, and at most two parts are staged at a time."""
+    import torch
+
+    told: list[str] = []
+    streams = ["compare"]
+
+    @contextmanager
+    def stream(one: Any) -> Iterator[None]:
+        streams.append("pack" if one is own else "compare")
+        yield
+        streams.pop()
+
+    class Recorded:
+        """A Triton program that says on which stream it was launched."""
+
+        def __init__(self, name: str) -> None:
+            self.name, self.program = name, getattr(k._programs, name)
+
+        def __getitem__(self, grid: Any) -> Any:
+            told.append(f"{self.name} on {streams[-1]}")
+            return self.program[grid]
+
+    k, own, empty = kernel(), SimpleNamespace(synchronize=lambda: told.append("waited")), torch.empty
+    k._packing = own
+    k._programs = SimpleNamespace(**{name: Recorded(name) for name in ("scale_rows", "maxima", "means")})
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: empty(*shape, **options))
+    monkeypatch.setattr(gpu, "STAGING_BYTES", 16 * 4 * 8)
+    packed = k.pack(frames([40], 8))
+    assert told == ["waited", "scale_rows on pack"] * 3
+    told.clear()
+    k.compare(packed, packed)
+    assert told == ["maxima on compare", "means on compare"]
+
+
+def test_blocks_packed_while_others_are_compared_give_the_same_scores() -> None:
+    """By the loop that `similarity` runs: a thread reads and packs, another compares."""
+
+    class Side:
+        def __init__(self, whole: Ragged) -> None:
+            self.whole, self.lengths = whole, whole.lengths
+
+        def ragged(self, begin: int, end: int) -> Ragged:
+            cut = np.split(self.whole.rows, self.whole.offsets[1:-1])
+            return Ragged.from_list(cut[begin:end])
+
+    x, y = frames([30, 5, 61, 22], 20), frames([44, 12, 33, 9, 50], 20, seed=1)
+    sink = Matrices(len(x), len(y))
+    compare(Side(x), Side(y), kernel(), sink, tiles=Tiles([0, 1, 3, 4], [0, 2, 3, 5]))
+    np.testing.assert_allclose([sink.precision, sink.recall], by_loop(x, y), rtol=0, atol=1e-6)
+
+
+def test_comparing_leaves_a_multiprocessor_to_packing() -> None:
+    """The interpreter counts as 3; its programs are more than 3 tiles' work."""
+    grids, k = [], kernel()
+
+    class Recorded:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    packed = k.pack(frames([48] * 4, 8))
+    k._programs = SimpleNamespace(maxima=Recorded(), means=Recorded())
+    k.compare(packed, packed)
+    assert grids == [(2,), (4, 4)]
+
+
+@pytest.mark.parametrize("dtype", TILES)
+def test_a_kernel_is_found_by_its_name(dtype: str) -> None:
+    """By which runs on other machines make it."""
+    assert choose_kernel(Triton(dtype).name).name == f"triton-{dtype}"
+    assert choose_kernel("triton").name == "triton-float16"
+    with pytest.raises(UsageError, match="not int8"):
+        choose_kernel("triton-int8")
 
 
 def test_rows_may_be_float16_and_read_only() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from voxstrata.audio.decode import decode  # noqa: E402
 from voxstrata.base.errors import InputError, UsageError  # noqa: E402
 from voxstrata.base.progress import Reporter  # noqa: E402
 from voxstrata.encoders import ModelCard, open_model  # noqa: E402
-from voxstrata.exporters import ExportSpec, export, writing  # noqa: E402
+from voxstrata.encoders.card import CACHED, CPU, ENCODER, LOG_MEL, MODEL_FILES  # noqa: E402
+from voxstrata.exporters import ExportSpec, export, validation, writing  # noqa: E402
+from voxstrata.exporters import checkpoint as checkpoint_module  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.log_mel import log_mel_graph  # noqa: E402
 from voxstrata.exporters.validation import LENGTHS, TOLERANCE  # noqa: E402
@@ -239,6 +242,50 @@ def test_one_wrong_weight_fails_validation_and_leaves_nothing(
     with pytest.raises(InputError, match=f"validation failed: {output} differs from PyTorch .* no model was written"):
         export(str(tiny_checkpoint), tmp_path / "model")
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_model_is_overwritten_with_what_belongs_to_it(tiny_checkpoint: Path, tmp_path: Path, dtype: str) -> None:
+    """Whatever files it has: a float16 model has fewer. Engines of TensorRT are of the old weights."""
+    target = tmp_path / "model"
+    export(str(tiny_checkpoint), target, ExportSpec("final", dtype))
+    for shape in ("9x200", "5x400"):
+        (target / "tensorrt" / shape).mkdir(parents=True)
+    (target / "tensorrt" / "9x200" / "a.engine").write_bytes(b"built")
+    assert export(str(tiny_checkpoint), target, ExportSpec("final"), overwrite=True).card.dtype == "float32"
+    assert sorted(p.name for p in target.iterdir()) == sorted(MODEL_FILES)
+    (target / "card.json").unlink()  # what it is known by
+    with pytest.raises(InputError, match="holds something else"):
+        export(str(tiny_checkpoint), target, ExportSpec("final"), overwrite=True)
+
+
+def test_validation_holds_one_copy_of_the_weights_at_a_time(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's go before the first graph is loaded, and each graph's before the next."""
+    checkpoints: list[Any] = []
+    alive: list[weakref.ref[Any]] = []
+    at_load: list[tuple[str, bool, int]] = []
+    load, session = checkpoint_module.tower_checkpoint, validation.cpu_session
+
+    def loaded(*arguments: Any) -> Any:
+        checkpoints.append(load(*arguments))
+        return checkpoints[-1]
+
+    def opened(path: Path, **how: Any) -> Any:
+        weightless = all(p.is_meta for p in checkpoints[0].encoder.parameters())
+        at_load.append((path.name, weightless, sum(ref() is not None for ref in alive)))
+        made = session(path, **how)
+        if path.name != LOG_MEL:
+            assert how == {"fold": False}  # to make copies of all weights takes twice their memory
+            alive.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(checkpoint_module, "tower_checkpoint", loaded)
+    monkeypatch.setattr(validation, "cpu_session", opened)
+    model = export(str(tiny_checkpoint), tmp_path / "model")
+    assert at_load == [(LOG_MEL, False, 0), *((name, True, 0) for name in (ENCODER, CACHED, CPU))]
+    assert sorted(p.name for p in model.path.iterdir()) == sorted(MODEL_FILES)  # and no states of PyTorch's
 
 
 @pytest.mark.parametrize("value", [1.01, float("nan")])

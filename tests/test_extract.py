@@ -131,7 +131,7 @@ def test_bucketed_equals_attention_over_computed_and_cached_keys(
     extract(clips[0], folder, tmp_path / "s.zarr", StoreSpec(dtype="float32"))
     store = open_store(tmp_path / "s.zarr")
     silence = dict(np.load(folder / "silence.npz"))
-    assert ("group" in silence) == (model == "tiny_model")
+    assert ("buckets" in silence) == (model == "tiny_model")
     for name, audio in clips[1].items():
         for begin in range(0, len(audio), 480_000):
             window = audio[begin : begin + 480_000]

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from voxstrata.engine import Device
+from voxstrata.engine import CudaEncoder, Device
 from voxstrata.engine.synthetic import made_up
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -35,10 +35,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield extraction_gpu, _gpu, _gpu.Bench(args, Device("cpu"), model, checkpoint, folder, time.perf_counter())
 
 
-def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any) -> None:
     script, _, b = bench
-    monkeypatch.setattr(script.EXTRACTING, "make_encoder", script.EXTRACTING.make_encoder)  # restored afterwards
-    script.through_device_path()
     published = []
     script.run(b, lambda: published.append(len(b.tables)))
     assert len(published) == 16  # after every section
@@ -55,6 +53,36 @@ def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any, monkeyp
     assert [(r["outputs"], r["pool"]) for r in alone[:3]] == [(3, None), (5, "mean"), (5, None)]
     assert all(0 < r["fill"] <= 1 and r["bytes"] > 0 for r in alone)
     assert all(r["off"] < 1e-2 for r in (*alone, *b.results["extract"]))
+
+
+@pytest.mark.parametrize("section", ["alone", "whole"])
+def test_every_shape_is_encoded_before_the_clock_starts(
+    bench: Any, section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, gpu, b = bench
+    encoded: list[set[tuple[CudaEncoder, int, int]]] = [set()]
+    encode = CudaEncoder.stored_rows
+
+    def seen(self: CudaEncoder, audio: Any, frames: int, kept: Any = None) -> Any:
+        encoded[-1].add((self, frames, len(audio)))
+        return encode(self, audio, frames, kept)
+
+    class Clock(gpu.Idle):
+        def __enter__(self) -> Any:
+            encoded.append(set())
+            return super().__enter__()
+
+        def __exit__(self, *_: object) -> None:
+            encoded.append(set())
+
+    monkeypatch.setattr(CudaEncoder, "stored_rows", seen)
+    monkeypatch.setattr(script, "Idle", Clock)
+    args = argparse.Namespace(**{**vars(b.args), "clips": 40, "tokens": 1400})
+    fresh = gpu.Bench(args, b.device, b.model, b.checkpoint, b.work, time.perf_counter())
+    {"alone": script.device_alone, "whole": script.whole_extract}[section](fresh, "three outputs, frames")
+    before, timed, _ = encoded
+    assert len({frames for _, frames, _ in timed}) < len(timed)  # a bucket in several numbers of windows
+    assert timed <= before
 
 
 def test_rows_of_another_recording_are_a_problem(bench: Any) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from test_cli import run
 from test_tiles import utterances
 
 import voxstrata as vs
+from voxstrata.cluster import comparing
 from voxstrata.cluster.actors import HANDFUL, Workers, handfuls, on_actors
 from voxstrata.cluster.extracting import extract_on_ray
 from voxstrata.engine.run import prepare
@@ -357,6 +359,19 @@ def test_without_room_this_machine_refuses_and_a_cluster_waits() -> None:
     told = Told()
     assert Workers("auto", gpus=1).settled([node(8)], told).number == 1
     assert "waiting for a node that joins" in told.warnings[0]
+
+
+def test_workers_that_compare_on_a_gpu_ask_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled(workers: Workers, *_: Any) -> None:
+        raise AssertionError(f"{workers.gpus} GPUs")
+
+    monkeypatch.setattr(Workers, "settled", settled)
+    monkeypatch.setattr(comparing, "connected", lambda _: nullcontext(SimpleNamespace(nodes=list)))
+    for kernel, gpus in (("triton-float16", 1.0), ("int16", 0.0)):
+        with pytest.raises(AssertionError, match=f"^{gpus} GPUs"):
+            comparing.similarity_on_ray(
+                comparing.Side(()), None, {}, kernel=SimpleNamespace(name=kernel), workers=Workers()
+            )
 
 
 @pytest.mark.parametrize(

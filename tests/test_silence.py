@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from voxstrata.base.errors import InputError  # noqa: E402
 from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT, BucketSilence, SilenceKeys, load_silence  # noqa: E402
 from voxstrata.exporters import bucket_silence, silence_cache  # noqa: E402
-from voxstrata.exporters.bucket_silence import calibrated_by_bucket  # noqa: E402
+from voxstrata.exporters.bucket_silence import make_silence  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from voxstrata.exporters.pytorch import queries_keys_values  # noqa: E402
 from voxstrata.exporters.silence_cache import Queries, condense, kmeans, run_on_recordings, run_on_silence  # noqa: E402
@@ -197,8 +197,10 @@ def test_a_full_window_has_no_cached_keys(checkpoint: Checkpoint, groups: int) -
 
 @pytest.fixture
 def by_bucket(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> tuple[BucketSilence, dict[str, Any]]:
-    monkeypatch.setattr(bucket_silence, "DEFAULT_EDGES", (75, 100, 1000, 1500))
-    return calibrated_by_bucket(checkpoint, [(f"r{i}", sound(0.6 + i, i)) for i in range(3)], 8)
+    monkeypatch.setattr(bucket_silence, "silence_buckets", lambda: (75, 100, 1000))
+    silence, account = make_silence(checkpoint, [(f"r{i}", sound(0.6 + i, i)) for i in range(3)], 8)
+    assert isinstance(silence, BucketSilence)
+    return silence, account
 
 
 def test_a_buckets_keys_are_of_runs_whose_speech_ends_just_before_it(
@@ -255,7 +257,7 @@ class TestARegister:
             value[..., register, :] = torch.tensor([0.0, 1.0, 0.0, 0.0])
             return query, key, value
 
-        monkeypatch.setattr(bucket_silence, "DEFAULT_EDGES", (75, 500, 950, 1000, 1500))
+        monkeypatch.setattr(bucket_silence, "silence_buckets", lambda: (75, 500, 950, 1000))
         for module in (bucket_silence, silence_cache):
             monkeypatch.setattr(module, "queries_keys_values", planted)
         return cast(Checkpoint, SimpleNamespace(encoder=None, features=lambda samples: len(samples) // 320))
@@ -275,9 +277,9 @@ class TestARegister:
         assert self.cosine(whole.for_frames(1000), 1000) < 0.1
 
     def test_averaged_away_it_is_lost_in_its_own_bucket_too(self, checkpoint: Checkpoint) -> None:
-        silence, _ = calibrated_by_bucket(checkpoint, self.recordings, 1)
+        silence, _ = make_silence(checkpoint, self.recordings, 1)
         assert self.cosine(silence.for_frames(1000), 1000) < 0.1
 
     def test_as_a_key_of_its_own_in_its_bucket_it_is_kept(self, checkpoint: Checkpoint) -> None:
-        silence, _ = calibrated_by_bucket(checkpoint, self.recordings, 4)
+        silence, _ = make_silence(checkpoint, self.recordings, 4)
         assert self.cosine(silence.for_frames(1000), 1000) > 0.999

@@ -30,6 +30,8 @@ from voxstrata.early_exit.result import EarlyExits
 from voxstrata.early_exit.scoring import Scoring
 from voxstrata.early_exit.softer import SofterExits
 from voxstrata.early_exit.sweeping import sweep
+from voxstrata.store.claims import Claims
+from voxstrata.store.files import Files
 
 GROUPS = 4
 SCORING = Scoring("light", resamples=20)
@@ -139,6 +141,19 @@ def test_the_same_fits_serve_a_run_that_goes_on_and_others_are_refused(
     anew = go(shifting, speech, tmp_path / "exits", scoring=other, overwrite=True)
     assert anew.resumed == 0
     assert anew.settings["fits_sha256"] != first.settings["fits_sha256"]
+
+
+def test_fits_of_a_run_at_work_are_not_replaced(
+    swept: tuple[Path, EarlyExits], shifting: Transcriber, speech: Corpus, tmp_path: Path
+) -> None:
+    folder = tmp_path / "exits"
+    shutil.copytree(swept[0], folder)
+    before = SofterExits.load(folder / "fits").settings
+    with Claims(Files(folder)) as other:
+        other.take(0)
+        with pytest.raises(InputError, match="a run is at work with other fits"):
+            go(shifting, speech, folder, scoring=Scoring("light", seed=5, resamples=20), overwrite=True)
+    assert SofterExits.load(folder / "fits").settings == before
 
 
 def test_fits_that_are_gone_are_not_made_up_for_transcripts_that_are_there(

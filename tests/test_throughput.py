@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,13 @@ from test_cli import run
 
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.encoders import Context, open_model
-from voxstrata.engine import CudaEncoder, Device, Runtime, extract, planning
+from voxstrata.engine import CudaEncoder, Device, Encoder, Runtime, extract, planning
 from voxstrata.engine import measuring as throughput
 from voxstrata.engine.bench import Bench
 from voxstrata.engine.estimating import estimate
+from voxstrata.engine.extraction import share
 from voxstrata.engine.measuring import Record, bench, measure, recorded
+from voxstrata.engine.run import Extraction
 from voxstrata.engine.synthetic import MIXES
 from voxstrata.store import StoreSpec
 from voxstrata.store import plan as plans
@@ -202,16 +206,56 @@ def test_a_trial_that_takes_all_the_time_is_the_measurement_of_bench(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runs: list[int] = []
 
-    def counted(corpus: Corpus, *args: Any, **settings: Any) -> Any:
-        runs.append(len(corpus))
-        return extract(corpus, *args, **settings)
+    def counted(run: Extraction, encoder: Encoder) -> Any:
+        runs.append(len(run.plan.corpus))
+        return share(run, encoder)
 
-    monkeypatch.setattr(throughput, "extract", counted)
+    monkeypatch.setattr(throughput, "share", counted)
     bench(open_model(tiny_model), runtime=Runtime(threads=6), seconds=0)
     assert runs == [6, 6, 6]  # one in each context, a recording for every thread
     runs.clear()
     measure(open_model(tiny_model), "bucketed", MIXES["prompts"], runtime=Runtime(threads=1), seconds=0)
     assert runs == [4, 4]
+
+
+def test_on_a_gpu_every_shape_is_encoded_once_before_what_is_timed(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate is that of a run that lasts: what is made for a shape is made by then, by the encoder that is timed."""
+    pytest.importorskip("onnx")
+    runs: list[tuple[int, Encoder, set[tuple[int, int]]]] = []
+    encode, reports = CudaEncoder.stored_rows, []
+
+    def seen(self: CudaEncoder, audio: Any, frames: int, kept: Any = None) -> Any:
+        runs[-1][2].add((frames, len(audio)))
+        return encode(self, audio, frames, kept)
+
+    def counted(run: Extraction, encoder: Encoder) -> Any:
+        runs.append((len(run.plan.corpus), encoder, set()))
+        reports.append(share(run, encoder))
+        return reports[-1]
+
+    def on_cpu(model: Any, spec: StoreSpec, runtime: Runtime) -> CudaEncoder:
+        return CudaEncoder(model, spec, Runtime(Device("cpu"), tokens=3000))
+
+    monkeypatch.setattr(CudaEncoder, "stored_rows", seen)
+    monkeypatch.setattr(throughput, "share", counted)
+    monkeypatch.setattr(throughput, "make_encoder", on_cpu)
+    gpu = Runtime(Device("cuda"))
+    found = measure(open_model(tiny_model), "bucketed", MIXES["fleurs"], "final", gpu, seconds=0)
+    clips, encoders, shapes = zip(*runs, strict=True)
+    # two batches for each of two callers: of the mean of 12 s and a second more four windows of 650 positions
+    assert clips == (16, 16, 16, 16)
+    assert len(set(encoders)) == 1
+    assert shapes[0] == shapes[1] != set()
+    assert shapes[2] == shapes[3]
+    assert found.seconds == reports[3].seconds
+    # what the disk has no room for is not measured
+    runs.clear()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(throughput, "MAX_STORE_BYTES", 7.5 * 600 * 32 * 2)
+    measure(open_model(tiny_model), "bucketed", MIXES["fleurs"], "final", gpu, seconds=0)
+    assert {clips for clips, *_ in runs} == {7}
 
 
 def test_bench_reads_the_headers_of_a_corpus_once(

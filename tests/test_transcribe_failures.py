@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,26 @@ def test_a_recording_on_which_the_model_fails_costs_neither_its_batch_nor_the_ru
     monkeypatch.setattr(module.EncodedStates, "states", lambda *_: [][0])
     with pytest.raises(InputError, match=r"no recording can be transcribed; the first: u\d: .*IndexError"):
         transcribe_recordings(transcriber, speech, EXITS, DECODING)
+
+
+def test_silence_does_not_loop_whatever_its_tokens_do(
+    speech: Corpus, tiny_transcriber: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Looping:
+        def __init__(self, silent: bool) -> None:
+            self.silent = silent
+
+        def decode(self, asks: Sequence[Any]) -> Iterator[tuple[int, decoder.Decoded]]:
+            ids = (5,) * 20
+            for n in range(len(asks)):
+                yield n, decoder.Decoded(ids, False, 1, -1.5, 0.9, 0.0, None, self.silent, 0.0)
+
+    transcriber = load_transcriber(str(tiny_transcriber))
+    for silent in (True, False):
+        monkeypatch.setattr(module, "make_decoder", lambda *_, silent=silent: Looping(silent))
+        found = transcribe_recordings(transcriber, speech, EXITS, DECODING)
+        for text in (text for texts in found.texts.values() for text in texts):
+            assert (text.looped, text.text == "") == (not silent, silent)
 
 
 def test_a_header_that_states_less_than_there_is_is_refused_by_name(tiny_transcriber: Path, tmp_path: Path) -> None:

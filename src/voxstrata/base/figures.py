@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,11 @@ def _plain() -> type[Figure]:
                 if (plain := spelt_out(text.get_text())) != text.get_text():
                     text.set_text(plain)
             super().draw(renderer)
+
+        def _repr_png_(self) -> bytes:  # what a notebook shows: pyplot would tell it, and takes no part
+            picture = BytesIO()
+            self.savefig(picture, format="png", dpi=DPI)
+            return picture.getvalue()
 
     return Plain
 

@@ -35,9 +35,9 @@ def bench(
     """Measure how fast this machine runs MODEL, in about two minutes, and remember it for `voxstrata plan`.
 
     Extracts made-up recordings (read sentences' mix of lengths, mean 12 s) in every context into a temporary folder
-    (TMPDIR, up to 2 GB), on an otherwise quiet machine; at least four and one per thread in each, which
-    takes longer with large models. The result is kept in XDG_CACHE_HOME or ~/.cache, for this
-    model, machine, software, device and number of threads.
+    (TMPDIR, up to 2 GB, on a GPU 16 GB), on an otherwise quiet machine; at least four and one per thread in each, which
+    takes longer with large models. On a GPU all is done twice, and the second time counts. The result is kept in
+    XDG_CACHE_HOME or ~/.cache, for this model, machine, software, device and number of threads.
 
     \b
     Example:

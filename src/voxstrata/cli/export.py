@@ -26,8 +26,8 @@ from voxstrata.cli.saying import say
 @click.option(
     "--calibrate",
     type=options.PATH,
-    help="Corpus of which 16 recordings calibrate the silence cache. This brings `bucketed` embeddings closer to "
-    "`padded` ones. Give recordings that you will not measure on. [default: pure silence]",
+    help="Corpus of which 16 recordings calibrate the silence cache, in place of made-up sounds. Give recordings that "
+    "you will not measure on. [default: made-up sounds]",
 )
 @click.option(
     "--silence-keys",

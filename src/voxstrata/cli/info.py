@@ -122,8 +122,8 @@ def _command(store: Any) -> str:
         words += ["--pool", spec.pool]
     if spec.every != 1:
         words += ["--every", str(spec.every)]
-    if spec.arithmetic != model.dtype and spec.arithmetic == "float16":
-        words += ["--device", "tensorrt"]
+    if spec.arithmetic != model.dtype and spec.arithmetic != "float32":
+        words += ["--device", "tensorrt" if spec.arithmetic == "float16" else "cuda:bfloat16"]
     if (lengths := store.about.get("lengths", "headers")) != "headers":
         words += ["--lengths", lengths]
     return shlex.join(words)
@@ -151,7 +151,8 @@ def _whisper_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
     s = card["silence"]
     keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
     keys += f" in each of {len(s['buckets'])} buckets" if "buckets" in s else ""
-    source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else f"log-mel {s['pad_level']}"
+    pure = f"after {s['before']}" if "before" in s else f"log-mel {s.get('pad_level')}"
+    source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else pure
     return [
         ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
         ("silence cache", f"{s['kind']} ({source}), {keys}"),

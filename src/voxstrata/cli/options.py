@@ -199,7 +199,8 @@ def running_several(f: F) -> F:
     device = click.option(
         "--device",
         default="cpu",
-        help="cpu, cuda, cuda:1, tensorrt, …; several as cuda:0,1,2,3: a process each. A GPU is never assumed.",
+        help="cpu, cuda, cuda:1, cuda:bfloat16, tensorrt, …; several as cuda:0,1,2,3: a process each. A GPU is never "
+        "assumed.",
     )
 
     @functools.wraps(f)

@@ -55,7 +55,7 @@ def similarity_on_ray(
     for a cluster that does not answer, or whose nodes do not see stores or folder.
     """
     if workers.gpus is None:
-        workers = replace(workers, gpus=float(kernel.name == "triton"))
+        workers = replace(workers, gpus=float(kernel.name.startswith("triton")))
     reports = {}
     with connected(workers.address) as ray, ExitStack() as stack:
         workers = workers.settled(ray.nodes(), reporter)

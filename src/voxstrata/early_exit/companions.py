@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from voxstrata.early_exit.echo import SOURCE_TEXT, echo_rates, echoes
 from voxstrata.early_exit.echo_result import WrongWords
 from voxstrata.early_exit.exits import DEV, SOFTER, EarlyExit
 from voxstrata.early_exit.fitting import EPSILON, Fit, LastNorm
+from voxstrata.early_exit.journal import runs_at_work
 from voxstrata.early_exit.recordings import find_recordings
 from voxstrata.early_exit.result import JOURNAL
 from voxstrata.early_exit.scoring import Scoring, group_of
 from voxstrata.early_exit.softer import Place, SofterExits, StatesByLayer, fit_softer
-from voxstrata.early_exit.states import ExitNorms, StatesMap, StatesSource
+from voxstrata.early_exit.states import EncodedStates, ExitNorms, StatesMap
 from voxstrata.encoders.frames import encoder_frames
 from voxstrata.phonology.ipa import need, voices
 from voxstrata.store.files import Files, patient_lock
@@ -61,7 +63,7 @@ def _english(row: Mapping[str, Any]) -> bool:
 
 
 def softer_exits(
-    exits: Sequence[EarlyExit], folder: Path, model: Any, source: StatesSource, corpus: Corpus, parts: Sequence[str],
+    exits: Sequence[EarlyExit], folder: Path, model: Any, source: EncodedStates, corpus: Corpus, parts: Sequence[str],
     decides: Mapping[str, Any], about: Mapping[str, Any], scoring: Scoring, overwrite: bool, reporter: Reporter,
 ) -> SofterExits | None:  # fmt: skip
     """What was fitted in this sweep's folder: before, or now where an exit asks for it. None where nothing was, or for
@@ -69,9 +71,11 @@ def softer_exits(
 
     parts: of each row of the corpus. decides: of the settings, what decides the fits beside the development part; about
     is kept with them.
-    Raises InputError where transcripts are there, but not the fits that they would have to be made with.
+    Raises InputError where transcripts are there, but not the fits that they would have to be made with, and where a
+    run is at work with other fits.
     """
-    saved = _saved(folder)
+    with patient_lock(Files(folder)) if folder.is_dir() else nullcontext():  # another run may be writing them
+        saved = _saved(folder)
     if not any(at.norm in SOFTER for at in exits):
         return saved if saved and _made_for(saved, decides) else None
     rows = corpus.table.to_pylist()
@@ -94,7 +98,7 @@ def softer_exits(
             reporter.progress(Progress("states for softer exits", n, len(wanted), "recordings"))
             try:
                 found = source.states([source.read(i, infos[i])], range(layers + 1)).layers
-            except (AudioError, KeyError):  # transcribing names it
+            except AudioError:  # transcribing names it
                 continue
             frames = encoder_frames(infos[i].samples)
             held = {k: state[0][:frames].float().cpu().numpy() for k, state in found.items()}
@@ -108,6 +112,8 @@ def softer_exits(
         first = _saved(folder)
         if first and _made_for(first, key):
             return first
+        if first and runs_at_work(folder):
+            raise InputError(f"{folder}: a run is at work with other fits; wait for it, or choose another folder")
         found.save(folder / SofterExits.folder)
     return found
 

@@ -25,7 +25,7 @@ from voxstrata.early_exit.exits import EarlyExit, check_exit
 from voxstrata.early_exit.journal import Journal
 from voxstrata.early_exit.policies import policy
 from voxstrata.early_exit.recordings import failure_reason, find_recordings, refuse_if_none
-from voxstrata.early_exit.states import EncodedStates, ExitNorms, LayerStates, StatesSource
+from voxstrata.early_exit.states import EncodedStates, ExitNorms, LayerStates
 from voxstrata.early_exit.transcript import Transcript
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.phonology.voices import primary_code
@@ -152,7 +152,6 @@ def transcribe_recordings(
     journal: Journal | None = None,
     part: Part | None = None,
     reporter: Reporter = SILENT,
-    source: StatesSource | None = None,
     norms: ExitNorms | None = None,
 ) -> Transcripts | None:
     """Transcribe every recording of at most 30 s with every exit; one that is longer, or fails, is a failure.
@@ -161,15 +160,14 @@ def transcribe_recordings(
     journal: what was transcribed before, and where transcripts are written as they come. Runs with one journal share
     the batches: each takes those of its part first, then what others have not begun. A run with a part returns None
     where others have not finished theirs; one without waits for them.
-    source: of the encoder's states, the model itself where none is given. norms: what they go through at each exit,
-    for exits with another norm than `with` and `without`.
+    norms: what the states go through at each exit, for exits with another norm than `with` and `without`.
 
     Raises UsageError for exits, languages or a task the model has not, InputError without tokenizer or when no
     recording can be used.
     """
     for at in exits:
         check_exit(at, transcriber.encoder.shape.layers)
-    lots = _Lots(transcriber, corpus, exits, decoding, device, journal, reporter, source, norms)
+    lots = _Lots(transcriber, corpus, exits, decoding, device, journal, reporter, norms)
     while left := lots.left():
         worked = [lots.take(lot) for lot in (part or Part()).order(range(len(lots.batches))) if lot in left]
         if any(worked):
@@ -190,8 +188,7 @@ class _Lots:
 
     def __init__(
         self, transcriber: Transcriber, corpus: Corpus, exits: Sequence[EarlyExit], decoding: Decoding,
-        device: str, journal: Journal | None, reporter: Reporter, source: StatesSource | None,
-        norms: ExitNorms | None,
+        device: str, journal: Journal | None, reporter: Reporter, norms: ExitNorms | None,
     ) -> None:  # fmt: skip
         self._transcriber, self._corpus, self._exits, self._decoding = transcriber, corpus, exits, decoding
         self._journal, self._reporter = journal, reporter
@@ -199,7 +196,7 @@ class _Lots:
         self._tokens = language_tokens(transcriber, [row["language"] for row in rows], decoding)
         self._tokenizer = _tokenizer(transcriber)
         model = model_on(transcriber, device)
-        self._source = source or EncodedStates(transcriber, model, corpus)
+        self._source = EncodedStates(transcriber, model, corpus)
         self._norms = norms or ExitNorms(model.model.encoder.layer_norm)
         self._decoder = make_decoder(model, self._text, decoding)
         self._settings = model.generation_config
@@ -319,9 +316,10 @@ class _Lots:
         """Log-probability and probability to four decimals: beyond, they depend on what else was decoded."""
         whole, cut = ("" if decoded.silent else self._text(ids) for ids in (decoded.ids, decoded.ids[: decoded.kept]))
         no_speech = None if decoded.no_speech is None else round(decoded.no_speech, 4)
+        looped = decoded.kept is not None and not decoded.silent  # silence has no words to repeat
         return Transcript(
-            whole, cut, len(decoded.ids), decoded.ended, decoded.kept is not None, round(decoded.avg_logprob, 4),
-            no_speech, decoded.temperature, self._codes.get(decoded.language), encoding, decoded.seconds,
+            whole, cut, len(decoded.ids), decoded.ended, looped, round(decoded.avg_logprob, 4), no_speech,
+            decoded.temperature, self._codes.get(decoded.language), encoding, decoded.seconds,
         )  # fmt: skip
 
 

@@ -176,8 +176,8 @@ def by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], Non
         _dress(axes, f"{_title(mine[0])} ({utterances} utterances)")
     for axes in figure.axes[len(scopes) :]:
         axes.set_visible(False)
-    for axes in figure.axes[max(0, len(scopes) - columns) : len(scopes)]:  # with nothing below
-        axes.tick_params(labelbottom=True)
+    for axes in figure.axes:
+        axes.tick_params(labelbottom=True)  # which shared axes have in the last line alone
     _legend(figure, title)
     return figure
 

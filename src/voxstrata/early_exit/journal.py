@@ -125,7 +125,7 @@ class Journal:
 
     def begin(self, overwrite: bool) -> None:
         """Take over what is there; others wait. Raises InputError as `open_journal` does."""
-        others = self._others_at_work()
+        others = runs_at_work(self._folder)
         names = [JOURNAL, *(f"{LOTS}/{each}" for each in self.files.names(LOTS))]
         for name in names:
             header, lines = self._read(name, name == JOURNAL)
@@ -144,7 +144,7 @@ class Journal:
     def end(self) -> None:
         """Put all texts into one file; without a text, and another run at work, nothing stays behind."""
         self.refresh()
-        if not self._others_at_work():
+        if not runs_at_work(self._folder):
             self._gather()
             if not self._texts:
                 self.files.remove(JOURNAL)
@@ -171,13 +171,6 @@ class Journal:
         if not self.files.exists(JOURNAL) or self.files.read(JOURNAL) != data:
             self.files.write(JOURNAL, data)
         self._seen[JOURNAL] = len(data)
-
-    def _others_at_work(self) -> bool:
-        for lot in map(int, filter(str.isdigit, self.files.names(CLAIMS))):
-            if not self._claims.take(lot):
-                return True
-            self._claims.drop(lot)
-        return False
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is None or not self._path.exists():
@@ -281,6 +274,17 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 def _crc(entry: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(entry, ensure_ascii=False).encode())
+
+
+def runs_at_work(folder: Path) -> bool:
+    """Whether a run has claimed some of the work in `folder`. To be asked under the folder's lock."""
+    files = Files(folder)
+    claims = Claims(files)
+    for lot in map(int, filter(str.isdigit, files.names(CLAIMS))):
+        if not claims.take(lot):
+            return True
+        claims.drop(lot)
+    return False
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class EarlyExits(Result):
 
     @property
     def _whose(self) -> str:
-        return f"{self.settings['checkpoint']} on {self.settings['corpus']}"
+        s = self.settings
+        return f"{s['checkpoint']} on {s['corpus']}" if s.get("corpus") else str(s["checkpoint"])
 
     def finding(self) -> Finding:
         """The exit chosen for the mean over languages, or for the only one."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,11 @@ StatesMap = Callable[[torch.Tensor], torch.Tensor]  # [..., d_model] to the same
 class LayerStates:
     """The residual stream of a batch of recordings after block k, by k: each [recordings, frames, d_model].
 
-    seconds: what the encoder took until there, for the whole batch; none where the states came from a store.
+    seconds: what the encoder took until there, for the whole batch.
     """
 
     layers: Mapping[int, torch.Tensor]
-    seconds: Mapping[int, float] = field(default_factory=dict)
+    seconds: Mapping[int, float]
 
 
 def encode_layers(model: Any, features: torch.Tensor, blocks: Iterable[int]) -> LayerStates:
@@ -80,16 +80,6 @@ class ExitNorms:
             return states if at.norm == "without" else self._fitted[at](states)
 
 
-class StatesSource(Protocol):
-    """Where the states of recordings come from: an encoder, or a store."""
-
-    def read(self, i: int, info: AudioInfo) -> Any:
-        """What is needed of row `i` of the corpus. Raises AudioError where it cannot be had."""
-
-    def states(self, read: Sequence[Any], blocks: Iterable[int]) -> LayerStates:
-        """Of recordings that were read, all together."""
-
-
 @dataclass(frozen=True)
 class EncodedStates:
     """States that `model`, transformers' whole Whisper, computes of the corpus's recordings, padded to 30 s."""
@@ -99,8 +89,10 @@ class EncodedStates:
     corpus: Corpus
 
     def read(self, i: int, info: AudioInfo) -> npt.NDArray[np.float32]:
+        """Samples of row `i` of the corpus. Raises AudioError where they cannot be had."""
         return read_recording(self.corpus, i, info)
 
     def states(self, read: Sequence[npt.NDArray[np.float32]], blocks: Iterable[int]) -> LayerStates:
+        """Of recordings that were read, all together."""
         features = spectrograms(self.transcriber.encoder, list(read))
         return encode_layers(self.model, features.to(self.model.device, self.model.dtype), blocks)

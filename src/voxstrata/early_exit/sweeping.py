@@ -118,7 +118,7 @@ def sweep(
             journal = stack.enter_context(open_journal(folder, decides, overwrite))
             found = transcribe_recordings(
                 replace(transcriber, model=model), corpus, exits, decoding, device=device, journal=journal, part=part,
-                reporter=reporter, source=source, norms=exit_norms(model, exits, softer),
+                reporter=reporter, norms=exit_norms(model, exits, softer),
             )  # fmt: skip
             if found is None:
                 return None

@@ -9,6 +9,7 @@ DIR/ of a Whisper encoder
   silence.npz               the silence cache
   config.json, preprocessor_config.json   as Hugging Face writes them
   card.json                 what the model is, where it came from, how it was validated
+  tensorrt/                 engines for one GPU, if it has run on TensorRT: a folder for each shape
 
 Of other families there are these files alone:
   features.onnx             waveform in, features out
@@ -47,6 +48,8 @@ _CONFIGS = ("config.json", "preprocessor_config.json")
 # what `export` leaves of a Whisper, and of other families, the card first
 MODEL_FILES = (CARD, *ENCODER_GRAPHS["float32"], WEIGHTS, LOG_MEL, SILENCE, *_CONFIGS)
 FAMILY_FILES = (CARD, ENCODER, WEIGHTS, FEATURES, *_CONFIGS)
+ENGINE_CACHE = "tensorrt"
+ENGINES = (f"{ENGINE_CACHE}/*", f"{ENGINE_CACHE}/*/*")  # patterns of what lies there
 DTYPES = tuple(ENCODER_GRAPHS)
 # of a card what a graph does not depend on: the cache may be made anew
 _BESIDE_THE_GRAPH = ("silence", "validation", "tools")
@@ -68,7 +71,7 @@ class ModelCard:
     silence: kind ("pure" or "calibrated"), groups (0: not condensed), first frame and sha256; buckets, by the numbers
         of computed positions, where each has keys of its own (format 4). A calibrated cache lists its recordings by
         name and SHA-256, of the float32 samples at 16 kHz that were used (at most the first 9 s). A pure one states
-        its pad level. {} in other families.
+        what stands before the silence, or without buckets its pad level. {} in other families.
     validation: for every output the largest relative L2 difference from PyTorch, and the lengths that were tried.
     family: the declaration. Whisper's follows from the other fields, and no Whisper's JSON has it.
     """
@@ -166,9 +169,11 @@ class ModelCard:
             raise ValueError(f"silence has {_short(buckets)} as buckets")
         if (self.format == BY_BUCKET_FORMAT) != bool(buckets):
             raise ValueError(f"silence has {_short(buckets)} as buckets in format {self.format}")
-        source = self.silence.get("recordings" if self.silence.get("kind") == "calibrated" else "pad_level")
-        if not (isinstance(self.silence.get("sha256"), str) and isinstance(source, list | float | int)):
-            raise ValueError("silence is without sha256, or without recordings or pad_level")
+        kinds = {"recordings": list, "before": str, "pad_level": float | int}
+        pure = "before" if buckets else "pad_level"
+        source = "recordings" if self.silence.get("kind") == "calibrated" else pure
+        if not (isinstance(self.silence.get("sha256"), str) and isinstance(self.silence.get(source), kinds[source])):
+            raise ValueError(f"silence is without sha256 or {source}")
 
     def validation_table(self) -> TextTable:
         """For each output how far it is from PyTorch's."""

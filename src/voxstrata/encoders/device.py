@@ -1,7 +1,7 @@
 """Where an encoder runs, and in what it computes there."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from voxstrata.base.errors import UsageError
@@ -9,18 +9,24 @@ from voxstrata.base.errors import UsageError
 
 @dataclass(frozen=True)
 class Device:
-    """Where the graphs run: kind "cpu", "cuda" or "tensorrt", and for the latter two which GPU."""
+    """Where the graphs run: kind "cpu", "cuda" or "tensorrt", and for the latter two which GPU.
+
+    bfloat16: on CUDA, the encoder computes in it, whatever type the model was exported in.
+    """
 
     kind: str = "cpu"
     index: int = 0
+    bfloat16: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From "cpu", "cuda", "cuda:1", "tensorrt", … Raises UsageError for anything else."""
-        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d{1,3}))?", text)
-        if m is None or (m[1] == "cpu" and m[2]):
-            raise UsageError(f"unknown device {text!r}; choose cpu, cuda, cuda:1, tensorrt or tensorrt:1")
-        return cls(m[1], int(m[2] or 0))
+        """From "cpu", "cuda", "cuda:1", "cuda:bfloat16", "tensorrt", … Raises UsageError for anything else."""
+        m = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d{1,3}))?(:bfloat16)?", text)
+        if m is None or (m[1] == "cpu" and m[2]) or (m[1] != "cuda" and m[3]):
+            raise UsageError(
+                f"unknown device {text!r}; choose cpu, cuda, cuda:1, cuda:bfloat16, tensorrt or tensorrt:1"
+            )
+        return cls(m[1], int(m[2] or 0), bool(m[3]))
 
     @classmethod
     def parse_several(cls, text: str) -> list[Self]:
@@ -28,14 +34,17 @@ class Device:
         devices: list[Self] = []
         for name in (part.strip() for part in text.split(",")):
             follows = devices and devices[-1].kind != "cpu" and re.fullmatch(r"\d+", name)
-            devices.append(cls.parse(f"{devices[-1].kind}:{name}" if follows else name))
-        if len({device.kind for device in devices}) > 1:
+            own = cls.parse(f"{devices[-1].kind}:{name}" if follows else name)
+            devices.append(replace(own, bfloat16=devices[-1].bfloat16) if follows else own)
+        if len({(device.kind, device.bfloat16) for device in devices}) > 1:
             raise UsageError(f"--device {text}: devices of one kind, since the last bits differ between kinds")
         return devices
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.index}" if self.index else self.kind
+        return self.kind + f":{self.index}" * bool(self.index) + ":bfloat16" * self.bfloat16
 
-    def arithmetic(self, dtype: str) -> Literal["float16", "float32"]:
+    def arithmetic(self, dtype: str) -> Literal["float16", "bfloat16", "float32"]:
         """In what a model of that dtype computes here: TensorRT takes float16 for float32, which is another result."""
+        if self.bfloat16:
+            return "bfloat16"
         return "float16" if dtype == "float16" or self.kind == "tensorrt" else "float32"

@@ -31,6 +31,11 @@ EMPTY_GROUP_LOGIT = -1e4
 FIRST_CACHED = DEFAULT_EDGES[0]  # encoder frames: the shortest bucket is where cached positions begin
 
 
+def silence_buckets() -> tuple[int, ...]:
+    """The numbers of computed positions for which a new cache has keys: all default edges but the full window."""
+    return DEFAULT_EDGES[:-1]
+
+
 def check_groups(groups: int) -> None:
     """Raises InputError for a number of groups that a new cache cannot have; 0 is none, one key per position."""
     positions = WINDOW_FRAMES - FIRST_CACHED

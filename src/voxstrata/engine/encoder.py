@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from voxstrata.base.errors import InputError, UsageError, VoxstrataError
+from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import CACHED, ENCODER, LOG_MEL, ModelFolder
 from voxstrata.encoders.device import Device
 from voxstrata.encoders.frames import WINDOW_FRAMES
@@ -25,6 +25,8 @@ from voxstrata.store.spec import StoreSpec
 
 Kept = tuple[int, int]  # of the frames of a window: how many are not kept before those that are, and how many these are
 CALLERS = 2  # threads that call at once on a GPU: one batch is computed while another is fetched and the next uploaded
+_WARNINGS, _ERRORS = 2, 3  # onnxruntime's severities; the first is its default
+_OUT_OF_MEMORY = ("memory", "alloc")  # in onnxruntime's words
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -62,8 +64,24 @@ def cuda_options(device: Device) -> tuple[str, dict[str, Any]]:
         "use_tf32": 0,  # TF32 keeps 10 bits of a float32 product
         "cudnn_conv_algo_search": "HEURISTIC",  # the default times all algorithms anew for every shape
         "arena_extend_strategy": "kSameAsRequested",
+        # Attention by the flash kernel (1), and where it cannot be had, as in float32, by the memory-efficient one (2).
+        # Left to itself the provider takes cuDNN's from compute capability 9.0 on, which makes a plan for each shape.
+        "sdpa_kernel": 3,
+        "enable_skip_layer_norm_strict_mode": 1,  # sums in float32; otherwise mean and variance are in float16, too
     }
     return PROVIDERS["cuda"], options
+
+
+def device_advice(device: Device, error: Exception) -> str:
+    """What mends what onnxruntime raised on a device."""
+    if device.kind == "cpu" or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+        return "if memory ran out, choose a smaller token budget (--tokens)"
+    if device.kind == "tensorrt" and "TensorRT" in str(error):
+        return "TensorRT's provider needs libnvinfer.so.10, from pip or among the system's; or use --device cuda"
+    return (
+        "nvidia-smi -L lists the GPUs that there are; pip install 'voxstrata[gpu]' brings the libraries of CUDA that "
+        "onnxruntime-gpu needs; or use --device cpu"
+    )
 
 
 class Encoder(ABC):
@@ -96,7 +114,7 @@ class Encoder(ABC):
                 f"{model.path}: an int8 model runs on CPUs alone; export it as float16, or use --device cpu"
             )
         self.seconds: dict[str, float] = defaultdict(float)
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._sessions: dict[str, ort.InferenceSession] = {} if sessions is None else sessions
         if self.context.mode == "bucketed":
             self._silence = model.silence()
@@ -136,10 +154,11 @@ class Encoder(ABC):
             self.seconds[stage] += time.perf_counter() - begin
 
     def _session(self, name: str) -> ort.InferenceSession:
-        with self._lock:
-            if (session := self._sessions.get(name)) is None:
-                session = self._sessions[name] = self._make_session(name)
-            return session
+        if (session := self._sessions.get(name)) is None:
+            with self._making:  # for long: who has a session waits neither for it nor to count
+                if (session := self._sessions.get(name)) is None:
+                    session = self._sessions[name] = self._make_session(name)
+        return session
 
     def _source(self, name: str) -> Path | bytes:
         """Where a graph comes from."""
@@ -157,17 +176,33 @@ class Encoder(ABC):
         wanted = providers[0][0]
         if wanted not in ort.get_available_providers():
             raise InputError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or use --device cpu")
-        path = self.model.path / name
+        source = self._source(name)
         try:
+            if self.device.kind != "cpu":
+                ort.set_default_logger_severity(_ERRORS)  # it warns each time that the provider is no plugin
             # without fallback: onnxruntime would go on with the CPU when the device fails, and say so on stdout
-            session = ort.InferenceSession(self._source(name), options, providers=providers, enable_fallback=0)
-        except VoxstrataError:
-            raise
+            session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as e:  # onnxruntime's own exceptions share no base class
+            if self.device.kind != "cpu" and _loads_on_cpu(source, options):
+                said = str(e).strip()
+                raise InputError(f"{self.device} could not be started ({said}); {device_advice(self.device, e)}") from e
+            path = self.model.path / name
             raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
+        finally:
+            if self.device.kind != "cpu":
+                ort.set_default_logger_severity(_WARNINGS)
         if wanted not in session.get_providers():
             raise InputError(
-                f"{wanted} could not be started: its libraries or the driver are missing (onnxruntime's "
-                "lines above name them); use --device cpu"
+                f"{wanted} could not be started: its libraries or the driver are missing (onnxruntime's lines above "
+                "name them); pip install 'voxstrata[gpu]' brings CUDA's; or use --device cpu"
             )
         return session
+
+
+def _loads_on_cpu(source: Path | bytes, options: ort.SessionOptions) -> bool:
+    """Whether a graph is sound, so that the device is at fault that could not load it."""
+    try:
+        ort.InferenceSession(source, options, providers=[PROVIDERS["cpu"]])
+    except Exception:
+        return False
+    return True

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.card import ENCODER, FEATURES, ModelFolder
+from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.onnx_file import cut_onnx
-from voxstrata.engine.encoder import CALLERS, Encoder, Kept, cuda_options, load_cuda
+from voxstrata.engine.encoder import CALLERS, Encoder, Kept, cuda_options, device_advice, load_cuda
 from voxstrata.engine.reductions import StoredRows, reduce_states
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.spec import StoreSpec
@@ -24,7 +25,7 @@ class ExactEncoder(Encoder):
     On a CPU a batch is one window, computed on the caller's thread: what it gives cannot depend on others. On a GPU
     windows of one length share a batch; their states come to the host, and are reduced there.
 
-    Raises what `Encoder` raises, and UsageError for TensorRT.
+    Raises what `Encoder` raises, and UsageError for TensorRT and for bfloat16.
     """
 
     def __init__(
@@ -35,13 +36,15 @@ class ExactEncoder(Encoder):
         sessions: dict[str, ort.InferenceSession] | None = None,
     ) -> None:
         runtime = runtime or Runtime()
-        if runtime.device.kind == "tensorrt":
-            raise UsageError(f"{model.path}: {model.card.family.name} runs on cpu and cuda; TensorRT is for Whisper")
+        if runtime.device.kind == "tensorrt" or runtime.device.bfloat16:
+            name = model.card.family.name
+            raise UsageError(f"{model.path}: {name} runs on cpu and cuda; TensorRT and bfloat16 are for Whisper")
         if runtime.device.kind == "cuda":
             load_cuda()
         super().__init__(model, spec or StoreSpec(), runtime, sessions)
         if runtime.device.kind == "cuda":
             self.concurrency = CALLERS
+            self.run([np.zeros(SAMPLE_RATE, np.float32)])  # what the device lacks shows now, not at the first batch
 
     def _first_graphs(self) -> tuple[str, ...]:
         return FEATURES, self._deepest
@@ -120,7 +123,9 @@ class ExactEncoder(Encoder):
             return list(self._session(name).run(outputs, feeds))
         except Exception as e:  # onnxruntime's own exceptions share no base class
             shapes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
+            advice = "if memory ran out, use fewer threads, or cut long recordings"
+            if self.device.kind != "cpu":
+                advice = device_advice(self.device, e)
             raise InputError(
-                f"{self.model.path / name.partition(':')[0]}: onnxruntime failed on {shapes} ({e}); if memory ran out, "
-                "use fewer threads, or cut long recordings"
+                f"{self.model.path / name.partition(':')[0]}: onnxruntime failed on {shapes} ({e}); {advice}"
             ) from e

@@ -6,7 +6,10 @@ ONNX Runtime's own page-locked memory is reached from Python only by registering
 
 import ctypes
 import mmap
+import threading
 import weakref
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,3 +47,32 @@ def page_lock(array: NDArray[Any], index: int) -> bool:
     if done:
         weakref.finalize(array, driver.cuMemHostUnregister, pointer)
     return done
+
+
+class HostRing:
+    """Host memory for what comes from a GPU batch by batch, in pieces that are used again: fresh pages take longer to
+    make than to fill.
+
+    size: bytes of a piece. pieces: how many there are at most; whoever needs more gets memory of their own, so that
+    somebody who keeps all results does not lock all memory.
+    """
+
+    def __init__(self, size: int, pieces: int) -> None:
+        self._size, self._left = size, pieces
+        self._free: deque[NDArray[np.uint8]] = deque()  # given back by dying arrays, on any thread: it takes no lock
+        self._lock = threading.Lock()
+
+    def take(self, make: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """A piece, flat. It is free again once neither this array nor a view of it is left. make: makes a new one."""
+        with self._lock:
+            try:
+                piece = self._free.pop()
+            except IndexError:
+                if not self._left:
+                    return np.empty(self._size, np.uint8)
+                self._left -= 1
+                piece = make(self._size)
+        # through a memoryview, so that views of it have it as their base, and not the piece
+        lent = np.frombuffer(piece.data, np.uint8)
+        weakref.finalize(lent, self._free.append, piece).atexit = False
+        return lent

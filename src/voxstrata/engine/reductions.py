@@ -72,7 +72,7 @@ def gathering(
     """Which positions each stored row is the mean of.
 
     frames: valid frames of each window of the batch; window w holds the positions w · `positions` … of the batch.
-    Returns `index` int64 (rows, k) and `weights` float32 (rows, k, 1) that add up to 1 in each row, or None where
+    Returns `index` int64 (rows, k) and `weights` float32 (rows, 1, k) that add up to 1 in each row, or None where
     single frames are stored. Rows of fewer than k frames repeat the last with weight 0.
     """
     k = max(frames) if spec.pool else spec.every
@@ -84,4 +84,4 @@ def gathering(
         weights.append(valid / valid.sum(axis=1, keepdims=True))
     if not spec.pool and k == 1:
         return np.concatenate(index), None
-    return np.concatenate(index), np.concatenate(weights)[..., None].astype(np.float32)
+    return np.concatenate(index), np.concatenate(weights)[:, None].astype(np.float32)

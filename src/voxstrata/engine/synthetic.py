@@ -5,6 +5,7 @@ needs no corpus to learn what a corpus will cost.
 """
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.engine.runtime import available_threads
 
 _LONGEST = 30 * SAMPLE_RATE  # samples of a recording
 
@@ -64,6 +66,11 @@ def _sound() -> NDArray[np.float32]:
 def write_made_up(folder: Path, lengths: NDArray[np.float64]) -> Corpus:
     """A corpus of such recordings as FLAC (16 bit); `lengths` in seconds, up to 30."""
     folder.mkdir(parents=True)
-    for i, seconds in enumerate(lengths):
+
+    def write(i: int, seconds: float) -> None:
         soundfile.write(folder / f"{i:05d}.flac", made_up(i, round(seconds * SAMPLE_RATE)), SAMPLE_RATE)
+
+    _sound()  # once, and not on every thread
+    with ThreadPoolExecutor(available_threads()) as pool:
+        list(pool.map(write, range(len(lengths)), lengths.tolist()))
     return read_corpus(folder)

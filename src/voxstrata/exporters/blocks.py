@@ -22,7 +22,7 @@ from voxstrata.exporters.weights import Weights
 if TYPE_CHECKING:
     import onnx
 
-_LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default, which Whisper keeps
+NORM_EPS = 1e-5  # torch.nn.LayerNorm's default, which Whisper keeps
 
 
 def residual_names(layers: int, outputs: Sequence[str], norm_every: bool) -> list[str]:
@@ -109,7 +109,7 @@ class EncoderBuilder(GraphBuilder):
     def layer_norm(self, x: str, module: str, name: str = "") -> str:
         """LayerNorm over the last dimension, called like its module or `name`."""
         parts = [x, self.weight(f"{module}.weight"), self.weight(f"{module}.bias")]
-        return self.node("LayerNormalization", parts, name or module, axis=-1, epsilon=_LAYER_NORM_EPS)
+        return self.node("LayerNormalization", parts, name or module, axis=-1, epsilon=NORM_EPS)
 
     def weight(self, name: str) -> str:
         """A tensor in the file of weights."""
@@ -126,9 +126,9 @@ class EncoderBuilder(GraphBuilder):
         return self.node("Concat", [batch, self.constant(ones, np.ones(dims, np.int64))], "batch/expand", axis=0)
 
     def biased_keys(self) -> str:
-        """Cached keys with the logit's bias as one dimension more: [layers, heads, keys, head_dim + 1]."""
-        bias = self.node("Unsqueeze", [self.computed("silence_bias"), self.ints("axis3", 3)], "silence_bias/column")
-        return self.node("Concat", [self.computed("silence_key"), bias], "silence_key/biased", axis=3)
+        """Cached keys with the logit's bias as one dimension more, float32: [layers, heads, keys, head_dim + 1]."""
+        bias = self.node("Unsqueeze", ["silence_bias", self.ints("axis3", 3)], "silence_bias/column")
+        return self.node("Concat", ["silence_key", bias], "silence_key/biased", axis=3)
 
     def joined_heads(self, t: str, part: str, width: int) -> str:
         """Cached keys or values [layers, heads, keys, width] as [layers, keys, heads · width], for fast operators."""

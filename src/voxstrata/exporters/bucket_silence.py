@@ -7,6 +7,7 @@ from runs of its own lengths (docs/contexts.md has the figures).
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from voxstrata.base.progress import SILENT, Progress, Reporter
-from voxstrata.encoders.context import DEFAULT_EDGES
-from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
-from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT, FIRST_CACHED, BucketSilence, Silence, SilenceKeys
+from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME
+from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT, BucketSilence, Silence, SilenceKeys, silence_buckets
+from voxstrata.exporters.babble import babble
 from voxstrata.exporters.checkpoint import Checkpoint
 from voxstrata.exporters.pytorch import queries_keys_values
 from voxstrata.exporters.silence_cache import (
@@ -31,8 +32,9 @@ from voxstrata.exporters.silence_cache import (
     run_on_silence,
 )
 
-RUNS = 4  # of which a bucket's keys are the mean: the last ones, so of its own lengths and of the bucket's before
 _NEW_RUNS = 2  # for each bucket
+RUNS = 2 * _NEW_RUNS  # of which a bucket's keys are the mean: the last ones, of its own lengths and the bucket's before
+BABBLES, BABBLE_SECONDS = 8, 4  # sounds that are made up for a pure cache, and their length
 
 
 def make_silence(
@@ -40,54 +42,70 @@ def make_silence(
 ) -> tuple[Silence | BucketSilence, dict[str, Any]]:
     """The cache that `export` writes, and what the card says of it.
 
-    recordings: None for a pure cache, which has no speech whose length could matter. groups: keys per layer, head and
-    bucket; 0 keeps one key per position, which is one cache for all lengths.
+    recordings: None for a pure cache: what stands before the silence is made up. groups: keys per layer, head and
+    bucket; 0 keeps one key per position, which is one cache for all lengths, and if pure from silence alone.
     Raises InputError as `chosen_recordings` and `condense` do.
     """
-    if recordings is None:
-        return condense(run_on_silence(checkpoint), groups)
     if not groups:
-        return condense(run_on_recordings(checkpoint, recordings, reporter), 0)
-    return calibrated_by_bucket(checkpoint, recordings, groups, reporter)
+        runs = run_on_silence(checkpoint) if recordings is None else run_on_recordings(checkpoint, recordings, reporter)
+        return condense(runs, 0)
+    if recordings is None:
+        sounds = [babble(seed, BABBLE_SECONDS * SAMPLE_RATE) for seed in range(BABBLES)]
+        provenance: dict[str, Any] = {"kind": "pure", "before": f"{BABBLES} made-up sounds"}
+    else:
+        chosen = chosen_recordings(recordings)
+        sounds = [audio for _, audio in chosen]
+        provenance = {"kind": "calibrated", "recordings": listed(chosen)}
+    silence = silence_by_bucket(checkpoint, sounds, groups, reporter)
+    about = {"groups": groups, "first": silence.first, "buckets": silence.buckets.tolist(), "sha256": silence.sha256()}
+    return silence, provenance | about
 
 
-def calibrated_by_bucket(
-    checkpoint: Checkpoint, recordings: Recordings, groups: int, reporter: Reporter = SILENT
-) -> tuple[BucketSilence, dict[str, Any]]:
-    """A cache from recordings, and what the card says of it.
+def silence_by_bucket(
+    checkpoint: Checkpoint, sounds: Sequence[NDArray[np.float32]], groups: int, reporter: Reporter
+) -> BucketSilence:
+    """A cache from sounds at 16 kHz.
 
     groups: keys per layer, head and bucket, condensed as `condense` does. A bucket's keys are the mean, position by
     position, over RUNS padded runs, whose speech ends a second (the default tail) before the bucket does, or earlier.
-    Of the recordings at most CALIBRATION_RECORDINGS are used, evenly spaced. A run's speech begins with one of them; as
-    many as it takes to be long enough follow.
-    Raises InputError as `chosen_recordings` and `condense` do.
+    A run's speech begins with one of the sounds; as many as it takes to be long enough follow.
+    Raises InputError as `condense` does.
     """
-    chosen = chosen_recordings(recordings)
-    sounds = [audio for _, audio in chosen]
-    buckets = DEFAULT_EDGES[:-1]
-    recent: deque[tuple[torch.Tensor, torch.Tensor, Queries]] = deque(maxlen=RUNS)
+    buckets = silence_buckets()
+    asked: deque[Queries] = deque(maxlen=RUNS)
+    pair: list[torch.Tensor] = []  # keys and values, added up over the last _NEW_RUNS: all runs are twice as large
     found = []
     run = 0
     for i, bucket in enumerate(buckets):
         reporter.progress(Progress("silence cache", i, len(buckets), "buckets"))
         longest = bucket - FRAMES_PER_SECOND
         before, new = (buckets[i - 1] - FRAMES_PER_SECOND, _NEW_RUNS) if i else (0, RUNS)
-        for frames in np.linspace(before, longest, new + 1)[1:].astype(int):
+        total, pair = pair, []
+        for left, frames in zip(
+            range(new - 1, -1, -1), np.linspace(before, longest, new + 1)[1:].astype(int), strict=True
+        ):
             features = checkpoint.features(_speech(sounds, run, int(frames) * SAMPLES_PER_FRAME))
-            query, key, value = queries_keys_values(checkpoint.encoder, features)
-            recent.append((key, value, Queries.sample(query[:, :, :bucket], key, QUERIES // RUNS)))
+            query, *kv = queries_keys_values(checkpoint.encoder, features)
+            asked.append(Queries.sample(query[:, :, :bucket], kv[0], QUERIES // RUNS))
+            total = _added(total, kv)
+            if left < _NEW_RUNS:
+                pair = _added(pair, kv)
+            del query, kv  # not to be held while the next run is made
             run += 1
-        keys, values, queries = zip(*recent, strict=True)
-        key, value = (torch.stack([t[:, :, bucket:] for t in several]).mean(0) for several in (keys, values))
-        runs = PaddedRuns(key, value, Queries.of(queries), {})
+        key, value = (t[:, :, bucket:] / RUNS for t in total)
+        del total
+        runs = PaddedRuns(key, value, Queries.of(asked), {})
         found.append(_filled(condense(runs, groups)[0].for_frames(bucket), groups))
     k, v, bias = (np.stack([getattr(keys, part) for keys in found]) for part in ("key", "value", "bias"))
-    silence = BucketSilence(np.array(buckets, np.int64), k.astype(np.float16), v.astype(np.float16), bias)
-    about = {"groups": groups, "first": FIRST_CACHED, "buckets": list(buckets), "sha256": silence.sha256()}
-    return silence, {"kind": "calibrated", "recordings": listed(chosen)} | about
+    return BucketSilence(np.array(buckets, np.int64), k.astype(np.float16), v.astype(np.float16), bias)
 
 
-def _speech(sounds: list[NDArray[np.float32]], run: int, samples: int) -> NDArray[np.float32]:
+def _added(sums: list[torch.Tensor], more: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The sums with one more added, in place; of nothing a copy."""
+    return [s.add_(t) for s, t in zip(sums, more, strict=True)] if sums else [t.clone() for t in more]
+
+
+def _speech(sounds: Sequence[NDArray[np.float32]], run: int, samples: int) -> NDArray[np.float32]:
     """The recordings one after another, again and again, beginning with one that is another in every run."""
     begin = run % len(sounds)
     return np.resize(np.concatenate([*sounds[begin:], *sounds[:begin]]), samples)

@@ -3,12 +3,13 @@
 This module needs no torch, which takes seconds to import: what is wrong with the arguments is found before.
 """
 
+import dataclasses
 from pathlib import Path
 
 from voxstrata.base.folders import check_vacant
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import read_corpus
-from voxstrata.encoders.card import FAMILY_FILES, MODEL_FILES, ModelFolder, open_model
+from voxstrata.encoders.card import ENGINES, FAMILY_FILES, MODEL_FILES, ModelFolder, open_model
 from voxstrata.exporters.hub import check_source
 from voxstrata.exporters.spec import ExportSpec
 
@@ -33,7 +34,7 @@ def export(
     """
     spec, target = spec or ExportSpec(), Path(target)
     spec.check()
-    replaced = {*MODEL_FILES, *FAMILY_FILES} if overwrite else ()
+    replaced = (*MODEL_FILES, *FAMILY_FILES, *ENGINES) if overwrite else ()  # in order: it is known by the first
     check_vacant(target, replaced)
     check_source(source, revision)
     corpus = None if spec.calibrate is None else read_corpus(spec.calibrate)
@@ -66,5 +67,7 @@ def export(
         check_options(encoder.TITLE, spec)
         found.fetch()
         files = found.files(reporter, spec.prefix)
-        write_family(encoder.load(files), files, target, spec, reporter, replaced)
+        original = encoder.load(files)
+        files = dataclasses.replace(files, tensors={})  # which hold the whole file in memory
+        write_family(original, files, target, spec, reporter, replaced)
     return open_model(target)

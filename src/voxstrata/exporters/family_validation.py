@@ -1,7 +1,11 @@
 """Hold a family's graphs against its original, on every output, from the shortest recording to past the window."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -15,7 +19,7 @@ from voxstrata.encoders.family import Family
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.exporters.hub import first_line
 from voxstrata.exporters.original import Original
-from voxstrata.exporters.validation import TOLERANCE, cpu_session, voice
+from voxstrata.exporters.validation import TOLERANCE, StoredArray, cpu_session, voice
 
 _SECONDS = (0.1, 7.0, 19.6)  # beside the shortest, the window, what is past it, and an edge between two frame counts
 _EDGE = 1.03  # seconds, near which
@@ -28,13 +32,14 @@ _ALONE = 1e-5  # relative L2, of a recording in a batch to itself alone
 def validate_family(folder: Path, original: Original, outputs: Sequence[str], reporter: Reporter) -> dict[str, Any]:
     """Compare graphs and original on made-up voiced sounds, alone and in a batch of one length.
 
-    A recording past the window goes through `Family.pieces`, and each piece is compared.
+    A recording past the window goes through `Family.pieces`, and each piece is compared. As in `validate`, the original
+    computes everything first, and **has no weights afterwards**.
 
     Returns what the card says of it: for every output, and for the features, the largest relative L2 difference over
     all lengths, which are listed in seconds. Raises InputError naming the output and the length when a difference
     exceeds what float32 may have, a recording in a batch is not itself, or frames are not as many as declared.
     """
-    family, v = original.family, _FamilyValidation(folder, original, outputs)
+    family = original.family
     window = min(family.window, round(_LONGEST * SAMPLE_RATE) // family.hop * family.hop)
     edge = _first_of_its_frames(family, round(_EDGE * SAMPLE_RATE))
     lengths = {family.shortest, edge - 1, edge, window, *(round(s * SAMPLE_RATE) for s in _SECONDS)}
@@ -42,18 +47,20 @@ def validate_family(folder: Path, original: Original, outputs: Sequence[str], re
     if window == family.window:  # the last piece has a length of its own
         past = [piece.samples for piece in family.pieces(window + round(_PAST * SAMPLE_RATE))]
         lengths |= {n for n in past if n >= family.shortest}
-    with torch.inference_mode():
+    with torch.inference_mode(), TemporaryFile(dir=folder) as file:
+        cases = {}
         for done, samples in enumerate(sorted(lengths)):
-            reporter.progress(Progress("validating", done, len(lengths), "lengths"))
-            try:
-                v.compare(samples)
-            except VoxstrataError:
-                raise
-            except Exception as e:  # of ONNX Runtime, or of the original's code
-                raise InputError(
-                    f"validation failed: {family.name} cannot be computed at {samples} samples, of which it declares "
-                    f"{family.frames(samples)} frames ({first_line(e)}); no model was written"
-                ) from e
+            reporter.progress(Progress("validating", done, 2 * len(lengths), "runs"))
+            with _computing(family, samples):
+                cases[samples] = _case(original, outputs, samples, file)
+        for module in vars(original).values():
+            if isinstance(module, torch.nn.Module):
+                module.to("meta")
+        v = _FamilyValidation(folder, family, outputs)
+        for done, (samples, case) in enumerate(cases.items(), len(lengths)):
+            reporter.progress(Progress("validating", done, 2 * len(lengths), "runs"))
+            with _computing(family, samples):
+                v.compare(samples, case)
     v.check_pieces()
     return {
         "measure": "largest relative L2 difference from the original in float32 PyTorch",
@@ -70,11 +77,49 @@ def _first_of_its_frames(family: Family, samples: int) -> int:
     return samples
 
 
+@contextmanager
+def _computing(family: Family, samples: int) -> Iterator[None]:
+    """Make an InputError of what ONNX Runtime or the original's code raises."""
+    try:
+        yield
+    except VoxstrataError:
+        raise
+    except Exception as e:
+        raise InputError(
+            f"validation failed: {family.name} cannot be computed at {samples} samples, of which it declares "
+            f"{family.frames(samples)} frames ({first_line(e)}); no model was written"
+        ) from e
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What the original makes of recordings of one length: the first one's features, and the states, by output, of each
+    that is compared."""
+
+    features: StoredArray
+    want: list[dict[str, StoredArray]]
+
+
+def _recordings(samples: int) -> NDArray[np.float32]:
+    """Two of one length [2, samples], of different loudness, so that neighbours could leak."""
+    return np.stack([voice(samples / SAMPLE_RATE, 120.0, 0.3), voice(samples / SAMPLE_RATE, 210.0, 0.01)])
+
+
+def _case(original: Original, outputs: Sequence[str], samples: int, file: BufferedRandom) -> _Case:
+    first, second = _recordings(samples)
+    features = StoredArray(file, original.features(first).numpy())
+    want = []
+    for audio in (first, second) if samples <= _BATCH_SECONDS * SAMPLE_RATE else (first,):
+        states = original.hidden_states(audio)
+        want.append({name: StoredArray(file, states[name].numpy()) for name in outputs})
+    return _Case(features, want)
+
+
 class _FamilyValidation:
     """The two graphs in sessions, and the largest differences so far."""
 
-    def __init__(self, folder: Path, original: Original, outputs: Sequence[str]) -> None:
-        self.original, self.outputs = original, outputs
+    def __init__(self, folder: Path, family: Family, outputs: Sequence[str]) -> None:
+        self.family, self.outputs = family, outputs
         self.features, self.encoder = cpu_session(folder / FEATURES), cpu_session(folder / ENCODER)
         self.worst, self.worst_features = dict.fromkeys(outputs, 0.0), 0.0
 
@@ -84,26 +129,25 @@ class _FamilyValidation:
         states = self.encoder.run(self.outputs, {"features": features})
         return features, dict(zip(self.outputs, states, strict=True))
 
-    def compare(self, samples: int) -> None:
+    def compare(self, samples: int, case: _Case) -> None:
         """Recordings of one length: the first alone against the original, then two together."""
-        seconds = samples / SAMPLE_RATE
-        # of different loudness, so that neighbours could leak
-        batch = np.stack([voice(seconds, 120.0, 0.3), voice(seconds, 210.0, 0.01)])
-        at = f"at {seconds:.4g} s"
+        batch, at = _recordings(samples), f"at {samples / SAMPLE_RATE:.4g} s"
         features, alone = self.run(batch[:1])
-        want = self.original.features(batch[0]).numpy()
+        want = case.features.read()
         self.worst_features = max(self.worst_features, self._difference("features", features, want, at))
-        self._against_original(alone, batch[0], at)
-        if seconds > _BATCH_SECONDS:
+        self._against_original(alone, case.want[0], samples, at)
+        if len(case.want) == 1:
             return
         together = self.run(batch)[1]
         for name, state in together.items():
             self._difference(name, state[:1], alone[name], f"in a batch {at} from itself alone", _ALONE)
-        self._against_original({name: state[1:] for name, state in together.items()}, batch[1], f"in a batch {at}")
+        self._against_original(
+            {n: state[1:] for n, state in together.items()}, case.want[1], samples, f"in a batch {at}"
+        )
 
     def check_pieces(self) -> None:
         """Raises InputError where the pieces of long recordings do not follow each other, frame for frame."""
-        family = self.original.family
+        family = self.family
         for more in (1, family.hop, family.window // 3, family.window, 3 * family.window):
             at = 0
             for piece in family.pieces(family.window + more):
@@ -115,16 +159,17 @@ class _FamilyValidation:
                 at += piece.frames
             self._check_count("pieces of a long recording", at, family.frames(family.window + more))
 
-    def _against_original(self, got: dict[str, NDArray[Any]], audio: NDArray[np.float32], at: str) -> None:
-        want = self.original.hidden_states(audio)
+    def _against_original(
+        self, got: dict[str, NDArray[Any]], want: dict[str, StoredArray], samples: int, at: str
+    ) -> None:
         for name, state in got.items():
-            self._check_count(f"{name} {at}", state.shape[1], self.original.family.frames(len(audio)))
-            self.worst[name] = max(self.worst[name], self._difference(name, state, want[name].numpy(), at))
+            self._check_count(f"{name} {at}", state.shape[1], self.family.frames(samples))
+            self.worst[name] = max(self.worst[name], self._difference(name, state, want[name].read(), at))
 
     def _check_count(self, what: str, found: int, declared: int) -> None:
         if found != declared:
             raise InputError(
-                f"validation failed: {what} has {found} frames, {self.original.family.name} declares {declared}; "
+                f"validation failed: {what} has {found} frames, {self.family.name} declares {declared}; "
                 "no model was written"
             )
 

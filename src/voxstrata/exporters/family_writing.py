@@ -73,12 +73,13 @@ def write_family(
                 text = json.dumps(_harmless(settings), indent=2, sort_keys=True)
                 (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         reporter.step("validating against the original")
+        weights_sha256 = state_sha256(original.state(), _harmless([files.config, files.preprocessor]))
         validation = validate_family(folder, original, outputs, reporter)
         card = ModelCard(
             format=layout.MODEL_FORMAT,
             checkpoint=files.name,
             revision=files.revision,
-            weights_sha256=state_sha256(original.state(), _harmless([files.config, files.preprocessor])),
+            weights_sha256=weights_sha256,
             layers=original.layers,
             d_model=original.d_model,
             heads=original.heads,

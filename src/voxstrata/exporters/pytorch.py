@@ -67,8 +67,9 @@ def queries_keys_values(
 
                 stack.callback(getattr(layer.self_attn, name).register_forward_hook(keep).remove)
         encoder(log_mel)
-    query, key, value = (torch.stack(kept[name]) for name in ("q_proj", "k_proj", "v_proj"))
-    return query * query.shape[-1] ** -0.5, key, value
+    # each list goes when its stack is made: all of both would be twice the memory
+    query, key, value = (torch.stack(kept.pop(name)) for name in ("q_proj", "k_proj", "v_proj"))
+    return query.mul_(query.shape[-1] ** -0.5), key, value
 
 
 def block_states(

@@ -17,7 +17,7 @@ class ExportSpec:
     dtype: "float32" or "float16", of weights, arithmetic and outputs; or "int8", of the weights of linear layers,
         for CPUs alone.
     norm_every: apply the final LayerNorm to every layer (for early exit), not to `final` alone.
-    calibrate: a corpus (folder or manifest) from which the silence cache is calibrated; None: pure silence.
+    calibrate: a corpus (folder or manifest) from which the silence cache is calibrated; None: from made-up sounds.
     silence_keys: cached keys per layer and head, by k-means; 0 keeps one key per position.
     prefix: tokens that an encoder is told before the speech, where its family has any: OWSM-CTC's language and task.
     """

@@ -43,24 +43,28 @@ def write_model(
     replaced: names of files of an earlier model that may be there.
     """
     outputs = select_outputs(spec.outputs, output_names(checkpoint.shape.layers))
-    reporter.step("silence cache: pure" if corpus is None else f"silence cache: calibrated on {spec.calibrate}")
+    reporter.step(
+        "silence cache: without recordings" if corpus is None else f"silence cache: calibrated on {spec.calibrate}"
+    )
     recordings = None if corpus is None else calibration_recordings(corpus, reporter)
     silence, provenance = make_silence(checkpoint, recordings, spec.silence_keys, reporter)
     with new_folder(target, replaced) as folder:
         reporter.step("writing the graphs")
         _write_graphs(folder, checkpoint, spec, outputs)
         silence.save(folder / layout.SILENCE)
+        del silence
         with warnings.catch_warnings():  # of settings for generating text, which this folder is not for
             warnings.simplefilter("ignore", UserWarning)
             checkpoint.config.save_pretrained(folder)
         checkpoint.extractor.save_pretrained(folder)
         reporter.step("validating against PyTorch")
+        weights_sha256 = checkpoint.sha256()  # before the weights go
         validation = validate(folder, checkpoint, outputs, spec.dtype, spec.norm_every, reporter)
         card = ModelCard(
             format=layout.BY_BUCKET_FORMAT if "buckets" in provenance else layout.MODEL_FORMAT,
             checkpoint=checkpoint.name,
             revision=checkpoint.revision,
-            weights_sha256=checkpoint.sha256(),
+            weights_sha256=weights_sha256,
             **asdict(checkpoint.shape),
             dtype=spec.dtype,
             opset=OPSET,

@@ -40,7 +40,7 @@ class StoreSpec:
     pool: Literal["mean"] | None = None
     every: int = 1
     context: Context = _NOT_CHOSEN
-    arithmetic: Literal["float16", "float32"] = "float32"
+    arithmetic: Literal["float16", "bfloat16", "float32"] = "float32"
     windows: str = WHISPER.cutting
 
     def __post_init__(self) -> None:

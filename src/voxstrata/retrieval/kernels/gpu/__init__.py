@@ -23,10 +23,13 @@ Number format: float16 by default. Rows of unit length hold values up to 1, most
 eight times finer than bfloat16 and as fast on tensor cores; what falls below its range (6e-8) adds nothing to a cosine.
 float32 runs on plain multiply-adds (input_precision="ieee"), far slower, for checks.
 
-State: checked in Triton's interpreter; compiled for compute capability 9.0, where the disassembly shows warpgroup
-products fed by the bulk copy engine. Not run on a GPU: its speed, and the choice of `Tile`, are not measured.
+Packing scales rows on the device, on a stream of its own, from page-locked memory; `maxima` leaves it a multiprocessor.
+
+State: checked in Triton's interpreter; compiled for compute capabilities 8.0 to 12.0, without spills in a loop and
+within their shared memory. For 9.0 the disassembly shows warpgroup products fed by the bulk copy engine. Not run on a
+GPU: its speed, and the choice of `TILES`, are not measured.
 """
 
-from voxstrata.retrieval.kernels.gpu.kernel import TILES, Tile, Triton
+from voxstrata.retrieval.kernels.gpu.kernel import TILES, Tile, Triton, tile_for
 
-__all__ = ["TILES", "Tile", "Triton"]
+__all__ = ["TILES", "Tile", "Triton", "tile_for"]

@@ -1,6 +1,8 @@
 """The host side: rows on the device, blocks that fit its memory, launches."""
 
 import math
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +13,13 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Packed, PairIndices, runs
 from voxstrata.retrieval.ragged import Ragged
 
-SCRATCH_BYTES = 3 << 29  # 1.5 GiB: blocks of `Triton.block_frames` frames a side stay whole
-STAGING_FRAMES = 1 << 14  # rows scaled to unit length at a time, in float64: 160 MiB at d = 1280
+SCRATCH_BYTES = 3 << 29  # 1.5 GiB: for blocks of about 140,000 frames a side, a tenth of a second's work each
+STAGING_BYTES = 64 << 20  # of page-locked memory by which rows go to the device; two are in use at a time
+UNIT_VALUES = 8192  # that a program of `scale_rows` scales at a time, 32 for each of its threads
 MEAN_BLOCK = 512  # frames a program of `means` sums at a time
+# Multiprocessors that `maxima` leaves to `scale_rows`. Its own programs stay until a block is compared and leave no
+# room beside them, so that rows for the next tile would wait for the end of each block.
+RESERVED = 1
 
 
 @dataclass(frozen=True)
@@ -33,24 +39,35 @@ class Tile:
     strip: int = 2048
 
 
-# By compiler report (no spills in the loop over d) and shared memory; not yet by measurement.
-TILES = {
-    "float16": Tile(128, 256, 64, warps=8, stages=4),
-    "bfloat16": Tile(128, 256, 64, warps=8, stages=4),
-    "float32": Tile(64, 64, 16, warps=4, stages=3, programs=2),
+# By compute capability, the lowest first; one that is not here takes the tile of the next lower one. Each compiles
+# without spills in a loop, and within the shared memory of a block (tests/test_kernel_triton.py). None is measured.
+_HALF = {
+    (8, 0): Tile(128, 128, 32, warps=8, stages=4),
+    (9, 0): Tile(128, 256, 64, warps=8, stages=4),
+    (10, 0): Tile(128, 128, 64, warps=8, stages=4),
+    (12, 0): Tile(128, 128, 64, warps=8, stages=3),
 }
+TILES = {"float16": _HALF, "bfloat16": _HALF, "float32": {(8, 0): Tile(64, 64, 16, warps=4, stages=3, programs=2)}}
+
+
+def tile_for(dtype: str, capability: tuple[int, int]) -> Tile:
+    """The tile of `TILES` for rows of that format on a device of that compute capability."""
+    known = TILES[dtype]
+    return known[max((c for c in known if c <= capability), default=min(known))]
 
 
 class Triton:
     """SeqSim on the first CUDA device (CUDA_VISIBLE_DEVICES chooses it), with float32 sums and maxima.
 
-    dtype: number format of the rows, float16, bfloat16 or float32. tile: the cut of the work; None: `TILES[dtype]`.
+    dtype: number format of the rows, float16, bfloat16 or float32. tile: the cut of the work; None: that of `tile_for`.
     scratch_bytes: bound on device memory beside the packed rows (half of what is free, if that is less).
+    Packing has a stream of its own, so that one thread may pack while another compares.
     With TRITON_INTERPRET=1 set before the first use and no CUDA device, it runs in Triton's interpreter, for tests.
     Raises UsageError for another dtype, without torch or triton, and without a device.
     """
 
-    block_frames = 131_072
+    # A tile then takes some 1.5 s of an H200 at d = 1280, more than a disk needs for its next block (1.3 GB).
+    block_frames = 1 << 19
 
     def __init__(self, dtype: str = "float16", *, tile: Tile | None = None, scratch_bytes: int = SCRATCH_BYTES) -> None:
         if dtype not in TILES:
@@ -67,13 +84,19 @@ class Triton:
             ) from error
         if torch.cuda.is_available():
             self._device = torch.device("cuda:0")
+            self._packing = torch.cuda.Stream(self._device, priority=-1)  # before what else waits for a multiprocessor
             self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count
+            capability = torch.cuda.get_device_capability(self._device)
+            self._descriptors = capability >= (9, 0)  # from which on a bulk copy engine reads by them
+            self._turn: AbstractContextManager[Any] = nullcontext()
         elif triton.knobs.runtime.interpret:
-            self._device, self._processors = torch.device("cpu"), 3
+            self._device, self._packing, self._processors, capability = torch.device("cpu"), None, 3, (0, 0)
+            self._descriptors = True
+            self._turn = threading.Lock()  # the interpreter runs one program at a time
         else:
             raise UsageError("the GPU kernel finds no CUDA device; choose a CPU kernel")
         self.name = f"triton-{dtype}"
-        self.tile = tile or TILES[dtype]
+        self.tile = tile or tile_for(dtype, capability)
         self.scratch_bytes = scratch_bytes
         self._dtype = getattr(torch, dtype)
         self._precision = "ieee" if dtype == "float32" else "tf32"  # no part in products of 16-bit rows
@@ -87,25 +110,44 @@ class Triton:
         """
         torch = self._torch
         frames, d = utterances.rows.shape
-        shape = (frames, -(-d // 8) * 8)  # rows must start at multiples of 16 bytes
-        needed = math.prod(shape) * self._dtype.itemsize
+        width = -(-d // 8) * 8  # rows must start at multiples of 16 bytes
+        needed = frames * (width * self._dtype.itemsize + 8)
         free = free_bytes(self._device)
         if needed + self.scratch_bytes > free:
             raise InputError(
                 f"{len(utterances)} utterances of {frames} frames × d = {d} need {_gib(needed)} of device memory and "
-                f"{_gib(self.scratch_bytes)} to work in, {_gib(free)} are free; compare smaller sets, or on the CPU"
+                f"{_gib(self.scratch_bytes)} to work in, {_gib(free)} are free; compare smaller sets (`similarity` has "
+                "--tile-frames for it), or on the CPU"
             )
-        rows = torch.zeros(shape, dtype=self._dtype, device=self._device)
-        for begin in range(0, frames, STAGING_FRAMES):
-            # float64 as in `unit_rows`: no square of a float32 overflows or vanishes.
-            some = utterances.rows[begin : begin + STAGING_FRAMES]
-            if some.dtype.name == "bfloat16":  # numpy's, unknown to torch
-                some = some.astype(np.float32)
-            part = torch.tensor(some, device=self._device).double()
-            squares = part.square().sum(dim=1, keepdim=True)
-            if not bool((squares.isfinite() & (squares > 0)).all()):
-                utterances.unit()  # raises, and names the frame
-            rows[begin : begin + len(part), :d] = part.div_(squares.sqrt_()).to(self._dtype)
+        given = torch.float16 if utterances.rows.dtype == np.float16 else torch.float32  # torch cannot read bfloat16
+        at_once = max(1, STAGING_BYTES // (d * given.itemsize))
+        columns = 1 << (width - 1).bit_length()
+        rows_each = max(1, UNIT_VALUES // columns)
+        with torch.cuda.stream(self._packing):
+            rows = torch.empty((frames, width), dtype=self._dtype, device=self._device)
+            squares = torch.empty(frames, dtype=torch.float64, device=self._device)
+            for first in range(0, frames, at_once):
+                some = utterances.rows[first : first + at_once]
+                staged = torch.empty(some.shape, dtype=given, pin_memory=self._packing is not None)
+                np.copyto(staged.numpy(), some, casting="unsafe")  # while the part before goes to the device
+                if self._packing is not None:
+                    self._packing.synchronize()  # so that no more than two parts are staged
+                with self._turn:
+                    self._programs.scale_rows[(-(-len(some) // rows_each),)](
+                        staged.to(self._device, non_blocking=True),
+                        rows,
+                        squares,
+                        first,
+                        len(some),
+                        d=d,
+                        width=width,
+                        ROWS=rows_each,
+                        COLUMNS=columns,
+                        num_warps=8,
+                    )
+            found = squares.cpu().numpy()  # when all is done
+        if not (np.isfinite(found) & (found > 0)).all():
+            utterances.unit()  # raises, and names the frame
         return Packed(rows, utterances.offsets)
 
     def compare(self, x: Packed, y: Packed) -> tuple[FloatMatrix, FloatMatrix]:
@@ -118,7 +160,7 @@ class Triton:
         for i, j in runs(x.lengths, frames, frames // 128):
             for k, m in runs(y.lengths, frames, frames // 128):
                 # Triton launches on the thread's current device, whichever holds the rows.
-                with self._torch.cuda.device_of(x.rows):
+                with self._turn, self._torch.cuda.device_of(x.rows):
                     both = self._block(x.part(i, j), y.part(k, m)).cpu().numpy()
                 precision[i:j, k:m], recall[i:j, k:m] = both
         return precision, recall
@@ -132,10 +174,14 @@ class Triton:
             precision[pairs], recall[pairs] = p[0], r[0]
         return precision, recall
 
-    def _block(self, x: Packed, y: Packed) -> Any:
-        """Precision and recall of one block of pairs, (2, N, M) float32 on the device."""
+    def _operand(self, rows: Any, block: int) -> Any:
+        """Rows as `maxima` takes them, so many at a time."""
         from triton.tools.tensor_descriptor import TensorDescriptor
 
+        return TensorDescriptor.from_tensor(rows, [block, self.tile.d]) if self._descriptors else rows
+
+    def _block(self, x: Packed, y: Packed) -> Any:
+        """Precision and recall of one block of pairs, (2, N, M) float32 on the device."""
         torch, tile = self._torch, self.tile
         x_frames, y_frames = len(x.rows), len(y.rows)
         strips = [0, *(j for _, j in runs(x.lengths, tile.strip))]
@@ -151,10 +197,10 @@ class Triton:
 
         x_offsets, y_offsets = to_device(x.offsets), to_device(y.offsets)
         row_max, column_max = empty(len(pieces) - 1, x_frames), empty(len(x), y_frames)
-        grid = min((len(strips) - 1) * blocks, self._processors * tile.programs)
+        grid = min((len(strips) - 1) * blocks, (self._processors - RESERVED) * tile.programs)
         self._programs.maxima[(grid,)](
-            TensorDescriptor.from_tensor(x.rows, [tile.x, tile.d]),
-            TensorDescriptor.from_tensor(y.rows, [tile.y, tile.d]),
+            self._operand(x.rows, tile.x),
+            self._operand(y.rows, tile.y),
             x_offsets,
             to_device(strips),
             to_device(pieces),
@@ -171,6 +217,7 @@ class Triton:
             D_BLOCK=tile.d,
             GROUP=8,
             PRECISION=self._precision,
+            DESCRIPTORS=self._descriptors,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )

@@ -1,4 +1,4 @@
-"""The two Triton programs: maxima of S = X Yᵀ tile by tile, then their means per pair of utterances.
+"""The Triton programs: rows of unit length, maxima of S = X Yᵀ tile by tile, their means per pair of utterances.
 
 Imports triton and so is imported only where a kernel is asked for.
 """
@@ -10,6 +10,31 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["first", "count"])
+def scale_rows(
+    given, rows, squares, first, count, d: tl.constexpr, width: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Rows scaled to unit length, in the number format of `rows`; added columns are zero.
+
+    given (count, d), float16 or float32. rows (n, width), of which first … first + count - 1 are written. squares (n,)
+    float64: their squared lengths; of a row for which that is zero or not finite, the rest means nothing.
+    A program takes ROWS rows; COLUMNS is a power of two from width on.
+
+    In float64, in which no square of a float32 overflows or vanishes. To 16 bits by way of float32: few devices convert
+    float64 to them.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    there = (row < count)[:, None]
+    x = tl.load(given + row.to(tl.int64)[:, None] * d + column, mask=there & (column < d), other=0.0).to(tl.float64)
+    square = tl.sum(x * x, axis=1)
+    tl.store(squares + first + row, square, mask=row < count)
+    usable = (square > 0) & (square < float("inf"))
+    scaled = x * (1 / tl.where(usable, tl.sqrt(square), 1.0))[:, None]
+    out = rows + (first + row).to(tl.int64)[:, None] * width + column
+    tl.store(out, scaled.to(tl.float32).to(rows.dtype.element_ty), mask=there & (column < width))
 
 
 @triton.jit(do_not_specialize=["x_frames", "y_frames", "strip_count", "block_count"])
@@ -32,10 +57,12 @@ def maxima(
     D_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     """Largest cosine of every frame of x within every piece of y, and of every frame of y within every utterance of x.
 
-    x_rows (x_frames, d), y_rows (y_frames, d): tensor descriptors with blocks (X_BLOCK, D_BLOCK), (Y_BLOCK, D_BLOCK).
+    x_rows (x_frames, d), y_rows (y_frames, d): tensor descriptors with blocks (X_BLOCK, D_BLOCK), (Y_BLOCK, D_BLOCK);
+    without DESCRIPTORS pointers to their first values.
     x_offsets (n + 1,), strips (strip_count + 1,): first frames of the utterances of x; first utterances of its strips.
     y_pieces (pieces + 1,), piece_of_block (block_count + 1,): first frames of the pieces of y, first pieces of its
     blocks; a piece is what a block holds of one utterance.
@@ -65,7 +92,9 @@ def maxima(
         for x0 in tl.range(tl.load(x_offsets + utterance), x_end, X_BLOCK):
             s = tl.zeros((X_BLOCK, Y_BLOCK), tl.float32)
             for k in tl.range(0, d, D_BLOCK):
-                s = tl.dot(x_rows.load([x0, k]), y_rows.load([y0, k]).T, s, input_precision=PRECISION)
+                x = _load(x_rows, x0, k, x_frames, d, X_BLOCK, D_BLOCK, DESCRIPTORS)
+                y = _load(y_rows, y0, k, y_frames, d, Y_BLOCK, D_BLOCK, DESCRIPTORS)
+                s = tl.dot(x, y.T, s, input_precision=PRECISION)
 
             frames = x0 + in_x
             for piece in tl.range(piece_begin, piece_end):
@@ -90,6 +119,27 @@ def maxima(
                     columns = tl.full((X_BLOCK // 16, 8, Y_BLOCK), float("-inf"), tl.float32)
                     utterance += 1
                 more = (end < x0 + X_BLOCK) & (end < x_end)
+
+
+@triton.jit
+def _load(
+    rows, first, k, frames, d: tl.constexpr, BLOCK: tl.constexpr, D_BLOCK: tl.constexpr, DESCRIPTORS: tl.constexpr
+):
+    """Values (BLOCK, D_BLOCK) from row `first` and column k on; 0 beyond the rows.
+
+    By pointers where no bulk copy engine serves descriptors: of what Triton makes of a descriptor there it does not
+    know that rows begin at multiples of 16 bytes, and loads value by value.
+    """
+    if DESCRIPTORS:
+        values = rows.load([first, k])
+    else:
+        row = first + tl.arange(0, BLOCK)
+        column = k + tl.arange(0, D_BLOCK)
+        there = (row < frames)[:, None]
+        if d % D_BLOCK != 0:
+            there = there & (column < d)[None, :]
+        values = tl.load(rows + row.to(tl.int64)[:, None] * d + column[None, :], mask=there, other=0.0)
+    return values
 
 
 @triton.jit
