@@ -68,7 +68,7 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
             assert row[f"{similarity}_change"] == pytest.approx(change)
     options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
     rows = retrieve(b, similarities=["seqsim_f1"], options=options).table.to_pylist()
-    (mean,) = [r["value"] for r in rows if (r["source"], r["output"], r["metric"]) == ("mean", "final", "recall@1")]
+    (mean,) = [r["value"] for r in rows if (r["level"], r["output"], r["metric"]) == ("mean", "final", "recall@1")]
     assert by_key["trimmed", "final"]["seqsim_f1_recall"] == pytest.approx(mean)
     closest = {m: min(r["cosine"] for (of, _), r in by_key.items() if of == m) for m in ("bucketed", "trimmed")}
     assert closest["bucketed"] > closest["trimmed"]  # what the cache is for

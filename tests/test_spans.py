@@ -406,7 +406,7 @@ def test_the_same_word_is_found_in_every_recording_and_chance_finds_chance(tmp_p
             (found,) = (
                 r
                 for r in rows
-                if r["source"] == "mean"
+                if r["level"] == "mean"
                 and r["score"] == "raw"
                 and r["metric"] == "recall@1"
                 and r["similarity"] == similarity

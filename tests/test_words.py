@@ -381,7 +381,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     assert (result.settings, result.failures) == (settings, {})
     assert repr(result) in out
     assert [path.name for path in result.save(tmp_path / "again")] == [
-        "words.parquet", "word_pairs.parquet", "words.md", "words.png"
+        "words.parquet", "word_pairs.parquet", "words.md", "words.png", "words.pdf"
     ]  # fmt: skip
     again = WordComparison.load(tmp_path / "again")
     assert again.to_markdown() == (tmp_path / "w" / "words.md").read_text(encoding="utf-8") == result.to_markdown()

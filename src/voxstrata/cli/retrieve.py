@@ -79,10 +79,10 @@ def retrieve(
 ) -> None:
     """Spoken-translation retrieval: recall@1, @5, @10 and MRR for every output and pair of languages in STORE.
 
-    Utterances of one `group` are translations of each other. Writes retrieval.parquet, retrieval.md,
-    recall_by_layer.png and languages.png; every figure stands beside its pool size and chance. The table also holds
-    CSLS and ratio-margin scores, hubness, and mutual nearest neighbours and linear CKA between languages. With
-    --negatives, negatives.png, too.
+    Utterances of one `group` are translations of each other. Writes retrieval.parquet, ranks.parquet (of every query
+    the rank of its translation), retrieval.md, recall_by_layer.png and languages.png, both also as PDF; every figure
+    stands beside its pool size and chance. The table also holds CSLS and ratio-margin scores, hubness, and mutual
+    nearest neighbours and linear CKA between languages. With --negatives, negatives.png, too.
 
     Several stores of one model are taken as one; no id may be in two of them. Stores of several models are compared:
     each against itself, on the utterances that all hold, figures side by side by depth (compared.parquet, compared.md,

@@ -23,6 +23,7 @@ from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine import Runtime, extract
+from voxstrata.evaluation.levels import MEAN
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.studies.drift.result import BELOW, DRIFT_SCHEMA, LOST, PADDED, QUANTILE, RETRIEVED_BY, Drift
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
@@ -98,6 +99,7 @@ def measure_drift(
         padded = stores[PADDED]
         audio = float(padded.utterances["seconds"].to_numpy()[padded.status == 1].sum())
     settings: dict[str, Any] = {"checkpoint": model.card.checkpoint, "weights_sha256": model.card.weights_sha256}
+    settings["corpus"] = Path(corpus.root).name
     settings |= {"clips": len(corpus) - report.failed, "failed": report.failed, "failures": report.failures}
     settings |= {"audio_seconds": audio, "seconds": seconds}
     settings |= {"speed": {mode: seconds[PADDED] / seconds[mode] for mode in MODES[1:]}, **retrieval}
@@ -176,7 +178,7 @@ def _retrieved(
             table = retrieve(store, similarities=RETRIEVED_BY, options=options, reporter=_ProgressAlone(reporter)).table
         except InputError as e:
             return {}, {**found, "no_retrieval": str(e)}
-        means = table.filter((pc.field("source") == "mean") & (pc.field("metric") == "recall@1")).to_pylist()
+        means = table.filter((pc.field("level") == MEAN) & (pc.field("metric") == "recall@1")).to_pylist()
         recall[mode] = {}
         for row in means:
             recall[mode].setdefault(row["output"], {})[row["similarity"]] = row["value"]

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve
 from voxstrata.base.opening import load_arrays, open_regular
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable
@@ -44,11 +45,12 @@ class Explanation(Result):
     cosines: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     command = "explain"
+    question = "Why do two utterances match?"
     files: ClassVar = {"table": "explain.parquet", "maxima": "maxima.parquet"}
     beside = (_COSINES,)
     key = "voxstrata_explain"
     markdown = "explain.md"
-    captions: ClassVar = {"explain": "Frame × frame cosines"}
+    captions: ClassVar = {"explain": "How alike every frame of one is to every frame of the other, by layer"}
     brief = 2
 
     @property
@@ -65,6 +67,19 @@ class Explanation(Result):
     @property
     def title(self) -> str:
         return f"Why {self.settings['a']} and {self.settings['b']} match: {self._of}"
+
+    def finding(self) -> Finding:
+        rows = self.table.to_pylist()
+        best = max(rows, key=lambda row: float(row["f1"]))
+        answer = (
+            f"{self.settings['a']} and {self.settings['b']} are most alike at {best['output']}: SeqSim is "
+            f"{best['f1']:.3f}, where any two of their frames have a cosine of {best['mean_cosine']:.3f} on average."
+        )
+        names, value, any_two = ([row[n] for row in rows] for n in ("output", "f1", "mean_cosine"))
+        curve = SmallCurve(
+            "SeqSim", names, value, chance=any_two, chance_name="any two frames", best=rows.index(best), top=1
+        )
+        return Finding(answer, curve)
 
     def tables(self) -> list[TextTable]:
         names = ["output", "precision", "recall", "f1", "mean_cosine", "frames_a", "frames_b"]
@@ -104,7 +119,7 @@ class Explanation(Result):
             return {}
         matches = [Match(output, self.cosines[output]) for output in self.table["output"].to_pylist()]
         a, b = self._utterances
-        return {"explain": draw_matches(matches, a, b, self.settings["row_seconds"], self._of)}
+        return {"explain": draw_matches(matches, a, b, self.settings["row_seconds"], self.title)}
 
     def save(self, folder: str | Path) -> list[Path]:
         written, path = super().save(folder), Path(folder) / _COSINES
