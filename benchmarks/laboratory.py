@@ -144,7 +144,7 @@ def aligned(out: Path, seeds: Sequence[int], small: bool) -> Figures:
                 vs.align(store, out / "phonetics", options=vs.AlignOptions(bootstrap=0)).save(folder)
             alignment = Alignment.load(folder)
             for row in alignment.table.to_pylist():
-                if (row["source"], row["states"], row["metric"]) == ("mean", "raw", "recall@1"):
+                if (row["level"], row["states"], row["metric"]) == ("mean", "raw", "recall@1"):
                     key = system, row["system"], row["control"]
                     if row["control"] in POOLS:
                         found.setdefault(key, []).append(row)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-PHONE = 375  # CSS pixels
+PHONE = 360  # CSS pixels
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
@@ -47,6 +47,8 @@ class Page(HTMLParser):
             self.images.append(found["src"] or "")
         if tag in ("h1", "h2", "h3", "summary"):
             self._heading, self._into = "", tag
+        if tag == "section":
+            self._section = found["data-run"] or ""
         if tag == "div":
             self._boxed = found.get("class") == "box"
         if tag == "table":
@@ -68,8 +70,6 @@ class Page(HTMLParser):
             self._into = "note"
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == "h2":
-            self._section = self._heading
         if tag in ("h1", "h2", "h3", "summary", "th", "td", "p"):
             self._into = ""
         if tag == "div":
@@ -117,8 +117,33 @@ frame.onload = async () => {
   await Promise.all(images.map((i) => i.decode()));  // rejects what cannot be drawn
   say.images = images.map((i) => [i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().width]);
   say.page = [d.documentElement.clientWidth, d.documentElement.scrollWidth];
+  say.links = [...d.links].map((l) => l.getBoundingClientRect().right);
   say.boxes = [...d.querySelectorAll("table")].map((t) => t.parentElement.getBoundingClientRect().right);
   say.scrolling = [...d.querySelectorAll("table")].filter((t) => t.parentElement.scrollWidth > PHONE).length;
+  document.querySelector("pre").textContent = JSON.stringify(say);
+};
+</script>"""
+
+
+# What a reader does with the first table of a section and its first picture, and what the page gives for it.
+CLICKS = """
+<body style="margin: 0"><iframe width="1200" height="700" srcdoc="PAGE"></iframe><pre></pre><script>
+const frame = document.querySelector("iframe"), say = { saved: [], orders: [] };
+frame.onload = async () => {
+  const d = frame.contentDocument, w = frame.contentWindow, blobs = [];
+  w.URL.createObjectURL = (blob) => "blob:" + (blobs.push(blob) - 1);
+  w.HTMLAnchorElement.prototype.click = function () { say.saved.push([this.download, this.href]); };
+  const section = d.querySelector('section[data-run="RUN"]'), table = section.querySelector("table");
+  const sort = table.tHead.querySelectorAll("button")[COLUMN];
+  for (let n = 0; n < 3; n++) {
+    sort.click();
+    const rows = [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+    say.orders.push([sort.parentElement.getAttribute("aria-sort"), rows]);
+  }
+  for (const b of section.querySelectorAll(".get button")) b.click();
+  const bytes = await Promise.all(blobs.map((blob) => blob.arrayBuffer()));
+  say.begins = bytes.map((b) => [...new Uint8Array(b).slice(0, 3)]);
+  say.texts = await Promise.all(blobs.map((blob) => blob.text()));
   document.querySelector("pre").textContent = JSON.stringify(say);
 };
 </script>"""

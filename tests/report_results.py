@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from voxstrata.engine.estimating import Bench, Estimate
+from voxstrata.engine.bench import Bench
+from voxstrata.engine.estimating import Estimate
 from voxstrata.engine.measuring import Record, Throughput
 from voxstrata.studies.drift.result import DRIFT_SCHEMA, LOST, Drift
 from voxstrata.studies.words.result import WordComparison
@@ -80,8 +81,8 @@ def write_drift(folder: Path) -> None:
     Drift(table.replace_schema_metadata({Drift.key: json.dumps(settings)})).save(folder)
 
 
-def write_bench(path: Path) -> None:
-    """What `bench --json --corpus` prints."""
+def write_bench(path: Path, folder: Path | None = None) -> None:
+    """What `bench --json --corpus` prints, and, where a folder is given, what `bench -o` leaves there."""
     modes = {
         mode: Throughput(
             mode, "fleurs", ("layer_00", "final"), 40 + n, 480.0, 8.0 / (n + 1), 9000, 10**12, 10**9, {}, 0.5
@@ -92,4 +93,8 @@ def write_bench(path: Path) -> None:
              "cpu": "made-up", "cores": 2, "device": "cpu", "threads": 2}  # fmt: skip
     e = Estimate(12, {}, 3600.0, 3, 12, 7, 10**12, 180_000, ("final",), "padded", 10**9, 10**9, None)
     corpus = {mode: replace(e, mode=mode, seconds=60.5 + n) for n, mode in enumerate(modes)}
-    path.write_text(json.dumps(Bench(Record(about, 0.25, 5e10, modes), corpus).to_dict()), encoding="utf-8")
+    record = Record(about, 0.25, 5e10, modes)
+    printed = {**record.with_rates(), "corpus": {mode: asdict(expected) for mode, expected in corpus.items()}}
+    path.write_text(json.dumps(printed), encoding="utf-8")
+    if folder is not None:
+        Bench.of(record, corpus, "made-up").save(folder)

@@ -168,3 +168,11 @@ class MadeUpStore:
 
     def pooled(self, output: str, indices: np.ndarray) -> np.ndarray:
         return np.stack([self._frames[output][i].mean(axis=0) for i in indices]).astype(np.float32)
+
+
+def ends(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What a row of figures is about: source and target of a direction, both together for a pair, or mean and mean."""
+    if row["level"] == "direction":
+        return row["source"], row["target"]
+    name = f"{row['source']} ↔ {row['target']}" if row["level"] == "pair" else "mean"
+    return name, name

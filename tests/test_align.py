@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from planted import GROUPS, SPEAKERS, Planted, plant
-from stores import Utterance, make_store
+from stores import Utterance, ends, make_store
 from test_cli import run
 
 from voxstrata import InputError, UsageError, read_corpus
@@ -41,7 +41,7 @@ def over_seeds(corpora: Iterable[Planted]) -> Figures:
     for planted in corpora:
         result = align(planted.store, planted.phonetics, options=AlignOptions("pooled_cosine", bootstrap=0))
         for row in result.table.to_pylist():
-            if row["source"] == "mean":
+            if row["level"] == "mean":
                 key = (row["system"], row["states"], row["control"], row["metric"])
                 found[key].append((row["value"], row["chance"]))
     return {key: np.array(rows, np.float64) for key, rows in found.items()}
@@ -168,10 +168,9 @@ def test_whole_pools_reach_what_retrieve_reaches(planted: Planted) -> None:
         (ours,) = [
             r
             for r in table
-            if (r["system"], r["states"], r["control"], r["source"], r["target"])
-            == ("meaning", "raw", "all", source, target)
+            if (r["system"], r["states"], r["control"], *ends(r)) == ("meaning", "raw", "all", source, target)
         ]
-        (theirs,) = [r for r in plain if (r["source"], r["target"], r["metric"]) == (source, target, "recall@1")]
+        (theirs,) = [r for r in plain if (*ends(r), r["metric"]) == (source, target, "recall@1")]
         for column in ("value", "low", "high", "chance", "queries", "candidates"):
             assert ours[column] == pytest.approx(theirs[column]), column
 
@@ -183,7 +182,7 @@ def test_intervals_of_changes_are_paired_and_hold_their_values(planted: Planted)
     rows = {
         (r["control"], r["metric"]): r
         for r in table.to_pylist()
-        if (r["system"], r["states"], r["source"]) == ("sound", "raw", "mean")
+        if (r["system"], r["states"], r["level"]) == ("sound", "raw", "mean")
     }
     for control, reference in (("unlike", "matched"), ("closest", "random")):
         change = rows[control, "recall@1_change"]
@@ -245,7 +244,7 @@ def test_what_is_saved_is_what_is_loaded(planted: Planted, tmp_path: Path) -> No
     assert again.table.equals(result.table, check_metadata=True)
     assert again.settings == result.settings
     assert again.store == planted.store.about
-    assert again.title == "made-up, bucketed: controlled retrieval"
+    assert again.title == f"made-up, bucketed, on {planted.store.name}"
     assert repr(again) == repr(result)
     assert "all: the whole pool, shared-first" in repr(result).replace("\n", " ")
     assert set(result.table["pool"].to_pylist()) == {result.settings["pool"]} == {"shared-first"}
@@ -368,7 +367,7 @@ def test_a_random_weight_encoder_shows_no_meaning_and_the_command_draws_its_tabl
     found = [
         r
         for r in table.to_pylist()
-        if (r["control"], r["metric"]) == ("all", "recall@1") and r["source"] == "mean" and r["system"] != "phonemes"
+        if (r["control"], r["metric"]) == ("all", "recall@1") and r["level"] == "mean" and r["system"] != "phonemes"
     ]
     assert len(found) == 11  # five outputs with two kinds of states, durations
     for row in found:

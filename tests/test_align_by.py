@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from planted import SEGMENTS
-from stores import Utterance, make_store
+from stores import Utterance, ends, make_store
 from test_cli import run
 
 from voxstrata import read_corpus
@@ -101,7 +101,7 @@ def test_pools_are_those_of_a_plain_loop(by: str, study: tuple[EmbeddingStore, P
     result = align(store, folder, options=options)
     assert result.settings["by"] == by
     rows = {
-        (r["system"], r["control"], r["source"]): (r["value"], r["candidates"])
+        (r["system"], r["control"], ends(r)[0]): (r["value"], r["candidates"])
         for r in result.table.to_pylist()
         if (r["states"], r["metric"]) == ("raw", "recall@1")
     }

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from planted import Planted, plant
-from stores import MadeUpStore
+from stores import MadeUpStore, ends
 
 from voxstrata import InputError
 from voxstrata.corpus import Corpus
@@ -85,7 +85,7 @@ def result(planted: Planted) -> Alignment:
 
 def test_what_removing_means_changes_is_paired_by_resample(result: Alignment) -> None:
     rows = {
-        (r["system"], r["states"], r["metric"], r["source"]): r
+        (r["system"], r["states"], r["metric"], ends(r)[0]): r
         for r in result.table.to_pylist()
         if r["control"] == "all"
     }
@@ -102,7 +102,7 @@ def test_what_removing_means_changes_is_paired_by_resample(result: Alignment) ->
 
 def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(result: Alignment) -> None:
     means = [
-        r for r in result.table.to_pylist() if r["source"] == "mean" and (r["states"] == "raw" or r["control"] == "all")
+        r for r in result.table.to_pylist() if r["level"] == "mean" and (r["states"] == "raw" or r["control"] == "all")
     ]
     assert len(means) == 4 * 11 + 2 * 2  # by system: five controls, two changes, the fits; and with means removed
     terminal, page = repr(result), result.to_markdown()

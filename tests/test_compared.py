@@ -134,10 +134,10 @@ def test_behind_is_below_best_of_one_store_with_all_outputs() -> None:
     ]
     found = retrieve_each(parts, options=OPTIONS).table.to_pylist()
     key = ("output", "similarity", "score", "source", "metric")
-    expected = {tuple(r[k] for k in key): r for r in whole if r["source"] == "mean"}
+    expected = {tuple(r[k] for k in key): r for r in whole if r["level"] == "mean"}
     compared = 0
     for row in found:
-        if row["source"] != "mean":
+        if row["level"] != "mean":
             assert row["behind"] is None
             continue
         one = expected.pop(tuple(row[k] for k in key))
@@ -298,7 +298,7 @@ def test_align_of_each_equals_that_of_each_alone(planted: Planted) -> None:
     unlike = {
         r["encoder"]: r["value"]
         for r in found.table.to_pylist()
-        if (r["source"], r["control"], r["metric"], r["states"]) == ("mean", "unlike", "recall@1", "raw")
+        if (r["level"], r["control"], r["metric"], r["states"]) == ("mean", "unlike", "recall@1", "raw")
     }
     assert unlike["meaning"] > 0.5 > unlike["sound"]
     text = found.to_markdown()
@@ -334,12 +334,13 @@ def test_the_picture_of_align_has_a_curve_of_each_in_every_panel(planted: Plante
 
 def test_the_picture_holds_the_tables_figures_on_one_axis_of_depth(tmp_path: Path) -> None:
     result = retrieve_each(encoders(), options=OPTIONS)
-    assert {p.name for p in result.save(tmp_path)} == {"compared.parquet", "compared.md", "recall_by_depth.png"}
+    names = {"compared.parquet", "compared.md", "recall_by_depth.png", "recall_by_depth.pdf"}
+    assert {p.name for p in result.save(tmp_path)} == names
     assert str(ComparedRetrieval.load(tmp_path)) == str(result)
     (axes,) = result.figures()["recall_by_depth"].axes
     rows = [
         r for r in result.table.to_pylist()
-        if (r["similarity"], r["score"], r["metric"], r["source"]) == ("seqsim_f1", "raw", "recall@1", "mean")
+        if (r["similarity"], r["score"], r["metric"], r["level"]) == ("seqsim_f1", "raw", "recall@1", "mean")
     ]  # fmt: skip
     lines = {line.get_label(): line for line in axes.get_lines()}
     hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
@@ -359,9 +360,9 @@ def test_the_picture_holds_the_tables_figures_on_one_axis_of_depth(tmp_path: Pat
     level = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
     assert list(level[-1].get_ydata()) == pytest.approx([100 / 12] * 2)
     for part in ("pool of 12 candidates", "95 % bootstrap intervals", "hollow:"):
-        assert part in result.figures()["recall_by_depth"].get_suptitle().replace("\n", " ")
+        assert part in " ".join(result.figures()["recall_by_depth"].get_suptitle().split())
     drawn = plot_recall_by_depth(result.table, result.settings, "t", "pooled_cosine", "mrr")
-    assert drawn.axes[0].get_ylabel() == "mrr (%) by pooled_cosine"
+    assert drawn.axes[0].get_ylabel() == "mrr (%) by pooled_cosine: up is better"
     with pytest.raises(UsageError, match="unknown similarity 'cosine'; the table holds: seqsim_f1"):
         plot_recall_by_depth(result.table, result.settings, "t", "cosine")
 

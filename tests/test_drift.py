@@ -15,7 +15,7 @@ import soundfile
 from conftest import sound
 from test_cli import run
 
-from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
+from voxstrata import Context, InputError, Reporter, extract, open_model, open_store, read_corpus
 from voxstrata.corpus import Corpus
 from voxstrata.store import EmbeddingStore, StoreSpec
 from voxstrata.studies.drift.measure import frame_figures, measure_drift, sample
@@ -68,7 +68,7 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
             assert row[f"{similarity}_change"] == pytest.approx(change)
     options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
     rows = retrieve(b, similarities=["seqsim_f1"], options=options).table.to_pylist()
-    (mean,) = [r["value"] for r in rows if (r["source"], r["output"], r["metric"]) == ("mean", "final", "recall@1")]
+    (mean,) = [r["value"] for r in rows if (r["level"], r["output"], r["metric"]) == ("mean", "final", "recall@1")]
     assert by_key["trimmed", "final"]["seqsim_f1_recall"] == pytest.approx(mean)
     closest = {m: min(r["cosine"] for (of, _), r in by_key.items() if of == m) for m in ("bucketed", "trimmed")}
     assert closest["bucketed"] > closest["trimmed"]  # what the cache is for
@@ -109,6 +109,23 @@ def test_a_corpus_without_translations_says_so_and_still_measures(corpus: Corpus
     assert [r["mode"] for r in rows] == ["padded", "bucketed", "trimmed"]
     assert all(r["seqsim_f1_recall"] is None for r in rows)
     assert all(0 < r["cosine"] <= 1 + 1e-9 for r in rows[1:])
+
+
+def test_too_few_clips_are_said_before_the_work_and_not_blamed_on_the_corpus(corpus: Corpus, tiny_model: Path) -> None:
+    heard: list[str] = []
+
+    class Ears(Reporter):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    drift = measure_drift(corpus, open_model(tiny_model), outputs="final", clips=2, reporter=Ears())
+    why = (
+        "the 2 recordings drawn have 1 sentence in several languages, of 4 in the corpus; --clips with a larger number"
+    )
+    assert drift.settings["no_retrieval"].startswith(why)
+    assert [text for text in heard if text.startswith(why)] == [
+        f"{drift.settings['no_retrieval']}: recall will not be measured"
+    ]
 
 
 def test_a_saved_result_comes_back_and_shows_what_was_measured(
@@ -180,7 +197,7 @@ def test_the_command_exits_4_and_names_what_failed(
 ) -> None:
     root = make_corpus({"a": 0.5, "b": 0.7})
 
-    command = ("drift", root, tiny_model, "--outputs", "final")
+    command = ("drift", root, tiny_model, "--outputs", "final", "--quiet")
     assert run(*command) == 0
     assert capsys.readouterr().err == ""
     (root / "bad.wav").write_bytes(b"not audio at all")

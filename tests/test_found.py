@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stores import Utterance, make_store
+from stores import Utterance, ends, make_store
 from test_cli import run
 from test_tiles import D, similarity, spoilt
 
@@ -54,7 +54,7 @@ def test_lists_as_long_as_the_pool_give_what_all_scores_give(store: EmbeddingSto
     found = rows(evaluate_similarity(tmp_path / "r"))
     options = RetrievalOptions(("raw",), kernel=Float32())
     table = retrieve(store, similarities="seqsim_f1", options=options).table.to_pylist()
-    plain = {(row["source"], row["target"], row["metric"]): row for row in table}
+    plain = {(*ends(row), row["metric"]): row for row in table}
     sides = {"forward": ("en", "es"), "backward": ("es", "en"), "mean": ("mean", "mean")}
     metrics = {
         "recall@1": "recall@1",
@@ -148,7 +148,11 @@ def test_what_candidates_miss_is_said_and_counts_as_not_found(store: EmbeddingSt
     found = evaluate_similarity(tmp_path / "r")
     _, misses = found.tables()
     assert report.candidates is not None
-    assert [list(row) for row in misses.rows] == [[d, *shares.values()] for d, shares in report.candidates.items()]
+    expected = [
+        [100 * value if name.endswith("among_candidates") else value for name, value in shares.items()]
+        for shares in report.candidates.values()
+    ]
+    assert [list(row) for row in misses.rows] == [["en → es", *expected[0]], ["es → en", *expected[1]]]
     assert "2 nearest by mean-pooled cosine alone" in found.to_markdown()
     share = report.candidates["forward"]["translation_among_candidates"]
     assert rows(found)["forward", "mrr@2"]["value"] <= share < 1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from stores import MadeUpStore
+from stores import MadeUpStore, ends
 from test_cli import run
 
 from voxstrata.base.errors import InputError, UsageError
@@ -58,7 +58,7 @@ def figures(found: Retrieval, metric: str, source: str = "mean") -> dict[str, di
     return {
         row["output"]: row
         for row in found.table.to_pylist()
-        if (row["metric"], row["source"], row["score"], row["similarity"]) == (metric, source, "raw", "pooled_cosine")
+        if (row["metric"], ends(row)[0], row["score"], row["similarity"]) == (metric, source, "raw", "pooled_cosine")
     }
 
 

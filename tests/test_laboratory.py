@@ -161,7 +161,7 @@ def test_the_toolchain_tells_the_shipped_encoders_apart(shipped: Path, tmp_path:
         found[name] = {
             row["system"]: row["value"]
             for row in table.to_pylist()
-            if (row["source"], row["states"], row["control"], row["metric"]) == ("mean", "raw", "unlike", "recall@1")
+            if (row["level"], row["states"], row["control"], row["metric"]) == ("mean", "raw", "unlike", "recall@1")
         }
     assert found["translator"]["final"] > found["transcriber"]["final"] + MARGIN
     # two convolutions know no meaning, whatever was trained above them

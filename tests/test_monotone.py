@@ -150,7 +150,7 @@ def test_retrieve_by_order() -> None:
     recall = {
         row["similarity"]: row
         for row in found.table.to_pylist()
-        if (row["metric"], row["score"], row["source"]) == ("recall@1", "raw", "mean")
+        if (row["metric"], row["score"], row["level"]) == ("recall@1", "raw", "mean")
     }
     assert list(recall) == ["seqsim_f1", "monotone", "pooled_cosine"]
     ordered, bag = recall["monotone"], recall["seqsim_f1"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stores import ends
 from test_retrieval_table import FakeStore, fake_store
 
 from voxstrata.base.errors import InputError, UsageError
@@ -113,7 +114,7 @@ def test_what_has_no_neighbours() -> None:
 
 
 def rows_of(found: Retrieval, metric: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {(r["output"], r["source"], r["target"]): r for r in found.table.to_pylist() if r["metric"] == metric}
+    return {(r["output"], *ends(r)): r for r in found.table.to_pylist() if r["metric"] == metric}
 
 
 def planted(noise: float) -> FakeStore:

@@ -39,7 +39,7 @@ def figures(stores: Callable[[int], tuple[MadeUpStore, str]]) -> Figures:
         store, phonetics = stores(seed)
         result = align(store, phonetics, options=AlignOptions("pooled_cosine", bootstrap=0))
         for r in result.table.to_pylist():
-            if r["source"] == "mean":
+            if r["level"] == "mean":
                 found[r["system"], r["states"], r["control"], r["metric"]].append(r["value"])
     return {key: np.array(values, np.float64) for key, values in found.items()}
 

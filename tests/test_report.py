@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import html
 import json
@@ -17,11 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from planted import plant
-from report_pages import BROWSER, PHONE, PROBE, Page, Table, browse
+from report_pages import BROWSER, CLICKS, PHONE, PROBE, Page, Table, browse
 from report_results import NASTY, write_bench, write_drift, write_exits, write_words
 from stores import Utterance, make_store
 from test_cli import run
 
+from voxstrata.base.tables import TextTable
+from voxstrata.report.html import page as whole_page
 from voxstrata.report.page import write_report
 from voxstrata.studies.align.measure import AlignOptions, align
 
@@ -70,8 +73,9 @@ def assert_shows(table: Table, expected: list[dict[str, Any]]) -> None:
     assert len(table.rows) == len(expected) > 0
     for cells, row in zip(table.rows, expected, strict=True):
         for name, (shown, value) in zip(table.header, cells, strict=True):
-            stored = row[name]
+            stored = row[name.removesuffix(" (%)")]
             if isinstance(stored, float):
+                stored *= 100 if name.endswith(" (%)") else 1
                 assert float(value if value is not None else shown) == stored
                 assert float(shown) == pytest.approx(stored, rel=6e-4)
             else:
@@ -84,29 +88,38 @@ def stored(path: Path) -> list[dict[str, Any]]:
 
 class TestNumbers:
     def test_all_results_are_found(self, page: Page, study: Path) -> None:
-        assert [name for name in page.sections if name] == [
-            "bench: bench.json", "align: deep/aligned/align.parquet", "drift: drift/drift.parquet",
-            "similarity: en-es/top.parquet", "early-exit sweep: exits/errors.parquet",
-            "phonetics: phonetics/phonetics.parquet", "retrieve: retrieval/retrieval.parquet", "extract: speech.zarr",
-            "explain: why/explain.parquet", "words: words/words.parquet",
+        assert [name for name in page.sections if name] == [  # in the order of the questions
+            "retrieve: retrieval/retrieval.parquet", "align: deep/aligned/align.parquet",
+            "phonetics: phonetics/phonetics.parquet", "words: words/words.parquet",
+            "early-exit sweep: exits/errors.parquet", "similarity: en-es/top.parquet", "explain: why/explain.parquet",
+            "drift: drift/drift.parquet", "bench: bench.json", "extract: speech.zarr",
         ]  # fmt: skip
         contents = page.sections[""][0]
-        assert contents.rows[0][0][0] == "bench.json"
-        assert len(contents.rows) == 10
+        assert contents.header == ["result", "command", "checkpoint", "encoder, SHA-256"]
+        whose = {cells[0][0]: cells[2][0] for cells in contents.rows}
+        assert len(whose) == 10
+        assert whose["phonetics/phonetics.parquet"] == "no encoder takes part"
+        assert whose["en-es/top.parquet"] == whose["speech.zarr"] == "made-up"  # by the weights
+        assert whose["bench.json"] == "not named by the command"
 
     def test_tables_as_stored_are_the_parquets(self, page: Page, study: Path) -> None:
         rows = stored(study / "retrieval/retrieval.parquet")
         raw = [r for r in rows if r["metric"] == "recall@1" and r["score"] == "raw"]
         found = tables(page, "retrieve: retrieval/retrieval.parquet")
-        one = found[f"recall@1 of every direction, fractions, as stored ({len(raw)} of {len(rows)} rows)"]
-        assert {"value", "chance", "candidates", "queries"} <= set(one.header)
+        one = found[f"recall@1 at every level, as stored ({len(raw)} of {len(rows)} rows)"]
+        assert {"value (%)", "chance (%)", "candidates", "queries", "level"} <= set(one.header)
         assert_shows(one, raw)
         rows = stored(study / "deep/aligned/align.parquet")
-        means = [r for r in rows if r["source"] == "mean"]
+        means = [r for r in rows if r["level"] == "mean"]
         found = tables(page, "align: deep/aligned/align.parquet")
-        one = found[f"Means, fractions, as stored ({len(means)} of {len(rows)} rows)"]
-        assert one.header == list(rows[0])
-        assert_shows(one, means)
+        no_shares = ("log_odds_per_sd", "log_odds_per_sd_given_duration", "discrimination")
+        for title, expected in (
+            ("Means", [r for r in means if r["metric"] not in no_shares]),
+            ("Means of the fits", [r for r in means if r["metric"] in no_shares]),
+        ):
+            one = found[f"{title}, as stored ({len(expected)} of {len(rows)} rows)"]
+            assert [name.removesuffix(" (%)") for name in one.header] == list(rows[0])
+            assert_shows(one, expected)
         rows = stored(study / "words/words.parquet")
         *_, whole, control, pairs = page.sections["words: words/words.parquet"]
         assert_shows(whole, [r for r in rows if r["language_a"] == "all" and r["output"]])
@@ -135,7 +148,7 @@ class TestNumbers:
         rows = stored(study / "retrieval/retrieval.parquet")
         means = {
             (r["similarity"], r["output"], r["metric"]): r
-            for r in rows if r["source"] == "mean" and r["score"] == "raw"
+            for r in rows if r["level"] == "mean" and r["score"] == "raw"
         }  # fmt: skip
         for similarity in ("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine"):
             table = tables(page, "retrieve: retrieval/retrieval.parquet")[similarity]
@@ -151,7 +164,7 @@ class TestNumbers:
         whole = {
             r["system"]: r
             for r in rows
-            if (r["source"], r["states"], r["control"], r["metric"]) == ("mean", "raw", "all", "recall@1")
+            if (r["level"], r["states"], r["control"], r["metric"]) == ("mean", "raw", "all", "recall@1")
         }
         assert table.header[:2] == ["system", "all"]
         shown = {cells[0][0]: cells[1][0] for cells in table.rows}
@@ -168,10 +181,10 @@ class TestNumbers:
         cells = dict(zip(table.header, table.rows[0], strict=True))
         expected = {
             "distance": np.mean([r["distance"] for r in rows]),
-            "quantile": np.median([r["quantile"] for r in rows]),
-            "like length": np.median([r["quantile_like_length"] for r in rows]),
-            "closest": np.mean([r["rank"] == 1 for r in rows]),
-            "chance": 1 / 160,
+            "quantile": 100 * np.median([r["quantile"] for r in rows]),
+            "like length": 100 * np.median([r["quantile_like_length"] for r in rows]),
+            "closest": 100 * np.mean([r["rank"] == 1 for r in rows]),
+            "chance": 100 / 160,
         }
         assert (cells["word quantile"][0], cells["word closest"][0]) == ("–", "–")  # no word is long enough
         assert [cells[name][0] for name in ("direction", "pairs", "pool")] == ["a → b", "160", "160"]
@@ -185,14 +198,14 @@ class TestNumbers:
             brief = {name: cell for name, (cell, _) in zip(summary.header, shown, strict=True)}
             assert (brief["chosen"], brief["on dev"], brief["on test"][:4]) == ("1", "10.0", "50.0")
             assert brief["difference"].split() == ["+30.0", "[+30.0,", "+30.0]"]
-            assert (row["after"], row["dev_rate"], row["rate"]) == ("1", "0.1000", "0.5000")
-            assert (row["original"], row["difference"], row["utterances"]) == ("0.2000", "0.3000", "6")
+            assert (row["after"], row["dev_rate (%)"], row["rate (%)"]) == ("1", "10.00", "50.00")
+            assert (row["original (%)"], row["difference (%)"], row["utterances"]) == ("20.00", "30.00", "6")
 
     def test_drift_with_pool_and_chance(self, page: Page) -> None:
         frames, brief, table = page.sections["drift: drift/drift.parquet"]
         row = dict(zip(table.header, table.rows[0], strict=True))
         assert row["cosine"] == ("0.9877", "0.9876543210123")
-        assert float(row["seqsim_f1_change"][1] or 0) == -1 / 3
+        assert float(row["seqsim_f1_change (%)"][1] or 0) == 100 * (-1 / 3)
         assert [cell for cell, _ in frames.rows[0][2:]] == ["0.9877", "0.4200", "-0.0123", "0.620 %", "0.350 %"]
         assert "-0.0123, is of es-4, bucketed, layer_00, frame 17" in frames.note
         shown = {name: cell for name, (cell, _) in zip(brief.header, brief.rows[0], strict=True)}
@@ -217,9 +230,17 @@ class TestNumbers:
 
 class TestOneFile:
     def test_nothing_is_loaded_from_elsewhere(self, page: Page, study: Path) -> None:
-        assert all(r.startswith(("#run-", "data:image/png;base64,")) for r in page.references)
+        inside = ("#run-", "data:image/png;base64,", "data:application/pdf;base64,")
+        assert all(r.startswith(inside) for r in page.references)
         text = (study.parent / "page.html").read_text(encoding="utf-8")
-        assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+        assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+        (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)  # our own, which alone may run
+        allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        (policy,) = [a["content"] or "" for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+        assert policy.split("; ") == [
+            "default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", f"script-src 'sha256-{allowed}'",
+            "base-uri 'none'", "form-action 'none'",
+        ]  # fmt: skip
         assert "url(" not in text
         assert "@import" not in text
         assert NASTY in page.text["early-exit sweep: exits/errors.parquet"]  # as text
@@ -229,6 +250,12 @@ class TestOneFile:
         assert sorted(found) == sorted(p.read_bytes() for p in study.rglob("*.png"))
         assert len(found) == 9
         assert "words.png: not in the folder" in page.text["words: words/words.parquet"]
+        prefix = "data:application/pdf;base64,"
+        saved = {a["download"]: a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a}
+        for path in study.rglob("*.pdf"):
+            if path.name != "words.pdf":  # whose picture was removed
+                assert base64.b64decode(saved[path.name].removeprefix(prefix)) == path.read_bytes()
+        assert len(saved) == 9
 
     def test_phones_get_their_width_and_tables_a_box(self, page: Page) -> None:
         names = {a.get("name"): a.get("content") for tag, a in page.tags if tag == "meta"}
@@ -252,6 +279,44 @@ class TestInABrowser:
         rows = stored(study / "retrieval/retrieval.parquet")
         assert seen.sections["retrieve: retrieval/retrieval.parquet"][0].rows[0][0][0] == rows[0]["output"]
 
+    def test_tables_sort_and_are_saved_and_so_are_pictures(self, study: Path, tmp_path: Path) -> None:
+        run_of = "align: deep/aligned/align.parquet"
+        page = (study.parent / "page.html").read_text(encoding="utf-8")
+        probe = CLICKS.replace("RUN", run_of).replace("COLUMN", "1").replace("PAGE", html.escape(page))
+        (tmp_path / "clicks.html").write_text(probe, encoding="utf-8")
+        document, console = browse(tmp_path / "clicks.html", "--virtual-time-budget=100000")
+        assert console == []
+        said = json.loads(html.unescape(re.findall(r"<pre>(.+?)</pre>", document, re.S)[-1]))
+        table = Page(page).sections[run_of][0]
+        figures = [(float(cells[1][0].split("\n")[0]), cells[0][0]) for cells in table.rows[:-2]]
+        rising = [name for _, name in sorted(figures, key=lambda pair: pair[0])]
+        assert [order for order, _ in said["orders"]] == ["ascending", "descending", "none"]
+        assert said["orders"][0][1] == [*rising, "pool", "chance"]  # what others are held against stays last
+        assert [dict(map(reversed, figures))[name] for name in said["orders"][1][1][:-2]] == sorted(
+            (value for value, _ in figures), reverse=True
+        )
+        assert said["orders"][2][1] == [cells[0][0] for cells in table.rows]
+        names = [name for name, _ in said["saved"]]
+        assert names[0] == "align.png"
+        assert said["saved"][0][1].startswith("data:image/png;base64,")
+        assert len(names) == 1 + len(Page(page).sections[run_of])
+        found = list(csv.reader(said["texts"][-2].splitlines()))
+        rows = [r for r in stored(study / "deep/aligned/align.parquet") if r["level"] == "mean"]
+        rows = [r for r in rows if r["metric"] in ("recall@1", "recall@1_change", "recall@1_if_unlike")]
+        at = found[0].index("value (%)")
+        assert [float(line[at]) for line in found[1:]] == [100 * r["value"] for r in rows]  # whole
+
+    def test_what_a_spreadsheet_would_run_is_text(self, tmp_path: Path) -> None:
+        assert BROWSER is not None
+        table = TextTable("t", ["name", "value"], [["=1+1", -0.123456789], ['a "b", c', None]])
+        inside = f'<section data-run="x">{table.to_html()}</section>'
+        probe = CLICKS.replace("RUN", "x").replace("COLUMN", "0").replace("PAGE", html.escape(whole_page("t", inside)))
+        (tmp_path / "clicks.html").write_text(probe, encoding="utf-8")
+        document, _ = browse(tmp_path / "clicks.html", "--virtual-time-budget=100000")
+        said = json.loads(html.unescape(re.findall(r"<pre>(.+?)</pre>", document, re.S)[-1]))
+        assert said["begins"] == [[0xEF, 0xBB, 0xBF]]  # without it some spreadsheets take it for no UTF-8
+        assert said["texts"] == ['name,value\r\n\'=1+1,-0.123456789\r\n"a ""b"", c",–\r\n']
+
     def test_errors_would_be_seen(self, study: Path, tmp_path: Path) -> None:
         text = (study.parent / "page.html").read_text(encoding="utf-8")
         (tmp_path / "bad.html").write_text(text.replace("<h1>", '<img src="https://a.invalid/x.png"><h1>'), "utf-8")
@@ -261,7 +326,7 @@ class TestInABrowser:
         text = (study.parent / "page.html").read_text(encoding="utf-8")
         probe = PROBE.replace("WIDTH", str(PHONE)).replace("PHONE", str(PHONE)).replace("PAGE", html.escape(text))
         (tmp_path / "phone.html").write_text(probe, encoding="utf-8")
-        document, console = browse(tmp_path / "phone.html", "--virtual-time-budget=20000")
+        document, console = browse(tmp_path / "phone.html", "--virtual-time-budget=100000")
         assert console == []
         found = re.search(r"<pre>(.+?)</pre>", document, re.S)
         assert found is not None
@@ -272,6 +337,7 @@ class TestInABrowser:
         client, whole = said["page"]
         assert whole == client <= PHONE  # the page itself does not scroll sideways
         assert max(said["boxes"]) <= client
+        assert max(said["links"]) <= client
         assert said["scrolling"] > 0
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from report_pages import Page
 from report_results import write_bench
-from stores import Utterance, make_store
+from stores import Utterance, ends, make_store
 from test_cli import run
 
 from voxstrata.store import open_store
@@ -62,9 +62,9 @@ def test_recall_of_the_best_candidates_is_what_retrieve_finds(page: Page, study:
     store = open_store(study / "speech.zarr")
     rows = retrieve(store, ["final"], similarities=["seqsim_f1"], options=options).table.to_pylist()
     for cells, direction, (source, target) in zip(
-        best.rows, ("forward", "backward"), (("en", "es"), ("es", "en")), strict=False
+        best.rows, ("en → es", "es → en"), (("en", "es"), ("es", "en")), strict=False
     ):
-        (found,) = [r for r in rows if (r["source"], r["target"], r["metric"]) == (source, target, "recall@1")]
+        (found,) = [r for r in rows if (*ends(r), r["metric"]) == (source, target, "recall@1")]
         expected = [direction, str(SHARED), str(GROUPS - SHARED), str(GROUPS)]
         assert values(cells)[:4] == expected
         assert values(cells)[5:7] == [percent(found["value"]), percent(found["chance"])]
@@ -87,14 +87,18 @@ def test_a_set_with_itself_counts_no_utterance_as_its_own_candidate(page: Page, 
     shared = [i for i in top if GROUPS - SHARED <= group_of[i] < GROUPS]
     assert recall == percent(float(np.mean([group_of[i] == group_of[top[i]] for i in shared])))
     kept = json.loads((study / "all" / "candidates.json").read_text(encoding="utf-8"))["forward"]
-    assert values(misses.rows[0]) == ["forward", *(str(value) for value in kept.values())]
+    shares = ("exact_top1_among_candidates", "translation_among_candidates")
+    assert misses.header == ["direction", *(f"{name} (%)" if name in shares else name for name in kept)]
+    expected = [100 * value if name in shares else value for name, value in kept.items()]
+    assert values(misses.rows[0]) == ["en, es, among themselves", *map(str, expected)]
     rows = pq.read_table(study / "all" / "top.parquet").slice(0, len(stored.rows)).to_pylist()
+    rows = [{**row, "direction": "en, es, among themselves"} for row in rows]
     assert [values(cells) for cells in stored.rows] == [[str(value) for value in r.values()] for r in rows]
 
 
 def test_bench_with_what_the_corpus_would_take(page: Page) -> None:
     fast, corpus = page.sections["bench: bench-2.json"]
-    assert values(fast.rows[1])[:4] == ["bucketed", "120.0", "0.5", "41"]
+    assert values(fast.rows[1])[:4] == ["bucketed", "120.0", "50.0", "41"]
     assert values(corpus.rows[2]) == ["trimmed", "12", "3600.0", "3", "7", "1000000000", "62.5"]
     text = page.text["bench: bench-2.json"]
     assert "3" * 64 in text

@@ -202,7 +202,7 @@ def test_what_replaces_a_result_leaves_nothing_of_it_and_all_else(
         patch.setattr(Explanation, "figures", lambda _: {})
         assert run(*command[:3], "b1", *command[4:], "--overwrite") == 0
     after = contents(tmp_path)
-    assert before.keys() - after.keys() == {"explain.png"}
+    assert before.keys() - after.keys() == {"explain.png", "explain.pdf"}
     assert [name for name in after if after[name] == before[name]] == ["notes.txt"]
 
 

@@ -30,17 +30,19 @@ def made_table(languages: int, outputs: int, similarities: tuple[str, ...] = ALL
     rng = np.random.default_rng(0)
     codes = [f"l{i:02d}" for i in range(languages)]
     names = [*(f"layer_{i:02d}" for i in range(outputs - 1)), "final"]
-    both = [(f"{a} ↔ {b}",) * 2 for a, b in combinations(codes, 2)]
+    both = [("pair", *pair) for pair in combinations(codes, 2)]
     rows = []
     for depth, output in enumerate(names):
         for n, similarity in enumerate(similarities):
             values = []
-            for source, target in [*permutations(codes, 2), *both, ("mean", "mean")]:
+            levels = [("direction", *pair) for pair in permutations(codes, 2)]
+            for level, source, target in [*levels, *both, ("mean", None, None)]:
                 bump = 0.8 * np.sin(np.pi * depth / outputs) - 0.1 * n
                 values.append(float(np.clip(bump + 0.05 * rng.standard_normal(), 0, 1)))
-                value = float(np.mean(values[:-1])) if source == "mean" else values[-1]
+                value = float(np.mean(values[:-1])) if level == "mean" else values[-1]
                 counts = {"queries": 70, "queries_without_partner": 0, "candidates": 70, "candidates_max": 70}
-                names_of = {"output": output, "similarity": similarity, "source": source, "target": target}
+                names_of = {"output": output, "similarity": similarity}
+                names_of |= {"level": level, "source": source, "target": target}
                 figure = {"value": value, "low": value - 0.05, "high": value + 0.04, "chance": 1 / 70}
                 rows.append({**names_of, "score": "raw", "metric": "recall@1", **figure, **counts})
                 rows.append({**names_of, "score": "csls", "metric": "recall@1", **figure, "value": 0.5, **counts})
@@ -69,7 +71,7 @@ def test_the_layer_plot_shows_means_pairs_chance_and_pool(languages: int, output
     assert 400 < height < 1000
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.get_lines()}
-    means = table.filter(pc.and_(pc.equal(table["source"], "mean"), pc.equal(table["similarity"], "pooled_cosine")))
+    means = table.filter(pc.and_(pc.equal(table["level"], "mean"), pc.equal(table["similarity"], "pooled_cosine")))
     means = means.filter(pc.equal(means["score"], "raw"))
     np.testing.assert_allclose(lines["pooled_cosine"].get_ydata(), 100 * np.array(means["value"]))
     # a line has two ends, where there is one output, too
@@ -100,6 +102,7 @@ def test_the_matrix_shows_every_output_on_one_scale(languages: int, outputs: int
     (row,) = table.filter(
         (pc.field("output") == "final")
         & (pc.field("similarity") == "seqsim_f1")
+        & (pc.field("level") == "direction")
         & (pc.field("source") == "l01")
         & (pc.field("target") == "l00")
         & (pc.field("score") == "raw")
@@ -139,7 +142,7 @@ def test_what_is_not_in_the_table_cannot_be_drawn() -> None:
     with pytest.raises(UsageError, match="the table holds: pooled_cosine"):
         plot_language_matrix(table, "t", similarity="seqsim_f1")
     with pytest.raises(InputError, match="nothing to show"):
-        plot_recall_by_layer(table.filter(pc.equal(table["source"], "mean")), "t")
+        plot_recall_by_layer(table.filter(pc.equal(table["level"], "mean")), "t")
 
 
 def test_without_matplotlib_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

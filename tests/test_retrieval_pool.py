@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stores import Utterance, make_store
+from stores import Utterance, ends, make_store
 from test_cli import run
 from test_retrieval_table import FakeStore, fake_store
 
@@ -32,7 +32,7 @@ def planted() -> FakeStore:
 
 def recall(found: Retrieval, similarity: str = "seqsim_f1") -> dict[tuple[str, str], dict[str, Any]]:
     return {
-        (row["source"], row["target"]): row
+        ends(row): row
         for row in found.table.to_pylist()
         if (row["similarity"], row["score"], row["metric"]) == (similarity, "raw", "recall@1")
     }

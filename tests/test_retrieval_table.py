@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from stores import MadeUpStore
+from stores import MadeUpStore, ends
 from test_retrieval import Utterances, loop
 from test_tiles import Seen
 
@@ -131,7 +131,7 @@ def test_a_pair_is_the_mean_of_its_directions() -> None:
     chosen = {"score": "raw", "metric": "mrr"}
     there = _only(table, source="en", target="uk", **chosen)
     back = _only(table, source="uk", target="en", **chosen)
-    both = _only(table, source="en ↔ uk", target="en ↔ uk", **chosen)
+    both = _only(table, "pair", source="en", target="uk", **chosen)
     assert there["value"] != back["value"]
     assert both["value"] == pytest.approx((there["value"] + back["value"]) / 2)
     assert (both["queries"], both["candidates"]) == (12, 6)
@@ -151,8 +151,13 @@ def test_cka_compares_the_sentences_both_languages_hold() -> None:
     x, y = (np.array([pooled[f"{language}-{g}"] for g in range(1, 9)]) for language in ("en", "es"))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     expected = np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
-    for source, target in (("en", "es"), ("es", "en"), ("mean", "mean")):
-        row = _only(table, similarity="linear_cka", metric="cka", source=source, target=target)
+    mean = _only(table, "mean", similarity="linear_cka", metric="cka")
+    assert (mean["source"], mean["target"]) == (None, None)
+    directions = [
+        _only(table, similarity="linear_cka", metric="cka", source=source, target=target)
+        for source, target in (("en", "es"), ("es", "en"))
+    ]
+    for row in (*directions, mean):
         assert row["value"] == pytest.approx(expected, rel=1e-5)
         assert row["candidates"] == 8
         assert 0 < row["chance"] < 1
@@ -171,7 +176,7 @@ def test_intervals_hold_the_value_and_differences_are_paired() -> None:
         pc.invert(pc.is_in(table["metric"], value_set=pa.array(["recall@1", "mrr", "mutual_knn@10"])))
     )
     assert others["low"].null_count == others["below_best"].null_count == len(others)
-    chosen = {"similarity": "pooled_cosine", "score": "raw", "metric": "recall@1", "source": "mean"}
+    chosen = {"similarity": "pooled_cosine", "score": "raw", "metric": "recall@1", "level": "mean"}
     rows = {output: _only(table, output=output, **chosen) for output in store.outputs}
     best = max(row["value"] for row in rows.values())
     for row in rows.values():
@@ -190,7 +195,7 @@ def test_more_sentences_give_narrower_intervals_and_more_recordings_do_not() -> 
         table = table_of(
             store, outputs=["final"], similarities=["pooled_cosine"], options=RetrievalOptions(scores=["raw"], ks=[1])
         )
-        row = _only(table, metric="recall@1", source="mean")
+        row = _only(table, "mean", metric="recall@1")
         return float(row["high"]) - float(row["low"])
 
     few, many = fake_store(("en", "es"), groups=20, noise=1.2), fake_store(("en", "es"), groups=180, noise=1.2)
@@ -211,11 +216,11 @@ def test_a_ratio_that_does_not_exist_is_null() -> None:
     part = table.filter(pc.equal(table["score"], "ratio_margin"))
     assert part["value"].null_count == part["low"].null_count == len(part)
     assert "ratio_margin" in repr(Retrieval(table))
-    assert _only(table, output="final", score="csls", similarity="seqsim_f1", metric="mrr", source="mean")["value"] > 0
+    assert _only(table, "mean", output="final", score="csls", similarity="seqsim_f1", metric="mrr")["value"] > 0
 
 
-def _only(table: pa.Table, **conditions: str) -> dict[str, Any]:
-    for column, value in conditions.items():
+def _only(table: pa.Table, level: str = "direction", **conditions: str) -> dict[str, Any]:
+    for column, value in {"level": level, **conditions}.items():
         table = table.filter(pc.equal(table[column], value))
     (row,) = table.to_pylist()
     return row
@@ -228,8 +233,8 @@ def test_mean_rows_average_all_directions_and_keep_the_range_of_pools() -> None:
         states.append(np.ones((1, 8), np.float16))
     table = table_of(store, outputs=["final"], similarities=["pooled_cosine"], options=RetrievalOptions(ks=[1]))
     part = table.filter((pc.field("metric") == "recall@1") & (pc.field("score") == "raw")).to_pylist()
-    directions, mean = [row for row in part if row["source"] != row["target"]], part[-1]
-    assert (mean["source"], mean["target"], len(directions)) == ("mean", "mean", 6)
+    directions, mean = [row for row in part if row["level"] == "direction"], part[-1]
+    assert (mean["level"], mean["source"], mean["target"], len(directions)) == ("mean", None, None, 6)
     assert mean["value"] == pytest.approx(sum(row["value"] for row in directions) / 6)
     assert mean["chance"] == pytest.approx((2 / 7 + 4 / 6) / 6)
     assert (mean["candidates"], mean["candidates_max"], mean["queries"]) == (6, 7, 36)
@@ -275,7 +280,7 @@ def test_a_pool_of_translations_alone_has_no_figures_and_is_named() -> None:
         states += [states[0], states[0]]
     table = table_of(store, options=RetrievalOptions(ks=[1]))
     rows = {
-        (r["source"], r["target"]): r
+        ends(r): r
         for r in table.to_pylist()
         if (r["output"], r["similarity"], r["score"], r["metric"]) == ("final", "seqsim_f1", "raw", "recall@1")
     }
@@ -284,7 +289,7 @@ def test_a_pool_of_translations_alone_has_no_figures_and_is_named() -> None:
     assert rows["ru", "en"]["chance"] == pytest.approx(1 / 12)
     before = [r for r in plain.to_pylist() if r["metric"] == "recall@1" and r["output"] == "final"
               and (r["similarity"], r["score"]) == ("seqsim_f1", "raw")]  # fmt: skip
-    found = {(r["source"], r["target"]): r["value"] for r in before}
+    found = {ends(r): r["value"] for r in before}
     four = [found["en", "es"], found["es", "en"], 1.0, rows["ru", "es"]["value"]]
     assert rows["mean", "mean"]["value"] == pytest.approx(np.mean(four))
     assert "any answer is right: en → ru, es → ru." in Retrieval(table).to_markdown()
@@ -292,7 +297,7 @@ def test_a_pool_of_translations_alone_has_no_figures_and_is_named() -> None:
 
 
 def _means(table: pa.Table) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = table.filter(pc.equal(table["source"], "mean")).to_pylist()
+    rows: list[dict[str, object]] = table.filter(pc.equal(table["level"], "mean")).to_pylist()
     return rows
 
 
@@ -338,7 +343,8 @@ def test_frames_are_read_by_pair_of_languages_and_none_for_pooled() -> None:
     retrieve(store, outputs=["final"], reporter=seen)
     assert len(store.reads) == 3 + 6  # each language to check it, both sides of three pairs
     told = [(p.stage, p.done, p.total) for p in seen.all]
-    assert told == [(what, n, 3) for what in ("checking frames", "retrieving") for n in (1, 2, 3)]
+    expected = [("checking frames", n, 3) for n in (1, 2, 3)] + [("retrieving", n, 3) for n in (0, 1, 2, 3)]
+    assert told == expected
     store.reads.clear()
     store.has_frames = False
     for similarities in ("pooled_cosine", None):  # the second: whatever the store has the states for
@@ -367,13 +373,40 @@ def test_unknown_names_list_the_known_ones() -> None:
         retrieve(store, options=RetrievalOptions(bootstrap=-1))
 
 
+def test_sentences_that_stand_in_several_groups_are_named_by_text_and_groups() -> None:
+    class Texts(FakeStore):
+        @property
+        def utterances(self) -> pa.Table:
+            texts = ["Yes.", "Yes.", "No.", None, "", ""]
+            of = {f"g{g}": text for g, text in enumerate(texts)}
+            table = super().utterances
+            groups = dict.fromkeys(table["group"].to_pylist())
+            text = dict(zip(groups, of.values(), strict=True))
+            said = [
+                text[g] if lang == "en" else f"{lang} {g}"
+                for g, lang in zip(*(table[n].to_pylist() for n in ("group", "language")), strict=True)
+            ]
+            return table.append_column("text", pa.array(said, pa.string()))
+
+    made = fake_store(languages=("en", "es"))
+    heard: list[str] = []
+    listener = Seen()
+    listener.warn = heard.append  # type: ignore[method-assign]
+    retrieve(Texts(made.entries, made.frames), outputs=["final"], reporter=listener)
+    groups = list(dict.fromkeys(group for _, _, group, _ in made.entries))[:2]
+    assert len(heard) == 1
+    assert heard[0].startswith(
+        f"en: 2 groups share a sentence with another group, e.g. 'Yes.' in {', '.join(groups)}; each"
+    )
+
+
 def test_a_corpus_that_cannot_be_retrieved_says_what_was_found() -> None:
     one = fake_store(languages=("en",))
     with pytest.raises(InputError, match=r"at least 2 languages: of 6 utterances 6 are done.*en: 6"):
         retrieve(one)
     folder = fake_store(languages=("en", "es"))
     folder.entries = [(i, lang, None, status) for i, lang, _, status in folder.entries]
-    with pytest.raises(InputError, match="no utterance has a group: give a manifest with that column"):
+    with pytest.raises(InputError, match=r"^no utterance has a group, .* a manifest with a column group, or add it"):
         retrieve(folder)
     apart = fake_store(languages=("en", "es"))
     apart.entries = [(i, lang, f"{lang} {group}", status) for i, lang, group, status in apart.entries]
@@ -466,13 +499,15 @@ def test_a_retrieval_is_saved_shown_and_loaded(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
     found = retrieve(fake_store(), "layer_02,final", options=RetrievalOptions(bootstrap=20))
     written = [path.name for path in found.save(tmp_path / "r")]
-    assert written == ["retrieval.parquet", "retrieval.md", "recall_by_layer.png", "languages.png"]
+    pictures = [f"{name}.{suffix}" for name in ("recall_by_layer", "languages") for suffix in ("png", "pdf")]
+    assert written == ["retrieval.parquet", "ranks.parquet", "retrieval.md", *pictures]
     loaded = Retrieval.load(tmp_path / "r")
     assert loaded.table.equals(found.table, check_metadata=True)
     assert set(loaded.table["store"].to_pylist()) == {"made-up.zarr"}
     assert loaded.store == MadeUpStore.about
     assert loaded.settings["bootstrap_groups"] == 6
-    assert loaded.title == "made-up, bucketed"
+    assert loaded.ranks.equals(found.ranks)
+    assert loaded.title == "made-up, bucketed, on made-up.zarr"
     assert set(loaded.figures()) == set(loaded.pictures) == set(Retrieval.captions) - {"negatives"}
     titles = [table.title for table in loaded.tables()]
     assert titles[:3] == ["seqsim_f1", "Best output", "seqsim_precision"]

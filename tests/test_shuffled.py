@@ -59,7 +59,7 @@ def test_retrieval_of_shuffled_groups_is_chance_by_every_score_and_metric() -> N
     }
     for seed, shuffled in ((seed, shuffled) for seed in range(SEEDS) for shuffled in (True, False)):
         for r in retrieve(meanings(seed, shuffled), options=RetrievalOptions(ks=[1, 5], bootstrap=0)).table.to_pylist():
-            if r["source"] == "mean" and (r["metric"].startswith("recall") or r["metric"] == "mrr"):
+            if r["level"] == "mean" and (r["metric"].startswith("recall") or r["metric"] == "mrr"):
                 key = (r["similarity"], r["score"], r["metric"])
                 found[shuffled][key].append((r["value"], r["chance"]))
     assert len(found[True]) == 4 * 3 * 3  # similarities, scores, metrics

@@ -189,7 +189,7 @@ class TestSound:
         text = capsys.readouterr().out
         assert "NaN" not in text
         rows = json.loads(text)["rows"]
-        (value,) = {r["value"] for r in rows if (r["system"], r["states"], r["control"], r["source"], r["metric"])
+        (value,) = {r["value"] for r in rows if (r["system"], r["states"], r["control"], r["level"], r["metric"])
                     == ("final", "raw", "all", "mean", "recall@1")}  # fmt: skip
         assert value == 0  # equal states: ties count as wrong
 

@@ -351,7 +351,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ("words", short_list(tmp_path), tiny_model, "-o", tmp_path / "w", "--outputs", "layer_00,final")
-    assert run(*args, "--bootstrap", "100") == 0
+    assert run(*args, "--bootstrap", "100", "--quiet") == 0
     out, err = capsys.readouterr()
     assert "AUC against random pairs, chance 0.5" in out
     assert "60 words (en, de), spoken by espeak-ng (m3)" in out
@@ -381,7 +381,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     assert (result.settings, result.failures) == (settings, {})
     assert repr(result) in out
     assert [path.name for path in result.save(tmp_path / "again")] == [
-        "words.parquet", "word_pairs.parquet", "words.md", "words.png"
+        "words.parquet", "word_pairs.parquet", "words.md", "words.png", "words.pdf"
     ]  # fmt: skip
     again = WordComparison.load(tmp_path / "again")
     assert again.to_markdown() == (tmp_path / "w" / "words.md").read_text(encoding="utf-8") == result.to_markdown()

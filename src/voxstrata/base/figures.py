@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,12 +65,36 @@ def text_size(figure: Figure) -> float:
     return max(11.0, 0.6 * float(figure.get_figwidth()))
 
 
-def set_title(figure: Figure, *paragraphs: str) -> None:
-    """Paragraphs as the title of the whole figure, wrapped to its width."""
-    size = text_size(figure)
-    characters = int(figure.get_figwidth() * 72 / (0.57 * size))  # how wide a character is, to its size, on average
-    lines = [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, characters)]
-    figure.suptitle("\n".join(lines), fontsize=size)
+def set_title(figure: Figure, *paragraphs: str, size: float | None = None) -> None:
+    """Paragraphs as the title of the whole figure, wrapped to its width. size: in points.
+
+    A number stays with its %, and with the metric in front of it.
+    """
+    size = size or text_size(figure)
+    characters = int(figure.get_figwidth() * 72 / (0.53 * size))  # how wide a character is, to its size, on average
+    together = [re.sub(r"(?<=\d) (?=%)|(?<=@\d) (?=\d)", "\u00a0", paragraph) for paragraph in paragraphs]
+    lines = [line for paragraph in together for line in textwrap.wrap(paragraph, characters)]
+    figure.suptitle("\n".join(lines), fontsize=size, x=0.01, ha="left")
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Save as the suffix says. A PDF holds no date, and its letters as fonts that journals take."""
+    from matplotlib import rc_context
+
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(path, dpi=dpi, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+
+
+def percent_axis(axes: Any, highest: float = 100.0) -> None:
+    """The axis of shares, in percent: from 0 to 20, 40, 60, 80 or 100, as far as the highest figure needs."""
+    top = percent_top(highest)
+    axes.set_ylim(-0.02 * top, 1.03 * top)
+    axes.set_yticks(range(0, top + 1, {20: 5, 40: 10}.get(top, 20)))
+
+
+def percent_top(highest: float) -> int:
+    """Where an axis of percents ends: above the highest figure, at most at 100."""
+    return int(min(20 * math.ceil(max(highest, 20.0) / 20), 100))
 
 
 @dataclass(frozen=True, eq=False)

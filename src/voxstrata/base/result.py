@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.figures import DPI, Figure, new_figure
+from voxstrata.base.figures import DPI, Figure, new_figure, save_figure
+from voxstrata.base.finding import Finding
 from voxstrata.base.folders import check_writable, make_writable
 from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import read_parquet_table
@@ -28,8 +29,10 @@ class Result(ABC):
     What a subclass says of itself:
 
     command: which command makes it, such as "retrieve".
+    question: that it answers, as a report heads it.
     files: of its tables, by field; the first is the file by which a folder with a saved result is known.
     large: fields whose tables stay in their file, since they may not fit into memory: the field is the file's path.
+    newer: fields whose file earlier versions did not write; without it the field has its default.
     beside: other files of such a folder.
     key: under which the tables' metadata hold the settings.
     markdown: the file of the text.
@@ -39,13 +42,15 @@ class Result(ABC):
     """
 
     command: ClassVar[str]
+    question: ClassVar[str]
     files: ClassVar[Mapping[str, str]]
     large: ClassVar[Collection[str]] = ()
+    newer: ClassVar[Collection[str]] = ()
     beside: ClassVar[Collection[str]] = ()
     key: ClassVar[str]
     markdown: ClassVar[str]
     captions: ClassVar[Mapping[str, str]] = {}
-    formats: ClassVar[Sequence[str]] = ("png",)
+    formats: ClassVar[Sequence[str]] = ("png", "pdf")
     brief: ClassVar[int] = 1
     dpi: ClassVar[int] = DPI
 
@@ -59,6 +64,10 @@ class Result(ABC):
     @abstractmethod
     def tables(self) -> list[TextTable]:
         """Everything worth reading, in tables for people; the first is the answer in short."""
+
+    def finding(self) -> Finding | None:
+        """The answer to the question in short; None where there is none to give."""
+        return None
 
     def stored(self) -> list[TextTable]:
         """What the report shows beside `tables()`: rows as they are stored, with whole values."""
@@ -121,7 +130,7 @@ class Result(ABC):
         figures = self.figures()
         for name, figure in figures.items():
             for suffix in self.formats:
-                figure.savefig(folder / f"{name}.{suffix}", dpi=self.dpi)
+                save_figure(figure, folder / f"{name}.{suffix}", self.dpi)
                 written.append(folder / f"{name}.{suffix}")
         for name in self.captions.keys() - figures.keys():  # an earlier result's
             for suffix in self.formats:
@@ -135,6 +144,7 @@ class Result(ABC):
         tables: dict[str, Any] = {
             field: folder / name if field in cls.large else read_parquet(folder / name, cls.command)
             for field, name in cls.files.items()
+            if field not in cls.newer or (folder / name).exists()
         }
         if metadata(tables["table"], cls.key) is None:
             path = folder / cls.first_file()

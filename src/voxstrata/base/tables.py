@@ -62,8 +62,8 @@ class TextTable:
         head, *cells = ([_markdown_cell(value) for value in row] for row in (self.header, *self.rows))
         return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *cells))
 
-    def to_html(self) -> str:
-        """As an HTML table in a box of its own, which scrolls; title above, note below."""
+    def to_html(self, folded: bool = False) -> str:
+        """As an HTML table in a box of its own, which scrolls; title above, note below. folded: shown when opened."""
         right = self._right()
         head = "".join(f"<th{_class(r)}>{escape(name)}</th>" for name, r in zip(self.header, right, strict=True))
         lines = []
@@ -77,7 +77,7 @@ class TextTable:
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table></div>\n"
         )
         whole += f'<p class="note">{escape(self.note)}</p>\n' if self.note else ""
-        if self.folded:
+        if folded or self.folded:
             return f"<details><summary>{label}</summary>\n{whole}</details>\n"
         return f"<h3>{label}</h3>\n{whole}"
 
@@ -176,10 +176,23 @@ def distinct(table: pa.Table, column: str) -> list[str]:
 
 
 def as_stored(
-    table: pa.Table, title: str, columns: list[str] | None = None, *, of: int | None = None, note: str = ""
+    table: pa.Table,
+    title: str,
+    columns: list[str] | None = None,
+    *,
+    shares: Collection[str] = (),
+    of: int | None = None,
+    note: str = "",
 ) -> TextTable:
-    """Rows of an Arrow table under its own names; folded where these are some `of` so many rows."""
+    """Rows of an Arrow table under its own names; folded where these are some `of` so many rows.
+
+    shares: columns of fractions, which are shown in percent, as everywhere on a page.
+    """
     names = columns or table.column_names
-    rows = [[row[name] for name in names] for row in table.select(names).to_pylist()]
+    rows = [
+        [100 * row[name] if name in shares and row[name] is not None else row[name] for name in names]
+        for row in table.select(names).to_pylist()
+    ]
     title = title if of is None else f"{title} ({len(rows)} of {of} rows)"
-    return TextTable(title, names, rows, note, folded=of is not None)
+    header = [f"{name} (%)" if name in shares else name for name in names]
+    return TextTable(title, header, rows, note, folded=of is not None)

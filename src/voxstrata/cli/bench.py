@@ -1,13 +1,15 @@
 """voxstrata bench"""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import time_in_words
 from voxstrata.cli import options
-from voxstrata.cli.console import TerminalReporter, aligned, clock, print_json
+from voxstrata.cli.console import TerminalReporter, aligned, print_json
 from voxstrata.cli.corpora import read_and_note
 from voxstrata.cli.saying import say
 
@@ -17,10 +19,19 @@ from voxstrata.cli.saying import say
 @options.outputs
 @click.option("--corpus", type=options.PLACE, help="Also say what this corpus would take in each context.")
 @options.reading
+@options.out("Folder for bench.parquet, estimates.parquet, bench.md and a picture.", required=False)
 @options.running
+@options.overwrite
 @options.as_json
 def bench(
-    model: Path, outputs: str, corpus: Path | None, reading: dict[str, Any], runtime: vs.Runtime, as_json: bool
+    model: Path,
+    outputs: str,
+    corpus: Path | None,
+    reading: dict[str, Any],
+    folder: Path | None,
+    runtime: vs.Runtime,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Measure how fast this machine runs MODEL, in about two minutes, and remember it for `voxstrata plan`.
 
@@ -31,13 +42,17 @@ def bench(
 
     \b
     Example:
-      voxstrata bench base --corpus speech.tsv --threads 2
+      voxstrata bench base --corpus speech.tsv --threads 2 -o study/speed
     """
     from voxstrata.corpus import probe_corpus
-    from voxstrata.engine.estimating import Bench, estimate
+    from voxstrata.engine.bench import Bench
+    from voxstrata.engine.estimating import estimate
     from voxstrata.engine.measuring import bench as run
     from voxstrata.engine.measuring import record_path
 
+    if folder is not None:
+        Bench.refuse_foreign(folder)
+        Bench.refuse_earlier(folder, overwrite)
     opened = vs.open_model(model)
     read = read_and_note(corpus, reading) if corpus else None  # a mistake in it shows before the measurement
     estimates = {}
@@ -48,13 +63,17 @@ def bench(
             for mode, found in record.modes.items():
                 spec = vs.StoreSpec(outputs, context=vs.Context(found.mode))
                 estimates[mode] = estimate(read, opened, spec, runtime, record, probed=probed)
+    result = Bench.of(record, estimates, opened.card.checkpoint)
+    written = result.save(folder) if folder else []
     if as_json:
-        print_json(Bench(record, estimates).to_dict() | {"record": str(record_path(record.about))})
+        expected = {mode: asdict(found) for mode, found in estimates.items()} or None
+        about = {"record": str(record_path(record.about)), "results": folder and str(folder)}
+        print_json({**record.with_rates(), "corpus": expected, **about})
         return
     say(f"{model} {record.to_text()}")
     if estimates:
-        rows = [
-            [mode, clock(e.seconds), f"{e.bytes / 1e9:.2f}"] for mode, e in estimates.items() if e.seconds is not None
-        ]
-        audio = clock(next(iter(estimates.values())).audio_seconds)
-        say(f"\n{corpus}, {audio} of audio, would take:\n{aligned(['context', 'h:mm:ss', 'GB'], rows)}")
+        audio = time_in_words(next(iter(estimates.values())).audio_seconds)
+        rows = [[mode, estimate.in_words()] for mode, estimate in estimates.items()]
+        say(f"\n{corpus}, {audio} of audio, would take on this machine:\n{aligned(['context', ''], rows, (0, 1))}")
+    if written:
+        say(f"\n{folder}: {', '.join(path.name for path in written)}")

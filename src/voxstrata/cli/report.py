@@ -16,11 +16,12 @@ from voxstrata.cli.saying import say
 )
 @options.as_json
 def report(folder: Path, target: Path | None, as_json: bool) -> None:
-    """One page of all results in DIR and below: figures, tables, settings, fingerprints of data and models.
+    """One page of all results in DIR and below. It opens with what was found, then shows each study: figures, tables,
+    settings, fingerprints of data and models.
 
-    Takes the folders that retrieve, similarity, mine, align, phonetics, words, explain, drift and early-exit sweep
-    wrote, stores, and what `bench --json` printed into files named bench*.json. The page is one HTML file that needs no
-    network. Nothing is measured again.
+    Takes the folders that retrieve, similarity, mine, align, phonetics, words, explain, drift, bench and early-exit
+    sweep wrote, stores, and what `bench --json` printed into files named bench*.json. The page is one HTML file that
+    needs no network. Tables sort, and are saved as CSV; figures are saved as PNG and PDF. Nothing is measured again.
 
     \b
     Example:
@@ -34,8 +35,8 @@ def report(folder: Path, target: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(written.to_dict())
         return
-    rows = [[run.path, run.command, run.checkpoint or "–"] for run in written.runs]
-    say(aligned(["result", "voxstrata", "checkpoint"], rows, (0, 1, 2)))
+    rows = [[run.path, run.command, run.whose] for run in written.runs]
+    say(aligned(["result", "command", "checkpoint"], rows, (0, 1, 2)))
     say(f"\n{written.page}: {Path(written.page).stat().st_size / 1e6:.1f} MB")
     for name, reason in written.left_out.items():
         say(f"left out: {name}: {reason}", err=True)

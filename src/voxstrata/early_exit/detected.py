@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, with_interval
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, EarlyExit, exit_name
-from voxstrata.early_exit.figures import NORM_NAMES, by_language, norm_looks, percent
+from voxstrata.early_exit.figures import NORM_NAMES, by_language, intervals, norm_looks, percent
 from voxstrata.early_exit.language_means import LanguageMeans, interval
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ class DetectedLanguages(Result):
     confusion: pa.Table
 
     command = "early-exit sweep"
+    question = "Is the language heard at an early exit?"
     files: ClassVar = {"table": "languages.parquet", "confusion": "confusion.parquet"}
     key = "voxstrata"
     markdown = "languages.md"
-    captions: ClassVar = {"languages": "Detected languages by exit"}
+    captions: ClassVar = {"languages": "How often the language is the right one, by exit, beside chance"}
     folder: ClassVar = "languages"  # within the sweep's
 
     @property
@@ -49,6 +51,23 @@ class DetectedLanguages(Result):
     @property
     def title(self) -> str:
         return f"Languages detected at early exits of {self.settings['checkpoint']}"
+
+    def finding(self) -> Finding | None:
+        """Over all languages, with the final LayerNorm."""
+        rows = [r for r in self.table.to_pylist() if (r["language"], r["norm"]) == (MEAN_OF_LANGUAGES, "with")]
+        rows = [r for r in rows if r["accuracy"] is not None]
+        if not rows:
+            return None
+        said = [
+            f"after block {r['after']} it is right in {percent_text(r['accuracy'], r['low'], r['high'])} of the "
+            f"recordings, chance {percent_text(r['chance'])}"
+            for r in ([rows[0], rows[-1]] if len(rows) > 1 else rows)
+        ]
+        value, low, high, chance = (in_hundred([r[n] for r in rows]) for n in ("accuracy", "low", "high", "chance"))
+        names = [str(r["after"]) for r in rows]
+        return Finding(
+            f"{'; '.join(said).capitalize()}.", SmallCurve("right (%), by block k", names, value, low, high, chance)
+        )
 
     def tables(self) -> list[TextTable]:
         rows, confused = [], []
@@ -82,7 +101,7 @@ class DetectedLanguages(Result):
 
     def figures(self) -> dict[str, Figure]:
         """The share of right detections by k, a panel for each language, with intervals and chance."""
-        rows = [{**r, "script": "detected"} for r in self.table.to_pylist() if r["accuracy"] is not None]
+        rows = [{**r, "script": ""} for r in self.table.to_pylist() if r["accuracy"] is not None]
         if not rows:
             return {}
 
@@ -96,10 +115,10 @@ class DetectedLanguages(Result):
                 axes.plot(x, percent(of, "chance"), ":", color=colour, lw=1.2)
             axes.plot([], [], ":", color="#555555", lw=1.2, label="chance: detections shuffled")
             axes.set_ylim(-2, 102)
-            axes.set_ylabel("% of recordings", fontsize=9)
+            axes.set_ylabel("% of recordings: up is better", fontsize=9)
 
-        title = f"{self.settings['checkpoint']}: right language by exit, {self.settings['corpus']}, 95 % intervals"
-        return {"languages": by_language(rows, draw, f"{title}; higher is better")}
+        whose = f"{self.settings['checkpoint']} on {self.settings['corpus']}"
+        return {"languages": by_language(rows, draw, f"Right language by exit: {whose}{intervals(rows, 'low')}")}
 
 
 DETECTED_SCHEMA = pa.schema(

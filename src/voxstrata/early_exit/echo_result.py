@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, exit_name
-from voxstrata.early_exit.figures import by_language, norm_looks, percent
+from voxstrata.early_exit.figures import NORM_NAMES, by_language, intervals, norm_looks, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 WRONG, RIGHT, MISSED = "wrong", "right", "missed"  # kinds of words: see `echo`
 NULL_SENTENCES = 20  # that a word is compared with, beside the one that was said
 _SHOWN = 60  # words of a report
+_WORDS = {WRONG: "wrong words", MISSED: "words that should have stood there"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,10 +37,11 @@ class WrongWords(Result):
     words: pa.Table
 
     command = "early-exit sweep"
+    question = "Do wrong words sound like what was said?"
     files: ClassVar = {"table": "wrong_words.parquet", "words": "words_heard.parquet"}
     key = "voxstrata"
     markdown = "wrong_words.md"
-    captions: ClassVar = {"wrong_words": "Whether wrong words sound like what was said"}
+    captions: ClassVar = {"wrong_words": "How often wrong words sound like what was said, by exit, beside chance"}
     folder: ClassVar = "sound"  # within the sweep's
 
     @property
@@ -48,6 +51,23 @@ class WrongWords(Result):
     @property
     def title(self) -> str:
         return f"Wrong words of translations at early exits of {self.settings['checkpoint']}, by their sound"
+
+    def finding(self) -> Finding | None:
+        """Of the whole encoder, over all languages."""
+        rows = [r for r in self.table.to_pylist() if (r["language"], r["norm"]) == (MEAN_OF_LANGUAGES, "with")]
+        wrong = [r for r in rows if r["kind"] == WRONG]
+        if not wrong or wrong[-1]["closer"] is None:
+            return None
+        last = wrong[-1]
+        missed = next(r for r in rows if r["kind"] == MISSED and r["after"] == last["after"])
+        answer = (
+            f"With the whole encoder {percent_text(last['closer'], last['low'], last['high'])} of the wrong words are "
+            "closer in sound to the sentence that was said than to another one, of the words that should have stood "
+            f"there {percent_text(missed['closer'])}. Chance is 50 %."
+        )
+        value, low, high = (in_hundred([r[name] for r in wrong]) for name in ("closer", "low", "high"))
+        names, half = [str(r["after"]) for r in wrong], [50.0] * len(wrong)
+        return Finding(answer, SmallCurve("wrong words that are closer (%), by block k", names, value, low, high, half))
 
     def tables(self) -> list[TextTable]:
         rows = []
@@ -64,7 +84,7 @@ class WrongWords(Result):
         alike = TextTable("How often a word is closer in sound to what was said", header, rows, self._explanation())
         names = ["language", "after", "norm", "kind", "words", "recordings", "groups", "distance", "null", "closer"]
         names += ["foreign_script"]
-        return [alike, as_stored(self.table, "All kinds of words, as stored", names)]
+        return [alike, as_stored(self.table, "All kinds of words, as stored", names, shares=("closer",))]
 
     def stored(self) -> list[TextTable]:
         wrong = self.words.filter(pc.equal(self.words["kind"], WRONG)).sort_by("distance")
@@ -86,7 +106,7 @@ class WrongWords(Result):
 
     def figures(self) -> dict[str, Figure]:
         """Wrong words beside missed ones by k, a panel for each language, with intervals and chance."""
-        rows = [{**r, "script": "source", "utterances": r["recordings"]} for r in self.table.to_pylist()]
+        rows = [{**r, "script": "", "utterances": r["recordings"]} for r in self.table.to_pylist()]
 
         def draw(axes: Axes, mine: Sequence[Mapping[str, Any]]) -> None:
             for norm, (colour, marker) in norm_looks(rows).items():
@@ -96,10 +116,12 @@ class WrongWords(Result):
                     if kind == WRONG:
                         axes.fill_between(x, percent(of, "low"), percent(of, "high"), color=colour, alpha=0.15, lw=0)
                     look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "ls": line}
-                    axes.plot(x, percent(of, "closer"), **look, markerfacecolor=fill, label=f"{kind}, {norm}")
+                    label = f"{_WORDS[kind]}, {NORM_NAMES.get(norm, norm)}"
+                    axes.plot(x, percent(of, "closer"), **look, markerfacecolor=fill, label=label)
             axes.axhline(50, color="black", lw=0.8, ls=":", label="chance")
-            axes.set_ylim(0, 102)
-            axes.set_ylabel("% closer to what was said", fontsize=9)
+            axes.set_ylim(-2, 102)
+            axes.set_ylabel("% closer to what was said: up is more alike", fontsize=9)
 
-        title = f"{self.settings['checkpoint']}: do wrong words sound like what was said? {self.settings['corpus']}"
-        return {"wrong_words": by_language(rows, draw, f"{title}; up: more alike, 95 % intervals")}
+        whose = f"{self.settings['checkpoint']} on {self.settings['corpus']}"
+        title = f"Do wrong words sound like what was said? {whose}{intervals(rows, 'low')}"
+        return {"wrong_words": by_language(rows, draw, title)}

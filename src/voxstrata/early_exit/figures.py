@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
+from voxstrata.base.plain import counted
 from voxstrata.early_exit.exits import ERROR_KINDS, MEAN_OF_LANGUAGES, NORMS, EarlyExit
 
 if TYPE_CHECKING:
@@ -24,10 +27,14 @@ RATE_NAMES = {"word": "WER", "character": "CER", "both": "WER or CER"}  # by uni
 _KINDS = dict(zip(ERROR_KINDS, ("#E69F00", "#56B4E9", "#555555"), strict=True))
 
 
-def plot_errors(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: str) -> Figure:
+_BEYOND, _END = 104.0, 108.0  # where what is far above 100 % stands on an axis of shares, and where the axis ends
+
+
+def plot_errors(rows: Sequence[_Row], choices: Mapping[str, _Row], whose: str) -> Figure:
     """The rate that chooses by k, a panel for each language, with intervals, chance and the line of saying nothing.
 
-    rows: of RATES_SCHEMA, of one part. choices: of CHOICES_SCHEMA, by language. The chosen exit has a ring.
+    rows: of RATES_SCHEMA, of one part. choices: of CHOICES_SCHEMA, by language. whose: of which checkpoint and corpus.
+    The chosen exit has a ring. The axes end at 100 %: what is above stands at the top, with its figure.
     """
     name = next(iter(choices.values()))["chosen_by"]
     low, high = ("low", "high") if name == "rate" else (f"{name}_low", f"{name}_high")
@@ -35,10 +42,11 @@ def plot_errors(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: s
     def draw(axes: Axes, mine: Sequence[_Row]) -> None:
         for norm, (colour, marker) in norm_looks(rows).items():
             of = [r for r in mine if r["norm"] == norm]
-            x, y = [r["after"] for r in of], [100 * r[name] for r in of]
-            axes.fill_between(x, percent(of, low), percent(of, high), color=colour, alpha=0.15, lw=0)
-            axes.plot(x, y, color=colour, marker=marker, markersize=4, label=NORM_NAMES.get(norm, norm))
-            axes.plot(x, percent(of, "chance"), ":", color=colour, lw=1.2)
+            x = [r["after"] for r in of]
+            low_end, high_end = (np.minimum(percent(of, end), _BEYOND) for end in (low, high))
+            axes.fill_between(x, low_end, high_end, color=colour, alpha=0.15, lw=0)
+            _draw_to_hundred(axes, x, percent(of, name), colour, marker, label=NORM_NAMES.get(norm, norm))
+            axes.plot(x, np.minimum(percent(of, "chance"), _BEYOND), ":", color=colour, lw=1.2)
         axes.plot([], [], ":", color="#555555", lw=1.2, label="chance: against other recordings' texts")
         axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing")
         choice = choices.get(mine[0]["language"])
@@ -51,27 +59,27 @@ def plot_errors(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: s
                 "ls": "",
                 "label": "chosen",
             }
-            axes.plot(at["after"], 100 * at[name], "o", **ring)
+            axes.plot(at["after"], min(100 * at[name], _BEYOND), "o", **ring)
         elif choice:
             axes.text(
                 0.5, 0.03, NO_EXIT.replace(" better", "\nbetter"), transform=axes.transAxes, fontsize=8, ha="center"
             )
-        top = max(max(r[high] or r[name] for r in mine), max((r["chance"] or 0 for r in mine), default=0))
-        axes.set_ylim(0, 106 * max(top, 1))  # markers at the top stay whole
-        axes.set_ylabel(f"{RATE_NAMES[mine[0]['unit']]} (%)", fontsize=9)
+        _end_at_hundred(axes)
+        axes.set_ylabel(f"{RATE_NAMES[mine[0]['unit']]} (%): down is better", fontsize=9)
 
-    loops = "loops cut, " if name == "cut_rate" else ""
-    return by_language(rows, draw, f"{checkpoint}: errors by exit, {loops}test part, 95 % intervals; lower is better")
+    loops = ", loops cut" if name == "cut_rate" else ""
+    return by_language(rows, draw, f"Errors by exit{loops}: {whose}, test part{intervals(rows, low)}")
 
 
-def plot_kinds(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: str) -> Figure:
+def plot_kinds(rows: Sequence[_Row], choices: Mapping[str, _Row], whose: str) -> Figure:
     """Substitutions, deletions and insertions upon each other by k; a column for each norm, a row for each language.
 
-    rows, choices: as for `plot_errors`. Transcripts are as they are; a dash is at the rate with loops cut.
+    rows, choices, whose: as for `plot_errors`. Transcripts are as they are; a dash is at the rate with loops cut. The
+    axes end at 100 %: the figure of a higher bar stands in it.
     """
     scopes, norms = list(dict.fromkeys((r["language"], r["script"]) for r in rows)), list(norm_looks(rows))
     figure = new_figure(max(5.0, 3.6 * len(norms)), 2.3 * len(scopes) + 1.4)
-    panels = figure.subplots(len(scopes), len(norms), squeeze=False, sharex=True, sharey="row")
+    panels = figure.subplots(len(scopes), len(norms), squeeze=False, sharex=True, sharey=True)
     for line, scope in zip(panels, scopes, strict=True):
         for axes, norm in zip(line, norms, strict=True):
             mine = [r for r in rows if (r["language"], r["script"], r["norm"]) == (*scope, norm)]
@@ -84,19 +92,23 @@ def plot_kinds(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: st
                 values = [100 * r[f"{unit}_{kind}"] for r in mine]
                 axes.bar(x, values, bottom=base, color=colour, width=0.7, label=kind)
                 base = [a + b for a, b in zip(base, values, strict=True)]
-            cut = [100 * r["cut_wer" if unit == "word" else "cut_cer"] for r in mine]
+            cut = [min(100 * r["cut_wer" if unit == "word" else "cut_cer"], _BEYOND) for r in mine]
             axes.plot(x, cut, "_", color="black", markersize=12, mew=2, label="all, with loops cut")
+            _name_beyond(
+                axes, [(k, top) for k, top in zip(x, base, strict=True) if top > _END], "white", _KINDS["insertions"]
+            )
             axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing")
             _dress(axes, f"{_title(mine[0])}, {NORM_NAMES.get(norm, norm)}")
-            axes.set_ylabel(f"% of {unit}s", fontsize=9)
-    _legend(figure, f"{checkpoint}: kinds of errors by exit, test part; lower is better")
+            _end_at_hundred(axes)
+            axes.set_ylabel(f"% of {unit}s: down is better", fontsize=9)
+    _legend(figure, f"Kinds of errors by exit: {whose}, test part")
     return figure
 
 
-def plot_shares(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: str) -> Figure:
+def plot_shares(rows: Sequence[_Row], choices: Mapping[str, _Row], whose: str) -> Figure:
     """Shares of empty and of looping transcripts by k, a panel for each language, with intervals.
 
-    rows, choices: as for `plot_errors`.
+    rows, choices, whose: as for `plot_errors`.
     """
 
     def draw(axes: Axes, mine: Sequence[_Row]) -> None:
@@ -109,17 +121,17 @@ def plot_shares(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: s
                 look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "markerfacecolor": fill}
                 axes.plot(x, percent(of, share), line, **look, label=f"{share}, {NORM_NAMES.get(norm, norm)}")
         axes.set_ylim(-2, 102)
-        axes.set_ylabel("% of transcripts", fontsize=9)
+        axes.set_ylabel("% of transcripts: down is better", fontsize=9)
 
-    title = f"{checkpoint}: empty and looping transcripts by exit, test part, 95 % intervals; lower is better"
+    title = f"Empty and looping transcripts by exit: {whose}, test part{intervals(rows, 'empty_low')}"
     return by_language(rows, draw, title)
 
 
-def plot_speed(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: str, costs: Sequence[_Row]) -> Figure:
+def plot_speed(rows: Sequence[_Row], choices: Mapping[str, _Row], whose: str, costs: Sequence[_Row]) -> Figure:
     """The rate that chooses against what a recording costs, a panel for each language; a point for each exit, named k.
 
-    rows, choices: as for `plot_errors`. costs: of COSTS_SCHEMA. Cost is seconds as measured, encoder and decoder; where
-    they are not known, arithmetic.
+    rows, choices, whose: as for `plot_errors`. costs: of COSTS_SCHEMA. Cost is seconds as measured, encoder and
+    decoder; where they are not known, arithmetic.
     """
     from matplotlib.ticker import AutoLocator
 
@@ -131,18 +143,18 @@ def plot_speed(rows: Sequence[_Row], choices: Mapping[str, _Row], checkpoint: st
     def draw(axes: Axes, mine: Sequence[_Row]) -> None:
         for norm, (colour, marker) in norm_looks(rows).items():
             of = [r for r in mine if r["norm"] == norm]
-            x, y = [spent[r["after"], norm] for r in of], percent(of, name)
+            x, y = [spent[r["after"], norm] for r in of], np.minimum(percent(of, name), _BEYOND).tolist()
             axes.plot(x, y, "-", color=colour, lw=0.7, alpha=0.6)
             axes.plot(x, y, marker, color=colour, markersize=4, label=NORM_NAMES.get(norm, norm))
             for at, rate, r in zip(x, y, of, strict=True):
                 look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour}
                 axes.annotate(str(r["after"]), (at, rate), (4, 3), **look)
-        axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing")
-        axes.set_ylim(0, 106 * max(1, *(r[name] for r in mine)))
-        axes.set_ylabel(f"{RATE_NAMES[mine[0]['unit']]} (%)", fontsize=9)
+        axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing; what is above is worse")
+        _end_at_hundred(axes)
+        axes.set_ylabel(f"{RATE_NAMES[mine[0]['unit']]} (%): down is better", fontsize=9)
 
     cost = "seconds for a recording, as measured" if timed else "GFLOP for a recording"
-    title = f"{checkpoint}: errors against cost of every exit k, test part; lower left is better"
+    title = f"Errors against cost of every exit k: {whose}, test part; lower left is better"
     figure = by_language(rows, draw, title)
     for axes in figure.axes:
         axes.set_xlabel(cost, fontsize=9)
@@ -157,14 +169,16 @@ def by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], Non
     columns = min(len(scopes), 3)
     lines = -(-len(scopes) // columns)
     figure = new_figure(max(5.0, 3.6 * columns), 2.9 * lines + 1.4)
-    panels = figure.subplots(lines, columns, squeeze=False).flat
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
     for axes, scope in zip(panels, scopes, strict=False):
         mine = [r for r in rows if (r["language"], r["script"]) == scope]
         draw(axes, mine)
         utterances = max(r["utterances"] for r in mine)  # an exit may have figures of fewer
-        _dress(axes, f"{_title(mine[0])} ({utterances} utterances)")
+        _dress(axes, f"{_title(mine[0])} ({counted(utterances, 'utterance')})")
     for axes in figure.axes[len(scopes) :]:
         axes.set_visible(False)
+    for axes in figure.axes:
+        axes.tick_params(labelbottom=True)  # which shared axes have in the last line alone
     _legend(figure, title)
     return figure
 
@@ -176,13 +190,40 @@ def norm_looks(rows: Sequence[_Row]) -> dict[str, tuple[str, str]]:
     return {norm: looks[norm] for norm in held}
 
 
+def intervals(rows: Sequence[_Row], low: str) -> str:
+    """What the title says of them: nothing where the table has none."""
+    return "; bands: 95 % bootstrap intervals" if any(r[low] is not None for r in rows) else ""
+
+
+def _end_at_hundred(axes: Axes) -> None:
+    axes.set_ylim(0, _END)
+    axes.set_yticks(range(0, 101, 20))
+
+
+def _draw_to_hundred(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, marker: str, label: str) -> None:
+    axes.plot(x, np.minimum(y, _BEYOND), color=colour, marker=marker, markersize=4, label=label)
+    _name_beyond(axes, [(k, rate) for k, rate in zip(x, y, strict=True) if rate > _BEYOND], colour, shift=7.0)
+
+
+def _name_beyond(
+    axes: Axes, points: Iterable[tuple[float, float]], colour: str, ground: str = "none", shift: float = 0.0
+) -> None:
+    """The figures of what is above the axis, at its top, shifted up by so many points; ground: the colour behind."""
+    for x, y in points:
+        axes.annotate(f"{y:.0f}", (x, _BEYOND), (0, shift), textcoords="offset points", fontsize=7, color=colour,
+                      ha="center", va="center", annotation_clip=False, zorder=5,
+                      bbox={"facecolor": ground, "edgecolor": "none", "pad": 0.5})  # fmt: skip
+
+
 def percent(rows: Sequence[_Row], name: str) -> list[float]:
     return [nan if r[name] is None else 100 * r[name] for r in rows]
 
 
 def _title(row: _Row) -> str:
     language = row["language"]
-    return "all, mean over languages" if language == MEAN_OF_LANGUAGES else f"{language}, {row['script'].lower()}"
+    if language == MEAN_OF_LANGUAGES:
+        return "all, mean over languages"
+    return ", ".join(filter(None, (language, row["script"].lower())))
 
 
 def _dress(axes: Axes, title: str) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, TEST, exit_name
@@ -21,6 +22,7 @@ _SIDE_BY_SIDE = "transcripts.md"
 _TRANSCRIPTS_SHOWN = 120  # rows of a report: there is one for every utterance and exit
 _RATES = {"word": "WER", "character": "CER", "both": "both"}
 _LOOPS = {"rate": "of transcripts as they are", "cut_rate": "with loops cut"}
+_RATED = ("original", "difference", "cut_original", "cut_difference")  # columns of rates
 _THAN = {"nothing": "saying nothing", "chance": "chance"}
 _WHY = {"nothing": "", "chance": ": what they say fits other recordings as well"}
 
@@ -46,13 +48,14 @@ class EarlyExits(Result):
     resumed: int = 0
 
     command = "early-exit sweep"
+    question = "Where may the encoder end?"
     files: ClassVar = {"table": "errors.parquet", "choices": "choices.parquet", "transcripts": "transcripts.parquet",
                        "costs": "costs.parquet"}  # fmt: skip
     beside = (JOURNAL, LOCK, "fits")
     key = "voxstrata"
     markdown = "early_exit.md"
     captions: ClassVar = {
-        "early_exit": "Errors by exit, test part",
+        "early_exit": "Errors by exit, test part, beside chance and saying nothing",
         "early_exit_kinds": "Kinds of errors by exit, test part",
         "early_exit_shares": "Empty and looping transcripts by exit, test part",
         "early_exit_speed": "Errors against cost by exit, test part",
@@ -65,7 +68,44 @@ class EarlyExits(Result):
 
     @property
     def title(self) -> str:
-        return f"Early exits of {self.settings['checkpoint']}"
+        return f"Early exits of {self._whose}"
+
+    @property
+    def _whose(self) -> str:
+        s = self.settings
+        return f"{s['checkpoint']} on {s['corpus']}" if s.get("corpus") else str(s["checkpoint"])
+
+    def finding(self) -> Finding:
+        """The exit chosen for the mean over languages, or for the only one."""
+        row, by = self.choices.to_pylist()[-1], self._by
+        cut, layers = "cut_" if by == "cut_rate" else "", self.settings["layers"]
+        rate = _RATES[row["unit"]] if row["unit"] != "both" else "errors, WER or CER,"
+        share, whole, less = (
+            percent_text(*(row[f"{cut}{name}{end}"] for end in ("", "_low", "_high")))
+            for name in ("rate", "original", "difference")
+        )
+        if row["after"] is None:
+            answer = f"Nowhere earlier: {NO_EXIT}. The whole encoder, {layers} blocks, has {rate} of {whole}."
+        elif row["after"] == layers:
+            answer = (
+                f"Nowhere earlier: the whole encoder, {layers} blocks, is chosen. On the test part {rate} is {share}."
+            )
+        else:
+            answer = (
+                f"After block {exit_name(row['after'], row['norm'])} of {layers}: on the test part {rate} is {share}, "
+                f"{less} more than the whole encoder's {whole}."
+            )
+        answer += " Saying nothing errs in 100 %."
+        norm = row["norm"] or "with"
+        held = [r for r in self.table.to_pylist() if r["part"] == TEST and r["norm"] == norm]
+        held = [r for r in held if r["language"] == row["language"]]
+        low, high = ("low", "high") if by == "rate" else (f"{by}_low", f"{by}_high")
+        value, low_ends, high_ends = (in_hundred([r[name] for r in held]) for name in (by, low, high))
+        best = next((i for i, r in enumerate(held) if r["after"] == row["after"]), None)
+        names = [exit_name(r["after"], "with") for r in held]
+        nothing = [100.0] * len(held)
+        up = f"{_RATES[row['unit']]} (%) by block k: down is better"
+        return Finding(answer, SmallCurve(up, names, value, low_ends, high_ends, nothing, "saying nothing", best))
 
     def tables(self) -> list[TextTable]:
         found = [self._chosen(), self._kinds(), *([self._costs()] if len(self.costs) else [])]
@@ -77,8 +117,9 @@ class EarlyExits(Result):
         for part in (TEST, DEV):
             held = self.table.filter(pc.equal(self.table["part"], part))
             title = f"Every exit on the {part} part, as stored"
-            found.append(as_stored(held, title, [*names, "utterances", "groups"], of=len(self.table)))
-            found.append(as_stored(held, f"{title}: kinds of errors", kinds, of=len(self.table)))
+            whole, shares = len(self.table), [name for name in (*names[5:-1], *kinds[3:]) if "per_minute" not in name]
+            found.append(as_stored(held, title, [*names, "utterances", "groups"], shares=shares, of=whole))
+            found.append(as_stored(held, f"{title}: kinds of errors", kinds, shares=shares, of=whole))
         if self.failures:
             found.append(TextTable("Not transcribed", ["recording", "reason"], list(self.failures.items())))
         return found
@@ -140,12 +181,13 @@ class EarlyExits(Result):
         )
 
     def stored(self) -> list[TextTable]:
-        note = "Rates as fractions. after: k. original: the whole encoder. difference: rate less original, paired."
+        note = "after: k. original: the whole encoder. difference: rate less original, paired."
         names = ["id", "language", "part", "after", "norm", "unit", "word_errors", "words"]
         names += ["character_errors", "characters", "reference", "transcript"]
+        shares = [name for name in self.choices.column_names if "rate" in name or name.startswith(_RATED)]
         heard = self.transcripts.slice(0, _TRANSCRIPTS_SHOWN)
         return [
-            as_stored(self.choices, "The exits chosen, as stored", note=note),
+            as_stored(self.choices, "The exits chosen, as stored", shares=shares, note=note),
             as_stored(heard, "Transcripts, as stored", names, of=len(self.transcripts)),
         ]
 
@@ -196,10 +238,10 @@ class EarlyExits(Result):
         rows = [r for r in self.table.to_pylist() if r["part"] == TEST]
         choices = {r["language"]: r for r in self.choices.to_pylist()}
         drawn = {"early_exit": plot_errors, "early_exit_kinds": plot_kinds, "early_exit_shares": plot_shares}
-        found = {name: plot(rows, choices, self.settings["checkpoint"]) for name, plot in drawn.items()}
+        found = {name: plot(rows, choices, self._whose) for name, plot in drawn.items()}
         if len(self.costs):
             costs = self.costs.to_pylist()
-            found["early_exit_speed"] = plot_speed(rows, choices, self.settings["checkpoint"], costs)
+            found["early_exit_speed"] = plot_speed(rows, choices, self._whose, costs)
         return found
 
     def save(self, folder: str | Path) -> list[Path]:

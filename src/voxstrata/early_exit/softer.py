@@ -18,10 +18,11 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, with_interval
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, EarlyExit, exit_name
-from voxstrata.early_exit.figures import NORM_NAMES, by_language, norm_looks, percent
+from voxstrata.early_exit.figures import NORM_NAMES, by_language, intervals, norm_looks
 from voxstrata.early_exit.fitting import FOLDS, Fit, Fits, Fitter, LastNorm, fits_hash
 from voxstrata.early_exit.language_means import Floats, LanguageMeans, interval
 
@@ -56,10 +57,11 @@ class SofterExits(Result):
     fitted: pa.Table
 
     command = "early-exit sweep"
+    question = "How much of the last layer does an exit give?"
     files: ClassVar = {"table": "fits.parquet", "fitted": "fitted.parquet"}
     key = "voxstrata"
     markdown = "fits.md"
-    captions: ClassVar = {"fits": "How much of the last layer an exit gives, test part"}
+    captions: ClassVar = {"fits": "How much of the last layer an exit gives, test part; 0 is knowing nothing"}
     folder: ClassVar = "fits"  # within the sweep's
 
     @property
@@ -82,6 +84,23 @@ class SofterExits(Result):
         if fits_hash(found) != self.settings["fits_sha256"]:
             raise InputError(f"{self.files['fitted']}: not what was fitted; run the sweep with --overwrite")
         return found
+
+    def finding(self) -> Finding | None:
+        """Of the exit that gives most, over all languages."""
+        rows = [r for r in self.table.to_pylist() if r["language"] == MEAN_OF_LANGUAGES]
+        if not rows:
+            return None
+        best = max(rows, key=lambda r: float(r["r2"]))
+        plain = next(r["r2"] for r in rows if (r["after"], r["norm"]) == (best["after"], "with"))
+        answer = (
+            f"Exit {exit_name(best['after'], best['norm'])} gives most: R² is "
+            f"{with_interval(best, ['r2', 'low', 'high'], '.2f')}, with the model's own LayerNorm {plain:.2f}. The "
+            "whole encoder has 1, knowing nothing of a frame 0."
+        )
+        held = [r for r in rows if r["norm"] == best["norm"]]
+        value, low, high = ([r[name] for r in held] for name in ("r2", "low", "high"))
+        up, names = f"R² by block k, {NORM_NAMES[best['norm']]}", [str(r["after"]) for r in held]
+        return Finding(answer, SmallCurve(up, names, value, low, high, best=held.index(best), top=1))
 
     def tables(self) -> list[TextTable]:
         ridges = dict(zip(self.fitted["after"].to_pylist(), self.fitted["ridge"].to_pylist(), strict=True))
@@ -112,21 +131,23 @@ class SofterExits(Result):
 
     def figures(self) -> dict[str, Figure]:
         """R² by k, a panel for each language, with intervals."""
-        rows = [{**r, "script": "speech", "utterances": r["recordings"]} for r in self.table.to_pylist()]
+        rows = [{**r, "script": "", "utterances": r["recordings"]} for r in self.table.to_pylist()]
 
         def draw(axes: Axes, mine: Sequence[Mapping[str, Any]]) -> None:
             for norm, (colour, marker) in norm_looks(rows).items():
                 of = [r for r in mine if r["norm"] == norm]
                 x = [r["after"] for r in of]
-                axes.fill_between(x, percent(of, "low"), percent(of, "high"), color=colour, alpha=0.15, lw=0)
+                value, low, high = (np.array([r[name] for r in of], np.float64) for name in ("r2", "low", "high"))
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
                 label = NORM_NAMES.get(norm, norm)
-                axes.plot(x, percent(of, "r2"), color=colour, marker=marker, markersize=4, label=label)
-            axes.axhline(0, color="black", lw=0.8, ls=":", label="the mean: knowing nothing")
-            axes.set_ylim(max(-250, min(-105, *(105 * r["r2"] for r in rows))), 105)  # what lies below says no more
-            axes.set_ylabel("R² (%)", fontsize=9)
+                axes.plot(x, value, color=colour, marker=marker, markersize=4, label=label)
+            axes.axhline(0, color="black", lw=0.8, ls=":", label="chance: knowing nothing of the frame")
+            axes.set_ylim(max(-2.5, min(-1.05, *(1.05 * r["r2"] for r in rows))), 1.05)  # what lies below says no more
+            axes.set_ylabel("R²: up is better", fontsize=9)
 
-        title = f"{self.settings['checkpoint']}: how much of the last layer an exit gives, {self.settings['corpus']}"
-        return {"fits": by_language(rows, draw, f"{title}, test part, 95 % intervals; higher is better")}
+        whose = f"{self.settings['checkpoint']} on {self.settings['corpus']}"
+        title = f"How much of the last layer an exit gives: {whose}, test part{intervals(rows, 'low')}"
+        return {"fits": by_language(rows, draw, title)}
 
 
 R2_SCHEMA = pa.schema(

@@ -1,13 +1,13 @@
 """What extracting a corpus will take, from the headers of its recordings alone."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from voxstrata.base.plain import size_in_words, time_in_words
 from voxstrata.base.progress import SILENT, Reporter
-from voxstrata.base.tables import TextTable, aligned, clock
+from voxstrata.base.tables import aligned
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -47,10 +47,10 @@ class Estimate:
     window_seconds: float = 30.0
 
     def to_text(self) -> str:
-        """Recordings, work and storage, in tables; the time is told by `time_text`."""
+        """Recordings, work and storage, in tables; the time is told by `in_words`."""
         readable = self.recordings - len(self.failures)
         about = {
-            "recordings": f"{readable} of {self.recordings} readable, {clock(self.audio_seconds)} of audio",
+            "recordings": f"{readable} of {self.recordings} readable, {time_in_words(self.audio_seconds)} of audio",
             "units": f"{self.units}",
             "windows": f"{self.windows} of at most {self.window_seconds:g} s, {self.mode}",
             "tokens": f"{self.tokens:,} positions to compute, {self.flops / 1e12:,.1f} TFLOP",
@@ -60,36 +60,10 @@ class Estimate:
         lines = [f"  {k:<12}{v}" for k, v in about.items()]
         return "\n".join([*lines, "", aligned(["output", "rows", "MB on disk"], rows)])
 
-    def time_text(self) -> str:
-        """The expected time, and the rate, where that was measured."""
-        assert self.seconds is not None
-        return f"{clock(self.seconds)} ({self.audio_seconds / self.seconds:.1f} audio-hours per hour)"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What `voxstrata bench --json` prints: the record, and what a corpus would take, by context; {} without one."""
-
-    record: Record
-    corpus: dict[str, Estimate]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; `from_dict` restores it."""
-        expected = {mode: asdict(estimate) for mode, estimate in self.corpus.items()}
-        return {**self.record.with_rates(), "corpus": expected or None}
-
-    @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
-        corpus = {mode: Estimate(**{**e, "outputs": tuple(e["outputs"])}) for mode, e in (d["corpus"] or {}).items()}
-        return cls(Record.from_dict(d), corpus)
-
-    def tables(self) -> list[TextTable]:
-        """Rates, and what the corpus would take, as whole values."""
-        columns = ["recordings", "audio_seconds", "units", "tokens", "bytes", "seconds"]
-        rows = [[mode, *(getattr(e, name) for name in columns)] for mode, e in self.corpus.items()]
-        expected = TextTable("What the corpus would take", ["context", *columns], rows)
-        return [self.record.table(), expected] if rows else [self.record.table()]
+    def in_words(self) -> str:
+        """The expected time, where it is known, and the storage: "3 h 10 min, 41 GB on disk"."""
+        size = f"{size_in_words(self.bytes)} on disk"
+        return size if self.seconds is None else f"{time_in_words(self.seconds)}, {size}"
 
 
 def estimate(

@@ -20,7 +20,7 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.opening import read_json_file
 from voxstrata.base.progress import SILENT, Reporter
-from voxstrata.base.tables import TextTable, aligned
+from voxstrata.base.tables import aligned
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -91,26 +91,6 @@ class Record:
         for mode, t in self.modes.items():
             d["modes"][mode] |= {"audio_hours_per_hour": t.audio_hours_per_hour, "flops_per_second": t.flops_per_second}
         return d
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """Of which encoder: hashes of weights and silence cache, dtype."""
-        return dict(self.about["model"])
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Machine, software, device and threads."""
-        return {name: value for name, value in self.about.items() if name != "model"}
-
-    def table(self) -> TextTable:
-        """Whole values of every context."""
-        columns = ["efficiency", "clips", "audio_seconds", "seconds", "stored_bytes"]
-        rows = [[mode, t.audio_hours_per_hour, *(getattr(t, c) for c in columns)] for mode, t in self.modes.items()]
-        note = (
-            f"Made-up recordings, {len(next(iter(self.modes.values())).outputs)} outputs. efficiency: arithmetic over "
-            f"that of matrix products in the same time. Load average before: {self.load}."
-        )
-        return TextTable("How fast this machine is", ["context", "audio-hours per hour", *columns], rows, note)
 
     def to_text(self) -> str:
         """Machine, rates and stages, in tables."""

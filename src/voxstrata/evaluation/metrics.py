@@ -18,7 +18,6 @@ BoolMatrix = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
 
 KS = (1, 5, 10)
-MEAN = "mean"  # in tables of figures: source and target of the rows that average over all directions
 ROUNDING = 1e-9  # a random matching that comes as close to a figure equals it
 _COUNTS = ("queries", "queries_without_partner", "candidates", "candidates_max")
 CELLS_AT_ONCE = 1 << 22  # matrix cells taken at once where temporaries are as large as their input

@@ -1,8 +1,11 @@
-"""Pieces of a page that needs nothing but itself: tables that keep the values they show, pictures, settings."""
+"""Pieces of a page that needs nothing but itself: pictures with their files, settings, the page around them."""
 
 import base64
+import hashlib
+import re
 from collections.abc import Iterable
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +15,41 @@ from voxstrata.base.tables import cell_text
 
 GENERATOR = '<meta name="generator" content="voxstrata report">'  # by which a page is known as ours
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-_STYLE = """
-:root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; }
-body { margin: 0 auto; max-width: 72rem; padding: 0 1rem 4rem; }
-h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
-section { border-top: 1px solid #bbb; margin-top: 3rem; }
-.box { overflow-x: auto; margin: 0 0 1rem; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; text-align: left; vertical-align: top; white-space: pre; border-bottom: 1px solid #ddd; }
-.n { text-align: right; }
-thead th { border-bottom: 2px solid #555; }
-th:first-child { position: sticky; left: 0; background: #fff; }
-.t { white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { tbody th { white-space: normal; min-width: 6rem; overflow-wrap: anywhere; } }
-img { display: block; max-width: 100%; min-width: 36rem; }
-figure { margin: 0 0 1rem; }
-figcaption, .note { color: #444; font-size: .875rem; white-space: pre-wrap; }
-dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .1rem 1rem; font-size: .875rem; }
-dt { color: #444; }
-dd { margin: 0; white-space: pre-wrap; }
-dt, dd { overflow-wrap: anywhere; min-width: 0; }
-summary { cursor: pointer; padding: .3rem 0; }
-"""
+_PDF, _PDF_END = b"%PDF-", b"%%EOF"
 
 
 def picture(path: Path, caption: str) -> str:
-    """A PNG as part of the page. Raises InputError when it is none, or cut."""
+    """A PNG as part of the page; the PDF of the same name beside it, if any, to be saved.
+
+    Raises InputError when either is none, or cut.
+    """
     data = read_regular(path)
     if not (data.startswith(_PNG) and data.endswith(_END)):
         raise InputError(f"{path}: not a whole PNG; run the command that wrote it again, or remove the file")
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     label = escape(caption)
     return (
-        f'<figure><div class="box" tabindex="0" role="region" aria-label="{label}"><img alt="{label}" src="{source}">'
-        f"</div><figcaption>{label}</figcaption></figure>\n"
+        f'<figure><div class="box" tabindex="0" role="region" aria-label="{label}"><img alt="{label}" '
+        f'data-name="{escape(path.stem)}" src="{_inline("image/png", data)}"></div>'
+        f'<p class="get">{_document(path.with_suffix(".pdf"))}</p><figcaption>{label}</figcaption></figure>\n'
     )
+
+
+def _document(path: Path) -> str:
+    if not path.exists():
+        return ""  # what earlier versions saved
+    data = read_regular(path)
+    if not (data.startswith(_PDF) and data.rstrip().endswith(_PDF_END)):
+        raise InputError(f"{path}: not a whole PDF; run the command that wrote it again, or remove the file")
+    return f'<a download="{escape(path.name)}" href="{_inline("application/pdf", data)}">PDF</a>'
+
+
+def _inline(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def prose(text: str) -> str:
+    """Sentences of a result, in which a number stays with its % when the line breaks."""
+    return re.sub(r"(?<=\d) (?=%)", "\u00a0", escape(text))
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
@@ -74,11 +77,14 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
 
 
 def page(title: str, inside: str) -> str:
-    """The page. Its policy forbids the browser to load anything: what is not in the file is not shown."""
+    """The page. Its policy forbids the browser to load anything, and to run anything but the page's own script."""
+    style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        f"style-src 'unsafe-inline'\">\n{GENERATOR}\n<title>{escape(title)}</title>\n"
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n{inside}</body>\n</html>\n"
+        f"style-src 'unsafe-inline'; script-src 'sha256-{own}'; base-uri 'none'; form-action 'none'\">\n"
+        f"{GENERATOR}\n<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{inside}"
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )

@@ -3,7 +3,7 @@
 import fnmatch
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from voxstrata.base.plain import spelt_out
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import TextTable
-from voxstrata.report.html import GENERATOR, definitions, page
-from voxstrata.report.registry import RESULTS
+from voxstrata.report.html import GENERATOR, definitions, folded, page, prose
+from voxstrata.report.registry import QUESTIONS, RESULTS
 from voxstrata.report.sections import BENCH_FILES, Run, of_bench, of_result, of_similarity, of_store
+from voxstrata.report.small import small_picture
 from voxstrata.retrieval.finished import PLAN_FILE, TOP_FILE, is_similarity
 from voxstrata.store.files import ROOT, Files, root_attributes
 
 PAGE = "report.html"
 _FOREIGN = "without the settings that voxstrata stores with results"
+_SHOWN = ("html", "finding")  # of a run, on the page alone
 _UNFINISHED = f"no {TOP_FILE} beside it; `voxstrata similarity` writes it at its end"
 
 
@@ -35,7 +37,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        runs = [{name: value for name, value in asdict(run).items() if name != "html"} for run in self.runs]
+        runs = [{name: value for name, value in asdict(run).items() if name not in _SHOWN} for run in self.runs]
+        for run, one in zip(self.runs, runs, strict=True):
+            one["answer"] = run.finding.answer if run.finding else None
         return {"page": self.page, "runs": runs, "left_out": self.left_out}
 
 
@@ -77,11 +81,18 @@ def write_report(folder: str | Path, target: str | Path | None = None, reporter:
             f"{folder}: holds no result that voxstrata wrote ({looked_for}) and no store; give the folder that "
             "`voxstrata retrieve` or another command wrote, or one above it"
         )
+    ordered = tuple(sorted(_with_checkpoints(runs), key=lambda run: QUESTIONS.index(run.question)))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    partial.write_text(spelt_out(_page(folder, runs, left_out)), encoding="utf-8")
+    partial.write_text(spelt_out(_page(folder, ordered, left_out)), encoding="utf-8")
     partial.replace(target)
-    return Report(str(target), tuple(runs), left_out)
+    return Report(str(target), ordered, left_out)
+
+
+def _with_checkpoints(runs: Sequence[Run]) -> list[Run]:
+    """Runs that recorded the encoder's weights alone, with the checkpoint that others name for these weights."""
+    names = {run.weights_sha256: run.checkpoint for run in runs if run.weights_sha256 and run.checkpoint}
+    return [run if run.checkpoint else replace(run, checkpoint=names.get(run.weights_sha256 or "")) for run in runs]
 
 
 def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -107,18 +118,33 @@ def _refuse_foreign(target: Path) -> None:
 
 
 def _page(folder: Path, runs: Sequence[Run], left_out: dict[str, str]) -> str:
-    title = f"voxstrata: {folder.resolve().name}"
-    contents = [[run.path, run.command, run.checkpoint, run.weights_sha256] for run in runs]
+    title = f"What was found: {folder.resolve().name}"
+    checkpoints = dict.fromkeys(name for run in runs if run.checkpoint for name in run.checkpoint.split(" + "))
+    inside = f"<header><h1>{escape(title)}</h1>\n"
+    inside += f'<p class="source">{escape(", ".join(checkpoints) or "no encoder is named")}</p></header>\n'
+    cards = "".join(_card(n, run, runs) for n, run in enumerate(runs) if run.finding)
+    inside += f'<nav class="cards" aria-label="What was found">\n{cards}</nav>\n' if cards else ""
     encoders = {one for run in runs if run.weights_sha256 for one in run.weights_sha256.split(" + ")}
     note = f"These results are of {len(encoders)} different encoders." if len(encoders) > 1 else ""
-    header = ["result", "voxstrata", "checkpoint", "encoder, SHA-256"]
-    inside = f"<h1>{escape(title)}</h1>\n{TextTable('What is here', header, contents, note).to_html()}"
-    inside += "<p>Floats are shown to four digits; the page holds them whole, as stored.</p>\n"
-    if left_out:
-        inside += "<h3>Left out</h3>\n" + definitions(left_out.items())
+    contents = [[run.path, run.command, run.whose, run.weights_sha256 or ""] for run in runs]
+    table = TextTable("All results", ["result", "command", "checkpoint", "encoder, SHA-256"], contents, note)
     links = "".join(f'<li><a href="#run-{n}">{escape(r.path)}</a></li>\n' for n, r in enumerate(runs))
-    inside += f"<ul>\n{links}</ul>\n"
+    inside += f"<details><summary>All {len(runs)} results</summary>\n<ul>\n{links}</ul>\n{table.to_html()}</details>\n"
+    if left_out:
+        inside += folded(f"Left out: {len(left_out)}", definitions(left_out.items()))
+    inside += '<p class="note">Shares are in percent. A click on a column sorts by it. Figures are rounded on the page '
+    inside += "and whole in its CSV files.</p>\n"
     for n, run in enumerate(runs):
-        heading = f"<h2>{escape(run.command)}: {escape(run.path)}</h2>\n"
-        inside += f'<section id="run-{n}">\n{heading}{run.html}</section>\n'
+        label = escape(f"{run.command}: {run.path}")
+        inside += f'<section id="run-{n}" data-run="{label}">\n{run.html}</section>\n'
     return page(title, inside)
+
+
+def _card(n: int, run: Run, runs: Sequence[Run]) -> str:
+    """The answer in short, which leads to its section. Which of several, where the question is asked more than once."""
+    assert run.finding is not None
+    several = sum(other.question == run.question for other in runs) > 1
+    which = f"<small>{escape(run.path)}</small>\n" if several else ""
+    curve = small_picture(run.finding.curve) if run.finding.curve else ""
+    whole = f"<b>{escape(run.question)}</b>\n{which}<span>{prose(run.finding.answer)}</span>\n{curve}"
+    return f'<a class="card" href="#run-{n}">{whole}</a>\n'

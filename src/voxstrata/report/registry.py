@@ -1,10 +1,14 @@
-"""Which results the report knows. It learns from the classes alone what their files, tables and pictures are."""
+"""Which results the report knows, in the order of the questions that they answer.
+
+It learns from the classes alone what their files, questions, answers, tables and pictures are.
+"""
 
 from voxstrata.base.result import Result
 from voxstrata.early_exit.detected import DetectedLanguages
 from voxstrata.early_exit.echo_result import WrongWords
 from voxstrata.early_exit.result import EarlyExits
 from voxstrata.early_exit.softer import SofterExits
+from voxstrata.engine.bench import Bench
 from voxstrata.studies.align.result import Alignment
 from voxstrata.studies.compared.result import ComparedAlignment, ComparedRetrieval
 from voxstrata.studies.drift.result import Drift
@@ -16,6 +20,8 @@ from voxstrata.studies.retrieve.result import Retrieval
 from voxstrata.studies.words.result import WordComparison
 
 RESULTS: tuple[type[Result], ...] = (
-    Retrieval, FoundRetrieval, ComparedRetrieval, MinedPairs, Alignment, ComparedAlignment, Phonetics,
-    WordComparison, Explanation, EarlyExits, SofterExits, DetectedLanguages, WrongWords, Drift,
+    Retrieval, ComparedRetrieval, Alignment, ComparedAlignment, Phonetics, WordComparison, EarlyExits, SofterExits,
+    DetectedLanguages, WrongWords, FoundRetrieval, MinedPairs, Explanation, Drift, Bench,
 )  # fmt: skip
+ENCODED = "What was encoded?"  # of stores
+QUESTIONS = (*(kind.question for kind in RESULTS), ENCODED)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from voxstrata.base.figures import STYLES, Figure, new_figure
+from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title
 from voxstrata.retrieval.recordings import SHARED_FIRST
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
@@ -33,13 +33,14 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
     bars = " (bars)" if settings["bootstrap_resamples"] else ""
     lines.add(slope, (RAW, names.FIT, names.SLOPE), f"closeness alone{bars}", _BLUE, slope=True)
     lines.add(slope, (RAW, names.FIT, names.GIVEN_DURATION), "given duration", _RED, "--", slope=True)
-    slope.axhline(0, color="black", linewidth=0.8)
+    slope.axhline(0, color="black", linestyle=":", linewidth=1, label="chance: sound says nothing")
     enough, number = names.directions_with_unlike_pairs(table), len(names.directions(table))
     fewer = f" (blue: {enough} directions)" if 0 < enough < number else ""
+    up = "recall@1 (%): up is better"
     for axes, label, letter in (
-        (whole, "recall@1 (%)", f"a  whole pools{lines.pool(POOL_ALL)}"),
-        (controlled, "recall@1 (%)", f"b  controlled pools{fewer}"),
-        (slope, "log-odds of a hit per SD", "c  closeness in sound"),
+        (whole, up, f"a  whole pools{lines.pool(POOL_ALL)}"),
+        (controlled, up, f"b  controlled pools{fewer}"),
+        (slope, "log-odds per SD: up, sound helps more", "c  closeness in sound"),
     ):
         axes.set_title(letter, fontsize=8, loc="left", fontweight="bold")
         axes.set_ylabel(label, fontsize=7)
@@ -48,15 +49,14 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
         axes.grid(axis="y", alpha=0.3, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         if axes is not slope:
-            axes.set_ylim(bottom=0)
+            percent_axis(axes, lines.highest)  # of both: they are compared
         below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.27), "ncols": 2}
         if axes.get_legend_handles_labels()[0]:  # none where no direction has enough pairs
             axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
-    groups = f"\nbands, bars: 95 % bootstrap intervals over {settings['bootstrap_groups']} groups"
+    groups = f"bands, bars: 95 % bootstrap intervals over {settings['bootstrap_groups']} groups"
     bands = groups if settings["bootstrap_resamples"] else ""
-    figure.suptitle(
-        f"{title}, {settings['similarity']}, mean over {number} directions, pool {SHARED_FIRST}{bands}", fontsize=8
-    )
+    about = f"by {settings['similarity']}, mean over {number} directions, pool {SHARED_FIRST}"
+    set_title(figure, f"What is left without sound: {title}", about, bands, size=8)
     return figure
 
 
@@ -87,6 +87,12 @@ class _Lines:
 
     found: dict[names.FigureKey, dict[str, Any]]
     outputs: Sequence[str]
+
+    @property
+    def highest(self) -> float:
+        """The largest recall@1 or end of an interval of any system in any pool, in percent."""
+        rows = [row for key, row in self.found.items() if key[3] == names.RECALL]
+        return 100 * max(x for row in rows for x in (row["value"], row["high"], 0.0) if x is not None)
 
     def add(
         self, axes: Any, what: _What, label: str, style: tuple[str, str], dash: str = "-", slope: bool = False

@@ -19,8 +19,9 @@ from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import Evaluation, MeanEvaluation, Resamples
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, WEIGHTS_AT_ONCE
+from voxstrata.evaluation.levels import DIRECTION, MEAN
 from voxstrata.evaluation.logistic import LOGISTIC_METHOD, fit_logistic
-from voxstrata.evaluation.metrics import MEAN, Float64
+from voxstrata.evaluation.metrics import Float64
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.recordings import SHARED_FIRST
@@ -158,6 +159,7 @@ def align(
     def compared() -> None:
         reporter.progress(Progress("comparing", next(done), total, "language pairs × outputs"))
 
+    reporter.progress(Progress("comparing", 0, total, "language pairs × outputs"))
     rows: list[dict[str, object]] = []
     for output in outputs:
         centres = {p.language: cell_centres(p, output) for p in participants}
@@ -168,6 +170,7 @@ def align(
     settings = {"similarity": similarity, "kernel": kernel.name if similarity == SEQSIM else None, **_settings(options)}
     settings["cells_are_languages"] = all(len(set(p.cells.tolist())) == 1 for p in participants)
     settings |= {"bootstrap_groups": len(groups), "left_out": left_out, "phonetics": folder.settings}
+    settings["store"] = store.name
     about = {Alignment.key: json.dumps(settings, ensure_ascii=False), STORE: json.dumps(store.about)}
     return Alignment(pa.Table.from_pylist(rows, schema=names.ALIGN_SCHEMA).replace_schema_metadata(about))
 
@@ -285,9 +288,9 @@ def _rows(
         for d in directions:
             found = d.figures[pool]
             mean.add(found)
-            rows += _estimates((system, states, pool, d.inputs.source, d.inputs.target), found)
-        rows += _estimates((system, states, pool, MEAN, MEAN), mean.result())
-    return rows + _estimates((system, states, names.FIT, MEAN, MEAN), _fit(directions, resamples))
+            rows += _estimates((system, states, pool, DIRECTION, d.inputs.source, d.inputs.target), found)
+        rows += _estimates((system, states, pool, MEAN, None, None), mean.result())
+    return rows + _estimates((system, states, names.FIT, MEAN, None, None), _fit(directions, resamples))
 
 
 def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) -> Evaluation:
@@ -325,7 +328,7 @@ def _fit(directions: Sequence[DirectionFigures], resamples: Resamples | None) ->
     return Evaluation(names.FIT_METRICS, values[0], nothing, values[1:], len(hits), 0, min(pools), max(pools))
 
 
-def _estimates(key: tuple[str, str, str, str, str], found: Evaluation) -> list[dict[str, object]]:
+def _estimates(key: tuple[str | None, ...], found: Evaluation) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for metric, e in found.estimates.items():
         row: dict[str, object] = dict(zip(names.ALIGN_SCHEMA.names, (*key, metric, SHARED_FIRST), strict=False))

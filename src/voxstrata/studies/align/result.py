@@ -1,15 +1,16 @@
 """What controlled retrieval found: one table of figures, shown as tables and a picture, saved and loaded."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, as_stored, with_interval
-from voxstrata.evaluation.metrics import MEAN
+from voxstrata.base.tables import TextTable, with_interval
+from voxstrata.evaluation.levels import with_level
 from voxstrata.retrieval.recordings import POOL_MEANS, SHARED_FIRST
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.figures import plot_alignment
@@ -40,54 +41,93 @@ _CONTROLLED = (
 class Alignment(Result):
     """Retrieval under controls.
 
-    table: one row per (system, states, control, source, target, metric), columns as in ALIGN_SCHEMA; a figure that does
-    not exist is null. pool: "shared-first", what `retrieve` calls these recordings.
+    table: one row per (system, states, control, level, source, target, metric), columns as in ALIGN_SCHEMA; a figure
+    that does not exist is null. pool: "shared-first", what `retrieve` calls these recordings.
     - system: outputs by depth, then the retrievers "phonemes" and "durations", which see nothing else.
     - states: "raw" or, for outputs, "means removed".
     - control: the kind of pool (see `hits_by_pool`), or "fit".
     - metric: recall@1. recall@1_change, paired: of "unlike" from "matched", of "closest" from "random", and under "all"
       of means removed from raw. For "fit" log_odds_per_sd, log_odds_per_sd_given_duration, recall@1_if_unlike and
       discrimination.
-    Rows with source and target "mean" are the unweighted mean over directions. low, high: 95 % bootstrap intervals over
+    - level: "direction", or "mean", the unweighted mean over directions, without source and target.
+    low, high: 95 % bootstrap intervals over
     groups.
     """
 
     table: pa.Table
 
     command = "align"
+    question = "What is left without sound?"
     files: ClassVar = {"table": "align.parquet"}
     key = "voxstrata_align"
     markdown = "align.md"
-    captions: ClassVar = {"align": "Controlled retrieval"}
-    formats = ("png", "pdf")
+    captions: ClassVar = {"align": "How many translations come first in whole and in controlled pools, beside chance"}
     brief = 2
     dpi = 220  # for print
 
     @property
     def title(self) -> str:
         about = self.store
-        whose = f"{about['model']['checkpoint']}, {about['spec']['context']['mode']}: " if about else ""
-        return f"{whose}controlled retrieval"
+        whose = f"{about['model']['checkpoint']}, {about['spec']['context']['mode']}" if about else "unknown encoder"
+        return f"{whose}, on {self.settings['store']}" if self.settings.get("store") else whose
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        found = super().load(folder)
+        return replace(found, table=with_level(found.table))
+
+    def finding(self) -> Finding:
+        """Of the output that is best in whole pools, what is left in controlled ones."""
+        found = names.figures_of(self.table)
+        outputs = [name for name in names.systems(self.table) if name not in (names.PHONEMES, names.DURATIONS)]
+
+        def of(system: str, pool: str) -> dict[str, Any]:
+            return found[system, RAW, pool, names.RECALL]
+
+        best = max(outputs, key=lambda name: of(name, POOL_ALL)["value"] or 0.0)
+        shares = {pool: percent_text(*(of(best, pool)[name] for name in ("value", "low", "high")))
+                  for pool in (POOL_ALL, POOL_UNLIKE, POOL_MATCHED, POOL_CLOSEST, POOL_RANDOM)}  # fmt: skip
+        chance = {pool: percent_text(of(best, pool)["chance"]) for pool in shares}
+        sound = percent_text(of(names.PHONEMES, POOL_ALL)["value"])
+        said = [f"{best}: {shares[POOL_ALL]} of the translations come first in whole pools, by sound alone {sound}."]
+        control = POOL_CLOSEST if of(best, POOL_UNLIKE)["value"] is None else POOL_UNLIKE
+        if control == POOL_UNLIKE:
+            said.append(
+                f"Where they sound unlike, {shares[POOL_UNLIKE]}, beside {shares[POOL_MATCHED]} in pools that are "
+                f"matched; chance is {chance[POOL_UNLIKE]}."
+            )
+        else:
+            said.append("No direction has enough pairs that sound unlike.")
+        said.append(
+            f"Against what sounds closest, {shares[POOL_CLOSEST]}, beside {shares[POOL_RANDOM]} against random ones; "
+            f"chance is {chance[POOL_CLOSEST]}."
+        )
+        rows = [of(name, control) for name in outputs]
+        value, low, high, level = (in_hundred([row[n] for row in rows]) for n in ("value", "low", "high", "chance"))
+        what = "unlike in sound" if control == POOL_UNLIKE else "against what sounds closest"
+        curve = SmallCurve(f"recall@1 (%), {what}", outputs, value, low, high, level, best=outputs.index(best))
+        return Finding(" ".join(said), curve)
 
     def tables(self) -> list[TextTable]:
-        both = self._of(MEAN, MEAN, (self._note_on_whole_pools(), self._note_on_controls()))
+        both = self._of(None, None, (self._note_on_whole_pools(), self._note_on_controls()))
         for direction in names.directions(self.table):
             both += self._of(*direction, folded=True)
         return both
 
     def stored(self) -> list[TextTable]:
-        means = self.table.filter(pc.equal(self.table["source"], MEAN))
-        return [as_stored(means, "Means, fractions, as stored", of=len(self.table))]
+        return names.stored_means(self.table)
 
     def figures(self) -> dict[str, Figure]:
         return {"align": plot_alignment(self.table, self.title, self.settings)}
 
-    def _of(self, source: str, target: str, notes: tuple[str, str] = ("", ""), folded: bool = False) -> list[TextTable]:
+    def _of(
+        self, source: str | None, target: str | None, notes: tuple[str, str] = ("", ""), folded: bool = False
+    ) -> list[TextTable]:
         """Both tables of one direction, or of the mean: a row per system, then pool sizes and chance.
 
         Intervals stand in brackets on a line of their own, below their figure.
         """
-        title = "mean over directions" if source == MEAN else f"{source} → {target}"
+        title = "mean over directions" if source is None else f"{source} → {target}"
         found, systems = names.figures_of(self.table, source, target), names.systems(self.table)
         tables = []
         for kind, columns, note in zip(("Whole", "Controlled"), (_WHOLE, _CONTROLLED), notes, strict=True):

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from voxstrata.base.tables import distinct
-from voxstrata.evaluation.metrics import MEAN
+from voxstrata.base.tables import TextTable, as_stored, distinct
+from voxstrata.evaluation.levels import DIRECTION, MEAN
 from voxstrata.studies.align.pools import POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
 from voxstrata.studies.align.states import RAW
 
@@ -18,7 +19,7 @@ GIVEN_DURATION = "log_odds_per_sd_given_duration"
 FIT_METRICS = (SLOPE, GIVEN_DURATION, AT_ZERO, DISCRIMINATION)
 
 ALIGN_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("system", "states", "control", "source", "target", "metric", "pool")]
+    [(name, pa.string()) for name in ("system", "states", "control", "level", "source", "target", "metric", "pool")]
     + [(name, pa.float64()) for name in ("value", "low", "high", "chance")]
     + [(name, pa.int64()) for name in ("queries", "candidates", "candidates_max")]
 )
@@ -33,12 +34,14 @@ def systems(table: pa.Table) -> list[str]:
 
 def directions(table: pa.Table) -> list[tuple[str, str]]:
     """Ordered pairs of languages, as they stand."""
-    pairs = zip(table["source"].to_pylist(), table["target"].to_pylist(), strict=True)
-    return [pair for pair in dict.fromkeys(pairs) if pair[0] != MEAN]
+    table = table.filter(pc.equal(table["level"], DIRECTION))
+    return list(dict.fromkeys(zip(table["source"].to_pylist(), table["target"].to_pylist(), strict=True)))
 
 
-def figures_of(table: pa.Table, source: str = MEAN, target: str = MEAN) -> dict[FigureKey, dict[str, Any]]:
-    """Rows of one direction, or of the mean."""
+def figures_of(
+    table: pa.Table, source: str | None = None, target: str | None = None
+) -> dict[FigureKey, dict[str, Any]]:
+    """Rows of one direction, or of the mean over all."""
     return {
         (row["system"], row["states"], row["control"], row["metric"]): row
         for row in table.to_pylist()
@@ -56,3 +59,14 @@ def directions_with_unlike_pairs(table: pa.Table) -> int:
     wanted = (systems(table)[0], RAW, POOL_UNLIKE, RECALL)
     found = (figures_of(table, *direction).get(wanted, {}) for direction in directions(table))
     return sum(row.get("value") is not None for row in found)
+
+
+def stored_means(table: pa.Table) -> list[TextTable]:
+    """Means over directions as they are stored: shares, then what the fits gave."""
+    means = table.filter(pc.equal(table["level"], MEAN))
+    odds = pc.is_in(means["metric"], value_set=pa.array([SLOPE, GIVEN_DURATION, DISCRIMINATION]))
+    figures = ("value", "low", "high", "chance")
+    return [
+        as_stored(means.filter(pc.invert(odds)), "Means, as stored", shares=figures, of=len(table)),
+        as_stored(means.filter(odds), "Means of the fits, as stored", of=len(table)),
+    ]

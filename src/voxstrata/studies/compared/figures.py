@@ -1,6 +1,5 @@
 """Pictures of several encoders on one axis of depth. Needs the extra `plot`."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +8,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import UsageError
-from voxstrata.base.figures import DepthCurve, Figure, draw_by_depth, label_curves, new_figure, set_title
+from voxstrata.base.figures import (
+    DepthCurve,
+    Figure,
+    draw_by_depth,
+    label_curves,
+    new_figure,
+    percent_axis,
+    percent_top,
+    set_title,
+)
 from voxstrata.evaluation.bootstrap import LEVEL
-from voxstrata.evaluation.metrics import MEAN
+from voxstrata.evaluation.levels import MEAN
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_UNLIKE
 from voxstrata.studies.align.states import RAW
 from voxstrata.studies.align.table import DURATIONS, PHONEMES, RECALL
@@ -43,25 +51,26 @@ def plot_recall_by_depth(
             raise UsageError(f"unknown {what} {name!r}; the table holds: {', '.join(known)}")
     table = table.filter((pc.field("metric") == metric) & (pc.field("score") == "raw"))
     table = table.filter(pc.field("similarity") == similarity)
-    means = table.filter(pc.field("source") == MEAN)
+    means = table.filter(pc.field("level") == MEAN)
     drawn = curves(means, settings, "output")
     figure = new_figure(9.5, 5.4)
     axes = figure.subplots()
     draw_by_depth(axes, drawn)
     chance = 100 * means["chance"][0].as_py()
     axes.axhline(chance, color="black", linestyle="--", linewidth=1.2, zorder=2)
-    top = _top(drawn)
-    axes.set_ylim(-0.02 * top, 1.02 * top)
-    label_curves(axes, drawn, chance, top)
+    percent_axis(axes, _highest(drawn))
+    label_curves(axes, drawn, chance, percent_top(_highest(drawn)))
     axes.set_xlabel(_DEPTH)
-    axes.set_ylabel(f"{metric} (%) by {similarity}")
-    set_title(figure, title, conditions(table), _legend(means, drawn))
+    axes.set_ylabel(f"{metric} (%) by {similarity}: up is better")
+    set_title(
+        figure, f"How often a translation comes first, by depth: {title}", conditions(table), _legend(means, drawn)
+    )
     return figure
 
 
 def plot_alignment_by_depth(table: pa.Table, settings: dict[str, Any], title: str) -> Figure:
     """recall@1 of every output of every encoder, mean over directions, in whole and in controlled pools, by depth."""
-    means = table.filter((pc.field("source") == MEAN) & (pc.field("states") == RAW) & (pc.field("metric") == RECALL))
+    means = table.filter((pc.field("level") == MEAN) & (pc.field("states") == RAW) & (pc.field("metric") == RECALL))
     figure = new_figure(12.0, 5.2)
     panels = figure.subplots(1, len(_PANELS), sharey=True)
     every: list[DepthCurve] = []
@@ -78,19 +87,17 @@ def plot_alignment_by_depth(table: pa.Table, settings: dict[str, Any], title: st
             for system, dots in ((PHONEMES, (4, 2)), (DURATIONS, (1, 1))):
                 (value,) = pool.filter(pc.field("system") == system)["value"].to_pylist()
                 axes.axhline(100 * value, color="#777777", dashes=dots, linewidth=1.2, label=f"{system} alone")
-    panels[0].set_ylabel(f"recall@1 (%) by {settings['similarity']}")
-    top = _top(every)
-    panels[0].set_ylim(-0.02 * top, 1.02 * top)
+    panels[0].set_ylabel(f"recall@1 (%) by {settings['similarity']}: up is better")
+    percent_axis(panels[0], _highest(every))
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    set_title(figure, title, _legend(means, every))
+    set_title(figure, f"What is left without sound, by depth: {title}", _legend(means, every))
     return figure
 
 
-def _top(drawn: Sequence[DepthCurve]) -> float:
-    """Where the axis of percents ends: above the highest figure."""
-    highest = max([20.0, *(float(np.nanmax([0, *c.value, *c.high])) for c in drawn)])
-    return min(20 * math.ceil(highest / 20), 100)
+def _highest(drawn: Sequence[DepthCurve]) -> float:
+    """The highest figure of all curves, with their intervals."""
+    return max([0.0, *(float(np.nanmax([0, *c.value, *c.high])) for c in drawn)])
 
 
 def _legend(means: pa.Table, drawn: Sequence[DepthCurve]) -> str:

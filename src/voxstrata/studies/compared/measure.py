@@ -16,8 +16,10 @@ import pyarrow.compute as pc
 from voxstrata.base.errors import UsageError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.encoders.outputs import depth_order, select_outputs
-from voxstrata.evaluation.metrics import MEAN, Evaluation
+from voxstrata.evaluation.levels import MEAN
+from voxstrata.evaluation.metrics import Evaluation
 from voxstrata.retrieval.encoders import StoredEncoder, common_utterances, differences, name_encoders
+from voxstrata.retrieval.languages import equal_sentences
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.align.states import POOLED
@@ -63,6 +65,8 @@ def retrieve_each(
         prepare_retrieval(encoder.store, chosen, languages, similarities, options, reporter, ids)
         for encoder, chosen in zip(encoders, _outputs(encoders, outputs), strict=True)
     ]
+    for note in equal_sentences(prepared[0].sides):
+        reporter.warn(note)
     measured = []
     for encoder, one in zip(encoders, prepared, strict=True):
         reporter.step(f"retrieval, {encoder.label}")
@@ -134,7 +138,7 @@ def _outputs(encoders: Sequence[StoredEncoder], asked: str | Sequence[str]) -> l
 
 
 def _with_behind(table: pa.Table, encoders: Sequence[StoredEncoder], measured: Sequence[MeasuredRetrieval]) -> pa.Table:
-    """With three columns more, filled in rows of "mean": how far the figure is behind the best output of all encoders,
+    """With three columns more, filled at level "mean": how far the figure is behind the best output of all encoders,
     and the interval of that, paired by resample.
     """
     means: dict[tuple[str, ...], tuple[Evaluation, int]] = {
@@ -149,7 +153,7 @@ def _with_behind(table: pa.Table, encoders: Sequence[StoredEncoder], measured: S
         held = best.get(tuple(what))
         if not math.isnan(evaluation.values[i]) and (held is None or evaluation.values[i] > held.values[i]):
             best[tuple(what)] = evaluation
-    averaged = pc.equal(table["source"], MEAN)
+    averaged = pc.equal(table["level"], MEAN)
     behind: list[tuple[float | None, float | None, float | None]] = []
     for row in table.filter(averaged).select([*_BY, "below_best"]).to_pylist():
         encoder, output, *what = (row[name] for name in _BY)

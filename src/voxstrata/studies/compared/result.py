@@ -1,18 +1,21 @@
 """What several encoders reached on one corpus: tables and pictures side by side, saved and loaded."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable, as_stored, distinct, with_interval
-from voxstrata.evaluation.metrics import MEAN
+from voxstrata.evaluation.levels import MEAN, with_level
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_UNLIKE
 from voxstrata.studies.align.states import CENTRED, RAW
-from voxstrata.studies.align.table import RECALL, pool_sizes
+from voxstrata.studies.align.table import RECALL, pool_sizes, stored_means
 from voxstrata.studies.compared.figures import plot_alignment_by_depth, plot_recall_by_depth
 from voxstrata.studies.compared.table import encoder_table
 from voxstrata.studies.retrieve.text import (
@@ -26,12 +29,23 @@ from voxstrata.studies.retrieve.text import (
     number_text,
     retrieval_metrics,
     similarities_of,
+    telling_metrics,
 )
 
 STORES = "voxstrata_stores"  # in a table's metadata: the descriptions of all stores that it was made from
 _CHOSEN = f"The best outputs were chosen on these same data. {BEST_AT_CHANCE}"
 
+_HARD = ((POOL_UNLIKE, "of the pairs that sound unlike"), (POOL_CLOSEST, "among what sounds closest"))
+
 _Row = dict[str, Any]
+
+
+def _best_of(rows: Iterable[_Row]) -> _Row:
+    return max(rows, key=lambda row: -1.0 if row["value"] is None else float(row["value"]))
+
+
+def _share_of(row: _Row) -> str:
+    return percent_text(row["value"], row["low"], row["high"])
 
 
 class ComparedEncoders(Result):
@@ -46,6 +60,11 @@ class ComparedEncoders(Result):
         names = [about["encoder"] for about in self.settings["encoders"]]
         return f"{len(names)} encoders: {', '.join(names)}"
 
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        found = super().load(folder)
+        return cls(with_level(found.table))  # type: ignore[call-arg]  # of the dataclasses below
+
     @property
     def stores(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = (metadata(self.table, STORES) or {"stores": []})["stores"]
@@ -57,18 +76,32 @@ class ComparedRetrieval(ComparedEncoders):
     """Finding translations by several encoders.
 
     table: rows as in Retrieval, with three columns in front: encoder, its family, and the output's depth (blocks passed
-    / all blocks; `final` is at 1, as the last block is). Three more at the end, in rows of "mean": behind, how far the
+    / all blocks; `final` is at 1, as the last block is). Three more at the end, at level "mean": behind, how far the
     figure is below the best output of all encoders, and the ends of its interval, paired by resample.
     """
 
     table: pa.Table
 
     command = "retrieve"
+    question = "Which encoder finds translations?"
     files: ClassVar = {"table": "compared.parquet"}
     key = "voxstrata_compared_retrieval"
     markdown = "compared.md"
-    captions: ClassVar = {"recall_by_depth": "Retrieval by depth, with chance"}
+    captions: ClassVar = {"recall_by_depth": "How many translations come first, by depth, beside chance"}
     brief = 2
+
+    def finding(self) -> Finding:
+        means, similarity, metric = self._means(), similarities_of(self.table)[0], telling_metrics(self.table)[0]
+        encoders = [about["encoder"] for about in self.settings["encoders"]]
+        best = [_best_of(rows[metric] for rows in means[name, similarity, "raw"].values()) for name in encoders]
+        first = _best_of(best)
+        ranked = sorted(zip(encoders, best, strict=True), key=lambda pair: -(pair[1]["value"] or 0.0))
+        said = [f"{name} at {row['output']}: {_share_of(row)}" for name, row in ranked]
+        by_chance = percent_text(first["chance"])
+        answer = f"{'; '.join(said)} of the translations come first, by {similarity}. Chance is {by_chance}."
+        value, low, high, chance = (in_hundred([row[n] for row in best]) for n in ("value", "low", "high", "chance"))
+        up, at = f"{metric} (%), best layer", best.index(first)
+        return Finding(answer, SmallCurve(up, encoders, value, low, high, chance, best=at, steps=True))
 
     def tables(self) -> list[TextTable]:
         means = self._means()
@@ -81,11 +114,24 @@ class ComparedRetrieval(ComparedEncoders):
 
     def stored(self) -> list[TextTable]:
         metric = retrieval_metrics(self.table)[0]
-        names = ["encoder", "family", "depth", "output", "similarity", "source", "target", "value", "low", "high"]
+        names = [
+            "encoder",
+            "family",
+            "depth",
+            "output",
+            "similarity",
+            "level",
+            "source",
+            "target",
+            "value",
+            "low",
+            "high",
+        ]
         names += ["chance", "queries", "candidates", "candidates_max"]
         raw = pc.and_(pc.equal(self.table["metric"], metric), pc.equal(self.table["score"], "raw"))
-        title = f"{metric} of every direction, fractions, as stored"
-        return [as_stored(self.table.filter(raw), title, names, of=len(self.table))]
+        title = f"{metric} at every level, as stored"
+        shares = ("value", "low", "high", "chance")
+        return [as_stored(self.table.filter(raw), title, names, shares=shares, of=len(self.table))]
 
     def figures(self) -> dict[str, Figure]:
         return {"recall_by_depth": plot_recall_by_depth(self.table, self.settings, self.title)}
@@ -93,14 +139,14 @@ class ComparedRetrieval(ComparedEncoders):
     def _means(self) -> dict[tuple[str, str, str], dict[str, dict[str, _Row]]]:
         """Rows of the mean over directions: by encoder, similarity and score; then by output, and by metric."""
         found: dict[tuple[str, str, str], dict[str, dict[str, _Row]]] = {}
-        for row in self.table.filter(pc.equal(self.table["source"], MEAN)).to_pylist():
+        for row in self.table.filter(pc.equal(self.table["level"], MEAN)).to_pylist():
             outputs = found.setdefault((row["encoder"], row["similarity"], row["score"]), {})
             outputs.setdefault(row["output"], {})[row["metric"]] = row
         return found
 
     def _best(self, means: Any, asked: list[tuple[str, str]], title: str) -> TextTable:
         """Of each encoder the output that is best by the first metric."""
-        metric, *others = retrieval_metrics(self.table)
+        metric, *others = telling_metrics(self.table)
         body = []
         for similarity, score in asked:
             for about in self.settings["encoders"]:
@@ -120,7 +166,7 @@ class ComparedRetrieval(ComparedEncoders):
 
     def _by_depth(self, means: Any, similarity: str) -> TextTable:
         """One similarity's own score: all outputs of all encoders, and chance."""
-        metrics = retrieval_metrics(self.table)
+        metrics = telling_metrics(self.table)
         body = []
         for about in self.settings["encoders"]:
             for output, rows in means[about["encoder"], similarity, "raw"].items():
@@ -155,11 +201,13 @@ class ComparedAlignment(ComparedEncoders):
     table: pa.Table
 
     command = "align"
+    question = "What is left without sound, by encoder?"
     files: ClassVar = {"table": "compared_align.parquet"}
     key = "voxstrata_compared_align"
     markdown = "compared_align.md"
-    captions: ClassVar = {"align_by_depth": "Controlled retrieval by depth"}
-    formats = ("png", "pdf")
+    captions: ClassVar = {
+        "align_by_depth": "How many translations come first in whole and in controlled pools, by depth, beside chance"
+    }
     brief = 2
 
     _COLUMNS: ClassVar = (
@@ -167,8 +215,29 @@ class ComparedAlignment(ComparedEncoders):
         ("closest", RAW, POOL_CLOSEST),
     )  # fmt: skip
 
+    def finding(self) -> Finding:
+        means = self.table.filter((pc.field("level") == MEAN) & (pc.field("metric") == RECALL)).to_pylist()
+        found = {(r["encoder"], r["system"], r["control"]): r for r in means if r["states"] == RAW and r["encoder"]}
+        control, what = next(
+            (
+                (name, what)
+                for name, what in _HARD
+                if any(r["value"] is not None for k, r in found.items() if k[2] == name)
+            ),
+            (POOL_ALL, "of whole pools"),
+        )
+        encoders = [about["encoder"] for about in self.settings["encoders"]]
+        best = [_best_of(r for (e, _, pool), r in found.items() if (e, pool) == (name, POOL_ALL)) for name in encoders]
+        rows = [found[name, row["system"], control] for name, row in zip(encoders, best, strict=True)]
+        said = [f"{name} at {row['system']}: {percent_text(row['value'], row['low'], row['high'])}"
+                for name, row in zip(encoders, rows, strict=True)]  # fmt: skip
+        answer = f"{'; '.join(said)} {what} come first. Chance is {percent_text(rows[0]['chance'])}."
+        value, low, high, chance = (in_hundred([row[n] for row in rows]) for n in ("value", "low", "high", "chance"))
+        first = rows.index(_best_of(rows))
+        return Finding(answer, SmallCurve("recall@1 (%)", encoders, value, low, high, chance, best=first, steps=True))
+
     def tables(self) -> list[TextTable]:
-        means = self.table.filter((pc.field("source") == MEAN) & (pc.field("metric") == RECALL)).to_pylist()
+        means = self.table.filter((pc.field("level") == MEAN) & (pc.field("metric") == RECALL)).to_pylist()
         found = {(r["encoder"], r["system"], r["states"], r["control"]): r for r in means}
         systems = list(dict.fromkeys((r["encoder"], r["system"], r["depth"]) for r in means))
         body = []
@@ -183,8 +252,7 @@ class ComparedAlignment(ComparedEncoders):
         return [TextTable("recall@1, mean over directions", header, body, self._note()), encoder_table(self.settings)]
 
     def stored(self) -> list[TextTable]:
-        means = self.table.filter(pc.equal(self.table["source"], MEAN))
-        return [as_stored(means, "Means, fractions, as stored", of=len(self.table))]
+        return stored_means(self.table)
 
     def figures(self) -> dict[str, Figure]:
         return {"align_by_depth": plot_alignment_by_depth(self.table, self.settings, self.title)}

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
+from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 
@@ -40,21 +42,22 @@ class Drift(Result):
         that of padded. Null where the corpus has no translations.
         Rows of mode "padded" hold recall alone.
 
-    `settings` hold checkpoint, weights_sha256, clips and audio_seconds (compared), failed and failures (recordings that
-    cannot be read in any mode: how many, and the reasons by id), seconds (wall, by mode), speed (wall seconds of padded
-    / of the mode), candidates, chance and pool of the retrieval (None without one), and no_retrieval, why there is
-    none.
+    `settings` hold checkpoint, weights_sha256, corpus (its name), clips and audio_seconds (compared), failed and
+    failures (recordings that cannot be read in any mode: how many, and the reasons by id), seconds (wall, by mode),
+    speed (wall seconds of padded / of the mode), candidates, chance and pool of the retrieval (None without one), and
+    no_retrieval, why there is none.
     """
 
     table: pa.Table
 
     command = "drift"
+    question = "What does a cheaper context cost?"
     files: ClassVar = {"table": "drift.parquet"}
     key = "voxstrata_drift"
     markdown = "drift.md"
     captions: ClassVar = {
-        "drift": "Cosine to the padded run, and recall@1, by output",
-        "drift_frames": "How many frames lose how much against the padded run, by output",
+        "drift": "How near the states are to the padded run's, and recall@1 beside chance, by layer",
+        "drift_frames": "How many frames lose how much against the padded run, by layer",
     }
     brief = 2
 
@@ -62,7 +65,31 @@ class Drift(Result):
     def title(self) -> str:
         s = self.settings
         failed = f"; {s['failed']} more cannot be read" if s["failed"] else ""
-        return f"Drift of {s['checkpoint']}: {s['clips']} recordings, {s['audio_seconds'] / 60:.1f} minutes{failed}"
+        corpus = f" of {s['corpus']}" if s.get("corpus") else ""
+        minutes = f"{s['audio_seconds'] / 60:.1f} minutes"
+        return f"Drift of {s['checkpoint']}: {counted(s['clips'], 'recording')}{corpus}, {minutes}{failed}"
+
+    def finding(self) -> Finding:
+        """Of every context, at the deepest output."""
+        s, rows = self.settings, list(self._compared())
+        said = []
+        for mode in dict.fromkeys(r["mode"] for r in rows):
+            r = next(r for r in reversed(rows) if r["mode"] == mode)
+            lost = f"{percent_text(r['below_05'])} of the frames are below 0.5"
+            recall = ""
+            if s["candidates"]:
+                name = RETRIEVED_BY[0]
+                change, share = r[f"{name}_change"], percent_text(r[f"{name}_recall"])
+                recall = f", recall@1 changes by {100 * change:+.1f} points to {share}"
+            said.append(
+                f"{mode}, {s['speed'][mode]:.1f} times as fast: at {r['output']} the cosine to padded is "
+                f"{r['cosine']:.3f}, {lost}{recall}."
+            )
+        chance = f" Chance is {percent_text(s['chance'])}." if s["candidates"] else ""
+        first = [r for r in rows if r["mode"] == rows[0]["mode"]]
+        up = f"frames below 0.9, {rows[0]['mode']} (%)"
+        curve = SmallCurve(up, [r["output"] for r in first], in_hundred([r["below_09"] for r in first]))
+        return Finding(" ".join(said) + chance, curve)
 
     def _similarities(self) -> tuple[str, ...]:
         return RETRIEVED_BY if self.settings["candidates"] else ()
@@ -112,7 +139,8 @@ class Drift(Result):
 
     def stored(self) -> list[TextTable]:
         columns = [name for name in self.table.column_names if name != "share_beyond"]
-        return [as_stored(self.table, "Cosines and recall@1 by mode and output, fractions, as stored", columns)]
+        shares = [name for name in columns if name in BELOW or name.endswith(("_recall", "_change"))]
+        return [as_stored(self.table, "Cosines and recall@1 by mode and output, as stored", columns, shares=shares)]
 
     def figures(self) -> dict[str, Figure]:
         return {"drift": self._by_output(), "drift_frames": self._by_frames()}
@@ -120,7 +148,7 @@ class Drift(Result):
     def _by_output(self) -> Figure:
         names = self._similarities()
         outputs = distinct(self.table, "output")
-        figure = new_figure(max(6.0, 0.5 * len(outputs)) * (1 + len(names)) * 0.8, 4.4)
+        figure = new_figure(max(6.0, 0.5 * len(outputs)) * (1 + len(names)) * 0.8, 4.8)
         axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
         for (colour, marker), mode in zip(STYLES, distinct(self.table, "mode"), strict=False):
             rows = [r for r in self.table.to_pylist() if r["mode"] == mode]
@@ -132,15 +160,20 @@ class Drift(Result):
                 )
             for panel, name in zip(axes[1:], names, strict=True):
                 panel.plot(outputs, [100 * r[f"{name}_recall"] for r in rows], label=mode, **style)
-        axes[0].set_ylabel("cosine to padded")
-        for panel, name in zip(axes[1:], names, strict=True):
-            panel.axhline(100 * self.settings["chance"], color="black", linestyle=":", label="chance")
-            panel.set_ylabel(f"recall@1 by {name} (%)")
+        axes[0].set_ylabel("cosine to padded: up is nearer")
+        lowest = min((r["worst"] for r in self._compared()), default=0.0)
+        axes[0].set_ylim(top=1 + 0.04 * (1 - lowest))
+        highest = 100 * max((r[f"{name}_recall"] for name in names for r in self.table.to_pylist()), default=0.0)
+        for panel, name in zip(axes[1:], names, strict=True):  # one axis: they are compared
+            panel.axhline(100 * self.settings["chance"], color="black", linestyle="--", linewidth=1.2, label="chance")
+            percent_axis(panel, highest)
+            panel.set_ylabel(f"recall@1 by {name} (%): up is better")
         for panel in axes:
             panel.tick_params(axis="x", labelrotation=90)
             panel.spines[["top", "right"]].set_visible(False)
             panel.legend(fontsize=8, frameon=False)
         set_title(figure, self.title)
+        figure.supxlabel("encoder output, by depth", fontsize=10)
         return figure
 
     def _by_frames(self) -> Figure:

@@ -38,7 +38,9 @@ def draw_matches(
     grid = np.atleast_1d(figure.subfigures(down, across, squeeze=False)).flat
     for panel, match in zip(grid, matches, strict=False):
         _panel(panel, match, a, b, row_seconds, _WORD / (side - _BESIDE))
-    dots = "dots: best frame of b for each frame of a; crosses: best frame of a for each frame of b"
+    dots = (
+        "lighter is more alike; dots: best frame of b for each frame of a; crosses: best frame of a for each frame of b"
+    )
     said = [f"{letter}: {side.id}" + (f" “{side.text}”" if side.text else "") for letter, side in (("a", a), ("b", b))]
     set_title(figure, title, *said, dots)
     return figure

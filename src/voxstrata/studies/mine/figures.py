@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
+from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title
 from voxstrata.base.tables import distinct
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.retrieval.mining import PLAIN_SCORE
@@ -36,7 +36,9 @@ def plot_mining(curve: pa.Table, title: str, settings: Mapping[str, Any]) -> Fig
         if len(outputs) == 1 and score != PLAIN_SCORE:
             plain, _, _, found, _ = _columns([row for row in own if row["score"] == PLAIN_SCORE])
             name = f"mined by {settings['similarity']} itself"
-            left.plot(found, plain, ":", color=STYLES[1][0], linewidth=2, label=name, zorder=2)
+            left.plot(
+                found, plain, ":", color=STYLES[1][0], linewidth=2.5, label=name, zorder=4
+            )  # above: it may lie on it
         for row in table:
             if row["output"] == output and row["chosen"] and row["part"] == "all" and row["precision"] is not None:
                 left.plot(100 * row["recall"], 100 * row["precision"], "X", color=colour, markersize=9, zorder=4)
@@ -44,11 +46,11 @@ def plot_mining(curve: pa.Table, title: str, settings: Mapping[str, Any]) -> Fig
     top = 20 * math.ceil(max(5 * row["recall"] for row in line) or 1)
     for axes in (left, right):
         axes.axhline(100 * line[0]["chance"], color="black", linestyle="--", linewidth=1.2, label="chance", zorder=2)
-        axes.set_ylim(-2, 102)
+        percent_axis(axes)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.set(xlabel="recall (%): right pairs found", xlim=(-0.02 * top, 1.02 * top))
-    left.set_ylabel("precision (%): mined pairs that are right")
+    left.set_ylabel("precision (%), up: more mined pairs are right")
     right.locator_params(axis="x", nbins=5)
     right.set(xlabel=f"threshold: {settings['score']}")
     handles, labels = left.get_legend_handles_labels()
@@ -60,7 +62,7 @@ def plot_mining(curve: pa.Table, title: str, settings: Mapping[str, Any]) -> Fig
         else ""
     )
     marks = "cross: the threshold" if settings["threshold"] is not None else ""
-    set_title(figure, title, "; ".join(filter(None, [about, bands, marks])))
+    set_title(figure, f"Mined pairs: {title}", "; ".join(filter(None, [about, bands, marks])))
     return figure
 
 

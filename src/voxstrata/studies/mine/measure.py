@@ -64,7 +64,7 @@ def mine(
         for output in names:
             yield _Source(output, lists_of_pooled(x, y, output, options.k), *sides)
 
-    about = {"similarity": "pooled_cosine", "weights_sha256": x.store.model.weights_sha256}
+    about = {"similarity": "pooled_cosine", "weights_sha256": x.store.model.weights_sha256, "store": x.store.name}
     found = _mined(sources(), len(names), options, about, reporter)
     return _with_about(found, {STORE: json.dumps(x.store.about)})
 
@@ -111,6 +111,7 @@ def _mined(
 ) -> MinedPairs:
     pairs, curves = [], []
     judge: PairJudge | None = None
+    reporter.progress(Progress("mining", 0, count, "outputs"))
     for n, source in enumerate(sources, start=1):
         judge = judge or PairJudge(source.x, source.y, source.lists.itself, options)
         mined = mine_lists(source.lists, options.score, options.k, options.strategy)

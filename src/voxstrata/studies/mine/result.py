@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct, with_interval
 from voxstrata.evaluation.bootstrap import LEVEL
@@ -30,6 +31,7 @@ CURVE_SCHEMA = pa.schema(
     + [(name, _NUMBER) for name in ("recall", "recall_low", "recall_high", "f1", "average_precision")]
 )
 _SHARES = 10  # rows of a curve that are shown
+_CURVE = tuple(n for n in CURVE_SCHEMA.names if n.startswith(("precision", "recall", "chance", "f1", "average")))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,18 +57,51 @@ class MinedPairs(Result):
     curve: pa.Table
 
     command = "mine"
+    question = "Which pairs are translations?"
     files: ClassVar = {"table": "pairs.parquet", "curve": "curve.parquet"}
     key = "voxstrata_mining"
     markdown = "mine.md"
-    captions: ClassVar = {"mined": "Precision of mined pairs, with chance"}
+    captions: ClassVar = {"mined": "How many mined pairs are right, beside chance"}
 
     @property
     def title(self) -> str:
         s = self.settings
         x, y = (f"{', '.join(s[f'{n}_languages']) or n} ({s[f'{n}_utterances']})" for n in "xy")
         sets = f"{x} with itself" if s["one_set_with_itself"] else f"{x} and {y}"
-        model = f"{self.store['model']['checkpoint']}: " if self.store else ""
+        model = f"{self.store['model']['checkpoint']} on {s.get('store', 'a store')}: " if self.store else ""
         return f"{model}{sets}, {s['score']} of {s['similarity']}, k = {s['neighbours']}, {s['strategy']}"
+
+    def finding(self) -> Finding:
+        """Of the output whose pairs are best."""
+        outputs = distinct(self.curve, "output")
+        kept = {output: self._kept(output) for output in outputs}
+        known = [output for output in outputs if kept[output][1]["precision"] is not None]
+        if not known:
+            pairs = ", ".join(f"{output} {kept[output][0]['pairs']}" for output in outputs)
+            return Finding(f"Pairs by output: {pairs}. No group is on both sides, so nothing says how many are right.")
+        best = max(known, key=lambda output: float(kept[output][0]["average_precision"] or 0))
+        picked, row = kept[best]
+        right, found = (
+            percent_text(*(row[f"{n}{end}"] for end in ("", "_low", "_high"))) for n in ("precision", "recall")
+        )
+        answer = (
+            f"{best}: of {picked['pairs']} pairs {right} are right; they are {found} of all that there are. "
+            f"Chance is {percent_text(row['chance'])}."
+        )
+        points = [r for r in self._rows(best, self.settings["score"]) if not r["chosen"] and r["recall"] is not None]
+        points = sorted(points, key=lambda r: float(r["recall"]))[:: max(1, len(points) // 12)]
+        names = [f"{100 * r['recall']:.0f} % found" for r in points]
+        value, low, high, chance = (
+            in_hundred([r[name] for r in points]) for name in ("precision", "precision_low", "precision_high", "chance")
+        )
+        return Finding(answer, SmallCurve("precision (%) by how many are found", names, value, low, high, chance))
+
+    def _kept(self, output: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The row of the pairs that were kept, and the row that says how right they are."""
+        part = TEST_GROUPS if self.settings["development_groups"] else ALL_GROUPS
+        rows = self._rows(output, self.settings["score"])
+        picked = [row for row in rows if row["chosen"]] or rows[-1:]
+        return picked[0], next((row for row in picked if row["part"] == part), rows[-1])
 
     def tables(self) -> list[TextTable]:
         outputs = distinct(self.curve, "output")
@@ -77,7 +112,7 @@ class MinedPairs(Result):
         first = self.table.slice(0, 60)
         return [
             as_stored(first, "Pairs, as stored", of=len(self.table)),
-            as_stored(self.curve, "Precision and recall by threshold, as stored", of=len(self.curve)),
+            as_stored(self.curve, "Precision and recall by threshold, as stored", shares=_CURVE, of=len(self.curve)),
         ]
 
     @property
@@ -96,10 +131,9 @@ class MinedPairs(Result):
         part = TEST_GROUPS if self.settings["development_groups"] else ALL_GROUPS
         for output in outputs:
             rows, plain = self._rows(output, self.settings["score"]), self._rows(output, PLAIN_SCORE)
-            picked = [row for row in rows if row["chosen"]] or rows[-1:]
-            judged = next((row for row in picked if row["part"] == part), rows[-1])
+            picked, judged = self._kept(output)
             cells = [*_figures(judged), *(_percent(r[0], "average_precision") for r in (rows, plain))]
-            body.append([output, _score(picked[0]["threshold"]), picked[0]["pairs"], *cells])
+            body.append([output, _score(picked["threshold"]), picked["pairs"], *cells])
         header = ["output", "score ≥", "pairs", "precision", "recall", "AP", "raw AP"]
         return TextTable("Mined pairs", header, body, self._note(rows[-1], part))
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred
 from voxstrata.base.result import Result, metadata
-from voxstrata.base.tables import TextTable, as_stored
+from voxstrata.base.tables import TextTable, as_stored, known
 from voxstrata.studies.phonetics.pairs import SoundDirection, summarise
 
 FOUND = "voxstrata_phonetics_found"  # in the table's metadata: what else a reader must know
@@ -31,6 +32,7 @@ class Phonetics(Result):
     distances: Path
 
     command = "phonetics"
+    question = "How alike do translations sound?"
     files: ClassVar = {"table": "phonetics.parquet", "ipa": "ipa.parquet", "distances": "distances.parquet"}
     large = ("distances",)
     key = "voxstrata_phonetics"
@@ -65,19 +67,35 @@ class Phonetics(Result):
         read = f"voices: {voices}" if voices else "IPA as given"
         return f"How alike translations sound: {len(self.ipa)} utterances; {read}"
 
+    def finding(self) -> Finding | None:
+        found = sorted((d for d in self.directions if known(d.like_length) is not None), key=lambda d: d.like_length)
+        if not found:
+            return None
+        ends = [f"{d.source} → {d.target}, {100 * d.like_length:.0f} %" for d in (found[0], found[-1])]
+        answer = (
+            "Of the sentences that are no translation and as long, the share that sounds closer is smallest in "
+            f"{ends[0]}, and largest in {ends[1]}. 50 % means that translations sound no more alike than others."
+        )
+        shares = in_hundred([d.like_length for d in found])
+        half = [50.0] * len(found)
+        up = "others that sound closer (%): low is alike"
+        names = [f"{d.source} → {d.target}" for d in found]
+        return Finding(answer, SmallCurve(up, names, shares, chance=half, best=0, steps=True))
+
     def tables(self) -> list[TextTable]:
         header = ["direction", "pairs", "pool", "distance", "others", "quantile", "like length", "closest", "chance"]
         rows = []
         for d in self.directions:
             pool = "–".join(dict.fromkeys(map(str, d.candidates)))
-            figures = (d.distance, d.others, d.quantile, d.like_length, d.closest, d.chance)
-            known = [None if isnan(x) else x for x in (*figures, d.word_quantile, d.word_closest)]
-            rows.append([f"{d.source} → {d.target}", d.pairs, pool, *known])
+            shares = (d.quantile, d.like_length, d.closest, d.chance, d.word_quantile, d.word_closest)
+            distances = [known(d.distance), known(d.others)]
+            rows.append([f"{d.source} → {d.target}", d.pairs, pool, *distances, *in_hundred(list(map(known, shares)))])
         note = (
-            "distance: mean of translations, others: of non-translations; quantile: median share of a sentence's "
-            "non-translations that sound closer than its translation (0.5: sound says nothing); like length: the same "
-            f"among the {self.settings['neighbours_in_length']} nearest in length to it; closest: share of "
-            "translations that sound closest of their pool, beside chance; word: the same by the closest pair of words."
+            "distance: mean of translations, others: of non-translations. All else is in percent. quantile: median "
+            "share of a sentence's non-translations that sound closer than its translation (50: sound says nothing); "
+            f"like length: the same among the {self.settings['neighbours_in_length']} nearest in length to it; "
+            "closest: share of translations that sound closest of their pool, beside chance; word: the same by the "
+            "closest pair of words."
         )
         notes = "".join(f"\nnote: {note}" for note in self.notes)
         header += ["word quantile", "word closest"]
@@ -88,7 +106,7 @@ class Phonetics(Result):
         names += ["word_distance", "source_word", "target_word"]
         near = self.table.sort_by("distance").slice(0, _CLOSEST)
         title = "The translations that sound most alike, as stored"
-        return [as_stored(near, title, names, of=len(self.table))]
+        return [as_stored(near, title, names, shares=("quantile", "quantile_like_length"), of=len(self.table))]
 
     def figures(self) -> dict[str, Figure]:
         return {}

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import UsageError
-from voxstrata.base.figures import STYLES, Figure, new_figure, set_title, text_size
+from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title, text_size
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
-from voxstrata.evaluation.metrics import MEAN
+from voxstrata.evaluation.levels import DIRECTION, MEAN
 from voxstrata.studies.retrieve.negatives import hard_metrics
 from voxstrata.studies.retrieve.text import conditions, negatives_of, retrieval_metrics, similarities_of
 
@@ -28,11 +28,11 @@ def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") 
     axes = figure.subplots()
     x = np.arange(len(outputs))
     band = ""
-    highest = 20.0
+    highest = 0.0
     for n, similarity in enumerate(similarities_of(table)):
         colour, marker = STYLES[n % len(STYLES)]
         part = table.filter(pc.equal(table["similarity"], similarity))
-        mean, low, high = (_curve(part, outputs, MEAN, MEAN, column) for column in ("value", "low", "high"))
+        mean, low, high = (_curve(part, outputs, column) for column in ("value", "low", "high"))
         if not np.isnan(low).all():
             axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
             # a band of one output has no width
@@ -40,22 +40,28 @@ def plot_recall_by_layer(table: pa.Table, title: str, metric: str = "recall@1") 
             band = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over groups"
         highest = max(highest, np.nanmax([0, *(100 * mean), *(100 * high)]))
         axes.plot(x, 100 * mean, color=colour, marker=marker, markersize=5, linewidth=2, label=similarity, zorder=3)
-    chance = _curve(part, outputs, MEAN, MEAN, "chance")
+    chance = _curve(part, outputs, "chance")
     # a line through one output would have no length
     reach, chance = ([-0.5, 0.5], np.repeat(chance, 2)) if len(outputs) == 1 else (x, chance)
     axes.plot(reach, 100 * chance, color="black", linestyle="--", linewidth=1.2, label="chance", zorder=2)
-    top = min(20 * math.ceil(highest / 20), 100)
     angle, side, mode = (90, "center", "default") if len(outputs) > 10 else (45, "right", "anchor")
     axes.set_xticks(x, outputs, rotation=angle, ha=side, rotation_mode=mode)
     axes.set_xlim(-0.5, len(outputs) - 0.5)
-    axes.set_ylim(-0.02 * top, 1.02 * top)
+    percent_axis(axes, highest)
     axes.set_xlabel("encoder output, by depth")
-    axes.set_ylabel(f"{metric} (%)")
+    axes.set_ylabel(f"{metric} (%): up is better")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=5, fontsize=9, frameon=False)
-    set_title(figure, title, conditions(table), band)
+    set_title(figure, f"{_asked(metric)}, by layer: {title}", conditions(table), band)
     return figure
+
+
+def _asked(metric: str) -> str:
+    """What a metric says, to begin a title."""
+    return (
+        "How often a translation comes first" if metric == "recall@1" else f"How well translations are found, {metric}"
+    )
 
 
 def plot_negatives(table: pa.Table, title: str) -> Figure:
@@ -73,24 +79,26 @@ def plot_negatives(table: pa.Table, title: str) -> Figure:
         for (metric, name, (colour, marker)), line in zip(looks, ("-", "--"), strict=True):
             part = table.filter(pc.equal(table["metric"], metric))
             mean, low, high, chance = (
-                100 * _curve(part, outputs, MEAN, MEAN, column) for column in ("value", "low", "high", "chance")
+                100 * _curve(part, outputs, column) for column in ("value", "low", "high", "chance")
             )
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.vlines(x, low, high, color=colour, alpha=0.5, linewidth=1)
             axes.plot(x, mean, line, color=colour, marker=marker, markersize=5, linewidth=2, label=name, zorder=3)
         axes.plot([-0.5, *x, len(x) - 0.5], chance[[0, *x, -1]], ":", color="black", linewidth=1.2, label="chance")
-        own = part.filter(pc.equal(part["source"], MEAN))
+        own = part.filter(pc.equal(part["level"], MEAN))
         ends = [pc.min(own["candidates"]).as_py(), pc.max(own["candidates_max"]).as_py()]
         sizes.append(f"{kind}: pools of {'–'.join(dict.fromkeys(map(str, ends)))}, {own['queries'][0]} queries")
         axes.set_title({"sound": "sound", "length": "length", "words": "shared words"}[kind], fontsize=10)
         axes.set_xticks(x, outputs, rotation=90)
-        axes.set(xlim=(-0.5, len(x) - 0.5), ylim=(-2, 102), xlabel="encoder output, by depth")
+        axes.set(xlim=(-0.5, len(x) - 0.5), xlabel="encoder output, by depth")
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False, loc="best")
-    figure.axes[0].set_ylabel("recall@1 (%), up: finds the translation")
+    percent_axis(figure.axes[0])
+    figure.axes[0].set_ylabel("recall@1 (%): up is better")
     bands = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over groups" if pc.count(table["low"]).as_py() else ""
-    set_title(figure, f"{title}: {similarity}, among a few negatives, mean over directions", "; ".join(sizes), bands)
+    head = f"{_asked('recall@1')} among a few candidates: {title}, by {similarity}, mean over directions"
+    set_title(figure, head, "; ".join(sizes), bands)
     return figure
 
 
@@ -99,9 +107,9 @@ def plot_language_matrix(
 ) -> Figure:
     """`metric` from each source language to each target language, one heatmap per output.
 
-    All outputs are shown, on one scale of 0 to 100 %: choosing the best on the data it is reported on would
-    flatter it. similarity: seqsim_f1 when the table has it, else the table's first. Directions without a
-    query show "–".
+    All outputs are shown, on one scale of 0 to 100 %, on which chance is marked: choosing the best on the data it is
+    reported on would flatter it. similarity: seqsim_f1 when the table has it, else the table's first. Directions
+    without a query show "–".
     """
     table = _of_metric(table, metric)
     known = similarities_of(table)
@@ -110,7 +118,7 @@ def plot_language_matrix(
         raise UsageError(f"unknown similarity {similarity!r}; the table holds: {', '.join(known)}")
     table = table.filter(pc.equal(table["similarity"], similarity))
     outputs = depth_order(table["output"].to_pylist())
-    directions = table.filter(pc.not_equal(table["source"], table["target"]))
+    directions = table.filter(pc.equal(table["level"], DIRECTION))
     languages = list(dict.fromkeys(directions["source"].to_pylist()))
     side = max(1.6, 0.36 * len(languages))  # inches per heatmap: room for three digits in each cell
     columns = min(len(outputs), max(math.ceil(math.sqrt(1.3 * len(outputs))), math.ceil(6 / (side + 0.7))))
@@ -120,7 +128,7 @@ def plot_language_matrix(
     for axes in grid.flat[len(outputs) :]:
         axes.set_visible(False)
     for axes, output in zip(grid.flat, outputs, strict=False):
-        matrix = 100 * _matrix(table.filter(pc.equal(table["output"], output)), languages)
+        matrix = 100 * _matrix(directions.filter(pc.equal(directions["output"], output)), languages)
         image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
         for (i, j), value in np.ndenumerate(matrix):
             if i != j:
@@ -131,10 +139,14 @@ def plot_language_matrix(
         axes.set_yticks(range(len(languages)), languages, fontsize=8)
         axes.spines[:].set_visible(False)
     size = text_size(figure)
-    figure.colorbar(image, ax=grid, shrink=0.6).set_label(f"{metric} (%)", fontsize=size)
+    bar = figure.colorbar(image, ax=grid, shrink=0.6)
+    bar.set_label(f"{metric} (%): lighter is better", fontsize=size)
+    if chance := pc.mean(directions["chance"]).as_py():
+        bar.ax.axhline(100 * chance, color="white", linewidth=1.5)
+        bar.ax.annotate("chance ", (0, 100 * chance), xycoords=("axes fraction", "data"), ha="right", va="center")
     figure.supxlabel("target language (candidates)", fontsize=size)
     figure.supylabel("source language (queries)", fontsize=size)
-    set_title(figure, f"{title}: {similarity}, {metric}", conditions(table))
+    set_title(figure, f"{_asked(metric)}, from language to language: {title}, by {similarity}", conditions(table))
     return figure
 
 
@@ -146,9 +158,9 @@ def _of_metric(table: pa.Table, metric: str) -> pa.Table:
     return table.filter(pc.and_(pc.equal(table["metric"], metric), pc.equal(table["score"], "raw")))
 
 
-def _curve(table: pa.Table, outputs: list[str], source: str, target: str, column: str) -> npt.NDArray[np.float64]:
-    """A column of one direction by output, (outputs,) float64, NaN where the table has none."""
-    part = table.filter(pc.and_(pc.equal(table["source"], source), pc.equal(table["target"], target)))
+def _curve(table: pa.Table, outputs: list[str], column: str) -> npt.NDArray[np.float64]:
+    """A column of the mean over directions by output, (outputs,) float64, NaN where the table has none."""
+    part = table.filter(pc.equal(table["level"], MEAN))
     values = dict(zip(part["output"].to_pylist(), part[column].to_pylist(), strict=True))
     return np.array([values.get(output) for output in outputs], np.float64)
 

@@ -1,6 +1,7 @@
 """How well translations were found by `similarity`: recall from the lists of the best candidates that it left."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,15 +13,17 @@ import pyarrow.compute as pc
 
 from voxstrata.base.errors import UsageError
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, percent_text
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, distinct
-from voxstrata.evaluation.metrics import MEAN, MeanEvaluation, evaluate_ranks
+from voxstrata.evaluation.levels import MEAN
+from voxstrata.evaluation.metrics import MeanEvaluation, evaluate_ranks
 from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.folder import BACKWARD, FORWARD
 from voxstrata.retrieval.mining import group_codes
 from voxstrata.retrieval.recordings import EVERY_RECORDING
 from voxstrata.studies.retrieve.options import RetrievalOptions
-from voxstrata.studies.retrieve.text import brackets, in_percent, interval_text
+from voxstrata.studies.retrieve.text import brackets, in_percent, interval_text, telling_metrics
 
 BEST_F1 = "f1_of_best"  # a metric: mean over all queries, with a partner or without
 
@@ -30,6 +33,7 @@ FOUND_SCHEMA = pa.schema(
     + [(name, pa.int64()) for name in ("queries", "queries_without_partner", "candidates", "candidates_max")]
 )
 
+_SHARES = ("exact_top1_among_candidates", "translation_among_candidates")  # of what candidates miss
 _Codes = npt.NDArray[np.int64]
 
 _DEFAULT = RetrievalOptions()
@@ -52,6 +56,7 @@ class FoundRetrieval(Result):
     table: pa.Table
 
     command = "retrieve"
+    question = "How many translations are on the lists?"
     files: ClassVar = {"table": "found.parquet"}
     key = "voxstrata_found"
     markdown = "found.md"
@@ -63,12 +68,34 @@ class FoundRetrieval(Result):
         x, y = ("{} ({})".format(", ".join(s[n]["languages"]) or n, s[n]["utterances"]) if s[n] else "" for n in "xy")
         return f"{s['output']}: the best {s['top']} of each utterance, {f'{x} and {y}' if y else f'{x} with itself'}"
 
+    def direction(self, name: str) -> str:
+        """ "forward" and "backward" in languages, such as "en → es"; other names as they are."""
+        s = self.settings
+        x, y = (", ".join(s[side]["languages"]) if s[side] else "" for side in "xy")
+        if not y:
+            return f"{x or 'all'}, among themselves" if name == FORWARD else name
+        return {FORWARD: f"{x} → {y}", BACKWARD: f"{y} → {x}"}.get(name, name)
+
+    def finding(self) -> Finding:
+        rows = self.table.to_pylist()
+        metric = telling_metrics(self.table)[0]
+        found = []
+        for row in rows:
+            if row["metric"] == metric and row["direction"] != MEAN:
+                share, chance = percent_text(row["value"], row["low"], row["high"]), percent_text(row["chance"])
+                found.append(f"{self.direction(row['direction'])}: {metric} is {share}, chance {chance}.")
+        return Finding(f"{self.settings['output']}. {' '.join(found)}")
+
     def tables(self) -> list[TextTable]:
         s = self.settings
-        found = [_summary(self.table, s)]
+        found = [_summary(self.table, s, self.direction)]
         if s["misses"]:
-            header = ["direction", *next(iter(s["misses"].values()))]
-            rows = [[direction, *shares.values()] for direction, shares in s["misses"].items()]
+            first = next(iter(s["misses"].values()))
+            header = ["direction", *(f"{name} (%)" if name in _SHARES else name for name in first)]
+            rows = [
+                [self.direction(name), *(100 * v if k in _SHARES and v is not None else v for k, v in counts.items())]
+                for name, counts in s["misses"].items()
+            ]
             found.append(TextTable(f"What comparing {s['candidates']} candidates alone misses", header, rows))
         return found
 
@@ -149,10 +176,10 @@ def _ranks(
     return np.where(best > -np.inf, 1.0 + ahead, np.inf)
 
 
-def _summary(table: pa.Table, settings: dict[str, Any]) -> TextTable:
+def _summary(table: pa.Table, settings: dict[str, Any], shown: Callable[[str], str]) -> TextTable:
     """A row for each direction: every metric in percent, with its interval, beside its chance."""
     figures = {(row["direction"], row["metric"]): row for row in table.to_pylist()}
-    metrics = [name for name in distinct(table, "metric") if name != BEST_F1]
+    metrics = [*telling_metrics(table), *(name for name in distinct(table, "metric") if name.startswith("mrr@"))]
     header = ["direction", "queries", "without partner", "pool", "F1 of the best"]
     header += [name for metric in metrics for name in (metric, "chance")]
     body = []
@@ -161,7 +188,9 @@ def _summary(table: pa.Table, settings: dict[str, Any]) -> TextTable:
         ends = dict.fromkeys([str(rows[0]["candidates"]), str(rows[0]["candidates_max"])])
         cells = [text for row in rows for text in (interval_text(row), in_percent(row["chance"]))]
         best = figures.get((direction, BEST_F1), {"value": None})["value"]
-        body.append([direction, rows[0]["queries"], rows[0]["queries_without_partner"], "–".join(ends), best, *cells])
+        body.append(
+            [shown(direction), rows[0]["queries"], rows[0]["queries_without_partner"], "–".join(ends), best, *cells]
+        )
     top = settings["top"]
     note = (
         f"Recall comes from the lists of each query's best {top} by F1, not from all scores: mrr@{top} counts 0 where "

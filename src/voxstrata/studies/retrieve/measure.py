@@ -20,18 +20,27 @@ from voxstrata.base.tables import known
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation import hubness
 from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
-from voxstrata.evaluation.metrics import MEAN, BoolMatrix, Evaluation, MeanEvaluation, evaluate, positives_from_groups
+from voxstrata.evaluation.levels import DIRECTION, MEAN, PAIR
+from voxstrata.evaluation.metrics import (
+    BoolMatrix,
+    Evaluation,
+    MeanEvaluation,
+    best_ranks,
+    evaluate_ranks,
+    positives_from_groups,
+)
 from voxstrata.retrieval.compare import Matrices, compare
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.kernels.monotone import Monotone
-from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
+from voxstrata.retrieval.languages import equal_sentences, find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.recordings import SHARED_FIRST, first_recordings, shared_sentences
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve.negatives import HardNegatives, SmallPools
 from voxstrata.studies.retrieve.options import RetrievalOptions
+from voxstrata.studies.retrieve.ranks import all_ranks, rank_table
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA, Retrieval
 from voxstrata.studies.retrieve.shared import agreement, cka_of, shared_means, unsampled
 from voxstrata.studies.retrieve.text import LINEAR_CKA, SETTINGS_KEY, SKEW
@@ -75,10 +84,12 @@ def retrieve(
     any comparison, for frames that are zero, NaN or infinite; for a pooled state without direction in its turn.
     """
     prepared = prepare_retrieval(store, outputs, languages, similarities, options, reporter)
+    for note in equal_sentences(prepared.sides):
+        reporter.warn(note)
     found = measure_retrieval(prepared, options, reporter)
     # what the figures come from travels with them
     about = {SETTINGS_KEY: json.dumps(found.settings), STORE: json.dumps(store.about)}
-    return Retrieval(found.table.replace_schema_metadata(about))
+    return Retrieval(found.table.replace_schema_metadata(about), found.ranks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +112,13 @@ class PreparedRetrieval:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredRetrieval:
-    """Figures of all outputs. table: as in Retrieval. means: by output, over all directions, with their samples.
+    """Figures of all outputs. table, ranks: as in Retrieval. means: by output, over all directions, with their samples.
 
     settings: what decided them.
     """
 
     table: pa.Table
+    ranks: pa.Table
     means: dict[str, dict[MeanKey, Evaluation]]
     settings: dict[str, Any]
 
@@ -144,7 +156,9 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
     resamples = options.resamples(prepared.groups)
     pairs = math.comb(len(sides), 2)
     tables: list[pa.Table] = []
+    ranks: list[pa.Table] = []
     means: dict[str, dict[MeanKey, Evaluation]] = {}
+    reporter.progress(Progress("retrieving", 0, len(outputs) * pairs, "pairs of languages × outputs"))
     for n, output in enumerate(outputs):
         rows: list[_Row] = []
         overall: dict[MeanKey, MeanEvaluation] = {}
@@ -155,7 +169,9 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
             done, total = n * pairs + m, len(outputs) * pairs
             reporter.progress(Progress("retrieving", done, total, "pairs of languages × outputs"))
         tables.append(pa.Table.from_pylist(rows, schema=RETRIEVAL_SCHEMA))
+        ranks += states.ranks
         means[output] = {key: mean.result() for key, mean in overall.items()}
+    reporter.step("means and intervals over all pairs of languages")
     for n, output in enumerate(outputs):
         tables.insert(2 * n + 1, pa.Table.from_pylist(_mean_rows(means, output), schema=RETRIEVAL_SCHEMA))
     settings = {**options.about(prepared.groups), "csls_k": hubness.HUB_NEIGHBOURS}
@@ -170,7 +186,7 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
     table = pa.concat_tables(tables)
     table = table.set_column(0, "store", pa.repeat(prepared.store.name, len(table)))
     table = table.set_column(table.column_names.index("pool"), "pool", pa.repeat(options.pool, len(table)))
-    return MeasuredRetrieval(table, means, settings)
+    return MeasuredRetrieval(table, all_ranks(ranks), means, settings)
 
 
 def _framed(similarity: str) -> bool:
@@ -192,12 +208,16 @@ def possible_similarities(store: EmbeddingStore, asked: str | Sequence[str] | No
 
 
 class _States:
-    """Similarities of one output between languages. kernel: of SeqSim, None where that is not asked for."""
+    """Similarities of one output between languages. kernel: of SeqSim, None where that is not asked for.
+
+    ranks: of the queries of all directions that were asked for so far, as RANKS_SCHEMA.
+    """
 
     def __init__(
         self, sides: Sequence[Selection], output: str, kernel: Kernel | None, pool: str, hard: HardNegatives | None
     ) -> None:
         self._sides, self._output, self._kernel, self._pool, self._hard = sides, output, kernel, pool, hard
+        self.ranks: list[pa.Table] = []
         self._pooled = cache(lambda i: sides[i].store.pooled(output, sides[i].indices))
 
     def findings(
@@ -228,8 +248,10 @@ class _States:
         for similarity in similarities:
             forward, backward = matrices.pop(similarity, (nothing, nothing))
             for score in dict.fromkeys(options.scores):
-                there = _direction(forward, score, positives, x.groups, options.ks, resamples, small[0])
-                back = _direction(backward, score, positives.T, y.groups, options.ks, resamples, small[1])
+                there = self._direction((similarity, score), forward, x, y, positives, options.ks, resamples, small[0])
+                back = self._direction(
+                    (similarity, score), backward, y, x, positives.T, options.ks, resamples, small[1]
+                )
                 yield from ((similarity, score, a, b) for a, b in zip(there, back, strict=True))
         if pooled:
             shared = shared_means(x, y, x_pooled(), y_pooled())
@@ -239,6 +261,41 @@ class _States:
             yield "pooled_cosine", "raw", near, near
             cka = cka_of(*shared[1:])
             yield LINEAR_CKA, "raw", cka, cka
+
+    def _direction(
+        self,
+        names: tuple[str, str],
+        matrix: hubness.Scores,
+        x: Selection,
+        y: Selection,
+        positives: BoolMatrix,
+        ks: Sequence[int],
+        resamples: Resamples | None,
+        small: Sequence[SmallPools],
+    ) -> list[Evaluation]:
+        """Retrieval and hubness from x to y, and retrieval in small pools. names: similarity, score."""
+        undefined = False
+        if not matrix.size:
+            undefined = True
+        elif names[1] == "csls":
+            matrix = hubness.csls(matrix)
+        elif names[1] == "ratio_margin":
+            try:
+                matrix = hubness.ratio_margin(matrix)
+            except InputError:  # neighbours of negative mean: the ratio does not exist, the figures are null
+                undefined = True
+        ranks, partners = best_ranks(matrix, positives), np.count_nonzero(positives, axis=1)
+        found = evaluate_ranks(ranks, partners, positives.shape[1], ks=ks, groups=x.groups, resamples=resamples)
+        found = _unless(undefined, found)
+        if positives.all(axis=1).any():  # any answer is right
+            found = found.emptied()
+        elif not undefined:
+            whose = (self._output, *names, x.language, y.language)
+            self.ranks.append(rank_table(whose, x.ids, x.groups, positives, ranks))
+        skew = math.nan if undefined or not found.queries else hubness.k_occurrence_skew(matrix)
+        chance = hubness.chance_skew(*matrix.shape) if found.queries else math.nan
+        hub = unsampled({SKEW: (skew, chance)}, matrix.shape[0] if found.queries else 0, matrix.shape[1])
+        return [found, hub, *(_unless(undefined, p.evaluate(matrix, positives, x.groups, resamples)) for p in small)]
 
     def _compared(self, x: Selection, y: Selection, kernel: Kernel) -> Matrices:
         sink = Matrices(len(x), len(y))
@@ -262,38 +319,8 @@ def _pair_rows(output: str, x: str, y: str, finding: _Finding, overall: dict[Mea
     for source, target, direction in ((x, y, forward), (y, x, backward)):
         both.add(direction)
         mean.add(direction)
-        rows += _rows((output, similarity, score, source, target), direction)
-    name = f"{x} ↔ {y}"
-    return rows + _rows((output, similarity, score, name, name), both.result())
-
-
-def _direction(
-    matrix: hubness.Scores,
-    score: str,
-    positives: BoolMatrix,
-    groups: _Groups,
-    ks: Sequence[int],
-    resamples: Resamples | None,
-    small: Sequence[SmallPools],
-) -> list[Evaluation]:
-    """Retrieval and hubness of one direction under one score, and retrieval in small pools."""
-    undefined = False
-    if not matrix.size:
-        undefined = True
-    elif score == "csls":
-        matrix = hubness.csls(matrix)
-    elif score == "ratio_margin":
-        try:
-            matrix = hubness.ratio_margin(matrix)
-        except InputError:  # neighbours of negative mean: the ratio does not exist, the figures are null
-            undefined = True
-    found = _unless(undefined, evaluate(matrix, positives, ks, groups, resamples))
-    if positives.all(axis=1).any():  # any answer is right
-        found = found.emptied()
-    skew = math.nan if undefined or not found.queries else hubness.k_occurrence_skew(matrix)
-    chance = hubness.chance_skew(*matrix.shape) if found.queries else math.nan
-    hub = unsampled({SKEW: (skew, chance)}, matrix.shape[0] if found.queries else 0, matrix.shape[1])
-    return [found, hub, *(_unless(undefined, p.evaluate(matrix, positives, groups, resamples)) for p in small)]
+        rows += _rows((output, similarity, score, DIRECTION, source, target), direction)
+    return rows + _rows((output, similarity, score, PAIR, x, y), both.result())
 
 
 def _unless(undefined: bool, found: Evaluation) -> Evaluation:
@@ -302,17 +329,17 @@ def _unless(undefined: bool, found: Evaluation) -> Evaluation:
     return replace(found, values=empty.values, samples=empty.samples) if undefined else found
 
 
-def _rows(names: tuple[str, str, str, str, str], found: Evaluation) -> list[_Row]:
-    """Rows of one (output, similarity, score, source, target), one for each metric."""
-    named = dict(zip(("output", "similarity", "score", "source", "target"), names, strict=True))
+def _rows(names: tuple[str | None, ...], found: Evaluation) -> list[_Row]:
+    """Rows of one (output, similarity, score, level, source, target), one for each metric."""
+    named = dict(zip(("output", "similarity", "score", "level", "source", "target"), names, strict=True))
     return [{**named, **row} for row in found.rows()]
 
 
 def _mean_rows(means: dict[str, dict[MeanKey, Evaluation]], output: str) -> list[_Row]:
-    """The rows of "mean" of one output, each beside the best output of its similarity, score and metric."""
+    """The rows of level "mean" of one output, each beside the best output of its similarity, score and metric."""
     rows: list[_Row] = []
     for key, mean in means[output].items():
-        new = _rows((output, *key[:2], MEAN, MEAN), mean)
+        new = _rows((output, *key[:2], MEAN, None, None), mean)
         for i, row in enumerate(new if SKEW not in mean.metrics and key[0] != LINEAR_CKA else []):
             values = np.array([others[key].values[i] for others in means.values()])
             if not np.isnan(values).any():

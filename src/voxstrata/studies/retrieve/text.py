@@ -7,12 +7,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
+from voxstrata.base.plain import counted
 from voxstrata.base.result import metadata
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.hubness import HUB_NEIGHBOURS
-from voxstrata.evaluation.metrics import MEAN
+from voxstrata.evaluation.levels import DIRECTION, MEAN
+from voxstrata.evaluation.metrics import ROUNDING
 from voxstrata.retrieval.recordings import EVERY_RECORDING, POOL_MEANS
 from voxstrata.studies.retrieve.negatives import NEGATIVES, hard_metrics
 
@@ -30,8 +33,8 @@ def conditions(table: pa.Table) -> str:
 
     Ranges stand where they differ between directions; directions without a query are left out.
     """
-    directions = table.filter(pc.and_(pc.not_equal(table["source"], table["target"]), pc.is_valid(table["value"])))
-    metrics = retrieval_metrics(directions)
+    directions = table.filter(pc.and_(pc.equal(table["level"], DIRECTION), pc.is_valid(table["value"])))
+    metrics = telling_metrics(directions)
     directions = directions.filter(pc.is_in(directions["metric"], value_set=pa.array(metrics, pa.string())))
     if len(directions) == 0:
         raise InputError("the table holds no direction with a query: there is nothing to show")
@@ -40,9 +43,12 @@ def conditions(table: pa.Table) -> str:
     for metric in metrics:
         part = directions.filter(pc.equal(directions["metric"], metric))
         chances.append(f"{metric} {_span(part['chance'], lambda chance: f'{100 * chance:.1f}')} %")
+    queries = _span(directions["queries"]) + (
+        " query" if pc.all(pc.equal(directions["queries"], 1)).as_py() else " queries"
+    )
     return (
         f"{count} direction{'s' * (count != 1)}; pool of {_span(directions['candidates'])} candidates "
-        f"({pool_of(table)}), {_span(directions['queries'])} queries each; chance: {', '.join(chances)}"
+        f"({pool_of(table)}), {queries} each; chance: {', '.join(chances)}"
     )
 
 
@@ -55,6 +61,14 @@ def pool_of(table: pa.Table) -> str:
 def retrieval_metrics(table: pa.Table) -> list[str]:
     """recall@k and mrr, as far as `table` holds them."""
     return [metric for metric in distinct(table, "metric") if metric.startswith("recall@") or metric == "mrr"]
+
+
+def telling_metrics(table: pa.Table) -> list[str]:
+    """Those that say something: where no pool has more than k candidates, recall@k is 100 %, and so is its chance."""
+    found = retrieval_metrics(table)
+    by_metric = table.group_by("metric").aggregate([("chance", "min")])
+    chance = dict(zip(by_metric["metric"].to_pylist(), by_metric["chance_min"].to_pylist(), strict=True))
+    return [name for name in found if chance[name] is None or chance[name] < 1 - ROUNDING] or found[:1]
 
 
 def similarities_of(table: pa.Table) -> list[str]:
@@ -78,15 +92,15 @@ def summary_tables(table: pa.Table) -> list[TextTable]:
 
 
 def _means(table: pa.Table) -> _Rows:
-    rows = table.filter(pc.equal(table["source"], MEAN)).to_pylist()
+    rows = table.filter(pc.equal(table["level"], MEAN)).to_pylist()
     if not rows:
-        raise InputError('the table holds no rows with source "mean"; pass the whole table that retrieve returned')
+        raise InputError('the table holds no rows of level "mean"; pass the whole table that retrieve returned')
     return {(row["output"], row["similarity"], row["score"], row["metric"]): row for row in rows}
 
 
 def _by_output(table: pa.Table, means: _Rows, similarity: str) -> TextTable:
     """One similarity's own score: outputs by depth, and chance. The first metric stands with its interval."""
-    metrics = retrieval_metrics(table)
+    metrics = telling_metrics(table)
     body = []
     for output in depth_order(distinct(table, "output")):
         row, *rest, hub = (means[output, similarity, "raw", metric] for metric in (*metrics, SKEW))
@@ -100,7 +114,7 @@ def _by_output(table: pa.Table, means: _Rows, similarity: str) -> TextTable:
 
 def _best(table: pa.Table, means: _Rows) -> TextTable:
     """For every similarity and score the output best by the first metric, and how far ahead of the next it is."""
-    first, *others = retrieval_metrics(table)
+    first, *others = telling_metrics(table)
     outputs = depth_order(distinct(table, "output"))
     body = []
     for similarity in similarities_of(table):
@@ -162,7 +176,7 @@ def _negatives(table: pa.Table, means: _Rows, kinds: list[str], similarity: str)
     body, places = [], {}
     for kind in kinds:
         hard, random, minus = hard_metrics(kind)
-        part = table.filter(pc.and_(pc.equal(table["metric"], hard), pc.not_equal(table["source"], table["target"])))
+        part = table.filter(pc.and_(pc.equal(table["metric"], hard), pc.equal(table["level"], DIRECTION)))
         part = part.filter(pc.and_(pc.equal(part["similarity"], similarity), pc.equal(part["score"], "raw")))
         directions = [row for row in part.to_pylist() if row["value"] is not None]
         for output in depth_order(distinct(table, "output")):
@@ -174,8 +188,8 @@ def _negatives(table: pa.Table, means: _Rows, kinds: list[str], similarity: str)
             places[kind] = rows[0]
         body.append([kind, "chance", *[in_percent(places[kind]["chance"])] * 2, "0.0", ""])
     sizes = "; ".join(
-        f"{kind} {row['queries']} queries ({row['queries_without_partner']} without enough negatives), pools of "
-        + "–".join(dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max")))
+        f"{kind} {counted(row['queries'], 'query', 'queries')} ({row['queries_without_partner']} without enough "
+        "negatives), pools of " + "–".join(dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max")))
         for kind, row in places.items()
     )
     how = {"sound": "that sound most like the query", "length": "whose length is nearest to the query's",
@@ -193,12 +207,34 @@ def _stands_on(table: pa.Table) -> str:
     """What the figures of the tables stand on: directions, pools, queries, chance, intervals."""
     note = f"Percent (hubness and CKA are not), mean over {conditions(table)}.{brackets(table)}"
     note += f" Pool {(pool := pool_of(table))}: {POOL_MEANS[pool]}. Hubness: skewness of 10-occurrence."
+    if no_more := [name for name in retrieval_metrics(table) if name not in telling_metrics(table)]:
+        note += f" Without {', '.join(no_more)}, which is 100 % by chance in so small a pool."
     trivial = ", ".join((metadata(table, SETTINGS_KEY) or {}).get("only_translations", []))
     if trivial:
         note += f" Without figures, since the pool holds one sentence and any answer is right: {trivial}."
     if len(distinct(table, "output")) > 1:
         note += " The best output was chosen on these same data."
     return f"{note} {BEST_AT_CHANCE}"
+
+
+def best_layer(table: pa.Table) -> Finding:
+    """The output that finds most translations by the table's first similarity, beside chance, and a curve by depth."""
+    means, similarity, metric = _means(table), similarities_of(table)[0], telling_metrics(table)[0]
+    outputs = depth_order(distinct(table, "output"))
+    rows = [means[output, similarity, "raw", metric] for output in outputs]
+    known = [row for row in rows if row["value"] is not None]
+    if not known:
+        return Finding("No direction has a figure.")
+    best = max(known, key=lambda row: float(row["value"]))
+    value, low, high, chance = (in_hundred([row[name] for row in rows]) for name in ("value", "low", "high", "chance"))
+    curve = SmallCurve(f"{metric} (%)", outputs, value, low, high, chance, best=rows.index(best))
+    pool = "–".join(dict.fromkeys(str(best[name]) for name in ("candidates", "candidates_max")))
+    share = percent_text(best["value"], best["low"], best["high"])
+    by_chance = f"Chance is {percent_text(best['chance'])}, of {pool} candidates."
+    if best_output(best["output"], best) != best["output"]:
+        return Finding(f"No layer is above chance. The highest, {best['output']}, has {share}. {by_chance}", curve)
+    how = "come first" if metric == "recall@1" else f"count by {metric}"
+    return Finding(f"{best['output']}: {share} of the translations {how}, by {similarity}. {by_chance}", curve)
 
 
 BEST_AT_CHANCE = "An output marked (chance) is not above chance: the lower end of its interval is not."

@@ -44,7 +44,8 @@ def plot_words(table: pa.Table, title: Sequence[str]) -> Figure:
         axes.set(xlabel="encoder output, by depth", xlim=(-0.5, len(outputs) - 0.5))
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("AUC against random pairs")
+    panels[0].set_ylim(-0.02, 1.02)
+    panels[0].set_ylabel("AUC, up: nearer than random pairs")
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     bands = f"bands: {100 * LEVEL:.0f} % bootstrap intervals over meanings" if table["low"].null_count == 0 else ""

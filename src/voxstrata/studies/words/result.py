@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
+from voxstrata.base.finding import Finding, SmallCurve
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.encoders.outputs import depth_order
@@ -35,11 +36,12 @@ class WordComparison(Result):
     pairs: pa.Table
 
     command = "words"
+    question = "Are words near by meaning or by sound?"
     files: ClassVar = {"table": "words.parquet", "pairs": "word_pairs.parquet"}
     beside = ("words.zarr",)
     key = "voxstrata_words"
     markdown = "words.md"
-    captions: ClassVar = {"words": "AUC by output; chance is 0.5"}
+    captions: ClassVar = {"words": "How often a pair is nearer than a random one (AUC), by layer; chance is 0.5"}
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -49,6 +51,26 @@ class WordComparison(Result):
     @property
     def title(self) -> str:
         return f"{self.store['model']['checkpoint']}: words" if self.store else "words"
+
+    def finding(self) -> Finding:
+        """Of the output at which synonyms are nearest."""
+        found = [r for r in self._over_all_languages() if r["output"] and r["similarity"] == WORD_SIMILARITIES[0]]
+        rows = {(r["output"], r["kind"]): r for r in found}
+        outputs = depth_order(output for output, _ in rows)
+        alike = [rows[output, SYNONYMS] for output in outputs]
+        best = max(alike, key=lambda row: float(row["auc"]))
+        parts = [
+            f"{_shown(kind)} {with_interval(rows[best['output'], kind], ('auc', 'low', 'high'), '.2f')}"
+            for kind in WORD_KINDS
+        ]
+        answer = (
+            f"{best['output']}: against random pairs, AUC of {' and of '.join(parts)}, by {WORD_SIMILARITIES[0]}. "
+            "Chance is 0.5."
+        )
+        value, low, high, chance = ([row[name] for row in alike] for name in ("auc", "low", "high", "chance"))
+        return Finding(
+            answer, SmallCurve("AUC of synonyms", outputs, value, low, high, chance, best=alike.index(best), top=1)
+        )
 
     def tables(self) -> list[TextTable]:
         header = ["output", *(f"{_shown(kind)} {s}" for kind in WORD_KINDS for s in WORD_SIMILARITIES)]
@@ -85,7 +107,7 @@ class WordComparison(Result):
         ]
 
     def figures(self) -> dict[str, Figure]:
-        title = [self.title, self._basis(), f"alike, unlike: {self._thresholds()}"]
+        title = [f"Near by meaning, or by sound? {self.title}", self._basis(), f"alike, unlike: {self._thresholds()}"]
         return {"words": plot_words(self.table, title)}
 
     def _over_all_languages(self) -> list[dict[str, Any]]:
