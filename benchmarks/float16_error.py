@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from voxstrata.audio import decode
+from voxstrata.audio.decode import decode
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.outputs import output_names

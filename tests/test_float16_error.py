@@ -60,7 +60,7 @@ def test_every_output_is_rounded_and_float64_is_pytorchs(script: Any, half_model
 
 @pytest.mark.real
 def test_of_real_weights_on_speech(script: Any, shared: Path, tmp_path: Path) -> None:
-    from voxstrata.audio import decode
+    from voxstrata.audio.decode import decode
 
     source = str(shared / "whisper-base-encoder")
     model = export(source, tmp_path / "model", ExportSpec(dtype="float16"))
