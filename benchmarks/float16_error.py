@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import voxstrata  # noqa: F401  # isort: skip  # before onnxruntime, whose telemetry it turns off
+
 import numpy as np
 import onnx
 import onnxruntime as ort

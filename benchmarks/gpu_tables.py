@@ -88,7 +88,7 @@ CELLS: dict[str, dict[str, tuple[str, Callable[[Report], str]]]] = {
         "share of the bfloat16 matrix product rate": ("extraction_gpu", lambda r: f"{three(r)['efficiency']:.2f}"),
         "× Hugging Face PyTorch": ("extraction_gpu", peers_ratio),
         "GPU idle": ("extraction_gpu", lambda r: f"{three(r)['idle']:.0%}"),
-        "audio-hours per hour and GB/s": ("extraction_gpu", rates_kept),
+        "audio-hours per hour": ("extraction_gpu", rates_kept),
         "without fused attention": ("extraction_gpu", settings_changed),
         "pinned or pageable memory": ("extraction_gpu", lambda r: str(r["host_memory"])),
     },

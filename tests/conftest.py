@@ -115,6 +115,16 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def half_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in float16."""
+    from voxstrata.exporters import ExportSpec, export
+
+    target = tmp_path_factory.mktemp("model") / "half"
+    export(str(tiny_checkpoint), target, ExportSpec(dtype="float16"))
+    return target
+
+
+@pytest.fixture(scope="session")
 def uncondensed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with one cached key per silent position."""
     from voxstrata.exporters import ExportSpec, export

@@ -318,11 +318,11 @@ def test_nothing_new_is_nothing_to_do(
     extract(part(corpus, "en"), tiny_model, path, FRAMES)
     before = contents(path)
     report = append(path, part(corpus, "en"), tiny_model)
-    assert report.to_text() == f"{path}: 4 recordings are there already, nothing is new"
+    assert report.to_text() == f"{path}: there already: 4 recordings, nothing is new"
     assert contents(path) == before
     assert run("append", path, corpus.root / "speech.tsv", tiny_model) == 4  # de-bad
     out, err = capsys.readouterr()
-    assert f"{path}: 4 recordings are there already\n" in out
+    assert f"{path}: there already: 4 recordings\n" in out
     assert "6 of 7 utterances in 2 units" in out
     assert "de-bad" in err
     assert run("append", path, corpus.root / "speech.tsv", tiny_model, "--json") == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -16,11 +17,14 @@ import pytest
 import soundfile
 from conftest import sound
 
+import voxstrata as vs
+from voxstrata.base.plain import counted, size_in_words, time_in_words
 from voxstrata.base.progress import Progress
 from voxstrata.base.tables import TextTable
 from voxstrata.cli.app import main
 from voxstrata.cli.console import TerminalReporter, aligned, clock
 from voxstrata.cli.info import _print_model
+from voxstrata.engine.extraction import ExtractReport
 
 COMMANDS = [
     "export", "bench", "plan", "extract", "info", "relabel", "append", "convert", "retrieve", "similarity", "mine",
@@ -161,8 +165,9 @@ def test_a_pooled_store_is_retrieved_by_cosine(
     parallel: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("extract", parallel, tiny_model, "-o", tmp_path / "p.zarr", "--pool", "mean", "--outputs", "final") == 0
+    capsys.readouterr()
     assert run("retrieve", tmp_path / "p.zarr", "-o", tmp_path / "r", "--json") == 0
-    rows = json.loads(capsys.readouterr().out.split("\n", 3)[3])["rows"]
+    rows = json.loads(capsys.readouterr().out)["rows"]
     assert {r["similarity"] for r in rows} == {"pooled_cosine", "linear_cka"}
 
 
@@ -265,7 +270,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_shows_rate_eta_and_failures_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_shows_rate_eta_and_failures_at_once_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, pipe = Terminal(), io.StringIO()
     for stream in (terminal, pipe):
         now = [1000.0]
@@ -282,7 +287,7 @@ def test_progress_shows_rate_eta_and_failures_on_a_terminal_only(monkeypatch: py
     assert "ETA 0:00:28" in text  # 10 200 s left
     assert "failed 3" in text
     assert terminal.getvalue().endswith("\r\x1b[2K")  # nothing stays behind
-    assert shown == pipe.getvalue() == ""
+    assert shown == pipe.getvalue() == "0:01:00  extracting 0/8 units (4%)\n"  # a line a minute
 
 
 def test_a_log_has_a_line_a_minute_and_a_line_on_a_terminal_stays_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,12 +303,12 @@ def test_a_log_has_a_line_a_minute_and_a_line_on_a_terminal_stays_within_it(monk
                 reporter.progress(_extracting(done, 1800.0 * done, 0))
                 now[0] += 20
         told[asked] = stream.getvalue()
-    lines = told["auto"].splitlines()
-    assert told["log"] == told["auto"]
-    assert [line[:7] for line in lines] == ["0:01:00", "0:02:00"]
-    assert "extracting 3/8 units (38%)  90 audio-h/h  ETA 0:01:40" in lines[0]  # 5400 s of 14 400 in a minute
+    lines, asked_for = told["auto"].splitlines(), told["log"].splitlines()
+    assert [line[:7] for line in lines] == ["0:00:20", "0:01:20", "0:02:20"]  # at first two seconds of silence
+    assert [line[:7] for line in asked_for] == ["0:00:00", "0:01:00", "0:02:00"]
+    assert "extracting 3/8 units (38%)  90 audio-h/h  ETA 0:01:40" in asked_for[1]  # 5400 s of 14 400 in a minute
     assert told["none"] == ""
-    assert told["bar"].split("\r\x1b[2K")[1] == "extracting 1/8 unit"
+    assert told["bar"].split("\r\x1b[2K")[1] == "extracting 0/8 unit"  # 20 columns, at once
 
 
 def test_a_wide_table_comes_in_pieces_that_name_their_rows() -> None:
@@ -337,23 +342,108 @@ def test_progress_counts_things_where_there_is_no_work_and_begins_anew_with_each
     assert shown == [f"{s} {t}" for s in ("reading headers", "comparing") for t in ("1/9", "5/9  ETA 0:00:02")]
 
 
-def test_steps_are_for_terminals_unless_always_and_warnings_for_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_have_the_steps_of_long_work_terminals_all_and_warnings_are_for_everyone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     told = {}
-    for name, stream, always in (
-        ("tty", Terminal(), False),
-        ("pipe", io.StringIO(), False),
-        ("demo", io.StringIO(), True),
+    for name, stream, always, asked in (
+        ("tty", Terminal(), False, "auto"),
+        ("pipe", io.StringIO(), False, "auto"),
+        ("demo", io.StringIO(), True, "auto"),
+        ("quiet", Terminal(), True, "none"),
     ):
         now[0] = 0.0
+        monkeypatch.setenv("VOXSTRATA_PROGRESS", asked)
         with TerminalReporter(always, stream) as reporter:
+            now[0] = 1.0
+            reporter.step("reading")
             now[0] = 62.0
             reporter.step("comparing")
             reporter.warn("left out: a.wav")
         told[name] = stream.getvalue().replace("\r\x1b[2K", "")
-    assert told["tty"] == told["demo"] == "0:01:02  comparing\nleft out: a.wav\n"
-    assert told["pipe"] == "left out: a.wav\n"
+    assert told["tty"] == told["demo"] == "0:00:01  reading\n0:01:02  comparing\nleft out: a.wav\n"
+    assert told["pipe"] == "0:01:02  comparing\nleft out: a.wav\n"  # what takes two seconds needs no log
+    assert told["quiet"] == "left out: a.wav\n"
+
+
+def test_a_notebook_has_lines_and_a_bar_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    class Handle:
+        def update(self, html: str) -> None:
+            shown.append(html)
+
+    def display(html: str, display_id: bool) -> Handle:
+        assert display_id
+        assert not shown  # once: then it is updated
+        shown.append(html)
+        return Handle()
+
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(HTML=str, display=display))
+    reporter = vs.progress_bar()
+    reporter.step("reading <b>")
+    for done in (0, 2, 8):
+        now[0] += 10
+        reporter.progress(_extracting(done, 1800.0 * done, 0))
+        reporter.progress(_extracting(done, 1800.0 * done, 0))  # too soon to be shown, but the end is
+    assert len(shown) == 5
+    assert shown[0] == "0:00:00  reading &lt;b&gt;<br>"
+    assert 'max="1" value="0.2500"' in shown[2]
+    assert "extracting 2/8 units (25%)  360 audio-h/h  ETA 0:00:30" in shown[2]
+    assert 'value="1.0000"' in shown[4]
+
+
+def test_outside_of_a_notebook_the_bar_is_the_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(vs.progress_bar(), TerminalReporter)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))  # imported, and not running
+    assert isinstance(vs.progress_bar(), TerminalReporter)
+
+
+def test_numbers_are_said_as_people_say_them() -> None:
+    said = [
+        counted(0, "utterance"),
+        counted(1, "utterance"),
+        counted(2, "query", "queries"),
+        counted(1, "query", "queries"),
+    ]
+    assert said == ["0 utterances", "1 utterance", "2 queries", "1 query"]
+    times = {0.3: "less than a second", 40: "40 s", 59.7: "1 min", 240: "4 min", 3599: "1 h", 11_400: "3 h 10 min"}
+    assert {seconds: time_in_words(seconds) for seconds in times} == times
+    sizes = {0: "0 bytes", 999: "999 bytes", 8_300_000: "8.3 MB", 41e9: "41 GB", 9.96e6: "10 MB", 2e15: "2000 TB"}
+    assert {size: size_in_words(size) for size in sizes} == sizes
+
+
+def test_reports_fit_80_columns() -> None:
+    stages = dict.fromkeys(("decode", "log_mel", "encode", "reduce", "place", "commit", "wait", "copy"), 1234.5)
+    report = ExtractReport("speech.zarr", 1, 0, {}, 1, 0, 36000.0, 720.0, stages, 0, 10**15, 1e12)
+    lines = report.to_text().splitlines()
+    assert lines[0] == "speech.zarr: 1 of 1 utterance in 1 unit"
+    assert max(map(len, lines[:-1])) < 80
+    assert all(stage in report.to_text() for stage in stages)
+
+
+def test_info_fits_the_terminal_and_keeps_the_hash_whole_elsewhere(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("info", tiny_model, "--json") == 0
+    card = json.loads(capsys.readouterr().out)
+    card["outputs"] = [f"layer_{k:02d}" for k in range(33)]
+    _print_model("tiny", card)
+    assert card["weights_sha256"] in capsys.readouterr().out
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout", terminal)
+    _print_model("tiny", card)
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert f"  encoder SHA-256  {card['weights_sha256'][:16]}… (whole with --json)" in lines
+    assert "layer_32" in terminal.getvalue()
 
 
 def test_clock_and_columns() -> None:

@@ -22,6 +22,8 @@ def test_commands_options_and_values_are_completed() -> None:
     assert {"retrieve", "report"} <= {item.value for item in completed("re")}
     assert "--pool" in {item.value for item in completed("retrieve", "--po")}
     assert [item.value for item in completed("retrieve", "--pool", "sh")] == ["shared-first"]
+    assert [item.value for item in completed("retrieve", "--negatives", "sound,le")] == ["sound,length"]
+    assert [item.value for item in completed("bench", "base", "--device", "c")] == ["cpu", "cuda", "cuda:bfloat16"]
     # half a command is no error, even where an option stands twice
     assert completed("retrieve", "-o", "a", "-o", "b", "--po")
 
@@ -46,6 +48,17 @@ def test_the_first_argument_is_completed_as_a_path_unless_it_is_none(command: tu
     else:
         assert {item.type for item in found} <= {"file", "dir"}
         assert found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_where_results_go_is_completed_as_a_path(command: tuple[str, ...]) -> None:
+    with click.Context(main) as context:
+        found = main.get_command(context, command[0])
+        if isinstance(found, click.Group):
+            found = found.commands[command[1]]
+    assert found is not None
+    if any("-o" in parameter.opts for parameter in found.params):
+        assert {item.type for item in completed(*command, "-o", "")} <= {"file", "dir"}
 
 
 def test_it_says_where_to_put_it_and_bash_takes_it(capsys: pytest.CaptureFixture[str]) -> None:

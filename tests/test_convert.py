@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -289,6 +290,21 @@ def test_some_languages_and_outputs_are_taken(store: EmbeddingStore, tmp_path: P
     assert report.left_out == 0
 
 
+@pytest.mark.parametrize(("umask", "file", "place"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_others_may_read_what_the_umask_lets_them(
+    store: EmbeddingStore, tmp_path: Path, umask: int, file: int, place: int
+) -> None:
+    """The library writes its files for their owner alone, and so is a temporary folder made."""
+    before = os.umask(umask)
+    try:
+        convert(store, tmp_path / "out", "safetensors", "final", by_language=True)
+    finally:
+        os.umask(before)
+    made = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {file}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {place}
+
+
 def test_kaldi_gets_a_data_folder(store: EmbeddingStore, tmp_path: Path) -> None:
     convert(store, tmp_path / "out", "kaldi", "final", languages="en,es")
     lines = {
@@ -460,7 +476,7 @@ def test_the_command_says_what_it_wrote(
     about = json.loads(out)
     assert about["files"] == ["final.npy", "utterances.parquet", "voxstrata.json"]
     assert (about["to"], about["utterances"], about["left_out"]) == ("npy", 8, 1)
-    assert err == f"{root}: 1 utterances are failed and take no part\n"
+    assert err == f"{root}: 1 utterance is failed and takes no part\n"
     assert run("convert", root, "-o", tmp_path / "b", "--to", "parquet", "--pooled", "--by-language") == 0
     assert "pooled states of 8 utterances (layer_01, final)" in capsys.readouterr().out
     assert run("convert", root, "-o", tmp_path / "b", "--to", "parquet") == 3

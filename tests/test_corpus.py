@@ -116,6 +116,24 @@ def test_recordings_outside_the_manifests_folder_are_named_from_the_folder_that_
     assert corpus.recording(1).source.path == tmp_path / "disk" / "en" / "b" / "a.wav"
 
 
+def test_a_recording_elsewhere_changes_no_others_id(tmp_path: Path) -> None:
+    home = tmp_path / "project" / "lists"
+    home.mkdir(parents=True)
+    inner = ["path", "en/a.wav", "es/a.wav"]
+    for elsewhere, name in (("../other/b.wav", "../other/b"), (f"{tmp_path}/far/b.wav", "../../far/b")):
+        corpus = read_corpus(write(home / "m.tsv", "\n".join([*inner, elsewhere])))
+        assert column(corpus, "id") == ["en/a", "es/a", name]
+    corpus = read_corpus(write(home / "m.tsv", "\n".join([*inner, "../other/b.wav", f"{tmp_path}/far/b.wav"])))
+    assert column(corpus, "id") == ["en/a", "es/a", "../other/b", "../../far/b"]
+    assert column(corpus, "path") == [
+        "project/lists/en/a.wav",
+        "project/lists/es/a.wav",
+        "project/other/b.wav",
+        "far/b.wav",
+    ]
+    assert corpus.recording(2).source.path == tmp_path / "project" / "other" / "b.wav"
+
+
 def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
     text = "one\u2028two\x0bthree\x85"
     corpus = read_corpus(write(tmp_path / "m.tsv", f"path\ttext\na.wav\t{text}\n"))

@@ -44,14 +44,6 @@ REDUCTIONS: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"every": 4}, {"po
 TOLERANCE = {"float16": 5e-4, "float32": 1e-6}
 
 
-@pytest.fixture(scope="module")
-def half_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model in float16."""
-    target = tmp_path_factory.mktemp("half") / "model"
-    export(str(tiny_checkpoint), target, ExportSpec(dtype="float16"))
-    return target
-
-
 def expected(states: np.ndarray, spec: StoreSpec) -> np.ndarray:
     """What is stored of a window's valid states, in float64; with `pool` their sum."""
     x = states.astype(np.float64)

@@ -15,7 +15,7 @@ import soundfile
 from conftest import sound
 from test_cli import run
 
-from voxstrata import Context, InputError, extract, open_model, open_store, read_corpus
+from voxstrata import Context, InputError, Reporter, extract, open_model, open_store, read_corpus
 from voxstrata.corpus import Corpus
 from voxstrata.store import EmbeddingStore, StoreSpec
 from voxstrata.studies.drift.measure import frame_figures, measure_drift, sample
@@ -111,6 +111,23 @@ def test_a_corpus_without_translations_says_so_and_still_measures(corpus: Corpus
     assert all(0 < r["cosine"] <= 1 + 1e-9 for r in rows[1:])
 
 
+def test_too_few_clips_are_said_before_the_work_and_not_blamed_on_the_corpus(corpus: Corpus, tiny_model: Path) -> None:
+    heard: list[str] = []
+
+    class Ears(Reporter):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    drift = measure_drift(corpus, open_model(tiny_model), outputs="final", clips=2, reporter=Ears())
+    why = (
+        "the 2 recordings drawn have 1 sentence in several languages, of 4 in the corpus; --clips with a larger number"
+    )
+    assert drift.settings["no_retrieval"].startswith(why)
+    assert [text for text in heard if text.startswith(why)] == [
+        f"{drift.settings['no_retrieval']}: recall will not be measured"
+    ]
+
+
 def test_a_saved_result_comes_back_and_shows_what_was_measured(
     corpus: Corpus, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,7 +197,7 @@ def test_the_command_exits_4_and_names_what_failed(
 ) -> None:
     root = make_corpus({"a": 0.5, "b": 0.7})
 
-    command = ("drift", root, tiny_model, "--outputs", "final")
+    command = ("drift", root, tiny_model, "--outputs", "final", "--quiet")
     assert run(*command) == 0
     assert capsys.readouterr().err == ""
     (root / "bad.wav").write_bytes(b"not audio at all")

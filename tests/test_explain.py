@@ -169,7 +169,7 @@ def test_the_command_draws_seconds_and_words_and_writes_what_it_prints(
 
     monkeypatch.setattr(Figure, "savefig", spy)
     args = ("explain", store.files.root, "a", "b", "--outputs", "final", "--words", write_timings(tmp_path))
-    assert run(*args, "-o", tmp_path / "why") == 0
+    assert run(*args, "-o", tmp_path / "why", "--quiet") == 0
     out, err = capsys.readouterr()
     (match,) = match_frames(store, "a", "b")
     row = pq.read_table(tmp_path / "why" / "explain.parquet")
@@ -191,6 +191,43 @@ def test_the_command_draws_seconds_and_words_and_writes_what_it_prints(
     texts = {text.get_text() for text in drawn[0].findobj(lambda artist: hasattr(artist, "get_text"))}
     assert {"door", "puerta"} <= texts
     assert (tmp_path / "why" / "explain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def ranked_store(folder: Path) -> EmbeddingStore:
+    """A sentence a, its translation b, another recording of b, and three other sentences: one nearer to a than b is."""
+    rng = np.random.default_rng(4)
+    a = rng.standard_normal((20, D))
+    near, nearer, far = (a + noise * rng.standard_normal((20, D)) for noise in (0.6, 0.3, 5.0))
+    made = {
+        "a": ("en", "s1", a), "b": ("es", "s1", near), "b2": ("es", "s1", a), "c": ("es", "s2", nearer),
+        "d": ("es", "s3", far), "e": ("de", "s4", a), "f": ("es", "s5", rng.standard_normal((20, D))),
+    }  # fmt: skip
+    utterances = {i: Utterance(x.astype(np.float32), language, group) for i, (language, group, x) in made.items()}
+    return make_store(folder / "ranked.zarr", utterances)
+
+
+def test_it_says_where_b_ranks_and_who_is_ahead(tmp_path: Path) -> None:
+    store = ranked_store(tmp_path)
+    result = explain(store, "a", "b")
+    (row,) = result.table.to_pylist()
+    ragged = {i: Ragged.from_list([store.frames(i, "final")]) for i in store.ids}
+    f1 = {i: float(seqsim(ragged["a"], ragged[i]).f1[0, 0]) for i in ("b", "c", "d", "f")}  # not b2, a translation, too
+    assert sorted(f1, key=f1.__getitem__, reverse=True)[:2] == ["c", "b"]
+    assert (row["rank"], row["candidates"], row["best_id"]) == (2, 4, "c")
+    assert row["best_f1"] == pytest.approx(f1["c"], abs=1e-6)
+    assert "2 of 4" in repr(result)
+    (row,) = explain(store, "a", "b2").table.to_pylist()
+    assert (row["rank"], row["best_id"]) == (1, "c")
+    lone = explain(store, "a", "e")
+    assert lone.table["rank"].to_pylist() == [None]
+    assert "b is not ranked among others (all of de): there are none." in repr(lone)
+
+
+def test_more_candidates_than_one_pair_is_worth_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voxstrata.studies.explain.ranking.MOST_CANDIDATES", 2)
+    result = explain(ranked_store(tmp_path), "a", "b")
+    assert "there are 3, more than 2." in repr(result)
+    assert len(result.tables()) == 1
 
 
 def test_a_saved_result_comes_back_with_its_picture(store: EmbeddingStore, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from test_cli import run
 
 from voxstrata.base.plain import escaped_json, spelt_out
+from voxstrata.base.progress import Progress
 from voxstrata.cli import console, failing
 from voxstrata.cli.saying import say
 
@@ -141,7 +142,7 @@ def test_errors_failures_and_progress_are_stripped(capsys: pytest.CaptureFixture
     stream = io.StringIO()
     stream.isatty = lambda: True  # type: ignore[method-assign]
     with console.TerminalReporter(stream=stream) as reporter:
-        reporter.progress(console.Progress(HOSTILE, 1, 2))
+        reporter.progress(Progress(HOSTILE, 1, 2))
     said = capsys.readouterr().err + stream.getvalue().replace("\r\x1b[2K", "")
     assert said == spelt_out(said)
     assert said.count("\\x1b[2J") >= 6

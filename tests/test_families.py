@@ -452,8 +452,9 @@ def test_means_that_would_cross_from_one_window_into_the_next_are_refused(model:
 def test_drift_and_tensorrt_are_refused_by_name(model: Path, clips: Path) -> None:
     with pytest.raises(vs.UsageError, match=r"drift compares the contexts of Whisper; toy 2\.0 has exact alone"):
         vs.drift(vs.read_corpus(clips), vs.open_model(model))
-    with pytest.raises(vs.UsageError, match=r"toy 2\.0 runs on cpu and cuda; TensorRT is for Whisper"):
-        ExactEncoder(open_model(model), runtime=vs.Runtime(vs.Device("tensorrt")))
+    for device in ("tensorrt", "cuda:bfloat16"):
+        with pytest.raises(vs.UsageError, match=r"toy 2\.0 runs on cpu and cuda; TensorRT and bfloat16 are for"):
+            ExactEncoder(open_model(model), runtime=vs.Runtime(vs.Device.parse(device)))
     with pytest.raises(vs.UsageError, match=r"toy 2\.0 has no silence cache"):
         open_model(model).silence()
 

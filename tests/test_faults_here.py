@@ -111,7 +111,7 @@ def test_a_recording_that_is_gone_leaves_its_unit_pending(
         extract(read, tiny_model, store, SPEC, UNITS)
     done = extract(read, tiny_model, store, SPEC, UNITS, keep_going=True)
     assert (done.pending_units, list(done.unreachable), done.failed) == (1, [1], 0)
-    assert "1 units are left, since a recording could not be read (unit 1: " in done.to_text()
+    assert "left: 1 unit, since a recording could not be read (unit 1: " in done.to_text()
     assert not open_store(store).complete
     (tmp_path / "away").rename(folder / "en")
     assert extract(read, tiny_model, store, SPEC, UNITS).units == 3

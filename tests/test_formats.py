@@ -537,7 +537,7 @@ def test_a_corpus_is_counted(tmp_path: Path) -> None:
     assert counted == CorpusSummary(4, 3, {"en": 2, "es": 1}, 1, groups=2, translated=1, texts=3, speakers=2)
     assert counted.to_text().splitlines() == [
         "  recordings  4, of 3 files",
-        "  languages   2: en 2, es 1; 1 recordings name none",
+        "  languages   2: en 2, es 1; 1 recording without one",
         "  groups      2, 1 of them in several languages",
         "  texts       3",
         "  speakers    2",

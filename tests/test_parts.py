@@ -153,13 +153,13 @@ def test_a_part_ends_where_others_are_at_all_that_is_left(
     store, options = tmp_path / "s.zarr", ("--outputs", "layer_01,final", "--threads", 1, "--tokens", 1500)
     command = ("extract", corpus, tiny_model, "-o", store, *options)
     assert run(*command, "--prepare") == 0
-    assert f"{store}: prepared, 10 of 10 units are to be done" in capsys.readouterr().out
+    assert f"{store}: prepared, 10 of 10 units to be done" in capsys.readouterr().out
     with Claims(Files(store)) as others:
         assert others.take(3)
         assert run(*command, "--part", "2/2") == 0  # nothing can be said of failures yet
         out = capsys.readouterr().out
-        assert f"{store}: 9 of 10 units are done\n" in out
-        assert "1 units are left to other runs, which are at them: the last completes it" in out
+        assert f"{store}: done: 9 of 10 units\n" in out
+        assert "left to other runs, the last of which completes it: 1 unit" in out
         assert sorted(path.name for path in (store / "units").iterdir()) == [
             f"{i:06d}.json" for i in range(10) if i != 3
         ]

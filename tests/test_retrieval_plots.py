@@ -157,3 +157,11 @@ def test_without_matplotlib_the_message_names_the_extra(monkeypatch: pytest.Monk
     monkeypatch.setattr(builtins, "__import__", no_matplotlib)
     with pytest.raises(UsageError, match=r"pip install 'voxstrata\[plot\]'"):
         plot_recall_by_layer(made_table(2, 2), "t")
+
+
+def test_a_notebook_shows_a_figure_by_itself() -> None:
+    """IPython asks for this method; a figure outside pyplot has no other that it knows."""
+    picture = plot_recall_by_layer(made_table(2, 2), "t")._repr_png_()  # type: ignore[attr-defined]
+    width, height = struct.unpack(">II", picture[16:24])
+    assert picture.startswith(b"\x89PNG")
+    assert min(width, height) > 300

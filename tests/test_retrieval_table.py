@@ -343,7 +343,8 @@ def test_frames_are_read_by_pair_of_languages_and_none_for_pooled() -> None:
     retrieve(store, outputs=["final"], reporter=seen)
     assert len(store.reads) == 3 + 6  # each language to check it, both sides of three pairs
     told = [(p.stage, p.done, p.total) for p in seen.all]
-    assert told == [(what, n, 3) for what in ("checking frames", "retrieving") for n in (1, 2, 3)]
+    expected = [("checking frames", n, 3) for n in (1, 2, 3)] + [("retrieving", n, 3) for n in (0, 1, 2, 3)]
+    assert told == expected
     store.reads.clear()
     store.has_frames = False
     for similarities in ("pooled_cosine", None):  # the second: whatever the store has the states for
@@ -372,13 +373,40 @@ def test_unknown_names_list_the_known_ones() -> None:
         retrieve(store, options=RetrievalOptions(bootstrap=-1))
 
 
+def test_sentences_that_stand_in_several_groups_are_named_by_text_and_groups() -> None:
+    class Texts(FakeStore):
+        @property
+        def utterances(self) -> pa.Table:
+            texts = ["Yes.", "Yes.", "No.", None, "", ""]
+            of = {f"g{g}": text for g, text in enumerate(texts)}
+            table = super().utterances
+            groups = dict.fromkeys(table["group"].to_pylist())
+            text = dict(zip(groups, of.values(), strict=True))
+            said = [
+                text[g] if lang == "en" else f"{lang} {g}"
+                for g, lang in zip(*(table[n].to_pylist() for n in ("group", "language")), strict=True)
+            ]
+            return table.append_column("text", pa.array(said, pa.string()))
+
+    made = fake_store(languages=("en", "es"))
+    heard: list[str] = []
+    listener = Seen()
+    listener.warn = heard.append  # type: ignore[method-assign]
+    retrieve(Texts(made.entries, made.frames), outputs=["final"], reporter=listener)
+    groups = list(dict.fromkeys(group for _, _, group, _ in made.entries))[:2]
+    assert len(heard) == 1
+    assert heard[0].startswith(
+        f"en: 2 groups share a sentence with another group, e.g. 'Yes.' in {', '.join(groups)}; each"
+    )
+
+
 def test_a_corpus_that_cannot_be_retrieved_says_what_was_found() -> None:
     one = fake_store(languages=("en",))
     with pytest.raises(InputError, match=r"at least 2 languages: of 6 utterances 6 are done.*en: 6"):
         retrieve(one)
     folder = fake_store(languages=("en", "es"))
     folder.entries = [(i, lang, None, status) for i, lang, _, status in folder.entries]
-    with pytest.raises(InputError, match="no utterance has a group: give a manifest with that column"):
+    with pytest.raises(InputError, match=r"^no utterance has a group, .* a manifest with a column group, or add it"):
         retrieve(folder)
     apart = fake_store(languages=("en", "es"))
     apart.entries = [(i, lang, f"{lang} {group}", status) for i, lang, group, status in apart.entries]

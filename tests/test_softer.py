@@ -222,7 +222,12 @@ def test_english_texts_come_from_the_group(speech: Corpus) -> None:
     assert found.table["id"].to_pylist() == [f"es{g}" for g in range(GROUPS)]
     assert found.table["text"].to_pylist() == [f"Door {g} is open" for g in range(GROUPS)]
     assert found.table["source_text"].to_pylist() == [f"La puerta {g} está abierta" for g in range(GROUPS)]
-    with pytest.raises(InputError, match="no recording in another language"):
+    assert found.notes[-1] == f"left out of the sweep: {GROUPS} in English, whose texts are the references"
+    alone = with_english_texts(speech.take([0, 1, 3]))  # the group of the third has no English text
+    assert alone.table["id"].to_pylist() == ["es0"]
+    assert alone.notes[-1].endswith("; 1 without an English text in their group")
+    said = rf"^{speech.root}: {GROUPS} recordings, {GROUPS} of them in English, and none in another language has"
+    with pytest.raises(InputError, match=said):
         with_english_texts(speech.take(range(0, 2 * GROUPS, 2)))
 
 

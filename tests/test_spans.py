@@ -202,8 +202,19 @@ def test_what_is_mended_or_left_out_is_counted(tmp_path: Path) -> None:
     rows = {row["id"]: (row["first_row"], row["rows"]) for row in words.utterances.to_pylist()}
     assert rows == {"a:0": (0, 10), "a:1": (5, 1), "a:2": (8, 2), "b:0": (0, 15), "e:0": (14, 1), "e:1": (14, 1)}
     text = report.to_text()
-    assert "  3 hold the middle of no frame, and have the nearest" in text
+    assert "  spans that hold the middle of no frame, and have the nearest: 3" in text
     assert "alignments of no utterance: 1, e.g. 'stranger'" in text
+
+
+def test_times_in_milliseconds_overlap_by_rounding_alone(tmp_path: Path) -> None:
+    """A CTM's begin and length are each up to half a millisecond off, and so is the next begin: 1.5 ms in all."""
+    make_store(tmp_path / "s.zarr", {name: Utterance(spoken([("red", 15)])) for name in "ab"})
+    (tmp_path / "a.ctm").write_text(
+        "a 1 0.000 0.101 red\na 1 0.100 0.1005 door\nb 1 0.000 0.103 red\nb 1 0.100 0.1 door\n"
+    )
+    _, report = make((tmp_path / "s.zarr", tmp_path / "a.ctm"))
+    assert report.spans == 4
+    assert report.counts["overlapping"] == 1  # of b, by 3 ms
 
 
 def test_a_textgrid_of_another_recording_is_told_by_its_length(tmp_path: Path) -> None:
@@ -232,7 +243,7 @@ def test_utterances_without_alignment_are_listed_and_the_rest_is_done(
     words = store.parent / "w.zarr"
     assert run("spans", store, alignments, "-o", words) == 4
     out, err = capsys.readouterr()
-    assert "3 spans of 1 utterances, the mean state of each" in out
+    assert "3 spans of 1 utterance, the mean state of each" in out
     assert "utterances without spans: 3\n" in err
     assert "  en1: no alignment\n" in err
     assert "es0.json: no timestamps" in err

@@ -18,8 +18,6 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from voxstrata.exporters import ExportSpec, export
-
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SOURCE = Path(__file__).parents[1] / "src"
 # shapes that are new, changed, known, and of the graph without cached keys
@@ -74,13 +72,6 @@ def script(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def half_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("half") / "model"
-    export(str(tiny_checkpoint), target, ExportSpec(dtype="float16"))
-    return target
-
-
-@pytest.fixture(scope="module")
 def calls() -> Any:
     """The module `gpu_calls`."""
     with pytest.MonkeyPatch.context() as patch:
@@ -125,6 +116,17 @@ def test_nothing_is_on_the_cpu_but_arithmetic_of_shapes(ran: Any) -> None:
             if e["provider"] != "CUDAExecutionProvider":
                 kinds = {kind for tensor in e["output_type_shape"] for kind in tensor}
                 assert kinds == {"int64"}, e
+
+
+def test_bfloat16_is_had_for_the_whole_encoder(script: Path, tiny_model: Path, calls: Any, tmp_path: Path) -> None:
+    arguments = ["--model", str(tiny_model), "--batches", "200x3", "--tokens", "1500", "--frames", "200"]
+    code, found, said = calls.stand_in(script, SOURCE, tmp_path / "log", [*arguments, "--device", "cuda:bfloat16"])
+    assert code == 0, said
+    for events in found["profiles"].values():
+        kinds = {(e["op_name"], next(iter(e["input_type_shape"][0]))) for e in events if e["provider"][:4] == "CUDA"}
+        for op in ("MatMul", "MultiHeadAttention", "SkipLayerNormalization", "BiasGelu"):
+            assert (op, "bfloat16") in kinds
+        assert all(set(t) == {"int64"} for e in events if e["provider"][:4] != "CUDA" for t in e["output_type_shape"])
 
 
 def test_the_provider_has_nothing_to_warn_of(ran: Any) -> None:

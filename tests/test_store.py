@@ -526,7 +526,9 @@ def test_a_second_run_on_the_same_store_does_what_the_first_is_not_at(
     first = extract(corpus, tiny_model, path, StoreSpec(OUTPUTS), tokens, Second())
     assert contents(path) == contents(written)
     assert seconds[0].pending_units > 0
-    assert f"{seconds[0].pending_units} units are left to other runs" in seconds[0].to_text()
+    assert (
+        f"left to other runs, the last of which completes it: {seconds[0].pending_units} unit" in seconds[0].to_text()
+    )
     assert seconds[0].audio_seconds > 0
     assert first.pending_units == 0
     assert first.others_units > 0

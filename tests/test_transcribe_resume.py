@@ -102,7 +102,7 @@ def test_a_stopped_sweep_goes_on_and_leaves_the_same_results(
     monkeypatch.setattr(Decoder, "decode", spied)
     capsys.readouterr()
     assert run(*arguments, "-o", cut) == 4
-    assert "8 transcripts were there already" in capsys.readouterr().out
+    assert "there already (transcripts.jsonl): 8 transcripts" in capsys.readouterr().out
     assert sum(heard) == 8 * 2 - 2 * 4  # the batch with the broken line is decoded again
     for name in RESULTS:
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name

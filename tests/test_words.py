@@ -351,7 +351,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ("words", short_list(tmp_path), tiny_model, "-o", tmp_path / "w", "--outputs", "layer_00,final")
-    assert run(*args, "--bootstrap", "100") == 0
+    assert run(*args, "--bootstrap", "100", "--quiet") == 0
     out, err = capsys.readouterr()
     assert "AUC against random pairs, chance 0.5" in out
     assert "60 words (en, de), spoken by espeak-ng (m3)" in out

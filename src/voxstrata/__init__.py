@@ -11,6 +11,10 @@ docs/api.md has an example of each.
 from __future__ import annotations
 
 import os
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("voxstrata runs on Linux and macOS; on Windows use WSL 2, whose Linux runs all of it")
 
 # ONNX Runtime 1.31 looks up a telemetry host and keeps what it would send under the user's cache folder. It reads this
 # when it is imported, which happens in modules below this one alone; a user's own setting stays.
@@ -27,11 +31,16 @@ if TYPE_CHECKING:
     from voxstrata.base.errors import VoxstrataError as VoxstrataError
     from voxstrata.base.progress import Progress as Progress
     from voxstrata.base.progress import Reporter as Reporter
+    from voxstrata.base.showing import progress_bar as progress_bar
     from voxstrata.cluster.units import ExtractUnits as ExtractUnits
     from voxstrata.corpus.source import read_corpus as read_corpus
+    from voxstrata.early_exit.checkpoint import write_early_exit as write_early_exit
+    from voxstrata.early_exit.exits import EarlyExit as EarlyExit
+    from voxstrata.early_exit.sweeping import sweep as sweep
     from voxstrata.encoders.context import Context as Context
     from voxstrata.encoders.device import Device as Device
     from voxstrata.engine.appending import append as append
+    from voxstrata.engine.estimating import estimate as estimate
     from voxstrata.engine.extraction import extract as extract
     from voxstrata.engine.model import open_speech_model
     from voxstrata.engine.run import prepare as prepare
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
     from voxstrata.exporters.exporting import export as export
     from voxstrata.exporters.spec import ExportSpec as ExportSpec
     from voxstrata.handover.converting import convert as convert
+    from voxstrata.report.page import write_report as write_report
     from voxstrata.retrieval.all_pairs import similarity as similarity
     from voxstrata.retrieval.ragged import Ragged as Ragged
     from voxstrata.retrieval.selection import select as select
@@ -63,20 +73,28 @@ if TYPE_CHECKING:
     from voxstrata.studies.retrieve.found import evaluate_similarity as evaluate_similarity
     from voxstrata.studies.retrieve.measure import retrieve as retrieve
     from voxstrata.studies.retrieve.options import RetrievalOptions as RetrievalOptions
+    from voxstrata.studies.words.measure import WordOptions as WordOptions
+    from voxstrata.studies.words.measure import measure_words
 
     __version__: str
     drift, open_model, phonetics, spans = measure_drift, open_speech_model, measure_phonetics, make_spans
+    words = measure_words
 
 # The public names, by the module that defines them.
 _NAMES = {
     "alignments.spanning": "spans",
     "base.errors": "AudioError InputError UsageError VoxstrataError",
     "base.progress": "Progress Reporter",
+    "base.showing": "progress_bar",
     "cluster.units": "ExtractUnits",
     "corpus.source": "read_corpus",
+    "early_exit.checkpoint": "write_early_exit",
+    "early_exit.exits": "EarlyExit",
+    "early_exit.sweeping": "sweep",
     "encoders.context": "Context",
     "encoders.device": "Device",
     "engine.appending": "append",
+    "engine.estimating": "estimate",
     "engine.extraction": "extract",
     "engine.model": "open_model",
     "engine.run": "prepare",
@@ -84,6 +102,7 @@ _NAMES = {
     "exporters.exporting": "export",
     "exporters.spec": "ExportSpec",
     "handover.converting": "convert",
+    "report.page": "write_report",
     "retrieval.all_pairs": "similarity",
     "retrieval.ragged": "Ragged",
     "retrieval.selection": "select",
@@ -104,6 +123,7 @@ _NAMES = {
     "studies.retrieve.found": "evaluate_similarity",
     "studies.retrieve.measure": "retrieve",
     "studies.retrieve.options": "RetrievalOptions",
+    "studies.words.measure": "WordOptions words",
 }
 _PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
 # public under a shorter name
@@ -112,6 +132,7 @@ _ALIASES = {
     "open_model": "open_speech_model",
     "phonetics": "measure_phonetics",
     "spans": "make_spans",
+    "words": "measure_words",
 }
 
 __all__ = ["__version__", *_PLACES]
@@ -125,7 +146,10 @@ def __getattr__(name: str) -> Any:
     elif name in _PLACES:
         from importlib import import_module
 
-        value = getattr(import_module(f"voxstrata.{_PLACES[name]}"), _ALIASES.get(name, name))
+        from voxstrata.base.errors import naming_extras
+
+        with naming_extras():
+            value = getattr(import_module(f"voxstrata.{_PLACES[name]}"), _ALIASES.get(name, name))
     else:
         raise AttributeError(f"module 'voxstrata' has no attribute {name!r}")
     globals()[name] = value

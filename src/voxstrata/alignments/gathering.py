@@ -15,14 +15,17 @@ from voxstrata.encoders.frames import SAMPLE_RATE
 SILENCES = frozenset(["", "sil", "sp", "spn", "<eps>", "<sil>", "<silence>", "silence", "pau", "h#", "#", "<noise>"])
 # What is counted of spans; `early` of alignments.
 COUNTED = {
-    "silences": "silences, which are left out",
-    "untimed": "without times, left out",
-    "cut": "cut by the ends of their utterances, left out",
-    "clipped": "reach beyond their utterances by no more than the tolerance, and end with them",
-    "overlapping": "overlap the one before; frames in the overlap go to both",
-    "short": "hold the middle of no frame, and have the nearest",
-    "early": "alignments end before their recordings by more than the tolerance",
+    "silences": "silences, left out",
+    "untimed": "spans without times, left out",
+    "cut": "spans cut by the ends of their utterances, left out",
+    "clipped": "spans that reach beyond their utterances by no more than the tolerance, and end with them",
+    "overlapping": "spans that overlap the one before, whose common frames go to both",
+    "short": "spans that hold the middle of no frame, and have the nearest",
+    "early": "alignments that end before their recordings by more than the tolerance",
 }
+# Samples by which spans overlap that do not: a CTM's begins and lengths are rounded to milliseconds, so that an end,
+# their sum, lies up to 1.5 ms behind the next begin.
+_ROUNDED = 24
 _Int64 = NDArray[np.int64]
 
 
@@ -106,7 +109,7 @@ def gather_spans(
     number, begin, end = map(np.concatenate, zip(*(p[1:] for p in parts), strict=True)) if parts else (parent,) * 3
     of_parent = parent << 40  # samples of an utterance are fewer
     reached = np.maximum.accumulate(of_parent + end)[:-1]
-    counts["overlapping"] = int((of_parent[1:] + begin[1:] + 1 < reached).sum())  # by a sample is by rounding
+    counts["overlapping"] = int((of_parent[1:] + begin[1:] + _ROUNDED < reached).sum())
     first, rows, short = rows_of(begin, end, recordings.samples[parent], recordings.rows[parent], family, every)
     counts["short"] = int(short.sum())
     return Spans(parent, number, begin, end, pa.array(labels, pa.string()), first, rows, counts, reasons)

@@ -21,6 +21,7 @@ from voxstrata.alignments.matching import match_alignments
 from voxstrata.alignments.pooling import span_states
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus
@@ -71,12 +72,12 @@ class SpansReport:
     def to_text(self) -> str:
         """In a few lines."""
         what = "the mean state of each" if self.pool == "mean" else "the frames of each"
-        lines = [f"{self.store}: {self.spans} spans of {self.utterances} utterances, {what}"]
+        lines = [f"{self.store}: {counted(self.spans, 'span')} of {counted(self.utterances, 'utterance')}, {what}"]
         lines.append(f"tier {self.tier!r}; alignments found by {self.found_by}")
-        lines += [f"  {count} {COUNTED[name]}" for name, count in self.counts.items() if count]
-        lines.append(f"groups ({self.group}): {self.groups}, of which {self.shared} are in more than one language")
+        lines += [f"  {COUNTED[name]}: {count}" for name, count in self.counts.items() if count]
+        lines.append(f"groups ({self.group}): {self.groups}, in more than one language: {self.shared}")
         if self.ungrouped:
-            lines.append(f"  {self.ungrouped} spans have no group, and take no part in retrieval")
+            lines.append(f"  {counted(self.ungrouped, 'span')} without a group: no part of retrieval")
         if self.strangers:
             lines.append(f"alignments of no utterance: {len(self.strangers)}, e.g. {self.strangers[0]!r}")
         return "\n".join(lines)

@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Of this machine, its disks and their network: the file that was being read has no part in it.
 _HERE = {
@@ -74,6 +76,30 @@ def gone(name: str) -> UnreachableError:
         f"{name}: is gone, and was there when its header was read; bring it back, or mount its disk, and run the same "
         "command to go on"
     )
+
+
+# The extra that brings a package, by what is imported.
+_EXTRAS = dict.fromkeys(("torch", "transformers", "onnx", "safetensors", "huggingface_hub", "yaml"), "export") | {
+    "matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr", "ray": "ray", "pandas": "pandas",
+    "xarray": "xarray", "lance": "lance",
+}  # fmt: skip
+
+
+def lacking_package(error: Exception) -> InputError | None:
+    """The same error in a sentence that names the extra, where a package of one is missing."""
+    module = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if module not in _EXTRAS:
+        return None
+    return InputError(f"{module} is not installed; pip install 'voxstrata[{_EXTRAS[module]}]'")
+
+
+@contextmanager
+def naming_extras() -> Iterator[None]:
+    """Where a package is missing that an extra brings, raise InputError, which names it."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        raise lacking_package(e) or e from None
 
 
 def error_text(error: Exception) -> str:

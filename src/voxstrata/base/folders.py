@@ -88,10 +88,11 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
         old = partial.with_suffix(".old")
         try:
             yield partial
-            partial.chmod(0o755)  # mkdtemp keeps others out
-            for path in (*partial.rglob("*"), partial):  # whole after a power cut, too
+            mode = _usual_mode(partial)  # mkdtemp keeps others out, and so do some libraries' files
+            for path in (*partial.rglob("*"), partial):
                 if not path.is_symlink():
-                    sync_path(path)
+                    path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
+                    sync_path(path)  # whole after a power cut, too
             if replaced and target.exists():
                 target.rename(old)
             partial.rename(target)
@@ -101,6 +102,15 @@ def new_folder(target: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
                 old.rename(target)
             for path in (partial, old):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _usual_mode(folder: Path) -> int:
+    """What the process's umask leaves of a new file's permissions."""
+    probe = folder / ".mode"
+    probe.touch(exist_ok=False)
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
 
 
 def sync_path(path: Path) -> None:

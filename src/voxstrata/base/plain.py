@@ -1,9 +1,35 @@
-"""Text of strangers without what terminals, browsers and pictures would obey. Imports nothing but `re`."""
+"""Plain text: numbers of things, and what strangers wrote without what terminals, browsers and pictures would obey.
+
+Imports nothing but `re`.
+"""
 
 import re
 
 # C0 without tab and newline, DEL, C1, marks that turn the direction of text around, halves of surrogate pairs
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """How many of what: "1 utterance", "3 utterances", "2 queries"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def time_in_words(seconds: float) -> str:
+    """As one says it: "3 h 10 min", "4 min", "40 s", "less than a second"."""
+    if round(seconds) < 60:
+        return f"{round(seconds)} s" if seconds >= 1 else "less than a second"
+    minutes = round(seconds / 60)
+    hours, rest = divmod(minutes, 60)
+    return " ".join([*([f"{hours} h"] if hours else []), *([f"{rest} min"] if rest or not hours else [])])
+
+
+def size_in_words(size: float) -> str:
+    """Bytes to two digits, in powers of a thousand: "41 GB", "8.3 MB"."""
+    power = 0
+    while size >= 999.5 and power < 4:
+        size, power = size / 1000, power + 1
+    digits = 1 if power and size < 9.95 else 0
+    return f"{size:.{digits}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def spelt_out(text: object) -> str:

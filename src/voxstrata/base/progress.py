@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# The environment variable that says how progress is shown, and what it may be.
+PROGRESS, PROGRESS_KINDS = "VOXSTRATA_PROGRESS", ("auto", "bar", "log", "none")
+
 
 @dataclass(frozen=True)
 class Progress:

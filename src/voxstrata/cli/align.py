@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import counted
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
-from voxstrata.cli.saying import say
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
@@ -46,6 +46,7 @@ from voxstrata.cli.saying import say
     help="Hard negatives of a pool: the non-translations that sound closest to the query.",
 )
 @options.bootstrap("groups")
+@options.threads
 @options.overwrite
 @options.as_json
 def align(
@@ -96,6 +97,6 @@ def align(
             result = vs.align(opened[0], phonetics, outputs, languages, how, reporter)
         else:
             result = align_each(opened, phonetics, outputs, languages, how, reporter)
-    for reason, count in result.settings["left_out"].items():
-        say(f"{count} utterances take no part: {reason}", err=True)
-    save_and_print(result, folder, as_json, store=store)
+        for reason, count in result.settings["left_out"].items():
+            reporter.warn(f"{counted(count, 'utterance')} left out: {reason}")
+        save_and_print(result, folder, as_json, reporter, store=store)

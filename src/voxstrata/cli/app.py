@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 import click
 
+from voxstrata.base.progress import PROGRESS, PROGRESS_KINDS
 from voxstrata.cli.failing import DEBUG, tell
-from voxstrata.cli.saying import PROGRESS, PROGRESS_KINDS
 from voxstrata.cli.stopping import stopped_code
 
 _COMMANDS = (
@@ -29,6 +29,7 @@ def _refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[
             raise click.UsageError(f"{max(parameter.opts, key=len)} is given {times} times; give it once", ctx)
 
 
+_THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
 
@@ -46,22 +47,27 @@ class _Lazy(click.Group):
         if stopped_code():  # an import that goes on after an interrupt
             raise KeyboardInterrupt
         assert isinstance(command, click.Command)
+        for each in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            if not any(option.name == "quiet" for option in each.params) and not isinstance(each, click.Group):
+                each.params.append(_quiet_option())
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         found = name, command, rest = super().resolve_command(ctx, args)
+        if ctx.resilient_parsing:  # a shell that completes has not all of it yet
+            return found
         while isinstance(command, click.Group) and rest:
             ctx, (name, *rest) = click.Context(command, info_name=name, parent=ctx), rest
             command = command.get_command(ctx, name)
-        if command is not None and not ctx.resilient_parsing:  # a shell that completes has not all of it yet
+        if command is not None:
             _refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
         return found
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
         """Run a command and exit, with the codes that `--help` lists."""
-        before = {name: os.environ.get(name) for name in (DEBUG, PROGRESS)}
+        before = {name: os.environ.get(name) for name in (DEBUG, PROGRESS, *_THREADS)}
         try:
             result = super().main(args, **{**options, "standalone_mode": False})
             code = result if isinstance(result, int) else 0
@@ -69,7 +75,7 @@ class _Lazy(click.Group):
             code = tell(e)
         except KeyboardInterrupt as e:
             code = tell(e)
-        finally:  # what --debug and --progress changed
+        finally:  # what --debug, --progress and --threads changed
             for name, value in before.items():
                 os.environ.pop(name, None)
                 os.environ.update({} if value is None else {name: value})
@@ -86,6 +92,19 @@ def _progress(ctx: click.Context, option: click.Parameter, value: str | None) ->
         os.environ[PROGRESS] = value
 
 
+def _quiet_option() -> click.Option:
+    """Of every command."""
+    return click.Option(
+        ["--quiet", "-q"], is_flag=True, expose_value=False, callback=_quiet,
+        help="Show no progress: results, warnings and errors alone.",
+    )  # fmt: skip
+
+
+def _quiet(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ[PROGRESS] = "none"
+
+
 @click.group(cls=_Lazy, context_settings=_SETTINGS)
 @click.version_option(version("voxstrata"), prog_name="voxstrata")
 @click.option(
@@ -94,8 +113,8 @@ def _progress(ctx: click.Context, option: click.Parameter, value: str | None) ->
 )  # fmt: skip
 @click.option(
     "--progress", type=click.Choice(PROGRESS_KINDS), is_eager=True, expose_value=False, callback=_progress,
-    help=f"How progress is shown: a line that is rewritten (bar), a line a minute (log), or none. auto is bar on a "
-    f"terminal, else log. {PROGRESS} asks for the same. [default: auto]",
+    help=f"How progress is shown: a line that is rewritten (bar), a line a minute (log), or none, as `--quiet` "
+    f"behind a command. auto is bar on a terminal, else log. {PROGRESS} asks for the same. [default: auto]",
 )  # fmt: skip
 def main() -> None:
     """Per-layer speech-encoder embeddings at corpus scale, and cross-lingual retrieval on them.

@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import time_in_words
 from voxstrata.cli import options
-from voxstrata.cli.console import TerminalReporter, aligned, clock, print_json
+from voxstrata.cli.console import TerminalReporter, aligned, print_json
 from voxstrata.cli.corpora import read_and_note
 from voxstrata.cli.saying import say
 
@@ -71,10 +72,8 @@ def bench(
         return
     say(f"{model} {record.to_text()}")
     if estimates:
-        rows = [
-            [mode, clock(e.seconds), f"{e.bytes / 1e9:.2f}"] for mode, e in estimates.items() if e.seconds is not None
-        ]
-        audio = clock(next(iter(estimates.values())).audio_seconds)
-        say(f"\n{corpus}, {audio} of audio, would take:\n{aligned(['context', 'h:mm:ss', 'GB'], rows)}")
+        audio = time_in_words(next(iter(estimates.values())).audio_seconds)
+        rows = [[mode, estimate.in_words()] for mode, estimate in estimates.items()]
+        say(f"\n{corpus}, {audio} of audio, would take on this machine:\n{aligned(['context', ''], rows, (0, 1))}")
     if written:
         say(f"\n{folder}: {', '.join(path.name for path in written)}")

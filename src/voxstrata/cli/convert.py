@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import counted
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json, print_left_out
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say_wrapped
 
 _FORMATS = ["parquet", "npy", "safetensors", "lance", "kaldi", "hf"]
 
@@ -59,8 +60,8 @@ def convert(
     if as_json:
         print_json(report.to_dict())
         return
-    what = "pooled states" if report.pooled else f"{report.rows} frames"
-    say(
-        f"{report.folder}: {what} of {report.utterances} utterances ({', '.join(report.outputs)}), "
-        f"{report.size_bytes / 1e6:.1f} MB in {len(report.files)} files"
+    what = "pooled states" if report.pooled else counted(report.rows, "frame")
+    say_wrapped(
+        f"{report.folder}: {what} of {counted(report.utterances, 'utterance')} ({', '.join(report.outputs)}), "
+        f"{report.size_bytes / 1e6:.1f} MB in {counted(len(report.files), 'file')}"
     )

@@ -71,6 +71,6 @@ def drift(
             against=None if against is None else vs.open_model(against),
             reporter=reporter,
         )
-    save_and_print(result, folder, as_json)
+        save_and_print(result, folder, as_json, reporter)
     print_failures(result.failures, "`--json` lists all")
     return PARTIAL if result.failures else 0

@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+import voxstrata as vs
+from voxstrata.base.plain import counted
 from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint, say_written
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
 from voxstrata.cli.saying import say
 from voxstrata.store.part import Part
@@ -28,6 +30,16 @@ def early_exit() -> None:
     """
 
 
+class _TorchDevice(click.ParamType):  # type: ignore[type-arg]
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        device = vs.Device.parse(value)
+        if device.kind == "tensorrt" or device.bfloat16:
+            self.fail("PyTorch runs the decoder, in the checkpoint's own type; choose cpu, cuda or cuda:1")
+        return str(device)
+
+
 _revision = click.option("--revision", help="Branch, tag or commit of a hub id.")
 _blocks = click.option("--blocks", help="Blocks to end after, e.g. 3,4,6. [default: every one, and 0]")
 
@@ -39,7 +51,7 @@ def _decoding(f: options.F) -> options.F:
         multiple=True,
         metavar="LANG[=AS]",
         help="How the model is told the language: es for all recordings, ast=es for those in ast, auto where it "
-        "detects it; repeatable. [default: the corpus's own languages]",
+        "detects it; several with commas. [default: the corpus's own languages]",
     )(f)
     return click.option(
         "--task",
@@ -108,6 +120,7 @@ def write(
 @click.option(
     "--norm",
     default="with,without",
+    shell_complete=options.completing("with", "without", "refitted", "mapped"),
     help="What states go through: with, without (the final LayerNorm); refitted, mapped are controls, fitted first.",
 )
 @_decoding
@@ -153,7 +166,8 @@ def write(
 @click.option("--max-new-tokens", type=options.COUNT, default=224, help="Per transcript.")
 @click.option("--batch", type=options.COUNT, default=8, help="Recordings at a time.")
 @options.reading
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="PyTorch's device.")
+@click.option("--device", type=_TorchDevice(), default="cpu", help="PyTorch's device: cpu, cuda, cuda:1, …")
+@options.threads
 @_revision
 @options.part
 @options.overwrite
@@ -207,11 +221,14 @@ def sweep(
     norms = chosen("norm", norm, NORMS)
     refuse_swapped_checkpoint(checkpoint, corpus)
     found = read_and_note(corpus, reading)
-    found = with_english_texts(found) if english_of_group else found
+    if english_of_group:
+        found = with_english_texts(found)
+        say(f"{corpus}: {found.notes[-1]}", err=True)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch, policy, loops == "stop")
     how: dict[str, Any] = {"blocks": _numbers(blocks), "norms": norms, "scoring": Scoring(**scoring), "device": device}
     how |= {"part": part, "overwrite": overwrite}
     with TerminalReporter() as reporter, resume_hint():
+        reporter.step(f"loading {checkpoint}")
         result = run(
             load_transcriber(checkpoint, revision, reporter), found, folder, decoding=decoding, **how, reporter=reporter
         )
@@ -228,7 +245,7 @@ def sweep(
         for other in load_companions(folder):
             say(f"\n{other}")
         if result.resumed:
-            say(f"{result.resumed} transcripts were there already (transcripts.jsonl)")
+            say(f"there already (transcripts.jsonl): {counted(result.resumed, 'transcript')}")
         names = [
             result.markdown,
             "transcripts.md",
@@ -236,7 +253,7 @@ def sweep(
             *result.files.values(),
         ]
         names += [f"{other.folder}/" for other in load_companions(folder)]
-        say(f"\n{folder}: {', '.join(names)}")
+        say_written(folder, names)
     print_failures(result.failures, "in early_exit.md")
     return PARTIAL if result.failures else 0
 
@@ -249,6 +266,7 @@ def sweep(
 @click.option("--clips", type=options.COUNT, default=4, help="Recordings to compare on.")
 @click.option("--max-new-tokens", type=options.COUNT, default=48, help="Per recording.")
 @options.reading
+@options.threads
 @_revision
 @options.as_json
 def check(
@@ -282,6 +300,7 @@ def check(
     found = found.take(range(min(clips, len(found))))
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens)
     with TerminalReporter() as reporter:
+        reporter.step(f"loading {checkpoint}")
         transcriber = load_transcriber(checkpoint, revision, reporter)
         exits = every_exit(transcriber.encoder.shape.layers, _numbers(blocks))
         checks, failures = check_exits(transcriber, found, exits, decoding, reporter=reporter)
@@ -309,7 +328,7 @@ def _prompts(languages: tuple[str, ...], corpus: Any) -> tuple[tuple[str, str], 
     """What each corpus language is announced as: of `LANG=AS` one, of a bare `AS` every one."""
     found = sorted({str(n) for n in corpus.table["language"].to_pylist() if n is not None})
     prompts: dict[str, str] = {}
-    for text in languages:
+    for text in (each.strip() for given in languages for each in given.split(",")):
         name, equals, other = text.partition("=")
         if equals and name not in found:
             raise click.BadParameter(

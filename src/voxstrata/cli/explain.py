@@ -6,7 +6,7 @@ import click
 
 import voxstrata as vs
 from voxstrata.cli import options
-from voxstrata.cli.console import save_and_print
+from voxstrata.cli.console import TerminalReporter, save_and_print
 
 
 @click.command(short_help="Why two utterances match, frame by frame.")
@@ -25,7 +25,8 @@ from voxstrata.cli.console import save_and_print
 def explain(
     store: str, a: str, b: str, outputs: str, folder: Path, words: Path | None, overwrite: bool, as_json: bool
 ) -> None:
-    """Why utterances A and B of STORE match: their frame × frame cosines, and the maxima that SeqSim averages.
+    """Why utterances A and B of STORE match: their frame × frame cosines, and the maxima that SeqSim averages; where B
+    ranks for A among all of B's language, and which one is ahead of it.
 
     Writes explain.png and explain.md to read; explain.parquet, precision, recall and F1; maxima.parquet, for every
     frame when and how well it is matched; explain.npz, the cosines of every output.
@@ -37,5 +38,6 @@ def explain(
     from voxstrata.studies.explain.result import Explanation
 
     Explanation.refuse_earlier(folder, overwrite)
-    result = vs.explain(vs.open_store(store), a, b, outputs, words)
-    save_and_print(result, folder, as_json, store=store)
+    with TerminalReporter() as reporter:
+        result = vs.explain(vs.open_store(store), a, b, outputs, words, reporter)
+        save_and_print(result, folder, as_json, reporter, store=store)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import counted
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, quiet_ray, resume_hint
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say, say_wrapped
 from voxstrata.store.part import Part
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def extract(
             tell_corpus(corpus, read, err=True)
         if retry_failed:
             reopened = reopen_failed(prepare(read, opened, store, spec, runtime, reporter, **how), reporter)
-            reporter.step(f"{len(reopened)} units are done again, since recordings in them can be read now")
+            reporter.step(f"to do again, since recordings in them can be read now: {counted(len(reopened), 'unit')}")
         if prepare_only:
             run = prepare(read, opened, store, spec, runtime, reporter, **how)
             reporter.clear()
@@ -127,4 +128,5 @@ def _tell_prepared(store: str, units: int, pending: int, as_json: bool) -> None:
     if as_json:
         print_json({"store": store, "units": units, "pending_units": pending})
     else:
-        say(f"{store}: prepared, {pending} of {units} units are to be done; the same without --prepare does them")
+        left = f"{pending} of {counted(units, 'unit')} to be done"
+        say_wrapped(f"{store}: prepared, {left}; the same without --prepare does them")

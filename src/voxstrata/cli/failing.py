@@ -10,16 +10,13 @@ from typing import Any
 import click
 
 from voxstrata.base.errors import DEBUG as DEBUG
-from voxstrata.base.errors import VoxstrataError, debugging
+from voxstrata.base.errors import VoxstrataError, debugging, lacking_package
 from voxstrata.base.plain import spelt_out
 from voxstrata.cli.saying import say, say_error
 from voxstrata.cli.stopping import INTERRUPTED, quiet_stdout, stopped_code
 
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
-_EXTRAS = {"torch": "export", "transformers": "export", "onnx": "export", "safetensors": "export"} | {
-    "matplotlib": "plot", "espeakng_loader": "demo", "jiwer": "asr", "ray": "ray",
-}  # fmt: skip
 _OURS = str(Path(__file__).parents[1])
 
 
@@ -33,6 +30,9 @@ def tell(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError) and error.filename is None:  # as `| head` has it
         quiet_stdout()
         return 1  # as click has it
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # its text is the help; click 8.2 has it
+        say(error, err=True)
+        return 2
     if isinstance(error, click.ClickException):
         if isinstance(error, click.UsageError) and error.ctx is not None:
             say(error.ctx.get_usage(), err=True)
@@ -51,10 +51,9 @@ def tell(error: BaseException) -> int:
     if isinstance(error, UnicodeEncodeError):  # click asks the system for a path before we do
         say_error(f"{error.object!a}: not valid Unicode, so that no file can be called so; correct the name")
         return 3
-    module = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if module in _EXTRAS:
-        say_error(f"{module} is not installed; pip install 'voxstrata[{_EXTRAS[module]}]'")
-        return 3
+    if isinstance(error, Exception) and (lacking := lacking_package(error)):
+        say_error(lacking)
+        return lacking.exit_code
     say_error(unforeseen_text(error))
     return UNFORESEEN
 

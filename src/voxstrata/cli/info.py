@@ -7,9 +7,11 @@ from typing import Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import counted
+from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, print_json
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say, say_wrapped
 
 RANGES_SHOWN = 12
 
@@ -151,8 +153,9 @@ def _whisper_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
     s = card["silence"]
     keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
     keys += f" in each of {len(s['buckets'])} buckets" if "buckets" in s else ""
-    pure = f"after {s['before']}" if "before" in s else f"log-mel {s.get('pad_level')}"
-    source = f"{len(s['recordings'])} recordings" if s["kind"] == "calibrated" else pure
+    source = f"after {s['before']}" if "before" in s else f"log-mel {s.get('pad_level')}"
+    if s["kind"] == "calibrated":
+        source = counted(len(s["recordings"]), "recording")
     return [
         ("final LayerNorm", "on every output" if card["final_norm"] == "every" else "on `final`"),
         ("silence cache", f"{s['kind']} ({source}), {keys}"),
@@ -176,7 +179,13 @@ def _family_rows(declared: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
-    say("\n".join([title, *(f"  {name:<17}{value}" for name, value in rows)]))
+    """In lines of the terminal's width; a hash that is longer, which no line may break, is cut there."""
+    width = terminal_width()
+    say(title)
+    for name, value in rows:
+        if width and " " not in value and len(value) > width - 19:
+            value = f"{value[:16]}… (whole with --json)"
+        say_wrapped(f"  {name:<17}{value}", indent=" " * 19)
 
 
 def _print_store(path: str, about: dict[str, Any]) -> None:
@@ -202,7 +211,7 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         rows.append(("relabelled", f"changes: {about['relabelled']}; what they replaced is in {path}/history"))
     if missing := about["missing"]:
         claimed = missing["claimed"]
-        rows.append(("missing", f"{missing['units']} of {missing['of']} units: {missing['ranges']}"))
+        rows.append(("missing", f"{missing['units']} of {counted(missing['of'], 'unit')}: {missing['ranges']}"))
         who = [f"unit {unit}: {name}" for unit, name in list(claimed.items())[:FAILURES_SHOWN]]
         more = f", and {len(claimed) - len(who)} more" if len(claimed) > len(who) else ""
         rows.append(("at work", "; ".join(who) + more if who else "nobody that is known of"))
@@ -212,6 +221,6 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
     table = [[name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])] for name, e in by_language]
     say("\n" + aligned(["language", "utterances", "done", "audio done"], table))
     for name, reason in list(about["failures"].items())[:FAILURES_SHOWN]:
-        say(f"failed: {name}: {reason}")
+        say_wrapped(f"failed: {name}: {reason}", indent="  ")
     if len(about["failures"]) > FAILURES_SHOWN:
-        say(f"… and {len(about['failures']) - FAILURES_SHOWN} more, all in {path}/utterances.parquet")
+        say_wrapped(f"… and {len(about['failures']) - FAILURES_SHOWN} more, all in {path}/utterances.parquet")

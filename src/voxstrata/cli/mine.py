@@ -46,6 +46,7 @@ class _Threshold(click.ParamType):  # type: ignore[type-arg]
     "other half. [default: keep all]",
 )
 @options.bootstrap("groups")
+@options.threads
 @options.overwrite
 @options.as_json
 def mine(
@@ -104,4 +105,4 @@ def mine(
             second = len(stores) == 2 or y_languages is not None or y_ids is not None
             y = vs.select(stores[-1], y_languages, chosen_ids(y_ids)) if second else None
             result = vs.mine(x, y, outputs, how, reporter)
-    save_and_print(result, folder, as_json, sources=list(sources))
+        save_and_print(result, folder, as_json, reporter, sources=list(sources))

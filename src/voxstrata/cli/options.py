@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar, cast
 import click
 
 import voxstrata as vs
+from voxstrata.base.progress import PROGRESS
 from voxstrata.base.remote import is_url, shown
 from voxstrata.cluster.actors import LOCAL, Workers
 from voxstrata.store.part import Part
@@ -39,7 +41,29 @@ class _Place(click.Path):
 
 
 PLACE = _Place(path_type=Path)
-COUNT = click.IntRange(1, 1 << 31)
+
+
+def completing(*names: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """What a shell is offered for an option that takes some of these, with commas between them."""
+
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+    return complete
+
+
+class AtLeast(click.IntRange):
+    """A number that 32 bits hold, which is more than anybody asks for: help names the lower end alone."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(least, 1 << 31)
+
+    def _describe_range(self) -> str:
+        return f"x>={self.min}"
+
+
+COUNT = AtLeast(1)
 
 corpus = click.argument("corpus", type=PLACE)
 model = click.argument("model", type=PATH)
@@ -47,12 +71,14 @@ stores = click.argument("stores", metavar="STORE...", nargs=-1, required=True, t
 outputs = click.option(
     "--outputs",
     default="all",
+    shell_complete=completing("all", "final", "-1"),
     help="Encoder outputs with commas between them, e.g. layer_03,layer_06,final. In short: 3 is layer_03, 2-5 are "
     "four layers, -1 is the last output.",
 )
 languages = click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
 kernel = click.option(
     "--kernel",
+    shell_complete=completing("int16", "float32", "triton"),
     help="What compares frames: int16, float32, or triton (CUDA, float16). [default: int16 where the CPU has AVX2]",
 )
 overwrite = click.option(
@@ -60,7 +86,18 @@ overwrite = click.option(
     is_flag=True,
     help="Replace what this command left there, with whatever settings; anything else there is refused all the same.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
+
+
+def _json_alone(ctx: click.Context, option: click.Parameter, value: bool) -> bool:
+    """Where nobody looks on, JSON comes without a log of progress, unless one is asked for."""
+    if value and not sys.stderr.isatty():
+        os.environ.setdefault(PROGRESS, "none")
+    return value
+
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, callback=_json_alone, help="Print the result as JSON, and nothing else."
+)
 
 _READING = (
     click.option("--split", help="train, dev, test, … of a folder that has them; Common Voice needs one."),
@@ -104,10 +141,17 @@ _PLANNING = (
         f"[default: {UNIT_MEGABYTES}; on a GPU what eight of its large batches fill, up to 4096]",
     ),
 )  # fmt: skip
+_DEVICES = completing("cpu", "cuda", "cuda:bfloat16", "tensorrt")
 _RUNNING = (
-    click.option("--device", default="cpu", help="cpu, cuda, cuda:1, tensorrt, …; a GPU is never assumed."),
+    click.option(
+        "--device",
+        default="cpu",
+        shell_complete=_DEVICES,
+        help="cpu, cuda, cuda:1, tensorrt, …; a GPU is never assumed.",
+    ),
     click.option("--threads", type=COUNT, help="Threads for inference and decoding. [default: all cores]"),
 )
+THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")  # of the environment: what libraries and our kernels go by
 _ON_RAY = (
     click.option(
         "--ray", metavar="[ADDRESS]", is_flag=False, flag_value=LOCAL,
@@ -194,11 +238,29 @@ def on_ray(f: F) -> F:
     return _with(_ON_RAY, cast(F, with_workers))
 
 
+def limit_threads(count: int | None) -> None:
+    """For the rest of the command; None leaves all as it is. Libraries that are loaded are told, others read it."""
+    if count is None:
+        return
+    from threadpoolctl import threadpool_limits
+
+    for name in THREADS[: 1 + (THREADS[1] in os.environ)]:
+        os.environ[name] = str(count)
+    click.get_current_context().call_on_close(threadpool_limits(count).restore_original_limits)
+
+
+threads = click.option(
+    "--threads", type=COUNT, expose_value=False, callback=lambda ctx, option, count: limit_threads(count),
+    help="Threads that compute. [default: all cores]",
+)  # fmt: skip
+
+
 def running_several(f: F) -> F:
     """As `running`, on one device or several; the command also gets them as `devices`."""
     device = click.option(
         "--device",
         default="cpu",
+        shell_complete=_DEVICES,
         help="cpu, cuda, cuda:1, cuda:bfloat16, tensorrt, …; several as cuda:0,1,2,3: a process each. A GPU is never "
         "assumed.",
     )

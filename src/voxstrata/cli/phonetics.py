@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import counted
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json
 from voxstrata.cli.corpora import read_and_note
@@ -27,7 +28,7 @@ from voxstrata.cli.saying import say
     "voices",
     multiple=True,
     metavar="LANGUAGE=VOICE",
-    help="espeak-ng voice of a language, e.g. en=en-gb; may be repeated. [default: by the language's code]",
+    help="espeak-ng voice of a language, e.g. en=en-gb,es=es-419. [default: by the language's code]",
 )
 @click.option(
     "--normalize",
@@ -35,6 +36,7 @@ from voxstrata.cli.saying import say
     default="longer",
     help="Divide the edit distance by the longer string's segments, by the mean of both, or not.",
 )
+@options.threads
 @options.overwrite
 @options.as_json
 def phonetics(
@@ -61,7 +63,7 @@ def phonetics(
     from voxstrata.phonology.ipa import read_ipa
     from voxstrata.studies.phonetics.result import Phonetics
 
-    pairs = [voice.partition("=") for voice in voices]
+    pairs = [voice.strip().partition("=") for given in voices for voice in given.split(",")]
     wrong = ["".join(parts) for parts in pairs if not (parts[0] and parts[2])]
     if wrong:
         raise vs.UsageError(f"--voice {wrong[0]}: give LANGUAGE=VOICE, such as en=en-gb")
@@ -77,12 +79,12 @@ def phonetics(
             reporter=reporter,
         )
     if result.left_out:
-        say(f"{len(result.left_out)} utterances are left out:", err=True)
+        say(f"left out: {counted(len(result.left_out), 'utterance')}", err=True)
         for name, reason in list(result.left_out.items())[:FAILURES_SHOWN]:
             say(f"  {name}: {reason}", err=True)
         say("fill their text in the manifest, or give IPA (--ipa), to take them in", err=True)
     if as_json:
-        print_json({"folder": str(folder), **result.to_dict()})
+        print_json({"results": str(folder), **result.to_dict()})
     else:
         say(result)
         say(f"\n{folder}: {', '.join(result.files.values())}, {result.markdown}")

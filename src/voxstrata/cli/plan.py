@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import counted
 from voxstrata.base.remote import shown
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say, say_wrapped
 
 
 @click.command(short_help="What extracting CORPUS would take: storage and time.")
@@ -62,9 +63,11 @@ def plan(
     else:
         say(f"\n{shown(str(corpus))} with {model}:\n\n{found.to_text()}")
         if record:
-            measured = f"the rate `voxstrata bench` stored ({len(record.modes[found.mode].outputs)} outputs)"
-            say(f"\nexpected time {found.time_text()} on {device}, {used} threads, by {measured}")
+            outputs = counted(len(record.modes[found.mode].outputs), "output")
+            where = f"{device}, {counted(used, 'thread')}; measured by `voxstrata bench` with {outputs}"
+            say_wrapped(f"\nexpected: about {found.in_words()}, on this machine ({where})")
         else:
-            say(f"\nexpected time not known: measure this machine with `{command}` (two minutes)")
+            say_wrapped(f"\n{found.in_words()}; the time is not known, this measures it in two minutes:")
+            say(f"  {command}")
     print_failures(found.failures, "which `--json` lists")
     return PARTIAL if found.failures else 0

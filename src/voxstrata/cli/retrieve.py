@@ -19,8 +19,9 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
     "--similarity",
     "similarities",
     multiple=True,
+    shell_complete=options.completing("seqsim_f1", "seqsim_precision", "seqsim_recall", "pooled_cosine", "monotone"),
     help="Some of seqsim_f1,seqsim_precision,seqsim_recall,pooled_cosine, and monotone, which heeds the order of "
-    "frames. May be repeated. [default: all but monotone]",
+    "frames. [default: all but monotone]",
 )
 @click.option(
     "--pool",
@@ -32,15 +33,16 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 )
 @click.option(
     "--negatives",
+    shell_complete=options.completing("sound", "length", "words"),
     help="Also recall@1 among hard negatives, beside random ones: some of sound,length,words (nearest in sound, in "
     "length, most words shared with the translation).",
 )
 @click.option(
     "--pool-size",
-    type=click.IntRange(2, 1 << 31),
+    type=options.AtLeast(2),
     default=10,
     show_default=True,
-    help="With --negatives: a translation and so many less one others.",
+    help="With --negatives: how many candidates a query chooses from, its translation among them.",
 )
 @click.option(
     "--phonetics",
@@ -56,6 +58,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 )
 @options.bootstrap("groups")
 @options.kernel
+@options.threads
 @options.overwrite
 @options.as_json
 def retrieve(
@@ -113,6 +116,7 @@ def retrieve(
         study.FoundRetrieval.refuse_foreign(folder)
         study.FoundRetrieval.refuse_earlier(folder, overwrite)
         result = study.evaluate_similarity(store, study.RetrievalOptions(bootstrap=bootstrap, pool=pool, **small))
+        save_and_print(result, folder, as_json, store=store)
     else:
         import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
@@ -131,4 +135,4 @@ def retrieve(
                 result = study.retrieve(opened[0], outputs, languages, asked, how, reporter)
             else:
                 result = retrieve_each(opened, outputs, languages, asked, how, reporter)
-    save_and_print(result, folder, as_json, store=store)
+            save_and_print(result, folder, as_json, reporter, store=store)

@@ -12,8 +12,6 @@ import click
 
 from voxstrata.base.plain import escaped_json, spelt_out
 
-PROGRESS, PROGRESS_KINDS = "VOXSTRATA_PROGRESS", ("auto", "bar", "log", "none")
-
 
 def say(text: object = "", err: bool = False) -> None:
     """Print a line, on standard error if `err`."""
@@ -25,11 +23,16 @@ def say_json(text: str) -> None:
     click.echo(escaped_json(text))
 
 
+def say_wrapped(text: object, err: bool = False, indent: str = "") -> None:
+    """Print sentences, on a terminal in lines of its width. indent: before all lines of a paragraph but its first."""
+    shown = spelt_out(text)
+    if (sys.stderr if err else sys.stdout).isatty():
+        width = shutil.get_terminal_size().columns
+        how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
+        shown = "\n".join(fill(line, width, **how) for line in shown.split("\n"))
+    click.echo(shown, err=err)
+
+
 def say_error(error: Any) -> None:
     """Print an error, on a terminal in lines of its width."""
-    text = spelt_out(f"error: {error}")
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        lines = (fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
-        text = "\n".join(lines)
-    click.echo(text, err=True)
+    say_wrapped(f"error: {error}", err=True)

@@ -10,6 +10,7 @@ import click
 
 import voxstrata as vs
 from voxstrata.base.opening import read_regular
+from voxstrata.base.plain import counted
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray, resume_hint
 from voxstrata.cli.saying import say
@@ -46,7 +47,11 @@ if TYPE_CHECKING:
 @click.option("--x-ids", type=options.PATH, help="File naming the first set's utterances, one id a line.")
 @click.option("--y-ids", type=options.PATH, help="The same for the second set.")
 @click.option("--top", type=options.COUNT, default=10, help="Candidates kept per query.")
-@click.option("--matrix", help="Keep whole matrices, too: some of f1,precision,recall.")
+@click.option(
+    "--matrix",
+    shell_complete=options.completing("f1", "precision", "recall"),
+    help="Keep whole matrices, too: some of f1,precision,recall.",
+)
 @click.option(
     "--candidates",
     type=options.COUNT,
@@ -63,7 +68,11 @@ if TYPE_CHECKING:
 @click.option("--tile-frames", type=options.COUNT, help="Frames per side of a tile; bounds memory.")
 @options.part
 @options.on_ray
-@click.option("--threads", type=options.COUNT, help="With --ray: cores of each worker. [default: its node's share]")
+@click.option(
+    "--threads",
+    type=options.COUNT,
+    help="Threads that compute; with --ray cores of each worker. [default: all cores; with --ray its node's share]",
+)
 @options.as_json
 def similarity(
     store: str,
@@ -100,8 +109,8 @@ def similarity(
     from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.retrieval.selection import refuse_bad_frames, refuse_incomparable
 
-    if workers is None and threads is not None:
-        raise vs.UsageError("--threads is of --ray; here OMP_NUM_THREADS says how many, by default all cores")
+    if workers is None:
+        options.limit_threads(threads)
     if workers is not None and part is not None:
         raise vs.UsageError("--ray shares the work out by itself: leave out --part")
     opened = vs.open_store([store, *join])
@@ -162,16 +171,20 @@ def chosen_ids(file: Path | None) -> tuple[str, ...] | None:
 def _print(report: SimilarityReport) -> None:
     resumed = f", {report.resumed_rows} of them by other runs" if report.resumed_rows else ""
     rows = f"{report.rows_done} of {report.rows} tile rows done{resumed}"
-    say(f"{report.folder}: {report.x} × {report.y} utterances, {rows}")
+    say(f"{report.folder}: {report.x} × {counted(report.y, 'utterance')}, {rows}")
     if report.pairs:
         busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
         say(
-            f"{report.pairs} pairs in {clock(report.seconds)}: {report.pairs / report.seconds:.0f} pairs/s "
+            f"{counted(report.pairs, 'pair')} in {clock(report.seconds)}: {report.pairs / report.seconds:.0f} pairs/s "
             f"({report.kernel})\nseconds by stage (all but compare and wait overlap): {busy}"
         )
     for direction, found in (report.candidates or {}).items():
         share, queries = found["translation_among_candidates"], found["queries_with_translation"]
-        translation = "" if share is None else f"; the translation for {100 * share:.1f} % of {queries} queries"
+        translation = (
+            ""
+            if share is None
+            else f"; the translation for {100 * share:.1f} % of {counted(queries, 'query', 'queries')}"
+        )
         say(
             f"candidates, {direction}: hold the exact best for {100 * found['exact_top1_among_candidates']:.1f} % of "
             f"{found['sampled']} sampled queries{translation}"

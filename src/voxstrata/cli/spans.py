@@ -16,7 +16,7 @@ from voxstrata.cli.saying import say
 @click.command(short_help="The words or phones of a store, as a store.")
 @click.argument("store", type=click.Path())
 @click.argument("alignments", type=options.PATH)
-@click.option("-o", "--out", "target", required=True, help="The store to make or to resume: a path or s3://…, gs://….")
+@options.out("The store to make or to resume: a path or s3://…, gs://….", "target", type=click.Path())
 @click.option("--tier", default="words", help="What is taken of the alignments, such as words or phones.")
 @options.outputs
 @click.option(

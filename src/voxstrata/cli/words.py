@@ -71,6 +71,6 @@ def words(
             result = measure_spoken_words(entries, vs.open_store(model), outputs, how, reporter)
         else:
             result = measure_words(entries, vs.open_model(model), folder, outputs, how, runtime, reporter, overwrite)
-    save_and_print(result, folder, as_json, failed=result.failures)
+        save_and_print(result, folder, as_json, reporter, failed=result.failures)
     print_failures(result.failures, f"in {folder / 'words.zarr'}")
     return PARTIAL if result.failures else 0

@@ -77,6 +77,8 @@ def read_manifest(
     Paths are relative to the manifest's folder, absolute, or URLs (see `rooted_urls`). The corpus root, to which stores
     name their recordings, is the manifest's folder; where a recording lies outside that, the folder that holds them
     all. A missing id becomes the path from the root without its suffix (with it, where that would name two recordings).
+    Where some recordings are in the manifest's folder, ids are made of paths from there: one elsewhere changes no
+    other's.
 
     reading.columns: what columns are, `{"text": "sentence"}`. names: what the format calls them beside our own names.
     audio: what paths are relative to, where it is not the manifest's folder; a folder or a URL.
@@ -94,15 +96,17 @@ def read_manifest(
         _require_durations(table, columns.get("duration"))
     folder, signed = audio if isinstance(audio, str) else absolute_root(audio or path.parent), dict[str, str]()
     root: Path | str
+    seen = None
     if isinstance(folder, Path) and not pc.any(pc.match_substring(columns["path"], "://")).as_py():
         root, columns["path"] = _rooted(table, columns["path"], folder)
+        seen = _seen_from(folder, root, columns["path"])
     else:
         given = _require_paths(table, columns["path"]).to_pylist()
         root, columns["path"], signed = rooted_urls(given, folder, lambda i: f"{path}, {table.place(i)}")
     unused = [name for name in table.columns if name not in used.values()]
     binary = [name for name in unused if table.is_binary(name)]
     extra = {name: table.column(name, extra=True) for name in unused if name not in binary}
-    corpus = build_table(root, columns, table.place, path, extra)
+    corpus = build_table(root, columns, table.place, path, extra, seen)
     notes += unused_notes(unused, binary, used, alone)
     return replace(corpus, notes=notes, lengths=reading.lengths, signed=signed)
 
@@ -274,6 +278,21 @@ def _rooted_each(table: StringTable, paths: pa.ChunkedArray, folder: Path) -> tu
         places = lambda i, n=n: table.place(n * SLICE + i)  # noqa: E731
         done.append(string_column("path", [path[start:] for path in own], places, table.path))
     return root, pa.chunked_array([chunk for own in done for chunk in own.chunks])
+
+
+def _seen_from(folder: Path, root: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Paths below `root` as they are from `folder`, where this is below it and holds some of them; else None."""
+    if root == folder or not folder.is_relative_to(root):
+        return None
+    below = os.path.join(folder.relative_to(root), "")
+    inside = pc.starts_with(paths, below)
+    if not pc.any(inside).as_py():
+        return None
+    others = [os.path.relpath(root / path, folder) for path in paths.filter(pc.invert(inside)).to_pylist()]
+    within = pc.utf8_slice_codeunits(paths, len(below)).combine_chunks()
+    return pa.chunked_array(
+        [pc.replace_with_mask(within, pc.invert(inside).combine_chunks(), pa.array(others, pa.string()))]
+    )
 
 
 _ODD = r"(^|/)\.{0,2}(/|$)"  # what normalising changes: ".", "..", and empty parts

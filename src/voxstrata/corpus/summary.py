@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from voxstrata.base.plain import counted
 from voxstrata.corpus.table import Corpus
 
 _SHOWN = 8  # languages that the text names
+_NO_GROUPS = "none named, so `voxstrata retrieve` will find no translations"
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ class CorpusSummary:
         """A line a kind."""
         named = [f"{name} {count}" for name, count in self.languages.items()]
         shown = ", ".join(named[:_SHOWN]) + (", …" if len(named) > _SHOWN else "")
-        unnamed = f"; {self.without_language} recordings name none" if self.languages and self.without_language else ""
-        files = "file" if self.files == 1 else "files"
-        parts = f", of {self.files} {files}" if self.files < self.recordings else ""
+        unnamed = ""
+        if self.languages and self.without_language:
+            unnamed = f"; {counted(self.without_language, 'recording')} without one"
+        parts = f", of {counted(self.files, 'file')}" if self.files < self.recordings else ""
         lines = {
             "recordings": f"{self.recordings}{parts}",
             "languages": f"{len(self.languages)}: {shown}{unnamed}" if self.languages else "none named",
-            "groups": f"{self.groups}, {self.translated} of them in several languages" if self.groups else "none named",
+            "groups": f"{self.groups}, {self.translated} of them in several languages" if self.groups else _NO_GROUPS,
             "texts": f"{self.texts or 'none'}",
             "speakers": f"{self.speakers or 'none named'}",
         }

@@ -89,6 +89,11 @@ class Corpus:
         return int(self.table.num_rows)
 
     @property
+    def where(self) -> str:
+        """The root as messages name it: "." would say nothing."""
+        return str(self.root.absolute() if self.root == Path() else self.root)
+
+    @property
     def extra(self) -> list[str]:
         """Names of the columns that are kept for the user alone."""
         return list(self.table.column_names[len(CORPUS_SCHEMA) + len(PART_SCHEMA) :])
@@ -123,7 +128,7 @@ class Corpus:
         if self.packs or isinstance(self.root, str) or (self.root.is_dir() and _holds_anything(self.root)):
             return
         raise UnreachableError(
-            f"{self.root}: no recording is there any more; bring it back, or mount it, and run the same again"
+            f"{self.where}: no recording is there any more; bring it back, or mount it, and run the same again"
         )
 
     def recording(self, i: int) -> Recording:
@@ -158,11 +163,13 @@ def build_table(
     place: Callable[[int], str],
     source: Path | str,
     extra: Mapping[str, Any] | None = None,
+    named: pa.ChunkedArray | None = None,
 ) -> Corpus:
     """Make a corpus of columns of one length; for errors, `place` says where a row stands, and `source` in what.
 
     columns: those of `Corpus.table`, lists or of Arrow; `path` at the least, from `root`, never null. extra:
-    strings that are kept beside them; one whose name the corpus or a store uses is kept as `given_<name>`.
+    strings that are kept beside them; one whose name the corpus or a store uses is kept as `given_<name>`. named: what
+    ids are made of in place of the paths.
 
     A missing id becomes the path without its suffix, or the whole path where that would name two recordings. Stretches
     and channels of one file get theirs behind it: `talk@12.5-17`, `talk#1`.
@@ -171,7 +178,7 @@ def build_table(
     arrays = {name: string_column(name, v, place, source) for name, v in columns.items() if name in COLUMNS}
     arrays |= {name: as_column(columns[name], PART_SCHEMA.field(name).type) for name in columns if name not in arrays}
     if "id" not in arrays or arrays["id"].null_count:
-        arrays["id"] = made_ids(arrays)
+        arrays["id"] = made_ids(arrays if named is None else {**arrays, "path": named})
     if not all_differ(arrays["id"]):
         raise InputError(f"{source}: duplicate ids: {_repeated(arrays['id'], place)}; give every row an id of its own")
     for name, values in (extra or {}).items():

@@ -3,6 +3,7 @@
 import urllib.request
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
@@ -19,12 +20,14 @@ RANDOM_SEED = 0
 class DemoEncoders:
     """The encoders the demo found: what to export, and what that means for the figures.
 
-    laboratory: the small ones of the package, which know the laboratory's sentences alone.
+    laboratory: the small ones of the package, which know the laboratory's sentences alone. exported: no PyTorch is
+    here to export them with, so the models that come along are taken.
     """
 
     checkpoints: tuple[str, ...]
     laboratory: bool
     meaning: str
+    exported: bool = False
 
 
 def hub_answers() -> bool:
@@ -45,8 +48,9 @@ def find_encoders(folder: Path, reporter: Reporter) -> DemoEncoders:
     """whisper-tiny from the hub or its local cache; else the two of the laboratory, written to `folder`."""
     from voxstrata.exporters.hub import download
 
-    found = _is_cached()
-    if not found and hub_answers():
+    exporting = all(map(_installed, ("torch", "transformers", "huggingface_hub")))
+    found = exporting and _is_cached()
+    if exporting and not found and hub_answers():
         try:
             reporter.step(f"fetching {HUB_CHECKPOINT}")
             download(HUB_CHECKPOINT)
@@ -56,13 +60,16 @@ def find_encoders(folder: Path, reporter: Reporter) -> DemoEncoders:
     if found:
         meaning = "real weights, on synthetic speech: the figures say how this encoder aligns espeak-ng's voices"
         return DemoEncoders((HUB_CHECKPOINT,), False, f"{HUB_CHECKPOINT}, {meaning}, not people.")
+    why = f"{HUB_CHECKPOINT} could not be had from the hub"
+    if not exporting:
+        why = "PyTorch is not here to export a checkpoint (extra `export`)"
     meaning = (
-        f"{HUB_CHECKPOINT} could not be had from the hub: these are two SMALL\n"
+        f"{why}: these are two SMALL\n"
         "encoders of the package. They began alike and heard the same synthetic speech;\n"
         "one learned to transcribe, one to transcribe and translate. The figures show\n"
         "what the instruments see of that; they say nothing about Whisper."
     )
-    return DemoEncoders(tuple(map(str, write_laboratory_encoders(folder))), True, meaning)
+    return DemoEncoders(tuple(map(str, write_laboratory_encoders(folder))), True, meaning, not exporting)
 
 
 def write_laboratory_encoders(folder: Path) -> list[Path]:
@@ -70,13 +77,26 @@ def write_laboratory_encoders(folder: Path) -> list[Path]:
 
     What they were trained on, and by which command: docs/laboratory.md.
     """
-    made = []
-    for name in LABORATORY:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for file in (files("voxstrata.demo") / "encoders" / name).iterdir():
-            (folder / name / file.name).write_bytes(file.read_bytes())
-        made.append(folder / name)
-    return made
+    return [_copy_of("encoders", name, folder / name) for name in LABORATORY]
+
+
+def write_laboratory_model(name: str, target: Path) -> Path:
+    """The exported model of one of LABORATORY, all outputs, as a folder: what `voxstrata export` made of it."""
+    return _copy_of("models", name, target)
+
+
+def _copy_of(kind: str, name: str, target: Path) -> Path:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (files("voxstrata.demo") / kind / name).iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # blocked
+        return False
 
 
 def _is_cached() -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from voxstrata.base.errors import InputError
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.demo.corpus import write_demo_corpus
-from voxstrata.demo.encoder import LABORATORY, LANGUAGES, DemoEncoders, find_encoders
+from voxstrata.demo.encoder import LABORATORY, LANGUAGES, DemoEncoders, find_encoders, write_laboratory_model
 from voxstrata.demo.laboratory import TAUGHT, draw_sentences, write_laboratory_corpus
 from voxstrata.engine import Runtime, extract
 from voxstrata.exporters import export
@@ -51,7 +51,8 @@ def run_demo(folder: str | Path, *, threads: int | None = None, reporter: Report
     """The whole way once, into a folder; what an earlier demo left there is replaced.
 
     Works offline: without the hub, two small encoders of the package stand in for openai/whisper-tiny. The corpus is
-    then of sentences that are made as those they know, spoken by voices that they do not.
+    then of sentences that are made as those they know, spoken by voices that they do not. Works without PyTorch, too:
+    their exported models are in the package.
     Raises InputError where the folder holds something else.
     """
     folder = Path(folder)
@@ -76,7 +77,10 @@ def run_demo(folder: str | Path, *, threads: int | None = None, reporter: Report
     for checkpoint in encoders.checkpoints:
         name = Path(checkpoint).name
         model, store = ("model", "demo.zarr") if not encoders.laboratory else (f"{name}-model", f"{name}.zarr")
-        export(checkpoint, folder / model, reporter=reporter)
+        if encoders.exported:
+            write_laboratory_model(name, folder / model)
+        else:
+            export(checkpoint, folder / model, reporter=reporter)
         reporter.step("extracting every layer of every utterance, the means of two frames each (40 ms)")
         # every=2: a quarter of the retrieval's work; the whole way is to take two minutes, not three
         report = extract(

@@ -88,7 +88,7 @@ def check_exits(
     if AUTO in tokens.values():
         raise UsageError("check announces a language, so that both ways have the same; auto is for sweep")
     if tokens and None in languages:
-        raise InputError(f"{corpus.root}: a recording without language; name it in the manifest's column 'language'")
+        raise InputError(f"{corpus.where}: a recording without language; name it in the manifest's column 'language'")
     log_mel, failures = _log_mel(source, corpus)
     decoding = replace(decoding, max_new_tokens=new_tokens(source.model, decoding), stop_loops=False)
     original = in_float32(source.model)

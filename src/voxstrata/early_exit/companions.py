@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import layer_norm
 
 from voxstrata.base.errors import AudioError, InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus
@@ -45,17 +46,27 @@ def with_english_texts(corpus: Corpus) -> Corpus:
     """For translating: the recordings of a corpus that has their English translations, too, by group.
 
     The English text of the group becomes the recording's text, and its own the column SOURCE_TEXT. Recordings in
-    English, and those of groups without any, are left out. Raises InputError where none stays.
+    English, and those of groups without any, are left out, which the last note says. Raises InputError where none
+    stays.
     """
     rows = corpus.table.to_pylist()
     english = {r["group"]: r["text"] for r in reversed(rows) if r["group"] and r["text"] and _english(r)}
     kept = [i for i, r in enumerate(rows) if r["group"] in english and not _english(r)]
+    own = sum(map(_english, rows))
     if not kept:
-        raise InputError(f"{corpus.root}: no recording in another language has an English text in its group")
+        raise InputError(
+            f"{corpus.where}: {counted(len(rows), 'recording')}, {own} of them in English, and none in "
+            "another language has an English text in its group; give the manifest recordings (or texts) in English "
+            "with the groups of those that they translate, or leave out --english-of-group"
+        )
     found = corpus.take(kept)
     texts = pa.array([english[rows[i]["group"]] for i in kept], pa.string())
     table = found.table.append_column(SOURCE_TEXT, found.table["text"])
-    return replace(found, table=table.set_column(table.column_names.index("text"), "text", texts))
+    left = [f"{own} in English, whose texts are the references"] if own else []
+    if lone := len(rows) - own - len(kept):
+        left.append(f"{lone} without an English text in their group")
+    notes = [*corpus.notes, f"left out of the sweep: {'; '.join(left)}"]
+    return replace(found, table=table.set_column(table.column_names.index("text"), "text", texts), notes=notes)
 
 
 def _english(row: Mapping[str, Any]) -> bool:

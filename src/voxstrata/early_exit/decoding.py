@@ -137,8 +137,8 @@ def check_texts(corpus: Corpus) -> None:
         without = [i for i, v in zip(corpus.table["id"].to_pylist(), values, strict=True) if not (v or "").strip()]
         if without:
             raise InputError(
-                f"{corpus.root}: no {column} for {first_few(without)}; give it in the manifest's column {column!r}, or "
-                "leave these rows out"
+                f"{corpus.where}: no {column} for {first_few(without)}; give it in the manifest's column {column!r}, "
+                "or leave these rows out"
             )
 
 
@@ -275,6 +275,7 @@ class _Lots:
         missing = [at for at in self._exits if not self._texts[at].keys() >= audio.keys()]
         if not missing:
             return
+        self._tell()  # encoding takes a while before the first text is there
         token = self._tokens.get(str(self._rows[batch[0]]["language"]))
         start = prompt(self._settings, token, self._decoding.task)
         try:
@@ -305,6 +306,9 @@ class _Lots:
         self._texts[at][i] = transcript = self._transcript(decoded, encoding.get(at.after))
         if self._journal:
             self._journal.add(self._names[i], self._infos[i], at, transcript)
+        self._tell()
+
+    def _tell(self) -> None:
         done, total = self._known - self._before, len(self._infos) * len(self._exits) - self._before
         self._reporter.progress(Progress("transcribing", done, total, "transcripts"))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
+from voxstrata.base.plain import counted
 from voxstrata.early_exit.exits import ERROR_KINDS, MEAN_OF_LANGUAGES, NORMS, EarlyExit
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], Non
         mine = [r for r in rows if (r["language"], r["script"]) == scope]
         draw(axes, mine)
         utterances = max(r["utterances"] for r in mine)  # an exit may have figures of fewer
-        _dress(axes, f"{_title(mine[0])} ({utterances} utterances)")
+        _dress(axes, f"{_title(mine[0])} ({counted(utterances, 'utterance')})")
     for axes in figure.axes[len(scopes) :]:
         axes.set_visible(False)
     for axes in figure.axes:

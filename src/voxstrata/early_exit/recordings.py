@@ -46,7 +46,7 @@ def refuse_if_none(corpus: Corpus, found: Collection[int], failures: Mapping[str
     """Raises InputError when no recording was found, with the first failure."""
     if not found:
         first = next((f"; the first: {name}: {why}" for name, why in failures.items()), "")
-        raise InputError(f"{corpus.root}: no recording can be transcribed{first}")
+        raise InputError(f"{corpus.where}: no recording can be transcribed{first}")
 
 
 def read_recording(corpus: Corpus, i: int, info: AudioInfo) -> npt.NDArray[np.float32]:

@@ -14,8 +14,8 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import Result
-from voxstrata.corpus import Corpus
-from voxstrata.early_exit.checkpoint import Transcriber
+from voxstrata.corpus import Corpus, read_corpus
+from voxstrata.early_exit.checkpoint import Transcriber, load_transcriber
 from voxstrata.early_exit.companions import (
     check_sound,
     exit_norms,
@@ -47,8 +47,8 @@ from voxstrata.store.part import Part
 
 
 def sweep(
-    transcriber: Transcriber,
-    corpus: Corpus,
+    transcriber: Transcriber | str,
+    corpus: Corpus | str | Path,
     folder: str | Path,
     *,
     blocks: Sequence[int] | None = None,
@@ -62,6 +62,7 @@ def sweep(
 ) -> EarlyExits | None:
     """Transcribe `corpus` with the encoder ended after `blocks` (None: each), with `norms`, score, and choose an exit.
 
+    transcriber: a checkpoint, as a folder or hub id, or what `load_transcriber` made of it.
     The result is saved in `folder`; what else is found in folders below it (`companions`). Transcripts are written
     there as they come; a run that was stopped goes on when it is asked for again. Checkpoint, corpus, device and
     decoding must be the same then; blocks and scoring may be others, and norms, but that softer ones need their fits
@@ -75,6 +76,8 @@ def sweep(
     """
     folder = Path(folder)
     EarlyExits.refuse_foreign(folder)
+    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    transcriber = transcriber if isinstance(transcriber, Transcriber) else load_transcriber(transcriber, None, reporter)
     decoding, scoring = decoding or Decoding(), scoring or Scoring()
     decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))
     english = decoding.task == "translate"
@@ -122,6 +125,7 @@ def sweep(
             )  # fmt: skip
             if found is None:
                 return None
+            reporter.step("scoring, with intervals")
             of_rows = [parts[row["id"]] for row in found.rows]
             scores = score(found, of_rows, scoring, english, transcriber.folder, foreign)
             dev, test = both_parts(scores, scoring)
@@ -139,6 +143,7 @@ def sweep(
                 languages_result(found, dict(decoding.prompts), languages or {}, settings, scoring)
             ]
             beside += [sound_result(scores, corpus, settings, scoring)] if english else []
+            reporter.step(f"writing tables and pictures to {folder}")
             with patient_lock(journal.files):  # others may be as far
                 result.save(folder)
                 save_companions(folder, beside, softer)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from voxstrata.base.plain import size_in_words, time_in_words
 from voxstrata.base.progress import SILENT, Reporter
-from voxstrata.base.tables import aligned, clock
+from voxstrata.base.tables import aligned
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -46,10 +47,10 @@ class Estimate:
     window_seconds: float = 30.0
 
     def to_text(self) -> str:
-        """Recordings, work and storage, in tables; the time is told by `time_text`."""
+        """Recordings, work and storage, in tables; the time is told by `in_words`."""
         readable = self.recordings - len(self.failures)
         about = {
-            "recordings": f"{readable} of {self.recordings} readable, {clock(self.audio_seconds)} of audio",
+            "recordings": f"{readable} of {self.recordings} readable, {time_in_words(self.audio_seconds)} of audio",
             "units": f"{self.units}",
             "windows": f"{self.windows} of at most {self.window_seconds:g} s, {self.mode}",
             "tokens": f"{self.tokens:,} positions to compute, {self.flops / 1e12:,.1f} TFLOP",
@@ -59,10 +60,10 @@ class Estimate:
         lines = [f"  {k:<12}{v}" for k, v in about.items()]
         return "\n".join([*lines, "", aligned(["output", "rows", "MB on disk"], rows)])
 
-    def time_text(self) -> str:
-        """The expected time, and the rate, where that was measured."""
-        assert self.seconds is not None
-        return f"{clock(self.seconds)} ({self.audio_seconds / self.seconds:.1f} audio-hours per hour)"
+    def in_words(self) -> str:
+        """The expected time, where it is known, and the storage: "3 h 10 min, 41 GB on disk"."""
+        size = f"{size_in_words(self.bytes)} on disk"
+        return size if self.seconds is None else f"{time_in_words(self.seconds)}, {size}"
 
 
 def estimate(

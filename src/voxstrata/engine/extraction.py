@@ -4,9 +4,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from voxstrata.base.errors import UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import clock
 from voxstrata.corpus import Corpus, read_corpus
@@ -72,13 +74,13 @@ class ExtractReport:
 
     def to_text(self) -> str:
         """In a few lines, but for the failures."""
-        units = f"{self.units} unit" if self.units == 1 else f"{self.units} units"
-        done = f"{self.utterances - self.failed} of {self.utterances} utterances in {units}"
+        units = counted(self.units, "unit")
+        done = f"{self.utterances - self.failed} of {counted(self.utterances, 'utterance')} in {units}"
         if self.pending_units:  # nothing can be said of utterances yet
-            done = f"{self.units - self.pending_units} of {self.units} units are done"
+            done = f"done: {self.units - self.pending_units} of {units}"
         lines = [f"{self.store}: {done}"]
         if self.passed_over:
-            lines.insert(0, f"{self.store}: {self.passed_over} recordings are there already")
+            lines.insert(0, f"{self.store}: there already: {counted(self.passed_over, 'recording')}")
             if not self.units:
                 return f"{lines[0]}, nothing is new"
         if self.resumed_units:
@@ -88,11 +90,11 @@ class ExtractReport:
         if self.unreachable:
             unit, why = next(iter(self.unreachable.items()))
             lines.append(
-                f"{len(self.unreachable)} units are left, since a recording could not be read (unit {unit}: {why}); "
-                "the same command does them once it can"
+                f"left: {counted(len(self.unreachable), 'unit')}, since a recording could not be read (unit {unit}: "
+                f"{why}); the same command goes on once it can"
             )
         if others := self.pending_units - len(self.unreachable):
-            lines.append(f"{others} units are left to other runs, which are at them: the last completes it")
+            lines.append(f"left to other runs, the last of which completes it: {counted(others, 'unit')}")
         if self.resumed_units == self.units:
             lines.append("nothing was left to do")
         elif not self.audio_seconds:
@@ -101,7 +103,7 @@ class ExtractReport:
             rate = self.audio_seconds / self.seconds
             lines += [
                 f"{clock(self.audio_seconds)} of audio in {clock(self.seconds)}: {rate:.0f} audio-hours per hour",
-                "busy seconds by stage (they overlap): " + "  ".join(f"{k} {v:.1f} s" for k, v in self.stages.items()),
+                *_stages_text(self.stages),
             ]
             if self.sgemm_rate:
                 lines.append(
@@ -111,6 +113,13 @@ class ExtractReport:
         if self.overflows:
             lines.append(f"{self.overflows} values beyond float16 were stored as infinities")
         return "\n".join(lines)
+
+
+def _stages_text(stages: Mapping[str, float]) -> list[str]:
+    """Busy seconds, in lines that fit a terminal and part no stage from its seconds."""
+    each = (f"{name}\xa0{seconds:.1f}\xa0s" for name, seconds in stages.items())
+    text = "busy seconds by stage (they overlap): " + ", ".join(each)
+    return [line.replace("\xa0", " ") for line in wrap(text, 79, subsequent_indent="  ")]
 
 
 def extract(
@@ -198,7 +207,7 @@ def work_through(
             waited = 0.0
             continue
         if not waited:
-            reporter.step(f"{len(left)} units are left, and other runs are at them")
+            reporter.step(f"left, with other runs at them: {counted(len(left), 'unit')}")
         waited = min(_MOST_WAIT, 2 * waited or _LEAST_WAIT)
         time.sleep(waited)
 

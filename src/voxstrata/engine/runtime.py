@@ -1,9 +1,9 @@
 """How an extraction runs: what it may use of the machine."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from voxstrata.encoders.device import Device
+from voxstrata.encoders.device import DeviceField
 from voxstrata.encoders.frames import WINDOW_FRAMES
 
 # Batch size × computed positions. On a CPU every thread has a batch of its own, and what does not outgrow its caches is
@@ -20,7 +20,7 @@ def available_threads() -> int:
 class Runtime:
     """What a run may use of the machine.
 
-    device: where the encoder runs; a GPU is never assumed.
+    device: where the encoder runs, a Device or its name, such as "cuda:1"; a GPU is never assumed.
     threads: for ONNX Runtime and for decoding; by default the cores this process may use.
     tokens: batch size × computed positions; by default what suits the device.
     unit_megabytes: size of one unit over all outputs: of the buffer in memory, and so of shards. A recording that needs
@@ -28,7 +28,7 @@ class Runtime:
         batches fill, up to 4096.
     """
 
-    device: Device = field(default_factory=Device)
+    device: DeviceField = DeviceField()  # noqa: RUF009  (a descriptor, of the class)
     threads: int | None = None
     tokens: int | None = None
     unit_megabytes: float | None = None

@@ -111,7 +111,10 @@ def overflows_of(name: str, output: str, rows: NDArray[Any], spec: StoreSpec, al
     if inside or rows.dtype != np.float16 or np.isnan(rows).any():
         mend = "leave this recording out, or check the checkpoint"
         if inside:
-            mend = "float16 arithmetic may overflow inside: use a model exported as float32, on cpu or cuda"
+            mend = (
+                "float16 arithmetic may overflow inside: use --device cuda:bfloat16, or a model exported as float32 on "
+                "cpu or cuda"
+            )
         raise InputError(f"{name}: the encoder's {output} holds values that are not finite; {mend}")
     if not allow:
         raise InputError(

@@ -6,6 +6,7 @@ This module needs no torch, which takes seconds to import: what is wrong with th
 import dataclasses
 from pathlib import Path
 
+from voxstrata.base.errors import naming_extras
 from voxstrata.base.folders import check_vacant
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import read_corpus
@@ -14,6 +15,7 @@ from voxstrata.exporters.hub import check_source
 from voxstrata.exporters.spec import ExportSpec
 
 
+@naming_extras()
 def export(
     source: str,
     target: str | Path,
@@ -29,8 +31,8 @@ def export(
     that cannot serve calibration. overwrite: an earlier model in `target` is replaced, if nothing else is in the
     folder.
 
-    Raises InputError for an unusable checkpoint or calibration corpus, an existing target, or a failed
-    validation; UsageError for unknown outputs or dtype.
+    Raises InputError for an unusable checkpoint or calibration corpus, an existing target, a failed validation, or
+    where the extra `export` is not installed; UsageError for unknown outputs or dtype.
     """
     spec, target = spec or ExportSpec(), Path(target)
     spec.check()

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError
-from voxstrata.base.tables import distinct
+from voxstrata.base.plain import counted
+from voxstrata.base.tables import distinct, first_few
 from voxstrata.retrieval.recordings import EVERY_RECORDING, SHARED_FIRST
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore
@@ -26,6 +27,12 @@ def find_sides(
     them.
     """
     utterances = store.utterances
+    lacking = [name for name in ("language", "group") if utterances[name].null_count == len(utterances)]
+    if lacking:
+        raise InputError(
+            f"no utterance has a {' or a '.join(lacking)}, and these say what translates what: give a manifest with a "
+            f"column {' and a column '.join(lacking)}, or add {'them' if lacking[1:] else 'it'} by `voxstrata relabel`"
+        )
     known = sorted(language for language in distinct(utterances, "language") if language is not None)
     done = pc.equal(utterances["status"], "done")
     usable = pc.and_(done, pc.and_(pc.is_valid(utterances["language"]), pc.is_valid(utterances["group"])))
@@ -38,7 +45,7 @@ def find_sides(
         sides.append(Selection(store, np.asarray(part["index"], np.int64), language))
     counts = ", ".join(f"{side.language}: {len(side)}" for side in sides)
     found = (
-        f"of {len(utterances)} utterances {pc.sum(done).as_py() or 0} are done, "
+        f"of {counted(len(utterances), 'utterance')} {pc.sum(done).as_py() or 0} are done, "
         f"{len(table)} of these have a language and a group ({counts or 'no language'})"
     )
     if languages is None:
@@ -48,14 +55,35 @@ def find_sides(
         raise InputError(f"no usable utterance in {empty}: {found}; leave these languages out or finish the extraction")
     if len(sides) < 2:
         mend = "fill the manifest's language and group columns, ask for more languages, or finish the extraction"
-        lacking = [name for name in ("language", "group") if utterances[name].null_count == len(utterances)]
-        if lacking:
-            mend = f"no utterance has a {' or a '.join(lacking)}: give a manifest with that column"
         raise InputError(f"retrieval needs utterances of at least 2 languages: {found}; {mend}")
     if not any(set(x.groups) & set(y.groups) for x, y in combinations(sides, 2)):
         mend = "translations of one sentence need the same group in the manifest"
         raise InputError(f"no group occurs in two languages: {found}; {mend}")
     return sides
+
+
+def equal_sentences(sides: Sequence[Selection]) -> list[str]:
+    """For each language whose texts are known a note on sentences that stand in several groups, where there are any.
+
+    Who finds the one in place of the other is right for whoever listens, and wrong in the figures.
+    """
+    notes = []
+    for side in sides:
+        table = side.store.utterances
+        if "text" not in table.column_names:
+            return []
+        own = table.select(["text", "group"]).take(pa.array(side.indices))
+        own = own.filter(pc.greater(pc.utf8_length(own["text"]), 0))
+        held = own.group_by(["text", "group"]).aggregate([]).group_by("text").aggregate([("group", "list")])
+        found = held.filter(pc.greater(pc.list_value_length(held["group_list"]), 1)).sort_by("text").to_pylist()
+        if found:
+            groups = sum(len(row["group_list"]) for row in found)
+            notes.append(
+                f"{side.language}: {groups} groups share a sentence with another group, e.g. {found[0]['text']!r} in "
+                f"{first_few(sorted(found[0]['group_list']))}; each counts as a wrong answer for the others, so give "
+                "equal sentences one group (`voxstrata relabel` does)"
+            )
+    return notes
 
 
 def groups_with_partner(sides: Sequence[Selection]) -> list[str]:

@@ -150,7 +150,7 @@ def select(
         one = languages[0] if len(languages) == 1 else ""
     if not usable.any():
         raise InputError(
-            f"{store.files.root}: nothing to compare: of {len(store)} utterances none is both done and asked for"
+            f"{store.files.root}: nothing to compare: of its utterances ({len(store)}) none is both done and asked for"
             f"{' (' + ', '.join(languages) + ')' if languages else ''}; finish the extraction or choose others"
         )
     return Selection(store, np.flatnonzero(usable).astype(np.int64), one)

@@ -175,7 +175,7 @@ def make_plan(
     samples, reasons = _usable_samples(probed, spec, row_bytes, family)
     if not samples.any():
         reason = next(iter(reasons.values()), "it is empty")
-        raise InputError(f"{corpus.root}: none of the {len(corpus)} recordings can be read; the first: {reason}")
+        raise InputError(f"{corpus.where}: none of the {len(corpus)} recordings can be read; the first: {reason}")
     languages = sorted_codes(pc.fill_null(corpus.table["language"], ""))
     frames = np.where(samples > 0, family.frames(samples), 0)
     order = _storage_order(corpus, probed, languages, frames)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.columns import encoded
-from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.errors import InputError, UsageError, naming_extras
+from voxstrata.base.plain import counted
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
@@ -70,7 +71,7 @@ class EmbeddingStore:
     def __repr__(self) -> str:
         done, total = int((self.status == DONE).sum()), len(self.status)
         return (
-            f"<EmbeddingStore {self.files.root}: {done} of {total} utterances, {self.spec.group} of "
+            f"<EmbeddingStore {self.files.root}: {done} of {counted(total, 'utterance')}, {self.spec.group} of "
             f"{', '.join(self.outputs)}, d={self.model.d_model}, {self.spec.context.mode}, {self.model.checkpoint}>"
         )
 
@@ -243,7 +244,7 @@ class EmbeddingStore:
         if isinstance(utterance, str):
             return int(self.indices([utterance])[0])
         if not -len(self) <= utterance < len(self):
-            raise UsageError(f"{self.files.root}: index {utterance} out of range, it holds {len(self)} utterances")
+            raise UsageError(f"{self.files.root}: index {utterance} out of range, utterances there: {len(self)}")
         return int(utterance) % len(self)
 
     def indices(self, utterances: Sequence[str | int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -344,6 +345,7 @@ class EmbeddingStore:
         """The table of utterances, by id. Needs pandas."""
         return self.utterances.to_pandas().set_index("id")
 
+    @naming_extras()
     def to_xarray(self) -> xarray.Dataset:
         """The arrays of all outputs, read when values are asked for; what is known of the utterances as coordinates.
 
@@ -354,6 +356,7 @@ class EmbeddingStore:
 
         return dataset_of(self)
 
+    @naming_extras()
     def to_torch(
         self,
         outputs: str | Sequence[str] = "all",

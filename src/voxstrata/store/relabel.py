@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import read_regular
+from voxstrata.base.plain import counted
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.corpus.audio_folder import is_metadata
@@ -71,7 +72,7 @@ class RelabelReport:
 
     def to_text(self) -> str:
         """In a few lines."""
-        lines = [f"{self.store}: {self.named} of {self.utterances} utterances are in the manifest"]
+        lines = [f"{self.store}: {self.named} of {counted(self.utterances, 'utterance')} are in the manifest"]
         for name, count in self.changed.items():
             lines.append(f"{name}: {count} changed")
             lines += [f"  {i}: {_quoted(old)} → {_quoted(new)}" for i, old, new in self.examples[name]]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
 from voxstrata.store.checked import checked_table, checksum, identity, read_json, table_bytes
@@ -44,7 +45,9 @@ class Damage:
 
     def __str__(self) -> str:
         unit = "" if self.unit is None else f", unit {self.unit}"
-        lost = f" ({len(self.utterances)} utterances: {first_few(self.utterances)})" if self.utterances else ""
+        lost = (
+            f" ({counted(len(self.utterances), 'utterance')}: {first_few(self.utterances)})" if self.utterances else ""
+        )
         return f"{self.file}{unit}: {self.what}{lost}"
 
 
@@ -85,7 +88,7 @@ class VerifyReport:
         """In a few lines, a line for each damage."""
         rate = f", {self.bytes / self.seconds / 1e6:.0f} MB/s" if self.bytes else ""
         lines = [f"damaged: {damage}" for damage in self.damages]
-        lines.append(f"{self.store}: {self.units} units, {self.bytes / 1e6:.1f} MB{rate}")
+        lines.append(f"{self.store}: {counted(self.units, 'unit')}, {self.bytes / 1e6:.1f} MB{rate}")
         if self.pending:
             lines.append(f"units pending: {self.pending}")
         if not self.checksums:

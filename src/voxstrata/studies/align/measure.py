@@ -159,6 +159,7 @@ def align(
     def compared() -> None:
         reporter.progress(Progress("comparing", next(done), total, "language pairs × outputs"))
 
+    reporter.progress(Progress("comparing", 0, total, "language pairs × outputs"))
     rows: list[dict[str, object]] = []
     for output in outputs:
         centres = {p.language: cell_centres(p, output) for p in participants}

@@ -19,6 +19,7 @@ from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation.levels import MEAN
 from voxstrata.evaluation.metrics import Evaluation
 from voxstrata.retrieval.encoders import StoredEncoder, common_utterances, differences, name_encoders
+from voxstrata.retrieval.languages import equal_sentences
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.align.states import POOLED
@@ -64,6 +65,8 @@ def retrieve_each(
         prepare_retrieval(encoder.store, chosen, languages, similarities, options, reporter, ids)
         for encoder, chosen in zip(encoders, _outputs(encoders, outputs), strict=True)
     ]
+    for note in equal_sentences(prepared[0].sides):
+        reporter.warn(note)
     measured = []
     for encoder, one in zip(encoders, prepared, strict=True):
         reporter.step(f"retrieval, {encoder.label}")

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import scratch_folder
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus
+from voxstrata.corpus.summary import CorpusSummary
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
@@ -59,22 +61,30 @@ def measure_drift(
     missing = set(outputs) - set(reference.card.outputs)
     if missing:
         raise InputError(f"{reference.path} lacks {', '.join(sorted(missing))}; name the outputs that both have")
-    corpus = sample(corpus, clips)
+    drawn = sample(corpus, clips)
+    too_few = _too_few(corpus, drawn)
+    if too_few:
+        reporter.warn(f"{too_few}: recall will not be measured")
+    corpus = drawn
     stores: dict[str, EmbeddingStore] = {}
     seconds: dict[str, float] = {}
     with scratch_folder("drift") as folder:
         for mode in MODES:
-            reporter.step(f"extracting {len(corpus)} recordings, {mode}")
+            reporter.step(f"extracting {counted(len(corpus), 'recording')}, {mode}")
             path = Path(folder) / f"{mode}.zarr"
             encoder, spec = reference if mode == PADDED else model, StoreSpec(outputs, "float32", context=Context(mode))
-            report = extract(corpus, encoder, path, spec, runtime or Runtime())
+            # what is to be said of recordings is the same in each mode
+            report = extract(corpus, encoder, path, spec, runtime or Runtime(), _ProgressAlone(reporter))
             stores[mode], seconds[mode] = open_store(path), report.seconds
             if report.failed == len(corpus):  # not at probing, which the plan would have refused
                 first = next(iter(report.failures.values()))
                 raise InputError(
-                    f"{corpus.root}: none of the {len(corpus)} recordings can be decoded; the first: {first}"
+                    f"{corpus.where}: none of the {len(corpus)} recordings can be decoded; the first: {first}"
                 )
         recall, retrieval = _retrieved(stores, reporter)
+        if too_few:
+            retrieval["no_retrieval"] = too_few
+        reporter.step("comparing frames with the padded run")
         rows = []
         for mode in MODES:
             for output in stores[mode].outputs:
@@ -95,6 +105,22 @@ def measure_drift(
     settings |= {"speed": {mode: seconds[PADDED] / seconds[mode] for mode in MODES[1:]}, **retrieval}
     table = pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
     return Drift(table.replace_schema_metadata({Drift.key: json.dumps(settings, ensure_ascii=False)}))
+
+
+class _ProgressAlone(Reporter):
+    """Passes on how far the work is, no steps and no warnings."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.progress = reporter.progress  # type: ignore[method-assign]
+
+
+def _too_few(corpus: Corpus, drawn: Corpus) -> str:
+    """Why nothing can be retrieved among the recordings drawn while it could among all; empty where that is not so."""
+    among, of = CorpusSummary.of(drawn).translated, CorpusSummary.of(corpus).translated
+    if among > 1 or of < 2:
+        return ""
+    what = f"the {counted(len(drawn), 'recording')} drawn have {counted(among, 'sentence')} in several languages"
+    return f"{what}, of {of} in the corpus; --clips with a larger number draws more"
 
 
 def sample(corpus: Corpus, clips: int | None) -> Corpus:
@@ -149,7 +175,7 @@ def _retrieved(
     for mode, store in stores.items():
         reporter.step(f"retrieval, {mode}")
         try:
-            table = retrieve(store, similarities=RETRIEVED_BY, options=options).table
+            table = retrieve(store, similarities=RETRIEVED_BY, options=options, reporter=_ProgressAlone(reporter)).table
         except InputError as e:
             return {}, {**found, "no_retrieval": str(e)}
         means = table.filter((pc.field("level") == MEAN) & (pc.field("metric") == "recall@1")).to_pylist()

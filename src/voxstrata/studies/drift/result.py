@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 
@@ -66,7 +67,7 @@ class Drift(Result):
         failed = f"; {s['failed']} more cannot be read" if s["failed"] else ""
         corpus = f" of {s['corpus']}" if s.get("corpus") else ""
         minutes = f"{s['audio_seconds'] / 60:.1f} minutes"
-        return f"Drift of {s['checkpoint']}: {s['clips']} recordings{corpus}, {minutes}{failed}"
+        return f"Drift of {s['checkpoint']}: {counted(s['clips'], 'recording')}{corpus}, {minutes}{failed}"
 
     def finding(self) -> Finding:
         """Of every context, at the deepest output."""

@@ -6,19 +6,22 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.corpus.rows import read_rows
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
 from voxstrata.studies.explain.matches import Match, SpokenUtterance, Word
-from voxstrata.studies.explain.result import SAID, Explanation
+from voxstrata.studies.explain.ranking import RANKED, rank_among_others
+from voxstrata.studies.explain.result import EXPLAIN_SCHEMA, SAID, Explanation
 
 CELLS = 1 << 24  # largest frame × frame matrix: 64 MiB of float32, two utterances of 80 s
 
@@ -84,9 +87,14 @@ def word_at(words: Sequence[Word], seconds: float) -> str | None:
 
 
 def explain(
-    store: EmbeddingStore, a: str, b: str, outputs: str | Sequence[str] = "all", words: str | Path | None = None
+    store: EmbeddingStore,
+    a: str,
+    b: str,
+    outputs: str | Sequence[str] = "all",
+    words: str | Path | None = None,
+    reporter: Reporter = SILENT,
 ) -> Explanation:
-    """Why utterances a and b of a store match, in each of `outputs`.
+    """Why utterances a and b of a store match, in each of `outputs`, and where b ranks for a (`rank_among_others`).
 
     words: table of when words are spoken (`read_words`).
     Raises what `match_frames` and `read_words` raise.
@@ -101,20 +109,24 @@ def explain(
     for side, name in (("a", a), ("b", b)):
         row = store.utterances.slice(store.index(name), 1).to_pylist()[0]
         said[side] = asdict(SpokenUtterance(name, row["text"] or "", row["language"], tuple(spoken.get(name, ()))))
-    about = {Explanation.key: {"a": a, "b": b, "row_seconds": step}, STORE: store.about, SAID: said}
+    ranks, ranked = rank_among_others(store, store.index(a), store.index(b), [m.output for m in matches], reporter)
+    best = {row["best_id"]: store[row["best_id"]].text for row in ranks.values()}
+    settings = {"a": a, "b": b, "row_seconds": step, "ranked": ranked, "best": best}
+    about = {Explanation.key: settings, STORE: store.about, SAID: said}
     note = {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
-    table = _summary(a, b, matches).replace_schema_metadata(note)
+    table = _summary(a, b, matches, ranks).replace_schema_metadata(note)
     maxima = _maxima(a, b, matches, step, spoken).replace_schema_metadata(note)
     return Explanation(table, maxima, {match.output: match.cosine for match in matches})
 
 
-def _summary(a: str, b: str, matches: Sequence[Match]) -> pa.Table:
+def _summary(a: str, b: str, matches: Sequence[Match], ranks: Mapping[str, Mapping[str, Any]]) -> pa.Table:
     rows = []
     for m in matches:
         figures = {"precision": m.precision, "recall": m.recall, "f1": m.f1, "mean_cosine": m.mean}
         frames = {"frames_a": m.cosine.shape[0], "frames_b": m.cosine.shape[1]}
-        rows.append({"output": m.output, "a": a, "b": b, **figures, **frames})
-    return pa.Table.from_pylist(rows)
+        ranked = ranks.get(m.output, dict.fromkeys(RANKED))
+        rows.append({"output": m.output, "a": a, "b": b, **figures, **frames, **ranked})
+    return pa.Table.from_pylist(rows, schema=EXPLAIN_SCHEMA)
 
 
 def _maxima(a: str, b: str, matches: Sequence[Match], step: float, words: Mapping[str, Sequence[Word]]) -> pa.Table:

@@ -20,13 +20,21 @@ from voxstrata.studies.explain.matches import Match, SpokenUtterance
 
 SAID = "voxstrata_explain_utterances"  # in the table's metadata: what is said in a and b
 _COSINES = "explain.npz"
+EXPLAIN_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("output", "a", "b")]
+    + [(name, pa.float64()) for name in ("precision", "recall", "f1", "mean_cosine")]
+    + [(name, pa.int64()) for name in ("frames_a", "frames_b", "rank", "candidates")]
+    + [("best_id", pa.string()), ("best_f1", pa.float64())]
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Result):
     """Why utterance a matches utterance b.
 
-    table: a row per output: precision, recall, f1, mean_cosine of all frame pairs (float64), frames_a, frames_b.
+    table: a row per output, columns as in EXPLAIN_SCHEMA: precision, recall, f1, mean_cosine of all frame pairs,
+    frames_a, frames_b; rank of b for a among `candidates`, and the best of the others (`rank_among_others`), null where
+    there are none.
     maxima: a row per output, utterance and frame: seconds (its middle), word, cosine (its largest), and where that is:
     best_id, best_frame, best_seconds, best_word. cosines: by output, (frames of a, frames of b) float32; empty where
     their file was removed from the folder.
@@ -43,6 +51,7 @@ class Explanation(Result):
     key = "voxstrata_explain"
     markdown = "explain.md"
     captions: ClassVar = {"explain": "How alike every frame of one is to every frame of the other, by layer"}
+    brief = 2
 
     @property
     def _utterances(self) -> list[SpokenUtterance]:
@@ -86,8 +95,24 @@ class Explanation(Result):
             "whatever is said. One pair has no pool: what one F1 is worth shows among those of other pairs "
             "(`voxstrata retrieve`)."
         )
+        if "ranked" in self.settings and not self._ranks():
+            lines.append(self.settings["ranked"])
         cells = [[row[name] for name in names] for row in rows]
-        return [TextTable("How well the frames of two utterances match", names, cells, "\n".join(lines))]
+        return [
+            TextTable("How well the frames of two utterances match", names, cells, "\n".join(lines)),
+            *self._ranks(),
+        ]
+
+    def _ranks(self) -> list[TextTable]:
+        """Nothing where there are no others, and of results that are older than this table."""
+        rows = [row for row in self.table.to_pylist() if row.get("rank") is not None]
+        if not rows:
+            return []
+        cells = [[r["output"], f"{r['rank']} of {r['candidates']}", r["f1"], r["best_id"], r["best_f1"]] for r in rows]
+        best = {name: text for name, text in self.settings["best"].items() if text}
+        note = "\n".join([self.settings["ranked"], *(f"{name}: {text}" for name, text in best.items())])
+        title = f"Where {self.settings['b']} ranks for {self.settings['a']}, and the best of the others"
+        return [TextTable(title, ["output", "rank of b", "its f1", "best other", "f1"], cells, note)]
 
     def figures(self) -> dict[str, Figure]:
         if not self.cosines:

@@ -111,6 +111,7 @@ def _mined(
 ) -> MinedPairs:
     pairs, curves = [], []
     judge: PairJudge | None = None
+    reporter.progress(Progress("mining", 0, count, "outputs"))
     for n, source in enumerate(sources, start=1):
         judge = judge or PairJudge(source.x, source.y, source.lists.itself, options)
         mined = mine_lists(source.lists, options.score, options.k, options.strategy)

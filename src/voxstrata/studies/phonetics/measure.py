@@ -18,6 +18,7 @@ from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder, make_writable
 from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.base.tables import first_few
 from voxstrata.corpus import Corpus
 from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
 from voxstrata.phonology.feature_distance import NORMALIZATIONS, Phones, feature_distances
@@ -98,11 +99,11 @@ def _utterances(
     names = chosen("language", languages, known) if rows or languages else []
     rows = [row for row in rows if row["language"] in names]
     if given and not any(row["id"] in given for row in rows):
-        raise InputError(f"none of the IPA given is for an utterance of {corpus.root}; ids must be the corpus's")
+        raise InputError(f"none of the IPA given is for an utterance of {corpus.where}; ids must be the corpus's")
     left_out = {row["id"]: "no text and no IPA" for row in rows if not row["text"] and row["id"] not in given}
     rows = [row for row in rows if row["id"] not in left_out]
     if left_out and not rows:
-        raise InputError(f"{corpus.root}: no utterance has text; fill the manifest's text column, or give IPA (--ipa)")
+        raise InputError(f"{corpus.where}: no utterance has text; fill the manifest's text column, or give IPA (--ipa)")
     _refuse_unrelated(rows, names)
     return rows, names, left_out
 
@@ -168,9 +169,11 @@ def _notes(sides: Mapping[str, list[_Row]]) -> list[str]:
         same = [ipa for ipa, held in groups.items() if len(held) > 1]
         if same:
             count = sum(len(groups[ipa]) for ipa in same)
+            first = next(row["text"] or row["ipa"] for row in side if row["ipa"] == same[0])
             notes.append(
-                f"{name}: {count} groups share a sentence with another group (e.g. {same[0]!r}); each counts as a "
-                "wrong answer for the others, so give equal sentences one group"
+                f"{name}: {count} groups share a sentence with another group, e.g. {first!r} in "
+                f"{first_few(sorted(groups[same[0]]))}; each counts as a wrong answer for the others, so give equal "
+                "sentences one group"
             )
         unknown = Counter("".join(row["unknown"] for row in side))
         if unknown:

@@ -33,7 +33,7 @@ from voxstrata.retrieval.compare import Matrices, compare
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.kernels.monotone import Monotone
-from voxstrata.retrieval.languages import find_sides, groups_with_partner, only_translations
+from voxstrata.retrieval.languages import equal_sentences, find_sides, groups_with_partner, only_translations
 from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.recordings import SHARED_FIRST, first_recordings, shared_sentences
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
@@ -84,6 +84,8 @@ def retrieve(
     any comparison, for frames that are zero, NaN or infinite; for a pooled state without direction in its turn.
     """
     prepared = prepare_retrieval(store, outputs, languages, similarities, options, reporter)
+    for note in equal_sentences(prepared.sides):
+        reporter.warn(note)
     found = measure_retrieval(prepared, options, reporter)
     # what the figures come from travels with them
     about = {SETTINGS_KEY: json.dumps(found.settings), STORE: json.dumps(store.about)}
@@ -156,6 +158,7 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
     tables: list[pa.Table] = []
     ranks: list[pa.Table] = []
     means: dict[str, dict[MeanKey, Evaluation]] = {}
+    reporter.progress(Progress("retrieving", 0, len(outputs) * pairs, "pairs of languages × outputs"))
     for n, output in enumerate(outputs):
         rows: list[_Row] = []
         overall: dict[MeanKey, MeanEvaluation] = {}
@@ -168,6 +171,7 @@ def measure_retrieval(prepared: PreparedRetrieval, options: RetrievalOptions, re
         tables.append(pa.Table.from_pylist(rows, schema=RETRIEVAL_SCHEMA))
         ranks += states.ranks
         means[output] = {key: mean.result() for key, mean in overall.items()}
+    reporter.step("means and intervals over all pairs of languages")
     for n, output in enumerate(outputs):
         tables.insert(2 * n + 1, pa.Table.from_pylist(_mean_rows(means, output), schema=RETRIEVAL_SCHEMA))
     settings = {**options.about(prepared.groups), "csls_k": hubness.HUB_NEIGHBOURS}

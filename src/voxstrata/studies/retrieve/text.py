@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
+from voxstrata.base.plain import counted
 from voxstrata.base.result import metadata
 from voxstrata.base.tables import TextTable, distinct
 from voxstrata.encoders.outputs import depth_order
@@ -42,9 +43,12 @@ def conditions(table: pa.Table) -> str:
     for metric in metrics:
         part = directions.filter(pc.equal(directions["metric"], metric))
         chances.append(f"{metric} {_span(part['chance'], lambda chance: f'{100 * chance:.1f}')} %")
+    queries = _span(directions["queries"]) + (
+        " query" if pc.all(pc.equal(directions["queries"], 1)).as_py() else " queries"
+    )
     return (
         f"{count} direction{'s' * (count != 1)}; pool of {_span(directions['candidates'])} candidates "
-        f"({pool_of(table)}), {_span(directions['queries'])} queries each; chance: {', '.join(chances)}"
+        f"({pool_of(table)}), {queries} each; chance: {', '.join(chances)}"
     )
 
 
@@ -184,8 +188,8 @@ def _negatives(table: pa.Table, means: _Rows, kinds: list[str], similarity: str)
             places[kind] = rows[0]
         body.append([kind, "chance", *[in_percent(places[kind]["chance"])] * 2, "0.0", ""])
     sizes = "; ".join(
-        f"{kind} {row['queries']} queries ({row['queries_without_partner']} without enough negatives), pools of "
-        + "–".join(dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max")))
+        f"{kind} {counted(row['queries'], 'query', 'queries')} ({row['queries_without_partner']} without enough "
+        "negatives), pools of " + "–".join(dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max")))
         for kind, row in places.items()
     )
     how = {"sound": "that sound most like the query", "length": "whose length is nearest to the query's",

@@ -14,10 +14,11 @@ import pyarrow as pa
 from voxstrata.alignments.grouping import word_of
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import leaving_no_empty_folder, make_writable
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import known
-from voxstrata.encoders import ModelFolder
+from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine import Runtime, extract
 from voxstrata.evaluation.bootstrap import RESAMPLES, Resamples
@@ -34,7 +35,7 @@ from voxstrata.store.files import Files, root_attributes
 from voxstrata.studies.words.pairs import DIVISOR, FAR, NEAR, RANDOM_WORDS, WORD_KINDS, PairSets, WordPairs, make_pairs
 from voxstrata.studies.words.result import FAILURES, WordComparison
 from voxstrata.studies.words.table import DURATION_ALONE, EVERY_LANGUAGE, WORD_CONTROLS, WORD_SIMILARITIES, WORDS_SCHEMA
-from voxstrata.studies.words.word_list import SPEAKER, Entry, voices_needed, with_ipa, word_corpus
+from voxstrata.studies.words.word_list import SPEAKER, Entry, read_word_list, voices_needed, with_ipa, word_corpus
 
 _Int64 = npt.NDArray[np.int64]
 
@@ -56,8 +57,8 @@ class WordOptions:
 
 
 def measure_words(
-    entries: Sequence[Entry],
-    model: ModelFolder,
+    entries: Sequence[Entry] | str | Path,
+    model: ModelFolder | str | Path,
     folder: str | Path,
     outputs: str | Sequence[str] = "all",
     options: WordOptions | None = None,
@@ -65,7 +66,9 @@ def measure_words(
     reporter: Reporter = SILENT,
     overwrite: bool = False,
 ) -> WordComparison:
-    """Speak the words (those of `read_word_list`) where they have no recordings, encode and compare them.
+    """Speak the words of a list where they have no recordings, encode and compare them.
+
+    entries: what `read_word_list` gives, or what it reads: a table's path, or "example".
 
     Writes the spoken words and words.zarr, the store, to `folder`; a run that was cut short resumes there. The result
     is for the caller to save, there or elsewhere. overwrite: a store of other words, model or settings is replaced.
@@ -74,18 +77,20 @@ def measure_words(
     voice, a list that gives no pairs; after the encoding, when too few recordings could be read.
     """
     options, folder = options or WordOptions(), Path(folder)
+    entries = read_word_list(entries) if isinstance(entries, str | Path) else entries
+    model = model if isinstance(model, ModelFolder) else open_model(model)
     select_outputs(outputs, model.card.outputs)
     voices = voices_needed(entries)
-    reporter.step(f"IPA of {len(entries)} words")
+    reporter.step(f"IPA of {counted(len(entries), 'word')}")
     entries = with_ipa(entries, voices)
     sets = make_pairs(entries, options.near, options.far)
     spoken = sum(not word.paths for word in entries)
     if spoken:
-        reporter.step(f"speaking {spoken} words by espeak-ng")
+        reporter.step(f"speaking {counted(spoken, 'word')} by espeak-ng")
     with leaving_no_empty_folder(folder):
         make_writable(folder)
         corpus, owners = word_corpus(entries, folder, voices, reporter)
-    reporter.step(f"extracting {len(corpus)} recordings")
+    reporter.step(f"extracting {counted(len(corpus), 'recording')}")
     where, what = folder / "words.zarr", (StoreSpec(outputs), runtime, reporter)
     try:
         found = extract(corpus, model, where, *what)
@@ -131,7 +136,7 @@ def measure_spoken_words(
     if not said:
         raise InputError(f"{store.files.root}: none of the {len(entries)} words is spoken there, by language and form")
     voices = voices_needed([word for word in said if word.ipa is None])
-    reporter.step(f"IPA of {len(said)} words")
+    reporter.step(f"IPA of {counted(len(said), 'word')}")
     number = {(word.language, word_of(word.form)): n for n, word in enumerate(said)}
     owner_of = {name: number[key] for name, key in zip(store.ids, keys, strict=True) if key in number}
     said = with_ipa(said, voices)
