@@ -36,14 +36,15 @@ def script() -> Iterator[Any]:
 def held(found: dict[str, dict[str, float]]) -> None:
     for output, error in found["CUDA"].items():
         assert 0 < error <= ALLOWED * found["exported"][output], (output, found)
-        # three bits less, and so eight times as far
-        assert 4 * error < found["CUDA, bfloat16"][output] < 16 * error, (output, found)
 
 
 def test_the_graph_for_cuda_is_as_near_to_float64_as_the_exported_one(
     script: Any, half_model: Path, tiny_checkpoint: Path
 ) -> None:
-    held(script.worst(open_model(half_model), load_checkpoint(str(tiny_checkpoint)), [sound(2.5, 1)]))
+    found = script.worst(open_model(half_model), load_checkpoint(str(tiny_checkpoint)), [sound(2.5, 1)])
+    held(found)
+    for output, error in found["CUDA"].items():  # three bits less, and so eight times as far
+        assert 4 * error < found["CUDA, bfloat16"][output] < 16 * error, (output, found)
 
 
 def test_every_output_is_rounded_and_float64_is_pytorchs(script: Any, half_model: Path, tiny_checkpoint: Path) -> None:
