@@ -298,7 +298,7 @@ class Results:
         except InputError:
             return None
 
-    def _open_matrix(self) -> dict[str, zarr.Array[Any]]:
+    def _open_matrix(self) -> "dict[str, zarr.Array[Any]]":
         where = f"{self.files.root}/{_MATRIX}"
         try:
             root = zarr.open_group(Files(where).zarr_store(read_only=False), mode="r+")

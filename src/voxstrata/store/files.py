@@ -342,7 +342,7 @@ def root_attributes(files: Files) -> dict[str, Any]:
     return attributes if isinstance(attributes, dict) else {}
 
 
-def zarr_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
+def zarr_array(root: zarr.Group, name: str) -> "zarr.Array[Any]":
     """An array of a group, by path."""
     array = root[name]
     assert isinstance(array, zarr.Array)

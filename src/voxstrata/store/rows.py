@@ -10,7 +10,7 @@ from voxstrata.store.shard import RemoteShard, ShardLayout
 from voxstrata.store.soundness import reading_zarr
 
 
-def fill_rows(files: Files, array: zarr.Array[Any], begin: int, out: NDArray[Any], indexes: dict[str, bytes]) -> None:
+def fill_rows(files: Files, array: "zarr.Array[Any]", begin: int, out: NDArray[Any], indexes: dict[str, bytes]) -> None:
     """Rows of an array from `begin`, into `out`; straight from the shards where they are laid out as ours.
 
     indexes: of shards on an object store, kept by name. Raises InputError for what is damaged.

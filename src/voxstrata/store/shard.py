@@ -44,7 +44,7 @@ class ShardLayout:
     checksums: bool = True
 
     @classmethod
-    def of(cls, array: zarr.Array[Any]) -> Self | None:
+    def of(cls, array: "zarr.Array[Any]") -> Self | None:
         """That of an array; None where it is another than here: a copy that other tools made may be compressed."""
         codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
         if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):

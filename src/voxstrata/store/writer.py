@@ -209,7 +209,7 @@ class StoreWriter:
                 return False
         return True
 
-    def _shard(self, array: zarr.Array[Any], unit: int) -> str:
+    def _shard(self, array: "zarr.Array[Any]", unit: int) -> str:
         return f"{array.path}/{array.metadata.encode_chunk_key((self.first_unit + unit, 0))}"
 
     def commit(
