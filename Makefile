@@ -98,4 +98,4 @@ figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made 
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv5 .venv-dist dist demo bench
+	rm -rf .venv .venv-lowest .venv5 .venv-dist build dist demo bench

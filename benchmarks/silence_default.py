@@ -1,5 +1,5 @@
 """Silence caches, on recordings that had no part in choosing or making them: calibrated, with keys for each bucket, as
-`export` makes it by default; calibrated, but one for all lengths, as it was made before, and with every position, from
+`export --calibrate` makes it; calibrated, but one for all lengths, as it was made before, and with every position, from
 which condensing starts; pure, which needs no recordings, as `export` makes it without any; and pure as it was made
 before, from silence alone.
 

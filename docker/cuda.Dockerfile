@@ -1,4 +1,4 @@
-# voxstrata on NVIDIA GPUs: the runtime libraries of CUDA 13 and cuDNN, which onnxruntime-gpu 1.31 was built for. Built in
+# voxstrata on NVIDIA GPUs: CUDA 13, which onnxruntime-gpu 1.31 was built for; the extra `gpu` brings its libraries. Built in
 # the root of a clone; see docs/containers.md. Not built or run by us yet.
 #   docker build -f docker/cuda.Dockerfile -t voxstrata-cuda .
 #   docker run --rm --gpus all -v "$PWD:/work" voxstrata-cuda extract speech.tsv large -o speech.zarr --device cuda
@@ -9,7 +9,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN python -m build --wheel
 
-FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 # extracting needs `gpu` alone; models are made elsewhere and copied, or with EXTRAS=gpu,export,plot
 ARG EXTRAS=gpu
 # hadolint ignore=DL3008

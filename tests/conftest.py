@@ -53,6 +53,15 @@ def sound(seconds: float, seed: int, rate: int = 16_000) -> np.ndarray:
     return (0.1 * rhythm * tone + 0.001 * rng.standard_normal(len(t))).astype(np.float32)
 
 
+@pytest.fixture(autouse=True)
+def progress_as_it_was() -> Iterator[None]:
+    """Options for progress that a test parses end with it: they stand in the environment, for other processes."""
+    before = os.environ.get("VOXSTRATA_PROGRESS")
+    yield
+    os.environ.pop("VOXSTRATA_PROGRESS", None)
+    os.environ.update({} if before is None else {"VOXSTRATA_PROGRESS": before})
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_silence_buckets() -> Iterator[None]:
     """Models that tests export in this process have silence for 5 buckets, not 32, which would take 8 s each."""

@@ -11,6 +11,7 @@ THROUGH_THE_LOOP = {
     "retrieval/all_pairs.py",
     "retrieval/candidates.py",
     "studies/align/states.py",
+    "studies/explain/ranking.py",
     "studies/retrieve/measure.py",
     "studies/words/measure.py",
 }

@@ -126,11 +126,11 @@ def test_a_saved_result_comes_back_and_its_table_holds_the_figures_of_plain_loop
         mine = [row for row in rows if f"{row['source_language']} → {row['target_language']}" == shown[0]]
         assert shown[1:3] == [len(mine), "3"]
         expected = [
-            np.mean([row["distance"] for row in mine]), others, np.median([row["quantile"] for row in mine]),
-            np.median([row["quantile_like_length"] for row in mine]), np.mean([row["rank"] == 1 for row in mine]),
-            1 / 3,
+            np.median([row["quantile"] for row in mine]), np.median([row["quantile_like_length"] for row in mine]),
+            np.mean([row["rank"] == 1 for row in mine]), 1 / 3,
             np.median([row["word_quantile"] for row in mine]), np.mean([row["word_rank"] == 1 for row in mine]),
         ]  # fmt: skip
+        expected = [np.mean([row["distance"] for row in mine]), others, *(100 * share for share in expected)]
         assert shown[3:] == pytest.approx(expected)
         assert re.search(rf"^{shown[0]} +{len(mine)} +3 +{shown[3]:.4f}", printed, re.M)
     result.save(tmp_path / "copy")

@@ -85,7 +85,7 @@ def test_a_second_run_takes_over_when_the_first_is_killed(corpus: Path, tiny_mod
 
     class Left(Reporter):
         def step(self, text: str) -> None:
-            if "other runs are at them" in text:
+            if "with other runs at them" in text:
                 left.set()
 
     second = threading.Thread(target=lambda: reports.append(extract(corpus, tiny_model, store, *SETTINGS, Left())))

@@ -27,6 +27,8 @@ class Device:
                 object.__setattr__(self, name, value)
         elif self.kind not in ("cpu", "cuda", "tensorrt"):
             raise _unknown(self.kind)
+        elif self.bfloat16 and self.kind != "cuda":
+            raise _unknown(f"{self.kind}:bfloat16")
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -26,7 +26,13 @@ from voxstrata.store.spec import StoreSpec
 Kept = tuple[int, int]  # of the frames of a window: how many are not kept before those that are, and how many these are
 CALLERS = 2  # threads that call at once on a GPU: one batch is computed while another is fetched and the next uploaded
 _WARNINGS, _ERRORS = 2, 3  # onnxruntime's severities; the first is its default
-_OUT_OF_MEMORY = ("memory", "alloc")  # in onnxruntime's words
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "failed to allocate",
+    "alloc_failed",
+    "bad_alloc",
+    "bad allocation",
+)  # in onnxruntime's words
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 

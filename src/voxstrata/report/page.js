@@ -23,9 +23,12 @@ function whole(cell) {
   return data ? data.value : cell.textContent;
 }
 
+function isNumber(text) {
+  return /^[-+\u2212]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i.test(text);
+}
+
 function field(text) {
-  const number = /^[-+\u2212]?[\d.]/.test(text);
-  const safe = !number && /^[=+\-@\t\r]/.test(text) ? "'" + text : text;  // a spreadsheet would run it
+  const safe = !isNumber(text) && /^[=+\-@\t\r]/.test(text) ? "'" + text : text;  // a spreadsheet would run it
   return /[",\n\r]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
 }
 
@@ -36,8 +39,8 @@ function csv(head, rows) {
 
 function key(cell) {
   const text = whole(cell).replace("\u2212", "-").trim();
-  const number = parseFloat(text);
-  return Number.isNaN(number) ? text : number;
+  const first = text.split(" ")[0];  // before an interval or a name
+  return isNumber(first) ? parseFloat(first) : text;
 }
 
 function compare(a, b) {

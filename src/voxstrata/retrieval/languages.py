@@ -73,7 +73,7 @@ def equal_sentences(sides: Sequence[Selection]) -> list[str]:
         if "text" not in table.column_names:
             return []
         own = table.select(["text", "group"]).take(pa.array(side.indices))
-        own = own.filter(pc.greater(pc.utf8_length(own["text"]), 0))
+        own = own.filter(pc.greater(pc.utf8_length(own["text"].cast(pa.string())), 0))
         held = own.group_by(["text", "group"]).aggregate([]).group_by("text").aggregate([("group", "list")])
         found = held.filter(pc.greater(pc.list_value_length(held["group_list"]), 1)).sort_by("text").to_pylist()
         if found:

@@ -14,7 +14,7 @@ from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore
 from voxstrata.store.writer import DONE
 
-MOST_CANDIDATES = 5000  # more are not read for one pair; `voxstrata similarity` ranks them
+MOST_CANDIDATES = 1000  # more are not read for one pair; `voxstrata similarity` ranks them
 RANKED = ("rank", "candidates", "best_id", "best_f1")
 
 

@@ -197,7 +197,7 @@ class Triton:
 
         x_offsets, y_offsets = to_device(x.offsets), to_device(y.offsets)
         row_max, column_max = empty(len(pieces) - 1, x_frames), empty(len(x), y_frames)
-        grid = min((len(strips) - 1) * blocks, (self._processors - RESERVED) * tile.programs)
+        grid = min((len(strips) - 1) * blocks, max(1, self._processors - RESERVED) * tile.programs)
         self._programs.maxima[(grid,)](
             self._operand(x.rows, tile.x),
             self._operand(y.rows, tile.y),
