@@ -65,7 +65,7 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     yield step("compared", "compared.md", "retrieve", store, at / "tiny.en.zarr", pictures=drawn)
     yield step("phonetics", "phonetics.md", "phonetics", prompts)
     yield step("align", "align.md", "align", store, "--phonetics", sound, pictures={"align.png": "prompts_align.png"})
-    pair = (*args.explain.split(","), "--outputs", "layer_02,layer_06,final")
+    pair = (*args.explain.split(","), "--outputs", "2,-2,-1")  # of whisper-base layer_02, layer_06, final
     yield step("explain", "explain.md", "explain", store, *pair, pictures={"explain.png": "explain.png"})
     yield step("words", "words.md", "words", "example", base, pictures={"words.png": "words.png"})
     sweep = ("early-exit", "sweep", args.base, prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,9 +70,16 @@ def test_its_steps_draw_every_picture_that_the_docs_show_and_parse(speech: Path)
 def test_it_runs_in_small(speech: Path, tiny_transcriber: Path) -> None:
     for package in ("torch", "jiwer", "panphon", "matplotlib"):
         pytest.importorskip(package)
+    from safetensors.torch import load_file, save_file
+
+    other = speech.parent / "other"
+    shutil.copytree(tiny_transcriber, other)
+    state = load_file(other / "model.safetensors")
+    state["model.encoder.layers.0.fc1.bias"] += 0.1
+    save_file(state, other / "model.safetensors", {"format": "pt"})
     skipped = "silence,workers,translate"  # scripts of many minutes; the tiny model knows no task but transcribing
-    options = ("--base", tiny_transcriber, "--tiny-en", tiny_transcriber, "--images", speech.parent / "images")
-    said = figures(speech, *options, "--calibrate", speech.parent, "--skip", skipped, "--groups", 5)
+    options = ("--base", tiny_transcriber, "--tiny-en", other, "--images", speech.parent / "images", "--groups", 5)
+    said = figures(speech, *options, "--calibrate", speech.parent, "--skip", skipped)
     assert "exit code" not in said
     made = {path.name for path in (speech.parent / "images").iterdir()}
     assert {"drift.png", "prompts_recall_by_layer.png", "prompts_early_exit.png", "explain.png", "words.png"} <= made
