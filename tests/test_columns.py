@@ -45,7 +45,7 @@ class Numbered(Pack):
     """Members that are their positions, but for those called "any"."""
 
     def source(self, member: str) -> Any:
-        raise NotImplementedError
+        raise AssertionError("positions alone are asked for")
 
     def position(self, member: str) -> int | None:
         return None if member == "any" else int(member)

@@ -121,7 +121,7 @@ def load_arrays(file: BinaryIO, names: tuple[str, ...] | None = None) -> dict[st
                 if member.file_size > max(_FREE_BYTES, _MOST_RATIO * member.compress_size):
                     raise ValueError(f"{name} unpacks to {member.file_size} bytes")
                 found[name] = _array(name, packed.read(member))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zipfile.zlib.error) as e:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as e:
         raise ValueError(f"no readable .npz file: {e}") from None
     return found
 

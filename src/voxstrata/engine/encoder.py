@@ -209,6 +209,6 @@ def _loads_on_cpu(source: Path | bytes, options: ort.SessionOptions) -> bool:
     """Whether a graph is sound, so that the device is at fault that could not load it."""
     try:
         ort.InferenceSession(source, options, providers=[PROVIDERS["cpu"]])
-    except Exception:
+    except Exception:  # onnxruntime's own exceptions share no base class; its first error is what the user is told
         return False
     return True

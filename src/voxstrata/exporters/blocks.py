@@ -10,6 +10,7 @@ holds that logarithm for cached keys and 0 for computed ones. Queries have 1 the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def residual_names(layers: int, outputs: Sequence[str], norm_every: bool) -> lis
     return [n if n in outputs and not norm_every else f"{n}/residual" for n in output_names(layers)[:-1]]
 
 
-class EncoderBuilder(GraphBuilder):
+class EncoderBuilder(GraphBuilder, ABC):
     """Builds an encoder block by block. What attention looks like is left to subclasses.
 
     features: the input's name. zeros: columns of zeros that the first convolution sees before the features and after.
@@ -48,9 +49,9 @@ class EncoderBuilder(GraphBuilder):
     def prepare(self, x: str, frames: str) -> None:
         """Nodes that all blocks share, from the first residual state and the vector of its length. Here none."""
 
+    @abstractmethod
     def attention(self, x: str, normed: str, block: int) -> tuple[str, str]:
         """Of one block, up to the output projection: the residual state that it is added to, and the heads, joined."""
-        raise NotImplementedError
 
     def encoder(self, residuals: Sequence[str], outputs: Sequence[str], norm_every: bool) -> None:
         """All nodes from `log_mel` to the outputs.

@@ -229,7 +229,7 @@ class Files:
         """Write a small file anew, or, if that fails, not: the next time will do. Whether it did."""
         try:
             self._fs.pipe_file(f"{self._path}/{name}", data)
-        except Exception:
+        except Exception:  # whatever the server's library raises; the caller is told, and tries again
             return False
         return True
 
