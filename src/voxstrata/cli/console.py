@@ -41,7 +41,7 @@ def save_and_print(
         written = result.save(folder)
     if as_json:
         found = {"settings": result.settings, "rows": result.table.to_pylist()}
-        print_json({**about, "results": folder and str(folder), **found})
+        print_json({**about, "out": folder and str(folder), **found})
     else:
         say(result)
         if written:

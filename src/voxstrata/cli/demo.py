@@ -30,7 +30,7 @@ def demo(folder: Path, threads: int | None, as_json: bool) -> None:
     with TerminalReporter(always=not as_json) as reporter:
         made = run_demo(folder, threads=threads, reporter=reporter)
     if as_json:
-        about = {"results": str(folder / "results"), "made": made.made, "meaning": made.encoders.meaning}
+        about = {"out": str(folder), "made": made.made, "meaning": made.encoders.meaning}
         print_json({**about, "settings": made.retrieval.settings, "rows": made.retrieval.table.to_pylist()})
         return
     say(f"\n{made.retrieval}\n{made.encoders.meaning}\n")

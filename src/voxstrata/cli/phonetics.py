@@ -84,7 +84,7 @@ def phonetics(
             say(f"  {name}: {reason}", err=True)
         say("fill their text in the manifest, or give IPA (--ipa), to take them in", err=True)
     if as_json:
-        print_json({"results": str(folder), **result.to_dict()})
+        print_json({"out": str(folder), **result.to_dict()})
     else:
         say(result)
         say(f"\n{folder}: {', '.join(result.files.values())}, {result.markdown}")

@@ -37,6 +37,6 @@ def report(folder: Path, target: Path | None, as_json: bool) -> None:
         return
     rows = [[run.path, run.command, run.whose] for run in written.runs]
     say(aligned(["result", "command", "checkpoint"], rows, (0, 1, 2)))
-    say(f"\n{written.page}: {Path(written.page).stat().st_size / 1e6:.1f} MB")
+    say(f"\n{written.out}: {Path(written.out).stat().st_size / 1e6:.1f} MB")
     for name, reason in written.left_out.items():
         say(f"left out: {name}: {reason}", err=True)

@@ -170,8 +170,8 @@ def chosen_ids(file: Path | None) -> tuple[str, ...] | None:
 
 def _print(report: SimilarityReport) -> None:
     resumed = f", {report.resumed_rows} of them by other runs" if report.resumed_rows else ""
-    rows = f"{report.rows_done} of {report.rows} tile rows done{resumed}"
-    say(f"{report.folder}: {report.x} × {counted(report.y, 'utterance')}, {rows}")
+    rows = f"{report.rows_done} of {counted(report.rows, 'tile row')} done{resumed}"
+    say(f"{report.out}: {report.x} × {counted(report.y, 'utterance')}, {rows}")
     if report.pairs:
         busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
         say(
@@ -187,7 +187,7 @@ def _print(report: SimilarityReport) -> None:
         )
         say(
             f"candidates, {direction}: hold the exact best for {100 * found['exact_top1_among_candidates']:.1f} % of "
-            f"{found['sampled']} sampled queries{translation}"
+            f"{counted(found['sampled'], 'sampled query', 'sampled queries')}{translation}"
         )
-    finished = f"{report.folder}/top.parquet: the best candidates of every query"
+    finished = f"{report.out}/top.parquet: the best candidates of every query"
     say(finished if report.merged else "top.parquet is written by the run that finds all tile rows done")
