@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from textwrap import fill
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from voxstrata.base.finding import Finding
 from voxstrata.base.folders import check_writable, make_writable
 from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import read_parquet_table
+from voxstrata.base.plain import wrapped
 from voxstrata.base.tables import TextTable, markdown_text, terminal_width
 
 _WIDTH = 80  # characters of a line of notes on a terminal
@@ -197,10 +197,10 @@ class Result(ABC):
 
     def __repr__(self) -> str:
         width = terminal_width()
-        parts = [_filled(self.title, width)]
+        parts = [wrapped(self.title, width)]
         for table in self.tables()[: self.brief]:
-            parts.append(f"{_filled(table.title, width)}\n{table.to_text(width)}")
-            parts += [_filled(table.note, min(width or _WIDTH, _WIDTH))] if table.note else []
+            parts.append(f"{wrapped(table.title, width)}\n{table.to_text(width)}")
+            parts += [wrapped(table.note, min(width or _WIDTH, _WIDTH))] if table.note else []
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
@@ -212,14 +212,6 @@ def renamed(table: pa.Table, earlier: Mapping[str, str]) -> pa.Table:
     if next(iter(earlier), "") not in table.column_names:
         return table
     return table.rename_columns([earlier.get(name, name) for name in table.column_names])
-
-
-def _filled(text: str, width: int | None) -> str:
-    """Text in lines of so many characters; None: as it is."""
-    if width is None:
-        return text
-    lines = text.splitlines()
-    return "\n".join(fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
 
 
 def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:

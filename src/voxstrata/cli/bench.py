@@ -9,7 +9,7 @@ import click
 import voxstrata as vs
 from voxstrata.base.plain import time_in_words
 from voxstrata.cli import options
-from voxstrata.cli.console import TerminalReporter, aligned, print_json
+from voxstrata.cli.console import TerminalReporter, aligned, print_json, say_written
 from voxstrata.cli.corpora import read_and_note
 from voxstrata.cli.saying import say
 
@@ -76,4 +76,4 @@ def bench(
         rows = [[mode, estimate.in_words()] for mode, estimate in estimates.items()]
         say(f"\n{corpus}, {audio} of audio, would take on this machine:\n{aligned(['context', ''], rows, (0, 1))}")
     if written:
-        say(f"\n{folder}: {', '.join(path.name for path in written)}")
+        say_written(folder, [path.name for path in written])
