@@ -40,8 +40,8 @@ class SimilarityReport:
     """What a run did.
 
     out: the folder. x, y: utterances (y as x when a set is compared with itself).
-    rows, rows_done: tile rows of the plan, and how many are committed now; resumed_rows: of these by other runs. pairs:
-    compared in this run. seconds: of this run.
+    rows, rows_done: tile rows of the plan, and how many are committed now; resumed_rows: of these by other runs.
+    pairs: compared in this run. seconds: of this run.
     stages: busy seconds; `compare` and `wait` (for frames) alternate, the others overlap with them.
     merged: whether every row is there and the final table is written. candidates: recall of the candidates.
     """
