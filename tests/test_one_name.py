@@ -104,12 +104,10 @@ def test_distances_of_0_1_0_serve_as_todays_do(earlier: bool, tmp_path: Path) ->
 
 def test_json_says_under_out_what_the_option_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
-    utterances = {f"{x}{n}": Utterance(rng.standard_normal((6, 8)), x, str(n)) for x in ("en", "es") for n in range(4)}
+    utterances = {f"{x}{n}": Utterance(rng.random((6, 8)), x, str(n)) for x in ("en", "es") for n in range(4)}
     make_store(tmp_path / "s.zarr", utterances)
     commands: dict[str, tuple[object, ...]] = {
-        "retrieval": ("retrieve", tmp_path / "s.zarr", "--bootstrap", 0),
         "why": ("explain", tmp_path / "s.zarr", "en0", "es0"),
-        "mined": ("mine", tmp_path / "s.zarr", "--x", "en", "--y", "es", "--bootstrap", 0),
         "pairs": ("similarity", tmp_path / "s.zarr", "--outputs", "final", "--x", "en", "--y", "es"),
         "npy": ("convert", tmp_path / "s.zarr", "--to", "npy"),
         "report.html": ("report", tmp_path),
