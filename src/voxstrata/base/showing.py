@@ -72,7 +72,7 @@ class TerminalReporter(_Stages):
             self._print(f"{self._since()}  {text}")
 
     def warn(self, text: str) -> None:
-        self._print(text)
+        self._print(wrapped(text, shutil.get_terminal_size().columns if self._terminal else None))
 
     def progress(self, progress: Progress) -> None:
         """Shown five times a second at the most, in a log once a minute."""
@@ -93,8 +93,7 @@ class TerminalReporter(_Stages):
 
     def _print(self, text: str) -> None:
         self.clear()
-        width = shutil.get_terminal_size().columns if self._terminal else None
-        self._stream.write(f"{wrapped(spelt_out(text), width)}\n")
+        self._stream.write(f"{spelt_out(text)}\n")
         self._stream.flush()
 
     def __enter__(self) -> TerminalReporter:
