@@ -17,6 +17,9 @@ from stores import Utterance, make_store
 from test_cli import run
 
 from voxstrata.base.result import Result
+from voxstrata.corpus import Corpus
+from voxstrata.encoders import Context, ModelFolder
+from voxstrata.encoders.device import Device
 from voxstrata.retrieval.selection import select
 from voxstrata.studies.drift.result import DRIFT_SCHEMA, Drift
 from voxstrata.studies.phonetics.folder import PhoneticsFolder
@@ -117,6 +120,23 @@ def test_json_says_under_out_what_the_option_names(tmp_path: Path, capsys: pytes
         told = json.loads(capsys.readouterr().out)
         assert told["out"] == str(tmp_path / name)
         assert not told.keys() & {"results", "folder", "page"}
+
+
+def test_what_public_functions_give_shows_itself_in_a_line(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", {"a": Utterance(np.ones((2, 4)), "en"), "b": Utterance(np.ones((2, 4)))})
+    english = select(store, "en")
+    corpus = Corpus(Path("speech"), pa.table({"id": ["a", "b"], "path": ["a", "b"], "language": ["es", "en"]}))
+    shown: list[tuple[object, str]] = [
+        (store["a"], "<utterance a: en, 0.04 s, done>"),
+        (english, "<Selection of s.zarr: 2 utterances of en>"),
+        (english.frames("final"), "<frames of final, <Selection of s.zarr: 2 utterances of en>>"),
+        (store.model, "<ModelCard made-up (Whisper), 1 layer, d=4, float32>"),
+        (ModelFolder(Path("base"), store.model), "<ModelFolder base: made-up (Whisper), 1 layer, d=4, float32>"),
+        (corpus, "<Corpus speech: 2 recordings, en, es>"),
+        (Device("cuda:1"), "Device('cuda:1')"),
+        (Context(), "Context(mode='bucketed', tail=50, pad='zero_waveform')"),
+    ]
+    assert [repr(one) for one, _ in shown] == [text for _, text in shown]
 
 
 def test_numbers_of_things_are_said_by_counted() -> None:
