@@ -69,10 +69,10 @@ class TerminalReporter(_Stages):
     def step(self, text: str) -> None:
         self._first = None
         if self._always or self._live or (self._log and time.monotonic() - self._begin >= self._quiet):
-            self._print(f"{self._since()}  {text}")
+            self._print(self._fitted(f"{self._since()}  {text}"))
 
     def warn(self, text: str) -> None:
-        self._print(wrapped(text, shutil.get_terminal_size().columns if self._terminal else None))
+        self._print(self._fitted(text))
 
     def progress(self, progress: Progress) -> None:
         """Shown five times a second at the most, in a log once a minute."""
@@ -90,6 +90,10 @@ class TerminalReporter(_Stages):
         if self._live:
             self._stream.write("\r\x1b[2K")
             self._stream.flush()
+
+    def _fitted(self, text: str) -> str:
+        """In lines of the terminal's width; lines of a log stay whole."""
+        return text if self._log or not self._terminal else wrapped(text, shutil.get_terminal_size().columns)
 
     def _print(self, text: str) -> None:
         self.clear()
