@@ -70,7 +70,7 @@ def write_drift(folder: Path) -> None:
     recall = {"seqsim_f1_recall": 0.25, "seqsim_f1_change": -1 / 3, "pooled_cosine_recall": 0.5,
               "pooled_cosine_change": 0.125}  # fmt: skip
     rows = [
-        {"mode": mode, "output": output, **figures, **recall}
+        {"context": mode, "output": output, **figures, **recall}
         for mode in ("bucketed", "trimmed") for output in ("layer_00", "final")
     ]  # fmt: skip
     settings = {"checkpoint": "made-up", "weights_sha256": "4" * 64, "clips": 8, "failed": 0, "failures": {},

@@ -40,7 +40,7 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
     assert drift.settings["clips"] == 8
     assert drift.settings["candidates"] == [4, 4]
     assert drift.settings["chance"] == pytest.approx(1 / 4)
-    by_key = {(r["mode"], r["output"]): r for r in drift.table.to_pylist()}
+    by_key = {(r["context"], r["output"]): r for r in drift.table.to_pylist()}
     for mode in ("padded", "trimmed"):
         extract(corpus, tiny_model, tmp_path / f"{mode}.zarr", StoreSpec(dtype="float32", context=Context(mode)))
     a, b = open_store(tmp_path / "padded.zarr"), open_store(tmp_path / "trimmed.zarr")
@@ -106,7 +106,7 @@ def test_a_corpus_without_translations_says_so_and_still_measures(corpus: Corpus
     assert drift.settings["candidates"] is None
     assert f"No retrieval: {drift.settings['no_retrieval']}" in drift.to_markdown()
     rows = drift.table.to_pylist()
-    assert [r["mode"] for r in rows] == ["padded", "bucketed", "trimmed"]
+    assert [r["context"] for r in rows] == ["padded", "bucketed", "trimmed"]
     assert all(r["seqsim_f1_recall"] is None for r in rows)
     assert all(0 < r["cosine"] <= 1 + 1e-9 for r in rows[1:])
 

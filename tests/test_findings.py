@@ -86,7 +86,7 @@ def test_drift_words_and_bench_say_theirs(tmp_path: Path) -> None:
     write_words(tmp_path / "w")
     table = WordComparison.load(tmp_path / "w")
     auc = {(r["output"], r["kind"]): r["auc"] for r in table.table.to_pylist()
-           if (r["similarity"], r["language_a"]) == ("seqsim_f1", "all")}  # fmt: skip
+           if (r["similarity"], r["source"]) == ("seqsim_f1", "all")}  # fmt: skip
     best = max(("layer_00", "final"), key=lambda output: auc[output, "synonyms"])
     assert table.finding().answer.startswith(
         f"{best}: against random pairs, AUC of synonyms {auc[best, 'synonyms']:.2f}"

@@ -122,9 +122,9 @@ class TestNumbers:
             assert_shows(one, expected)
         rows = stored(study / "words/words.parquet")
         *_, whole, control, pairs = page.sections["words: words/words.parquet"]
-        assert_shows(whole, [r for r in rows if r["language_a"] == "all" and r["output"]])
+        assert_shows(whole, [r for r in rows if r["source"] == "all" and r["output"]])
         assert_shows(control, [r for r in rows if r["output"] is None])
-        assert_shows(pairs, [r for r in rows if r["language_a"] != "all"])
+        assert_shows(pairs, [r for r in rows if r["source"] != "all"])
         assert "chance" in whole.header
         rows = stored(study / "why/explain.parquet")
         assert_shows(page.sections["explain: why/explain.parquet"][0], rows)
@@ -176,7 +176,7 @@ class TestNumbers:
         assert (shown["pool"], shown["chance"]) == ("160", f"{100 / 160:.1f}")
 
     def test_phonetics_by_direction(self, page: Page, study: Path) -> None:
-        rows = [r for r in stored(study / "phonetics/phonetics.parquet") if r["source_language"] == "a"]
+        rows = [r for r in stored(study / "phonetics/phonetics.parquet") if r["source"] == "a"]
         table = page.sections["phonetics: phonetics/phonetics.parquet"][0]
         cells = dict(zip(table.header, table.rows[0], strict=True))
         expected = {

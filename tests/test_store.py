@@ -350,18 +350,12 @@ def test_a_store_of_another_corpus_is_refused_naming_what_differs(
     other = Path(shutil.copytree(corpus, tmp_path / "c"))
     soundfile.write(other / "en" / "new.wav", sound(1, 5), 16_000)
     refused(
-        "1 utterances were not in the corpus that made it, e.g. 'en/new'; `voxstrata append ",
-        other,
-        tiny_model,
-        written,
+        "1 utterance was not in the corpus that made it, e.g. 'en/new'; `voxstrata append ", other, tiny_model, written
     )
     (other / "en" / "new.wav").unlink()
     (other / "fr" / "1.wav").unlink()
     refused(
-        "1 utterances are only in the store, e.g. 'fr/1'; bring them back or use a new store",
-        other,
-        tiny_model,
-        written,
+        "1 utterance is only in the store, e.g. 'fr/1'; bring them back or use a new store", other, tiny_model, written
     )
 
 

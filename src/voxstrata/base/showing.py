@@ -9,7 +9,7 @@ import time
 from html import escape
 from typing import Any, TextIO
 
-from voxstrata.base.plain import spelt_out
+from voxstrata.base.plain import spelt_out, wrapped
 from voxstrata.base.progress import PROGRESS, Progress, Reporter
 from voxstrata.base.tables import clock
 
@@ -60,7 +60,7 @@ class TerminalReporter(_Stages):
         super().__init__()
         self._stream = stream or sys.stderr
         asked = os.environ.get(PROGRESS, "auto")
-        terminal = self._stream.isatty()  # whether somebody looks on
+        self._terminal = terminal = self._stream.isatty()  # whether somebody looks on
         self._live = asked == "bar" or (asked == "auto" and terminal)
         self._log = asked == "log" or (asked == "auto" and not terminal)
         self._quiet = 0.0 if asked == "log" else QUIET_SECONDS  # seconds in which a log says nothing
@@ -93,7 +93,8 @@ class TerminalReporter(_Stages):
 
     def _print(self, text: str) -> None:
         self.clear()
-        self._stream.write(f"{spelt_out(text)}\n")
+        width = shutil.get_terminal_size().columns if self._terminal else None
+        self._stream.write(f"{wrapped(spelt_out(text), width)}\n")
         self._stream.flush()
 
     def __enter__(self) -> TerminalReporter:

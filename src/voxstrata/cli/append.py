@@ -12,7 +12,7 @@ import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
 from voxstrata.cli.corpora import refuse_swapped, tell_corpus
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say_wrapped
 
 
 @click.command(short_help="Add CORPUS's recordings to a finished store.")
@@ -65,6 +65,6 @@ def append(
     if as_json:
         print_json(report.to_dict())
     else:
-        say(report.to_text())
+        say_wrapped(report.to_text(), indent="  ")
     print_failures(report.failures, f"all in {store}/utterances.parquet")
     return PARTIAL if report.failed else 0

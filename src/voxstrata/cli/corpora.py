@@ -13,7 +13,7 @@ import click
 
 import voxstrata as vs
 from voxstrata.base.remote import is_url, shown
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say, say_wrapped
 
 if TYPE_CHECKING:
     from voxstrata.corpus import Corpus
@@ -25,7 +25,7 @@ def read_and_note(source: Path, reading: Mapping[str, Any]) -> Corpus:
     """Read a corpus, and say on standard error what a person should know of how that was done."""
     corpus = vs.read_corpus(source, **reading)
     for note in corpus.notes[1:]:
-        say(f"{shown(str(source))}: {note}", err=True)
+        say_wrapped(f"{shown(str(source))}: {note}", err=True)
     return corpus
 
 

@@ -7,7 +7,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import print_json
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say_wrapped
 
 
 @click.command(short_help="Change a store's texts, languages, groups, speakers.")
@@ -36,4 +36,4 @@ def relabel(store: str, manifest: Path, columns: dict[str, str], as_json: bool) 
     if as_json:
         print_json(report.to_dict())
     else:
-        say(report.to_text())
+        say_wrapped(report.to_text(), indent="  ")

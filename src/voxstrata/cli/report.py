@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
+from voxstrata.base.tables import TextTable, terminal_width
 from voxstrata.cli import options
-from voxstrata.cli.console import TerminalReporter, aligned, print_json
-from voxstrata.cli.saying import say
+from voxstrata.cli.console import TerminalReporter, print_json
+from voxstrata.cli.saying import say, say_wrapped
 
 
 @click.command(short_help="One HTML page of all results in DIR and below.")
@@ -36,7 +37,7 @@ def report(folder: Path, target: Path | None, as_json: bool) -> None:
         print_json(written.to_dict())
         return
     rows = [[run.path, run.command, run.whose] for run in written.runs]
-    say(aligned(["result", "command", "checkpoint"], rows, (0, 1, 2)))
-    say(f"\n{written.page}: {Path(written.page).stat().st_size / 1e6:.1f} MB")
+    say(TextTable("", ["result", "command", "checkpoint"], rows).to_text(terminal_width()))
+    say_wrapped(f"\n{written.out}: {Path(written.out).stat().st_size / 1e6:.1f} MB")
     for name, reason in written.left_out.items():
-        say(f"left out: {name}: {reason}", err=True)
+        say_wrapped(f"left out: {name}: {reason}", err=True)

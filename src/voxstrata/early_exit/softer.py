@@ -119,11 +119,12 @@ class SofterExits(Result):
         note = (
             "R² of what the decoder gets, to what the whole encoder gives it (LayerNorm of layer_L), over the frames "
             "of speech of the test part, mean over languages; lowest: of the languages. 1 is the same, 0 no better "
-            "than the mean of the development part, -1 about what unrelated frames give. "
-            f"Fitted on {fitted['recordings']} recordings of the development part ({fitted['frames']} frames), no "
-            "gradient: 'refitted' gives each channel its usual mean and deviation, 'mapped' is an affine map from "
-            "layer_k to layer_L by least squares (ridge λ), then the LayerNorm. In brackets 95 % bootstrap intervals "
-            "over groups. A map that few frames were fitted on gives little, whatever the layer knows."
+            "than the mean of the development part, -1 about what unrelated frames give. Fitted on "
+            f"{counted(fitted['recordings'], 'recording')} of the development part "
+            f"({counted(fitted['frames'], 'frame')}), no gradient: 'refitted' gives each channel its usual mean and "
+            "deviation, 'mapped' is an affine map from layer_k to layer_L by least squares (ridge λ), then the "
+            "LayerNorm. In brackets 95 % bootstrap intervals over groups. A map that few frames were fitted on gives "
+            "little, whatever the layer knows."
         )
         title = "How much of the last layer an exit gives"
         shown = TextTable(title, [*header[:3], "lowest", *header[3:]], means, note)

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import open_regular, parse_json, read_json_file
+from voxstrata.base.plain import counted
 from voxstrata.base.tables import TextTable
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.family import Family
@@ -181,7 +182,7 @@ class ModelCard:
         header, rows = ["output"], [[o] for o in self.outputs]
         for kind, before in (("plain", ""), ("cached", "cached_")) if self.whisper else (("exact", ""),):
             seconds = v[f"{before}lengths_seconds"]
-            header.append(f"{kind}, {len(seconds)} lengths, {min(seconds):g} to {max(seconds):g} s")
+            header.append(f"{kind}, {counted(len(seconds), 'length')}, {min(seconds):g} to {max(seconds):g} s")
             found = v["outputs_cached" if before else "outputs"]
             rows = [[*row, f"{found[o]:.1e}"] for row, o in zip(rows, self.outputs, strict=True)]
         return TextTable("Largest relative L2 difference from float32 PyTorch", header, rows)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.retrieval.kernels.base import runs
 from voxstrata.retrieval.ragged import Ragged
@@ -172,8 +173,8 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
     shared = _shared(x, y)
     if shared:
         raise UsageError(
-            f"the two sets share {len(shared)} utterances, e.g. {shared[0]!r}: choose disjoint "
-            "sets, or leave out the second to compare a set with itself"
+            f"the two sets share {counted(len(shared), 'utterance')}, e.g. {shared[0]!r}: choose disjoint sets, or "
+            "leave out the second to compare a set with itself"
         )
 
 
