@@ -55,7 +55,7 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     calibrate = ("--calibrate", args.calibrate) if args.calibrate else ()
     yield step("base", "card.json", "export", args.base, *calibrate)
     yield step("tiny.en", "card.json", "export", args.tiny_en, *calibrate)
-    yield step("drift", "drift.md", "drift", prompts, base, pictures={"drift.png": "drift.png"})
+    yield step("drift", "drift.md", "drift", prompts, base, "--clips", 0, pictures={"drift.png": "drift.png"})
     yield step("prompts.zarr", "", "extract", prompts, base)
     yield step("tiny.en.zarr", "", "extract", prompts, tiny)
     drawn = {"recall_by_layer.png": "prompts_recall_by_layer.png", "languages.png": "prompts_languages.png"}
@@ -74,6 +74,11 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     drawn = {"early_exit.png": "prompts_translate.png"}
     translating = ("--task", "translate", "--english-of-group", "--norm", "with")
     yield step("translate", "early_exit.md", *sweep, *translating, pictures=drawn)
+    drawn = {"early_exit.png": "prompts_softer.png"}
+    yield step("softer", "early_exit.md", *sweep, "--norm", "with,refitted,mapped", pictures=drawn)
+    drawn = {"languages.png": "prompts_heard.png"}
+    heard = ("--language", "auto", "--norm", "with")
+    yield step("heard", "languages/languages.md", *sweep, *heard, pictures=drawn)
     yield step("demo", "results/recall_by_depth.png", "demo", pictures={"recall_by_depth.png": "laboratory.png"})
     if args.calibrate:
         common = ("--model", args.base, "--corpus", prompts, "--calibrate", args.calibrate, "--clips", 60)

@@ -108,10 +108,10 @@ class SofterExits(Result):
         for r in self.table.to_pylist():  # the mean over languages comes last
             name = exit_name(r["after"], r["norm"])
             lowest[name] = min(lowest.get(name, (r["r2"], r["language"])), (r["r2"], r["language"]))
-            counted = f"{r['recordings']} ({r['groups']})"
+            clips = f"{r['recordings']} ({r['groups']})"
             figures = [with_interval(r, ["r2", "low", "high"], ".2f"), r["r2_layer"] and f"{r['r2_layer']:.2f}"]
             ridge = ridges[r["after"]] if r["norm"] == "mapped" else None
-            rows.setdefault(r["language"], []).append([name, counted, *figures, ridge and f"{ridge:g}"])
+            rows.setdefault(r["language"], []).append([name, clips, *figures, ridge and f"{ridge:g}"])
         header = ["k", "clips (groups)", "R²", "of layer_L", "λ"]
         means = [[*row[:3], "{1} {0:.2f}".format(*lowest[row[0]]), *row[3:]] for row in rows[MEAN_OF_LANGUAGES]]
         every = [[language, *row] for language, held in rows.items() for row in held]
