@@ -178,7 +178,7 @@ def write_early_exit(
     nothing else is in the folder. fit: what a refitted LayerNorm is; a mapped exit cannot be written, since no weights
     of this architecture map the residual stream.
 
-    Raises InputError for an unusable checkpoint or an existing target, UsageError for a block that is not there, and
+    Raises InputError for an unusable checkpoint or an `out` that exists, UsageError for a block that is not there, and
     for an exit that cannot be written.
     """
     if at.norm == "mapped" or (at.norm == "refitted" and fit is None):

@@ -31,7 +31,7 @@ def export(
     that cannot serve calibration. overwrite: an earlier model in `out` is replaced, if nothing else is in the
     folder.
 
-    Raises InputError for an unusable checkpoint or calibration corpus, an existing target, a failed validation, or
+    Raises InputError for an unusable checkpoint or calibration corpus, an `out` that exists, a failed validation, or
     where the extra `export` is not installed; UsageError for unknown outputs or dtype.
     """
     spec, target = spec or ExportSpec(), Path(out)
