@@ -24,6 +24,7 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.app import main
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +107,7 @@ def on_page_content(html: str, page: Page, **_: Any) -> str:
     name = page.file.src_uri
     if name == "reference-cli.md":
         html = html.replace("<code>Sentinel.UNSET</code>", "")  # of options without a default
-        html = re.sub(r"\(between <code>(\d+)</code> and <code>2147483648</code>\)", r"(<code>\1</code> and above)", html)
+        html = re.sub(rf"between (<code>\d+</code>) and <code>{options.COUNT.max}</code>", r"\1 and above", html)
     for public, own in vs._ALIASES.items() if name == "reference-api.md" else ():
         html = html.replace(f">{own}<", f">{public}<")
     return html if name in UNLINKED else with_terms(html, page.url, NOT_HERE.get(name, ()))
