@@ -81,7 +81,8 @@ class RelabelReport:
         if self.unknown:
             more = ", …" if len(self.unknown) > _SHOWN else ""
             shown = ", ".join(map(repr, self.unknown[:_SHOWN])) + more
-            lines.append(f"{counted(len(self.unknown), 'id')} of the manifest not in the store: {shown}")
+            are = counted(len(self.unknown), "id of the manifest is", "ids of the manifest are")
+            lines.append(f"{are} not in the store: {shown}")
         if self.ignored:
             lines.append(f"no labels, left as they are: {', '.join(self.ignored)}")
         lines.append(f"what was replaced is in {self.record}" if self.record else "nothing was changed")
