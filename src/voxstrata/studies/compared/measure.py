@@ -116,7 +116,7 @@ def _beside(
     ids, left_out = common_utterances(encoders)
     said = differences(encoders)
     said += [
-        f"{counted(n, 'utterance')} of {name} left out: another encoder has nothing of the same id, or it is not done."
+        f"{counted(n, 'utterance')} of {name} left out: not in every store, or not done in one."
         for name, n in left_out.items()
     ]
     for sentence in said:
