@@ -11,7 +11,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
-from voxstrata.cli.corpora import refuse_swapped, tell_corpus
+from voxstrata.cli.corpora import refuse_swapped, refuse_swapped_store, tell_corpus
 from voxstrata.cli.saying import say_wrapped
 
 
@@ -47,7 +47,8 @@ def append(
     Example:
       voxstrata append speech.zarr more.tsv base
     """
-    refuse_swapped(corpus, model)
+    refuse_swapped_store(store, corpus, model)
+    refuse_swapped(corpus, model, store)
     with resume_hint(), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
         read = vs.read_corpus(corpus, **reading)

@@ -48,10 +48,23 @@ def corpus_json(corpus: Corpus) -> dict[str, Any]:
     return asdict(CorpusSummary.of(corpus)) | {"notes": list(corpus.notes)}
 
 
-def refuse_swapped(corpus: str | Path, model: str | Path) -> None:
-    """Raises UsageError where a command was given its model first and its corpus, or list of words, second."""
+def refuse_swapped(corpus: str | Path, model: str | Path, store: str | None = None) -> None:
+    """Raises UsageError where a command was given its model first and its corpus, or list of words, second.
+
+    store: the argument before these, of commands that have one.
+    """
     if _is_model(Path(corpus)) and not _is_model(Path(model)):
-        _refuse(f"{corpus} is a model and {model} is none", model, corpus)
+        _refuse(f"{corpus} is a model and {model} is none", *filter(None, [store]), model, corpus)
+
+
+def refuse_swapped_store(store: str, *others: str | Path) -> None:
+    """Raises UsageError where a command was given its store behind one of its other arguments."""
+    places = [one for one in others if _is_store(one)]
+    if len(places) == 1 and not _is_store(store):
+        rest = [one for one in (store, *others) if one != places[0]]
+        _refuse(
+            f"{places[0]} is a store and {store} is none", *places, *sorted(rest, key=lambda one: _is_model(Path(one)))
+        )
 
 
 def refuse_swapped_checkpoint(checkpoint: str, corpus: Path) -> None:
@@ -72,6 +85,10 @@ def _is_model(path: Path) -> bool:
     return (path / CARD).is_file()
 
 
-def _refuse(why: str, first: str | Path, second: str | Path) -> None:
+def _is_store(path: str | Path) -> bool:
+    return not is_url(path) and (Path(path) / "zarr.json").is_file()
+
+
+def _refuse(why: str, *arguments: str | Path) -> None:
     command = click.get_current_context().command_path
-    raise vs.UsageError(f"{why}: the order is the other: {command} {shlex.join([str(first), str(second)])} …")
+    raise vs.UsageError(f"{why}: the order is the other: {command} {shlex.join(map(str, arguments))} …")

@@ -7,6 +7,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import print_json
+from voxstrata.cli.corpora import refuse_swapped_store
 from voxstrata.cli.saying import say_wrapped
 
 
@@ -32,6 +33,7 @@ def relabel(store: str, manifest: Path, columns: dict[str, str], as_json: bool) 
     Example:
       voxstrata relabel speech.zarr corrected.tsv
     """
+    refuse_swapped_store(store, manifest)
     report = vs.relabel(store, manifest, columns=columns)
     if as_json:
         print_json(report.to_dict())

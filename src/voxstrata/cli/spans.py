@@ -10,6 +10,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json, print_left_out, resume_hint
+from voxstrata.cli.corpora import refuse_swapped_store
 from voxstrata.cli.saying import say, say_wrapped
 
 
@@ -46,6 +47,7 @@ def spans(store: str, alignments: Path, target: str, as_json: bool, **how: Any) 
     Example:
       voxstrata spans speech.zarr aligned -o words.zarr
     """
+    refuse_swapped_store(store, alignments)
     opened = vs.open_store(store)
     with resume_hint(), TerminalReporter() as reporter:
         report = vs.spans(opened, alignments, target, **how, reporter=reporter)
