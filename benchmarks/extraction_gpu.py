@@ -52,6 +52,7 @@ from mixes import SHAPES
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
+from voxstrata.base.folders import scratch_folder
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
 from voxstrata.engine import CudaEncoder, Device, Runtime
 from voxstrata.engine.budget import EncoderSize, Work
@@ -359,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device.kind != "cpu":
         facts = gpu_facts(device) | facts
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("extraction-gpu") as folder:
         say("making the model")
         model, checkpoint = random_model(shape, Path(folder))
         b = Bench(args, device, model, checkpoint, Path(folder), begin)

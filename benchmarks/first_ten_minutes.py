@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from _gpu import NOT_MEASURED, TOLERANCE, Bench, gpu_facts, random_model, rates
 from mixes import SHAPES
 from numpy.typing import NDArray
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.encoders import Context, open_model
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.engine import CpuEncoder, CudaEncoder, Device, Runtime
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device.kind != "cpu" and torch.cuda.is_available():
         facts = gpu_facts(device) | facts
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("first-ten-minutes") as folder:
         say("making the model")
         model, checkpoint = random_model(shape, Path(folder))
         b = Bench(args, device, model, checkpoint, Path(folder), begin)
