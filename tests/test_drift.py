@@ -137,7 +137,7 @@ def test_a_saved_result_comes_back_and_shows_what_was_measured(
     printed = capsys.readouterr().out
     drift = Drift.load(out)
     for row in drift.table.to_pylist()[2:]:
-        at = rf"^{row['mode']} +{row['output']} +"
+        at = rf"^{row['context']} +{row['output']} +"
         shown = re.search(rf"{at}(\S+) +(\S+) +(\S+) +(\S+) % +(\S+) %$", printed, re.M)
         assert shown is not None
         wanted = (row["cosine"], row["frame_q001"], row["frame_worst"])
@@ -188,7 +188,7 @@ def test_an_unreadable_recording_is_counted_and_left_out(tiny_model: Path, tmp_p
 def test_recordings_that_all_fail_at_decoding_are_refused_naming_the_first(tiny_model: Path, tmp_path: Path) -> None:
     for i in range(2):  # headers in order, so that they are planned
         soundfile.write(tmp_path / f"{i}.wav", np.full(8000, np.nan, np.float32), 16_000, subtype="FLOAT")
-    with pytest.raises(InputError, match=r"none of the 2 recordings can be decoded; the first: 0\.wav: 8000 of 8000"):
+    with pytest.raises(InputError, match=r"no recording of 2 can be decoded; the first: 0\.wav: 8000 of 8000"):
         measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")
 
 

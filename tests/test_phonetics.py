@@ -158,7 +158,7 @@ UNUSABLE: list[tuple[list[dict[str, Any]], str]] = [
     ([{**row, "group": row["id"]} for row in sentences()], "no group occurs in two languages"),
     ([row for row in sentences() if row["language"] == "en"], "at least 2 languages"),
     ([row for row in sentences() if row["group"] == "rain"], "only one group"),
-    ([{**row, "text": "Hola"} if row["language"] == "es" else row for row in sentences()], "all 4 sentences of es"),
+    ([{**row, "text": "Hola"} if row["language"] == "es" else row for row in sentences()], "all sentences of es (4)"),
 ]
 
 

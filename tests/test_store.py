@@ -220,6 +220,8 @@ def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) 
         (lambda: store.frames(13, "final"), "index 13 out of range"),
         (lambda: store.frames(-14, "final"), "index -14 out of range"),
         (lambda: store[13], "index 13 out of range"),
+        (lambda: store[1.5], "index 1.5 out of range"),  # type: ignore[index]
+        (lambda: store[0:2], r"index slice\(0, 2, None\) out of range"),  # type: ignore[index]
         (lambda: store["nobody"], "no utterance 'nobody'"),
         (lambda: store.ragged("final", [0, 99]), "index 99 out of range"),
         (lambda: store.pooled("final", [-14]), "index -14 out of range"),

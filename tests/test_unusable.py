@@ -174,7 +174,7 @@ class TestSound:
         manifest = corpus(lambda row: {**row, "text": "The door is open"} if row["language"] == "es" else row)
         refused(
             3,
-            ("all 4 sentences of es have the same IPA", "check the text column"),
+            ("all sentences of es (4) have the same IPA", "check the text column"),
             "phonetics",
             manifest,
             "-o",

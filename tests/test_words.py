@@ -207,9 +207,9 @@ def test_scores_are_means_over_recordings_and_the_controls_those_of_a_plain_loop
             [
                 name
                 for name, i in owners.items()
-                if i == places[row[f"language_{s}"], row[f"form_{s}"], row[f"meaning_{s}"]]
+                if i == places[row[f"{s}_language"], row[f"{s}_form"], row[f"{s}_meaning"]]
             ]
-            for s in "ab"
+            for s in "xy"
         ]
         cosines, f1 = [], []
         for a, b in product(*ids):
@@ -220,7 +220,7 @@ def test_scores_are_means_over_recordings_and_the_controls_those_of_a_plain_loop
             cosines.append(unit(x.mean(axis=0)) @ unit(y.mean(axis=0)))
         assert row["final seqsim_f1"] == pytest.approx(np.mean(f1), abs=1e-5)
         assert row["final pooled_cosine"] == pytest.approx(np.mean(cosines), abs=1e-5)
-        seconds = [0.02 * 2 * len(row[f"form_{s}"]) for s in "ab"]
+        seconds = [0.02 * 2 * len(row[f"{s}_form"]) for s in "xy"]
         assert row["duration"] == pytest.approx(-abs(np.log(seconds[0] / seconds[1])))
     near = whole(result.table)["phonetic", "near_homophones"]
     assert near["auc"] == 1.0  # by their definition

@@ -211,7 +211,8 @@ def renamed(table: pa.Table, earlier: Mapping[str, str]) -> pa.Table:
     """A table with the names that its columns have now, see `Result.earlier`."""
     if next(iter(earlier), "") not in table.column_names:
         return table
-    return table.rename_columns([earlier.get(name, name) for name in table.column_names])
+    named = table.rename_columns([earlier.get(name, name) for name in table.column_names])
+    return named.replace_schema_metadata(table.schema.metadata)  # which renaming drops
 
 
 def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:

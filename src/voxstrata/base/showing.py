@@ -69,10 +69,10 @@ class TerminalReporter(_Stages):
     def step(self, text: str) -> None:
         self._first = None
         if self._always or self._live or (self._log and time.monotonic() - self._begin >= self._quiet):
-            self._print(f"{self._since()}  {text}")
+            self._print(self._fitted(f"{self._since()}  {text}"))
 
     def warn(self, text: str) -> None:
-        self._print(text)
+        self._print(self._fitted(text))
 
     def progress(self, progress: Progress) -> None:
         """Shown five times a second at the most, in a log once a minute."""
@@ -91,10 +91,13 @@ class TerminalReporter(_Stages):
             self._stream.write("\r\x1b[2K")
             self._stream.flush()
 
+    def _fitted(self, text: str) -> str:
+        """In lines of the terminal's width; lines of a log stay whole."""
+        return text if self._log or not self._terminal else wrapped(text, shutil.get_terminal_size().columns)
+
     def _print(self, text: str) -> None:
         self.clear()
-        width = shutil.get_terminal_size().columns if self._terminal else None
-        self._stream.write(f"{wrapped(spelt_out(text), width)}\n")
+        self._stream.write(f"{spelt_out(text)}\n")
         self._stream.flush()
 
     def __enter__(self) -> TerminalReporter:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, with_interval
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, EarlyExit, exit_name

@@ -104,6 +104,14 @@ class ModelCard:
         """Whether it is a Whisper: with its graphs, contexts and silence cache."""
         return self.family.name == NAME
 
+    def __repr__(self) -> str:
+        return f"<ModelCard {self._short}>"
+
+    @property
+    def _short(self) -> str:
+        size = f"{counted(self.layers, 'layer')}, d={self.d_model}"
+        return f"{self.checkpoint} ({self.family.name}), {size}, {self.dtype}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` restores it."""
         d = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "family"}
@@ -209,6 +217,9 @@ class ModelFolder:
 
     path: Path
     card: ModelCard
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}: {self.card._short}>"
 
     def silence(self) -> Silence | BucketSilence:
         """The silence cache. Raises UsageError for other families."""

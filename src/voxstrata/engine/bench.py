@@ -62,8 +62,11 @@ class Bench(Result):
 
     @classmethod
     def of_json(cls, printed: Mapping[str, Any]) -> Self:
-        """From what `bench --json` printed."""
-        found = {m: Estimate(**{**e, "outputs": tuple(e["outputs"])}) for m, e in (printed["corpus"] or {}).items()}
+        """From what `bench --json` printed; 0.1.0 wrote "mode" for "context"."""
+        found = {}
+        for name, held in (printed["corpus"] or {}).items():
+            own = {key: value for key, value in held.items() if key != "mode"}
+            found[name] = Estimate(**{**own, "context": name, "outputs": tuple(own["outputs"])})
         return cls.of(Record.from_dict(dict(printed)), found)
 
     @property

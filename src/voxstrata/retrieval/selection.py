@@ -39,6 +39,10 @@ class Selection:
     indices: NDArray[np.int64]
     language: str = ""
 
+    def __repr__(self) -> str:
+        whose = f" of {self.language}" if self.language else ""
+        return f"<Selection of {self.store.name}: {counted(len(self), 'utterance')}{whose}>"
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -111,6 +115,9 @@ class SelectedFrames:
 
     selection: Selection
     output: str
+
+    def __repr__(self) -> str:
+        return f"<frames of {self.output}, {self.selection}>"
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -164,7 +164,7 @@ def _notes(sides: Mapping[str, list[_Row]]) -> list[str]:
             groups.setdefault(row["ipa"], set()).add(row["group"])
         if len(groups) == 1 and len({row["group"] for row in side}) > 1:
             raise InputError(
-                f"all {len(side)} sentences of {name} have the same IPA, {side[0]['ipa']!r}: nothing can be ranked; "
+                f"all sentences of {name} ({len(side)}) have the same IPA, {side[0]['ipa']!r}: nothing can be ranked; "
                 "check the text column, or give IPA (--ipa)"
             )
         same = [ipa for ipa, held in groups.items() if len(held) > 1]
