@@ -16,7 +16,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from voxstrata.audio.decode import decode
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.outputs import output_names
@@ -166,8 +166,8 @@ def worst(
         }
         wide = cuda_encoder_graph(model, outputs, cached=cached, fused=True, bfloat16=True)
         if before is not None:
-            with tempfile.TemporaryDirectory() as made:
-                command = [sys.executable, "-c", BUILD, str(folder), made]
+            with scratch_folder("float16-error") as made:
+                command = [sys.executable, "-c", BUILD, str(folder), str(made)]
                 subprocess.run(command, env=os.environ | {"PYTHONPATH": str(before)}, check=True)
                 graphs["CUDA, before"] = Path(made, f"{cached:d}").read_bytes()
         ready = {name: rounded(graph, folder) for name, graph in graphs.items()}
@@ -198,7 +198,7 @@ def main() -> int:
     p.add_argument("--clips", type=int, default=4)
     p.add_argument("--before", type=Path, help="src of another checkout")
     args = p.parse_args()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-float16-") as folder:
+    with scratch_folder("float16-error") as folder:
         if args.checkpoint:
             model = export(args.checkpoint, Path(folder) / "model", ExportSpec(dtype="float16"))
             checkpoint = load_checkpoint(args.checkpoint)
@@ -207,8 +207,9 @@ def main() -> int:
 
             model, checkpoint = random_model(args.shape, Path(folder))
         if args.corpus:
-            paths = read_corpus(args.corpus).table["path"].to_pylist()
-            recordings = [decode(x) for x in paths[:: max(1, len(paths) // args.clips)][: args.clips]]
+            corpus = read_corpus(args.corpus)
+            rows = range(0, len(corpus), max(1, len(corpus) // args.clips))
+            recordings = [decode(corpus.recording(row)) for row in rows[: args.clips]]
         else:
             recordings = [made_up(i, 16_000 * s) for i, s in enumerate((3, 12, 25))][: args.clips]
         found = worst(model, checkpoint, recordings, args.before)

@@ -63,6 +63,14 @@ def progress_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No power is cut here. What is synced, and when, is tested by those that watch the calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def few_silence_buckets() -> Iterator[None]:
     """Models that tests export in this process have silence for 5 buckets, not 32, which would take 8 s each."""
     with pytest.MonkeyPatch.context() as patch:

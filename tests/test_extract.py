@@ -555,6 +555,7 @@ print(report.utterances, next(l for l in open("/proc/self/status") if l.startswi
 """
 
 
+@pytest.mark.long  # two processes and 650 recordings
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_memory_does_not_grow_with_the_corpus(
     make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path

@@ -166,6 +166,7 @@ def test_tile_rows_of_a_comparison_are_done_on_ray(
     cluster.join()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.]data")  # it sets its own deprecated settings
 def test_ray_data_takes_the_class_into_a_pipeline(
     cluster: Nodes, corpus: Path, tiny_model: Path, whole: Path, tmp_path: Path
@@ -203,6 +204,7 @@ def test_errors_are_those_of_one_process(cluster: Nodes, corpus: Path, huge: Pat
     assert str(ray.value).split(":", 1)[1] == end
 
 
+@pytest.mark.long
 def test_a_piece_that_kills_its_workers_ends_the_run_and_is_named(cluster: Nodes) -> None:
     def maker() -> Callable[[Sequence[int]], list[int]]:
         def work(pieces: Sequence[int]) -> list[int]:

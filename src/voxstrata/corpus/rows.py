@@ -144,15 +144,19 @@ def read_table(path: Path) -> StringTable:
     TSV is read without quoting, so quotation marks are text; CSV with the quoting of RFC 4180. Text is UTF-8, with or
     without a byte order mark. Blank lines are passed over. Spaces around a column's name do not count.
 
-    Raises InputError, naming file, place and fix: for another kind of file, lines of unequal length, what is not UTF-8.
+    Raises InputError, naming file, place and fix: for another kind of file, lines of unequal length, what is not UTF-8,
+    a column's name with a line break.
     """
     try:
         kind = _kind(path) if path.exists() or path.suffix.lower() in SUFFIXES else None
         if kind is None:
             raise InputError(f"{path}: not a table ({', '.join(SUFFIXES)}); save it as one of these")
-        return {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](path)
+        table = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if broken := [name for name in table.columns if "\n" in name]:
+        raise InputError(f"{path}: the name of a column, {broken[0]!r}, holds a line break; rename it")
+    return table
 
 
 def is_table(path: Path) -> bool:

@@ -30,6 +30,7 @@ from voxstrata.store.spec import StoreSpec
 CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least
 UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds one unit, or one longer recording, in memory
 MAX_UNIT_BYTES = 4 << 30  # a recording that needs more fails alone: a header may claim anything
+_MOST_SECONDS = 1 << 20  # twelve days. One that lasts longer fails, too: all its windows are listed, whatever is kept
 POOLED_UNIT = 256  # utterances
 
 PLACED = (
@@ -280,8 +281,14 @@ def _usable_samples(
     samples, failing = probed.samples, dict[int, str]()
     for i in np.flatnonzero((samples > 0) & (family.frames(samples) == 0)).tolist():
         failing[i] = f"{family.too_short(int(samples[i]))}; leave it out"
+    most = _MOST_SECONDS * SAMPLE_RATE
+    for i in np.flatnonzero(samples > most).tolist():
+        failing[i] = (
+            f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {_MOST_SECONDS} s that a recording may last; "
+            "correct its header or row, or cut it"
+        )
     longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * family.hop
-    for i in [] if spec.pool else np.flatnonzero(samples > longest).tolist():
+    for i in [] if spec.pool else np.flatnonzero((samples > longest) & (samples <= most)).tolist():
         failing[i] = (
             f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s a unit of "
             f"{counted(len(spec.outputs), 'output')} holds; cut it, or choose fewer outputs, --every or --pool"
