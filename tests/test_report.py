@@ -138,8 +138,8 @@ class TestNumbers:
         rows = stored(study / "phonetics/phonetics.parquet")
         near = page.sections["phonetics: phonetics/phonetics.parquet"][1]
         assert f"(50 of {len(rows)} rows)" in near.title
-        by_pair = {(r["source"], r["target"]): r for r in rows}
-        at = [near.header.index(name) for name in ("source", "target")]
+        by_pair = {(r["query"], r["candidate"]): r for r in rows}
+        at = [near.header.index(name) for name in ("query", "candidate")]
         assert_shows(near, [by_pair[cells[at[0]][0], cells[at[1]][0]] for cells in near.rows])
         distances = [float(cells[near.header.index("distance")][1] or "nan") for cells in near.rows]
         assert distances == sorted(r["distance"] for r in rows)[:50]
