@@ -33,7 +33,6 @@ from voxstrata.encoders import Context, Silence, open_model
 from voxstrata.encoders.card import SILENCE, write_card
 from voxstrata.engine import CpuEncoder, Device, Runtime, extract
 from voxstrata.engine.sink import UnitSink
-from voxstrata.exporters import ExportSpec, export
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store, plan
 
 OUTPUTS = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
@@ -379,10 +378,9 @@ def test_chosen_outputs_alone_are_stored_with_the_same_values(
 
 
 def test_a_float16_model_is_stored_in_float16_without_a_warning(
-    tiny_checkpoint: Path, make_corpus: Callable[..., Path], tmp_path: Path
+    half_model: Path, make_corpus: Callable[..., Path], tmp_path: Path
 ) -> None:
-    export(str(tiny_checkpoint), tmp_path / "half", ExportSpec(dtype="float16"))
-    extract(make_corpus({"a": 0.7, "b": 1.1}), tmp_path / "half", tmp_path / "s.zarr")
+    extract(make_corpus({"a": 0.7, "b": 1.1}), half_model, tmp_path / "s.zarr")
     store = open_store(tmp_path / "s.zarr")
     assert all(np.isfinite(store.frames(name, output)).all() for name in store.ids for output in store.outputs)
 

@@ -271,7 +271,7 @@ class Stop(Exception):
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("itself", [pytest.param(True, marks=pytest.mark.long), False])
 def test_stopping_before_or_within_any_write_leaves_no_trace_after_resuming(
     few: EmbeddingStore, tmp_path: Path, itself: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,7 +147,7 @@ def test_demo_and_extraction_need_no_torch(site: Path, tmp_path: Path) -> None:
     assert (done.returncode, "pip install 'voxstrata[export]'" in done.stderr) == (3, True), done.stderr
 
 
-@pytest.mark.parametrize("name", LABORATORY)
+@pytest.mark.parametrize("name", [LABORATORY[0], pytest.param(LABORATORY[1], marks=pytest.mark.long)])
 def test_the_models_in_the_package_are_what_export_makes_of_its_encoders(name: str, tmp_path: Path) -> None:
     """They are files, made once: an export that changes must make them anew."""
     pytest.importorskip("torch")

@@ -136,6 +136,9 @@ class ModelCard:
                     raise TypeError(f"{name} is {_short(getattr(card, name))}")
         if not isinstance(card.revision, str | None) or not all(isinstance(o, str) for o in card.outputs):
             raise TypeError(f"revision is {_short(card.revision)}, outputs are {_short(card.outputs)}")
+        for text in (card.checkpoint, card.revision or "", card.family.name):  # printed in lines of their own
+            if "\n" in text:
+                raise ValueError(f"{_short(text)} is of several lines")
         return card
 
     def check(self) -> None:
