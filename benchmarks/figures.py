@@ -67,7 +67,7 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     near = ("--similarity", "pooled_cosine", "--negatives", "sound,length,words", "--phonetics", sound)
     yield step("hard", "retrieval.md", "retrieve", store, *near)
     for x, y in (pair.split("-") for pair in args.mine.split(",")):
-        two = ("--outputs", "-2", "--x", x, "--y", y)  # of whisper-base layer_06
+        two = ("--outputs=-2", "--x", x, "--y", y)  # of whisper-base layer_06
         yield step(f"{x}-{y}", "", "similarity", store, *two, "--top", 16)
         yield step(f"mined-{x}-{y}", "mine.md", "mine", at / f"{x}-{y}")
         yield step(f"mined-pooled-{x}-{y}", "mine.md", "mine", store, *two)
