@@ -114,7 +114,7 @@ class WrongWords(Result):
                 draw_by_norm(axes, rows, of, names, f"{_WORDS[kind]}, ", hollow=kind == MISSED)
             axes.axhline(50, color="black", lw=0.8, ls=":", label="chance")
             axes.set_ylim(-2, 102)
-            axes.set_ylabel("% closer to what was said: up is more alike", fontsize=9)
+            axes.set_ylabel("% closer to what was said:\nup is more alike", fontsize=9)
 
         whose = f"{self.settings['checkpoint']} on {self.settings['corpus']}"
         title = f"Do wrong words sound like what was said? {whose}{intervals(rows, 'low')}"

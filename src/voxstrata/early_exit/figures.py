@@ -257,5 +257,8 @@ def _legend(figure: Figure, title: str) -> None:
     for axes in figure.axes:
         shown |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     shown = {kind: shown.pop(kind) for kind in ERROR_KINDS if kind in shown} | shown
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    # in points: a character at this size is so wide on average, and a sample of the line with what is around it
+    widest = max(map(len, shown)) * 4.8 + 40
+    columns = 2 if 2 * widest < 72 * figure.get_figwidth() else 1
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     set_title(figure, title)
