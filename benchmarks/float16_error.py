@@ -207,8 +207,9 @@ def main() -> int:
 
             model, checkpoint = random_model(args.shape, Path(folder))
         if args.corpus:
-            paths = read_corpus(args.corpus).table["path"].to_pylist()
-            recordings = [decode(x) for x in paths[:: max(1, len(paths) // args.clips)][: args.clips]]
+            corpus = read_corpus(args.corpus)
+            rows = range(0, len(corpus), max(1, len(corpus) // args.clips))
+            recordings = [decode(corpus.recording(row)) for row in rows[: args.clips]]
         else:
             recordings = [made_up(i, 16_000 * s) for i, s in enumerate((3, 12, 25))][: args.clips]
         found = worst(model, checkpoint, recordings, args.before)

@@ -170,12 +170,15 @@ def main() -> int:
     args = p.parse_args()
     if args.stage:
         stage, *names = args.stage
-        done = {
-            "make": lambda: {"last": make_manifest(Path(names[0]), int(names[1]))},
-            "plan": lambda: plan(Path(names[0]), Path(names[1])),
-            "read": lambda: read(Path(names[0]), names[1]),
-        }
-        print(json.dumps(done[stage]()))
+        first = Path(names[0])
+        match stage:
+            case "make":
+                done = {"last": make_manifest(first, int(names[1]))}
+            case "plan":
+                done = plan(first, Path(names[1]))
+            case _:
+                done = read(first, names[1])
+        print(json.dumps(done))
         return 0
     facts, results, tables, notes = environment(2), {}, [], []
     with scratch_folder("plan-scale") as folder:

@@ -158,7 +158,7 @@ def test_csv_texts_may_hold_line_breaks(tmp_path: Path) -> None:
         ("m.tsv", "path\ttext\n", r"has no rows"),
         ("m.tsv", "path\ttext\na.wav\tx\n\tx\n", r"line 3: path is empty"),
         ("m.jsonl", '{"path": null}', r"line 1: path is empty"),
-        ("m.tsv", "path\ttext\na.wav\tx\nb.wav\n", r"line 3: 1 fields where 2 are expected"),
+        ("m.tsv", "path\ttext\na.wav\tx\nb.wav\n", r"line 3: 1 field where 2 are expected"),
         ("m.csv", "path,text\na.wav,x,y\n", r"line 2: 3 fields where 2 are expected"),
         ("m.csv", 'path,text\na.wav,"x"y\n', r"line 2: .*quotes"),
         ("m.jsonl", '{"path": "a.wav"}\n{"path": \n', r"line 2: not JSON"),

@@ -36,7 +36,6 @@ from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store import StoreSpec, open_store
 
 EXTRACT = sys.modules["voxstrata.engine.extraction"]  # the package's attribute of that name is the function
-DEVICE = sys.modules["voxstrata.engine.cuda_encoder"]
 CPU = Device("cpu")
 REDUCTIONS: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"every": 4}, {"pool": "mean"}]
 # Float16 keeps 11 bits; means are float32 here and float64 in the expectation. Models in float16 differ by more: fused
@@ -412,7 +411,7 @@ def test_one_value_that_is_not_finite_is_told_of_its_output_alone(bad: float, st
     spec = StoreSpec(("layer_00", "final"), dtype=stored)
     session = ort.InferenceSession(reduction_graph(spec.outputs, np.float32, 4, stored, means=False))
     states = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
-    index, weights = gathering([5, 3], 5, spec)
+    index, weights = gathering([(0, 5), (0, 3)], 5, spec)
     assert weights is None
 
     def finite(broken: np.ndarray) -> list[bool]:
@@ -463,11 +462,13 @@ def test_states_are_reduced_to_hand_worked_rows() -> None:
 
 
 def test_rows_are_gathered_by_hand_worked_places() -> None:
-    index, weights = gathering([3, 1], 10, StoreSpec(("final",), every=2))
+    index, weights = gathering([(0, 3), (0, 1)], 10, StoreSpec(("final",), every=2))
     assert weights is not None
     np.testing.assert_array_equal(index, [[0, 1], [2, 2], [10, 10]])
     np.testing.assert_array_equal(weights[:, 0], [[0.5, 0.5], [1, 0], [1, 0]])
-    index, weights = gathering([2, 3], 10, StoreSpec(("final",), pool="mean"))
+    index, _ = gathering([(4, 3), (1, 2)], 10, StoreSpec(("final",), every=2))  # frames before those are not kept
+    np.testing.assert_array_equal(index, [[4, 5], [6, 6], [11, 12]])
+    index, weights = gathering([(0, 2), (0, 3)], 10, StoreSpec(("final",), pool="mean"))
     assert weights is not None
     np.testing.assert_array_equal(index, [[0, 1, 1], [10, 11, 12]])
     np.testing.assert_allclose(weights[:, 0], [[1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]], rtol=1e-7)
@@ -514,7 +515,7 @@ def test_memory_counts_as_pinned_when_all_of_it_is(
     assert device.host_memory == "pageable"
     device.device, device.host_memory = Device("cuda"), "pinned"  # as it begins on a GPU
     answers = iter(locked)  # samples, stored rows
-    monkeypatch.setattr(DEVICE, "page_lock", lambda *_: next(answers))
+    monkeypatch.setattr("voxstrata.engine.device_rows.page_lock", lambda *_: next(answers))
     device.stored_rows([sound(1.0, 1)], 200)
     assert device.host_memory == told
 

@@ -388,7 +388,7 @@ def test_a_float16_model_is_stored_in_float16_without_a_warning(
 def test_long_error_refuses_the_corpus_naming_the_recording(
     clips: tuple[Path, dict], tiny_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"over\.wav: 35\.0 s.*1 recordings.*--long window"):
+    with pytest.raises(InputError, match=r"over\.wav: 35\.0 s.*1 recording is.*--long window"):
         extract(clips[0], tiny_model, tmp_path / "s.zarr", long="error")
     assert not (tmp_path / "s.zarr").exists()
 

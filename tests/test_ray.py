@@ -356,7 +356,7 @@ def test_workers_fill_the_nodes(asked: dict[str, Any], nodes: list[Any], number:
 
 
 def test_without_room_this_machine_refuses_and_a_cluster_waits() -> None:
-    with pytest.raises(vs.InputError, match=r"no node with 1 cores and 1 GPUs for a worker; it has 8 cores and 0 GPUs"):
+    with pytest.raises(vs.InputError, match=r"no node with 1 core and 1 GPU for a worker; it has 8 cores and 0 GPUs"):
         Workers(gpus=1).settled([node(8)], Told())
     told = Told()
     assert Workers("auto", gpus=1).settled([node(8)], told).number == 1

@@ -185,8 +185,8 @@ def test_ids_that_are_not_there_are_named_and_a_manifest_of_another_corpus_is_re
     assert "what was replaced is in history/0001.parquet" in out
     before = contents(store)
     for text, message in (
-        ("id\tgroup\nz1\tG1\n", "none of its 1 ids is in .*; name utterances as it does, like 'a0'"),
-        ("id\tgroup\na1\tG1\nb1\tG1\na1\tG2\n", "'a1' stands in 2 rows; keep one"),
+        ("id\tgroup\nz1\tG1\n", "none of its ids is in .*; name utterances as it does, like 'a0'"),
+        ("id\tgroup\na1\tG1\nb1\tG1\na1\tG2\n", "'a1' stands 2 times; keep one"),
         ("id\tgroup\na1\tG1\n\tG2\n", "row 2 has no id"),
         ("name\tgroup\na1\tG1\n", "no column 'path'"),
     ):

@@ -455,7 +455,7 @@ def test_results_of_another_plan_are_refused_naming_the_difference(
     few: EmbeddingStore, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     sides: dict[str, Any] = {"x": select(few, ["en"]), "y": select(few, ["es"])}
-    similarity(**sides, output="final", folder=tmp_path / "r", **SETTINGS)
+    similarity(**sides, output="final", out=tmp_path / "r", **SETTINGS)
     before = contents(tmp_path / "r")
     if "y" in change:
         some = [name for name in few.ids if name.startswith("es")][:6]
@@ -465,7 +465,7 @@ def test_results_of_another_plan_are_refused_naming_the_difference(
         kernel.name = change["kernel"]
         change = {"kernel": kernel}
     with pytest.raises(InputError, match="cannot resume") as e:
-        similarity(**{**sides, **SETTINGS, **change}, output="final", folder=tmp_path / "r")
+        similarity(**{**sides, **SETTINGS, **change}, output="final", out=tmp_path / "r")
     assert named in str(e.value)
     assert contents(tmp_path / "r") == before
 

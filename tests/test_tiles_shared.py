@@ -114,7 +114,7 @@ def test_a_run_without_a_part_waits_for_others_and_takes_over_what_they_leave(
     assert other.take(2)
     seen = Watching()
     report = similarity(select(few), None, "final", folder, reporter=seen, **SETTINGS)
-    assert seen.steps == ["comparing final", *["waiting for 1 tile rows that other runs compute"] * 3]
+    assert seen.steps == ["comparing final", *["waiting for 1 tile row that other runs compute"] * 3]
     assert report.merged
     assert contents(folder) == whole
 

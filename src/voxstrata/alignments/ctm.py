@@ -9,6 +9,7 @@ from pathlib import Path
 from voxstrata.alignments.tier import UNNAMED, SpeechAlignment, make_tier, read_text_of
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular
+from voxstrata.base.plain import counted
 
 _LINE_BYTES = 1 << 16  # the most of one
 
@@ -32,7 +33,8 @@ def read_ctm(path: Path) -> list[SpeechAlignment]:
                 continue
             if len(fields) not in (5, 6):
                 raise InputError(
-                    f"{where}: {len(fields)} fields; a line of CTM is: file channel start duration word [confidence]"
+                    f"{where}: {counted(len(fields), 'field')}; a line of CTM is: file channel start duration "
+                    "word [confidence]"
                 )
             starts, ends, labels = found[fields[0], fields[1]]
             try:

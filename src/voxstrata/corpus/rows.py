@@ -19,6 +19,7 @@ from voxstrata.base.columns import SLICE, slices, without_empty
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular, open_unpacked, parse_json, read_regular
 from voxstrata.base.parquet import parquet_file, read_parquet_table
+from voxstrata.base.plain import counted
 from voxstrata.corpus.table import Row, string_column
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -229,7 +230,7 @@ def tsv_rows(path: Path, text: str, fields: int | None = None) -> Iterator[tuple
         fields = fields or len(row)
         if len(row) != fields:
             raise InputError(
-                f"{path}, line {line}: {len(row)} fields where {fields} are expected; TSV is read without "
+                f"{path}, line {line}: {counted(len(row), 'field')} where {fields} are expected; TSV is read without "
                 "quoting: take tabs and line breaks out of the texts, or save as CSV"
             )
         yield line, row
@@ -333,7 +334,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             fields = fields or len(row)
             if len(row) != fields:
                 raise InputError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields where {fields} are expected; "
+                    f"{path}, line {reader.line_num}: {counted(len(row), 'field')} where {fields} are expected; "
                     "put texts with commas or line breaks in double quotes"
                 )
             yield reader.line_num, row

@@ -17,7 +17,9 @@ from voxstrata.audio.remote import RemoteSource
 from voxstrata.audio.source import FileSource, Recording, Source
 from voxstrata.base.columns import all_differ, as_column, nulls, take_rows
 from voxstrata.base.errors import InputError, UnreachableError
+from voxstrata.base.plain import counted
 from voxstrata.base.remote import is_url
+from voxstrata.base.tables import distinct, first_few
 from voxstrata.corpus.ids import made_ids
 
 COLUMNS = ("id", "path", "language", "group", "text", "speaker")
@@ -88,6 +90,10 @@ class Corpus:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        spoken = sorted(name for name in distinct(self.table, "language") if name is not None)
+        return f"<Corpus {self.root}: {counted(len(self), 'recording')}, {first_few(spoken) or 'no language'}>"
 
     @property
     def where(self) -> str:

@@ -189,7 +189,7 @@ class Encoder(ABC):
             # without fallback: onnxruntime would go on with the CPU when the device fails, and say so on stdout
             session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as e:  # onnxruntime's own exceptions share no base class
-            if self.device.kind != "cpu" and _loads_on_cpu(source, options):
+            if self.device.kind != "cpu" and self._is_sound(name, options):
                 said = str(e).strip()
                 raise InputError(f"{self.device} could not be started ({said}); {device_advice(self.device, e)}") from e
             path = self.model.path / name
@@ -204,11 +204,15 @@ class Encoder(ABC):
             )
         return session
 
+    def _is_sound(self, name: str, options: ort.SessionOptions) -> bool:
+        """Whether what a graph is made of loads on a CPU, so that the device is at fault that could not load the graph.
 
-def _loads_on_cpu(source: Path | bytes, options: ort.SessionOptions) -> bool:
-    """Whether a graph is sound, so that the device is at fault that could not load it."""
-    try:
-        ort.InferenceSession(source, options, providers=[PROVIDERS["cpu"]])
-    except Exception:  # onnxruntime's own exceptions share no base class; its first error is what the user is told
-        return False
-    return True
+        Tried is the model's own file, which names the same weights: a CPU could not load a graph in bfloat16.
+        """
+        path = self.model.path / name.partition(":")[0]
+        try:
+            if path.exists():  # the reductions are of no file
+                ort.InferenceSession(path, options, providers=[PROVIDERS["cpu"]])
+        except Exception:  # onnxruntime's own exceptions share no base class; its first error is what the user is told
+            return False
+        return True
