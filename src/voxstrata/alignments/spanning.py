@@ -114,7 +114,7 @@ def make_spans(
     be read, none that is of an utterance, and an `out` that holds something else.
     """
     begin = time.perf_counter()
-    opened, target = store if isinstance(store, EmbeddingStore) else open_store(store), str(out)
+    opened, target = open_store(store), str(out)
     pool, group = chosen("pool", [pool], ("mean", "frames"))[0], chosen("group", [group], SPAN_GROUPS)[0]  # type: ignore[assignment]
     if len(opened.parts) > 1:
         raise UsageError("spans are taken from one store at a time; the stores of spans can be read as one")

@@ -79,7 +79,7 @@ def convert(
     Raises UsageError for an unknown format, output or language and for a folder inside the store; InputError for a
     folder that holds something, a package that is not installed, and a store in which nothing is done.
     """
-    store, target = store if isinstance(store, EmbeddingStore) else open_store(store), Path(out)
+    store, target = open_store(store), Path(out)
     (to,) = chosen("format", [to], list(FORMS))
     names = select_outputs(outputs, store.outputs)
     form, pooled = FORMS[to], pooled or not store.has_frames

@@ -177,12 +177,14 @@ class StoreSet(EmbeddingStore):
         return np.concatenate(states) if states else self.stores[0].pooled(output, [])
 
 
-def open_store(path: str | Path | Sequence[str | Path]) -> EmbeddingStore:
-    """Open a store, local or by URL (s3://, gs://), for reading; or several as one.
+def open_store(path: EmbeddingStore | str | Path | Sequence[str | Path]) -> EmbeddingStore:
+    """Open a store, local or by URL (s3://, gs://), for reading; or several as one. One that is open is given back.
 
     Raises InputError when it is not a voxstrata store, or one of another schema; and for several stores of other models
     or settings, or that share an id.
     """
+    if isinstance(path, EmbeddingStore):
+        return path
     if isinstance(path, str | Path):
         return EmbeddingStore(path)
     stores = [EmbeddingStore(one) for one in path]
