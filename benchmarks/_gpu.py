@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
 from voxstrata.encoders.silence import Silence
@@ -122,9 +122,9 @@ def benched(
     if device.kind != "cpu" and torch.cuda.is_available():
         facts = gpu_facts(device) | facts
     facts["model"] = f"{shape[1]} layers of {shape[0]}"
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder(name.replace("_", "-")) as folder:
         say("making the model")
-        b = Bench(args, device, *random_model(shape, Path(folder)), Path(folder), begin)
+        b = Bench(args, device, *random_model(shape, folder), folder, begin)
 
         def publish() -> None:
             write_report(

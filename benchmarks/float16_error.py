@@ -17,7 +17,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from voxstrata.audio.decode import decode
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.encoders.outputs import output_names
@@ -171,8 +171,8 @@ def worst(
         }
         wide = cuda_encoder_graph(model, outputs, cached=cached, fused=True, bfloat16=True)
         if before is not None:
-            with tempfile.TemporaryDirectory() as made:
-                command = [sys.executable, "-c", BUILD, str(folder), made]
+            with scratch_folder("float16-error") as made:
+                command = [sys.executable, "-c", BUILD, str(folder), str(made)]
                 subprocess.run(command, env=os.environ | {"PYTHONPATH": str(before)}, check=True)
                 graphs["CUDA, before"] = Path(made, f"{cached:d}").read_bytes()
         ready = {name: rounded(graph, folder) for name, graph in graphs.items()}
@@ -206,7 +206,7 @@ def main() -> int:
     p.add_argument("--model", type=Path, help="the checkpoint exported in float16; by default it is exported")
     p.add_argument("--before", type=Path, help="src of another checkout")
     args = p.parse_args()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-float16-") as folder:
+    with scratch_folder("float16-error") as folder:
         if args.checkpoint:
             spec = ExportSpec(dtype="float16")
             model = open_model(args.model) if args.model else export(args.checkpoint, Path(folder) / "model", spec)

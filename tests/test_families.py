@@ -536,9 +536,9 @@ def test_bench_measures_the_contexts_that_a_family_has(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runtime = vs.Runtime(threads=1)
     record = bench(open_model(model), "layer_01", runtime, seconds=0.1)
-    assert list(record.modes) == ["exact"]
+    assert list(record.contexts) == ["exact"]
     assert recorded(open_model(model), runtime) == record
-    done = record.modes["exact"]
+    done = record.contexts["exact"]
     assert done.tokens * toy.D * 2 < done.stored_bytes + 1  # a row for every frame, or fewer where pieces overlap
 
 

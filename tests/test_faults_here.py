@@ -147,7 +147,7 @@ def test_a_decoders_bug_fails_again_and_a_fault_of_the_machine_ends_the_look(
         raise OSError(errno.EIO, "made to fail") if fault else RuntimeError("a decoder's bug")
 
     read = read_corpus(corpus)
-    looked: Any = SimpleNamespace(plan=SimpleNamespace(corpus=read, probed=probe_corpus(read)))
+    looked: Any = SimpleNamespace(corpus=read, probed=probe_corpus(read))
     with SegmentReader() as segments:
         assert retrying._decodes(looked, 1, segments)
         monkeypatch.setattr(retrying, "decode_to_slice", wrong)
@@ -168,7 +168,7 @@ def test_what_failed_at_its_header_is_named(
     assert run("extract", folder, tiny_model, "-o", store, *settings) == 4
     (folder / "en" / "x.wav").write_bytes(sound)
     assert run("extract", folder, tiny_model, "-o", store, *settings, "--retry-failed") == 4
-    assert "1 recordings, e.g. 'en/x', can be read now" in capsys.readouterr().err
+    assert "1 recording, e.g. 'en/x', can be read now" in capsys.readouterr().err
 
 
 def test_an_unreadable_file_still_fails_alone(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

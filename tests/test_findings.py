@@ -86,7 +86,7 @@ def test_drift_words_and_bench_say_theirs(tmp_path: Path) -> None:
     write_words(tmp_path / "w")
     table = WordComparison.load(tmp_path / "w")
     auc = {(r["output"], r["kind"]): r["auc"] for r in table.table.to_pylist()
-           if (r["similarity"], r["language_a"]) == ("seqsim_f1", "all")}  # fmt: skip
+           if (r["similarity"], r["source"]) == ("seqsim_f1", "all")}  # fmt: skip
     best = max(("layer_00", "final"), key=lambda output: auc[output, "synonyms"])
     assert table.finding().answer.startswith(
         f"{best}: against random pairs, AUC of synonyms {auc[best, 'synonyms']:.2f}"
@@ -105,7 +105,13 @@ def test_a_folder_of_bench_is_reported_as_the_redirected_json_is(tmp_path: Path)
     assert {p.name for p in (tmp_path / "speed").iterdir()} == {
         "bench.parquet", "estimates.parquet", "bench.md", "bench.png", "bench.pdf"
     }  # fmt: skip
-    printed = Bench.of_json(json.loads((tmp_path / "bench.json").read_text(encoding="utf-8")))
+    told = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    printed = Bench.of_json(told)
+    then = {**told, "modes": told["contexts"], "corpus": {k: {**v, "mode": k} for k, v in told["corpus"].items()}}
+    for one in (then, *then["modes"].values(), *then["corpus"].values()):  # as 0.1.0 printed it
+        one.pop("contexts", one.pop("context", None))
+    assert Bench.of_json(then).table.equals(printed.table)
+    assert Bench.of_json(then).estimates.equals(printed.estimates)
     saved = Bench.load(tmp_path / "speed")
     assert saved.table.equals(printed.table)
     assert saved.estimates.equals(printed.estimates)

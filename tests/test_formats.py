@@ -593,6 +593,28 @@ def test_arguments_in_the_other_order_are_named(
     assert f"the order is the other: voxstrata {name} {path} {tiny_model}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "order"),
+    [
+        ("append m.tsv MODEL STORE", "append STORE m.tsv MODEL"),
+        ("append m.tsv STORE MODEL", "append STORE m.tsv MODEL"),
+        ("append STORE MODEL m.tsv", "append STORE m.tsv MODEL"),
+        ("relabel m.tsv STORE", "relabel STORE m.tsv"),
+        ("spans m.tsv STORE -o x", "spans STORE m.tsv"),
+        ("explain a b STORE -o x", "explain STORE a b"),
+    ],
+)
+def test_a_store_behind_other_arguments_is_named(
+    tmp_path: Path, tiny_model: Path, command: str, order: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "zarr.json").touch()
+    names = {"m.tsv": write(tmp_path / "m.tsv", "path\na.wav\n"), "MODEL": tiny_model, "STORE": tmp_path / "s.zarr"}
+    assert run(*(names.get(word, word) for word in command.split())) == 2
+    wanted = " ".join(str(names.get(word, word)) for word in order.split())
+    assert f"the order is the other: voxstrata {wanted} …" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [["sweep", "-o", "x"], ["check"]], ids=lambda c: str(c[0]))
 def test_a_corpus_in_the_checkpoints_place_is_named(
     tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]

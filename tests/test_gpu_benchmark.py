@@ -35,6 +35,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield extraction_gpu, _gpu, _gpu.Bench(args, Device("cpu"), model, checkpoint, folder, time.perf_counter())
 
 
+@pytest.mark.long
 def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any) -> None:
     script, _, b = bench
     published = []

@@ -269,6 +269,7 @@ def test_fixed_point_sums_are_exact_from_one_frame_up(sides: tuple[Utterances, U
     assert_integers_exact(*sides)
 
 
+@pytest.mark.long  # a process that compiles the kernels anew
 @fast
 def test_narrow_registers_give_the_same_bits() -> None:
     """The AVX2 form of the kernel, compiled in a process of its own on a machine that would take AVX-512."""

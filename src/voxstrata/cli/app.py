@@ -52,11 +52,16 @@ class _Lazy(click.Group):
                 each.params.append(_quiet_option())
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # a shell that completes has not all of it yet
+            _refuse_repeated(self, ctx, args)
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         found = name, command, rest = super().resolve_command(ctx, args)
-        if ctx.resilient_parsing:  # a shell that completes has not all of it yet
+        if ctx.resilient_parsing:
             return found
         while isinstance(command, click.Group) and rest:
             ctx, (name, *rest) = click.Context(command, info_name=name, parent=ctx), rest

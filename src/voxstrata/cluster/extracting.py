@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.cluster.actors import Workers, connected, on_actors
 from voxstrata.cluster.node import same_everywhere
@@ -35,6 +36,7 @@ def extract_on_ray(
     long: Long = "window",
     allow_overflow: bool = False,
     durable: bool = True,
+    retry_failed: bool = False,
 ) -> ExtractReport:
     """`extract` by workers on Ray: planned and finished here, units done there.
 
@@ -55,7 +57,7 @@ def extract_on_ray(
     with connected(workers.address) as ray:
         workers = workers.settled(ray.nodes(), reporter)
         how: dict[str, Any] = {"allow_overflow": allow_overflow, "durable": durable}
-        run = prepare(corpus, model, store, spec, runtime, reporter, long=long, **how)
+        run = prepare(corpus, model, store, spec, runtime, reporter, long=long, retry_failed=retry_failed, **how)
         begin, pending, worked = time.perf_counter(), run.pending(), Worked()
         if _elsewhere(run, store):
             how |= {"corpus": same_everywhere(source), "reading": reading}
@@ -92,7 +94,7 @@ def _wait_until_seen(run: Extraction) -> None:
     while left := run.pending():
         if time.monotonic() - begin > _SEEN_SECONDS:
             raise InputError(
-                f"{run.writer.files.root}: workers committed {len(left)} units, e.g. unit {left[0]}, that are not seen "
-                "here: is it the same storage on all nodes?"
+                f"{run.writer.files.root}: workers committed {counted(len(left), 'unit that is', 'units that are')} "
+                f"not seen here, e.g. unit {left[0]}: is it the same storage on all nodes?"
             )
         time.sleep(1.0)

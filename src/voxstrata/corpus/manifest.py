@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.columns import SLICE, as_column, slices
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import StringTable, read_table
 from voxstrata.corpus.table import COLUMNS, Corpus, Lengths, absolute_root, build_table, kept_name, string_column
@@ -162,7 +163,7 @@ def without_words_for_nothing(columns: dict[str, Any]) -> list[str]:
         if number := pc.sum(nothing).as_py():
             found = sorted(pc.unique(column.filter(nothing)).to_pylist())
             columns[name] = pc.if_else(nothing, None, column)
-            notes.append(f"{name}: {', '.join(found)} in {number} rows is taken as missing")
+            notes.append(f"{name}: {', '.join(found)} in {counted(number, 'row')} is taken as missing")
     return notes
 
 

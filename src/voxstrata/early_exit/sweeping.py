@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus, read_corpus
@@ -49,7 +50,7 @@ from voxstrata.store.part import Part
 def sweep(
     transcriber: Transcriber | str,
     corpus: Corpus | str | Path,
-    folder: str | Path,
+    out: str | Path,
     *,
     blocks: Sequence[int] | None = None,
     norms: Sequence[ExitNorm] = PLAIN_NORMS,
@@ -63,10 +64,10 @@ def sweep(
     """Transcribe `corpus` with the encoder ended after `blocks` (None: each), with `norms`, score, and choose an exit.
 
     transcriber: a checkpoint, as a folder or hub id, or what `load_transcriber` made of it.
-    The result is saved in `folder`; what else is found in folders below it (`companions`). Transcripts are written
-    there as they come; a run that was stopped goes on when it is asked for again. Checkpoint, corpus, device and
-    decoding must be the same then; blocks and scoring may be others, and norms, but that softer ones need their fits
-    (`softer_exits`). overwrite: transcripts of another run in the folder are thrown away.
+    The result is saved in the folder `out`; what else is found in folders below it (`companions`). Transcripts are
+    written there as they come; a run that was stopped goes on when it is asked for again. Checkpoint, corpus, device
+    and decoding must be the same then; blocks and scoring may be others, and norms, but that softer ones need their
+    fits (`softer_exits`). overwrite: transcripts of another run in the folder are thrown away.
     part: of several runs at once, which share the batches. It ends where the others have not finished theirs, and then
     returns None; without a part the run waits for them, and takes over should they die.
 
@@ -74,7 +75,7 @@ def sweep(
     task or settings that do not exist, InputError for missing texts, for a language that one part lacks, and for a
     folder with something else, or with the transcripts of a run with other settings.
     """
-    folder = Path(folder)
+    folder = Path(out)
     EarlyExits.refuse_foreign(folder)
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     transcriber = transcriber if isinstance(transcriber, Transcriber) else load_transcriber(transcriber, None, reporter)
@@ -90,7 +91,7 @@ def sweep(
     normalizers = {str(row["language"]): norm.name for row, (norm, _) in zip(rows, used, strict=True)}
     languages = getattr(transcriber.model.generation_config, "lang_to_id", None)  # none: it knows English alone
     foreign = {name for name in normalizers if languages and whisper_language(name, languages) is None and not english}
-    units = units_of(rows, scoring, foreign)
+    units, why = units_of(rows, scoring, foreign)
     language_tokens(transcriber, [row["language"] for row in rows], decoding)  # refuses what would be refused later
     # What decides the states, and so what is fitted; then, what decides the texts.
     of_states: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
@@ -127,14 +128,13 @@ def sweep(
                 return None
             reporter.step("scoring, with intervals")
             of_rows = [parts[row["id"]] for row in found.rows]
-            scores = score(found, of_rows, scoring, english, transcriber.folder, foreign)
+            scores = score(found, of_rows, scoring, english, transcriber.folder, units)
             dev, test = both_parts(scores, scoring)
             settings = {**about, **decides, "utterances": len(found.rows)}
             settings["decoding"] = asdict(decoding) | {"prompts": decides["prompts"]}
-            settings |= {"scoring": asdict(scoring), "normalizers": normalizers}
-            settings["units"] = {language: unit for language, (unit, _) in units.items()}
+            settings |= {"scoring": asdict(scoring), "normalizers": normalizers, "units": units}
             settings["notes"] = [
-                *(f"{name}: errors counted in {unit}s: {why}" for name, (unit, why) in sorted(units.items()) if why),
+                *(f"{name}: errors counted in {units[name]}s: {reason}" for name, reason in sorted(why.items())),
                 *_notes(found.rows, normalizers, dev, test, scoring),
             ]
             settings["failures"] = dict(sorted(found.failures.items()))
@@ -193,7 +193,7 @@ def _notes(
         )
     for language, (script, others) in sorted(scripts_of(rows).items()):
         if others:
-            held = " and ".join(f"{n} text{'s' * (n > 1)} in {name.lower()}" for name, n in others.items())
+            held = " and ".join(f"{counted(n, 'text')} in {name.lower()}" for name, n in others.items())
             notes.append(
                 f"{language}: scored as {script.lower()}, the script of most of its texts; {held} counted with them"
             )

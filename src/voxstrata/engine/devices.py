@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError, VoxstrataError, debugging, error_text
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Device, ModelFolder, open_model
@@ -42,6 +43,7 @@ def extract_on(
     allow_overflow: bool = False,
     part: Part | None = None,
     durable: bool = True,
+    retry_failed: bool = False,
 ) -> ExtractReport:
     """`extract` with a process for each device, among which the threads of `runtime` are divided.
 
@@ -53,7 +55,7 @@ def extract_on(
     model = model if isinstance(model, ModelFolder) else open_model(model)
     runtime = replace(runtime or Runtime(), device=devices[0])
     how: dict[str, Any] = {"allow_overflow": allow_overflow, "durable": durable}
-    run = prepare(corpus, model, store, spec, runtime, reporter, long=long, **how)
+    run = prepare(corpus, model, store, spec, runtime, reporter, long=long, retry_failed=retry_failed, **how)
     begin, before = time.perf_counter(), len(run.writer.done())
     threads, share = max(1, runtime.thread_count // len(devices)), part or Part()
     processes = []
@@ -67,7 +69,10 @@ def extract_on(
         _end(processes)
     left = run.pending()
     if left and (died := [p for p in processes if p.worked is None]) and (part is None or len(died) == len(processes)):
-        raise InputError(f"{store}: {len(left)} units are not done: {died[-1].why}; run the same again to go on")
+        raise InputError(
+            f"{store}: {counted(len(left), 'unit is', 'units are')} not done: {died[-1].why}; run the same again to go "
+            "on"
+        )
     worked = sum((p.worked for p in processes if p.worked is not None), Worked())
     found = run.writer.failures(set(run.order) - set(left)) if left else run.finish()
     return report(run, replace(worked, seconds=time.perf_counter() - begin), before, len(left), *found)

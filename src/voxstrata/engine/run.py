@@ -18,6 +18,7 @@ from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.making import make_encoder
 from voxstrata.engine.pipeline import CommitStage, DecodeStage, EncodeStage
 from voxstrata.engine.planning import Long, plan_corpus, refuse_long
+from voxstrata.engine.retrying import reopen_failed
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sink import UnitSink
 from voxstrata.engine.tally import Tally
@@ -63,7 +64,7 @@ class Worked:
 def prepare(
     corpus: Corpus | str | Path,
     model: ModelFolder | str | Path,
-    store: str | Path,
+    out: str | Path,
     spec: StoreSpec | None = None,
     runtime: Runtime | None = None,
     reporter: Reporter = SILENT,
@@ -71,8 +72,9 @@ def prepare(
     long: Long = "window",
     allow_overflow: bool = False,
     durable: bool = True,
+    retry_failed: bool = False,
 ) -> "Extraction":
-    """Make the plan and the arrays of a store, unless it has them; the parameters are those of `extract`.
+    """Make the plan and the arrays of the store `out`, unless it has them; the parameters are those of `extract`.
 
     One process prepares a store while others that come to it wait; headers are read once, and kept in the store. Who
     comes later waits for nobody.
@@ -82,7 +84,7 @@ def prepare(
     model = model if isinstance(model, ModelFolder) else open_model(model)
     runtime = runtime or Runtime()
     spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
-    files = Files(store, durable=durable)
+    files = Files(out, durable=durable)
     with writing(files):
         refuse_foreign(files)
         refuse_spans(files)
@@ -100,7 +102,10 @@ def prepare(
             refuse_other_units(files, plan, model.card.d_model, runtime.unit_megabytes)
         if long == "error":
             refuse_long(plan.corpus, plan.probed, plan.family)
-        return Extraction(StoreWriter(files, plan, model.card, stored=True), model, allow_overflow)
+        writer = StoreWriter(files, plan, model.card, stored=True)
+        if retry_failed:
+            reopen_failed(writer, reporter)
+        return Extraction(writer, model, allow_overflow)
 
 
 def _prepared(files: Files) -> bool:
@@ -286,4 +291,4 @@ def _tell(notices: list[str], plan: Plan, reporter: Reporter) -> None:
     for notice in notices[:_NOTICES]:
         reporter.warn(plan.corpus.without_root(notice))
     if (more := len(notices) - _NOTICES) > 0:
-        reporter.warn(f"and {more} more such recordings")
+        reporter.warn(f"and {more} more notes of this kind")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from voxstrata.base.errors import naming_extras
 from voxstrata.base.folders import check_vacant
+from voxstrata.base.heap import large_blocks_returned
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders.card import ENGINES, FAMILY_FILES, MODEL_FILES, ModelFolder, open_model
@@ -16,25 +17,26 @@ from voxstrata.exporters.spec import ExportSpec
 
 
 @naming_extras()
+@large_blocks_returned()
 def export(
     source: str,
-    target: str | Path,
+    out: str | Path,
     spec: ExportSpec | None = None,
     *,
     revision: str | None = None,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ModelFolder:
-    """Export the encoder of `source` (see `load_checkpoint`) into the new folder `target`.
+    """Export the encoder of `source` (see `load_checkpoint`) into the new folder `out`.
 
     The folder appears only when every graph agrees with PyTorch. `reporter` hears of steps, and is warned of recordings
-    that cannot serve calibration. overwrite: an earlier model in `target` is replaced, if nothing else is in the
+    that cannot serve calibration. overwrite: an earlier model in `out` is replaced, if nothing else is in the
     folder.
 
-    Raises InputError for an unusable checkpoint or calibration corpus, an existing target, a failed validation, or
+    Raises InputError for an unusable checkpoint or calibration corpus, an `out` that exists, a failed validation, or
     where the extra `export` is not installed; UsageError for unknown outputs or dtype.
     """
-    spec, target = spec or ExportSpec(), Path(target)
+    spec, target = spec or ExportSpec(), Path(out)
     spec.check()
     replaced = (*MODEL_FILES, *FAMILY_FILES, *ENGINES) if overwrite else ()  # in order: it is known by the first
     check_vacant(target, replaced)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.retrieval.kernels.base import runs
 from voxstrata.retrieval.ragged import Ragged
@@ -37,6 +38,10 @@ class Selection:
     store: EmbeddingStore
     indices: NDArray[np.int64]
     language: str = ""
+
+    def __repr__(self) -> str:
+        whose = f" of {self.language}" if self.language else ""
+        return f"<Selection of {self.store.name}: {counted(len(self), 'utterance')}{whose}>"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -111,6 +116,9 @@ class SelectedFrames:
     selection: Selection
     output: str
 
+    def __repr__(self) -> str:
+        return f"<frames of {self.output}, {self.selection}>"
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         return self.selection.lengths
@@ -172,8 +180,8 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
     shared = _shared(x, y)
     if shared:
         raise UsageError(
-            f"the two sets share {len(shared)} utterances, e.g. {shared[0]!r}: choose disjoint "
-            "sets, or leave out the second to compare a set with itself"
+            f"the two sets share {counted(len(shared), 'utterance')}, e.g. {shared[0]!r}: choose disjoint sets, or "
+            "leave out the second to compare a set with itself"
         )
 
 

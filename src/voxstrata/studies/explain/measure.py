@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.corpus.rows import read_rows
@@ -38,8 +39,8 @@ def match_frames(store: EmbeddingStore, a: str, b: str, outputs: str | Sequence[
     if rows * columns > CELLS:
         side = math.isqrt(CELLS)
         raise InputError(
-            f"{store.files.root}: {a!r} has {rows} frames and {b!r} has {columns}: too many to draw, at most "
-            f"{side} × {side} are; cut the recordings, or extract them with --every"
+            f"{store.files.root}: {a!r} has {counted(rows, 'frame')} and {b!r} has {columns}: too many to draw, at "
+            f"most {side} × {side} are; cut the recordings, or extract them with --every"
         )
     matches = []
     for output in names:

@@ -43,12 +43,11 @@ def conditions(table: pa.Table) -> str:
     for metric in metrics:
         part = directions.filter(pc.equal(directions["metric"], metric))
         chances.append(f"{metric} {_span(part['chance'], lambda chance: f'{100 * chance:.1f}')} %")
-    queries = _span(directions["queries"]) + (
-        " query" if pc.all(pc.equal(directions["queries"], 1)).as_py() else " queries"
-    )
+    pool = _counted_span(directions["candidates"], "candidate", "candidates")
+    queries = _counted_span(directions["queries"], "query", "queries")
     return (
-        f"{count} direction{'s' * (count != 1)}; pool of {_span(directions['candidates'])} candidates "
-        f"({pool_of(table)}), {queries} each; chance: {', '.join(chances)}"
+        f"{counted(count, 'direction')}; pool of {pool} ({pool_of(table)}), {queries} each; "
+        f"chance: {', '.join(chances)}"
     )
 
 
@@ -274,3 +273,9 @@ def _span(column: pa.ChunkedArray, text: Callable[[float], str] = str) -> str:
     """Smallest to largest value as text, once if both read the same."""
     ends = pc.min_max(column).as_py()
     return "–".join(dict.fromkeys([text(ends["min"]), text(ends["max"])]))
+
+
+def _counted_span(column: pa.ChunkedArray, one: str, many: str) -> str:
+    """How many of what, smallest to largest: "1 query", "6–7 queries"."""
+    span = _span(column)
+    return f"{span} {one if span == '1' else many}"
