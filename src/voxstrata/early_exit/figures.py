@@ -194,7 +194,8 @@ def draw_by_norm(
         x = [r["after"] for r in of]
         value, *ends = (scaled(of, name, scale) for name in names)
         if ends:
-            axes.fill_between(x, *(np.minimum(end, most) for end in ends), color=colour, alpha=0.15, lw=0)
+            low, high = (np.minimum(end, most) for end in ends)
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4}
         look |= {"ls": "--", "markerfacecolor": "white"} if hollow else {}
         axes.plot(x, np.minimum(value, most), **look, label=f"{what}{NORM_NAMES.get(norm, norm)}")
