@@ -7,13 +7,16 @@ TRANSFORMERS5 := 5.23.0
 # A process for every core. Tests of one file stay together: they share what is slow to make.
 SPREAD := --numprocesses auto --dist loadfile
 
-.PHONY: demo docs test test-real test-transformers5 test-lower-bounds lint dist bench figures clean
+.PHONY: demo docs docs-unrun test test-real test-transformers5 test-lower-bounds lint dist bench figures clean
 
 demo: .venv/demo.stamp  ## The main job, end to end: corpus, model, store, table, pictures
 	$(BIN)/voxstrata demo -o demo
 
 docs: .venv/docs.stamp  ## The documentation site, in build/site: built without a network, links checked, the tutorial run
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-unrun: .venv/docs.stamp  ## The same without running the tutorial, in build/site-unrun
+	RUN_TUTORIAL=false NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site-unrun
 
 test: .venv/dev.stamp  ## All tests that need no real weights or speech
 	$(BIN)/python -m pytest $(SPREAD)
@@ -88,7 +91,7 @@ figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made 
 .venv-lowest/dev.stamp: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
-		-e '.[export]' pytest pytest-timeout hypothesis
+		-e '.[export,anyaudio,plot,xarray]' pytest pytest-timeout hypothesis
 	touch $@
 
 .venv-dist/tools.stamp: constraints.txt

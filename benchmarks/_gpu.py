@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +16,22 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from _common import Table, environment, say, write_report
 from numpy.typing import NDArray
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from voxstrata.encoders.silence import Silence
 from voxstrata.engine import CudaEncoder, Device, Runtime
+from voxstrata.engine.runtime import available_threads
 from voxstrata.engine.synthetic import made_up
 from voxstrata.exporters import ExportSpec, export, writing
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint
 from voxstrata.exporters.pytorch import hidden_states
+from voxstrata.exporters.silence_cache import condense, run_on_silence
 from voxstrata.store import StoreSpec
 
 NOT_MEASURED = "not measured"
@@ -82,6 +88,60 @@ class Bench:
     def add(self, caption: str, header: Sequence[str], *rows: Sequence[str]) -> None:
         self.tables.setdefault(caption, [header]).extend(rows)
 
+    def ask(self, questions: Sequence[tuple[str, Callable[[], None]]], publish: Callable[[], None]) -> None:
+        """One after the other, `publish` after each; those that fail or come after `--seconds` are problems."""
+        for title, question in questions:
+            if time.perf_counter() - self.begin > self.args.seconds:
+                self.check(False, f"{title}: not reached within {self.args.seconds:.0f} s")
+            else:
+                say(f"{time.perf_counter() - self.begin:.0f} s: {title}")
+                try:
+                    question()
+                except Exception as error:  # those after it are still worth their device time
+                    traceback.print_exc()
+                    self.check(False, f"{title}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+                if self.device.kind != "cpu":
+                    torch.cuda.empty_cache()  # the rest is ONNX Runtime's
+            publish()
+
+
+def benched(
+    args: argparse.Namespace,
+    name: str,
+    title: str,
+    shape: Sequence[int],
+    run: Callable[[Bench, Callable[[], None]], None],
+) -> int:
+    """A script: makes the model, has `run` find what there is to find, and reports it, as it comes and at the end.
+
+    args: the script's; `device` among them. shape: d_model, layers, heads, mel bins. run: is given what writes the
+    report, `name`.json and `name`.md in `--out`. Returns the exit status: 1 when there is a problem.
+    """
+    device, begin = Device.parse(args.device), time.perf_counter()
+    facts = environment(args.threads or available_threads())
+    if device.kind != "cpu" and torch.cuda.is_available():
+        facts = gpu_facts(device) | facts
+    facts["model"] = f"{shape[1]} layers of {shape[0]}"
+    with scratch_folder(name.replace("_", "-")) as folder:
+        say("making the model")
+        b = Bench(args, device, *random_model(shape, folder), folder, begin)
+
+        def publish() -> None:
+            write_report(
+                name,
+                title,
+                args,
+                facts | {"host memory": b.results.get("host_memory")},
+                b.results | {"matmul_flops_per_second": b.rates, "problems": b.problems},
+                [Table(caption, rows[0], rows[1:]) for caption, rows in b.tables.items()],
+                [f"PROBLEM: {x}" for x in b.problems] or ["No problem found."],
+                show=False,
+            )
+
+        run(b, publish)
+    print((args.out / f"{name}.md").read_text(encoding="utf-8"), end="")
+    return int(bool(b.problems))
+
 
 class Idle:
     """Samples how much of the time a kernel runs."""
@@ -89,11 +149,11 @@ class Idle:
     PERIOD = 0.2  # seconds
 
     def __init__(self, device: Device) -> None:
-        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-        query += [f"--loop-ms={1000 * self.PERIOD:.0f}", f"--id={device.index}"]
         self._samples: list[float] = []
         self._process = None
         if device.kind != "cpu":
+            query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+            query += [f"--loop-ms={1000 * self.PERIOD:.0f}", smi_id(device)]
             with suppress(OSError):  # no nvidia-smi
                 self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
 
@@ -128,14 +188,23 @@ def random_model(shape: Sequence[int], folder: Path) -> tuple[ModelFolder, Check
         none = dict.fromkeys(outputs, 0.0)
         return {"outputs": none, "outputs_cached": none, "lengths_seconds": [], "cached_lengths_seconds": []}
 
-    with patch.object(writing, "validate", nothing_tried):
+    # one padded run, not 66, and its keys for every length: nothing of these weights depends on where speech ends
+    def one_run(of: Checkpoint, _: Any, groups: int, __: Any) -> tuple[Silence, dict[str, Any]]:
+        return condense(run_on_silence(of), groups)
+
+    with patch.object(writing, "validate", nothing_tried), patch.object(writing, "make_silence", one_run):
         model = export(source, folder / "model", ExportSpec(dtype="float16"))
     return model, load_checkpoint(source)
 
 
+def smi_id(device: Device) -> str:
+    """nvidia-smi's option for a device, which it numbers by place on the bus, whatever CUDA_VISIBLE_DEVICES says."""
+    return f"--id=GPU-{torch.cuda.get_device_properties(device.index).uuid}"
+
+
 def gpu_facts(device: Device) -> dict[str, Any]:
     """What a report says of the device and its software."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"]
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", smi_id(device)]
     driver = None
     with suppress(OSError):  # no nvidia-smi: the report says None
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None

@@ -17,7 +17,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 from _common import Table, environment, peak_mib, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import CORPUS_SCHEMA
 from voxstrata.retrieval.all_pairs import similarity
@@ -77,7 +77,7 @@ def main() -> int:
     pin(args.threads)
     facts = environment(args.threads)
     n, t = args.utterances, args.length
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("align-memory") as folder:
         lengths = {
             name: np.random.default_rng(i).integers(2 * t // 3, 4 * t // 3, n) for i, name in enumerate(("en", "es"))
         }

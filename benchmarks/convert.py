@@ -14,7 +14,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from importlib.util import find_spec
@@ -28,6 +27,7 @@ from _common import Table, environment, peak_mib, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 from numpy.typing import NDArray
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.handover.converting import convert
 from voxstrata.handover.formats import FORMS
 from voxstrata.store import open_store
@@ -76,7 +76,7 @@ def main() -> int:
     tables, right, results = [], True, {}
     for n in args.utterances:
         runs = defaultdict(list)
-        with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+        with scratch_folder("convert") as folder:
             path = Path(folder, "s.zarr")
             make_store(path, {"en": np.full(n, FRAMES)}, D)
             stored = open_store(path)

@@ -16,9 +16,9 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import Reporter
 
 MARK = 2.5  # × the float32 weights
@@ -96,7 +96,7 @@ def main() -> int:
     limit_threads(args.threads)
     results, tables, over = [], [], []
     for shape in args.shapes:
-        with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+        with scratch_folder("export-memory") as folder:
             say(f"making {shape}")
             weights = int(run("checkpoint", shape, f"{folder}/checkpoint")) / 2**20
             say(f"exporting {shape}")

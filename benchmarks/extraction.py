@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -41,6 +40,7 @@ from _peers import Encode, ctranslate2, installed, optimum, pytorch
 from numpy.typing import NDArray
 
 from voxstrata.audio.decode import decode
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
@@ -279,7 +279,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     corpus = subset(read_corpus(args.corpus), args.clips)
     part = np.random.default_rng(0).permutation(len(corpus))[: args.baseline_clips].tolist()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("extraction") as folder:
         work = Path(folder)
         checkpoint, model = exported(args, work / "model")
         found = peers(checkpoint, work, args.threads)

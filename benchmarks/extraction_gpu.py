@@ -34,7 +34,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,8 +44,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import Table, environment, say, write_report
-from _gpu import NOT_MEASURED, Bench, Found, Idle, apart, correctness, gpu_facts, random_model, rates
+from _gpu import NOT_MEASURED, Bench, Found, Idle, apart, benched, correctness, rates
 from _synthetic import random_plan
 from mixes import SHAPES
 from numpy.typing import NDArray
@@ -59,7 +57,6 @@ from voxstrata.engine.extraction import share
 from voxstrata.engine.pipeline import batches
 from voxstrata.engine.planning import default_unit_megabytes
 from voxstrata.engine.run import prepare
-from voxstrata.engine.runtime import available_threads
 from voxstrata.engine.synthetic import MIXES, made_up, write_made_up
 from voxstrata.store import StoreSpec, open_store
 
@@ -320,20 +317,12 @@ def run(b: Bench, publish: Callable[[], None]) -> None:
         *((f"setting {c}", partial(setting, b, **c)) for c in changes),
         ("rates", partial(rates, b)),
     ]
-    for title, section in sections:
-        if time.perf_counter() - b.begin > b.args.seconds:
-            b.check(False, f"{title}: not reached within {b.args.seconds:.0f} s")
-        else:
-            say(f"{time.perf_counter() - b.begin:.0f} s: {title}")
-            try:
-                section()
-            except Exception as error:  # the sections after it are still worth their device time
-                traceback.print_exc()
-                b.check(False, f"{title}: {type(error).__name__}: {str(error).splitlines()[:1]}")
-            if b.device.kind != "cpu":
-                torch.cuda.empty_cache()  # the rest is ONNX Runtime's
+
+    def with_marks() -> None:
         bars(b)
         publish()
+
+    b.ask(sections, with_marks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -350,35 +339,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--threads", type=int, help="for decoding; default: all cores")
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
     args = p.parse_args(arguments)
-    device, shape = Device.parse(args.device), SHAPES[args.shape]
-    if device.kind != "cpu" and not torch.cuda.is_available():
+    shape = SHAPES[args.shape]
+    if Device.parse(args.device).kind != "cpu" and not torch.cuda.is_available():
         sys.exit("no CUDA device; --device cpu --small runs the script at a small size")
     if args.small:
         shape, args.shape, args.clips, args.tokens, args.measure, args.batches = SMALL, "small", 6, 3000, 0, [2]
-    facts = environment(args.threads or available_threads())
-    if device.kind != "cpu":
-        facts = gpu_facts(device) | facts
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
-        say("making the model")
-        model, checkpoint = random_model(shape, Path(folder))
-        b = Bench(args, device, model, checkpoint, Path(folder), begin)
-
-        def publish() -> None:
-            write_report(
-                "extraction_gpu",
-                "Extraction on a GPU",
-                args,
-                facts | {"model": f"{shape[1]} layers of {shape[0]}", "host memory": b.results.get("host_memory")},
-                b.results | {"matmul_flops_per_second": b.rates},
-                [Table(caption, rows[0], rows[1:]) for caption, rows in b.tables.items()],
-                [f"PROBLEM: {x}" for x in b.problems] or ["No problem found."],
-                show=False,
-            )
-
-        run(b, publish)
-    print((args.out / "extraction_gpu.md").read_text(encoding="utf-8"), end="")
-    return int(bool(b.problems))
+    return benched(args, "extraction_gpu", "Extraction on a GPU", shape, run)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ import transformers
 from _common import Table, environment, peak_mib, pin, say, subset, write_report
 
 from voxstrata.audio.decode import decode
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -144,7 +144,7 @@ def main() -> int:
     audio_seconds = sum(lengths) / SAMPLE_RATE
     runs: dict[str, list[tuple[float, dict[str, float]]]] = defaultdict(list)
     rates = []
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("families") as folder:
         work = Path(folder)
         checkpoint, model = prepared(args.shape, args.model or work)
         theirs = Theirs(checkpoint)

@@ -64,6 +64,13 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     drawn = {"recall_by_depth.png": "prompts_recall_by_depth.png"}
     yield step("compared", "compared.md", "retrieve", store, at / "tiny.en.zarr", pictures=drawn)
     yield step("phonetics", "phonetics.md", "phonetics", prompts)
+    near = ("--similarity", "pooled_cosine", "--negatives", "sound,length,words", "--phonetics", sound)
+    yield step("hard", "retrieval.md", "retrieve", store, *near)
+    for x, y in (pair.split("-") for pair in args.mine.split(",")):
+        two = ("--outputs=-2", "--x", x, "--y", y)  # of whisper-base layer_06
+        yield step(f"{x}-{y}", "", "similarity", store, *two, "--top", 16)
+        yield step(f"mined-{x}-{y}", "mine.md", "mine", at / f"{x}-{y}")
+        yield step(f"mined-pooled-{x}-{y}", "mine.md", "mine", store, *two)
     yield step("align", "align.md", "align", store, "--phonetics", sound, pictures={"align.png": "prompts_align.png"})
     pair = (*args.explain.split(","), "--outputs", "2,-2,-1")  # of whisper-base layer_02, layer_06, final
     yield step("explain", "explain.md", "explain", store, *pair, pictures={"explain.png": "explain.png"})
@@ -74,6 +81,11 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     drawn = {"early_exit.png": "prompts_translate.png"}
     translating = ("--task", "translate", "--english-of-group", "--norm", "with")
     yield step("translate", "early_exit.md", *sweep, *translating, pictures=drawn)
+    drawn = {"early_exit.png": "prompts_softer.png"}
+    yield step("softer", "early_exit.md", *sweep, "--norm", "with,refitted,mapped", pictures=drawn)
+    drawn = {"languages.png": "prompts_heard.png"}
+    heard = ("--language", "auto", "--norm", "with")
+    yield step("heard", "languages/languages.md", *sweep, *heard, pictures=drawn)
     yield step("demo", "results/recall_by_depth.png", "demo", pictures={"recall_by_depth.png": "laboratory.png"})
     if args.calibrate:
         common = ("--model", args.base, "--corpus", prompts, "--calibrate", args.calibrate, "--clips", 60)
@@ -107,6 +119,7 @@ def main() -> int:
     p.add_argument("--calibrate", type=Path, help="recordings for the silence caches, e.g. ../shared/data/assorted")
     p.add_argument("--norms", default="with,without")
     p.add_argument("--explain", default="en/vm-opts,es/vm-opts", metavar="A,B", help="ids of two to explain")
+    p.add_argument("--mine", default="en-es,ru-uk", metavar="X-Y,X-Y,...", help="languages to mine pairs of")
     p.add_argument("--skip", default="", metavar="STEP,STEP,...", help="leave out these steps")
     p.add_argument("--groups", type=int, help="take so many sentences alone, drawn with a fixed seed")
     p.add_argument("--out", type=Path, default=Path("figures"))

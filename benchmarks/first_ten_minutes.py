@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,16 +27,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import Table, environment, say, write_report
-from _gpu import NOT_MEASURED, TOLERANCE, Bench, gpu_facts, random_model, rates
+from _gpu import NOT_MEASURED, TOLERANCE, Bench, benched, rates
 from mixes import SHAPES
 from numpy.typing import NDArray
 
 from voxstrata.encoders import Context, open_model
 from voxstrata.encoders.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WINDOW_FRAMES
-from voxstrata.engine import CpuEncoder, CudaEncoder, Device, Runtime
+from voxstrata.engine import CpuEncoder, CudaEncoder, Runtime
 from voxstrata.engine.budget import EncoderSize
-from voxstrata.engine.runtime import available_threads
 from voxstrata.store import StoreSpec
 
 NOISE = np.random.default_rng(0).standard_normal(WINDOW_FRAMES * SAMPLES_PER_FRAME).astype(np.float32) * 0.1
@@ -213,17 +209,7 @@ def run(b: Bench, publish: Callable[[], None]) -> None:
         *((f"{n} callers", partial(how_many_callers, b, n)) for n in (2, 3, 4)),
         *((f"rate of twice the batch, {name}", partial(how_fast, b, name, 2)) for name in SETTINGS),
     ]
-    for title, step in steps:
-        if time.perf_counter() - b.begin > b.args.seconds:
-            b.check(False, f"{title}: not reached within {b.args.seconds:.0f} s")
-        else:
-            say(f"{time.perf_counter() - b.begin:.0f} s: {title}")
-            try:
-                step()
-            except Exception as error:  # the questions after it are still worth their device time
-                traceback.print_exc()
-                b.check(False, f"{title}: {type(error).__name__}: {str(error).splitlines()[:1]}")
-        publish()
+    b.ask(steps, publish)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -238,35 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--seconds", type=float, default=540, help="ask no further question after this time")
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
     args = p.parse_args(arguments)
-    device = Device.parse(args.device)
     d, _, heads, mels = SHAPES[args.shape]
     shape = (d, args.layers, heads, mels)
     if args.small:
         shape, args.shape, args.layers, args.tokens = SMALL, "small", SMALL[1], 3000
-    facts = environment(args.threads or available_threads())
-    if device.kind != "cpu" and torch.cuda.is_available():
-        facts = gpu_facts(device) | facts
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
-        say("making the model")
-        model, checkpoint = random_model(shape, Path(folder))
-        b = Bench(args, device, model, checkpoint, Path(folder), begin)
-
-        def publish() -> None:
-            write_report(
-                "first_ten_minutes",
-                "First ten minutes with a GPU",
-                args,
-                facts | {"model": f"{shape[1]} layers of {shape[0]}", "host memory": b.results.get("host_memory")},
-                b.results | {"matmul_flops_per_second": b.rates, "problems": b.problems},
-                [Table(caption, rows[0], rows[1:]) for caption, rows in b.tables.items()],
-                [f"PROBLEM: {x}" for x in b.problems] or ["No problem found."],
-                show=False,
-            )
-
-        run(b, publish)
-    print((args.out / "first_ten_minutes.md").read_text(encoding="utf-8"), end="")
-    return int(bool(b.problems))
+    return benched(args, "first_ten_minutes", "First ten minutes with a GPU", shape, run)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ import soundfile
 from _common import say
 
 import voxstrata as vs
+from voxstrata.base.folders import scratch_folder
 
 KINDS = ("cut", "empty", "delete", "swap")
 # Nothing else holds what relabelling replaced: damage is found, not mended.
@@ -147,7 +147,7 @@ def main() -> int:
     p.add_argument("--by", choices=["file", "bytes"], default="file")
     p.add_argument("--pool", choices=["mean"])
     args = p.parse_args()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-flips-") as name:
+    with scratch_folder("flips") as name:
         folder = Path(name)
         spec = vs.StoreSpec(vs.open_model(args.model).card.outputs[-2:], pool=args.pool)
         given = corpus(folder / "a", 1)

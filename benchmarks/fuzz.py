@@ -15,7 +15,6 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ import soundfile
 
 from voxstrata.audio.decode import decode, probe
 from voxstrata.base.errors import AudioError, error_text
+from voxstrata.base.folders import scratch_folder
 
 _THREADS = 4
 # What soundfile writes (container, subtype), then what PyAV does (container, encoder, layout).
@@ -179,7 +179,7 @@ def main() -> int:
         return 0
     counts: Counter[str] = Counter()
     bad, deaths, peak, begin = 0, 0, [0, 0], time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder("fuzz") as scratch:
         seeds = write_seeds(Path(scratch) / "seeds")
         names = sorted(seeds)
         good = {f"good.{name}": seeds[name] for name in ("wav", "flac", "mp3", "m4a", "webm", "71.m4a")}

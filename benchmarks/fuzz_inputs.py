@@ -21,7 +21,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.encoders.card import CARD, MODEL_FILES
 
 _CODES = {0, 2, 3, 4}
@@ -332,7 +332,7 @@ def main() -> int:
     rng = np.random.default_rng(args.seed)
     ends: Counter[tuple[str, str]] = Counter()
     bad, unforeseen, begin = 0, 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder("fuzz-inputs") as scratch:
         seeds = Path(scratch) / "seeds"
         seeds.mkdir()
         _in_child(lambda: write_seeds(seeds))

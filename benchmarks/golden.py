@@ -14,11 +14,12 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from voxstrata.base.folders import scratch_folder
 
 EXPORTS = {
     "float32": [],
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="src folder of the older version")
     parser.add_argument("--after", type=Path, default=Path(__file__).parents[1] / "src", help="and of the newer")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-golden-") as temporary:
+    with scratch_folder("golden") as temporary:
         folder = Path(temporary)
         write_checkpoint(folder / "checkpoint")
         manifest = write_corpus(folder / "corpus")

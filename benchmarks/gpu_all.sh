@@ -64,12 +64,12 @@ if [ -n "$wheels" ]; then
   step wheels 20 "$python" -m pip install --quiet --no-index --no-deps --target "$made" "$wheels"/*.whl
   PYTHONPATH=$PYTHONPATH:$made
 fi
-sizes=(--device "$device") tiny=()
+sizes=(--device "$device") where=(--device "$device")
 [ -z "$small" ] || sizes+=(--small)
-[ "$device" != cpu ] || tiny=(--tiny)
+[ "$device" != cpu ] || where=(--tiny)
 step first_ten_minutes 30 "$python" "$root/benchmarks/first_ten_minutes.py" --out "$out" --seconds LIMIT "${sizes[@]}" \
   ${real:+--real "$real"}
-step seqsim_gpu 27 "$python" "$root/benchmarks/seqsim_gpu.py" --out "$out" --seconds LIMIT "${tiny[@]}"
+step seqsim_gpu 27 "$python" "$root/benchmarks/seqsim_gpu.py" --out "$out" --seconds LIMIT "${where[@]}"
 step extraction_gpu 100 "$python" "$root/benchmarks/extraction_gpu.py" --out "$out" --seconds LIMIT "${sizes[@]}"
 cat "$out/gpu_all.md"
 exit $status

@@ -22,7 +22,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -222,9 +221,11 @@ def batches_of_lengths(lengths: Any, tokens: int) -> list[tuple[int, int]]:
 def count(args: argparse.Namespace) -> int:
     from _gpu import random_model
 
+    from voxstrata.base.folders import scratch_folder  # which an older version, counted in a child, may not have
+
     sources = {"now": Path(__file__).parents[1] / "src"} | ({"before": args.before} if args.before else {})
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="voxstrata-calls-") as folder:
+    with scratch_folder("gpu-calls") as folder:
         model, _ = random_model(SHAPE, Path(folder))
         for when, source in reversed(sources.items()):
             for mix, lengths in lengths_of(args.corpus).items():

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -37,6 +36,7 @@ import onnx
 import onnxruntime as ort
 from _common import Table, environment, pin, say, write_report
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.encoders import Context, ModelFolder, open_model
 from voxstrata.encoders.card import CACHED, CPU, WEIGHTS
 from voxstrata.encoders.frames import WINDOW_FRAMES
@@ -172,7 +172,7 @@ def main() -> int:
     facts = environment(args.threads)
     model, pool = open_model(args.exported), ThreadPoolExecutor(args.threads)
     size = EncoderSize.of(model, ["final"])
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name:
+    with scratch_folder("graphs") as name:
         folder = Path(name)
         graphs = [Graph("standard", model.path / CACHED), Graph("CPU's", model.path / CPU)]
         graphs.append(Graph("CPU's, Attention of opset 23", with_attention_23(model, folder)))

@@ -19,7 +19,6 @@ import dataclasses
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +29,8 @@ from types import MappingProxyType
 import numpy as np
 from _common import say
 from _work import DONE, STAGES, WORKS, Process, Work, differing, made_works, warm
+
+from voxstrata.base.folders import scratch_folder
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PATIENCE, FRESH_PATIENCE = 120, 900  # seconds that a work may take; runs that are not forked import and compile first
@@ -214,7 +215,7 @@ def main() -> int:
     wanted = {"extract": 700, "extract, 4 parts": 300, "append": 100}
     warm()
     results, begin = dict[str, Tally](), time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-kills-") as scratch:
+    with scratch_folder("kills") as scratch:
         for work in made_works(Path(scratch), args.works):
             folder = Path(scratch) / work.name.replace(", ", "_").replace(" ", "_")
             folder.mkdir()

@@ -17,7 +17,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from _common import say
 from _work import DONE, Process, differing, model_and_sounds, warm
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.store import leases
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -94,7 +94,7 @@ def main() -> int:
     leases.LEASE_SECONDS = LEASE_SECONDS
     rng, begin, faults = np.random.default_rng(args.seed), time.perf_counter(), list[str]()
     fell, works, identical, wrong, cuts = Counter[str](), 0, 0, 0, 0
-    with tempfile.TemporaryDirectory(prefix="voxstrata-s3-") as scratch:
+    with scratch_folder("kills-s3") as scratch:
         folder = Path(scratch)
         command = [sys.executable, __file__, "--serve", str(folder), "--every", str(args.every)]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)

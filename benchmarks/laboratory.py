@@ -243,7 +243,7 @@ def words_table(out: Path, seeds: Sequence[int], outputs: Sequence[str], alone: 
                     result = measure_spoken_words(entries, vs.open_store(spans), options=options)
                 result.save(folder)
             for row in WordComparison.load(folder).table.to_pylist():
-                if row["language_a"] != EVERY_LANGUAGE:
+                if row["source"] != EVERY_LANGUAGE:
                     continue
                 if row["output"] is None:
                     controls[row["similarity"], row["kind"]] = row["auc"]

@@ -15,12 +15,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from _common import Table, environment, exported, parser, pin, say, write_report
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.engine import Runtime, extract
 from voxstrata.store.plan import UNIT_MEGABYTES
@@ -61,7 +61,7 @@ def main() -> int:
     pin(args.threads)
     facts = environment(args.threads)
     runs = []
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("memory") as folder:
         _, model = exported(args, Path(folder) / "model")
         small, large = args.clips
         for clips, unit in ((small, SMALL_UNIT_MEGABYTES), (large, SMALL_UNIT_MEGABYTES), (large, UNIT_MEGABYTES)):

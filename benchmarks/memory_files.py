@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.engine import Runtime, extract
 from voxstrata.exporters import export
 from voxstrata.store import StoreSpec
@@ -86,8 +86,9 @@ def lossy(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
+BASE = "30 s, 16 kHz"
 FILES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "30 s, 16 kHz": ("wav", hours(16_000, 1, 30 / 3600, "WAV")),
+    BASE: ("wav", hours(16_000, 1, 30 / 3600, "WAV")),
     "FLAC bomb: 1 s said, 30 min at 655 kHz": ("flac", bomb),
     "8 GB sparse mp3": ("mp3", sparse),
     "1 s of Matroska, then 8 GB of zeros": ("mka", trailing),
@@ -133,18 +134,19 @@ def child(corpus: str, model: str, store: str, pool: str) -> None:
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--files", type=int, help="only the first so many")
+    p.add_argument("--only", nargs="+", default=[""], help="recordings whose names hold one of these texts")
     args = p.parse_args()
     if not Path("/proc/self/status").exists():
         sys.exit("peak memory is read from /proc, which this system does not have")
     worst = 0.0
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name:
+    with scratch_folder("memory-files") as name:
         folder = Path(name)
         write_checkpoint(folder / "checkpoint")
         export(str(folder / "checkpoint"), folder / "model")
         base: dict[str, float] = {}
         print("| recording | stored | MB above 30 s | FFmpeg's process, MB | seconds | |\n|---|---|---|---|---|---|")
-        for what, (suffix, write) in list(FILES.items())[: args.files]:
+        chosen = [what for what in FILES if what == BASE or any(text in what for text in args.only)]
+        for what, (suffix, write) in ((what, FILES[what]) for what in chosen):
             corpus = folder / "corpus"
             corpus.mkdir()
             write(corpus / f"x.{suffix}")

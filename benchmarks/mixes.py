@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from _common import Table, environment, pin, say, write_report
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.engine import Runtime
@@ -95,7 +95,7 @@ def main() -> int:
 
     try:
         for shape in dict.fromkeys([*args.shapes, args.outputs_of]):
-            with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+            with scratch_folder("mixes") as folder:
                 say(f"exporting {shape}")
                 model = random_encoder(shape, Path(folder))
                 if shape in args.shapes:

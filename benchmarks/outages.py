@@ -13,7 +13,6 @@ import argparse
 import errno
 import shutil
 import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import soundfile
 
 from voxstrata.audio.source import FileSource
 from voxstrata.base.errors import InputError
+from voxstrata.base.folders import scratch_folder
 from voxstrata.demo.encoder import write_random_checkpoint
 from voxstrata.engine import Runtime, decoding, extract
 from voxstrata.exporters import ExportSpec, export
@@ -102,7 +102,7 @@ def main() -> int:
     args = p.parse_args()
     rng, wrong, count = np.random.default_rng(args.seed), 0, Counter[str]()
     current: list[Outage] = []
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name:
+    with scratch_folder("outages") as name:
         folder, corpus = Path(name), Path(name) / "corpus"
         for i in range(24):
             path = corpus / f"{('de', 'en', 'fr', 'uk', 'es', 'pl')[i % 6]}" / f"{i}.wav"

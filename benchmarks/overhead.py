@@ -15,7 +15,6 @@ import argparse
 import functools
 import resource
 import sys
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -29,6 +28,7 @@ from _common import Table, environment, pin, say, subset, write_report
 from extraction import Run, run_session, run_voxstrata
 
 from voxstrata.audio.decode import decode
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, ModelFolder, open_model
 from voxstrata.encoders.frames import WINDOW_SAMPLES, encoder_frames
@@ -116,7 +116,7 @@ def main() -> int:
     processor: dict[str, list[float]] = {engine: [], session: []}
     by_stage: dict[str, list[dict[str, float]]] = {engine: [], session: []}
     stages = Stages()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name:
+    with scratch_folder("overhead") as name:
         for turn in range(args.repeats):
             for system in (engine, session)[:: 1 if turn % 2 else -1]:
                 begin = processor_seconds()

@@ -13,11 +13,12 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from _common import Table, environment, pin, say, write_report
+
+from voxstrata.base.folders import scratch_folder
 
 MARK = 0.95
 COMMAND = "from voxstrata.cli import main; main()"
@@ -78,7 +79,7 @@ def main() -> int:
     one, two = [["--threads", "2"]], [["--threads", "1", "--part", f"{i}/2"] for i in (1, 2)]
     rates: list[tuple[float, float]] = []
     same = True
-    with tempfile.TemporaryDirectory(prefix="voxstrata-parts-") as folder:
+    with scratch_folder("parts") as folder:
         for i in range(args.repeats):
             turn = (one, two)[:: 1 if i % 2 else -1]
             first, second = (measured(Path(folder), args, ways) for ways in turn)

@@ -1,10 +1,11 @@
 """What planning millions of utterances takes: seconds and peak memory of each stage, and whether the plan is right.
 
-A Parquet manifest with ids, paths, languages, texts, speakers and durations is made, in random order. Then one process
-after another: planned (manifest → plan → prepared store, as `extract --lengths manifest` does before it encodes), and
-read (a store of that size: open, `status`, `start` and `length`, one utterance by id, what `voxstrata info` prints).
-Processor seconds are user and system of all threads of the process, which a busy machine disturbs less than wall
-seconds. No audio is there, and none is read.
+A manifest with ids, paths, languages, texts, speakers and durations is made, in random order: Parquet, or what --kind
+says (in CSV and JSON lines the texts hold quotation marks and commas). Then one process after another: planned
+(manifest → plan → prepared store, as `extract --lengths manifest` does before it encodes), and read (a store of that
+size: open, `status`, `start` and `length`, one utterance by id, what `voxstrata info` prints). Processor seconds are
+user and system of all threads of the process, which a busy machine disturbs less than wall seconds. No audio is there,
+and none is read.
 
 The marks, for ten million: planned in 60 s and 4 GB, opened in 2 s. Exit status 1 where one is missed (--check), or
 where the plan of a sample differs from the definition, written down row by row here.
@@ -17,7 +18,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +26,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 from _common import Table, environment, peak_mib, say, write_report
+
+from voxstrata.base.folders import scratch_folder
 
 MARKS = {"plan seconds": 60.0, "plan MB": 4000.0, "open seconds": 2.0}
 LANGUAGES = ("cs", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt", "ru", "sw", "ta", "tr", "uk", "vi")
 SAMPLE = 20_000  # utterances whose plan is compared with the definition
 
 
-def make_manifest(path: Path, count: int) -> None:
-    """Utterances in random order, lengths log-normal as those of FLEURS are, rounded to a hundredth of a second."""
+def make_manifest(path: Path, count: int) -> str:
+    """Utterances in random order, lengths log-normal as those of FLEURS are, rounded to a hundredth of a second.
+
+    What it is written as, the suffix says. Returns the last id.
+    """
     rng = np.random.default_rng(0)
     number = pa.array(rng.permutation(count)).cast(pa.string())
     speaker = pc.binary_join_element_wise("spk", pa.array(rng.integers(0, 100_000, count)).cast(pa.string()), "")
@@ -51,7 +57,21 @@ def make_manifest(path: Path, count: int) -> None:
         "duration": pa.array(seconds),
     }
     columns["path"] = pc.binary_join_element_wise(columns["path"], "wav", ".")
-    pq.write_table(pa.table(columns), path, row_group_size=1 << 20)
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=1 << 20)
+    elif path.suffix == ".tsv":
+        pa.csv.write_csv(table, path, pa.csv.WriteOptions(delimiter="\t", quoting_style="none"))
+    else:
+        quoted = pc.binary_join_element_wise('"', columns["text"], '", he read', "")
+        table = table.set_column(table.schema.get_field_index("text"), "text", quoted)
+        if path.suffix == ".csv":
+            pa.csv.write_csv(table, path)
+        else:
+            with path.open("w", encoding="utf-8") as file:
+                for batch in table.to_batches(1 << 16):
+                    file.writelines(json.dumps(row) + "\n" for row in batch.to_pylist())
+    return str(ids[-1].as_py())
 
 
 def card() -> Any:
@@ -144,27 +164,31 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--counts", type=int, nargs="+", default=[1_000_000, 10_000_000], help="utterances")
     p.add_argument("--check", action="store_true", help="exit status 1 where a mark is missed")
-    p.add_argument("--scratch", type=Path, help="where manifest and store lie while it runs; default: a temporary one")
+    p.add_argument("--kind", choices=["parquet", "tsv", "csv", "jsonl"], default="parquet", help="of the manifest")
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")
     p.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.stage:
         stage, *names = args.stage
-        if stage == "make":
-            make_manifest(Path(names[0]), int(names[1]))
-        done = {"plan": lambda: plan(Path(names[0]), Path(names[1])), "read": lambda: read(Path(names[0]), names[1])}
-        print(json.dumps(done[stage]() if stage in done else {}))
+        first = Path(names[0])
+        match stage:
+            case "make":
+                done = {"last": make_manifest(first, int(names[1]))}
+            case "plan":
+                done = plan(first, Path(names[1]))
+            case _:
+                done = read(first, names[1])
+        print(json.dumps(done))
         return 0
     facts, results, tables, notes = environment(2), {}, [], []
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-", dir=args.scratch) as folder:
-        manifest, store = Path(folder) / "m.parquet", Path(folder) / "s.zarr"
+    with scratch_folder("plan-scale") as folder:
+        manifest, store = folder / f"m.{args.kind}", folder / "s.zarr"
         make_manifest(manifest, SAMPLE)
         different = wrong(manifest)
         notes.append(f"Places of {SAMPLE} utterances that are not those of the definition: {len(different)}.")
         for count in args.counts:
             say(f"{count} utterances")
-            child("make", manifest, count)
-            name = pq.ParquetFile(manifest).read_row_group(0, ["id"])["id"][-1].as_py()
+            name = child("make", manifest, count)["last"]
             planned = child("plan", manifest, store / str(count))
             opened = child("read", store / str(count), name)
             results[str(count)] = {"plan": planned, "read": opened}

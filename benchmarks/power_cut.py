@@ -27,7 +27,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +36,8 @@ from pathlib import Path
 import numpy as np
 from _common import say
 from _work import DONE, WORKS, Process, Work, contents, differing, made_works, warm
+
+from voxstrata.base.folders import scratch_folder
 
 HEAD = struct.Struct("<c3xiiiqII")
 BLOCK = 4096
@@ -328,7 +329,7 @@ def main() -> int:
     args = p.parse_args()
     warm()
     results, begin = dict[str, Tally](), time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="voxstrata-power-") as scratch:
+    with scratch_folder("power-cut") as scratch:
         library = Path(scratch) / "disk.so"
         source = Path(__file__).with_name("_disk.c")
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)

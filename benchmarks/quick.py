@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.demo.corpus import write_demo_corpus
 from voxstrata.demo.encoder import write_random_checkpoint
 
@@ -33,7 +33,7 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the reports (JSON and Markdown)")
     args = p.parse_args()
     worst = 0
-    with tempfile.TemporaryDirectory(prefix="voxstrata-quick-") as folder:
+    with scratch_folder("quick") as folder:
         checkpoint = Path(folder) / "checkpoint"
         write_random_checkpoint(checkpoint)
         corpus = write_demo_corpus(Path(folder) / "corpus", sentences=15, languages=("en", "es", "de", "ru"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from _common import environment, say, write_report
 from _nodes import Nodes, nodes, watching
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import Reporter
 from voxstrata.cluster.actors import Workers
 from voxstrata.cluster.extracting import extract_on_ray
@@ -54,7 +54,7 @@ def main() -> int:
     corpus = read_corpus(args.corpus)
     facts, rng = environment(1), np.random.default_rng(args.seed)
     runtime, rows = Runtime(threads=1, unit_megabytes=1), []
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name, nodes() as cluster:
+    with scratch_folder("ray-node-kills") as name, nodes() as cluster:
         whole = Path(name) / "whole.zarr"
         spec = StoreSpec(outputs="final")
         units = extract(args.corpus, args.exported, whole, spec, runtime).units

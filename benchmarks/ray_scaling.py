@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import soundfile
 from _common import Table, environment, say, write_report
 from numpy.typing import NDArray
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import SILENT
 from voxstrata.cluster.actors import Workers, connected, on_actors
 from voxstrata.corpus import read_corpus
@@ -97,7 +97,7 @@ def main() -> int:
     args = p.parse_args()
     facts, spec = environment(1), StoreSpec(outputs="final")
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name:
+    with scratch_folder("ray-scaling") as name:
         for i in range(args.units):
             (sounds := Path(name) / "sounds").mkdir(exist_ok=True)
             samples = np.random.default_rng(i).uniform(-0.5, 0.5, SECONDS * SAMPLE_RATE)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from _common import Table, environment, say, write_report
 from _synthetic import random_card
 
 from voxstrata.audio.decode import AudioInfo
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.store import StoreSpec, StoreWriter, make_plan, open_store
 from voxstrata.store.relabel import relabel
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bench"))
     args = parser.parse_args()
     n = args.utterances
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("relabel") as folder:
         store, manifest = Path(folder, "s.zarr"), Path(folder, "new.tsv")
         ids = [f"{'en' if i % 2 else 'es'}/{i:07d}" for i in range(n)]
         languages, speakers = [i[:2] for i in ids], [f"s{i % 500}" for i in range(n)]

@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from voxstrata.audio.decode import probe
 from voxstrata.audio.info import part_of
 from voxstrata.audio.segments import SegmentReader
 from voxstrata.audio.source import FileSource, Recording
+from voxstrata.base.folders import scratch_folder
 
 RATE = 8_000
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "opus": "OPUS", "mp3": "MPEG_LAYER_III"}
@@ -85,7 +85,7 @@ def main() -> int:
     args = p.parse_args()
     pin(args.threads)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("segments") as folder:
         for name in args.formats:
             say(f"writing {args.hours:g} h of {name}")
             path = Path(folder) / f"x.{name}"

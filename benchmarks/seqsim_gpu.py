@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -33,9 +34,28 @@ from statistics import median
 from types import ModuleType
 from typing import Any
 
-TINY = "--tiny" in sys.argv
+EARLY = argparse.ArgumentParser(add_help=False)
+EARLY.add_argument("--tiny", action="store_true", help="small sizes in Triton's interpreter, without a device")
+EARLY.add_argument("--device", default="cuda", help="cuda, cuda:1, …")
+
+
+def visible(device: str, before: str | None) -> str:
+    """What CUDA_VISIBLE_DEVICES must say so that `device` alone is there; before: what it says, None: nothing."""
+    named = re.fullmatch(r"(cuda|tensorrt)(?::(\d+))?(:bfloat16)?", device)
+    if named is None:
+        sys.exit(f"--device {device}: choose cuda, cuda:1, …")
+    index = int(named[2] or 0)
+    if before is None:
+        return str(index)
+    return ",".join(before.split(",")[index : index + 1])
+
+
+GIVEN, _ = EARLY.parse_known_args()
+TINY = GIVEN.tiny
 if TINY:  # Triton reads it when it is imported
     os.environ.update(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+else:  # the kernel takes the first device that torch sees
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible(GIVEN.device, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 import numpy as np
 import torch
@@ -385,8 +405,8 @@ def _version(package: str) -> str | None:
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--tiny", action="store_true", help="small sizes in Triton's interpreter, without a device")
+    form = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(parents=[EARLY], description=__doc__, formatter_class=form)
     p.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="number format of the rows")
     p.add_argument("--seconds", type=float, default=420, help="start no further section after this time")
     p.add_argument("--out", type=Path, default=Path("bench"), help="folder for the report (JSON and Markdown)")

@@ -16,7 +16,6 @@ Exit status 1 when the one with the default number of keys misses a mark (`final
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from _silence_families import Condenser
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders import Context, ModelFolder, Silence
 from voxstrata.encoders.frames import FRAMES_PER_SECOND, WINDOW_FRAMES
@@ -236,7 +236,7 @@ def main() -> int:
     pin(args.threads)
     facts = environment(args.threads)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("silence") as folder:
         checkpoint, model = exported(args, Path(folder))
         recordings = calibration(model, args.calibrate)
         condenser = Condenser(run_on_recordings(checkpoint, recordings))

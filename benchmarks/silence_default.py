@@ -16,7 +16,6 @@ Exit status 1 when the calibrated one misses a mark on a corpus (`final` 0.995, 
 from __future__ import annotations
 
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +36,7 @@ from _silence import (
     shown,
 )
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, Silence
 from voxstrata.encoders.silence import BucketSilence
@@ -65,7 +65,7 @@ def main() -> int:
     facts = environment(args.threads)
     keys = ExportSpec().silence_keys
     found: dict[str, list[dict[str, Near]]] = {}
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("silence-default") as folder:
         checkpoint, model = exported(args, Path(folder))
         outputs = shown(model.card.layers)
         padded = CpuEncoder(model, StoreSpec(outputs, context=Context("padded")), Runtime(threads=args.threads))

@@ -16,7 +16,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from _common import Table, environment, peak_mib, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.retrieval.all_pairs import similarity
 from voxstrata.retrieval.kernels import choose_kernel
@@ -87,7 +87,7 @@ def main() -> int:
     shapes += [(20_000, 200, 512, 0, args.seconds), (2000, 200, 1280, 0, args.seconds)]
     runs: list[dict[str, Any]] = []
     for n, t, d, tile_frames, seconds in shapes:
-        with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+        with scratch_folder("similarity-memory") as folder:
             say(f"{n} utterances, T ≈ {t}, d = {d}")
             lengths = np.random.default_rng(0).integers(t // 2, t + t // 2, n, endpoint=True)
             make_store(Path(folder) / "s.zarr", {"en": lengths}, d)

@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from _common import Table, environment, pin, say, write_report
 from _synthetic import OUTPUT, make_store
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.store import open_store
 
@@ -54,7 +54,7 @@ def main() -> int:
     pin(args.threads)
     facts = environment(args.threads)
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as name:
+    with scratch_folder("similarity-wall") as name:
         store, folder = Path(name) / "s.zarr", Path(name) / "r"
         say("making the store")
         lengths = {language: rng.integers(150, 250, args.utterances, endpoint=True) for language in ("en", "es")}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ import soundfile
 from _common import Table, environment, say, write_report
 from _work import model_and_sounds, warm
 from fleet import Fleet, simulate
+
+from voxstrata.base.folders import scratch_folder
 
 PROCESSES = (1, 2, 4, 8, 16)
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
@@ -154,7 +155,7 @@ def main() -> int:
     args = p.parse_args()
     warm()
     facts: dict[str, Any] = environment(1)
-    with tempfile.TemporaryDirectory(prefix="voxstrata-workers-") as scratch:
+    with scratch_folder("workers") as scratch:
         model, _ = model_and_sounds(Path(scratch))
         corpus = write_corpus(Path(scratch) / "many")
         seconds = {n: [measure(n, corpus, model, Path(scratch) / "run", args.wait) for _ in range(args.repeats)]

@@ -26,7 +26,6 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from _common import Table, environment, pin, say, write_report
 from _synthetic import random_card, random_plan
 from numpy.typing import NDArray
 
+from voxstrata.base.folders import scratch_folder
 from voxstrata.store import Plan, StoreSpec, StoreWriter, open_store
 
 Read = Callable[[], NDArray[np.float16]]
@@ -167,7 +167,7 @@ def main() -> int:
         systems[name] = (PIPELINES[name], write_zarr, open_zarr)
     rates: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in systems}
     wrong = False
-    with tempfile.TemporaryDirectory(prefix="voxstrata-bench-") as folder:
+    with scratch_folder("writing") as folder:
         for repeat in range(args.repeats + 1):  # the first one warms up
             for name, (pipeline, write, opened) in systems.items():
                 path = Path(folder) / name

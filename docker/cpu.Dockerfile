@@ -6,7 +6,7 @@ ARG PYTHON=3.13
 FROM python:${PYTHON}-slim-trixie AS wheel
 WORKDIR /build
 RUN pip install --no-cache-dir build==1.6.1
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY src src
 RUN python -m build --wheel
 

@@ -5,7 +5,7 @@
 FROM python:3.12-slim-bookworm AS wheel
 WORKDIR /build
 RUN pip install --no-cache-dir build==1.6.1
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY src src
 RUN python -m build --wheel
 

@@ -63,6 +63,25 @@ def progress_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No power is cut here. What is synced, and when, is tested by those that watch the calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_fonts() -> Iterator[int]:
+    """Pictures take half as long where a PDF holds no TrueType. Gives what users have in its place."""
+    from voxstrata.base import figures
+
+    chosen = figures.PDF_FONTS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "PDF_FONTS", 3)
+        yield chosen
+
+
+@pytest.fixture(scope="session", autouse=True)
 def few_silence_buckets() -> Iterator[None]:
     """Models that tests export in this process have silence for 5 buckets, not 32, which would take 8 s each."""
     with pytest.MonkeyPatch.context() as patch:

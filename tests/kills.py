@@ -1,4 +1,4 @@
-"""Run extractions in processes of their own and kill them at random instants."""
+"""Run extractions and comparisons in processes of their own, which tests kill at random instants."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.engine import Runtime, extract
-from voxstrata.store import StoreSpec
+from voxstrata.retrieval import tileplan
+from voxstrata.retrieval.all_pairs import similarity
+from voxstrata.retrieval.kernels.float32 import Float32
+from voxstrata.retrieval.selection import select
+from voxstrata.store import StoreSpec, leases, open_store
+from voxstrata.store.part import Part
 
 # Children are forked from a server that has everything imported and no threads: fast, and without this process' torch.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["voxstrata.engine"])
+# What they run stands here: a function of a test's module would have each of them import all that the test does.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["voxstrata.engine", "voxstrata.retrieval.all_pairs", "s3fs"])
 
 
 Settings = tuple[StoreSpec, Runtime]
@@ -45,8 +52,40 @@ class Holding(Reporter):
             time.sleep(0.001)
 
 
+class Slow(Reporter):
+    """Takes its time at each batch, so that others and kills come in between."""
+
+    def progress(self, progress: Progress) -> None:
+        if progress.stage == "extracting":
+            time.sleep(0.02)
+
+
+def extract_part(corpus: Path, model: Path, store: Path, settings: Settings, part: Part | None) -> None:
+    _no_stderr()
+    extract(corpus, model, store, *settings, Slow(), part=part)
+
+
+def extract_with(
+    environment: dict[str, str], lease_seconds: float, corpus: Path, model: Path, store: str, settings: Settings
+) -> None:
+    os.environ.update(environment)
+    leases.LEASE_SECONDS = lease_seconds
+    extract(corpus, model, store, *settings)
+
+
+def compare(store: str, folder: str, settings: dict[str, Any], part: Part | None = None) -> None:
+    """A comparison of one output with itself, by the float32 kernel, in chunks of two utterances."""
+    _no_stderr()
+    tileplan.MIN_CHUNK_UTTERANCES = 2
+    similarity(select(open_store(store)), None, "final", folder, kernel=Float32(), part=part, **settings)
+
+
+def _no_stderr() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def _quietly(corpus: Path | Corpus, model: Path, store: Path, settings: Settings, hold_at: int | None) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the traceback of a KeyboardInterrupt
+    _no_stderr()  # the traceback of a KeyboardInterrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs us in the background
 
     extract(corpus, model, store, *settings, Reporter() if hold_at is None else Holding(store, hold_at))
@@ -64,7 +103,7 @@ def run(
 
     With `hold_at` the child goes no further than to so many committed units, and waits for the signal.
     """
-    child = _PROCESSES.Process(target=_quietly, args=(corpus, model, store, settings, hold_at))
+    child = PROCESSES.Process(target=_quietly, args=(corpus, model, store, settings, hold_at))
     child.start()
     while child.exitcode is None:
         number = stop()

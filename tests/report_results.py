@@ -27,7 +27,7 @@ def write_words(folder: Path) -> None:
             for k in kinds for pair in (("all", "all"), ("de", "en"))]  # fmt: skip
     keys += [(None, c, k, "all", "all") for c in ("phonetic", "duration") for k in kinds]
     rows = [dict(zip(WORDS_SCHEMA.names, (*key, *rng.random(3), 0.5, 20, 300, 9), strict=True)) for key in keys]
-    pair = {f"{name}_{side}": name for name in ("form", "language", "ipa", "meaning") for side in "ab"}
+    pair = {f"{side}_{name}": name for name in ("form", "language", "ipa", "meaning") for side in "xy"}
     pairs = [{"kind": kind, "phonetic_distance": 0.5, **pair} for kind in kinds]
     settings = {"words": 12, "languages": ["de", "en"], "near": 0.01, "near_distance": 0.1, "far": 0.5,
                 "far_distance": 0.4, "bootstrap": 9, "spoken": None, "tools": {"espeak-ng": "1.52"}}  # fmt: skip
@@ -70,7 +70,7 @@ def write_drift(folder: Path) -> None:
     recall = {"seqsim_f1_recall": 0.25, "seqsim_f1_change": -1 / 3, "pooled_cosine_recall": 0.5,
               "pooled_cosine_change": 0.125}  # fmt: skip
     rows = [
-        {"mode": mode, "output": output, **figures, **recall}
+        {"context": mode, "output": output, **figures, **recall}
         for mode in ("bucketed", "trimmed") for output in ("layer_00", "final")
     ]  # fmt: skip
     settings = {"checkpoint": "made-up", "weights_sha256": "4" * 64, "clips": 8, "failed": 0, "failures": {},
@@ -92,7 +92,7 @@ def write_bench(path: Path, folder: Path | None = None) -> None:
     about = {"format": 1, "model": {"weights_sha256": "3" * 64, "dtype": "float32", "silence_sha256": "1" * 64},
              "cpu": "made-up", "cores": 2, "device": "cpu", "threads": 2}  # fmt: skip
     e = Estimate(12, {}, 3600.0, 3, 12, 7, 10**12, 180_000, ("final",), "padded", 10**9, 10**9, None)
-    corpus = {mode: replace(e, mode=mode, seconds=60.5 + n) for n, mode in enumerate(modes)}
+    corpus = {mode: replace(e, context=mode, seconds=60.5 + n) for n, mode in enumerate(modes)}
     record = Record(about, 0.25, 5e10, modes)
     printed = {**record.with_rates(), "corpus": {mode: asdict(expected) for mode, expected in corpus.items()}}
     path.write_text(json.dumps(printed), encoding="utf-8")

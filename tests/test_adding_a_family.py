@@ -120,7 +120,7 @@ def test_a_family_that_is_wrong_leaves_no_folder(
 @pytest.mark.parametrize(
     ("kernel", "match"),
     [
-        (399, "Toy cannot be computed at 399 samples, of which it declares 1 frames"),
+        (399, "Toy cannot be computed at 399 samples, of which it declares 1 frame "),
         (401, r"layer_00 at 1\.025 s has 51 frames, Toy declares 50"),
     ],
 )

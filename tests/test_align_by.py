@@ -54,7 +54,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddingStore, Pat
 def loop(store: EmbeddingStore, folder: Path, by: str, source: str, target: str) -> dict[str, tuple[float, int]]:
     """recall@1 and pool size of one direction: whole pools, unlike pairs, closest-sounding; and the phonemes alone."""
     rows = pq.read_table(folder / "distances.parquet").to_pylist()
-    table = {(r["source"], r["target"]): r for r in rows} | {(r["target"], r["source"]): r for r in rows}
+    table = {(r["query"], r["candidate"]): r for r in rows} | {(r["candidate"], r["query"]): r for r in rows}
     segments = {r["id"]: r["segments"] for r in pq.read_table(folder / "ipa.parquet").to_pylist()}
     names = {language: [f"{language}{g:02d}" for g in range(GROUPS)] for language in (source, target)}
     column = "word_distance" if by == "word" else "distance"

@@ -49,7 +49,7 @@ def store_of(texts: dict[str, str]) -> MadeUpStore:
 def test_phonetics_of_other_texts_with_the_same_ids_are_refused(tmp_path: Path) -> None:
     newer = TEXTS | {"es1": "El hotel está cerrado hoy."}
     measure_phonetics(corpus(newer), tmp_path / "ph")
-    with pytest.raises(InputError, match=r"of 1 utterances; 'es1' is 'El hotel está cerrado hoy.'.*--ipa"):
+    with pytest.raises(InputError, match=r"of 1 utterance; 'es1' is 'El hotel está cerrado hoy.'.*--ipa"):
         align(store_of(TEXTS), tmp_path / "ph", options=AlignOptions(bootstrap=0))
     align(store_of(newer), tmp_path / "ph", options=AlignOptions(bootstrap=0))
     # the way out that the message names: the newer text's IPA, taken as given

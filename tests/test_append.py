@@ -233,7 +233,7 @@ def test_what_failed_and_can_be_read_now_is_passed_over_and_said(
     report = append(path, part(moved, "en", "es"), tiny_model, reporter=heard)
     assert (report.passed_over, report.utterances) == (4, 3)
     (warning,) = heard.warnings
-    assert "1 recordings that can be read now, e.g. 'en-bad', are passed over" in warning
+    assert "passed over: 1 recording that can be read now, e.g. 'en-bad'" in warning
     assert open_store(path).utterances["failure"][open_store(path).index("en-bad")].as_py() in warning
 
 
@@ -272,7 +272,7 @@ def test_what_cannot_be_added_is_refused_before_any_encoding(
         append(path, part(corpus, "de"), uncondensed)
     with pytest.raises(InputError, match="not a voxstrata store"):
         append(tmp_path / "none.zarr", part(corpus, "de"), tiny_model)
-    with pytest.raises(InputError, match="none of the 1 recordings can be read"):
+    with pytest.raises(InputError, match="no recording of 1 can be read"):
         append(path, part(corpus, "de-bad"), tiny_model)
     with Files(path).lock(), pytest.raises(InputError, match=r"another run .* is writing this store"):
         append(path, part(corpus, "de"), tiny_model)
@@ -280,9 +280,7 @@ def test_what_cannot_be_added_is_refused_before_any_encoding(
     long = corpus.root / "long.wav"
     soundfile.write(long, np.zeros(16_384 * 320 + 1, np.float32), 16_000, subtype="PCM_16")
     table = pa.table({"id": ["long", "short"], "path": ["long.wav", "de-1.wav"]})
-    with pytest.raises(
-        InputError, match=r"1 recordings, e.g. 'long', are longer than the 327 s that a unit .* cut them"
-    ):
+    with pytest.raises(InputError, match=r"1 recording is longer than the 327 s that a unit .*, e.g. 'long'; cut it"):
         append(path, Corpus(corpus.root, table), tiny_model)
     assert contents(path) == before
 

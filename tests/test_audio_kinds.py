@@ -270,8 +270,8 @@ def test_a_48_bit_wav_cannot_be_decoded_here(tmp_path: Path) -> None:
 
 
 def test_a_header_far_too_short_does_not_decide_what_is_held(tmp_path: Path) -> None:
-    """Half an hour behind a header of one second: decoding stops long before its end."""
-    head, frames = flac_parts(written(16_000 * 1_800, 16_000, 1, "FLAC"), 16_000)
+    """Five minutes behind a header of one second: decoding stops long before its end."""
+    head, frames = flac_parts(written(16_000 * 300, 16_000, 1, "FLAC"), 16_000)
     path = put(tmp_path / "x.flac", head, frames)
     with pytest.raises(AudioError, match=r"header says 1\.00 s, decoding goes on after 6[0-9] s"):
         decode(path)
@@ -339,9 +339,9 @@ def test_fuzzed_recordings_cost_themselves_alone(
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import fuzz
 
-    monkeypatch.setattr(sys, "argv", ["fuzz.py", "--seeds", "7", "--count", "300", "--files", "300"])
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", "--seeds", "7", "--count", "100", "--files", "100"])
     assert fuzz.main() == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^300 damaged files of 4\d kinds", printed)
+    assert re.search(r"^100 damaged files of 4\d kinds", printed)
     assert re.search(r"^ +\d+  decoded$", printed, re.M)
     assert "error: " not in printed

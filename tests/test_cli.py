@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import click
 import numpy as np
@@ -20,6 +21,7 @@ from conftest import sound
 import voxstrata as vs
 from voxstrata.base.plain import counted, size_in_words, time_in_words
 from voxstrata.base.progress import Progress
+from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable
 from voxstrata.cli.app import main
 from voxstrata.cli.console import TerminalReporter, aligned, clock
@@ -37,6 +39,13 @@ def run(*args: object) -> int:
     with pytest.raises(SystemExit) as e:
         main.main([str(a) for a in args], prog_name="voxstrata")
     return int(e.value.code or 0)
+
+
+def test_a_command_that_is_misspelt_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("extrac", "speech.tsv", "base") == 2
+    assert "No such command 'extrac'. Did you mean 'extract'?" in capsys.readouterr().err
+    assert run("nonsense") == 2
+    assert "mean" not in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +192,8 @@ class TestExitCodes:
         assert "--out is given 2 times" in capsys.readouterr().err
         assert run("early-exit", "sweep", parallel, parallel, *target, "--seed", "1", "--seed", "1") == 2
         assert "--seed is given 2 times" in capsys.readouterr().err
+        assert run("--progress", "none", "--progress", "log", "info", parallel) == 2
+        assert "--progress is given 2 times" in capsys.readouterr().err
         assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr", "--output", "final") == 2
         assert run("extract", parallel, tiny_model, *target, "--device", "tpu") == 2
         assert run("extract", parallel, tiny_model, *target, "--every", "7") == 2
@@ -417,6 +428,28 @@ def test_numbers_are_said_as_people_say_them() -> None:
     assert {seconds: time_in_words(seconds) for seconds in times} == times
     sizes = {0: "0 bytes", 999: "999 bytes", 8_300_000: "8.3 MB", 41e9: "41 GB", 9.96e6: "10 MB", 2e15: "2000 TB"}
     assert {size: size_in_words(size) for size in sizes} == sizes
+
+
+def test_titles_and_notes_of_results_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a line are the ids of `explain`; no word is broken, so that they can be copied."""
+    monkeypatch.setattr("voxstrata.base.result.terminal_width", lambda: 80)
+    ids = ["en/vm-nomore-spoken-by-a-person", "es/vm-nomore-spoken-by-another"]
+
+    class Told(Result):
+        title = f"Why {ids[0]} and {ids[1]} match: made-up, bucketed"
+
+        def tables(self) -> list[TextTable]:
+            return [TextTable(f"Where {ids[1]} ranks for {ids[0]}, and the best of the others", ["a"], [[1]], title)]
+
+        def figures(self) -> dict[str, Any]:
+            return {}
+
+    title = Told.title
+    shown = repr(Told())  # type: ignore[abstract]
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count(ids[0]) == shown.count(ids[1]) == 3
+    monkeypatch.setattr("voxstrata.base.result.terminal_width", lambda: None)
+    assert repr(Told()).splitlines()[0] == title  # type: ignore[abstract]
 
 
 def test_reports_fit_80_columns() -> None:

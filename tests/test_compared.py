@@ -156,7 +156,7 @@ def test_what_one_encoder_lacks_takes_no_part_in_any() -> None:
     assert_equal_tables(of(found.table, "whisper-a"), retrieve(fewer, options=OPTIONS).table)
     assert found.settings["not_in_all"] == {"whisper-a": 2}
     assert found.settings["utterances"] == 34
-    assert "2 utterances of whisper-a take no part: others have them not, or not done." in heard.warnings
+    assert "2 utterances of whisper-a left out: not in every store, or not done in one." in heard.warnings
     failed = Held("speech-bb", 2, {"final": 0.5})
     status = ["failed" if name in ("en-3", "uk-7") else "done" for name in IDS]
     failed.utterances = failed.utterances.drop(["status"]).append_column("status", pa.array(status))
@@ -242,10 +242,10 @@ def test_stores_of_other_corpora_are_refused() -> None:
     for part in (f"{first.files.root} and {apart.files.root} hold no utterance", "extract one manifest with each"):
         assert part in str(refusal.value)
     for column, value, message in (
-        ("group", "g4", "group of 1 utterances differs, e.g. of 'es-3' it is 'g3' and 'g4'; extract one corpus"),
-        ("group", None, "group of 1 utterances differs, e.g. of 'es-3' it is 'g3' and None"),
-        ("language", "en", "language of 1 utterances differs"),
-        ("seconds", 4.2, "seconds of 1 utterances differs, e.g. of 'es-3' it is 4.0 and 4.2"),
+        ("group", "g4", "group of 1 utterance differs, e.g. of 'es-3' it is 'g3' and 'g4'; extract one corpus"),
+        ("group", None, "group of 1 utterance differs, e.g. of 'es-3' it is 'g3' and None"),
+        ("language", "en", "language of 1 utterance differs"),
+        ("seconds", 4.2, "seconds of 1 utterance differs, e.g. of 'es-3' it is 4.0 and 4.2"),
     ):
         with pytest.raises(InputError, match=message):
             retrieve_each([first, changed(encoders()[1], column, "es-3", value)])
@@ -442,9 +442,7 @@ def test_commands_compare_stores_of_several_encoders(tmp_path: Path, capsys: pyt
         err = capsys.readouterr().err
         assert "made-up (Whisper" in err
         assert "other (Sounds" in err
-    with pytest.raises(
-        InputError, match=r"different encoders, made-up \(Whisper, 1 blocks, d = 8\) and other \(Sounds"
-    ):
+    with pytest.raises(InputError, match=r"different encoders, made-up \(Whisper, 1 block, d = 8\) and other \(Sounds"):
         open_store([a, ab])
 
 

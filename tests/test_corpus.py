@@ -158,13 +158,20 @@ def test_csv_texts_may_hold_line_breaks(tmp_path: Path) -> None:
         ("m.tsv", "path\ttext\n", r"has no rows"),
         ("m.tsv", "path\ttext\na.wav\tx\n\tx\n", r"line 3: path is empty"),
         ("m.jsonl", '{"path": null}', r"line 1: path is empty"),
-        ("m.tsv", "path\ttext\na.wav\tx\nb.wav\n", r"line 3: 1 fields where 2 are expected"),
+        ("m.tsv", "path\ttext\na.wav\tx\nb.wav\n", r"line 3: 1 field where 2 are expected"),
         ("m.csv", "path,text\na.wav,x,y\n", r"line 2: 3 fields where 2 are expected"),
         ("m.csv", 'path,text\na.wav,"x"y\n', r"line 2: .*quotes"),
         ("m.jsonl", '{"path": "a.wav"}\n{"path": \n', r"line 2: not JSON"),
         ("m.jsonl", '["a.wav"]\n', r"line 1: a list; write one JSON object per line"),
         ("m.jsonl", '{"path": "a.wav", "text": ["x"]}\n', r"line 1: text is \['x'\]; write a string"),
         ("m.jsonl", '{"path": "a.wav", "text": "\\ud800"}\n', r"line 1: text '\\ud800' is not valid Unicode"),
+        ("m.csv", 'path,"te\nxt"\na.wav,x\n', r"the name of a column, 'te\\nxt', holds a line break"),
+        (
+            "m.csv",
+            'path,language\na.wav,en\nb.wav,"en\nnote: all is well"\n',
+            r"line 4: language 'en\\nnote.* a line break",
+        ),
+        ("m.jsonl", '{"path": "a.wav", "id": "a\\nerror: b"}', r"line 1: id 'a\\nerror: b' holds a line break"),
         ("m.tsv", b"path\ttext\na.wav\tcaf\xe9\n", r"not UTF-8: byte 0xe9 at offset 19 \(line 2\); re-save"),
         ("m.csv", "path,text\na.wav,x\n".encode("utf-16"), r"not UTF-8: byte 0xff at offset 0 \(line 1\)"),
         (
@@ -271,6 +278,12 @@ def test_a_file_name_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes Unicode names only")
     with pytest.raises(InputError, match=r"caf\\udce9\.wav.*not valid Unicode; rename the file"):
+        read_corpus(tmp_path)
+
+
+def test_a_file_name_of_two_lines_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a\nerror: b.wav").touch()
+    with pytest.raises(InputError, match=r"path 'a\\nerror: b\.wav' holds a line break; rename the file"):
         read_corpus(tmp_path)
 
 

@@ -236,7 +236,7 @@ def test_drift_measures_8_bits_against_another_export(
     int8, whole = open_model(int8_model), open_model(tiny_model)
     drifts = {
         against: {
-            (r["mode"], r["output"]): r["cosine"]
+            (r["context"], r["output"]): r["cosine"]
             for r in measure_drift(corpus, model, against=reference).table.to_pylist()
         }
         for against, model, reference in (("itself", whole, None), ("float32", int8, whole))

@@ -39,6 +39,7 @@ def test_offline_it_compares_the_packages_two_encoders_and_says_so(
         assert "6 done" in capsys.readouterr().out
     (folder / "results" / "recall_by_depth.png").unlink()
     (folder / "notes.txt").write_text("mine")
+    monkeypatch.setattr(demo, "_installed", lambda _: False)  # without PyTorch it is quicker
     assert run("demo", "-o", folder) == 0  # its own it makes anew
     assert (folder / "results" / "recall_by_depth.png").exists()
     assert (folder / "notes.txt").read_text() == "mine"

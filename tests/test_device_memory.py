@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +19,11 @@ pytest.importorskip("onnx")
 
 from voxstrata.encoders import open_model
 from voxstrata.engine import CudaEncoder, Device, Encoder, Runtime
-from voxstrata.engine.cuda_encoder import ROWS_IN_FLIGHT
+from voxstrata.engine.device_rows import ROWS_IN_FLIGHT
 from voxstrata.engine.page_lock import HostRing, host_array
 from voxstrata.engine.pipeline import BATCHES_IN_FLIGHT, BATCHES_WAITING
 from voxstrata.store import StoreSpec
 
-DEVICE = sys.modules["voxstrata.engine.cuda_encoder"]
 CPU = Device("cpu")
 
 
@@ -38,7 +36,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(size)
         return host_array(size, dtype)
 
-    monkeypatch.setattr(DEVICE, "host_array", counted)
+    monkeypatch.setattr("voxstrata.engine.device_rows.host_array", counted)
     return sizes
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime as ort
 import pytest
+from packaging.requirements import Requirement
 
 from voxstrata import Context, Device, InputError, open_model
 from voxstrata.base.errors import UsageError
@@ -87,6 +90,17 @@ def test_tensorrts_libraries_are_loaded_from_where_pip_puts_them(
     monkeypatch.syspath_prepend(tmp_path)
     load_tensorrt()
     assert loaded == [str(folder / "libnvinfer.so.10")]
+
+
+def test_the_extra_gpu_brings_the_libraries_by_the_names_that_onnxruntime_gives_them() -> None:
+    """pip only warns of an extra that a package does not have."""
+    try:
+        offered = metadata("onnxruntime-gpu").get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        pytest.skip("onnxruntime in place of onnxruntime-gpu")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = {r.name: r.extras for r in map(Requirement, project["optional-dependencies"]["gpu"])}
+    assert {"cuda", "cudnn"} <= asked["onnxruntime-gpu"] <= {*offered}
 
 
 def test_no_cuda_graph_is_recorded_on_tensorrt(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_figures_are_those_of_a_plain_loop(corpus: Corpus, tiny_model: Path, tmp
     assert drift.settings["clips"] == 8
     assert drift.settings["candidates"] == [4, 4]
     assert drift.settings["chance"] == pytest.approx(1 / 4)
-    by_key = {(r["mode"], r["output"]): r for r in drift.table.to_pylist()}
+    by_key = {(r["context"], r["output"]): r for r in drift.table.to_pylist()}
     for mode in ("padded", "trimmed"):
         extract(corpus, tiny_model, tmp_path / f"{mode}.zarr", StoreSpec(dtype="float32", context=Context(mode)))
     a, b = open_store(tmp_path / "padded.zarr"), open_store(tmp_path / "trimmed.zarr")
@@ -106,7 +106,7 @@ def test_a_corpus_without_translations_says_so_and_still_measures(corpus: Corpus
     assert drift.settings["candidates"] is None
     assert f"No retrieval: {drift.settings['no_retrieval']}" in drift.to_markdown()
     rows = drift.table.to_pylist()
-    assert [r["mode"] for r in rows] == ["padded", "bucketed", "trimmed"]
+    assert [r["context"] for r in rows] == ["padded", "bucketed", "trimmed"]
     assert all(r["seqsim_f1_recall"] is None for r in rows)
     assert all(0 < r["cosine"] <= 1 + 1e-9 for r in rows[1:])
 
@@ -137,7 +137,7 @@ def test_a_saved_result_comes_back_and_shows_what_was_measured(
     printed = capsys.readouterr().out
     drift = Drift.load(out)
     for row in drift.table.to_pylist()[2:]:
-        at = rf"^{row['mode']} +{row['output']} +"
+        at = rf"^{row['context']} +{row['output']} +"
         shown = re.search(rf"{at}(\S+) +(\S+) +(\S+) +(\S+) % +(\S+) %$", printed, re.M)
         assert shown is not None
         wanted = (row["cosine"], row["frame_q001"], row["frame_worst"])
@@ -188,7 +188,7 @@ def test_an_unreadable_recording_is_counted_and_left_out(tiny_model: Path, tmp_p
 def test_recordings_that_all_fail_at_decoding_are_refused_naming_the_first(tiny_model: Path, tmp_path: Path) -> None:
     for i in range(2):  # headers in order, so that they are planned
         soundfile.write(tmp_path / f"{i}.wav", np.full(8000, np.nan, np.float32), 16_000, subtype="FLOAT")
-    with pytest.raises(InputError, match=r"none of the 2 recordings can be decoded; the first: 0\.wav: 8000 of 8000"):
+    with pytest.raises(InputError, match=r"no recording of 2 can be decoded; the first: 0\.wav: 8000 of 8000"):
         measure_drift(read_corpus(tmp_path), open_model(tiny_model), outputs="final")
 
 

@@ -192,7 +192,7 @@ def test_a_used_model_can_be_sent_to_another_process(tiny_model: Path) -> None:
         (np.zeros(9, np.float32), "16000", vs.UsageError, "a rate of '16000'"),
         (np.zeros(9, np.float32), None, vs.UsageError, "a rate of None"),
         (np.zeros(9, np.float32), 10**400, vs.UsageError, "a rate of 1000"),
-        ([np.zeros(9, np.float32)] * 2, [16_000], vs.UsageError, "1 rates for 2 recordings"),
+        ([np.zeros(9, np.float32)] * 2, [16_000], vs.UsageError, "1 rate for 2 recordings"),
     ],
     ids=str,
 )

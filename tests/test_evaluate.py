@@ -78,6 +78,7 @@ print(json.dumps({metric: float(value) for metric, value in found.items()}))
 """
 
 
+@pytest.mark.long  # ranx compiles itself first
 def test_recall_and_mrr_equal_those_of_ranx() -> None:
     if importlib.util.find_spec("ranx") is None:
         pytest.skip("ranx is no dependency; install it to compare with it")

@@ -33,7 +33,6 @@ from voxstrata.encoders import Context, Silence, open_model
 from voxstrata.encoders.card import SILENCE, write_card
 from voxstrata.engine import CpuEncoder, Device, Runtime, extract
 from voxstrata.engine.sink import UnitSink
-from voxstrata.exporters import ExportSpec, export
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store, plan
 
 OUTPUTS = ("layer_00", "layer_01", "layer_02", "layer_03", "final")
@@ -379,10 +378,9 @@ def test_chosen_outputs_alone_are_stored_with_the_same_values(
 
 
 def test_a_float16_model_is_stored_in_float16_without_a_warning(
-    tiny_checkpoint: Path, make_corpus: Callable[..., Path], tmp_path: Path
+    half_model: Path, make_corpus: Callable[..., Path], tmp_path: Path
 ) -> None:
-    export(str(tiny_checkpoint), tmp_path / "half", ExportSpec(dtype="float16"))
-    extract(make_corpus({"a": 0.7, "b": 1.1}), tmp_path / "half", tmp_path / "s.zarr")
+    extract(make_corpus({"a": 0.7, "b": 1.1}), half_model, tmp_path / "s.zarr")
     store = open_store(tmp_path / "s.zarr")
     assert all(np.isfinite(store.frames(name, output)).all() for name in store.ids for output in store.outputs)
 
@@ -390,7 +388,7 @@ def test_a_float16_model_is_stored_in_float16_without_a_warning(
 def test_long_error_refuses_the_corpus_naming_the_recording(
     clips: tuple[Path, dict], tiny_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"over\.wav: 35\.0 s.*1 recordings.*--long window"):
+    with pytest.raises(InputError, match=r"over\.wav: 35\.0 s.*1 recording is.*--long window"):
         extract(clips[0], tiny_model, tmp_path / "s.zarr", long="error")
     assert not (tmp_path / "s.zarr").exists()
 
@@ -555,6 +553,7 @@ print(report.utterances, next(l for l in open("/proc/self/status") if l.startswi
 """
 
 
+@pytest.mark.long  # two processes and 650 recordings
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_memory_does_not_grow_with_the_corpus(
     make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path

@@ -22,6 +22,7 @@ from voxstrata.encoders.family import Family, Step
 from voxstrata.encoders.frames import encoder_frames
 from voxstrata.encoders.onnx_file import cut_onnx
 from voxstrata.encoders.whisper import WHISPER
+from voxstrata.engine import device_rows
 from voxstrata.engine.exact_encoder import ExactEncoder
 from voxstrata.engine.pipeline import equal_batches
 from voxstrata.store.plan import windows_of
@@ -277,6 +278,31 @@ def test_a_batch_holds_windows_of_one_exact_length(model: Path, monkeypatch: pyt
     assert toy.FAMILY.frames(16_000) == toy.FAMILY.frames(16_001)  # so that frames alone would put these together
 
 
+@pytest.mark.parametrize("kept", [{}, {"dtype": "float32"}, {"every": 4}, {"pool": "mean"}])
+def test_on_a_device_states_are_reduced_to_the_same_rows_in_memory_that_is_used_again(
+    model: Path, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here with the CPU as the device."""
+    made: list[int] = []
+    make = device_rows.host_array
+    monkeypatch.setattr(device_rows, "host_array", lambda size, dtype: made.append(size) or make(size, dtype))
+    opened, spec = open_model(model), vs.StoreSpec(("layer_01", toy.OUTPUTS[-1]), **kept)
+    plain, device = (ExactEncoder(opened, spec, vs.Runtime(tokens=60)) for _ in range(2))
+    device._reduce_on_device()
+    many = [sound("a")] * 3  # more than a batch, so for them memory is made that is not kept
+    for audio, part in (([sound("a")], [(8, 30)]), ([sound("b")], [(0, 49)]), ([sound("full")], None), (many, None)):
+        want = plain.stored_rows(audio, 49, part)
+        monkeypatch.setattr(device, "run", None)  # which brings states to the host
+        found = device.stored_rows(audio, 49, part)
+        assert found.finite == want.finite == [True, True]
+        for ours, theirs in zip(found.rows, want.rows, strict=True):
+            for mine, other in zip(ours, theirs, strict=True):
+                assert mine.dtype == other.dtype
+                np.testing.assert_allclose(mine, other, rtol=2e-3, atol=1e-4)
+        del found, ours, mine
+    assert len(made) == 1
+
+
 def test_only_the_blocks_that_the_wanted_outputs_need_are_computed(model: Path) -> None:
     opened, sessions = open_model(model), dict[str, Any]()
     shallow = ExactEncoder(opened, vs.StoreSpec("layer_01", dtype="float32"), sessions=sessions)
@@ -510,9 +536,9 @@ def test_bench_measures_the_contexts_that_a_family_has(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runtime = vs.Runtime(threads=1)
     record = bench(open_model(model), "layer_01", runtime, seconds=0.1)
-    assert list(record.modes) == ["exact"]
+    assert list(record.contexts) == ["exact"]
     assert recorded(open_model(model), runtime) == record
-    done = record.modes["exact"]
+    done = record.contexts["exact"]
     assert done.tokens * toy.D * 2 < done.stored_bytes + 1  # a row for every frame, or fewer where pieces overlap
 
 

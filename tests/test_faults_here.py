@@ -168,7 +168,7 @@ def test_what_failed_at_its_header_is_named(
     assert run("extract", folder, tiny_model, "-o", store, *settings) == 4
     (folder / "en" / "x.wav").write_bytes(sound)
     assert run("extract", folder, tiny_model, "-o", store, *settings, "--retry-failed") == 4
-    assert "1 recordings, e.g. 'en/x', can be read now" in capsys.readouterr().err
+    assert "1 recording, e.g. 'en/x', can be read now" in capsys.readouterr().err
 
 
 def test_an_unreadable_file_still_fails_alone(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,6 +235,9 @@ def test_columns_that_cannot_be_chosen_are_refused(tmp_path: Path) -> None:
         read_corpus(path, columns={"txet": "text"})
     with pytest.raises(UsageError, match=r"no column 'sentence'; found: 'path', 'text'"):
         read_corpus(path, columns={"text": "sentence"})
+    named = write(tmp_path / "n.tsv", "file\ttext\na.wav\tx\n")
+    with pytest.raises(UsageError, match=r"file is nothing we read; the other way round: --columns path=file$"):
+        read_corpus(named, columns={"file": "path"})
     audio(tmp_path / "folder", "a.wav")
     with pytest.raises(UsageError, match=r"a folder of audio has no columns"):
         read_corpus(tmp_path / "folder", columns={"text": "sentence"})
@@ -591,6 +594,28 @@ def test_arguments_in_the_other_order_are_named(
     name, *options = command
     assert run(name, tiny_model, path, *options) == 2
     assert f"the order is the other: voxstrata {name} {path} {tiny_model}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "order"),
+    [
+        ("append m.tsv MODEL STORE", "append STORE m.tsv MODEL"),
+        ("append m.tsv STORE MODEL", "append STORE m.tsv MODEL"),
+        ("append STORE MODEL m.tsv", "append STORE m.tsv MODEL"),
+        ("relabel m.tsv STORE", "relabel STORE m.tsv"),
+        ("spans m.tsv STORE -o x", "spans STORE m.tsv"),
+        ("explain a b STORE -o x", "explain STORE a b"),
+    ],
+)
+def test_a_store_behind_other_arguments_is_named(
+    tmp_path: Path, tiny_model: Path, command: str, order: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "zarr.json").touch()
+    names = {"m.tsv": write(tmp_path / "m.tsv", "path\na.wav\n"), "MODEL": tiny_model, "STORE": tmp_path / "s.zarr"}
+    assert run(*(names.get(word, word) for word in command.split())) == 2
+    wanted = " ".join(str(names.get(word, word)) for word in order.split())
+    assert f"the order is the other: voxstrata {wanted} …" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["sweep", "-o", "x"], ["check"]], ids=lambda c: str(c[0]))

@@ -150,6 +150,37 @@ def test_all_steps_done_is_success(tmp_path: Path) -> None:
     assert logs["first_ten_minutes"].rstrip().endswith("--device cuda --real trained")
 
 
+def test_every_step_is_on_the_device_that_was_named(tmp_path: Path) -> None:
+    _, _, logs = run_all(tmp_path, ":", "--device", "cuda:1")
+    assert [logs[name].rstrip().endswith("--device cuda:1") for name in STEPS] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before", "seen"),
+    [
+        ([], None, "0"),
+        (["--device", "cuda"], "4,7", "4"),
+        (["--device", "cuda:1"], None, "1"),
+        (["--device=cuda:1:bfloat16"], "4,7", "7"),
+        (["--device", "tensorrt:2"], "4,7", ""),  # there is none
+        (["--tiny"], "4,7", ""),
+    ],
+)
+def test_the_kernels_script_sees_one_device_alone(
+    tmp_path: Path, arguments: list[str], before: str | None, seen: str
+) -> None:
+    """For `Triton` takes the first that torch sees."""
+    (tmp_path / "torch.py").write_text('import os\nprint(os.environ["CUDA_VISIBLE_DEVICES"])\nraise SystemExit')
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"} | {"PYTHONPATH": str(tmp_path)}
+    environment |= {} if before is None else {"CUDA_VISIBLE_DEVICES": before}
+    command = [sys.executable, BENCHMARKS / "seqsim_gpu.py", *arguments]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == f"{seen}\n"
+    wrong = subprocess.run(
+        [*command, "--device", "cpu:1"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (wrong.returncode, wrong.stderr) == (1, "--device cpu:1: choose cuda, cuda:1, …\n") or "--tiny" in arguments
+
+
 @pytest.mark.parametrize(("arguments", "text"), [(["--speed"], "unknown option"), (["--out"], "a value is missing")])
 def test_options_it_does_not_know_are_refused(arguments: list[str], text: str) -> None:
     done = subprocess.run([BENCHMARKS / "gpu_all.sh", *arguments], capture_output=True, text=True, check=False)

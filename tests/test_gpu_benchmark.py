@@ -35,6 +35,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield extraction_gpu, _gpu, _gpu.Bench(args, Device("cpu"), model, checkpoint, folder, time.perf_counter())
 
 
+@pytest.mark.long
 def test_every_section_runs_and_no_rate_of_a_cpu_is_reported(bench: Any) -> None:
     script, _, b = bench
     published = []
@@ -135,6 +136,28 @@ def test_sections_that_come_too_late_stand_in_the_report(bench: Any) -> None:
     published: list[int] = []
     script.run(late, lambda: published.append(len(late.problems)))
     assert published == list(range(1, 17))
+
+
+def test_a_script_reports_as_it_goes_and_a_problem_is_its_exit_status(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, gpu, b = bench
+    monkeypatch.setattr(gpu, "random_model", lambda shape, folder: (b.model, b.checkpoint))
+    args = argparse.Namespace(**vars(b.args) | {"device": "cpu", "out": tmp_path})
+    reports: list[Any] = []
+
+    def run(own: Any, publish: Any) -> None:
+        for problem in ("", "no rate today"):
+            own.check(not problem, problem)
+            publish()
+            reports.append(json.loads((tmp_path / "x.json").read_text(encoding="utf-8")))
+            own.add("Of rates:", ("what", "rate"), ("mm", "not measured"))
+
+    assert gpu.benched(args, "x", "Rates", (32, 3, 2, 80), run) == 1
+    assert [r["results"]["problems"] for r in reports] == [[], ["no rate today"]]
+    assert [[t["rows"] for t in r["tables"]] for r in reports] == [[], [[["mm", "not measured"]]]]
+    assert "- PROBLEM: no rate today" in capsys.readouterr().out
+    assert gpu.benched(args, "x", "Rates", (32, 3, 2, 80), lambda own, publish: publish()) == 0
 
 
 def test_without_a_device_it_says_what_to_do(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

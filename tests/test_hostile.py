@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -347,7 +348,7 @@ def test_a_graph_that_no_export_writes_is_refused_before_it_is_loaded(what: str,
         {"outputs": ["layer_99"]}, {"outputs": ["final", "layer_00"]}, {"outputs": [1]}, {"outputs": None},
         {"silence": []}, {"silence": {}}, {"validation": {}}, {"validation": None}, {"tools": 1}, {"revision": 1},
         {"checkpoint": {}}, {"opset": 10**18}, {"files": {}}, {"files": []}, {"files": {"../x": "0"}}, {"more": 1},
-        {"weights_sha256": 1}, {"format": 10**30},
+        {"weights_sha256": 1}, {"format": 10**30}, {"checkpoint": "a\nerror: b"}, {"revision": "a\nb"},
     ],
     ids=str,
 )  # fmt: skip
@@ -470,6 +471,14 @@ def test_what_killed_commands_left_is_removed_by_the_next_that_makes_the_same(
         (folder / "x").write_text("x")
     assert {p.name for p in tmp_path.iterdir()} == {"tmp", "a", "d"}
     assert list(temporary.iterdir()) == [foreign]
+
+
+def test_temporary_folders_are_made_by_what_clears_up_after_kills() -> None:
+    root = Path(__file__).parents[1]
+    files = [*(root / "src").rglob("*.py"), *(root / "benchmarks").glob("*.py")]
+    found = {p.name for p in files if re.search("TemporaryDirectory|mkdtemp", p.read_text(encoding="utf-8"))}
+    # the helper itself, a script that measures the disk that it is told, and one within a folder of the helper's
+    assert found == {"folders.py", "durable.py", "extraction_gpu.py"}
 
 
 # ---- text that acts as markup

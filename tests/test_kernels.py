@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
+import click
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.retrieval.kernels import KERNELS as KERNEL_NAMES
 from voxstrata.retrieval.kernels import choose_kernel, fixed_point, int16
 from voxstrata.retrieval.kernels.base import Kernel, Packed, runs
+from voxstrata.retrieval.kernels.gpu import TILES
 from voxstrata.retrieval.kernels.int16 import Int16
 from voxstrata.retrieval.ragged import Ragged
 
@@ -266,6 +269,7 @@ def test_fixed_point_sums_are_exact_from_one_frame_up(sides: tuple[Utterances, U
     assert_integers_exact(*sides)
 
 
+@pytest.mark.long  # a process that compiles the kernels anew
 @fast
 def test_narrow_registers_give_the_same_bits() -> None:
     """The AVX2 form of the kernel, compiled in a process of its own on a machine that would take AVX-512."""
@@ -283,11 +287,22 @@ def test_narrow_registers_give_the_same_bits() -> None:
     )  # fmt: skip
 
 
+def test_every_name_of_a_kernel_is_listed_and_completed() -> None:
+    """Also those that only a GPU's kernel has, by the number formats of its rows."""
+    from voxstrata.cli import options
+
+    assert set(KERNEL_NAMES) == {"int16", "float32", "triton", *(f"triton-{dtype}" for dtype in TILES)}
+    (option,) = (click.command()(options.kernel(lambda: None))).params
+    offered = option.shell_complete(click.Context(click.Command("x")), "")
+    assert [item.value for item in offered] == list(KERNEL_NAMES)
+
+
 def test_the_kernel_is_chosen_by_name_or_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_kernel("float32").name == "float32"
     assert choose_kernel().name == ("int16" if fixed_point.available() else "float32")
-    with pytest.raises(UsageError, match=r"unknown kernel 'float64'; known: int16, float32, triton"):
-        choose_kernel("float64")
+    for name in ("float64", "float32-int8", "triton-int8"):
+        with pytest.raises(UsageError, match=rf"unknown kernel '{name}'; known: {', '.join(KERNEL_NAMES)}$"):
+            choose_kernel(name)
     monkeypatch.setattr(fixed_point, "_features", lambda: frozenset({"sse2"}))
     assert choose_kernel().name == "float32"
     with pytest.raises(UsageError, match="int16 needs a CPU with AVX2; take float32"):

@@ -147,6 +147,7 @@ def test_the_shipped_encoders_are_small_and_whole(shipped: Path) -> None:
         assert model.generation_config.lang_to_id.keys() == {f"<|{language}|>" for language in TAUGHT}
 
 
+@pytest.mark.long
 def test_the_toolchain_tells_the_shipped_encoders_apart(shipped: Path, tmp_path: Path) -> None:
     """They export and validate; `align` finds the translator's last layer ahead on pairs that sound unlike."""
     pytest.importorskip("panphon", reason="panphon is in the extra `phonetics`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ BESIDE |= {("compared", "align")}
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE)
 
 
+@cache
 def imported(path: Path) -> list[list[str]]:
     """The modules of this package that a file imports, in parts: `voxstrata.store.plan` is ["store", "plan"]."""
     found = []

@@ -6,8 +6,6 @@ import errno
 import itertools
 import json
 import logging
-import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kills import contents
+from kills import PROCESSES, contents, extract_with
 from s3_server import S3Server
 
 from voxstrata.audio.remote import RemoteSource
@@ -31,7 +29,6 @@ from voxstrata.store.files import Files, patient_lock
 from voxstrata.store.shard import RemoteShard, ShardLayout
 
 SPEC, RUNTIME = StoreSpec(outputs=("layer_03", "final")), Runtime(unit_megabytes=0.05, threads=1)
-PROCESSES = multiprocessing.get_context("forkserver")
 SECRET = "wJalrXUtnFEMIbPxRfiCYEXAMPLEKEY"
 
 
@@ -74,15 +71,10 @@ def _objects(url: str) -> dict[str, bytes]:
     return _comparable({name.removeprefix(f"{path}/"): fs.cat_file(name) for name in fs.find(path)})
 
 
-def _extract_there(environment: dict[str, str], corpus: Path, model: Path, store: str) -> None:
-    os.environ.update(environment)
-    leases.LEASE_SECONDS = 1.2
-    extract(corpus, model, store, SPEC, RUNTIME)
-
-
 def _worker(s3: S3Server, corpus: Path, model: Path, store: str) -> BaseProcess:
     """An extraction in a process of its own."""
-    child = PROCESSES.Process(target=_extract_there, args=(s3.environment(SECRET), corpus, model, store))
+    given = (s3.environment(SECRET), leases.LEASE_SECONDS, corpus, model, store, (SPEC, RUNTIME))
+    child = PROCESSES.Process(target=extract_with, args=given)
     child.start()
     return child
 

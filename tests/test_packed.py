@@ -422,7 +422,7 @@ def test_supervisions_beside_their_recordings_are_utterances(tmp_path: Path) -> 
         assert about(corpus) == {"talk-1": ("en", "Hello.", "s1"), "talk-2": (None, "All.", None)}
         assert column(corpus, "snr") == ["7.5", None]
         assert "alignment" not in corpus.table.column_names
-        assert any("1 recordings of x_recordings_dev.jsonl.gz have no supervision" in note for note in corpus.notes)
+        assert any("1 recording of x_recordings_dev.jsonl.gz left out" in note for note in corpus.notes)
     assert len(read_corpus(tmp_path, "dev")) == 2
     with pytest.raises(UsageError, match="split 'train'"):
         read_corpus(tmp_path, "train")

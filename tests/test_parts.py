@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kills import _PROCESSES, committed, contents
+from kills import PROCESSES, committed, contents, extract_part
 from test_cli import run
 
 from voxstrata.base.errors import InputError, UsageError
@@ -56,21 +56,8 @@ def whole(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFacto
     return contents(store)
 
 
-class Slow(Reporter):
-    """Takes its time at each batch, so that others and kills come in between."""
-
-    def progress(self, progress: Progress) -> None:
-        if progress.stage == "extracting":
-            time.sleep(0.02)
-
-
-def _part(corpus: Path, model: Path, store: Path, part: Part | None) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    extract(corpus, model, store, *SETTINGS, Slow(), part=part)
-
-
-def start(*task: Any) -> Any:
-    child = _PROCESSES.Process(target=_part, args=task)
+def start(corpus: Path, model: Path, store: Path, part: Part) -> Any:
+    child = PROCESSES.Process(target=extract_part, args=(corpus, model, store, SETTINGS, part))
     child.start()
     return child
 

@@ -58,21 +58,21 @@ def test_tables_hold_panphons_distances_and_the_ranks_of_a_plain_loop(tmp_path: 
     panphon = panphon_distance.Distance()
     by_pair = {}
     for row in distances:
-        source, target = ipa[row["source"]], ipa[row["target"]]
+        source, target = ipa[row["query"]], ipa[row["candidate"]]
         expected = panphon.feature_edit_distance_div_maxlen(source["ipa"], target["ipa"])
         assert row["distance"] == pytest.approx(expected, abs=1e-6)
         assert row["translation"] == (source["group"] == target["group"])
-        by_pair[row["source"], row["target"]] = by_pair[row["target"], row["source"]] = row["distance"]
+        by_pair[row["query"], row["candidate"]] = by_pair[row["candidate"], row["query"]] = row["distance"]
     pairs = pq.read_table(tmp_path / "out" / "phonetics.parquet")
     assert len(pairs) == 8
     for row in pairs.to_pylist():
-        others = [by_pair[row["source"], f"{row['target_language']}_{g}"] for g in SENTENCES if g != row["group"]]
-        assert row["distance"] == by_pair[row["source"], row["target"]]
+        others = [by_pair[row["query"], f"{row['target']}_{g}"] for g in SENTENCES if g != row["group"]]
+        assert row["distance"] == by_pair[row["query"], row["candidate"]]
         assert row["rank"] == 1 + sum(d <= row["distance"] for d in others)
         assert row["quantile"] == pytest.approx(sum(d < row["distance"] for d in others) / 3)
-    (banana,) = [row for row in pairs.to_pylist() if row["source"] == "en_banana"]
-    assert banana["source_word"] == ipa["en_banana"]["ipa"].split()[1]  # the word that both sentences share
-    assert banana["target_word"] == ipa["es_banana"]["ipa"].split()[1]
+    (banana,) = [row for row in pairs.to_pylist() if row["query"] == "en_banana"]
+    assert banana["query_word"] == ipa["en_banana"]["ipa"].split()[1]  # the word that both sentences share
+    assert banana["candidate_word"] == ipa["es_banana"]["ipa"].split()[1]
     settings = json.loads(pairs.schema.metadata[b"voxstrata_phonetics"])
     assert settings["normalize"] == "longer"
     assert settings["voices"] == {"en": "en-us", "es": "es"}
@@ -88,7 +88,7 @@ def test_given_ipa_replaces_espeak_and_its_words_and_segments_count(tmp_path: Pa
     assert ipa["en_hotel"]["segments"] == 4
     assert ipa["en_banana"]["voice"] == "en-us"
     (row,) = [
-        row for row in pq.read_table(tmp_path / "out" / "phonetics.parquet").to_pylist() if row["source"] == "en_hotel"
+        row for row in pq.read_table(tmp_path / "out" / "phonetics.parquet").to_pylist() if row["query"] == "en_hotel"
     ]
     assert row["distance"] == pytest.approx(1 / 24 / 4)
     assert report.settings["ipa_given"] == 4
@@ -123,7 +123,7 @@ def test_a_saved_result_comes_back_and_its_table_holds_the_figures_of_plain_loop
     others = np.mean([row["distance"] for row in distances if not row["translation"]])
     rows = result.table.to_pylist()
     for shown in result.tables()[0].rows:
-        mine = [row for row in rows if f"{row['source_language']} → {row['target_language']}" == shown[0]]
+        mine = [row for row in rows if f"{row['source']} → {row['target']}" == shown[0]]
         assert shown[1:3] == [len(mine), "3"]
         expected = [
             np.median([row["quantile"] for row in mine]), np.median([row["quantile_like_length"] for row in mine]),
@@ -158,7 +158,7 @@ UNUSABLE: list[tuple[list[dict[str, Any]], str]] = [
     ([{**row, "group": row["id"]} for row in sentences()], "no group occurs in two languages"),
     ([row for row in sentences() if row["language"] == "en"], "at least 2 languages"),
     ([row for row in sentences() if row["group"] == "rain"], "only one group"),
-    ([{**row, "text": "Hola"} if row["language"] == "es" else row for row in sentences()], "all 4 sentences of es"),
+    ([{**row, "text": "Hola"} if row["language"] == "es" else row for row in sentences()], "all sentences of es (4)"),
 ]
 
 
@@ -191,7 +191,7 @@ def test_a_direction_without_non_translations_has_no_figures_and_is_named(tmp_pa
     assert any(note.startswith("en → de, es → de: no figure") for note in report.notes)
     pairs = pq.read_table(tmp_path / "out" / "phonetics.parquet").to_pylist()
     assert all(row["non_translations"] > 0 for row in pairs)
-    assert "de" not in {row["target_language"] for row in pairs}
+    assert "de" not in {row["target"] for row in pairs}
 
 
 def test_wrong_voice_option_is_2(tmp_path: Path) -> None:

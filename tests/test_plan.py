@@ -162,6 +162,17 @@ def test_a_recording_over_the_largest_unit_fails_alone() -> None:
     assert plan_of([day], replace(SPEC, every=1500)).length[0] == 24 * 120
 
 
+@pytest.mark.parametrize("spec", [StoreSpec(("final",), pool="mean"), StoreSpec(("final",), every=10**9)])
+def test_a_recording_that_claims_to_last_for_centuries_fails_alone(spec: StoreSpec) -> None:
+    """Little is stored of it, but every window would be listed: 9 kB of Matroska may say 31,688 years."""
+    plan = plan_of([Recording("good", "en", 16_000), Recording("liar", "en", 16 * 10**15)], spec)
+    assert plan.samples.tolist() == [16_000, 0]
+    assert plan.utterances["failure"].to_pylist() == [
+        None,
+        "1000000000000 s is more than the 1048576 s that a recording may last; correct its header or row, or cut it",
+    ]
+
+
 @pytest.mark.parametrize("megabytes", [0, -1, 1e9])
 def test_impossible_unit_sizes_are_usage_errors(megabytes: float) -> None:
     with pytest.raises(UsageError, match="units of"):

@@ -17,6 +17,7 @@ from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.phonetics.measure import measure_phonetics
 
 pytest.importorskip("panphon")
+pytestmark = pytest.mark.long  # forty corpora; tests/test_align.py has what is planted in twenty
 
 SEEDS = 20
 # how strongly what stands beside meaning
@@ -73,7 +74,6 @@ def clear(values: np.ndarray) -> float:
     return float(values.mean() / (values.std(ddof=1) / np.sqrt(len(values))))
 
 
-@pytest.mark.long
 def test_the_more_sound_the_more_the_controls_of_sound_report(both: tuple[Figures, Figures]) -> None:
     f, _ = both
     names = ("meaning", "sound", "more sound")

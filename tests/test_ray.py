@@ -166,6 +166,7 @@ def test_tile_rows_of_a_comparison_are_done_on_ray(
     cluster.join()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.]data")  # it sets its own deprecated settings
 def test_ray_data_takes_the_class_into_a_pipeline(
     cluster: Nodes, corpus: Path, tiny_model: Path, whole: Path, tmp_path: Path
@@ -203,6 +204,7 @@ def test_errors_are_those_of_one_process(cluster: Nodes, corpus: Path, huge: Pat
     assert str(ray.value).split(":", 1)[1] == end
 
 
+@pytest.mark.long
 def test_a_piece_that_kills_its_workers_ends_the_run_and_is_named(cluster: Nodes) -> None:
     def maker() -> Callable[[Sequence[int]], list[int]]:
         def work(pieces: Sequence[int]) -> list[int]:
@@ -354,7 +356,7 @@ def test_workers_fill_the_nodes(asked: dict[str, Any], nodes: list[Any], number:
 
 
 def test_without_room_this_machine_refuses_and_a_cluster_waits() -> None:
-    with pytest.raises(vs.InputError, match=r"no node with 1 cores and 1 GPUs for a worker; it has 8 cores and 0 GPUs"):
+    with pytest.raises(vs.InputError, match=r"no node with 1 core and 1 GPU for a worker; it has 8 cores and 0 GPUs"):
         Workers(gpus=1).settled([node(8)], Told())
     told = Told()
     assert Workers("auto", gpus=1).settled([node(8)], told).number == 1

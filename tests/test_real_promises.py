@@ -22,7 +22,7 @@ def test_bucketed_stays_close_to_padded_and_retrieves_alike(shared: Path, tmp_pa
     model = export(str(shared / "whisper-base-encoder"), tmp_path / "base", calibrated)
     drift = measure_drift(read_corpus(shared / "prompts" / "prompts.tsv"), model, clips=None)
     print(f"\n{drift}")
-    bucketed = [r for r in drift.table.to_pylist() if r["mode"] == "bucketed"]
+    bucketed = [r for r in drift.table.to_pylist() if r["context"] == "bucketed"]
     assert len(bucketed) == 8
     assert min(r["cosine"] for r in bucketed) >= 0.995
     changes = [r[f"{similarity}_change"] for r in bucketed for similarity in ("seqsim_f1", "pooled_cosine")]

@@ -33,7 +33,7 @@ def test_near_homophones_are_closer_than_random_pairs_in_every_output(base: Path
     rows = {
         (row["output"], row["similarity"]): row
         for row in result.table.to_pylist()
-        if row["kind"] == "near_homophones" and row["language_a"] == EVERY_LANGUAGE
+        if row["kind"] == "near_homophones" and row["source"] == EVERY_LANGUAGE
     }
     for output in ("layer_00", "layer_03", "final"):
         assert rows[output, "seqsim_f1"]["low"] > rows[None, "duration"]["auc"] > 0.5

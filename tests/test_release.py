@@ -107,6 +107,6 @@ def test_an_image_is_made_of_files_that_docker_is_sent(image: str) -> None:
     assert set(copied) <= sent
     assert all((ROOT / name).exists() for name in copied)
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert {wheel["readme"], *wheel["license-files"]} <= set(copied)
+    assert {"README.md", "hatch_build.py", *wheel["license-files"]} <= set(copied)
     (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", text, re.M)
     assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()

@@ -122,9 +122,9 @@ class TestNumbers:
             assert_shows(one, expected)
         rows = stored(study / "words/words.parquet")
         *_, whole, control, pairs = page.sections["words: words/words.parquet"]
-        assert_shows(whole, [r for r in rows if r["language_a"] == "all" and r["output"]])
+        assert_shows(whole, [r for r in rows if r["source"] == "all" and r["output"]])
         assert_shows(control, [r for r in rows if r["output"] is None])
-        assert_shows(pairs, [r for r in rows if r["language_a"] != "all"])
+        assert_shows(pairs, [r for r in rows if r["source"] != "all"])
         assert "chance" in whole.header
         rows = stored(study / "why/explain.parquet")
         assert_shows(page.sections["explain: why/explain.parquet"][0], rows)
@@ -138,8 +138,8 @@ class TestNumbers:
         rows = stored(study / "phonetics/phonetics.parquet")
         near = page.sections["phonetics: phonetics/phonetics.parquet"][1]
         assert f"(50 of {len(rows)} rows)" in near.title
-        by_pair = {(r["source"], r["target"]): r for r in rows}
-        at = [near.header.index(name) for name in ("source", "target")]
+        by_pair = {(r["query"], r["candidate"]): r for r in rows}
+        at = [near.header.index(name) for name in ("query", "candidate")]
         assert_shows(near, [by_pair[cells[at[0]][0], cells[at[1]][0]] for cells in near.rows])
         distances = [float(cells[near.header.index("distance")][1] or "nan") for cells in near.rows]
         assert distances == sorted(r["distance"] for r in rows)[:50]
@@ -176,7 +176,7 @@ class TestNumbers:
         assert (shown["pool"], shown["chance"]) == ("160", f"{100 / 160:.1f}")
 
     def test_phonetics_by_direction(self, page: Page, study: Path) -> None:
-        rows = [r for r in stored(study / "phonetics/phonetics.parquet") if r["source_language"] == "a"]
+        rows = [r for r in stored(study / "phonetics/phonetics.parquet") if r["source"] == "a"]
         table = page.sections["phonetics: phonetics/phonetics.parquet"][0]
         cells = dict(zip(table.header, table.rows[0], strict=True))
         expected = {

@@ -123,7 +123,7 @@ def test_an_unfinished_similarity_is_named(study: Path, tmp_path: Path, capsys: 
     (tmp_path / "s" / "top.parquet").write_bytes(b"PAR1")
     assert run("report", tmp_path) == 3
     assert "top.parquet: damaged" in capsys.readouterr().err
-    (tmp_path / "bench.json").write_text('{"modes": {}}', encoding="utf-8")
+    (tmp_path / "bench.json").write_text('{"contexts": {}}', encoding="utf-8")
     (tmp_path / "s" / "top.parquet").unlink()
     assert run("report", tmp_path) == 3
     assert "bench.json: not what `voxstrata bench --json` prints" in capsys.readouterr().err

@@ -141,10 +141,10 @@ def test_similarity_replaces_results_of_other_settings(
 
 
 def test_export_replaces_a_model_and_nothing_else(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "model"
-    assert run("export", tiny_checkpoint, "-o", folder) == 0
+    shutil.copytree(tiny_model, folder)
     before = contents(folder)
     assert run("export", tiny_checkpoint, "-o", folder, "--dtype", "int8") == 3
     assert "exists already" in capsys.readouterr().err

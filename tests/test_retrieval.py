@@ -188,7 +188,7 @@ def test_arrays_that_cannot_be_compared_are_refused() -> None:
         Ragged.from_list([ones, ones[:, :2]])
     with pytest.raises(InputError, match="list is empty"):
         Ragged.from_list([])
-    with pytest.raises(InputError, match="1 names for 2"):
+    with pytest.raises(InputError, match="1 name for 2 utterances"):
         Ragged.from_list([ones, ones], ["a"])
     with pytest.raises(InputError, match="d = 3 and of d = 2"):
         seqsim(Ragged.from_list([ones]), Ragged.from_list([ones[:, :2]]))

@@ -165,3 +165,19 @@ def test_a_notebook_shows_a_figure_by_itself() -> None:
     width, height = struct.unpack(">II", picture[16:24])
     assert picture.startswith(b"\x89PNG")
     assert min(width, height) > 300
+
+
+def test_a_pdf_holds_its_letters_as_truetype_and_no_date(
+    tmp_path: Path, quick_fonts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Journals refuse Type 3, matplotlib's own choice, which other tests take since it is quicker."""
+    monkeypatch.setattr(figures, "PDF_FONTS", quick_fonts)  # as it is for users
+    figure = figures.new_figure(2, 2)
+    figures.set_title(figure, "abc")
+    for name in ("a.pdf", "b.pdf"):
+        figures.save_figure(figure, tmp_path / name)
+    found = (tmp_path / "a.pdf").read_bytes()
+    assert b"/TrueType" in found or b"/CIDFontType2" in found
+    assert b"/Type3" not in found
+    assert b"/CreationDate" not in found
+    assert found == (tmp_path / "b.pdf").read_bytes()

@@ -124,6 +124,7 @@ def test_a_refitted_exit_is_written_as_a_checkpoint_that_says_the_same(
     assert run("early-exit", "write", tmp_path / "k2", "-k", 1, "--refitted", fits, "-o", tmp_path / "k1") != 0
 
 
+@pytest.mark.long
 def test_the_same_fits_serve_a_run_that_goes_on_and_others_are_refused(
     swept: tuple[Path, EarlyExits], shifting: Transcriber, speech: Corpus, tmp_path: Path
 ) -> None:

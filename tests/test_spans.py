@@ -514,7 +514,7 @@ def test_words_of_a_list_are_found_in_sentences_and_compared(tmp_path: Path) -> 
     command = ("words", tmp_path / "list.tsv", tmp_path / "words.zarr", "-o", tmp_path / "out", "--bootstrap", 0)
     assert run(*command) == 0
     table = pq.read_table(tmp_path / "out" / "words.parquet")
-    found = {(r["output"], r["similarity"], r["kind"]): r for r in table.to_pylist() if r["language_a"] == "all"}
+    found = {(r["output"], r["similarity"], r["kind"]): r for r in table.to_pylist() if r["source"] == "all"}
     assert found["final", "pooled_cosine", "synonyms"]["auc"] == 1
     assert found["final", "seqsim_f1", "synonyms"]["auc"] == 1
     assert found["final", "pooled_cosine", "near_homophones"]["auc"] < 0.9

@@ -17,6 +17,7 @@ from typing import Any
 
 import onnxruntime as ort
 import pytest
+import toy_encoder
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SOURCE = Path(__file__).parents[1] / "src"
@@ -50,6 +51,23 @@ for frames, windows in {SHAPES}:
         assert len(rows.rows[0]) == windows and rows.finite == [True, True]
         del rows
         mark(b"END")
+assert encoder.host_memory == "pinned"
+"""
+FAMILY = """
+import ctypes, sys
+import numpy as np
+from voxstrata import Device, open_model
+from voxstrata.engine import Runtime
+from voxstrata.engine.making import make_encoder
+from voxstrata.store import StoreSpec
+mark = ctypes.CDLL("libcudart.so.13").stand_in_mark
+encoder = make_encoder(open_model(sys.argv[1]), StoreSpec(("layer_01", "final")), Runtime(Device("cuda"), tokens=200))
+for i in range(3):
+    mark(f"BEGIN {i}".encode())
+    rows = encoder.stored_rows([np.full(16000, 0.1, np.float32)] * 3, 49)
+    assert [len(own) for own in rows.rows[0]] == [49] * 3 and rows.finite == [True, True]
+    del rows
+    mark(b"END")
 assert encoder.host_memory == "pinned"
 """
 
@@ -157,13 +175,17 @@ def test_what_is_missing_is_named_before_the_work(made: Callable[..., str]) -> N
         assert said.startswith("InputError")
         assert "export" not in said
         assert "--tokens" not in said
-    assert "--tokens" in made("cuda", STAND_IN_MB="30")
+    for device in ("cuda", "cuda:bfloat16"):  # a CPU could not load the latter's graph
+        loading, running = (made(device, STAND_IN_MB=megabytes) for megabytes in ("1", "30"))
+        assert f"memory of {device} is free; nvidia-smi" in loading
+        assert "--tokens" in running
+        assert "export" not in loading + running
 
 
-def asked(script: Path, model: Path, log: Path, kept: str) -> dict[str, list[str]]:
-    """What was asked for in each batch of ENCODE, in order, and under "" before, between and after them."""
+def asked(script: Path, log: Path, code: str, *arguments: object) -> dict[str, list[str]]:
+    """What was asked for in each batch that the code marks, in order, and under "" before, between and after them."""
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "STAND_IN_LOG": str(log)}
-    command = ["sh", str(script), sys.executable, "-c", ENCODE, str(model), kept]
+    command = ["sh", str(script), sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr  # a host that reads device memory ends with a signal
     batches: dict[str, list[str]] = {"": []}
@@ -187,7 +209,7 @@ def test_a_batch_of_a_known_shape_asks_for_what_it_was_designed_to(
     script: Path, half_model: Path, tmp_path: Path, kept: str
 ) -> None:
     """Nothing is made anew, and nothing waited for but copies and runs."""
-    batches = asked(script, half_model, tmp_path / "log", kept)
+    batches = asked(script, tmp_path / "log", ENCODE, half_model, kept)
     assert len(batches) == 1 + len(SHAPES) * REPEATED
     every, pool = json.loads(kept).get("every", 1), "pool" in kept
     # host memory is locked once, for the largest batch: what goes in, what comes out
@@ -203,3 +225,16 @@ def test_a_batch_of_a_known_shape_asks_for_what_it_was_designed_to(
         rows, width = windows * (1 if pool else -(-(frames - 50) // every)), 4 if pool else 2
         assert sorted(copied(batch, "D2H")) == sorted([(rows * 32 * width, "pinned")] * 2 + [(2 * width, "pinned")])
         assert max(size for size, memory in copied(batch, "H2D") if memory == "pageable") <= 8 * windows * frames
+
+
+def test_rows_of_other_families_arrive_in_locked_memory_that_is_used_again(script: Path, tmp_path: Path) -> None:
+    batches = asked(script, tmp_path / "log", FAMILY, toy_encoder.write_toy(tmp_path / "model"))
+    assert sum(line.startswith("LOCK") for batch in batches.values() for line in batch) == 1
+    for batch in (batches["1"], batches["2"]):
+        events = {line.split()[0] for line in batch}
+        assert not {"LOCK", "ALLOCATE", "ALLOCATE_HOST", "FREE", "PLAN", "STREAM", "ERROR"} & events
+        # rows of each output, and whether each is finite; before them features, which are made one by one
+        rows = 3 * 49 * toy_encoder.D * 2
+        assert sorted(copied(batch, "D2H")) == sorted(
+            [(rows, "pinned")] * 2 + [(2 * 2, "pinned")] + [(4 * 16_000, "pageable")] * 3
+        )

@@ -220,6 +220,8 @@ def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) 
         (lambda: store.frames(13, "final"), "index 13 out of range"),
         (lambda: store.frames(-14, "final"), "index -14 out of range"),
         (lambda: store[13], "index 13 out of range"),
+        (lambda: store[1.5], "index 1.5 out of range"),  # type: ignore[index]
+        (lambda: store[0:2], r"index slice\(0, 2, None\) out of range"),  # type: ignore[index]
         (lambda: store["nobody"], "no utterance 'nobody'"),
         (lambda: store.ragged("final", [0, 99]), "index 99 out of range"),
         (lambda: store.pooled("final", [-14]), "index -14 out of range"),
@@ -350,18 +352,12 @@ def test_a_store_of_another_corpus_is_refused_naming_what_differs(
     other = Path(shutil.copytree(corpus, tmp_path / "c"))
     soundfile.write(other / "en" / "new.wav", sound(1, 5), 16_000)
     refused(
-        "1 utterances were not in the corpus that made it, e.g. 'en/new'; `voxstrata append ",
-        other,
-        tiny_model,
-        written,
+        "1 utterance was not in the corpus that made it, e.g. 'en/new'; `voxstrata append ", other, tiny_model, written
     )
     (other / "en" / "new.wav").unlink()
     (other / "fr" / "1.wav").unlink()
     refused(
-        "1 utterances are only in the store, e.g. 'fr/1'; bring them back or use a new store",
-        other,
-        tiny_model,
-        written,
+        "1 utterance is only in the store, e.g. 'fr/1'; bring them back or use a new store", other, tiny_model, written
     )
 
 

@@ -134,7 +134,7 @@ def test_plan_tells_the_time_by_the_measured_rate_of_its_context(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    for mode, rate in measured.modes.items():
+    for mode, rate in measured.contexts.items():
         assert run("plan", corpus, tiny_model, "--threads", 1, "--context", mode, "--json") == 0
         told = json.loads(capsys.readouterr().out)
         assert told["seconds"] == pytest.approx(told["flops"] * rate.seconds / rate.flops)
@@ -186,20 +186,20 @@ def test_a_damaged_record_is_none(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = throughput.record_path(measured.about)
     path.parent.mkdir(parents=True)
-    for text in ("{", "{}", '{"about": {}, "sgemm_rate": 1, "modes": {"padded": {}}}'):
+    for text in ("{", "{}", '{"about": {}, "sgemm_rate": 1, "contexts": {"padded": {}}}'):
         path.write_text(text, encoding="utf-8")
         assert recorded(open_model(tiny_model), Runtime(threads=1)) is None
 
 
 def test_what_was_measured_adds_up(tiny_model: Path, measured: Record) -> None:
-    assert list(measured.modes) == ["padded", "bucketed", "trimmed"]
+    assert list(measured.contexts) == ["padded", "bucketed", "trimmed"]
     assert measured.sgemm_rate is not None
-    for t in measured.modes.values():
+    for t in measured.contexts.values():
         assert t.clips >= throughput.TRIAL_CLIPS
         assert t.efficiency == pytest.approx(t.flops / t.seconds / measured.sgemm_rate)  # all outputs: all layers
         assert t.stored_bytes == pytest.approx(t.audio_seconds * 50 * 32 * 2 * 5, rel=0.01)
         assert {"decode", "log_mel", "encode", "write"} <= set(t.stages)
-    assert measured.modes["padded"].tokens == 1500 * measured.modes["padded"].clips
+    assert measured.contexts["padded"].tokens == 1500 * measured.contexts["padded"].clips
 
 
 def test_a_trial_that_takes_all_the_time_is_the_measurement_of_bench(
@@ -288,10 +288,10 @@ def test_bench_prints_rates_and_what_a_corpus_takes(
     told = json.loads(out)
     assert err.endswith(": folders taken for languages: de (German), en (English)\n")
     assert set(told["corpus"]) == {"padded", "bucketed", "trimmed"}
-    bucketed = told["modes"]["bucketed"]
+    bucketed = told["contexts"]["bucketed"]
     assert bucketed["outputs"] == ["final"]
     assert bucketed["audio_hours_per_hour"] == pytest.approx(bucketed["audio_seconds"] / bucketed["seconds"])
-    assert json.loads(Path(told["record"]).read_text(encoding="utf-8"))["modes"]["bucketed"]["mix"] == "fleurs"
+    assert json.loads(Path(told["record"]).read_text(encoding="utf-8"))["contexts"]["bucketed"]["mix"] == "fleurs"
     command = ("bench", tiny_model, "--threads", 1, "--corpus", corpus, "--outputs", "final", "-o", tmp_path / "speed")
     assert run(*command) == 0
     out = capsys.readouterr().out
@@ -299,7 +299,7 @@ def test_bench_prints_rates_and_what_a_corpus_takes(
     assert "would take" in out
     assert "bench.parquet, estimates.parquet, bench.md, bench.png" in out
     saved = Bench.load(tmp_path / "speed")
-    assert saved.table["context"].to_pylist() == saved.estimates["context"].to_pylist() == list(told["modes"])
+    assert saved.table["context"].to_pylist() == saved.estimates["context"].to_pylist() == list(told["contexts"])
     assert saved.settings["checkpoint"] == open_model(tiny_model).card.checkpoint
     assert run(*command) == 3  # before two minutes of work
     assert "holds an earlier result" in capsys.readouterr().err

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
-import os
 import re
 import signal
 import sys
@@ -25,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from kills import contents
+from kills import PROCESSES, compare, contents
 from stores import Utterance, make_store
 from test_cli import run
 
@@ -42,12 +40,6 @@ from voxstrata.retrieval.topk import TopK
 from voxstrata.store import EmbeddingStore, StoreSpec, files, open_store
 from voxstrata.store.files import Files
 from voxstrata.store.part import Part
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
 
 D = 8
 N = 12  # utterances per language
@@ -279,7 +271,7 @@ class Stop(Exception):
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("itself", [pytest.param(True, marks=pytest.mark.long), False])
 def test_stopping_before_or_within_any_write_leaves_no_trace_after_resuming(
     few: EmbeddingStore, tmp_path: Path, itself: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,12 +400,6 @@ def test_runs_wait_as_long_as_another_one_holds_the_folder(
     assert report.merged
 
 
-def _in_child(store: str, folder: str) -> None:
-    tileplan.MIN_CHUNK_UTTERANCES = 2
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    similarity(select(open_store(store)), None, "final", folder, **SETTINGS)
-
-
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_kills_at_random_instants_leave_no_trace_after_resuming(few: EmbeddingStore, tmp_path: Path) -> None:
@@ -421,13 +407,11 @@ def test_kills_at_random_instants_leave_no_trace_after_resuming(few: EmbeddingSt
     similarity(select(few), None, "final", tmp_path / "whole", **SETTINGS)
     seconds = time.perf_counter() - begin
     expected = contents(tmp_path / "whole")
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["voxstrata.retrieval.all_pairs"])
     rng = np.random.default_rng(0)
     killed_in: list[int] = []
     for n in itertools.count():
         folder = tmp_path / str(n)
-        child = processes.Process(target=_in_child, args=(few.files.root, str(folder)))
+        child = PROCESSES.Process(target=compare, args=(few.files.root, str(folder), SETTINGS))
         child.start()
         while child.exitcode is None and not (folder.is_dir() and any(folder.iterdir())):
             child.join(0.001)
@@ -471,7 +455,7 @@ def test_results_of_another_plan_are_refused_naming_the_difference(
     few: EmbeddingStore, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     sides: dict[str, Any] = {"x": select(few, ["en"]), "y": select(few, ["es"])}
-    similarity(**sides, output="final", folder=tmp_path / "r", **SETTINGS)
+    similarity(**sides, output="final", out=tmp_path / "r", **SETTINGS)
     before = contents(tmp_path / "r")
     if "y" in change:
         some = [name for name in few.ids if name.startswith("es")][:6]
@@ -481,7 +465,7 @@ def test_results_of_another_plan_are_refused_naming_the_difference(
         kernel.name = change["kernel"]
         change = {"kernel": kernel}
     with pytest.raises(InputError, match="cannot resume") as e:
-        similarity(**{**sides, **SETTINGS, **change}, output="final", folder=tmp_path / "r")
+        similarity(**{**sides, **SETTINGS, **change}, output="final", out=tmp_path / "r")
     assert named in str(e.value)
     assert contents(tmp_path / "r") == before
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from kills import contents
+from kills import PROCESSES, compare, contents
 from stores import make_store
 from test_cli import run
 from test_tiles import SETTINGS, Meanwhile, Seen, Stop, similarity, utterances
@@ -29,7 +28,7 @@ from voxstrata.retrieval.all_pairs import prepare_similarity
 from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.selection import select
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.store import EmbeddingStore
 from voxstrata.store.claims import Claims
 from voxstrata.store.files import Files
 from voxstrata.store.part import Part
@@ -46,7 +45,6 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
 def small_chunks_and_impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tileplan, "MIN_CHUNK_UTTERANCES", 2)
     monkeypatch.setattr(all_pairs, "LOOK_AGAIN", 0.05)
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # takes long on a busy disk
 
 
 @pytest.fixture
@@ -116,7 +114,7 @@ def test_a_run_without_a_part_waits_for_others_and_takes_over_what_they_leave(
     assert other.take(2)
     seen = Watching()
     report = similarity(select(few), None, "final", folder, reporter=seen, **SETTINGS)
-    assert seen.steps == ["comparing final", *["waiting for 1 tile rows that other runs compute"] * 3]
+    assert seen.steps == ["comparing final", *["waiting for 1 tile row that other runs compute"] * 3]
     assert report.merged
     assert contents(folder) == whole
 
@@ -280,23 +278,15 @@ def test_no_row_is_computed_in_a_folder_that_is_made_anew_meanwhile(
 # --- kills ---
 
 
-def _work(store: str, folder: str, part: Part) -> None:
-    tileplan.MIN_CHUNK_UTTERANCES = 2
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    similarity(select(open_store(store)), None, "final", folder, part=part, **SETTINGS)
-
-
 def test_four_parts_at_once_and_kills_among_them_leave_what_one_run_makes(
     few: EmbeddingStore, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["voxstrata.retrieval.all_pairs"])
     rng, kills = np.random.default_rng(0), 0
     for n in range(100):
         folder = tmp_path / str(n)
 
         def started(i: int, folder: Path = folder) -> Any:
-            child = processes.Process(target=_work, args=(few.files.root, str(folder), Part(i + 1, 4)))
+            child = PROCESSES.Process(target=compare, args=(few.files.root, str(folder), SETTINGS, Part(i + 1, 4)))
             child.start()
             return child
 

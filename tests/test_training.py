@@ -61,8 +61,14 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
 # --- PyTorch ---
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", None])
-@pytest.mark.parametrize("iterable", [False, True])
+@pytest.mark.parametrize(
+    ("iterable", "method"),
+    [
+        *((iterable, method) for iterable in (False, True) for method in ("fork", None)),
+        (True, "spawn"),
+        pytest.param(False, "spawn", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
 def test_a_loader_gives_every_utterance_once(

@@ -91,7 +91,7 @@ def test_a_part_takes_its_own_batches_then_those_of_others_and_ends_where_they_a
         assert sum(heard) == TEXTS - 2 * 2
         assert not (out / "early_exit.md").exists()
         assert run(*command, "-o", out, "--part", "2/2", "--json") == 0
-        assert json.loads(capsys.readouterr().out)["results"] is None
+        assert json.loads(capsys.readouterr().out)["out"] is None
     heard.clear()
     assert run(*command, "-o", out, "--part", "1/2") == 4
     assert sum(heard) == 2 * 2

@@ -15,9 +15,12 @@ IMPORT = "import voxstrata as vs\n"
 
 
 def write_examples(folder: Path) -> list[Path]:
-    """A module for each Python block of the docs."""
+    """A module for each Python block of the docs; the tutorial's are one, since each goes on from the last."""
     made = []
-    for n, (page, block) in enumerate(blocks("python")):
+    every = blocks("python")
+    apart = [found for found in every if found[0] != "tutorial.md"]
+    together = "\n".join(block for page, block in every if page == "tutorial.md")
+    for n, (page, block) in enumerate([*apart, ("tutorial.md", together)]):
         made.append(folder / f"example_{n:02d}_{page.split('.')[0].replace('-', '_')}.py")
         made[-1].write_text(block if IMPORT.strip() in block else IMPORT + block, encoding="utf-8")
     return made

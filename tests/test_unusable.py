@@ -71,7 +71,7 @@ class TestEarlyExit:
 
     def test_a_language_with_one_utterance(self, tiny_transcriber: Path, corpus: Check, refused: Check) -> None:
         manifest = corpus(lambda row: None if row["language"] == "es" and row["group"] != "g0" else row)
-        refused(3, ("es: all 1 utterances fall into", "give more groups"), *self.sweep(tiny_transcriber, manifest))
+        refused(3, ("es: 1 utterance, which falls into", "give more groups"), *self.sweep(tiny_transcriber, manifest))
 
     @pytest.mark.parametrize("blocks", ["-1", "4", "1,9"])
     def test_k_out_of_range(self, blocks: str, tiny_transcriber: Path, corpus: Check, refused: Check) -> None:
@@ -174,7 +174,7 @@ class TestSound:
         manifest = corpus(lambda row: {**row, "text": "The door is open"} if row["language"] == "es" else row)
         refused(
             3,
-            ("all 4 sentences of es have the same IPA", "check the text column"),
+            ("all sentences of es (4) have the same IPA", "check the text column"),
             "phonetics",
             manifest,
             "-o",

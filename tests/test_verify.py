@@ -86,7 +86,7 @@ def test_random_damage_is_found_and_mended_byte_for_byte(spec: StoreSpec, whole:
     def mend(path: Path) -> None:
         make_store(path, utterances(0), spec=spec)
 
-    assert harmed(whole / f"{name}.zarr", other, tmp_path / "c.zarr", mend, 60, 5, "file") == 0
+    assert harmed(whole / f"{name}.zarr", other, tmp_path / "c.zarr", mend, 20, 5, "file") == 0
 
 
 def test_a_damaged_chunk_costs_the_utterances_in_it_and_is_named_by_them(store: Path) -> None:

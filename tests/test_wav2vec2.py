@@ -313,7 +313,7 @@ BAD: dict[str, tuple[str, dict[str, dict[str, Any]], str]] = {
         "does not say feat_extract_norm nor do_stable_layer_norm, on which the states depend",
     ),
     "no word on heads": ("data2vec-audio", {"config": {"num_attention_heads": None}}, "not say num_attention_heads"),
-    "a frame every sample": ("xls-r", {"config": {"conv_stride": [1] * 7}}, "conv_stride makes one frame of 1 samples"),
+    "a frame every sample": ("xls-r", {"config": {"conv_stride": [1] * 7}}, "conv_stride makes one frame of 1 sample"),
     "convolutions of two numbers": ("xls-r", {"config": {"conv_stride": [320]}}, "config.json: not a usable config"),
     "wider biases": ("wavlm-base", {"config": {"num_buckets": 10**9}}, "num_buckets is 1000000000, they have 320"),
 }

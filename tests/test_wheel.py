@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -100,6 +102,27 @@ def test_the_wheel_holds_the_package_and_nothing_else(site: Path) -> None:
     assert (site / about / "licenses" / "LICENSE").exists()
 
 
+def test_the_index_shows_a_readme_without_links_into_the_repository(site: Path) -> None:
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    text = metadata.read_text(encoding="utf-8")
+    assert "Description-Content-Type: text/markdown" in text
+    readme = text.partition("\n\n")[2]
+    assert "# voxstrata" in readme
+    assert "(A picture: How often each layer of whisper-base finds a sentence's translation.)" in readme
+    assert re.findall(r"\]\((?!https?:|#)[^)]*\)|(?:src|href)=", readme) == []
+
+
+def test_links_lead_to_the_repository_where_it_is_known() -> None:
+    pytest.importorskip("hatchling", reason="builds the wheel; it is in the extra `test`")
+    alone = runpy.run_path(str(ROOT / "hatch_build.py"))["readme_alone"]
+    text = "![a\nb](docs/p.png) [c](docs/d.md#e) [f](https://g.h/i) [j](#k)"
+    there = "https://example.org/v"
+    assert alone(text, f"{there}/", "1.2") == (
+        f"![a\nb]({there}/raw/v1.2/docs/p.png) [c]({there}/blob/v1.2/docs/d.md#e) [f](https://g.h/i) [j](#k)"
+    )
+    assert alone(text, None, "1.2") == "(A picture: a\nb.) c [f](https://g.h/i) [j](#k)"
+
+
 def _run_closed(site: Path, extras: str, code: str, *args: object) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", CLOSED + code + COMMAND, str(site), extras, *map(str, args)]
@@ -124,7 +147,7 @@ def test_demo_and_extraction_need_no_torch(site: Path, tmp_path: Path) -> None:
     assert (done.returncode, "pip install 'voxstrata[export]'" in done.stderr) == (3, True), done.stderr
 
 
-@pytest.mark.parametrize("name", LABORATORY)
+@pytest.mark.parametrize("name", [LABORATORY[0], pytest.param(LABORATORY[1], marks=pytest.mark.long)])
 def test_the_models_in_the_package_are_what_export_makes_of_its_encoders(name: str, tmp_path: Path) -> None:
     """They are files, made once: an export that changes must make them anew."""
     pytest.importorskip("torch")

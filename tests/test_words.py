@@ -65,7 +65,7 @@ def spoken(
 
 
 def whole(table: object) -> dict[tuple[str, str], dict[str, float]]:
-    rows = table.filter(pc.equal(table["language_a"], EVERY_LANGUAGE)).to_pylist()  # type: ignore[attr-defined]
+    rows = table.filter(pc.equal(table["source"], EVERY_LANGUAGE)).to_pylist()  # type: ignore[attr-defined]
     return {(row["similarity"], row["kind"]): row for row in rows}
 
 
@@ -207,9 +207,9 @@ def test_scores_are_means_over_recordings_and_the_controls_those_of_a_plain_loop
             [
                 name
                 for name, i in owners.items()
-                if i == places[row[f"language_{s}"], row[f"form_{s}"], row[f"meaning_{s}"]]
+                if i == places[row[f"{s}_language"], row[f"{s}_form"], row[f"{s}_meaning"]]
             ]
-            for s in "ab"
+            for s in "xy"
         ]
         cosines, f1 = [], []
         for a, b in product(*ids):
@@ -220,7 +220,7 @@ def test_scores_are_means_over_recordings_and_the_controls_those_of_a_plain_loop
             cosines.append(unit(x.mean(axis=0)) @ unit(y.mean(axis=0)))
         assert row["final seqsim_f1"] == pytest.approx(np.mean(f1), abs=1e-5)
         assert row["final pooled_cosine"] == pytest.approx(np.mean(cosines), abs=1e-5)
-        seconds = [0.02 * 2 * len(row[f"form_{s}"]) for s in "ab"]
+        seconds = [0.02 * 2 * len(row[f"{s}_form"]) for s in "xy"]
         assert row["duration"] == pytest.approx(-abs(np.log(seconds[0] / seconds[1])))
     near = whole(result.table)["phonetic", "near_homophones"]
     assert near["auc"] == 1.0  # by their definition
@@ -240,7 +240,7 @@ class TestLists:
             ("a\txx\tm\nb\tyy\tm\na\txx\tm", r"line 4: 'a' \(xx, 'm'\) stands in line 2 already"),
             ("a\txx\tm\nb\txx\tn", r"2 words, 2 meanings, languages xx: nothing to compare"),
             ("a\txx\tm\nb\tyy\tn", r"nothing to compare; at least two meanings"),
-            ("a\txx\tm\nb\tyy\tm", r"2 words, 1 meanings, languages xx, yy: nothing to compare"),
+            ("a\txx\tm\nb\tyy\tm", r"2 words, 1 meaning, languages xx, yy: nothing to compare"),
             ("", r"0 words, 0 meanings, languages none: nothing to compare"),
         ],
     )
@@ -294,9 +294,7 @@ class TestLists:
     def test_ipa_is_the_users_or_espeak_ngs_and_silence_is_refused(self) -> None:
         words = [Entry("Gift", "de", "poison"), Entry("gift", "en", "gift", ipa="ɡɪft")]
         assert [word.ipa for word in with_ipa(words, {"de": "de"})] == ["ɡɪft", "ɡɪft"]
-        with pytest.raises(
-            InputError, match=r"1 words have no sound that PanPhon knows, e\.g\. \? \(de, “q”\), IPA ''"
-        ):
+        with pytest.raises(InputError, match=r"1 word has no sound that PanPhon knows, e\.g\. \? \(de, “q”\), IPA ''"):
             with_ipa([*words, Entry("?", "de", "q")], {"de": "de"})
 
 
@@ -331,7 +329,7 @@ class TestNoPairs:
         status[store.index(next(name for name, i in owners.items() if i == gone))] = 2
         store.__dict__["status"] = status
         result = compare_words(store, words, owners, sets, {}, bootstrap=0)
-        forms = set(result.pairs.filter(pc.equal(result.pairs["language_a"], "xx"))["form_a"].to_pylist())
+        forms = set(result.pairs.filter(pc.equal(result.pairs["x_language"], "xx"))["x_form"].to_pylist())
         assert words[gone].form not in forms
         for i in synonyms:
             status[store.index(next(name for name, n in owners.items() if n == i))] = 2
@@ -365,8 +363,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     shown = next(
         r
         for r in table.to_pylist()
-        if (r["output"], r["similarity"], r["kind"], r["language_a"])
-        == ("final", "seqsim_f1", "synonyms", EVERY_LANGUAGE)
+        if (r["output"], r["similarity"], r["kind"], r["source"]) == ("final", "seqsim_f1", "synonyms", EVERY_LANGUAGE)
     )
     assert f"{shown['auc']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in out
     assert shown["low"] <= 0.5 <= shown["high"]  # random weights know no meaning

@@ -24,6 +24,7 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 import voxstrata as vs
+from voxstrata.cli import options
 from voxstrata.cli.app import main
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,8 @@ def on_files(files: Files, config: Any) -> Files:
         add(name, (ROOT / source).read_text(encoding="utf-8"))
     add("reference-cli.md", cli_page())
     add("reference-api.md", api_page())
-    for name, content in executed((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")).items():
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    for name, content in tutorial(text, config.extra["run_tutorial"]).items():
         add(name, content)
     return files
 
@@ -105,6 +107,7 @@ def on_page_content(html: str, page: Page, **_: Any) -> str:
     name = page.file.src_uri
     if name == "reference-cli.md":
         html = html.replace("<code>Sentinel.UNSET</code>", "")  # of options without a default
+        html = re.sub(rf"between (<code>\d+</code>) and <code>{options.COUNT.max}</code>", r"\1 and above", html)
     for public, own in vs._ALIASES.items() if name == "reference-api.md" else ():
         html = html.replace(f">{own}<", f">{public}<")
     return html if name in UNLINKED else with_terms(html, page.url, NOT_HERE.get(name, ()))
@@ -165,12 +168,13 @@ def api_page() -> str:
 
 
 @cache
-def executed(text: str) -> dict[str, str | bytes]:
-    """The tutorial's page with what its cells gave, its pictures, and the notebook: content by name."""
+def tutorial(text: str, run: bool) -> dict[str, str | bytes]:
+    """The tutorial's page and the notebook: content by name. run: with what its cells give, and its pictures."""
     notebook = jupytext.reads(text, fmt="md")
-    with tempfile.TemporaryDirectory() as folder:
-        resources = {"metadata": {"path": folder}}
-        nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    if run:
+        with tempfile.TemporaryDirectory() as folder:
+            resources = {"metadata": {"path": folder}}
+            nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     for cell in (cell for cell in notebook.cells if cell["cell_type"] == "code"):
         # what libraries warn of stays out, and titles within a cell are none of the page's
         cell["outputs"] = [out for out in cell["outputs"] if out.get("name") != "stderr"]
@@ -181,7 +185,8 @@ def executed(text: str) -> dict[str, str | bytes]:
     page, found = nbconvert.MarkdownExporter().from_notebook_node(
         notebook, {"output_files_dir": "tutorial_files", "unique_key": "tutorial"}
     )
-    taken = "*This page is a notebook that was run when the site was built: [tutorial.ipynb](tutorial.ipynb).*"
+    ran = " that was run when the site was built" if run else ""
+    taken = f"*This page is a notebook{ran}: [tutorial.ipynb](tutorial.ipynb).*"
     title, _, rest = page.partition("\n\n")
     return {
         "tutorial.md": f"{title}\n\n{taken}\n\n{rest}",

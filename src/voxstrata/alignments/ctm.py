@@ -8,6 +8,7 @@ from pathlib import Path
 
 from voxstrata.alignments.tier import UNNAMED, SpeechAlignment, TimedLabel, make_tier, text_lines
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 
 _LINE_BYTES = 1 << 16  # the most of one
 
@@ -25,7 +26,8 @@ def read_ctm(path: Path) -> list[SpeechAlignment]:
             continue
         if len(fields) not in (5, 6):
             raise InputError(
-                f"{where}: {len(fields)} fields; a line of CTM is: file channel start duration word [confidence]"
+                f"{where}: {counted(len(fields), 'field')}; a line of CTM is: file channel start duration word "
+                "[confidence]"
             )
         try:
             start, duration = float(fields[2]), float(fields[3])

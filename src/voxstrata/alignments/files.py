@@ -9,6 +9,7 @@ from voxstrata.alignments.textgrid import read_textgrid
 from voxstrata.alignments.tier import SpeechAlignment
 from voxstrata.alignments.timestamps import read_timestamp_lines, read_timestamps
 from voxstrata.base.errors import InputError, refuse_fault_here
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 
 ALIGNMENT_SUFFIXES = (".textgrid", ".json", ".ctm", ".jsonl")  # of one recording the first two, of many the others
@@ -54,7 +55,7 @@ def read_alignments(source: str | Path, tier: str, reporter: Reporter = SILENT) 
     if not any(found.tiers for found in alignments):
         if not alignments:
             raise InputError(f"{source}: none of its files can be read; the first: {next(iter(unreadable.values()))}")
-        held = ", ".join(f"{name!r} ({count} recordings)" for name, count in sorted(tiers.items())) or "none"
+        held = ", ".join(f"{name!r} ({counted(count, 'recording')})" for name, count in sorted(tiers.items())) or "none"
         raise InputError(f"{source}: no tier of intervals is called {tier!r}; there are: {held}")
     return AlignmentFiles(alignments, unreadable)
 

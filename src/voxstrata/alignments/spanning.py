@@ -41,14 +41,15 @@ _STORED = (*MEASURED_SCHEMA.names, *PLACED)  # columns that are a plan's own
 class SpansReport:
     """What `spans` made.
 
-    spans: in the store, of so many `utterances`. found_by: what alignments were found by: ids, paths, names of files.
+    out: the store of spans. store: of whose utterances they are. spans: in `out`, of so many `utterances`.
+    found_by: what alignments were found by: ids, paths, names of files.
     counts: of COUNTED. left_out: utterances without spans, and why. strangers: alignments that are of no utterance.
     ungrouped: spans without a group. shared: groups in two languages or more, of `groups`. resumed: units that were
     there already, of `units`.
     """
 
+    out: str
     store: str
-    source: str
     tier: str
     pool: str
     group: str
@@ -72,7 +73,7 @@ class SpansReport:
     def to_text(self) -> str:
         """In a few lines."""
         what = "the mean state of each" if self.pool == "mean" else "the frames of each"
-        lines = [f"{self.store}: {counted(self.spans, 'span')} of {counted(self.utterances, 'utterance')}, {what}"]
+        lines = [f"{self.out}: {counted(self.spans, 'span')} of {counted(self.utterances, 'utterance')}, {what}"]
         lines.append(f"tier {self.tier!r}; alignments found by {self.found_by}")
         lines += [f"  {COUNTED[name]}: {count}" for name, count in self.counts.items() if count]
         lines.append(f"groups ({self.group}): {self.groups}, in more than one language: {self.shared}")
@@ -86,7 +87,7 @@ class SpansReport:
 def make_spans(
     store: EmbeddingStore | str | Path,
     alignments: str | Path,
-    target: str | Path,
+    out: str | Path,
     tier: str = "words",
     outputs: str | Sequence[str] = "all",
     *,
@@ -110,10 +111,10 @@ def make_spans(
     utterance and which seconds of it; `first_row` and `rows` which of its rows. Language and speaker are its own.
 
     Raises UsageError for an unknown output, pool or group and for pooled stores; InputError for alignments that cannot
-    be read, none that is of an utterance, and a `target` that holds something else.
+    be read, none that is of an utterance, and an `out` that holds something else.
     """
     begin = time.perf_counter()
-    opened, target = store if isinstance(store, EmbeddingStore) else open_store(store), str(target)
+    opened, target = open_store(store), str(out)
     pool, group = chosen("pool", [pool], ("mean", "frames"))[0], chosen("group", [group], SPAN_GROUPS)[0]  # type: ignore[assignment]
     if len(opened.parts) > 1:
         raise UsageError("spans are taken from one store at a time; the stores of spans can be read as one")
@@ -165,8 +166,8 @@ def make_spans(
     in_languages = Counter(pairs["group"].to_pylist())
     in_languages.pop(None, None)
     return SpansReport(
-        store=files.root,
-        source=opened.files.root,
+        out=files.root,
+        store=opened.files.root,
         tier=tier,
         pool=pool,
         group=how,

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from voxstrata.audio.source import FileSource, Source
 from voxstrata.base.errors import AudioError
+from voxstrata.base.plain import counted
 
 HANG_SECONDS = 300  # without an answer: only a decoder that will never answer takes so long
 _CHILD = Path(__file__).with_name("pyav_child.py")
@@ -240,7 +241,7 @@ def changes_midway(name: str, rate: int, channels: int, seconds: float, whole: f
     """Why a recording is refused of which `seconds` of `whole` seconds are as it begins."""
     return AudioError(
         f"{name}: its format changes midway: of {whole:.2f} s the first {seconds:.2f} s are at {rate} Hz with "
-        f"{channels} channel{'s' * (channels > 1)}; split it, or re-encode it at one rate"
+        f"{counted(channels, 'channel')}; split it, or re-encode it at one rate"
     )
 
 

@@ -27,6 +27,7 @@ else:
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 _ENCODERS = (*STYLES, ("#E69F00", "v"), ("#56B4E9", "P"), ("#555555", "X"))
 DPI = 120
+PDF_FONTS = 42  # TrueType, which journals take; matplotlib's own default, 3, is refused by many
 _LABEL = 0.05  # of the axes' height: what a label at the end of a curve takes
 
 
@@ -81,7 +82,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Save as the suffix says. A PDF holds no date, and its letters as fonts that journals take."""
     from matplotlib import rc_context
 
-    with rc_context({"pdf.fonttype": 42}):
+    with rc_context({"pdf.fonttype": PDF_FONTS}):
         figure.savefig(path, dpi=dpi, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
 
 

@@ -1,9 +1,10 @@
 """Plain text: numbers of things, and what strangers wrote without what terminals, browsers and pictures would obey.
 
-Imports nothing but `re`.
+Imports nothing but `re` and `textwrap`.
 """
 
 import re
+from textwrap import fill
 
 # C0 without tab and newline, DEL, C1, marks that turn the direction of text around, halves of surrogate pairs
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -30,6 +31,16 @@ def size_in_words(size: float) -> str:
         size, power = size / 1000, power + 1
     digits = 1 if power and size < 9.95 else 0
     return f"{size:.{digits}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def wrapped(text: str, width: int | None, indent: str = "") -> str:
+    """Text in lines of so many characters, broken between words; None: as it is. indent: before all but the first."""
+    if width is None:
+        return text
+    return "\n".join(
+        fill(line, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
+        for line in text.split("\n")
+    )
 
 
 def spelt_out(text: object) -> str:

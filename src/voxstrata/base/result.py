@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from textwrap import fill
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from voxstrata.base.finding import Finding
 from voxstrata.base.folders import check_writable, make_writable
 from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import read_parquet_table
+from voxstrata.base.plain import wrapped
 from voxstrata.base.tables import TextTable, markdown_text, terminal_width
 
 _WIDTH = 80  # characters of a line of notes on a terminal
@@ -32,6 +32,7 @@ class Result(ABC):
     question: that it answers, as a report heads it.
     files: of its tables, by field; the first is the file by which a folder with a saved result is known.
     large: fields whose tables stay in their file, since they may not fit into memory: the field is the file's path.
+    earlier: by field, today's names of columns by those of earlier versions; the first is in tables of theirs alone.
     newer: fields whose file earlier versions did not write; without it the field has its default.
     beside: other files of such a folder.
     key: under which the tables' metadata hold the settings.
@@ -45,6 +46,7 @@ class Result(ABC):
     question: ClassVar[str]
     files: ClassVar[Mapping[str, str]]
     large: ClassVar[Collection[str]] = ()
+    earlier: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     newer: ClassVar[Collection[str]] = ()
     beside: ClassVar[Collection[str]] = ()
     key: ClassVar[str]
@@ -103,8 +105,9 @@ class Result(ABC):
         return [] if self.store is None else [self.store]
 
     def to_markdown(self) -> str:
-        """The title and all tables, as GitHub reads them."""
-        parts = ["# " + markdown_text(" ".join(self.title.split("\n")))]
+        """The title, the answer and all tables, as GitHub reads them."""
+        parts, found = ["# " + markdown_text(" ".join(self.title.split("\n")))], self.finding()
+        parts += [markdown_text(found.answer)] if found else []
         for table in self.tables():
             parts += ["## " + markdown_text(" ".join(table.title.split("\n"))), table.to_markdown()]
             parts += [markdown_text(table.note)] if table.note else []
@@ -142,7 +145,9 @@ class Result(ABC):
         """What `save` wrote. Raises InputError where the folder holds no such result, or a damaged one."""
         folder = Path(folder)
         tables: dict[str, Any] = {
-            field: folder / name if field in cls.large else read_parquet(folder / name, cls.command)
+            field: folder / name
+            if field in cls.large
+            else renamed(read_parquet(folder / name, cls.command), cls.earlier.get(field, {}))
             for field, name in cls.files.items()
             if field not in cls.newer or (folder / name).exists()
         }
@@ -192,14 +197,26 @@ class Result(ABC):
             )
 
     def __repr__(self) -> str:
-        parts, width = [self.title], terminal_width()
+        width, found = terminal_width(), self.finding()
+        parts = [wrapped(self.title, width)]
+        parts += [wrapped(found.answer, min(width or _WIDTH, _WIDTH))] if found else []
         for table in self.tables()[: self.brief]:
-            notes = "\n".join(fill(line, min(width or _WIDTH, _WIDTH)) for line in table.note.splitlines())
-            parts += [f"{table.title}\n{table.to_text(width)}"] + ([notes] if notes else [])
+            parts.append(f"{wrapped(table.title, width)}\n{table.to_text(width)}")
+            parts += [wrapped(table.note, min(width or _WIDTH, _WIDTH))] if table.note else []
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return f"<h2>{escape(self.title)}</h2>\n{''.join(table.to_html() for table in self.tables()[: self.brief])}"
+        found = self.finding()
+        answer = f"<p>{escape(found.answer)}</p>\n" if found else ""
+        return f"<h2>{escape(self.title)}</h2>\n{answer}" + "".join(t.to_html() for t in self.tables()[: self.brief])
+
+
+def renamed(table: pa.Table, earlier: Mapping[str, str]) -> pa.Table:
+    """A table with the names that its columns have now, see `Result.earlier`."""
+    if next(iter(earlier), "") not in table.column_names:
+        return table
+    named = table.rename_columns([earlier.get(name, name) for name in table.column_names])
+    return named.replace_schema_metadata(table.schema.metadata)  # which renaming drops
 
 
 def metadata(table: pa.Table, key: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import time
 from html import escape
 from typing import Any, TextIO
 
-from voxstrata.base.plain import spelt_out
+from voxstrata.base.plain import spelt_out, wrapped
 from voxstrata.base.progress import PROGRESS, Progress, Reporter
 from voxstrata.base.tables import clock
 
@@ -60,7 +60,7 @@ class TerminalReporter(_Stages):
         super().__init__()
         self._stream = stream or sys.stderr
         asked = os.environ.get(PROGRESS, "auto")
-        terminal = self._stream.isatty()  # whether somebody looks on
+        self._terminal = terminal = self._stream.isatty()  # whether somebody looks on
         self._live = asked == "bar" or (asked == "auto" and terminal)
         self._log = asked == "log" or (asked == "auto" and not terminal)
         self._quiet = 0.0 if asked == "log" else QUIET_SECONDS  # seconds in which a log says nothing
@@ -69,10 +69,10 @@ class TerminalReporter(_Stages):
     def step(self, text: str) -> None:
         self._first = None
         if self._always or self._live or (self._log and time.monotonic() - self._begin >= self._quiet):
-            self._print(f"{self._since()}  {text}")
+            self._print(self._fitted(f"{self._since()}  {text}"))
 
     def warn(self, text: str) -> None:
-        self._print(text)
+        self._print(self._fitted(text))
 
     def progress(self, progress: Progress) -> None:
         """Shown five times a second at the most, in a log once a minute."""
@@ -90,6 +90,10 @@ class TerminalReporter(_Stages):
         if self._live:
             self._stream.write("\r\x1b[2K")
             self._stream.flush()
+
+    def _fitted(self, text: str) -> str:
+        """In lines of the terminal's width; lines of a log stay whole."""
+        return text if self._log or not self._terminal else wrapped(text, shutil.get_terminal_size().columns)
 
     def _print(self, text: str) -> None:
         self.clear()

@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -52,11 +53,21 @@ class _Lazy(click.Group):
                 each.params.append(_quiet_option())
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # a shell that completes has not all of it yet
+            _refuse_repeated(self, ctx, args)
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        found = name, command, rest = super().resolve_command(ctx, args)
-        if ctx.resilient_parsing:  # a shell that completes has not all of it yet
+        try:
+            found = name, command, rest = super().resolve_command(ctx, args)
+        except click.UsageError as e:
+            if near := get_close_matches(args[0], _COMMANDS, 1):
+                raise click.UsageError(f"{e.message} Did you mean {near[0]!r}?", ctx) from e
+            raise
+        if ctx.resilient_parsing:
             return found
         while isinstance(command, click.Group) and rest:
             ctx, (name, *rest) = click.Context(command, info_name=name, parent=ctx), rest

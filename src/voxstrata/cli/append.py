@@ -11,8 +11,8 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
-from voxstrata.cli.corpora import refuse_swapped, tell_corpus
-from voxstrata.cli.saying import say
+from voxstrata.cli.corpora import refuse_swapped, refuse_swapped_store, tell_corpus
+from voxstrata.cli.saying import say_wrapped
 
 
 @click.command(short_help="Add CORPUS's recordings to a finished store.")
@@ -47,7 +47,8 @@ def append(
     Example:
       voxstrata append speech.zarr more.tsv base
     """
-    refuse_swapped(corpus, model)
+    refuse_swapped_store(store, corpus, model)
+    refuse_swapped(corpus, model, store)
     with resume_hint(), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
         read = vs.read_corpus(corpus, **reading)
@@ -65,6 +66,6 @@ def append(
     if as_json:
         print_json(report.to_dict())
     else:
-        say(report.to_text())
+        say_wrapped(report.to_text(), indent="  ")
     print_failures(report.failures, f"all in {store}/utterances.parquet")
     return PARTIAL if report.failed else 0

@@ -9,7 +9,7 @@ import click
 import voxstrata as vs
 from voxstrata.base.plain import time_in_words
 from voxstrata.cli import options
-from voxstrata.cli.console import TerminalReporter, aligned, print_json
+from voxstrata.cli.console import TerminalReporter, aligned, print_json, say_written
 from voxstrata.cli.corpora import read_and_note
 from voxstrata.cli.saying import say
 
@@ -60,14 +60,14 @@ def bench(
         record = run(opened, outputs, runtime, reporter)
         if read:
             probed = probe_corpus(read, reporter=reporter)
-            for mode, found in record.modes.items():
-                spec = vs.StoreSpec(outputs, context=vs.Context(found.mode))
+            for mode, found in record.contexts.items():
+                spec = vs.StoreSpec(outputs, context=vs.Context(found.context))
                 estimates[mode] = estimate(read, opened, spec, runtime, record, probed=probed)
     result = Bench.of(record, estimates, opened.card.checkpoint)
     written = result.save(folder) if folder else []
     if as_json:
         expected = {mode: asdict(found) for mode, found in estimates.items()} or None
-        about = {"record": str(record_path(record.about)), "results": folder and str(folder)}
+        about = {"record": str(record_path(record.about)), "out": folder and str(folder)}
         print_json({**record.with_rates(), "corpus": expected, **about})
         return
     say(f"{model} {record.to_text()}")
@@ -76,4 +76,4 @@ def bench(
         rows = [[mode, estimate.in_words()] for mode, estimate in estimates.items()]
         say(f"\n{corpus}, {audio} of audio, would take on this machine:\n{aligned(['context', ''], rows, (0, 1))}")
     if written:
-        say(f"\n{folder}: {', '.join(path.name for path in written)}")
+        say_written(folder, [path.name for path in written])

@@ -41,7 +41,7 @@ def save_and_print(
         written = result.save(folder)
     if as_json:
         found = {"settings": result.settings, "rows": result.table.to_pylist()}
-        print_json({**about, "results": folder and str(folder), **found})
+        print_json({**about, "out": folder and str(folder), **found})
     else:
         say(result)
         if written:
@@ -75,7 +75,7 @@ def print_failures(failures: Mapping[str, str], rest: str) -> None:
         return
     say(f"failed recordings: {len(failures)}", err=True)
     for name, reason in list(failures.items())[:FAILURES_SHOWN]:
-        say(f"  {name}: {reason}", err=True)
+        say_wrapped(f"  {name}: {reason}", err=True, indent="    ")
     if len(failures) > FAILURES_SHOWN:
         say(f"  … and {len(failures) - FAILURES_SHOWN} more, {rest}", err=True)
 

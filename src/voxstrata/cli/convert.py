@@ -62,6 +62,6 @@ def convert(
         return
     what = "pooled states" if report.pooled else counted(report.rows, "frame")
     say_wrapped(
-        f"{report.folder}: {what} of {counted(report.utterances, 'utterance')} ({', '.join(report.outputs)}), "
+        f"{report.out}: {what} of {counted(report.utterances, 'utterance')} ({', '.join(report.outputs)}), "
         f"{report.size_bytes / 1e6:.1f} MB in {counted(len(report.files), 'file')}"
     )

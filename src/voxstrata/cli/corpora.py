@@ -13,7 +13,7 @@ import click
 
 import voxstrata as vs
 from voxstrata.base.remote import is_url, shown
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say, say_wrapped
 
 if TYPE_CHECKING:
     from voxstrata.corpus import Corpus
@@ -25,7 +25,7 @@ def read_and_note(source: Path, reading: Mapping[str, Any]) -> Corpus:
     """Read a corpus, and say on standard error what a person should know of how that was done."""
     corpus = vs.read_corpus(source, **reading)
     for note in corpus.notes[1:]:
-        say(f"{shown(str(source))}: {note}", err=True)
+        say_wrapped(f"{shown(str(source))}: {note}", err=True)
     return corpus
 
 
@@ -48,10 +48,23 @@ def corpus_json(corpus: Corpus) -> dict[str, Any]:
     return asdict(CorpusSummary.of(corpus)) | {"notes": list(corpus.notes)}
 
 
-def refuse_swapped(corpus: str | Path, model: str | Path) -> None:
-    """Raises UsageError where a command was given its model first and its corpus, or list of words, second."""
+def refuse_swapped(corpus: str | Path, model: str | Path, store: str | None = None) -> None:
+    """Raises UsageError where a command was given its model first and its corpus, or list of words, second.
+
+    store: the argument before these, of commands that have one.
+    """
     if _is_model(Path(corpus)) and not _is_model(Path(model)):
-        _refuse(f"{corpus} is a model and {model} is none", model, corpus)
+        _refuse(f"{corpus} is a model and {model} is none", *filter(None, [store]), model, corpus)
+
+
+def refuse_swapped_store(store: str, *others: str | Path) -> None:
+    """Raises UsageError where a command was given its store behind one of its other arguments."""
+    places = [one for one in others if _is_store(one)]
+    if len(places) == 1 and not _is_store(store):
+        rest = [one for one in (store, *others) if one != places[0]]
+        _refuse(
+            f"{places[0]} is a store and {store} is none", *places, *sorted(rest, key=lambda one: _is_model(Path(one)))
+        )
 
 
 def refuse_swapped_checkpoint(checkpoint: str, corpus: Path) -> None:
@@ -72,6 +85,10 @@ def _is_model(path: Path) -> bool:
     return (path / CARD).is_file()
 
 
-def _refuse(why: str, first: str | Path, second: str | Path) -> None:
+def _is_store(path: str | Path) -> bool:
+    return not is_url(path) and (Path(path) / "zarr.json").is_file()
+
+
+def _refuse(why: str, *arguments: str | Path) -> None:
     command = click.get_current_context().command_path
-    raise vs.UsageError(f"{why}: the order is the other: {command} {shlex.join([str(first), str(second)])} …")
+    raise vs.UsageError(f"{why}: the order is the other: {command} {shlex.join(map(str, arguments))} …")

@@ -6,7 +6,7 @@ import click
 
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say, say_wrapped
 
 
 @click.command(short_help="The whole way once, on a small spoken corpus.")
@@ -30,10 +30,11 @@ def demo(folder: Path, threads: int | None, as_json: bool) -> None:
     with TerminalReporter(always=not as_json) as reporter:
         made = run_demo(folder, threads=threads, reporter=reporter)
     if as_json:
-        about = {"results": str(folder / "results"), "made": made.made, "meaning": made.encoders.meaning}
+        about = {"out": str(folder), "made": made.made, "meaning": made.encoders.meaning}
         print_json({**about, "settings": made.retrieval.settings, "rows": made.retrieval.table.to_pylist()})
         return
-    say(f"\n{made.retrieval}\n{made.encoders.meaning}\n")
+    say(f"\n{made.retrieval}")
+    say_wrapped(f"{made.encoders.meaning}\n")
     say(f"In {folder}:")
     for path, what in made.made.items():
-        say(f"  {path}: {what}")
+        say_wrapped(f"  {path}: {what}", indent="    ")

@@ -12,7 +12,7 @@ from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint, say_written
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say, say_wrapped
 from voxstrata.store.part import Part
 
 
@@ -105,11 +105,11 @@ def write(
         how: dict[str, Any] = {"fit": fit, "revision": revision, "overwrite": overwrite}
         card = write_early_exit(source, target, at, **how, reporter=reporter)
     if as_json:
-        print_json({"checkpoint": str(target), "card": asdict(card)})
+        print_json({"out": str(target), "card": asdict(card)})
         return
-    wider = f", {card.added_channels} channels wider and one block longer" if card.added_channels else ""
-    say(f"{target}: {card.checkpoint}, {at} of {card.layers} blocks{wider}")
-    say(f"its encoder differs from the original's layer_{after:02d} by {card.relative_l2:.1e} (relative L2)")
+    wider = f", {counted(card.added_channels, 'channel')} wider and one block longer" if card.added_channels else ""
+    say_wrapped(f"{target}: {card.checkpoint}, {at} of {counted(card.layers, 'block')}{wider}")
+    say_wrapped(f"its encoder differs from the original's layer_{after:02d} by {card.relative_l2:.1e} (relative L2)")
 
 
 @early_exit.command(short_help="Transcribe with the encoder ended after every block.")
@@ -223,7 +223,7 @@ def sweep(
     found = read_and_note(corpus, reading)
     if english_of_group:
         found = with_english_texts(found)
-        say(f"{corpus}: {found.notes[-1]}", err=True)
+        say_wrapped(f"{corpus}: {found.notes[-1]}", err=True)
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch, policy, loops == "stop")
     how: dict[str, Any] = {"blocks": _numbers(blocks), "norms": norms, "scoring": Scoring(**scoring), "device": device}
     how |= {"part": part, "overwrite": overwrite}
@@ -234,12 +234,12 @@ def sweep(
         )
     if result is None:
         left = "other runs have batches in work; the run that finds all transcribed scores them"
-        print_json({"results": None, "left": left}) if as_json else say(f"{folder}: {left}")
+        print_json({"out": None, "left": left}) if as_json else say_wrapped(f"{folder}: {left}")
         return 0
     if as_json:
         tables = {"choices": result.choices.to_pylist(), "rates": result.table.to_pylist()}
         beside = {kind.folder: kind.table.to_pylist() for kind in load_companions(folder)}
-        print_json({**result.settings, "results": str(folder), "resumed": result.resumed, **tables, **beside})
+        print_json({**result.settings, "out": str(folder), "resumed": result.resumed, **tables, **beside})
     else:
         say(result)
         for other in load_companions(folder):

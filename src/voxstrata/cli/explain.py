@@ -7,6 +7,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, save_and_print
+from voxstrata.cli.corpora import refuse_swapped_store
 
 
 @click.command(short_help="Why two utterances match, frame by frame.")
@@ -37,6 +38,7 @@ def explain(
     """
     from voxstrata.studies.explain.result import Explanation
 
+    refuse_swapped_store(store, a, b)
     Explanation.refuse_earlier(folder, overwrite)
     with TerminalReporter() as reporter:
         result = vs.explain(vs.open_store(store), a, b, outputs, words, reporter)

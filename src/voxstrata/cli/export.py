@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 import voxstrata as vs
+from voxstrata.base.plain import counted
 from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json
@@ -71,8 +72,11 @@ def export(
     with TerminalReporter() as reporter:
         card = vs.export(checkpoint, target, spec, revision=revision, overwrite=overwrite, reporter=reporter).card
     if as_json:
-        print_json({"model": str(target), "card": card.to_dict()})
+        print_json({"out": str(target), "card": card.to_dict()})
         return
     table = card.validation_table()
-    say(f"{target}: {card.checkpoint} ({card.family.name}), {card.layers} layers, d = {card.d_model}, {dtype}")
+    say(
+        f"{target}: {card.checkpoint} ({card.family.name}), {counted(card.layers, 'layer')}, d = {card.d_model}, "
+        f"{dtype}"
+    )
     say(f"\n{table.title}:\n\n{table.to_text(terminal_width())}")

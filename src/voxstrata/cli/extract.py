@@ -123,7 +123,7 @@ def extract(
 
 def _tell_prepared(store: str, units: int, pending: int, as_json: bool) -> None:
     if as_json:
-        print_json({"store": store, "units": units, "pending_units": pending})
+        print_json({"out": store, "units": units, "pending_units": pending})
     else:
         left = f"{pending} of {counted(units, 'unit')} to be done"
         say_wrapped(f"{store}: prepared, {left}; the same without --prepare does them")

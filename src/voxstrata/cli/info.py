@@ -134,7 +134,7 @@ def _command(store: Any) -> str:
 def _print_model(path: str, card: dict[str, Any]) -> None:
     measured, family = card["validation"], card.get("family")
     worst = max(max(found.values()) for name, found in measured.items() if name.startswith("outputs"))
-    size = f"{card['layers']} layers, d = {card['d_model']}, {card['heads']} heads"
+    size = f"{counted(card['layers'], 'layer')}, d = {card['d_model']}, {counted(card['heads'], 'head')}"
     size += f", {card['n_mels']} mel bins" if family is None else ""
     rows = [
         ("checkpoint", card["checkpoint"] + (f" @ {card['revision']}" if card["revision"] else "")),
@@ -151,8 +151,8 @@ def _print_model(path: str, card: dict[str, Any]) -> None:
 
 def _whisper_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
     s = card["silence"]
-    keys = f"{s['groups']} keys per head" if s["groups"] else "one key per position"
-    keys += f" in each of {len(s['buckets'])} buckets" if "buckets" in s else ""
+    keys = f"{counted(s['groups'], 'key')} per head" if s["groups"] else "one key per position"
+    keys += f" in each of {counted(len(s['buckets']), 'bucket')}" if "buckets" in s else ""
     source = f"after {s['before']}" if "before" in s else f"log-mel {s.get('pad_level')}"
     if s["kind"] == "calibrated":
         source = counted(len(s["recordings"]), "recording")
@@ -196,7 +196,10 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
     detail = f", tail {context['tail'] * 0.02:g} s" if "tail" in context else ""  # of Whisper's frames
     silence = f", {model['silence']['kind']} silence" if context["mode"] == "bucketed" else ""
     rows = [
-        ("model", f"{model['checkpoint']}, {model['layers']} layers, d = {model['d_model']}, {model['dtype']}"),
+        (
+            "model",
+            f"{model['checkpoint']}, {counted(model['layers'], 'layer')}, d = {model['d_model']}, {model['dtype']}",
+        ),
         ("family", model.get("family", {}).get("name", "Whisper")),
         ("encoder SHA-256", model["weights_sha256"]),
         ("outputs", ", ".join(spec["outputs"])),

@@ -91,7 +91,9 @@ def mine(
             "folders alone"
         )
     if not any(made) and len(sources) > 2:
-        raise vs.UsageError(f"{len(sources)} stores; give one, or two whose utterances are to be paired")
+        raise vs.UsageError(
+            f"more than two stores ({len(sources)}): give one, or two whose utterances are to be paired"
+        )
     MinedPairs.refuse_foreign(folder)
     MinedPairs.refuse_earlier(folder, overwrite)
     with TerminalReporter() as reporter:

@@ -78,8 +78,9 @@ outputs = click.option(
 languages = click.option("--languages", help="Languages to take, e.g. en,es. [default: all]")
 kernel = click.option(
     "--kernel",
-    shell_complete=completing("int16", "float32", "triton"),
-    help="What compares frames: int16, float32, or triton (CUDA, float16). [default: int16 where the CPU has AVX2]",
+    shell_complete=completing("int16", "float32", "triton", "triton-float16", "triton-bfloat16", "triton-float32"),
+    help="What compares frames: int16, float32, or triton (CUDA; rows in float16, or as triton-bfloat16 and "
+    "triton-float32 say). [default: int16 where the CPU has AVX2]",
 )
 overwrite = click.option(
     "--overwrite",

@@ -8,9 +8,9 @@ import click
 import voxstrata as vs
 from voxstrata.base.plain import counted
 from voxstrata.cli import options
-from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json
+from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json, say_written
 from voxstrata.cli.corpora import read_and_note
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say, say_wrapped
 
 
 @click.command()
@@ -81,11 +81,11 @@ def phonetics(
     if result.left_out:
         say(f"left out: {counted(len(result.left_out), 'utterance')}", err=True)
         for name, reason in list(result.left_out.items())[:FAILURES_SHOWN]:
-            say(f"  {name}: {reason}", err=True)
+            say_wrapped(f"  {name}: {reason}", err=True, indent="    ")
         say("fill their text in the manifest, or give IPA (--ipa), to take them in", err=True)
     if as_json:
-        print_json({"results": str(folder), **result.to_dict()})
+        print_json({"out": str(folder), **result.to_dict()})
     else:
         say(result)
-        say(f"\n{folder}: {', '.join(result.files.values())}, {result.markdown}")
+        say_written(folder, [*result.files.values(), result.markdown])
     return PARTIAL if result.left_out else 0

@@ -63,7 +63,7 @@ def plan(
     else:
         say(f"\n{shown(str(corpus))} with {model}:\n\n{found.to_text()}")
         if record:
-            outputs = counted(len(record.modes[found.mode].outputs), "output")
+            outputs = counted(len(record.contexts[found.context].outputs), "output")
             where = f"{device}, {counted(used, 'thread')}; measured by `voxstrata bench` with {outputs}"
             say_wrapped(f"\nexpected: about {found.in_words()}, on this machine ({where})")
         else:

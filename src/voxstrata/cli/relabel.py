@@ -7,7 +7,8 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import print_json
-from voxstrata.cli.saying import say
+from voxstrata.cli.corpora import refuse_swapped_store
+from voxstrata.cli.saying import say_wrapped
 
 
 @click.command(short_help="Change a store's texts, languages, groups, speakers.")
@@ -32,8 +33,9 @@ def relabel(store: str, manifest: Path, columns: dict[str, str], as_json: bool) 
     Example:
       voxstrata relabel speech.zarr corrected.tsv
     """
+    refuse_swapped_store(store, manifest)
     report = vs.relabel(store, manifest, columns=columns)
     if as_json:
         print_json(report.to_dict())
     else:
-        say(report.to_text())
+        say_wrapped(report.to_text(), indent="  ")

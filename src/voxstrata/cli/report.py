@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from voxstrata.cli import options
-from voxstrata.cli.console import TerminalReporter, aligned, print_json
-from voxstrata.cli.saying import say
+from voxstrata.cli.console import TerminalReporter, print_json
+from voxstrata.cli.saying import say_wrapped
 
 
 @click.command(short_help="One HTML page of all results in DIR and below.")
@@ -35,8 +35,8 @@ def report(folder: Path, target: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(written.to_dict())
         return
-    rows = [[run.path, run.command, run.whose] for run in written.runs]
-    say(aligned(["result", "command", "checkpoint"], rows, (0, 1, 2)))
-    say(f"\n{written.page}: {Path(written.page).stat().st_size / 1e6:.1f} MB")
+    for run in written.runs:
+        say_wrapped(f"{run.path}: {run.command}, {run.whose}", indent="  ")
+    say_wrapped(f"\n{written.out}: {Path(written.out).stat().st_size / 1e6:.1f} MB")
     for name, reason in written.left_out.items():
-        say(f"left out: {name}: {reason}", err=True)
+        say_wrapped(f"left out: {name}: {reason}", err=True)

@@ -5,12 +5,11 @@ Imports little: `--help` and errors need nothing else.
 
 import shutil
 import sys
-from textwrap import fill
 from typing import Any
 
 import click
 
-from voxstrata.base.plain import escaped_json, spelt_out
+from voxstrata.base.plain import escaped_json, spelt_out, wrapped
 
 
 def say(text: object = "", err: bool = False) -> None:
@@ -26,11 +25,8 @@ def say_json(text: str) -> None:
 def say_wrapped(text: object, err: bool = False, indent: str = "") -> None:
     """Print sentences, on a terminal in lines of its width. indent: before all lines of a paragraph but its first."""
     shown = spelt_out(text)
-    if (sys.stderr if err else sys.stdout).isatty():
-        width = shutil.get_terminal_size().columns
-        how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
-        shown = "\n".join(fill(line, width, **how) for line in shown.split("\n"))
-    click.echo(shown, err=err)
+    width = shutil.get_terminal_size().columns if (sys.stderr if err else sys.stdout).isatty() else None
+    click.echo(wrapped(shown, width, indent), err=err)
 
 
 def say_error(error: Any) -> None:

@@ -13,7 +13,7 @@ from voxstrata.base.opening import read_regular
 from voxstrata.base.plain import counted
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray, resume_hint
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say_wrapped
 
 if TYPE_CHECKING:
     from voxstrata.cluster.actors import Workers
@@ -170,11 +170,11 @@ def chosen_ids(file: Path | None) -> tuple[str, ...] | None:
 
 def _print(report: SimilarityReport) -> None:
     resumed = f", {report.resumed_rows} of them by other runs" if report.resumed_rows else ""
-    rows = f"{report.rows_done} of {report.rows} tile rows done{resumed}"
-    say(f"{report.folder}: {report.x} × {counted(report.y, 'utterance')}, {rows}")
+    rows = f"{report.rows_done} of {counted(report.rows, 'tile row')} done{resumed}"
+    say_wrapped(f"{report.out}: {report.x} × {counted(report.y, 'utterance')}, {rows}")
     if report.pairs:
         busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
-        say(
+        say_wrapped(
             f"{counted(report.pairs, 'pair')} in {clock(report.seconds)}: {report.pairs / report.seconds:.0f} pairs/s "
             f"({report.kernel})\nseconds by stage (all but compare and wait overlap): {busy}"
         )
@@ -185,9 +185,9 @@ def _print(report: SimilarityReport) -> None:
             if share is None
             else f"; the translation for {100 * share:.1f} % of {counted(queries, 'query', 'queries')}"
         )
-        say(
+        say_wrapped(
             f"candidates, {direction}: hold the exact best for {100 * found['exact_top1_among_candidates']:.1f} % of "
-            f"{found['sampled']} sampled queries{translation}"
+            f"{counted(found['sampled'], 'sampled query', 'sampled queries')}{translation}"
         )
-    finished = f"{report.folder}/top.parquet: the best candidates of every query"
-    say(finished if report.merged else "top.parquet is written by the run that finds all tile rows done")
+    finished = f"{report.out}/top.parquet: the best candidates of every query"
+    say_wrapped(finished if report.merged else "top.parquet is written by the run that finds all tile rows done")

@@ -10,7 +10,8 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json, print_left_out, resume_hint
-from voxstrata.cli.saying import say
+from voxstrata.cli.corpora import refuse_swapped_store
+from voxstrata.cli.saying import say, say_wrapped
 
 
 @click.command(short_help="The words or phones of a store, as a store.")
@@ -46,6 +47,7 @@ def spans(store: str, alignments: Path, target: str, as_json: bool, **how: Any) 
     Example:
       voxstrata spans speech.zarr aligned -o words.zarr
     """
+    refuse_swapped_store(store, alignments)
     opened = vs.open_store(store)
     with resume_hint(), TerminalReporter() as reporter:
         report = vs.spans(opened, alignments, target, **how, reporter=reporter)
@@ -53,11 +55,12 @@ def spans(store: str, alignments: Path, target: str, as_json: bool, **how: Any) 
     if as_json:
         print_json(report.to_dict())
     else:
-        say(report.to_text())
+        say_wrapped(report.to_text(), indent="  ")
     if report.left_out:
         say(f"utterances without spans: {len(report.left_out)}", err=True)
         shown = list(report.left_out.items())[:FAILURES_SHOWN]
-        say("\n".join(f"  {name}: {reason}" for name, reason in shown), err=True)
+        for name, reason in shown:
+            say_wrapped(f"  {name}: {reason}", err=True, indent="    ")
         if len(shown) < len(report.left_out):
             say(f"  … and {len(report.left_out) - len(shown)} more, all with --json", err=True)
     return PARTIAL if report.left_out else 0

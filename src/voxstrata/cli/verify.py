@@ -7,7 +7,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json
-from voxstrata.cli.saying import say
+from voxstrata.cli.saying import say_wrapped
 
 DAMAGED = 3  # exit code, that of input which cannot be used
 
@@ -31,6 +31,6 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     if as_json:
         print_json(report.to_dict())
     else:
-        say(report.to_text())
+        say_wrapped(report.to_text(), indent="  ")
     if not report.sound:
         sys.exit(DAMAGED)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from voxstrata.base.errors import InputError, UsageError, VoxstrataError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import Reporter
 
 LOCAL = "local"  # an address: Ray is started on this machine for as long as the run takes
@@ -51,7 +52,7 @@ class Workers:
         alive, gpus = [node["Resources"] for node in nodes if node["Alive"]], self.gpus or 0
         fits = [n for n in alive if n.get("CPU", 0) >= (self.threads or 1) and n.get("GPU", 0) >= gpus]
         if not fits:
-            wanted = f"{self.threads or 1} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+            wanted = counted(self.threads or 1, "core") + (f" and {gpus:g} GPU{'s' * (gpus > 1)}" if gpus else "")
             has = [
                 f"{sum(n.get(kind, 0) for n in alive):g} {name}" for kind, name in (("CPU", "cores"), ("GPU", "GPUs"))
             ]

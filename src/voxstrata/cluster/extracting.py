@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.cluster.actors import Workers, connected, on_actors
 from voxstrata.cluster.node import same_everywhere
@@ -93,7 +94,7 @@ def _wait_until_seen(run: Extraction) -> None:
     while left := run.pending():
         if time.monotonic() - begin > _SEEN_SECONDS:
             raise InputError(
-                f"{run.writer.files.root}: workers committed {len(left)} units, e.g. unit {left[0]}, that are not seen "
-                "here: is it the same storage on all nodes?"
+                f"{run.writer.files.root}: workers committed {counted(len(left), 'unit that is', 'units that are')} "
+                f"not seen here, e.g. unit {left[0]}: is it the same storage on all nodes?"
             )
         time.sleep(1.0)

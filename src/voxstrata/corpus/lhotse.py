@@ -12,6 +12,7 @@ from typing import Any
 from voxstrata.audio.source import Source
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import open_regular, open_unpacked, parse_json
+from voxstrata.base.plain import counted
 from voxstrata.corpus.folder import unnamed_notes
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.items import DESCRIBED, Item, items_corpus
@@ -107,7 +108,7 @@ def _utterances(recordings: Path, supervisions: Path | None, notes: list[str]) -
         seen.add(name)
         items.append(_item(place, supervision, of_id[name][1], _described(supervision), folder, None))
     if left := len(of_id) - len(seen):
-        notes.append(f"{left} recordings of {recordings.name} have no supervision and are left out")
+        notes.append(f"{counted(left, 'recording')} of {recordings.name} left out for lack of a supervision")
     return items
 
 

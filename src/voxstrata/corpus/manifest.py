@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.columns import SLICE, as_column, slices
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.corpus.formats import Reading
 from voxstrata.corpus.rows import StringTable, read_table
 from voxstrata.corpus.table import COLUMNS, Corpus, Lengths, absolute_root, build_table, kept_name, string_column
@@ -130,7 +131,9 @@ def _used(
     chosen = {"offset" if what == "start" else what: name for what, name in chosen.items()}
     for what, name in chosen.items():
         if what not in OWN:
-            raise UsageError(f"--columns {what}={name}: {what} is nothing we read; choose of {', '.join(OWN)}, start")
+            swapped = f"; the other way round: --columns {name}={what}" if name in OWN and what in table.columns else ""
+            known = f"choose of {', '.join(OWN)}, start"
+            raise UsageError(f"--columns {what}={name}: {what} is nothing we read{swapped or f'; {known}'}")
         if name not in table.columns:
             found = ", ".join(map(repr, table.columns))
             raise UsageError(f"--columns {what}={name}: {table.path} has no column {name!r}; found: {found}")
@@ -162,7 +165,7 @@ def without_words_for_nothing(columns: dict[str, Any]) -> list[str]:
         if number := pc.sum(nothing).as_py():
             found = sorted(pc.unique(column.filter(nothing)).to_pylist())
             columns[name] = pc.if_else(nothing, None, column)
-            notes.append(f"{name}: {', '.join(found)} in {number} rows is taken as missing")
+            notes.append(f"{name}: {', '.join(found)} in {counted(number, 'row')} is taken as missing")
     return notes
 
 

@@ -19,6 +19,7 @@ from voxstrata.base.columns import SLICE, slices, without_empty
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular, open_unpacked, parse_json, read_regular
 from voxstrata.base.parquet import parquet_file, read_parquet_table
+from voxstrata.base.plain import counted
 from voxstrata.corpus.table import Row, string_column
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -143,15 +144,19 @@ def read_table(path: Path) -> StringTable:
     TSV is read without quoting, so quotation marks are text; CSV with the quoting of RFC 4180. Text is UTF-8, with or
     without a byte order mark. Blank lines are passed over. Spaces around a column's name do not count.
 
-    Raises InputError, naming file, place and fix: for another kind of file, lines of unequal length, what is not UTF-8.
+    Raises InputError, naming file, place and fix: for another kind of file, lines of unequal length, what is not UTF-8,
+    a column's name with a line break.
     """
     try:
         kind = _kind(path) if path.exists() or path.suffix.lower() in SUFFIXES else None
         if kind is None:
             raise InputError(f"{path}: not a table ({', '.join(SUFFIXES)}); save it as one of these")
-        return {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](path)
+        table = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if broken := [name for name in table.columns if "\n" in name]:
+        raise InputError(f"{path}: the name of a column, {broken[0]!r}, holds a line break; rename it")
+    return table
 
 
 def is_table(path: Path) -> bool:
@@ -225,7 +230,7 @@ def tsv_rows(path: Path, text: str, fields: int | None = None) -> Iterator[tuple
         fields = fields or len(row)
         if len(row) != fields:
             raise InputError(
-                f"{path}, line {line}: {len(row)} fields where {fields} are expected; TSV is read without "
+                f"{path}, line {line}: {counted(len(row), 'field')} where {fields} are expected; TSV is read without "
                 "quoting: take tabs and line breaks out of the texts, or save as CSV"
             )
         yield line, row
@@ -329,7 +334,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             fields = fields or len(row)
             if len(row) != fields:
                 raise InputError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields where {fields} are expected; "
+                    f"{path}, line {reader.line_num}: {counted(len(row), 'field')} where {fields} are expected; "
                     "put texts with commas or line breaks in double quotes"
                 )
             yield reader.line_num, row

@@ -17,7 +17,9 @@ from voxstrata.audio.remote import RemoteSource
 from voxstrata.audio.source import FileSource, Recording, Source
 from voxstrata.base.columns import all_differ, as_column, nulls, take_rows
 from voxstrata.base.errors import InputError, UnreachableError
+from voxstrata.base.plain import counted
 from voxstrata.base.remote import is_url
+from voxstrata.base.tables import distinct, first_few
 from voxstrata.corpus.ids import made_ids
 
 COLUMNS = ("id", "path", "language", "group", "text", "speaker")
@@ -30,6 +32,7 @@ PART_SCHEMA = pa.schema(
 _STORE_NAMES = frozenset(
     [*COLUMNS, *PART_SCHEMA.names, "seconds", "samples", "size_bytes", "failure", "status", "row_start", "row_count"]
 )  # fmt: skip
+_ONE_LINE = ("path", "member", "id", "language", "group", "speaker")  # printed in lines that a break would part
 _NAMED = 5  # how many offenders a message lists before it only counts them
 
 Row = dict[str, str | None]
@@ -87,6 +90,10 @@ class Corpus:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        spoken = sorted(name for name in distinct(self.table, "language") if name is not None)
+        return f"<Corpus {self.root}: {counted(len(self), 'recording')}, {first_few(spoken) or 'no language'}>"
 
     @property
     def where(self) -> str:
@@ -173,12 +180,19 @@ def build_table(
 
     A missing id becomes the path without its suffix, or the whole path where that would name two recordings. Stretches
     and channels of one file get theirs behind it: `talk@12.5-17`, `talk#1`.
-    Raises InputError for duplicate ids and for text that UTF-8 cannot hold (undecodable file names).
+    Raises InputError for duplicate ids, for text that UTF-8 cannot hold (undecodable file names), and for line breaks
+    in all but texts.
     """
     arrays = {name: string_column(name, v, place, source) for name, v in columns.items() if name in COLUMNS}
     arrays |= {name: as_column(columns[name], PART_SCHEMA.field(name).type) for name in columns if name not in arrays}
     if "id" not in arrays or arrays["id"].null_count:
         arrays["id"] = made_ids(arrays if named is None else {**arrays, "path": named})
+    for name in [name for name in _ONE_LINE if name in arrays]:
+        if (i := pc.index(pc.match_substring(arrays[name], "\n"), True).as_py()) >= 0:
+            raise InputError(
+                f"{source}, {place(i)}: {name} {arrays[name][i].as_py()!r} holds a line break; rename the file or "
+                "correct the row"
+            )
     if not all_differ(arrays["id"]):
         raise InputError(f"{source}: duplicate ids: {_repeated(arrays['id'], place)}; give every row an id of its own")
     for name, values in (extra or {}).items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.demo.corpus import write_demo_corpus
 from voxstrata.demo.encoder import LABORATORY, LANGUAGES, DemoEncoders, find_encoders, write_laboratory_model
@@ -68,7 +69,7 @@ def run_demo(folder: str | Path, *, threads: int | None = None, reporter: Report
     reporter.step(encoders.meaning)
     languages = TAUGHT if encoders.laboratory else LANGUAGES
     voices = "" if encoders.laboratory else ", two voices each"
-    reporter.step(f"speaking {SENTENCES} sentences in {len(languages)} languages{voices}")
+    reporter.step(f"speaking {SENTENCES} sentences in {counted(len(languages), 'language')}{voices}")
     if encoders.laboratory:
         manifest = write_laboratory_corpus(folder / "corpus", draw_sentences("test", SENTENCES, languages))
     else:

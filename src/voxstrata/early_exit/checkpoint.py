@@ -162,7 +162,7 @@ def ended_early(model: WhisperForConditionalGeneration, at: EarlyExit) -> Iterat
 
 def write_early_exit(
     source: str | Transcriber,
-    target: str | Path,
+    out: str | Path,
     at: EarlyExit,
     *,
     fit: Fit | None = None,
@@ -170,20 +170,20 @@ def write_early_exit(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> EarlyExitCard:
-    """Write the checkpoint of `source` that ends after block `at.after` into the new folder `target`.
+    """Write the checkpoint of `source` that ends after block `at.after` into the new folder `out`.
 
     The folder holds config.json, model.safetensors (dtype of the original; float32 without the LayerNorm), what the
     original has of tokenizer, feature extractor and generation settings, and the card. It appears only when its
-    encoder, loaded back, agrees with the original's layer_k. overwrite: an earlier one in `target` is replaced, if
+    encoder, loaded back, agrees with the original's layer_k. overwrite: an earlier one in `out` is replaced, if
     nothing else is in the folder. fit: what a refitted LayerNorm is; a mapped exit cannot be written, since no weights
     of this architecture map the residual stream.
 
-    Raises InputError for an unusable checkpoint or an existing target, UsageError for a block that is not there, and
+    Raises InputError for an unusable checkpoint or an `out` that exists, UsageError for a block that is not there, and
     for an exit that cannot be written.
     """
     if at.norm == "mapped" or (at.norm == "refitted" and fit is None):
         raise UsageError(f"{at} cannot be written as a checkpoint; with, without and, given its fit, refitted can")
-    target = Path(target)
+    target = Path(out)
     replaced = _WRITTEN if overwrite else ()
     check_vacant(target, replaced)
     if isinstance(source, str):

@@ -16,6 +16,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import AudioError, InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
 from voxstrata.corpus import Corpus
@@ -174,7 +175,7 @@ def transcribe_recordings(
             continue
         if part is not None:
             return None
-        reporter.step(f"waiting for {len(left)} batches that other runs transcribe")
+        reporter.step(f"waiting for {counted(len(left), 'batch', 'batches')} that other runs transcribe")
         time.sleep(_LOOK_AGAIN)
     return lots.transcripts()
 

@@ -7,6 +7,7 @@ from transformers import GenerationConfig, WhisperConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import Reporter
 from voxstrata.exporters.hub import first_line
 from voxstrata.exporters.reading import read_json_object
@@ -45,8 +46,8 @@ def read_generation_config(folder: Path, config: WhisperConfig, reporter: Report
         found.is_multilingual, found.lang_to_id, found.task_to_id = True, languages, tasks
         found.no_timestamps_token_id = tokens["<|notimestamps|>"]
         reporter.warn(
-            f"{folder}: {_FILE} is missing or outdated and names no languages; {len(languages)} languages and both "
-            "tasks are taken from the tokenizer"
+            f"{folder}: {_FILE} is missing or outdated and names no languages; {counted(len(languages), 'language')} "
+            "and both tasks are taken from the tokenizer"
         )
     return found
 

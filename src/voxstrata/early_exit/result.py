@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, TEST, exit_name
@@ -85,17 +86,21 @@ class EarlyExits(Result):
             for name in ("rate", "original", "difference")
         )
         if row["after"] is None:
-            answer = f"Nowhere earlier: {NO_EXIT}. The whole encoder, {layers} blocks, has {rate} of {whole}."
+            answer = (
+                f"Nowhere earlier: {NO_EXIT}. The whole encoder, {counted(layers, 'block')}, has {rate} of {whole}."
+            )
         elif row["after"] == layers:
             answer = (
-                f"Nowhere earlier: the whole encoder, {layers} blocks, is chosen. On the test part {rate} is {share}."
+                f"Nowhere earlier: the whole encoder, {counted(layers, 'block')}, is chosen. On the test part {rate} "
+                f"is {share}."
             )
         else:
             answer = (
                 f"After block {exit_name(row['after'], row['norm'])} of {layers}: on the test part {rate} is {share}, "
                 f"{less} more than the whole encoder's {whole}."
             )
-        answer += " Saying nothing errs in 100 %."
+        sentences, recordings = counted(row["groups"], "sentence"), counted(row["utterances"], "recording")
+        answer += f" The test part has {recordings} of {sentences}. Saying nothing errs in 100 %."
         norm = row["norm"] or "with"
         held = [r for r in self.table.to_pylist() if r["part"] == TEST and r["norm"] == norm]
         held = [r for r in held if r["language"] == row["language"]]
@@ -203,12 +208,12 @@ class EarlyExits(Result):
             f"Error rates in %, WER or CER as the column says, {_LOOPS[self._by]}; normalizer "
             f"{scoring['normalizer']!r}. Saying nothing errs in 100 %. The exit k was chosen on the development part "
             f"({100 * scoring['dev_share']:.0f} % of the groups, seed {scoring['seed']}) of those that are better than "
-            "saying nothing, and than their own transcripts held against texts of other recordings; everything else is "
-            "of the test part. In brackets 95 % bootstrap intervals over groups (of the language; for 'all', of the "
-            "part, translations together). 'difference' is the chosen exit minus the whole encoder "
-            f"(k = {self.settings['layers']}), paired. '{MEAN_OF_LANGUAGES}' is the mean of the languages' rates, each "
+            "saying nothing, and than their own transcripts held against texts of other recordings; everything else "
+            "is of the test part. In brackets 95 % bootstrap intervals over groups (of the language; for 'all', of "
+            "the part, translations together). 'difference' is the chosen exit minus the whole encoder (k = "
+            f"{self.settings['layers']}), paired. '{MEAN_OF_LANGUAGES}' is the mean of the languages' rates, each "
             f"language weighing the same. Decoding {decoding.get('policy', 'greedy')!r}, task {decoding['task']}, at "
-            f"most {decoding['max_new_tokens']} tokens."
+            f"most {counted(decoding['max_new_tokens'], 'token')}."
         )
         if decoding.get("stop_loops"):
             text += " Loops were stopped once found: with them to the last token plain errors would be more."

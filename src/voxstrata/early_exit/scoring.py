@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.tables import first_few
 from voxstrata.early_exit.decoding import Transcripts, is_english
 from voxstrata.early_exit.exits import DEV, ERROR_KINDS, TEST
@@ -83,8 +84,9 @@ def split_groups(rows: Sequence[Mapping[str, str | None]], scoring: Scoring) -> 
         here = Counter(p for p, row in zip(parts, rows, strict=True) if str(row["language"]) == language)
         if len(here) < 2:
             raise InputError(
-                f"{language}: all {here.total()} utterances fall into the {next(iter(here))} part; choosing and "
-                "reporting need both: give more groups of this language, or another share or seed"
+                f"{language}: {counted(here.total(), 'utterance, which falls', 'utterances, which all fall')} into the "
+                f"{next(iter(here))} part; choosing and reporting need both: give more groups of this language, or "
+                "another share or seed"
             )
     return parts
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, with_interval
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, EarlyExit, exit_name
@@ -108,10 +109,10 @@ class SofterExits(Result):
         for r in self.table.to_pylist():  # the mean over languages comes last
             name = exit_name(r["after"], r["norm"])
             lowest[name] = min(lowest.get(name, (r["r2"], r["language"])), (r["r2"], r["language"]))
-            counted = f"{r['recordings']} ({r['groups']})"
+            clips = f"{r['recordings']} ({r['groups']})"
             figures = [with_interval(r, ["r2", "low", "high"], ".2f"), r["r2_layer"] and f"{r['r2_layer']:.2f}"]
             ridge = ridges[r["after"]] if r["norm"] == "mapped" else None
-            rows.setdefault(r["language"], []).append([name, counted, *figures, ridge and f"{ridge:g}"])
+            rows.setdefault(r["language"], []).append([name, clips, *figures, ridge and f"{ridge:g}"])
         header = ["k", "clips (groups)", "R²", "of layer_L", "λ"]
         means = [[*row[:3], "{1} {0:.2f}".format(*lowest[row[0]]), *row[3:]] for row in rows[MEAN_OF_LANGUAGES]]
         every = [[language, *row] for language, held in rows.items() for row in held]
@@ -119,11 +120,12 @@ class SofterExits(Result):
         note = (
             "R² of what the decoder gets, to what the whole encoder gives it (LayerNorm of layer_L), over the frames "
             "of speech of the test part, mean over languages; lowest: of the languages. 1 is the same, 0 no better "
-            "than the mean of the development part, -1 about what unrelated frames give. "
-            f"Fitted on {fitted['recordings']} recordings of the development part ({fitted['frames']} frames), no "
-            "gradient: 'refitted' gives each channel its usual mean and deviation, 'mapped' is an affine map from "
-            "layer_k to layer_L by least squares (ridge λ), then the LayerNorm. In brackets 95 % bootstrap intervals "
-            "over groups. A map that few frames were fitted on gives little, whatever the layer knows."
+            "than the mean of the development part, -1 about what unrelated frames give. Fitted on "
+            f"{counted(fitted['recordings'], 'recording')} of the development part "
+            f"({counted(fitted['frames'], 'frame')}), no gradient: 'refitted' gives each channel its usual mean and "
+            "deviation, 'mapped' is an affine map from layer_k to layer_L by least squares (ridge λ), then the "
+            "LayerNorm. In brackets 95 % bootstrap intervals over groups. A map that few frames were fitted on gives "
+            "little, whatever the layer knows."
         )
         title = "How much of the last layer an exit gives"
         shown = TextTable(title, [*header[:3], "lowest", *header[3:]], means, note)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus, read_corpus
@@ -49,7 +50,7 @@ from voxstrata.store.part import Part
 def sweep(
     transcriber: Transcriber | str,
     corpus: Corpus | str | Path,
-    folder: str | Path,
+    out: str | Path,
     *,
     blocks: Sequence[int] | None = None,
     norms: Sequence[ExitNorm] = PLAIN_NORMS,
@@ -63,10 +64,10 @@ def sweep(
     """Transcribe `corpus` with the encoder ended after `blocks` (None: each), with `norms`, score, and choose an exit.
 
     transcriber: a checkpoint, as a folder or hub id, or what `load_transcriber` made of it.
-    The result is saved in `folder`; what else is found in folders below it (`companions`). Transcripts are written
-    there as they come; a run that was stopped goes on when it is asked for again. Checkpoint, corpus, device and
-    decoding must be the same then; blocks and scoring may be others, and norms, but that softer ones need their fits
-    (`softer_exits`). overwrite: transcripts of another run in the folder are thrown away.
+    The result is saved in the folder `out`; what else is found in folders below it (`companions`). Transcripts are
+    written there as they come; a run that was stopped goes on when it is asked for again. Checkpoint, corpus, device
+    and decoding must be the same then; blocks and scoring may be others, and norms, but that softer ones need their
+    fits (`softer_exits`). overwrite: transcripts of another run in the folder are thrown away.
     part: of several runs at once, which share the batches. It ends where the others have not finished theirs, and then
     returns None; without a part the run waits for them, and takes over should they die.
 
@@ -74,7 +75,7 @@ def sweep(
     task or settings that do not exist, InputError for missing texts, for a language that one part lacks, and for a
     folder with something else, or with the transcripts of a run with other settings.
     """
-    folder = Path(folder)
+    folder = Path(out)
     EarlyExits.refuse_foreign(folder)
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
     transcriber = transcriber if isinstance(transcriber, Transcriber) else load_transcriber(transcriber, None, reporter)
@@ -192,7 +193,7 @@ def _notes(
         )
     for language, (script, others) in sorted(scripts_of(rows).items()):
         if others:
-            held = " and ".join(f"{n} text{'s' * (n > 1)} in {name.lower()}" for name, n in others.items())
+            held = " and ".join(f"{counted(n, 'text')} in {name.lower()}" for name, n in others.items())
             notes.append(
                 f"{language}: scored as {script.lower()}, the script of most of its texts; {held} counted with them"
             )

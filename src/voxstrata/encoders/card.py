@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import open_regular, parse_json, read_json_file
+from voxstrata.base.plain import counted
 from voxstrata.base.tables import TextTable
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.family import Family
@@ -103,6 +104,14 @@ class ModelCard:
         """Whether it is a Whisper: with its graphs, contexts and silence cache."""
         return self.family.name == NAME
 
+    def __repr__(self) -> str:
+        return f"<ModelCard {self._short}>"
+
+    @property
+    def _short(self) -> str:
+        size = f"{counted(self.layers, 'layer')}, d={self.d_model}"
+        return f"{self.checkpoint} ({self.family.name}), {size}, {self.dtype}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` restores it."""
         d = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "family"}
@@ -127,6 +136,9 @@ class ModelCard:
                     raise TypeError(f"{name} is {_short(getattr(card, name))}")
         if not isinstance(card.revision, str | None) or not all(isinstance(o, str) for o in card.outputs):
             raise TypeError(f"revision is {_short(card.revision)}, outputs are {_short(card.outputs)}")
+        for text in (card.checkpoint, card.revision or "", card.family.name):  # printed in lines of their own
+            if "\n" in text:
+                raise ValueError(f"{_short(text)} is of several lines")
         return card
 
     def check(self) -> None:
@@ -181,7 +193,7 @@ class ModelCard:
         header, rows = ["output"], [[o] for o in self.outputs]
         for kind, before in (("plain", ""), ("cached", "cached_")) if self.whisper else (("exact", ""),):
             seconds = v[f"{before}lengths_seconds"]
-            header.append(f"{kind}, {len(seconds)} lengths, {min(seconds):g} to {max(seconds):g} s")
+            header.append(f"{kind}, {counted(len(seconds), 'length')}, {min(seconds):g} to {max(seconds):g} s")
             found = v["outputs_cached" if before else "outputs"]
             rows = [[*row, f"{found[o]:.1e}"] for row, o in zip(rows, self.outputs, strict=True)]
         return TextTable("Largest relative L2 difference from float32 PyTorch", header, rows)
@@ -208,6 +220,9 @@ class ModelFolder:
 
     path: Path
     card: ModelCard
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}: {self.card._short}>"
 
     def silence(self) -> Silence | BucketSilence:
         """The silence cache. Raises UsageError for other families."""
@@ -236,6 +251,8 @@ def open_model(path: str | Path) -> ModelFolder:
     differs from what the export wrote.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise InputError(f"{folder}: a file, not a model's folder; a corpus comes first, then the model")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `voxstrata export CHECKPOINT -o {folder}` makes a model")
     try:

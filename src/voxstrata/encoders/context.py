@@ -39,7 +39,7 @@ class Context:
 
     mode: Mode = "bucketed"
     tail: int = FRAMES_PER_SECOND
-    edges: tuple[int, ...] = DEFAULT_EDGES
+    edges: tuple[int, ...] = field(default=DEFAULT_EDGES, repr=False)
     pad: Literal["zero_waveform"] = "zero_waveform"
     chosen: bool = field(default=True, compare=False, repr=False)
 

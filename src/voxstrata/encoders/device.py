@@ -50,6 +50,9 @@ class Device:
             raise UsageError(f"--device {text}: devices of one kind, since the last bits differ between kinds")
         return devices
 
+    def __repr__(self) -> str:
+        return f"Device({str(self)!r})"
+
     def __str__(self) -> str:
         return self.kind + f":{self.index}" * bool(self.index) + ":bfloat16" * self.bfloat16
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from voxstrata.audio.info import AudioInfo, Stated
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, probe_corpus, read_corpus
 from voxstrata.encoders import ModelFolder, open_model
@@ -102,8 +103,9 @@ def _new_rows(
     if mended:
         name, reason = mended[0]
         reporter.warn(
-            f"{store.files.root}: {len(mended)} recordings that can be read now, e.g. {name!r}, are passed over, since "
-            f"the store holds them as failed ({reason}); give them ids of their own, or extract all into a new store"
+            f"{store.files.root}: passed over: {counted(len(mended), 'recording')} that can be read now, e.g. "
+            f"{name!r}, since the store holds them as failed ({reason}); give them ids of their own, or extract all "
+            "into a new store"
         )
     return new
 

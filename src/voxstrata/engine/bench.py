@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, Figure, new_figure, set_title
 from voxstrata.base.finding import Finding
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, clock
 from voxstrata.engine.estimating import Estimate
@@ -52,25 +53,27 @@ class Bench(Result):
     @classmethod
     def of(cls, record: Record, estimates: Mapping[str, Estimate], checkpoint: str | None = None) -> Self:
         """From what was measured. estimates: what a corpus would take, by context; {} without one."""
-        modes = [{**asdict(t), "context": m, "audio_hours_per_hour": t.audio_hours_per_hour}
-                 for m, t in record.modes.items()]  # fmt: skip
-        expected = [{**asdict(e), "context": mode} for mode, e in estimates.items()]
+        found = [{**asdict(t), "audio_hours_per_hour": t.audio_hours_per_hour} for t in record.contexts.values()]
+        expected = [asdict(e) for e in estimates.values()]
         settings = {"checkpoint": checkpoint, **record.about, "load": record.load, "sgemm_rate": record.sgemm_rate}
-        table = pa.Table.from_pylist(modes, schema=BENCH_SCHEMA)
+        table = pa.Table.from_pylist(found, schema=BENCH_SCHEMA)
         note = {cls.key: json.dumps(settings, ensure_ascii=False)}
         return cls(table.replace_schema_metadata(note), pa.Table.from_pylist(expected, schema=ESTIMATES_SCHEMA))
 
     @classmethod
     def of_json(cls, printed: Mapping[str, Any]) -> Self:
-        """From what `bench --json` printed."""
-        found = {m: Estimate(**{**e, "outputs": tuple(e["outputs"])}) for m, e in (printed["corpus"] or {}).items()}
+        """From what `bench --json` printed; 0.1.0 wrote "mode" for "context"."""
+        found = {}
+        for name, held in (printed["corpus"] or {}).items():
+            own = {key: value for key, value in held.items() if key != "mode"}
+            found[name] = Estimate(**{**own, "context": name, "outputs": tuple(own["outputs"])})
         return cls.of(Record.from_dict(dict(printed)), found)
 
     @property
     def title(self) -> str:
         s = self.settings
         whose = f"{s['checkpoint']} on " if s["checkpoint"] else ""
-        return f"{whose}{s['cpu']}, {s['device']}, {s['threads']} threads"
+        return f"{whose}{s['cpu']}, {s['device']}, {counted(s['threads'], 'thread')}"
 
     def finding(self) -> Finding:
         rates = sorted(self.table.to_pylist(), key=lambda row: -float(row["audio_hours_per_hour"]))
@@ -89,9 +92,9 @@ class Bench(Result):
         header = ["context", "audio-hours per hour", "efficiency (%)"]
         header += ["clips", "audio_seconds", "seconds", "stored_bytes"]
         note = (
-            f"Made-up recordings, {len(self.table['outputs'][0])} outputs. Audio-hours per hour are hours of audio "
-            "done in an hour, also called RTFx. efficiency: arithmetic over that of matrix products in the same time. "
-            f"Load average before: {self.settings['load']}."
+            f"Made-up recordings, {counted(len(self.table['outputs'][0]), 'output')}. Audio-hours per hour are hours "
+            "of audio done in an hour, also called RTFx. efficiency: arithmetic over that of matrix products in the "
+            f"same time. Load average before: {self.settings['load']}."
         )
         found = [TextTable("How fast this machine is", header, body, note)]
         if len(self.estimates):
@@ -111,5 +114,6 @@ class Bench(Result):
         axes.set_xlabel("hours of audio done in an hour (RTFx): longer is faster")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=9, frameon=False, loc="lower right")
-        set_title(figure, f"Speed by context: {self.title}", f"{len(rows[0]['outputs'])} outputs; made-up recordings")
+        about = f"{counted(len(rows[0]['outputs']), 'output')}; made-up recordings"
+        set_title(figure, f"Speed by context: {self.title}", about)
         return {"bench": figure}

@@ -34,17 +34,13 @@ from voxstrata.base.errors import InputError, VoxstrataError
 from voxstrata.base.folders import make_writable
 from voxstrata.encoders.card import CACHED, ENCODER, ENGINE_CACHE, LOG_MEL, ModelFolder
 from voxstrata.encoders.frames import SAMPLES_PER_FRAME, WINDOW_FRAMES, encoder_frames
-from voxstrata.engine.encoder import CALLERS, PROVIDERS, Encoder, Kept, cuda_options, device_advice, load_cuda
-from voxstrata.engine.page_lock import HostRing, host_array, page_lock
-from voxstrata.engine.reductions import StoredRows, gathering, row_count
+from voxstrata.engine.device_rows import REDUCTIONS, DeviceRows
+from voxstrata.engine.encoder import CALLERS, PROVIDERS, Kept, cuda_options, device_advice, load_cuda
+from voxstrata.engine.reductions import StoredRows, row_count
 from voxstrata.engine.runtime import Runtime
 from voxstrata.exporters.cuda_graph import cuda_encoder_graph, cuda_log_mel
-from voxstrata.exporters.reductions import reduction_graph
 from voxstrata.store.spec import StoreSpec
 
-REDUCTIONS = "reductions"  # made here; the other graphs are files of the model
-# Batches of stored rows that may be on their way at once: those that are fetched, that wait to be placed, and that are.
-ROWS_IN_FLIGHT = 12
 # What onnxruntime's TensorRT provider is linked to, and its own preloading leaves out.
 TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 
@@ -59,14 +55,12 @@ def load_tensorrt() -> None:
                 ctypes.CDLL(str(Path(folder) / name), mode=ctypes.RTLD_GLOBAL)
 
 
-class CudaEncoder(Encoder):
+class CudaEncoder(DeviceRows):
     """Runs batches of windows through log-mel, encoder and the reductions of `spec` on one device.
 
     cuda_graphs: the encoder's launches are recorded once for each bucket and caller, and replayed; not on TensorRT.
     fused_attention: the encoder of operators of ONNX Runtime's own, attention in one; never on TensorRT.
     fixed_shapes: whether every bucket runs at the shape of its full batch: with CUDA graphs and on TensorRT.
-    host_memory: "pinned", or "pageable" on a CPU and once the driver has refused to lock memory, which is slower but
-    gives the same.
 
     Raises what `Encoder` raises, and InputError when the package onnx is missing.
     """
@@ -92,23 +86,17 @@ class CudaEncoder(Encoder):
             load_tensorrt()
         super().__init__(model, spec, runtime)
         self.concurrency = CALLERS
-        self._where = ("cpu", 0) if device.kind == "cpu" else ("cuda", device.index)
-        # of states on the device; what bfloat16 computed is float32 by then, which numpy knows
-        self._computed = np.dtype(np.float32 if device.bfloat16 else model.card.dtype)
-        self.host_memory = "pageable" if device.kind == "cpu" else "pinned"
         self._uploaded: dict[int, dict[str, Any]] = {}  # the silence cache, by computed positions
         self._uploading = threading.Lock()
         self._idle: deque[_Buffers] = deque()  # of no call just now
         self._callers = itertools.count()
-        stored = max(self.batch_size(m) * row_count(m, self.spec) for m in self.context.shapes())
-        # of each output its rows, and at the end whether all of it is finite
-        size = len(self.outputs) * (stored * model.card.d_model + 1) * self.spec.stored_dtype.itemsize
-        self._rows = HostRing(size, ROWS_IN_FLIGHT)
         # One thread and not a lock: ONNX Runtime allows a session with CUDA graphs to be run from one thread only.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="device")
         # While ONNX Runtime records a CUDA graph, CUDA refuses what other threads ask of the device.
         self._recording: AbstractContextManager[Any] = threading.Lock() if self._cuda_graphs else nullcontext()
-        self._session(REDUCTIONS)
+        # what bfloat16 computed is float32 when it leaves the encoder's graph, which numpy knows
+        computed = np.dtype(np.float32 if device.bfloat16 else model.card.dtype)
+        self._begin_rows(computed, max(self.batch_size(m) * row_count(m, self.spec) for m in self.context.shapes()))
         if device.kind == "cuda":  # what the device lacks shows now, not at the first batch
             self.stored_rows([np.zeros(SAMPLES_PER_FRAME, np.float32)], self.context.frames_computed(1))
 
@@ -204,14 +192,6 @@ class CudaEncoder(Encoder):
             self._session(name).run_with_iobinding(buffers.bindings[frames, rows], options)
         self._count("encode", begin)
 
-    def _on_device(self, array: NDArray[Any]) -> Any:
-        """A copy that is complete. (On a CPU the array itself.)
-
-        `bind_cpu_input` only queues one, on a stream that it then puts back among those that runs take: with several
-        threads a run may start on another stream, before its input has arrived.
-        """
-        return ort.OrtValue.ortvalue_from_numpy(array, *self._where)
-
     def _prepare(self, frames: int) -> None:
         """Make what a bucket needs and takes long to make, once: on a caller's thread, while other batches are
         computed."""
@@ -225,35 +205,14 @@ class CudaEncoder(Encoder):
                 with self._recording:
                     self._uploaded[frames] = {name: self._on_device(a) for name, a in parts.items()}
 
-    def _fetch(self, buffers: _Buffers, valid: list[int], frames: int) -> StoredRows:
+    def _fetch(self, buffers: _Buffers, valid: Sequence[int], frames: int) -> StoredRows:
         """From states on the device to stored rows on the host."""
-        begin = time.perf_counter()
-        d, batch = self.model.card.d_model, self.windows_computed(len(valid), frames)
-        index, weights = gathering(valid, frames, self.spec)
-        binding = self._session(REDUCTIONS).io_binding()
-        binding.bind_ortvalue_input("index", self._on_device(index))
-        if weights is not None:
-            binding.bind_ortvalue_input("weights", self._on_device(weights))
-        dtype = self.spec.stored_dtype
-        taken = self._rows.take(self._page_locked).view(dtype)
-        *stored, _ = np.split(taken, len(index) * d * np.arange(1, len(self.outputs) + 1))
-        stored, checks = [rows.reshape(-1, d) for rows in stored], taken[-len(self.outputs) :]
-        for rows, (output, states) in zip(stored, buffers.states.items(), strict=True):
-            binding.bind_input(output, *self._where, self._computed, [batch, frames, d], states.data_ptr())
-            binding.bind_output(f"stored/{output}", "cpu", 0, dtype, [len(index), d], rows.ctypes.data)
-        binding.bind_output("finite", "cpu", 0, dtype, [len(checks), 1], checks.ctypes.data)
-        self._session(REDUCTIONS).run_with_iobinding(binding)
-        finite = (checks == 0).tolist()
-        ends = np.cumsum([row_count(n, self.spec) for n in valid])[:-1]
-        if self.spec.pool:  # from means to sums
-            stored = [rows * np.array(valid, np.float64)[:, None] for rows in stored]
-        self._count("copy_out", begin)
-        return StoredRows([np.split(rows, ends) for rows in stored], finite)
+        shape = [self.windows_computed(len(valid), frames), frames, self.model.card.d_model]
+        return self._stored(buffers.states, shape, [(0, n) for n in valid])
 
-    def _source(self, name: str) -> bytes:
+    def _source(self, name: str) -> Path | bytes:
         if name == REDUCTIONS:
-            means, stored = bool(self.spec.pool) or self.spec.every > 1, self.spec.stored_dtype
-            return reduction_graph(self.outputs, self._computed, self.model.card.d_model, stored, means=means)
+            return super()._source(name)
         if name == LOG_MEL:
             return cuda_log_mel(self.model)
         how = {"fused": self.fused_attention, "bfloat16": self.device.bfloat16}
@@ -298,13 +257,6 @@ class CudaEncoder(Encoder):
             "trt_engine_cache_path": str(self._engines(frames)),
             "trt_fp16_enable": True,
         }
-
-    def _page_locked(self, size: int) -> NDArray[np.uint8]:
-        """So many bytes that the device copies to and from, page-locked where the driver allows it."""
-        array = host_array(size, np.uint8)
-        if self.device.kind != "cpu" and not page_lock(array, self.device.index):
-            self.host_memory = "pageable"
-        return array
 
 
 class _Buffers:

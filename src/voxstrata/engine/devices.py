@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError, VoxstrataError, debugging, error_text
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Device, ModelFolder, open_model
@@ -68,7 +69,10 @@ def extract_on(
         _end(processes)
     left = run.pending()
     if left and (died := [p for p in processes if p.worked is None]) and (part is None or len(died) == len(processes)):
-        raise InputError(f"{store}: {len(left)} units are not done: {died[-1].why}; run the same again to go on")
+        raise InputError(
+            f"{store}: {counted(len(left), 'unit is', 'units are')} not done: {died[-1].why}; run the same again to go "
+            "on"
+        )
     worked = sum((p.worked for p in processes if p.worked is not None), Worked())
     found = run.writer.failures(set(run.order) - set(left)) if left else run.finish()
     return report(run, replace(worked, seconds=time.perf_counter() - begin), before, len(left), *found)

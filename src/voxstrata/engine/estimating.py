@@ -40,7 +40,7 @@ class Estimate:
     flops: int
     rows: int
     outputs: tuple[str, ...]
-    mode: str
+    context: str
     bytes_per_output: int
     bytes: int
     seconds: float | None
@@ -52,7 +52,7 @@ class Estimate:
         about = {
             "recordings": f"{readable} of {self.recordings} readable, {time_in_words(self.audio_seconds)} of audio",
             "units": f"{self.units}",
-            "windows": f"{self.windows} of at most {self.window_seconds:g} s, {self.mode}",
+            "windows": f"{self.windows} of at most {self.window_seconds:g} s, {self.context}",
             "tokens": f"{self.tokens:,} positions to compute, {self.flops / 1e12:,.1f} TFLOP",
         }
         rows = [[name, f"{self.rows:,}", f"{self.bytes_per_output / 1e6:,.1f}"] for name in self.outputs]
@@ -86,7 +86,7 @@ def estimate(
     plan = plan_corpus(corpus, model, spec, runtime, reporter, long=long, probed=probed)
     spec = plan.spec
     work = Work.of(plan, arithmetic_of(model, spec.outputs))
-    seconds = work.flops / record.modes[spec.context.mode].flops_per_second if record else None
+    seconds = work.flops / record.contexts[spec.context.mode].flops_per_second if record else None
     layout = ShardLayout(plan.chunk_rows, plan.unit_rows, model.card.d_model * spec.stored_dtype.itemsize)
     used = zip(*(x.tolist() for x in np.unique(plan.used, return_counts=True)), strict=True)
     per_output = sum(n * layout.size(rows) for rows, n in used)
@@ -102,7 +102,7 @@ def estimate(
         flops=work.flops,
         rows=int(plan.length.sum()),
         outputs=tuple(spec.outputs),
-        mode=spec.context.mode,
+        context=spec.context.mode,
         bytes_per_output=per_output,
         bytes=per_output * len(spec.outputs),
         seconds=seconds,

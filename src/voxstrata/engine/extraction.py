@@ -32,6 +32,7 @@ _LEAST_WAIT, _MOST_WAIT = 0.1, 2.0  # seconds from one look for units of runs th
 class ExtractReport:
     """What a run did.
 
+    out: the store that was made, resumed or added to.
     utterances, failed: of the whole store; failures: reason by id. audio_seconds: encoded in this run.
     flops: arithmetic of what was encoded in this run (see `voxstrata.engine.budget`).
     seconds: wall seconds of this run, from the first unit to the last. stages: busy seconds of each stage; they
@@ -45,7 +46,7 @@ class ExtractReport:
         fault of its own. They are among `pending_units`.
     """
 
-    store: str
+    out: str
     utterances: int
     failed: int
     failures: dict[str, str]
@@ -77,9 +78,9 @@ class ExtractReport:
         done = f"{self.utterances - self.failed} of {counted(self.utterances, 'utterance')} in {units}"
         if self.pending_units:  # nothing can be said of utterances yet
             done = f"done: {self.units - self.pending_units} of {units}"
-        lines = [f"{self.store}: {done}"]
+        lines = [f"{self.out}: {done}"]
         if self.passed_over:
-            lines.insert(0, f"{self.store}: there already: {counted(self.passed_over, 'recording')}")
+            lines.insert(0, f"{self.out}: there already: {counted(self.passed_over, 'recording')}")
             if not self.units:
                 return f"{lines[0]}, nothing is new"
         if self.resumed_units:
@@ -110,7 +111,7 @@ class ExtractReport:
                     f"{self.sgemm_rate / 1e9:.0f} GFLOP/s here"
                 )
         if self.overflows:
-            lines.append(f"{self.overflows} values beyond float16 were stored as infinities")
+            lines.append(f"{counted(self.overflows, 'value')} beyond float16 stored as infinity")
         return "\n".join(lines)
 
 
@@ -124,7 +125,7 @@ def _stages_text(stages: Mapping[str, float]) -> list[str]:
 def extract(
     corpus: Corpus | str | Path,
     model: ModelFolder | str | Path,
-    store: str | Path,
+    out: str | Path,
     spec: StoreSpec | None = None,
     runtime: Runtime | None = None,
     reporter: Reporter = SILENT,
@@ -137,8 +138,8 @@ def extract(
     keep_going: bool = False,
     retry_failed: bool = False,
 ) -> ExtractReport:
-    """Extract the embeddings of a corpus into a store; resumes the store when it exists, and shares the work with other
-    runs that are at it.
+    """Extract the embeddings of a corpus into the store `out`; resumes it when it exists, and shares the work with
+    other runs that are at it.
 
     spec: what is kept, in which context it is computed; by default every frame of all outputs as float16, in the own
         context of the model's family (Whisper's is `bucketed`).
@@ -161,14 +162,14 @@ def extract(
         raise UsageError("efficiency is measured against the CPU's sgemm rate; leave it out on a GPU")
     model = model if isinstance(model, ModelFolder) else open_model(model)
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
-    files = Files(store)
+    files = Files(out)
     # What can be known is known before minutes of reading headers: a store that is another's, a device that does not
     # start.
     with writing(files):
         refuse_foreign(files)
         encoder = make_encoder(model, (spec or StoreSpec()).for_model(model.card, runtime.device), runtime)
         how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": durable}
-        run = prepare(corpus, model, store, spec, runtime, reporter, retry_failed=retry_failed, **how)
+        run = prepare(corpus, model, out, spec, runtime, reporter, retry_failed=retry_failed, **how)
         limit = sgemm_rate(encoder.threads) if efficiency else None
         return replace(share(run, encoder, reporter, part, keep_going), sgemm_rate=limit)
 
@@ -218,7 +219,7 @@ def report(
     """
     ids = run.plan.corpus.table["id"]
     return ExtractReport(
-        store=run.writer.files.root,
+        out=run.writer.files.root,
         utterances=len(ids),
         failed=len(failures),
         failures={ids[i].as_py(): reason for i, reason in sorted(failures.items())},

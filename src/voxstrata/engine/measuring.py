@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.opening import read_json_file
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import aligned
 from voxstrata.encoders import Context, ModelFolder
@@ -40,7 +41,7 @@ MAX_CLIPS = 4000
 MAX_STORE_BYTES = 2 << 30  # of the temporary store of one measurement
 GPU_STORE_BYTES = 16 << 30  # on a GPU: its units have up to 4 GB, and one alone overlaps with nothing
 BUSY_LOAD = 1.0  # of other work before the measurement, that the reader should hear of
-FORMAT = 1  # of the record
+FORMAT = 2  # of the record
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Throughput:
     threads. efficiency: flops / (seconds × sgemm rate); None on GPUs.
     """
 
-    mode: Mode
+    context: Mode
     mix: str
     outputs: tuple[str, ...]
     clips: int
@@ -83,30 +84,34 @@ class Record:
     about: dict[str, Any]
     load: float
     sgemm_rate: float | None
-    modes: dict[str, Throughput]
+    contexts: dict[str, Throughput]
 
     def with_rates(self) -> dict[str, Any]:
         """JSON-ready form, with each context's rates; `from_dict` restores it."""
         d = asdict(self)
-        for mode, t in self.modes.items():
-            d["modes"][mode] |= {"audio_hours_per_hour": t.audio_hours_per_hour, "flops_per_second": t.flops_per_second}
+        for name, t in self.contexts.items():
+            rates = {"audio_hours_per_hour": t.audio_hours_per_hour, "flops_per_second": t.flops_per_second}
+            d["contexts"][name] |= rates
         return d
 
     def to_text(self) -> str:
         """Machine, rates and stages, in tables."""
         rows = []
-        for mode, t in self.modes.items():
+        for name, t in self.contexts.items():
             rates = [f"{t.audio_hours_per_hour:.1f}", f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}"]
             efficiency = "" if t.efficiency is None else f"{t.efficiency:.0%}"
-            rows.append([mode, *rates, efficiency, str(t.clips), f"{t.seconds:.1f}"])
+            rows.append([name, *rates, efficiency, str(t.clips), f"{t.seconds:.1f}"])
         header = ["context", "audio-hours per hour", "GB per audio-hour", "efficiency", "clips", "seconds"]
-        stages = {stage: None for t in self.modes.values() for stage in t.stages}
-        busy = [[mode, *(f"{t.stages.get(s, 0.0) / t.seconds:.1%}" for s in stages)] for mode, t in self.modes.items()]
+        stages = {stage: None for t in self.contexts.values() for stage in t.stages}
+        busy = [
+            [name, *(f"{t.stages.get(s, 0.0) / t.seconds:.1%}" for s in stages)] for name, t in self.contexts.items()
+        ]
+        outputs = next(iter(self.contexts.values())).outputs
         limit = f", sgemm {self.sgemm_rate / 1e9:.0f} GFLOP/s" if self.sgemm_rate else ""
         lines = [
-            f"on {self.about['cpu']}, {self.about['device']}, "
-            f"{self.about['threads']} of {self.about['cores']} cores{limit}",
-            f"{len(next(iter(self.modes.values())).outputs)} outputs as float16, made-up sound of mean 12 s",
+            f"on {self.about['cpu']}, {self.about['device']}, {self.about['threads']} of "
+            f"{counted(self.about['cores'], 'core')}{limit}",
+            f"{counted(len(outputs), 'output')} as float16, made-up sound of mean 12 s",
             "",
             aligned(header, rows),
             "",
@@ -119,12 +124,12 @@ class Record:
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> Self:
-        """From `asdict` or `with_rates`."""
-        modes = {}
-        for mode, found in d["modes"].items():
-            kept = {f.name: found[f.name] for f in fields(Throughput)}
-            modes[mode] = Throughput(**{**kept, "outputs": tuple(found["outputs"])})
-        return cls(d["about"], d["load"], d["sgemm_rate"], modes)
+        """From `asdict` or `with_rates`; 0.1.0 wrote "modes" and "mode"."""
+        contexts = {}
+        for name, found in d["contexts" if "contexts" in d else "modes"].items():
+            held = {**found, "context": name, "outputs": tuple(found["outputs"])}
+            contexts[name] = Throughput(**{f.name: held[f.name] for f in fields(Throughput)})
+        return cls(d["about"], d["load"], d["sgemm_rate"], contexts)
 
 
 def measure(
@@ -209,13 +214,13 @@ def bench(
     if runtime.device.kind == "cpu":
         reporter.step("matrix products")
         limit = sgemm_rate(runtime.thread_count)
-    modes: dict[str, Throughput] = {}
+    contexts: dict[str, Throughput] = {}
     own = [mode for mode in get_args(Mode) if mode in model.card.family.contexts]
     each = seconds / len(own)
     for mode in own:
         reporter.step(mode)
-        modes[mode] = measure(model, mode, MIXES["fleurs"], outputs, runtime, seconds=each, limit=limit, again=False)
-    record = Record(about(model, runtime), load, limit, modes)
+        contexts[mode] = measure(model, mode, MIXES["fleurs"], outputs, runtime, seconds=each, limit=limit, again=False)
+    record = Record(about(model, runtime), load, limit, contexts)
     path = record_path(record.about)
     Files(path.parent).write(path.name, (json.dumps(asdict(record), indent=1) + "\n").encode())
     return record

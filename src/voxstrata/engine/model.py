@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from voxstrata.audio.decode import decode
 from voxstrata.audio.readers import Samples
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.corpus.memory import samples_source
 from voxstrata.encoders.card import ModelFolder, open_model
 from voxstrata.engine.encoder import Encoder
@@ -84,7 +85,10 @@ class SpeechModel(ModelFolder):
         given: list[Any] = list(samples) if several else [samples]
         rates: list[Any] = list(rate) if isinstance(rate, list | tuple | np.ndarray) else [rate] * len(given)
         if len(rates) != len(given):
-            raise UsageError(f"{len(rates)} rates for {len(given)} recordings; give one for all, or one for each")
+            raise UsageError(
+                f"{counted(len(rates), 'rate')} for {counted(len(given), 'recording')}; give one for all, or one for "
+                "each"
+            )
         names = [f"recording {i}" for i in range(len(given))] if several else ["the recording"]
         notices: list[str] = []
         audio = [_decoded(*recording, notices) for recording in zip(names, given, rates, strict=True)]

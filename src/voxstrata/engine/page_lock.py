@@ -58,7 +58,7 @@ class HostRing:
     """
 
     def __init__(self, size: int, pieces: int) -> None:
-        self._size, self._left = size, pieces
+        self.size, self._left = size, pieces
         self._free: deque[NDArray[np.uint8]] = deque()  # given back by dying arrays, on any thread: it takes no lock
         self._lock = threading.Lock()
 
@@ -69,9 +69,9 @@ class HostRing:
                 piece = self._free.pop()
             except IndexError:
                 if not self._left:
-                    return np.empty(self._size, np.uint8)
+                    return np.empty(self.size, np.uint8)
                 self._left -= 1
-                piece = make(self._size)
+                piece = make(self.size)
         # through a memoryview, so that views of it have it as their base, and not the piece
         lent = np.frombuffer(piece.data, np.uint8)
         weakref.finalize(lent, self._free.append, piece).atexit = False

@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import Corpus, Probed, probe_corpus
 from voxstrata.encoders import Device, ModelFolder
@@ -67,5 +68,5 @@ def refuse_long(corpus: Corpus, probed: Probed, family: Family) -> None:
         row, samples = int(long[0]), int(probed.samples[long[0]])
         raise InputError(
             f"{corpus.recording(row).source.name}: {samples / SAMPLE_RATE:.1f} s, over the {window:g} s window "
-            f"({len(long)} recordings are); use --long window, or cut them"
+            f"({counted(len(long), 'recording is', 'recordings are')}); use --long window, or cut them"
         )

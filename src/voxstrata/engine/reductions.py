@@ -67,20 +67,21 @@ def all_finite(a: NDArray[Any]) -> bool:
 
 
 def gathering(
-    frames: Sequence[int], positions: int, spec: StoreSpec
+    kept: Sequence[tuple[int, int]], positions: int, spec: StoreSpec
 ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
     """Which positions each stored row is the mean of.
 
-    frames: valid frames of each window of the batch; window w holds the positions w · `positions` … of the batch.
+    kept: of each window of the batch, how many frames are not kept before those that are, and how many these are.
+    Window w holds the positions w · `positions` … of the batch.
     Returns `index` int64 (rows, k) and `weights` float32 (rows, 1, k) that add up to 1 in each row, or None where
     single frames are stored. Rows of fewer than k frames repeat the last with weight 0.
     """
-    k = max(frames) if spec.pool else spec.every
+    k = max(n for _, n in kept) if spec.pool else spec.every
     index, weights = [], []
-    for w, n in enumerate(frames):
+    for w, (skip, n) in enumerate(kept):
         at = np.arange(row_count(n, spec) * k, dtype=np.int64).reshape(-1, k)
         valid = at < n
-        index.append(w * positions + np.minimum(at, n - 1))
+        index.append(w * positions + skip + np.minimum(at, n - 1))
         weights.append(valid / valid.sum(axis=1, keepdims=True))
     if not spec.pool and k == 1:
         return np.concatenate(index), None

@@ -22,8 +22,8 @@ def reopen_failed(writer: StoreWriter, reporter: Reporter = SILENT) -> None:
     if placeless:
         name = plan.corpus.table["id"][placeless[0]].as_py()
         reporter.warn(
-            f"{writer.files.root}: {len(placeless)} recordings, e.g. {name!r}, can be read now, but failed when their "
-            "headers were read, so that the plan has no place for them; extract the corpus into a new store"
+            f"{writer.files.root}: {counted(len(placeless), 'recording')}, e.g. {name!r}, can be read now, but not "
+            "when the plan was made, which has no place for what failed; extract the corpus into a new store"
         )
     units: dict[int, None] = {}
     with SegmentReader() as segments:

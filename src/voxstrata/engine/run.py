@@ -64,7 +64,7 @@ class Worked:
 def prepare(
     corpus: Corpus | str | Path,
     model: ModelFolder | str | Path,
-    store: str | Path,
+    out: str | Path,
     spec: StoreSpec | None = None,
     runtime: Runtime | None = None,
     reporter: Reporter = SILENT,
@@ -74,7 +74,7 @@ def prepare(
     durable: bool = True,
     retry_failed: bool = False,
 ) -> "Extraction":
-    """Make the plan and the arrays of a store, unless it has them; the parameters are those of `extract`.
+    """Make the plan and the arrays of the store `out`, unless it has them; the parameters are those of `extract`.
 
     One process prepares a store while others that come to it wait; headers are read once, and kept in the store. Who
     comes later waits for nobody.
@@ -84,7 +84,7 @@ def prepare(
     model = model if isinstance(model, ModelFolder) else open_model(model)
     runtime = runtime or Runtime()
     spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
-    files = Files(store, durable=durable)
+    files = Files(out, durable=durable)
     with writing(files):
         refuse_foreign(files)
         refuse_spans(files)
@@ -291,4 +291,4 @@ def _tell(notices: list[str], plan: Plan, reporter: Reporter) -> None:
     for notice in notices[:_NOTICES]:
         reporter.warn(plan.corpus.without_root(notice))
     if (more := len(notices) - _NOTICES) > 0:
-        reporter.warn(f"and {more} more such recordings")
+        reporter.warn(f"and {more} more notes of this kind")

@@ -136,7 +136,7 @@ def evaluate_ranks(
     if resamples is not None:
         names = np.asarray(groups)
         if names.shape != (len(partners),):
-            raise InputError(f"resampling needs the group of each of the {len(partners)} rows, got {names.shape}")
+            raise InputError(f"resampling needs the group of each row, {len(partners)} in all, got {names.shape}")
         samples = resamples.means(hits, names[asked])
     return Evaluation(
         metrics=metrics,

@@ -11,6 +11,7 @@ import yaml  # transformers and huggingface_hub bring it
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import JSON_BYTES, read_regular
+from voxstrata.base.plain import counted
 from voxstrata.base.tables import first_few
 from voxstrata.exporters.hub import first_line
 
@@ -83,7 +84,7 @@ def _named(meta: Path, files: object, ending: str) -> str:
     """The one file whose key has that ending."""
     names = [v for k, v in files.items() if str(k).endswith(ending)] if isinstance(files, Mapping) else []
     if len(names) != 1 or not isinstance(names[0], str):
-        raise InputError(f"{meta}: names {len(names)} files as …{ending}, not one; correct it")
+        raise InputError(f"{meta}: names {counted(len(names), 'file')} as …{ending}, not one; correct it")
     inside = PurePosixPath(names[0])
     if inside.is_absolute() or ".." in inside.parts:
         raise InputError(f"{meta}: names {names[0]!r:.100}, which is outside of the folder; correct it")

@@ -20,23 +20,23 @@ from voxstrata.exporters.spec import ExportSpec
 @large_blocks_returned()
 def export(
     source: str,
-    target: str | Path,
+    out: str | Path,
     spec: ExportSpec | None = None,
     *,
     revision: str | None = None,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ModelFolder:
-    """Export the encoder of `source` (see `load_checkpoint`) into the new folder `target`.
+    """Export the encoder of `source` (see `load_checkpoint`) into the new folder `out`.
 
     The folder appears only when every graph agrees with PyTorch. `reporter` hears of steps, and is warned of recordings
-    that cannot serve calibration. overwrite: an earlier model in `target` is replaced, if nothing else is in the
+    that cannot serve calibration. overwrite: an earlier model in `out` is replaced, if nothing else is in the
     folder.
 
-    Raises InputError for an unusable checkpoint or calibration corpus, an existing target, a failed validation, or
+    Raises InputError for an unusable checkpoint or calibration corpus, an `out` that exists, a failed validation, or
     where the extra `export` is not installed; UsageError for unknown outputs or dtype.
     """
-    spec, target = spec or ExportSpec(), Path(target)
+    spec, target = spec or ExportSpec(), Path(out)
     spec.check()
     replaced = (*MODEL_FILES, *FAMILY_FILES, *ENGINES) if overwrite else ()  # in order: it is known by the first
     check_vacant(target, replaced)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, VoxstrataError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.encoders.card import ENCODER, FEATURES
 from voxstrata.encoders.family import Family
@@ -87,7 +88,7 @@ def _computing(family: Family, samples: int) -> Iterator[None]:
     except Exception as e:
         raise InputError(
             f"validation failed: {family.name} cannot be computed at {samples} samples, of which it declares "
-            f"{family.frames(samples)} frames ({first_line(e)}); no model was written"
+            f"{counted(family.frames(samples), 'frame')} ({first_line(e)}); no model was written"
         ) from e
 
 

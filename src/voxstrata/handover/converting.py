@@ -34,10 +34,10 @@ class ConvertReport:
     """What was written.
 
     utterances, rows: converted. left_out: utterances of the languages asked for that are pending or failed.
-    files: below `folder`. size_bytes: of all of them.
+    files: below `out`, the folder. size_bytes: of all of them.
     """
 
-    folder: str
+    out: str
     to: str
     outputs: tuple[str, ...]
     pooled: bool
@@ -54,7 +54,7 @@ class ConvertReport:
 
 def convert(
     store: EmbeddingStore | str | Path,
-    folder: str | Path,
+    out: str | Path,
     to: str,
     outputs: str | Sequence[str] = "all",
     *,
@@ -66,11 +66,11 @@ def convert(
 ) -> ConvertReport:
     """Write the states of a store, and all that is known of its utterances, in another form.
 
-    folder: made; it appears whole or not at all.
+    out: a folder; it appears whole or not at all.
     to: "parquet", "npy", "safetensors", "lance", "kaldi" or "hf"; docs/convert.md has what each holds.
     pooled: one vector an utterance, the mean over its frames, in place of frames; always so for a pooled store.
     languages: only these. by_language: a folder each, `language=en`. overwrite: an earlier conversion in
-    `folder`, of any format, is replaced, if nothing else is in the folder.
+    `out`, of any format, is replaced, if nothing else is in the folder.
 
     Values are the stored ones, bit for bit (Kaldi's are float32). Utterances that are pending or failed are left out.
     Memory beyond an open store, as benchmarks/convert.py measured it on 614 MB: npy and kaldi 80 MiB, parquet and lance
@@ -79,7 +79,7 @@ def convert(
     Raises UsageError for an unknown format, output or language and for a folder inside the store; InputError for a
     folder that holds something, a package that is not installed, and a store in which nothing is done.
     """
-    store, target = store if isinstance(store, EmbeddingStore) else open_store(store), Path(folder)
+    store, target = open_store(store), Path(out)
     (to,) = chosen("format", [to], list(FORMS))
     names = select_outputs(outputs, store.outputs)
     form, pooled = FORMS[to], pooled or not store.has_frames

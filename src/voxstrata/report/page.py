@@ -10,7 +10,7 @@ from typing import Any
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular
-from voxstrata.base.plain import spelt_out
+from voxstrata.base.plain import counted, spelt_out
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import TextTable
@@ -29,9 +29,9 @@ _UNFINISHED = f"no {TOP_FILE} beside it; `voxstrata similarity` writes it at its
 
 @dataclass(frozen=True)
 class Report:
-    """A page that was written. left_out: files with the name of a result that are none, with the reason."""
+    """A page that was written: the file `out`. left_out: files with the name of a result that are none, and why."""
 
-    page: str
+    out: str
     runs: tuple[Run, ...]
     left_out: dict[str, str]
 
@@ -40,17 +40,17 @@ class Report:
         runs = [{name: value for name, value in asdict(run).items() if name not in _SHOWN} for run in self.runs]
         for run, one in zip(self.runs, runs, strict=True):
             one["answer"] = run.finding.answer if run.finding else None
-        return {"page": self.page, "runs": runs, "left_out": self.left_out}
+        return {"out": self.out, "runs": runs, "left_out": self.left_out}
 
 
-def write_report(folder: str | Path, target: str | Path | None = None, reporter: Reporter = SILENT) -> Report:
+def write_report(folder: str | Path, out: str | Path | None = None, reporter: Reporter = SILENT) -> Report:
     """Write a page, `folder`/report.html by default, of all results and stores in `folder` and below.
 
     The same results give the same bytes. Raises InputError where there is nothing to report, for damaged files, and
-    where `target` is there and no page of ours; nothing is written then.
+    where `out` is there and no page of ours; nothing is written then.
     """
     folder = Path(folder)
-    target = Path(target) if target else folder / PAGE
+    target = Path(out) if out else folder / PAGE
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one that holds the results")
     _refuse_foreign(target)
@@ -125,11 +125,13 @@ def _page(folder: Path, runs: Sequence[Run], left_out: dict[str, str]) -> str:
     cards = "".join(_card(n, run, runs) for n, run in enumerate(runs) if run.finding)
     inside += f'<nav class="cards" aria-label="What was found">\n{cards}</nav>\n' if cards else ""
     encoders = {one for run in runs if run.weights_sha256 for one in run.weights_sha256.split(" + ")}
-    note = f"These results are of {len(encoders)} different encoders." if len(encoders) > 1 else ""
+    note = f"These results are of {counted(len(encoders), 'different encoder')}." if len(encoders) > 1 else ""
     contents = [[run.path, run.command, run.whose, run.weights_sha256 or ""] for run in runs]
     table = TextTable("All results", ["result", "command", "checkpoint", "encoder, SHA-256"], contents, note)
     links = "".join(f'<li><a href="#run-{n}">{escape(r.path)}</a></li>\n' for n, r in enumerate(runs))
-    inside += f"<details><summary>All {len(runs)} results</summary>\n<ul>\n{links}</ul>\n{table.to_html()}</details>\n"
+    inside += (
+        f"<details><summary>All results ({len(runs)})</summary>\n<ul>\n{links}</ul>\n{table.to_html()}</details>\n"
+    )
     if left_out:
         inside += folded(f"Left out: {len(left_out)}", definitions(left_out.items()))
     inside += '<p class="note">Shares are in percent. A click on a column sorts by it. Figures are rounded on the page '

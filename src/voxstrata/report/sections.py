@@ -13,6 +13,7 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 from voxstrata.base.finding import Finding
 from voxstrata.base.opening import open_regular, read_json_file
+from voxstrata.base.plain import counted, time_in_words
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 from voxstrata.engine.bench import Bench
@@ -109,9 +110,11 @@ def of_store(path: Path, folder: Path) -> Run:
     states, seconds = utterances["status"].to_pylist(), utterances["seconds"].to_pylist()
     done = [s for state, s in zip(states, seconds, strict=True) if state == "done"]
     languages = len(distinct(utterances, "language"))
-    answer = f"{len(done)} of {len(states)} {what} are done, {sum(done) / 3600:.2f} hours in {languages} languages."
+    answer = (
+        f"{len(done)} of {len(states)} {what} are done, {time_in_words(sum(done))} in {counted(languages, 'language')}."
+    )
     model = store.about["model"]
-    title = f"{model['checkpoint']}, {store.about['spec']['context']['mode']}: {len(store.outputs)} outputs"
+    title = f"{model['checkpoint']}, {store.about['spec']['context']['mode']}: {counted(len(store.outputs), 'output')}"
     about = _Section(made, path.relative_to(folder), ENCODED, title, Finding(answer))
     prints = _prints(path, ["utterances.parquet"])
     return _run(about, prints, [model], None, _tables([_by_language(utterances)]), [store.about])

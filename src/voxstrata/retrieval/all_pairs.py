@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.retrieval.candidates import CandidateSets, measure_recall, nearest_pooled
 from voxstrata.retrieval.compare import Sink, Stages, compare
@@ -38,13 +39,14 @@ LOOK_AGAIN = 1.0  # seconds until a run that waits for others looks again for wh
 class SimilarityReport:
     """What a run did.
 
-    x, y: utterances (y as x when a set is compared with itself). rows, rows_done: tile rows of the plan, and how many
-    are committed now; resumed_rows: of these by other runs. pairs: compared in this run. seconds: of this run.
+    out: the folder. x, y: utterances (y as x when a set is compared with itself).
+    rows, rows_done: tile rows of the plan, and how many are committed now; resumed_rows: of these by other runs.
+    pairs: compared in this run. seconds: of this run.
     stages: busy seconds; `compare` and `wait` (for frames) alternate, the others overlap with them.
     merged: whether every row is there and the final table is written. candidates: recall of the candidates.
     """
 
-    folder: str
+    out: str
     kernel: str
     x: int
     y: int
@@ -62,7 +64,7 @@ def similarity(
     x: Selection,
     y: Selection | None,
     output: str,
-    folder: str | Path,
+    out: str | Path,
     *,
     kernel: Kernel | None = None,
     part: Part | None = None,
@@ -70,7 +72,7 @@ def similarity(
     reporter: Reporter = SILENT,
     **settings: Any,
 ) -> SimilarityReport:
-    """SeqSim of all pairs of x and y, or of x with itself (y None), into a folder; resumes what is there.
+    """SeqSim of all pairs of x and y, or of x with itself (y None), into the folder `out`; resumes what is there.
 
     output: encoder output whose frames are compared. kernel: by default the fastest of this machine; all runs that
     share a comparison need the same. overwrite: a result of other settings in the folder is replaced.
@@ -91,7 +93,7 @@ def similarity(
     or infinite, naming the utterance. Of a single set the last are found in the first tile row.
     """
     how: dict[str, Any] = {"kernel": kernel, "part": part, "overwrite": overwrite, "reporter": reporter, **settings}
-    return compare_outputs(x, y, {output: folder}, **how)[output]
+    return compare_outputs(x, y, {output: out}, **how)[output]
 
 
 def compare_outputs(
@@ -122,7 +124,7 @@ def compare_outputs(
             if part is not None:
                 break  # what others hold is theirs to finish
             rows = sum(len(run.pending()) for run in left)
-            reporter.step(f"waiting for {rows} tile rows that other runs compute")
+            reporter.step(f"waiting for {counted(rows, 'tile row')} that other runs compute")
             time.sleep(LOOK_AGAIN)
     return {output: run.report() for output, run in runs.items()}
 
@@ -220,7 +222,7 @@ class Comparison:
         plan, rows = self.plan, len(self.plan.tiles.rows)
         done = rows - len(self.pending())
         return SimilarityReport(
-            folder=self._results.files.root,
+            out=self._results.files.root,
             kernel=plan.kernel,
             x=len(plan.x),
             y=len(plan.other),

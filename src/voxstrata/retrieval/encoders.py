@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 from voxstrata.encoders.family import Output
 from voxstrata.encoders.outputs import depth_fraction
 from voxstrata.store import EmbeddingStore
@@ -137,7 +138,7 @@ def _refuse_other_recordings(x: EmbeddingStore, y: EmbeddingStore, first: pa.Tab
             i = int(wrong[0])
             one, two = (table[name][i].as_py() for table in (first, second))
             raise InputError(
-                f"{x.files.root} and {y.files.root} are not of one corpus: {name} of {len(wrong)} utterances differs, "
-                f"e.g. of {first['id'][i].as_py()!r} it is {one!r} and {two!r}; extract one corpus with each encoder, "
-                "or mend the labels with `voxstrata relabel`"
+                f"{x.files.root} and {y.files.root} are not of one corpus: {name} of "
+                f"{counted(len(wrong), 'utterance')} differs, e.g. of {first['id'][i].as_py()!r} it is {one!r} and "
+                f"{two!r}; extract one corpus with each encoder, or mend the labels with `voxstrata relabel`"
             )

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.retrieval.candidates import nearest_lists
 from voxstrata.retrieval.finished import FoundSimilarity
 from voxstrata.retrieval.folder import BACKWARD, FORWARD
@@ -44,7 +45,9 @@ class NearestLists:
     def first(self, k: int) -> "NearestLists":
         """The lists cut to k."""
         if k > self.forward.shape[1]:
-            raise UsageError(f"{k} neighbours of lists of {self.forward.shape[1]}; ask for fewer, or make longer lists")
+            raise UsageError(
+                f"{counted(k, 'neighbour')} of lists of {self.forward.shape[1]}; ask for fewer, or make longer lists"
+            )
         back, similarity = self.back[:, :k], self.back_similarity[:, :k]
         return NearestLists(self.forward[:, :k], self.similarity[:, :k], back, similarity, self.itself)
 

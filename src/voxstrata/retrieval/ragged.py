@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -40,7 +41,7 @@ class Ragged:
             raise InputError("no utterances: offsets must hold at least a start and an end")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.rows):
             ends = f"{self.offsets[0]} to {self.offsets[-1]}"
-            raise InputError(f"offsets must run from 0 to the {len(self.rows)} rows, not from {ends}")
+            raise InputError(f"offsets must run from 0 to {len(self.rows)}, the number of rows, not from {ends}")
         check_names(self.names, len(self))
         for i in np.flatnonzero(self.lengths <= 0).tolist():
             name = name_of(self.names, i, "utterance")
@@ -132,7 +133,9 @@ def check_width(x: FloatArray, y: FloatArray, what: str) -> None:
 
 def check_names(names: Sequence[str], count: int) -> None:
     if names and len(names) != count:
-        raise InputError(f"{len(names)} names for {count} utterances; give one name each, or none")
+        raise InputError(
+            f"{counted(len(names), 'name')} for {counted(count, 'utterance')}; give one name each, or none"
+        )
 
 
 def name_of(names: Sequence[str], i: int, label: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.retrieval.kernels.base import runs
 from voxstrata.retrieval.ragged import Ragged
-from voxstrata.store import EmbeddingStore
+from voxstrata.store import EmbeddingStore, open_store
 from voxstrata.store.several import comparable, refuse_different
 from voxstrata.store.writer import DONE
 
@@ -37,6 +39,10 @@ class Selection:
     store: EmbeddingStore
     indices: NDArray[np.int64]
     language: str = ""
+
+    def __repr__(self) -> str:
+        whose = f" of {self.language}" if self.language else ""
+        return f"<Selection of {self.store.name}: {counted(len(self), 'utterance')}{whose}>"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -111,6 +117,9 @@ class SelectedFrames:
     selection: Selection
     output: str
 
+    def __repr__(self) -> str:
+        return f"<frames of {self.output}, {self.selection}>"
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         return self.selection.lengths
@@ -120,13 +129,14 @@ class SelectedFrames:
 
 
 def select(
-    store: EmbeddingStore, languages: str | Sequence[str] | None = None, ids: Sequence[str] | None = None
+    store: EmbeddingStore | str | Path, languages: str | Sequence[str] | None = None, ids: Sequence[str] | None = None
 ) -> Selection:
-    """The utterances of a store that are done, of some languages, or those with certain ids.
+    """The utterances of a store that are done, of some languages, or those with certain ids. store: may be its path.
 
     Raises UsageError for an unknown language or id and for an utterance asked for that is not done, InputError when
     nothing is left.
     """
+    store = open_store(store)
     usable = store.status == DONE
     if ids is not None:
         wanted = np.unique(store.indices(ids))
@@ -172,8 +182,8 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
     shared = _shared(x, y)
     if shared:
         raise UsageError(
-            f"the two sets share {len(shared)} utterances, e.g. {shared[0]!r}: choose disjoint "
-            "sets, or leave out the second to compare a set with itself"
+            f"the two sets share {counted(len(shared), 'utterance')}, e.g. {shared[0]!r}: choose disjoint sets, or "
+            "leave out the second to compare a set with itself"
         )
 
 

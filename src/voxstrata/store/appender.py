@@ -21,6 +21,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from voxstrata.base.columns import scattered
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import parse_json
+from voxstrata.base.plain import counted
 from voxstrata.base.remote import is_url
 from voxstrata.encoders.card import ModelCard
 from voxstrata.store.checked import identity, json_bytes, read_json, table_bytes, with_checksum
@@ -76,8 +77,9 @@ class StoreAppender(StoreWriter):
         if pending is not None and not self.plan.is_that_of(pending["fingerprint"]):
             if units:
                 raise InputError(
-                    f"{self.files.root}: an append of other recordings was begun and is not finished ({len(units)} "
-                    f"units are), or with units of another size; run that to its end, or remove {name} in the store to "
+                    f"{self.files.root}: an append of other recordings was begun and is not finished "
+                    f"({counted(len(units), 'unit is', 'units are')}), or with units of another size; run that "
+                    f"to its end, or remove {name} in the store to "
                     "give it up"
                 )
             self.files.remove(name)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.columns import scattered, sorted_codes
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.family import Family
 from voxstrata.encoders.frames import SAMPLE_RATE
@@ -29,6 +30,7 @@ from voxstrata.store.spec import StoreSpec
 CHUNK_BYTES = 1 << 20  # of one inner chunk: what a reader fetches at the least
 UNIT_MEGABYTES = 128  # of one unit over all outputs; extraction holds one unit, or one longer recording, in memory
 MAX_UNIT_BYTES = 4 << 30  # a recording that needs more fails alone: a header may claim anything
+_MOST_SECONDS = 1 << 20  # twelve days. One that lasts longer fails, too: all its windows are listed, whatever is kept
 POOLED_UNIT = 256  # utterances
 
 PLACED = (
@@ -175,7 +177,7 @@ def make_plan(
     samples, reasons = _usable_samples(probed, spec, row_bytes, family)
     if not samples.any():
         reason = next(iter(reasons.values()), "it is empty")
-        raise InputError(f"{corpus.where}: none of the {len(corpus)} recordings can be read; the first: {reason}")
+        raise InputError(f"{corpus.where}: no recording of {len(corpus)} can be read; the first: {reason}")
     languages = sorted_codes(pc.fill_null(corpus.table["language"], ""))
     frames = np.where(samples > 0, family.frames(samples), 0)
     order = _storage_order(corpus, probed, languages, frames)
@@ -198,9 +200,9 @@ def make_plan(
             seconds = unit_rows * spec.every * family.hop // SAMPLE_RATE
             longer = np.flatnonzero(length > unit_rows)
             raise InputError(
-                f"{root}: {len(longer)} recordings, e.g. {corpus.table['id'][int(longer[0])].as_py()!r}, are longer "
-                f"than the {seconds} s that a unit of the store holds; cut them, or extract them into a store of their "
-                "own: retrieve, align and similarity take several stores"
+                f"{root}: {counted(len(longer), 'recording is', 'recordings are')} longer than the {seconds} s that a "
+                f"unit of the store holds, e.g. {corpus.table['id'][int(longer[0])].as_py()!r}; cut it, or extract "
+                "such into a store of their own: retrieve, align and similarity take several stores"
             )
         unit_begin, start = _pack(length, known, languages, min(fill, unit_rows), unit_rows)
     del languages
@@ -279,11 +281,17 @@ def _usable_samples(
     samples, failing = probed.samples, dict[int, str]()
     for i in np.flatnonzero((samples > 0) & (family.frames(samples) == 0)).tolist():
         failing[i] = f"{family.too_short(int(samples[i]))}; leave it out"
-    longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * family.hop
-    for i in [] if spec.pool else np.flatnonzero(samples > longest).tolist():
+    most = _MOST_SECONDS * SAMPLE_RATE
+    for i in np.flatnonzero(samples > most).tolist():
         failing[i] = (
-            f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s "
-            f"a unit of {len(spec.outputs)} outputs holds; cut it, or choose fewer outputs, --every or --pool"
+            f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {_MOST_SECONDS} s that a recording may last; "
+            "correct its header or row, or cut it"
+        )
+    longest = MAX_UNIT_BYTES // (row_bytes * len(spec.outputs)) * spec.every * family.hop
+    for i in [] if spec.pool else np.flatnonzero((samples > longest) & (samples <= most)).tolist():
+        failing[i] = (
+            f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s a unit of "
+            f"{counted(len(spec.outputs), 'output')} holds; cut it, or choose fewer outputs, --every or --pool"
         )
     if failing:
         samples = samples.copy()

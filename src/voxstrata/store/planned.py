@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from voxstrata.audio.info import OVERSHOOT_SECONDS, WHOLE_WITHIN_SECONDS
 from voxstrata.base.columns import sorted_codes
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, Probed
 from voxstrata.encoders.card import ModelCard
@@ -187,15 +188,15 @@ def _rows_as_stored(files: Files, stored: pa.Table, given: pa.Table) -> NDArray[
     there, here = (table["id"].combine_chunks() for table in (stored, given))
     if len(added := here.filter(pc.invert(pc.is_in(here, there)))):
         raise InputError(
-            f"{where} {len(added)} utterances were not in the corpus that made it, e.g. {pc.min(added).as_py()!r}; "
-            f"`voxstrata append {files.root} CORPUS MODEL` adds recordings to a store that is finished, or use a new "
-            "store"
+            f"{where} {counted(len(added), 'utterance was', 'utterances were')} not in the corpus that made it, e.g. "
+            f"{pc.min(added).as_py()!r}; `voxstrata append {files.root} CORPUS MODEL` adds recordings to a store that "
+            "is finished, or use a new store"
         )
     rows = pc.index_in(there, here)
     if len(gone := there.filter(rows.is_null())):
         raise InputError(
-            f"{where} {len(gone)} utterances are only in the store, e.g. {pc.min(gone).as_py()!r}; bring them back or "
-            "use a new store"
+            f"{where} {counted(len(gone), 'utterance is', 'utterances are')} only in the store, e.g. "
+            f"{pc.min(gone).as_py()!r}; bring them back or use a new store"
         )
     return np.asarray(rows.to_numpy(), np.int64)
 

@@ -243,7 +243,7 @@ class EmbeddingStore:
         """Index of an utterance by id, or by index, from the end if negative. Raises UsageError for an unknown one."""
         if isinstance(utterance, str):
             return int(self.indices([utterance])[0])
-        if not -len(self) <= utterance < len(self):
+        if not (hasattr(utterance, "__index__") and -len(self) <= utterance < len(self)):
             raise UsageError(f"{self.files.root}: index {utterance} out of range, utterances there: {len(self)}")
         return int(utterance) % len(self)
 
@@ -255,7 +255,7 @@ class EmbeddingStore:
             if name not in where:
                 held = self.table(["id"])["id"][0]
                 raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held.as_py()!r}")
-        return np.array([where[u] if isinstance(u, str) else self.index(int(u)) for u in utterances], np.int64)
+        return np.array([where[u] if isinstance(u, str) else self.index(u) for u in utterances], np.int64)
 
     def array(self, output: str) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""

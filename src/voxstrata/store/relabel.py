@@ -72,7 +72,7 @@ class RelabelReport:
 
     def to_text(self) -> str:
         """In a few lines."""
-        lines = [f"{self.store}: {self.named} of {counted(self.utterances, 'utterance')} are in the manifest"]
+        lines = [f"{self.store}: {self.named} of {counted(self.utterances, 'utterance')} found in the manifest"]
         for name, count in self.changed.items():
             lines.append(f"{name}: {count} changed")
             lines += [f"  {i}: {_quoted(old)} → {_quoted(new)}" for i, old, new in self.examples[name]]
@@ -81,7 +81,8 @@ class RelabelReport:
         if self.unknown:
             more = ", …" if len(self.unknown) > _SHOWN else ""
             shown = ", ".join(map(repr, self.unknown[:_SHOWN])) + more
-            lines.append(f"{len(self.unknown)} ids of the manifest are not in the store: {shown}")
+            are = counted(len(self.unknown), "id of the manifest is", "ids of the manifest are")
+            lines.append(f"{are} not in the store: {shown}")
         if self.ignored:
             lines.append(f"no labels, left as they are: {', '.join(self.ignored)}")
         lines.append(f"what was replaced is in {self.record}" if self.record else "nothing was changed")
@@ -121,7 +122,7 @@ def relabel(
         named = positions.is_valid()
         if not pc.any(named).as_py():
             raise InputError(
-                f"{origin}: none of its {len(labels)} ids is in {files.root}; name utterances as it does, like "
+                f"{origin}: none of its ids is in {files.root}; name utterances as it does, like "
                 f"{now['id'][0].as_py()!r}"
             )
         changing = [name for name in labels.column_names if name != "id" and name not in FIXED_COLUMNS]
@@ -170,7 +171,7 @@ def _read_labels(manifest: Corpus | pa.Table | str | Path, origin: str, columns:
     if None in ids:
         raise InputError(f"{origin}: row {ids.index(None) + 1} has no id; name the utterance or remove the row")
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
-        raise InputError(f"{origin}: {twice[0]!r} stands in {Counter(ids)[twice[0]]} rows; keep one for each utterance")
+        raise InputError(f"{origin}: {twice[0]!r} stands {Counter(ids)[twice[0]]} times; keep one for each utterance")
     return pa.table({name: _strings(manifest[name], f"{origin}, column {name!r}") for name in manifest.column_names})
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.columns import all_differ
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.store.files import Files
 from voxstrata.store.reader import EmbeddingStore
 
@@ -30,7 +31,7 @@ def comparable(store: EmbeddingStore) -> dict[str, Any]:
 def encoder_of(store: EmbeddingStore) -> str:
     """Which encoder a store is of, in words."""
     card = store.model
-    return f"{card.checkpoint} ({card.family.name}, {card.layers} blocks, d = {card.d_model})"
+    return f"{card.checkpoint} ({card.family.name}, {counted(card.layers, 'block')}, d = {card.d_model})"
 
 
 def refuse_different(x: EmbeddingStore, y: EmbeddingStore) -> None:
@@ -87,8 +88,8 @@ class StoreSet(EmbeddingStore):
             twice = [name for name in store.ids if name in where]
             if twice:
                 raise InputError(
-                    f"{where[twice[0]].files.root} and {store.files.root} share {len(twice)} ids, e.g. {twice[0]!r}; "
-                    "leave one store out, or extract one again with ids of its own"
+                    f"{where[twice[0]].files.root} and {store.files.root} share {counted(len(twice), 'id')}, e.g. "
+                    f"{twice[0]!r}; leave one store out, or extract one again with ids of its own"
                 )
             where |= dict.fromkeys(store.ids, store)
 
@@ -176,12 +177,14 @@ class StoreSet(EmbeddingStore):
         return np.concatenate(states) if states else self.stores[0].pooled(output, [])
 
 
-def open_store(path: str | Path | Sequence[str | Path]) -> EmbeddingStore:
-    """Open a store, local or by URL (s3://, gs://), for reading; or several as one.
+def open_store(path: EmbeddingStore | str | Path | Sequence[str | Path]) -> EmbeddingStore:
+    """Open a store, local or by URL (s3://, gs://), for reading; or several as one. One that is open is given back.
 
     Raises InputError when it is not a voxstrata store, or one of another schema; and for several stores of other models
     or settings, or that share an id.
     """
+    if isinstance(path, EmbeddingStore):
+        return path
     if isinstance(path, str | Path):
         return EmbeddingStore(path)
     stores = [EmbeddingStore(one) for one in path]

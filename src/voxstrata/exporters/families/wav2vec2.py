@@ -130,7 +130,7 @@ def _check_convolutions(file: Path, config: Mapping[str, Any]) -> None:
             raise InputError(f"{file}: {key} is {brief(sizes)}, not a list of whole numbers above 0; correct it")
     hop = math.prod(config.get("conv_stride", [_LEAST_HOP]))
     if not _LEAST_HOP <= hop <= _OVERLAP_SECONDS * SAMPLE_RATE:
-        raise InputError(f"{file}: conv_stride makes one frame of {brief(hop)} samples; correct it")
+        raise InputError(f"{file}: conv_stride makes one frame of {brief(hop)} sample{'s' * (hop != 1)}; correct it")
 
 
 def _spelled(name: str) -> str:

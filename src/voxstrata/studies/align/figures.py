@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title
+from voxstrata.base.plain import counted
 from voxstrata.retrieval.recordings import SHARED_FIRST
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
@@ -35,7 +36,7 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
     lines.add(slope, (RAW, names.FIT, names.GIVEN_DURATION), "given duration", _RED, "--", slope=True)
     slope.axhline(0, color="black", linestyle=":", linewidth=1, label="chance: sound says nothing")
     enough, number = names.directions_with_unlike_pairs(table), len(names.directions(table))
-    fewer = f" (blue: {enough} directions)" if 0 < enough < number else ""
+    fewer = f" (blue: {counted(enough, 'direction')})" if 0 < enough < number else ""
     up = "recall@1 (%): up is better"
     for axes, label, letter in (
         (whole, up, f"a  whole pools{lines.pool(POOL_ALL)}"),
@@ -53,9 +54,9 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
         below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.27), "ncols": 2}
         if axes.get_legend_handles_labels()[0]:  # none where no direction has enough pairs
             axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
-    groups = f"bands, bars: 95 % bootstrap intervals over {settings['bootstrap_groups']} groups"
+    groups = f"bands, bars: 95 % bootstrap intervals over {counted(settings['bootstrap_groups'], 'group')}"
     bands = groups if settings["bootstrap_resamples"] else ""
-    about = f"by {settings['similarity']}, mean over {number} directions, pool {SHARED_FIRST}"
+    about = f"by {settings['similarity']}, mean over {counted(number, 'direction')}, pool {SHARED_FIRST}"
     set_title(figure, f"What is left without sound: {title}", about, bands, size=8)
     return figure
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, with_interval
 from voxstrata.evaluation.levels import with_level
@@ -144,10 +145,10 @@ class Alignment(Result):
     def _note_on_whole_pools(self) -> str:
         """What the columns mean under these settings."""
         s = self.settings
-        few = f"its language (speakers are unknown, or have fewer than {s['smallest_cell']} utterances)"
+        few = f"its language (speakers are unknown, or have fewer than {counted(s['smallest_cell'], 'utterance')})"
         cells = few if s["cells_are_languages"] else "its speaker in its language"
-        number = f"the mean over {len(names.directions(self.table))} directions"
-        intervals = f"In brackets: 95 % bootstrap intervals over {s['bootstrap_groups']} groups."
+        number = f"the mean over {counted(len(names.directions(self.table)), 'direction')}"
+        intervals = f"In brackets: 95 % bootstrap intervals over {counted(s['bootstrap_groups'], 'group')}."
         return "\n".join(
             [
                 f"recall@1 in %: how often the translation scores best, by {s['similarity']}; {number}.",
@@ -173,8 +174,9 @@ class Alignment(Result):
                 f"(by {s['by']}).",
                 "- matched: pools of as many pairs of like duration, drawn from all pairs. The mean over all draws.",
                 f"- Both columns are {self._directions_of_unlike()}.",
-                f"- closest: the pool is the translation and {s['closest']} hard negatives, the non-translations that "
-                "sound closest to the query. random: as many non-translations of like duration, drawn at random.",
+                f"- closest: the pool is the translation and {counted(s['closest'], 'hard negative')}. Hard negatives "
+                "are the non-translations that sound closest to the query. random: as many non-translations of like "
+                "duration, drawn at random.",
             ]
         )
 
@@ -182,8 +184,8 @@ class Alignment(Result):
         """What the mean over unlike pairs is over."""
         least = self.settings["smallest_pool"]
         if not (enough := names.directions_with_unlike_pairs(self.table)):
-            return f"empty here, as no direction has {least} such pairs"
-        return f"means over the {enough} directions with {least} such pairs or more"
+            return f"empty here, as no direction has {counted(least, 'such pair')}"
+        return f"means over {counted(enough, 'direction')} with {counted(least, 'such pair')} or more"
 
 
 def _cell(row: dict[str, Any] | None, percent: bool) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxstrata.base.errors import UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.evaluation.levels import MEAN
@@ -115,7 +116,8 @@ def _beside(
     ids, left_out = common_utterances(encoders)
     said = differences(encoders)
     said += [
-        f"{n} utterances of {name} take no part: others have them not, or not done." for name, n in left_out.items()
+        f"{counted(n, 'utterance')} of {name} left out: not in every store, or not done in one."
+        for name, n in left_out.items()
     ]
     for sentence in said:
         reporter.warn(sentence)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable, as_stored, distinct, with_interval
 from voxstrata.evaluation.levels import MEAN, with_level
@@ -58,7 +59,7 @@ class ComparedEncoders(Result):
     @property
     def title(self) -> str:
         names = [about["encoder"] for about in self.settings["encoders"]]
-        return f"{len(names)} encoders: {', '.join(names)}"
+        return f"{counted(len(names), 'encoder')}: {', '.join(names)}"
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -259,7 +260,7 @@ class ComparedAlignment(ComparedEncoders):
 
     def _note(self) -> str:
         s = self.settings
-        intervals = f" In brackets: 95 % bootstrap intervals over {s['bootstrap_groups']} groups."
+        intervals = f" In brackets: 95 % bootstrap intervals over {counted(s['bootstrap_groups'], 'group')}."
         return "\n".join(
             [
                 f"recall@1 in %, by {s['similarity']}.{intervals if s['bootstrap_resamples'] else ''}",

@@ -1,6 +1,6 @@
 """Drift: what a cheaper context costs, on the user's own checkpoint and audio.
 
-Every mode is extracted as a user would extract it, into a temporary store, and compared with `padded`.
+Every context is extracted as a user would extract it, into a temporary store, and compared with `padded`.
 """
 
 import json
@@ -28,7 +28,7 @@ from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.studies.drift.result import BELOW, DRIFT_SCHEMA, LOST, PADDED, QUANTILE, RETRIEVED_BY, Drift
 from voxstrata.studies.retrieve import RetrievalOptions, retrieve
 
-MODES: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")  # the first is the reference
+CONTEXTS: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")  # the first is the reference
 
 
 def measure_drift(
@@ -41,7 +41,7 @@ def measure_drift(
     against: ModelFolder | None = None,
     reporter: Reporter = SILENT,
 ) -> Drift:
-    """Extract `clips` recordings (whole groups of translations, drawn with a fixed seed; None: all) in every mode.
+    """Extract `clips` recordings (whole groups of translations, drawn with a fixed seed; None: all) in every context.
 
     `against`: another export of the same checkpoint, whose `padded` is the reference, to learn what int8 or float16
     cost; by default the model itself.
@@ -69,31 +69,30 @@ def measure_drift(
     stores: dict[str, EmbeddingStore] = {}
     seconds: dict[str, float] = {}
     with scratch_folder("drift") as folder:
-        for mode in MODES:
-            reporter.step(f"extracting {counted(len(corpus), 'recording')}, {mode}")
-            path = Path(folder) / f"{mode}.zarr"
-            encoder, spec = reference if mode == PADDED else model, StoreSpec(outputs, "float32", context=Context(mode))
-            # what is to be said of recordings is the same in each mode
+        for context in CONTEXTS:
+            reporter.step(f"extracting {counted(len(corpus), 'recording')}, {context}")
+            path = Path(folder) / f"{context}.zarr"
+            encoder = reference if context == PADDED else model
+            spec = StoreSpec(outputs, "float32", context=Context(context))
+            # what is to be said of recordings is the same in each context
             report = extract(corpus, encoder, path, spec, runtime or Runtime(), _ProgressAlone(reporter))
-            stores[mode], seconds[mode] = open_store(path), report.seconds
+            stores[context], seconds[context] = open_store(path), report.seconds
             if report.failed == len(corpus):  # not at probing, which the plan would have refused
                 first = next(iter(report.failures.values()))
-                raise InputError(
-                    f"{corpus.where}: none of the {len(corpus)} recordings can be decoded; the first: {first}"
-                )
+                raise InputError(f"{corpus.where}: no recording of {len(corpus)} can be decoded; the first: {first}")
         recall, retrieval = _retrieved(stores, reporter)
         if too_few:
             retrieval["no_retrieval"] = too_few
         reporter.step("comparing frames with the padded run")
         rows = []
-        for mode in MODES:
-            for output in stores[mode].outputs:
-                row: dict[str, Any] = {"mode": mode, "output": output}
-                if mode != PADDED:
-                    row |= frame_figures(stores[PADDED], stores[mode], output)
-                here, before = (recall.get(m, {}).get(output, {}) for m in (mode, PADDED))
+        for context in CONTEXTS:
+            for output in stores[context].outputs:
+                row: dict[str, Any] = {"context": context, "output": output}
+                if context != PADDED:
+                    row |= frame_figures(stores[PADDED], stores[context], output)
+                here, before = (recall.get(m, {}).get(output, {}) for m in (context, PADDED))
                 for similarity, value in here.items():
-                    change = value - before[similarity] if mode != PADDED else None
+                    change = value - before[similarity] if context != PADDED else None
                     row |= {f"{similarity}_recall": value, f"{similarity}_change": change}
                 rows.append(row)
         padded = stores[PADDED]
@@ -102,7 +101,7 @@ def measure_drift(
     settings["corpus"] = Path(corpus.root).name
     settings |= {"clips": len(corpus) - report.failed, "failed": report.failed, "failures": report.failures}
     settings |= {"audio_seconds": audio, "seconds": seconds}
-    settings |= {"speed": {mode: seconds[PADDED] / seconds[mode] for mode in MODES[1:]}, **retrieval}
+    settings |= {"speed": {context: seconds[PADDED] / seconds[context] for context in CONTEXTS[1:]}, **retrieval}
     table = pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
     return Drift(table.replace_schema_metadata({Drift.key: json.dumps(settings, ensure_ascii=False)}))
 
@@ -168,20 +167,20 @@ def frame_figures(reference: EmbeddingStore, other: EmbeddingStore, output: str)
 def _retrieved(
     stores: dict[str, EmbeddingStore], reporter: Reporter
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Any]]:
-    """Mean recall@1 by mode, output and similarity, and what it was retrieved from; empty without translations."""
+    """Mean recall@1 by context, output and similarity, and what it was retrieved from; empty without translations."""
     recall: dict[str, dict[str, dict[str, float]]] = {}
     found: dict[str, Any] = {"candidates": None, "chance": None, "pool": None, "no_retrieval": None}
     options = RetrievalOptions(scores=("raw",), ks=(1,), bootstrap=0)
-    for mode, store in stores.items():
-        reporter.step(f"retrieval, {mode}")
+    for context, store in stores.items():
+        reporter.step(f"retrieval, {context}")
         try:
             table = retrieve(store, similarities=RETRIEVED_BY, options=options, reporter=_ProgressAlone(reporter)).table
         except InputError as e:
             return {}, {**found, "no_retrieval": str(e)}
         means = table.filter((pc.field("level") == MEAN) & (pc.field("metric") == "recall@1")).to_pylist()
-        recall[mode] = {}
+        recall[context] = {}
         for row in means:
-            recall[mode].setdefault(row["output"], {})[row["similarity"]] = row["value"]
+            recall[context].setdefault(row["output"], {})[row["similarity"]] = row["value"]
         first = means[0]
         found |= {
             "candidates": [first["candidates"], first["candidates_max"]],

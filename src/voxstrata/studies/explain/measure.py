@@ -13,12 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.corpus.rows import read_rows
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.retrieval.ragged import Ragged
-from voxstrata.store import EmbeddingStore
+from voxstrata.store import EmbeddingStore, open_store
 from voxstrata.studies.explain.matches import Match, SpokenUtterance, Word
 from voxstrata.studies.explain.ranking import RANKED, rank_among_others
 from voxstrata.studies.explain.result import EXPLAIN_SCHEMA, SAID, Explanation
@@ -38,8 +39,8 @@ def match_frames(store: EmbeddingStore, a: str, b: str, outputs: str | Sequence[
     if rows * columns > CELLS:
         side = math.isqrt(CELLS)
         raise InputError(
-            f"{store.files.root}: {a!r} has {rows} frames and {b!r} has {columns}: too many to draw, at most "
-            f"{side} × {side} are; cut the recordings, or extract them with --every"
+            f"{store.files.root}: {a!r} has {counted(rows, 'frame')} and {b!r} has {columns}: too many to draw, at "
+            f"most {side} × {side} are; cut the recordings, or extract them with --every"
         )
     matches = []
     for output in names:
@@ -87,7 +88,7 @@ def word_at(words: Sequence[Word], seconds: float) -> str | None:
 
 
 def explain(
-    store: EmbeddingStore,
+    store: EmbeddingStore | str | Path,
     a: str,
     b: str,
     outputs: str | Sequence[str] = "all",
@@ -96,9 +97,10 @@ def explain(
 ) -> Explanation:
     """Why utterances a and b of a store match, in each of `outputs`, and where b ranks for a (`rank_among_others`).
 
-    words: table of when words are spoken (`read_words`).
+    store: may be its path. words: table of when words are spoken (`read_words`).
     Raises what `match_frames` and `read_words` raise.
     """
+    store = open_store(store)
     matches = match_frames(store, a, b, outputs)
     if (step := store.row_seconds) is None:
         raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pool")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title
+from voxstrata.base.plain import counted
 from voxstrata.base.tables import distinct
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.retrieval.mining import PLAIN_SCORE
@@ -55,7 +56,7 @@ def plot_mining(curve: pa.Table, title: str, settings: Mapping[str, Any]) -> Fig
     right.set(xlabel=f"threshold: {settings['score']}")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
-    about = f"{line[0]['possible']} right pairs possible, chance {100 * line[0]['chance']:.2f} %"
+    about = f"{counted(line[0]['possible'], 'right pair')} possible, chance {100 * line[0]['chance']:.2f} %"
     bands = (
         f"band: {100 * LEVEL:.0f} % bootstrap interval over groups"
         if len(outputs) == 1 and settings["bootstrap_resamples"]

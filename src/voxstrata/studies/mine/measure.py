@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.encoders.outputs import depth_order, select_outputs
@@ -88,8 +89,8 @@ def mine_similarity(
                 raise InputError(f"{folder}: of another encoder than {folders[0]}; mine them one by one")
             if options.k > found.plan["top"]:
                 raise UsageError(
-                    f"{folder}: lists of {found.plan['top']}, {options.k} neighbours wanted; ask for fewer, or run "
-                    f"`voxstrata similarity --top {options.k}`"
+                    f"{folder}: lists of {found.plan['top']}, {counted(options.k, 'neighbour')} wanted; ask for fewer, "
+                    f"or run `voxstrata similarity --top {options.k}`"
                 )
             yield _Source(found.plan["output"], lists_of_similarity(found), found.x, found.y)
 

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct, with_interval
 from voxstrata.evaluation.bootstrap import LEVEL
@@ -85,8 +86,8 @@ class MinedPairs(Result):
             percent_text(*(row[f"{n}{end}"] for end in ("", "_low", "_high"))) for n in ("precision", "recall")
         )
         answer = (
-            f"{best}: of {picked['pairs']} pairs {right} are right; they are {found} of all that there are. "
-            f"Chance is {percent_text(row['chance'])}."
+            f"{best}: of {counted(picked['pairs'], 'pair')} {right} are right, {found} of all right pairs that there "
+            f"are. Chance is {percent_text(row['chance'])}."
         )
         points = [r for r in self._rows(best, self.settings["score"]) if not r["chosen"] and r["recall"] is not None]
         points = sorted(points, key=lambda r: float(r["recall"]))[:: max(1, len(points) // 12)]
@@ -151,15 +152,15 @@ class MinedPairs(Result):
         if not s["shared_groups"]:
             return self._unjudged
         note = (
-            f"In percent, of pairs whose groups are known; {row['possible']} right pairs possible of "
-            f"{s['shared_groups']} groups on both sides. Chance: precision {100 * row['chance']:.2f} %, pairs drawn at "
-            "random. AP: average precision of all mined pairs, whatever the threshold; raw AP: of those mined by the "
-            "similarity itself."
+            f"In percent, of pairs whose groups are known; {counted(row['possible'], 'right pair')} possible of "
+            f"{counted(s['shared_groups'], 'group')} on both sides. Chance: precision {100 * row['chance']:.2f} %, "
+            "pairs drawn at random. AP: average precision of all mined pairs, whatever the threshold; raw AP: of "
+            "those mined by the similarity itself."
         )
         if s["development_groups"]:
             note += (
-                f" The threshold has the highest F1 on {s['development_groups']} groups; precision and recall are of "
-                "the others."
+                f" The threshold has the highest F1 on {counted(s['development_groups'], 'group')}; precision and "
+                "recall are of the others."
             )
         if s["bootstrap_resamples"]:
             note += f" In brackets: {100 * LEVEL:.0f} % bootstrap intervals over groups."

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder, make_writable
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
 from voxstrata.corpus import Corpus
@@ -34,7 +35,7 @@ _Row = dict[str, Any]  # an utterance of the corpus; its IPA, voice, switches, s
 
 def measure_phonetics(
     corpus: Corpus,
-    folder: str | Path,
+    out: str | Path,
     *,
     given: Mapping[str, str] | None = None,
     voices: Mapping[str, str] | None = None,
@@ -42,7 +43,7 @@ def measure_phonetics(
     normalize: str = "longer",
     reporter: Reporter = SILENT,
 ) -> Phonetics:
-    """Measure how alike translations sound; the result is saved in `folder`, in place of an earlier one.
+    """Measure how alike translations sound; the result is saved in the folder `out`, in place of an earlier one.
 
     It needs the folder while it measures: all distances may be more than memory holds.
 
@@ -68,7 +69,7 @@ def measure_phonetics(
     settings["tools"] = {"panphon": version("panphon"), **(tools() if voice_by_language else {})}
     sides = {name: [row for row in rows if row["language"] == name] for name in names}
     notes = _notes({name: side for name, side in sides.items() if side})
-    folder = Path(folder)
+    folder = Path(out)
     Phonetics.refuse_foreign(folder)  # now that the corpus is known to be of use, and before the long part
     metadata = {Phonetics.key: json.dumps(settings, ensure_ascii=False)}
     reporter.step("distances")
@@ -137,7 +138,7 @@ def _transcribe_all(
         texts = [row for row in rows if row["language"] == name and row["id"] not in ipa]
         if texts:
             voice = voice_by_language[name]
-            reporter.step(f"IPA of {len(texts)} texts by the voice {voice}")
+            reporter.step(f"IPA of {counted(len(texts), 'text')} by the voice {voice}")
             for row, found in zip(texts, transcribe([row["text"] for row in texts], voice), strict=True):
                 row |= {"ipa": found.ipa, "voice": voice, "switches": found.switches}
     return voice_by_language
@@ -163,7 +164,7 @@ def _notes(sides: Mapping[str, list[_Row]]) -> list[str]:
             groups.setdefault(row["ipa"], set()).add(row["group"])
         if len(groups) == 1 and len({row["group"] for row in side}) > 1:
             raise InputError(
-                f"all {len(side)} sentences of {name} have the same IPA, {side[0]['ipa']!r}: nothing can be ranked; "
+                f"all sentences of {name} ({len(side)}) have the same IPA, {side[0]['ipa']!r}: nothing can be ranked; "
                 "check the text column, or give IPA (--ipa)"
             )
         same = [ipa for ipa, held in groups.items() if len(held) > 1]
@@ -186,7 +187,8 @@ def _notes(sides: Mapping[str, list[_Row]]) -> list[str]:
         switched = [row for row in side if row["switches"]]
         if switched:
             notes.append(
-                f"{name}: espeak-ng read parts of {len(switched)} sentences with the voice of another language"
+                f"{name}: espeak-ng read parts of {counted(len(switched), 'sentence')} with the voice of another "
+                "language"
             )
     return notes
 

@@ -22,8 +22,10 @@ _Float32 = npt.NDArray[np.float32]
 _Row = Mapping[str, Any]  # an utterance: id, language, group, text, voice, ipa, segments, unknown, switches
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
+# columns of 0.1.0
+EARLIER = {"source_language": "source", "target_language": "target", "source": "query", "target": "candidate"}
 DISTANCE_SCHEMA = pa.schema(
-    [(name, _NAMES) for name in ("source_language", "target_language", "source", "target")]
+    [(name, _NAMES) for name in ("source", "target", "query", "candidate")]
     + [("translation", pa.bool_()), ("distance", pa.float32()), ("word_distance", pa.float32())]
 )
 
@@ -123,16 +125,16 @@ def translations(compared: Compared) -> list[dict[str, Any]]:
         if not others.any():
             continue
         x_word, y_word = words.x_words[i, j], words.y_words[i, j]
-        row: dict[str, Any] = {"source_language": compared.source, "target_language": compared.target}
-        row |= {"source": compared.x[i]["id"], "target": compared.y[j]["id"], "group": compared.x[i]["group"]}
+        row: dict[str, Any] = {"source": compared.source, "target": compared.target}
+        row |= {"query": compared.x[i]["id"], "candidate": compared.y[j]["id"], "group": compared.x[i]["group"]}
         row |= {"non_translations": int(np.count_nonzero(others)), "distance": float(distance[i, j])}
         row["rank"] = 1 + int(np.count_nonzero(distance[i, others] <= distance[i, j]))
         row |= {"quantile": known(by_sentence[i, j]), "quantile_like_length": known(by_length[i, j])}
         row |= {"word_distance": known(words.distance[i, j]), "word_rank": None, "word_quantile": known(by_word[i, j])}
-        row |= {"source_word": None, "target_word": None}
+        row |= {"query_word": None, "candidate_word": None}
         if x_word >= 0:
             row["word_rank"] = 1 + int(np.count_nonzero(words.distance[i, others] <= words.distance[i, j]))
-            row |= {"source_word": compared.x_forms[x_word], "target_word": compared.y_forms[y_word]}
+            row |= {"query_word": compared.x_forms[x_word], "candidate_word": compared.y_forms[y_word]}
         rows.append(row)
     return rows
 
@@ -148,7 +150,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], others: float) -> SoundDirectio
     for name, column in (("quantile", "quantile"), ("like_length", "quantile_like_length")):
         figures[name] = _median([row[column] for row in rows])
     figures["word_quantile"] = _median([row["word_quantile"] for row in words])
-    return SoundDirection(rows[0]["source_language"], rows[0]["target_language"], **figures)
+    return SoundDirection(rows[0]["source"], rows[0]["target"], **figures)
 
 
 def distance_table(

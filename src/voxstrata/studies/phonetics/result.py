@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable, as_stored, known
-from voxstrata.studies.phonetics.pairs import SoundDirection, summarise
+from voxstrata.studies.phonetics.pairs import EARLIER, SoundDirection, summarise
 
 FOUND = "voxstrata_phonetics_found"  # in the table's metadata: what else a reader must know
 _CLOSEST = 50  # pairs that the report shows
@@ -35,6 +36,7 @@ class Phonetics(Result):
     question = "How alike do translations sound?"
     files: ClassVar = {"table": "phonetics.parquet", "ipa": "ipa.parquet", "distances": "distances.parquet"}
     large = ("distances",)
+    earlier: ClassVar = {"table": {**EARLIER, "source_word": "query_word", "target_word": "candidate_word"}}
     key = "voxstrata_phonetics"
     markdown = "phonetics.md"
 
@@ -58,23 +60,24 @@ class Phonetics(Result):
         others = {(source, target): mean for source, target, mean in self._found["others"]}
         rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self.table.to_pylist():
-            rows.setdefault((row["source_language"], row["target_language"]), []).append(row)
+            rows.setdefault((row["source"], row["target"]), []).append(row)
         return [summarise(held, others.get(direction, nan)) for direction, held in rows.items()]
 
     @property
     def title(self) -> str:
         voices = ", ".join(f"{language} {voice}" for language, voice in self.settings["voices"].items())
         read = f"voices: {voices}" if voices else "IPA as given"
-        return f"How alike translations sound: {len(self.ipa)} utterances; {read}"
+        return f"How alike translations sound: {counted(len(self.ipa), 'utterance')}; {read}"
 
     def finding(self) -> Finding | None:
         found = sorted((d for d in self.directions if known(d.like_length) is not None), key=lambda d: d.like_length)
         if not found:
             return None
-        ends = [f"{d.source} → {d.target}, {100 * d.like_length:.0f} %" for d in (found[0], found[-1])]
+        alike, unlike = found[0], found[-1]
         answer = (
-            "Of the sentences that are no translation and as long, the share that sounds closer is smallest in "
-            f"{ends[0]}, and largest in {ends[1]}. 50 % means that translations sound no more alike than others."
+            f"Translations sound most alike in {alike.source} → {alike.target}: of other sentences as long, "
+            f"{100 * alike.like_length:.0f} % sound closer. Least in {unlike.source} → {unlike.target}: "
+            f"{100 * unlike.like_length:.0f} %. Chance is 50 %."
         )
         shares = in_hundred([d.like_length for d in found])
         half = [50.0] * len(found)
@@ -102,8 +105,8 @@ class Phonetics(Result):
         return [TextTable("By direction", header, rows, note + notes)]
 
     def stored(self) -> list[TextTable]:
-        names = ["source", "target", "distance", "rank", "non_translations", "quantile", "quantile_like_length"]
-        names += ["word_distance", "source_word", "target_word"]
+        names = ["query", "candidate", "distance", "rank", "non_translations", "quantile", "quantile_like_length"]
+        names += ["word_distance", "query_word", "candidate_word"]
         near = self.table.sort_by("distance").slice(0, _CLOSEST)
         title = "The translations that sound most alike, as stored"
         return [as_stored(near, title, names, shares=("quantile", "quantile_like_length"), of=len(self.table))]

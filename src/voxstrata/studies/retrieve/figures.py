@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.errors import UsageError
 from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title, text_size
+from voxstrata.base.plain import counted
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.levels import DIRECTION, MEAN
@@ -87,7 +88,10 @@ def plot_negatives(table: pa.Table, title: str) -> Figure:
         axes.plot([-0.5, *x, len(x) - 0.5], chance[[0, *x, -1]], ":", color="black", linewidth=1.2, label="chance")
         own = part.filter(pc.equal(part["level"], MEAN))
         ends = [pc.min(own["candidates"]).as_py(), pc.max(own["candidates_max"]).as_py()]
-        sizes.append(f"{kind}: pools of {'–'.join(dict.fromkeys(map(str, ends)))}, {own['queries'][0]} queries")
+        sizes.append(
+            f"{kind}: pools of {'–'.join(dict.fromkeys(map(str, ends)))}, "
+            f"{counted(own['queries'][0].as_py(), 'query', 'queries')}"
+        )
         axes.set_title({"sound": "sound", "length": "length", "words": "shared words"}[kind], fontsize=10)
         axes.set_xticks(x, outputs, rotation=90)
         axes.set(xlim=(-0.5, len(x) - 0.5), xlabel="encoder output, by depth")

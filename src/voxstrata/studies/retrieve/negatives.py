@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.evaluation.bootstrap import Resamples
 from voxstrata.evaluation.metrics import BoolMatrix, Evaluation, Float64, chance_none_drawn, positives_from_groups
 from voxstrata.retrieval.selection import Selection
@@ -144,7 +145,8 @@ class HardNegatives:
         most = max(len(x) for x in sides)
         if pool_size > most:
             raise UsageError(
-                f"pool size {pool_size}: the largest language has {most} utterances; give --pool-size {most} or less"
+                f"pool size {pool_size}: the largest language has {counted(most, 'utterance')}; give --pool-size "
+                f"{most} or less"
             )
 
     def pools(self, x: Selection, y: Selection) -> tuple[list[SmallPools], list[SmallPools]]:

@@ -43,12 +43,11 @@ def conditions(table: pa.Table) -> str:
     for metric in metrics:
         part = directions.filter(pc.equal(directions["metric"], metric))
         chances.append(f"{metric} {_span(part['chance'], lambda chance: f'{100 * chance:.1f}')} %")
-    queries = _span(directions["queries"]) + (
-        " query" if pc.all(pc.equal(directions["queries"], 1)).as_py() else " queries"
-    )
+    pool = _counted_span(directions["candidates"], "candidate", "candidates")
+    queries = _counted_span(directions["queries"], "query", "queries")
     return (
-        f"{count} direction{'s' * (count != 1)}; pool of {_span(directions['candidates'])} candidates "
-        f"({pool_of(table)}), {queries} each; chance: {', '.join(chances)}"
+        f"{counted(count, 'direction')}; pool of {pool} ({pool_of(table)}), {queries} each; "
+        f"chance: {', '.join(chances)}"
     )
 
 
@@ -218,7 +217,10 @@ def _stands_on(table: pa.Table) -> str:
 
 
 def best_layer(table: pa.Table) -> Finding:
-    """The output that finds most translations by the table's first similarity, beside chance, and a curve by depth."""
+    """The output that finds most translations by the table's first similarity, beside chance, and a curve by depth.
+
+    Outputs whose interval of how far they are behind reaches 0 are named with it.
+    """
     means, similarity, metric = _means(table), similarities_of(table)[0], telling_metrics(table)[0]
     outputs = depth_order(distinct(table, "output"))
     rows = [means[output, similarity, "raw", metric] for output in outputs]
@@ -234,7 +236,11 @@ def best_layer(table: pa.Table) -> Finding:
     if best_output(best["output"], best) != best["output"]:
         return Finding(f"No layer is above chance. The highest, {best['output']}, has {share}. {by_chance}", curve)
     how = "come first" if metric == "recall@1" else f"count by {metric}"
-    return Finding(f"{best['output']}: {share} of the translations {how}, by {similarity}. {by_chance}", curve)
+    answer = f"{best['output']}: {share} of the translations {how}, by {similarity}. {by_chance}"
+    behind = [row for row in known if row is not best and row["below_best_low"] is not None]
+    if equal := [row["output"] for row in behind if row["below_best_low"] <= 0]:
+        answer += f" As good, for all that these data can say: {', '.join(equal)}."
+    return Finding(answer, curve)
 
 
 BEST_AT_CHANCE = "An output marked (chance) is not above chance: the lower end of its interval is not."
@@ -274,3 +280,9 @@ def _span(column: pa.ChunkedArray, text: Callable[[float], str] = str) -> str:
     """Smallest to largest value as text, once if both read the same."""
     ends = pc.min_max(column).as_py()
     return "–".join(dict.fromkeys([text(ends["min"]), text(ends["max"])]))
+
+
+def _counted_span(column: pa.ChunkedArray, one: str, many: str) -> str:
+    """How many of what, smallest to largest: "1 query", "6–7 queries"."""
+    span = _span(column)
+    return f"{span} {one if span == '1' else many}"

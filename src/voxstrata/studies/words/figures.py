@@ -23,7 +23,7 @@ def plot_words(table: pa.Table, title: Sequence[str]) -> Figure:
 
     Dashed: chance. Dotted: what the words' durations give alone. title: its paragraphs.
     """
-    table = table.filter(pc.equal(table["language_a"], EVERY_LANGUAGE))
+    table = table.filter(pc.equal(table["source"], EVERY_LANGUAGE))
     outputs = depth_order(table.filter(pc.is_valid(table["output"]))["output"].to_pylist())
     figure = new_figure(max(10.0, 3.0 + 0.56 * len(outputs)), 5.4)
     panels = figure.subplots(1, 2, sharey=True)

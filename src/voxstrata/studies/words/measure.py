@@ -34,7 +34,14 @@ from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.store.files import Files, root_attributes
 from voxstrata.studies.words.pairs import DIVISOR, FAR, NEAR, RANDOM_WORDS, WORD_KINDS, PairSets, WordPairs, make_pairs
 from voxstrata.studies.words.result import FAILURES, WordComparison
-from voxstrata.studies.words.table import DURATION_ALONE, EVERY_LANGUAGE, WORD_CONTROLS, WORD_SIMILARITIES, WORDS_SCHEMA
+from voxstrata.studies.words.table import (
+    DURATION_ALONE,
+    EVERY_LANGUAGE,
+    WORD_CONTROLS,
+    WORD_FIELDS,
+    WORD_SIMILARITIES,
+    WORDS_SCHEMA,
+)
 from voxstrata.studies.words.word_list import SPEAKER, Entry, read_word_list, voices_needed, with_ipa, word_corpus
 
 _Int64 = npt.NDArray[np.int64]
@@ -59,7 +66,7 @@ class WordOptions:
 def measure_words(
     entries: Sequence[Entry] | str | Path,
     model: ModelFolder | str | Path,
-    folder: str | Path,
+    out: str | Path,
     outputs: str | Sequence[str] = "all",
     options: WordOptions | None = None,
     runtime: Runtime | None = None,
@@ -70,13 +77,14 @@ def measure_words(
 
     entries: what `read_word_list` gives, or what it reads: a table's path, or "example".
 
-    Writes the spoken words and words.zarr, the store, to `folder`; a run that was cut short resumes there. The result
-    is for the caller to save, there or elsewhere. overwrite: a store of other words, model or settings is replaced.
+    Writes the spoken words and words.zarr, the store, to the folder `out`; a run that was cut short resumes there. The
+    result is for the caller to save, there or elsewhere. overwrite: a store of other words, model or settings is
+    replaced.
 
     Raises UsageError and InputError, before anything is spoken, for outputs the model lacks, a language without a
     voice, a list that gives no pairs; after the encoding, when too few recordings could be read.
     """
-    options, folder = options or WordOptions(), Path(folder)
+    options, folder = options or WordOptions(), Path(out)
     entries = read_word_list(entries) if isinstance(entries, str | Path) else entries
     model = model if isinstance(model, ModelFolder) else open_model(model)
     select_outputs(outputs, model.card.outputs)
@@ -290,7 +298,7 @@ def _rows(
             used = [(s, r) for s, r in strata if len(s.values) and len(r.values)]
             found = auc(strata, resamples) if used else AUC(math.nan, math.nan, math.nan)
             row: dict[str, Any] = {"output": output, "similarity": similarity, "kind": kind}
-            row |= {"language_a": a, "language_b": b, "chance": 0.5}
+            row |= {"source": a, "target": b, "chance": 0.5}
             row |= {"auc": known(found.value), "low": known(found.low), "high": known(found.high)}
             row |= {name: sum(len(of[i].values) for of in used) for i, name in enumerate(("pairs", "random_pairs"))}
             rows.append(row | {"meanings": len({str(name) for s, _ in used for name in s.groups.ravel()})})
@@ -300,9 +308,9 @@ def _rows(
 def _pair_table(entries: Sequence[Entry], pairs: Sequence[WordPairs], columns: Mapping[str, Float64]) -> pa.Table:
     """A row per pair: kind, both words, phonetic distance, and scores ("layer_06 seqsim_f1")."""
     names: dict[str, Any] = {"kind": [p.kind for p in pairs for _ in range(len(p))]}
-    for side, at in (("a", "x"), ("b", "y")):
-        words = [entries[i] for p in pairs for i in getattr(p, at)]
-        for field in ("language", "form", "meaning", "ipa"):
-            names[f"{field}_{side}"] = [getattr(word, field) for word in words]
+    for side in "xy":
+        words = [entries[i] for p in pairs for i in getattr(p, side)]
+        for field in WORD_FIELDS:
+            names[f"{side}_{field}"] = [getattr(word, field) for word in words]
     names["phonetic_distance"] = np.concatenate([p.distance for p in pairs])
     return pa.table({**names, **columns})

@@ -9,12 +9,13 @@ import pyarrow.compute as pc
 
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve
+from voxstrata.base.plain import counted
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.studies.words.figures import plot_words
 from voxstrata.studies.words.pairs import NEAR_HOMOPHONES, SYNONYMS, WORD_KINDS
-from voxstrata.studies.words.table import EVERY_LANGUAGE, WORD_CONTROLS, WORD_SIMILARITIES
+from voxstrata.studies.words.table import EVERY_LANGUAGE, WORD_CONTROLS, WORD_FIELDS, WORD_SIMILARITIES
 
 FAILURES = "voxstrata_words_failures"  # in the table's metadata: why recordings could not be read, by id
 _SHOWN = 15  # pairs of either kind in the text
@@ -24,12 +25,13 @@ _SHOWN = 15  # pairs of either kind in the text
 class WordComparison(Result):
     """How close synonyms and near-homophones of two languages are, beside random pairs.
 
-    table: one row per (output, similarity, kind, language_a, language_b), columns as in WORDS_SCHEMA: the AUC of how
+    table: one row per (output, similarity, kind, source, target), columns as in WORDS_SCHEMA: the AUC of how
     much closer than random pairs of the same two languages the pairs are, its bootstrap interval over meanings (`auc`),
     and how many pairs, random pairs and meanings that is made of. Both languages are "all" in the rows over all pairs
     of languages. Rows without output are controls: what closeness in phonetic distance ("phonetic"), or in the
     logarithm of the duration ("duration"), gives alone.
-    pairs: every pair that was compared: kind, both words, phonetic distance, and scores ("layer_06 seqsim_f1").
+    pairs: every pair that was compared: kind, both words (x_language, x_form, x_meaning, x_ipa, y_language, …),
+    phonetic distance, and scores ("layer_06 seqsim_f1").
     """
 
     table: pa.Table
@@ -38,6 +40,10 @@ class WordComparison(Result):
     command = "words"
     question = "Are words near by meaning or by sound?"
     files: ClassVar = {"table": "words.parquet", "pairs": "word_pairs.parquet"}
+    earlier: ClassVar = {
+        "table": {"language_a": "source", "language_b": "target"},
+        "pairs": {f"{what}_{old}": f"{new}_{what}" for old, new in ("ax", "by") for what in WORD_FIELDS},
+    }
     beside = ("words.zarr",)
     key = "voxstrata_words"
     markdown = "words.md"
@@ -94,7 +100,7 @@ class WordComparison(Result):
         return [answer, *(self._listed(kind, order) for kind, order in listed.items())]
 
     def stored(self) -> list[TextTable]:
-        whole, has_output = pc.equal(self.table["language_a"], EVERY_LANGUAGE), pc.is_valid(self.table["output"])
+        whole, has_output = pc.equal(self.table["source"], EVERY_LANGUAGE), pc.is_valid(self.table["output"])
         names = ["output", "similarity", "kind", "auc", "low", "high", "chance", "pairs", "random_pairs", "meanings"]
         outputs = self.table.filter(pc.and_(whole, has_output))
         # The controls have no output: what they go by stands in the place of the similarity.
@@ -111,19 +117,22 @@ class WordComparison(Result):
         return {"words": plot_words(self.table, title)}
 
     def _over_all_languages(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.table.filter(pc.equal(self.table["language_a"], EVERY_LANGUAGE)).to_pylist()
+        rows: list[dict[str, Any]] = self.table.filter(pc.equal(self.table["source"], EVERY_LANGUAGE)).to_pylist()
         return rows
 
     def _basis(self) -> str:
         """Words, languages, who spoke, and how many pairs."""
         settings = self.settings
         whole = {r["kind"]: r for r in self._over_all_languages() if r["output"]}
-        pairs = [f"{whole[k]['pairs']} {_shown(k)} of {whole[k]['meanings']} meanings" for k in WORD_KINDS]
-        drawn = max(row["random_pairs"] for row in whole.values())
+        pairs = [
+            f"{counted(whole[k]['pairs'], _shown(k)[:-1])} of {counted(whole[k]['meanings'], 'meaning')}"
+            for k in WORD_KINDS
+        ]
+        drawn = counted(max(row["random_pairs"] for row in whole.values()), "random pair")
         spoken = settings["spoken"]
         speaker = f"spoken by espeak-ng ({spoken['variant']})" if spoken else "recorded"
         languages = ", ".join(settings["languages"])
-        return f"{settings['words']} words ({languages}), {speaker}; {', '.join(pairs)}, {drawn} random pairs"
+        return f"{counted(settings['words'], 'word')} ({languages}), {speaker}; {', '.join(pairs)}, {drawn}"
 
     def _thresholds(self) -> str:
         """What sounds alike and unlike."""
@@ -140,7 +149,7 @@ class WordComparison(Result):
             pairs = pairs.sort_by("phonetic_distance")
         body = []
         for r in pairs.slice(0, _SHOWN).to_pylist():
-            words = [f"{r[f'form_{s}']} ({r[f'language_{s}']}, {r[f'ipa_{s}']}, “{r[f'meaning_{s}']}”)" for s in "ab"]
+            words = [f"{r[f'{s}_form']} ({r[f'{s}_language']}, {r[f'{s}_ipa']}, “{r[f'{s}_meaning']}”)" for s in "xy"]
             body.append([*words, f"{r['phonetic_distance']:.3f}"])
         more = f"… {len(pairs) - _SHOWN} more in {self.files['pairs']}" if len(pairs) > _SHOWN else ""
         return TextTable(f"{_shown(kind).capitalize()}, {order}", ["word", "other word", "distance"], body, more)

@@ -10,6 +10,7 @@ from pathlib import Path
 import soundfile
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.plain import counted
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.rows import read_rows
@@ -108,8 +109,9 @@ def _refuse_unusable(table: Path, entries: Sequence[Entry]) -> None:
     if len(languages) < 2 or not any(len(held) > 1 for held in languages.values()):
         known = ", ".join(sorted({word.language for word in entries})) or "none"
         raise InputError(
-            f"{table}: {len(entries)} words, {len(languages)} meanings, languages {known}: nothing to compare; at "
-            "least two meanings are needed, one of them with words in two languages (one label in the column meaning)"
+            f"{table}: {counted(len(entries), 'word')}, {counted(len(languages), 'meaning')}, languages {known}: "
+            "nothing to compare; at least two meanings are needed, one of them with words in two languages (one label "
+            "in the column meaning)"
         )
 
 
@@ -145,8 +147,8 @@ def with_ipa(entries: Sequence[Entry], voices: dict[str, str]) -> list[Entry]:
     silent = [word for word, count in zip(found, segments, strict=True) if not count]
     if silent:
         raise InputError(
-            f"{len(silent)} words have no sound that PanPhon knows, e.g. {silent[0]}, IPA {silent[0].ipa!r}; correct "
-            "form or ipa, or leave them out"
+            f"{counted(len(silent), 'word has', 'words have')} no sound that PanPhon knows, e.g. {silent[0]}, IPA "
+            f"{silent[0].ipa!r}; correct form or ipa, or leave them out"
         )
     return found
 

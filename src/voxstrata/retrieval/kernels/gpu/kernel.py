@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.retrieval.kernels.base import FloatMatrix, FloatVector, Packed, PairIndices, runs
 from voxstrata.retrieval.ragged import Ragged
 
@@ -115,9 +116,9 @@ class Triton:
         free = free_bytes(self._device)
         if needed + self.scratch_bytes > free:
             raise InputError(
-                f"{len(utterances)} utterances of {frames} frames × d = {d} need {_gib(needed)} of device memory and "
-                f"{_gib(self.scratch_bytes)} to work in, {_gib(free)} are free; compare smaller sets (`similarity` has "
-                "--tile-frames for it), or on the CPU"
+                f"{counted(len(utterances), 'utterance')} of {frames} frames × d = {d} need {_gib(needed)} of device "
+                f"memory and {_gib(self.scratch_bytes)} to work in, {_gib(free)} are free; compare smaller sets "
+                "(`similarity` has --tile-frames for it), or on the CPU"
             )
         given = torch.float16 if utterances.rows.dtype == np.float16 else torch.float32  # torch cannot read bfloat16
         at_once = max(1, STAGING_BYTES // (d * given.itemsize))
