@@ -55,7 +55,7 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     calibrate = ("--calibrate", args.calibrate) if args.calibrate else ()
     yield step("base", "card.json", "export", args.base, *calibrate)
     yield step("tiny.en", "card.json", "export", args.tiny_en, *calibrate)
-    yield step("drift", "drift.md", "drift", prompts, base, "--clips", 0, pictures={"drift.png": "drift.png"})
+    yield step("drift", "drift.md", "drift", prompts, base, pictures={"drift.png": "drift.png"})
     yield step("prompts.zarr", "", "extract", prompts, base)
     yield step("tiny.en.zarr", "", "extract", prompts, tiny)
     drawn = {"recall_by_layer.png": "prompts_recall_by_layer.png", "languages.png": "prompts_languages.png"}
@@ -64,6 +64,13 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     drawn = {"recall_by_depth.png": "prompts_recall_by_depth.png"}
     yield step("compared", "compared.md", "retrieve", store, at / "tiny.en.zarr", pictures=drawn)
     yield step("phonetics", "phonetics.md", "phonetics", prompts)
+    near = ("--similarity", "pooled_cosine", "--negatives", "sound,length,words", "--phonetics", sound)
+    yield step("hard", "retrieval.md", "retrieve", store, *near)
+    for x, y in (pair.split("-") for pair in args.mine.split(",")):
+        two = ("--outputs=-2", "--x", x, "--y", y)  # of whisper-base layer_06
+        yield step(f"{x}-{y}", "", "similarity", store, *two, "--top", 16)
+        yield step(f"mined-{x}-{y}", "mine.md", "mine", at / f"{x}-{y}")
+        yield step(f"mined-pooled-{x}-{y}", "mine.md", "mine", store, *two)
     yield step("align", "align.md", "align", store, "--phonetics", sound, pictures={"align.png": "prompts_align.png"})
     pair = (*args.explain.split(","), "--outputs", "2,-2,-1")  # of whisper-base layer_02, layer_06, final
     yield step("explain", "explain.md", "explain", store, *pair, pictures={"explain.png": "explain.png"})
@@ -112,6 +119,7 @@ def main() -> int:
     p.add_argument("--calibrate", type=Path, help="recordings for the silence caches, e.g. ../shared/data/assorted")
     p.add_argument("--norms", default="with,without")
     p.add_argument("--explain", default="en/vm-opts,es/vm-opts", metavar="A,B", help="ids of two to explain")
+    p.add_argument("--mine", default="en-es,ru-uk", metavar="X-Y,X-Y,...", help="languages to mine pairs of")
     p.add_argument("--skip", default="", metavar="STEP,STEP,...", help="leave out these steps")
     p.add_argument("--groups", type=int, help="take so many sentences alone, drawn with a fixed seed")
     p.add_argument("--out", type=Path, default=Path("figures"))

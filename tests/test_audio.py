@@ -214,7 +214,11 @@ def test_a_wav_header_wrong_by_two_names_both_lengths(tmp_path: Path, claimed: i
         ("pcm16.wav", r"header says 5\.00 s, the file holds 2\.\d\d s"),
         ("rf64.wav", r"header says 5\.00 s, the file holds 2\.\d\d s"),
         ("x.aiff", r"header says 5\.00 s, the file holds 2\.\d\d s"),
-        ("x.flac", r"header says 5\.00 s, decoding broke off after about [12]\.\d\d s"),
+        # libsndfile before 1.2.2 says nothing where it breaks off: then the frames that are there are told
+        (
+            "x.flac",
+            r"header says 5\.00 s, (decoding broke off after about|the file holds 2\.\d\d s, of which) [12]\.\d\d s",
+        ),
         ("x.mp3", r"header says 5\.00 s, decoding gave 2\.\d\d s"),
         ("x.ogg", "ends inside an Ogg page"),
         ("x.opus", "ends inside an Ogg page"),

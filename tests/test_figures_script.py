@@ -32,7 +32,7 @@ def speech(tmp_path: Path) -> Path:
 
 def figures(speech: Path, *options: object) -> str:
     script = ROOT / "benchmarks" / "figures.py"
-    command = [sys.executable, script, "--prompts", speech, "--explain", "en/1,es/1", *options]
+    command = [sys.executable, script, "--prompts", speech, "--explain", "en/1,es/1", "--mine", "en-es", *options]
     done = subprocess.run(
         [str(word) for word in command], cwd=speech.parent, text=True, encoding="utf-8",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,

@@ -201,7 +201,7 @@ def soundfile_blocks(source: Source, file: SequentialFile, stated: float | None)
         header = f"header says {stated:.2f} s, " if stated else ""
         raise AudioError(
             f"{source.name}: {header}the file holds {file.counted_frames / file.samplerate:.2f} s, of which "
-            f"{done / file.samplerate:.2f} s were decoded; re-encode it or remove it"
+            f"{done / file.samplerate:.2f} s were decoded: truncated or damaged; re-encode it or remove it"
         )
 
 

@@ -178,8 +178,8 @@ class Alignment(Result):
                 f"(by {s['by']}).",
                 "- matched: pools of as many pairs of like duration, drawn from all pairs. The mean over all draws.",
                 f"- Both columns are {self._directions_of_unlike()}.",
-                f"- closest: the pool is the translation and {counted(s['closest'], 'hard negative')}, of the "
-                "non-translations those that sound closest to the query. random: as many non-translations of like "
+                f"- closest: the pool is the translation and {counted(s['closest'], 'hard negative')}. Hard negatives "
+                "are the non-translations that sound closest to the query. random: as many non-translations of like "
                 "duration, drawn at random.",
             ]
         )
