@@ -116,7 +116,6 @@ def test_a_set_goes_to_workers_and_says_what_xarray_takes(stores: tuple[Embeddin
 
 def test_a_path_does_where_a_store_is_asked_for(tmp_path: Path) -> None:
     store, path = make_store(tmp_path / "s.zarr", ALL), tmp_path / "s.zarr"
-    assert open_store(store) is store
     assert select(str(path), "a").ids == select(store, "a").ids
     assert retrieve(path, options=RetrievalOptions(bootstrap=0)).table.num_rows
     assert explain(str(path), "a0", "b0").table.equals(explain(store, "a0", "b0").table)

@@ -22,8 +22,8 @@ from voxstrata.base.plain import counted
 from voxstrata.base.progress import Progress, Reporter
 from voxstrata.retrieval.kernels.base import runs
 from voxstrata.retrieval.ragged import Ragged
-from voxstrata.store import EmbeddingStore, open_store
-from voxstrata.store.several import comparable, refuse_different
+from voxstrata.store import EmbeddingStore
+from voxstrata.store.several import comparable, opened_store, refuse_different
 from voxstrata.store.writer import DONE
 
 
@@ -136,7 +136,7 @@ def select(
     Raises UsageError for an unknown language or id and for an utterance asked for that is not done, InputError when
     nothing is left.
     """
-    store = open_store(store)
+    store = opened_store(store)
     usable = store.status == DONE
     if ids is not None:
         wanted = np.unique(store.indices(ids))

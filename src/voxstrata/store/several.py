@@ -177,20 +177,23 @@ class StoreSet(EmbeddingStore):
         return np.concatenate(states) if states else self.stores[0].pooled(output, [])
 
 
-def open_store(path: EmbeddingStore | str | Path | Sequence[str | Path]) -> EmbeddingStore:
-    """Open a store, local or by URL (s3://, gs://), for reading; or several as one. One that is open is given back.
+def open_store(path: str | Path | Sequence[str | Path]) -> EmbeddingStore:
+    """Open a store, local or by URL (s3://, gs://), for reading; or several as one.
 
     Raises InputError when it is not a voxstrata store, or one of another schema; and for several stores of other models
     or settings, or that share an id.
     """
-    if isinstance(path, EmbeddingStore):
-        return path
     if isinstance(path, str | Path):
         return EmbeddingStore(path)
     stores = [EmbeddingStore(one) for one in path]
     if not stores:
         raise UsageError("no store is named; give at least one")
     return stores[0] if len(stores) == 1 else StoreSet(stores)
+
+
+def opened_store(store: EmbeddingStore | str | Path) -> EmbeddingStore:
+    """The store, or the one at a path. Raises what `open_store` does."""
+    return open_store(store) if isinstance(store, str | Path) else store
 
 
 def open_by_encoder(paths: Sequence[str | Path]) -> list[EmbeddingStore]:

@@ -25,7 +25,8 @@ from voxstrata.evaluation.metrics import Float64
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.recordings import SHARED_FIRST
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.store import EmbeddingStore
+from voxstrata.store.several import opened_store
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.inputs import SMALLEST_CELL, Participants, find_participants
 from voxstrata.studies.align.pools import (
@@ -136,7 +137,7 @@ def align(
     Raises UsageError for unknown names, and for frames asked of a store of pooled states; InputError where store and
     phonetics do not fit together, or where no pair of languages shares two sentences.
     """
-    store, options = open_store(store), options or AlignOptions()
+    store, options = opened_store(store), options or AlignOptions()
     outputs = depth_order(select_outputs(outputs, store.outputs))
     similarity = options.similarity or (SEQSIM if store.has_frames else POOLED)
     kernel = options.kernel or choose_kernel()

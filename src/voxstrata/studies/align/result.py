@@ -93,6 +93,10 @@ class Alignment(Result):
         said = [f"{best}: {shares[POOL_ALL]} of the translations come first in whole pools, by sound alone {sound}."]
         control = POOL_CLOSEST if of(best, POOL_UNLIKE)["value"] is None else POOL_UNLIKE
         if control == POOL_UNLIKE:
+            unlike = of(best, POOL_UNLIKE)
+            if unlike["low"] is not None:
+                above = unlike["low"] > unlike["chance"]
+                said.append("Sound alone does not explain it." if above else "Without sound it is not above chance.")
             said.append(
                 f"Where they sound unlike, {shares[POOL_UNLIKE]}, beside {shares[POOL_MATCHED]} in pools that are "
                 f"matched; chance is {chance[POOL_UNLIKE]}."

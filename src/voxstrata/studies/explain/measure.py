@@ -19,7 +19,8 @@ from voxstrata.base.result import STORE
 from voxstrata.corpus.rows import read_rows
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.retrieval.ragged import Ragged
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.store import EmbeddingStore
+from voxstrata.store.several import opened_store
 from voxstrata.studies.explain.matches import Match, SpokenUtterance, Word
 from voxstrata.studies.explain.ranking import RANKED, rank_among_others
 from voxstrata.studies.explain.result import EXPLAIN_SCHEMA, SAID, Explanation
@@ -100,7 +101,7 @@ def explain(
     store: may be its path. words: table of when words are spoken (`read_words`).
     Raises what `match_frames` and `read_words` raise.
     """
-    store = open_store(store)
+    store = opened_store(store)
     matches = match_frames(store, a, b, outputs)
     if (step := store.row_seconds) is None:
         raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pool")

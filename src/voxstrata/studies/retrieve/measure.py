@@ -38,7 +38,8 @@ from voxstrata.retrieval.languages import equal_sentences, find_sides, groups_wi
 from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.recordings import SHARED_FIRST, first_recordings, shared_sentences
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
-from voxstrata.store import EmbeddingStore, open_store
+from voxstrata.store import EmbeddingStore
+from voxstrata.store.several import opened_store
 from voxstrata.studies.retrieve.negatives import HardNegatives, SmallPools
 from voxstrata.studies.retrieve.options import RetrievalOptions
 from voxstrata.studies.retrieve.ranks import all_ranks, rank_table
@@ -84,7 +85,7 @@ def retrieve(
     Raises UsageError for unknown names or impossible settings, InputError where nothing can be retrieved and, before
     any comparison, for frames that are zero, NaN or infinite; for a pooled state without direction in its turn.
     """
-    store = open_store(store)
+    store = opened_store(store)
     prepared = prepare_retrieval(store, outputs, languages, similarities, options, reporter)
     for note in equal_sentences(prepared.sides):
         reporter.warn(note)

@@ -237,8 +237,8 @@ def best_layer(table: pa.Table) -> Finding:
         return Finding(f"No layer is above chance. The highest, {best['output']}, has {share}. {by_chance}", curve)
     how = "come first" if metric == "recall@1" else f"count by {metric}"
     answer = f"{best['output']}: {share} of the translations {how}, by {similarity}. {by_chance}"
-    behind = [row for row in known if row is not best and row["below_best_low"] is not None]
-    if equal := [row["output"] for row in behind if row["below_best_low"] <= 0]:
+    behind = {row["output"]: row.get("below_best_low") for row in known if row is not best}
+    if equal := [name for name, low in behind.items() if low is not None and low <= 0]:
         answer += f" As good, for all that these data can say: {', '.join(equal)}."
     return Finding(answer, curve)
 
