@@ -91,7 +91,7 @@ figures: .venv/dev.stamp  ## The docs' tables and pictures of the prompts, made 
 .venv-lowest/dev.stamp: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
-		-e '.[export,anyaudio,plot,xarray]' pytest pytest-timeout hypothesis
+		-e '.[export,anyaudio,xarray]' pytest pytest-timeout hypothesis
 	touch $@
 
 .venv-dist/tools.stamp: constraints.txt

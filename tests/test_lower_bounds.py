@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("export", "anyaudio", "plot", "xarray")
+EXTRAS = ("export", "anyaudio", "xarray")
 HIGHER = {"huggingface-hub"}  # transformers asks for more than we do
 
 
