@@ -63,7 +63,9 @@ def make_manifest(path: Path, count: int) -> str:
     elif path.suffix == ".tsv":
         with path.open("wb") as file:  # Arrow would quote the header
             file.write("\t".join(table.column_names).encode() + b"\n")
-            pa.csv.write_csv(table, file, pa.csv.WriteOptions(False, delimiter="\t", quoting_style="none"))
+            pa.csv.write_csv(
+                table, file, pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+            )
     else:
         quoted = pc.binary_join_element_wise('"', columns["text"], '", he read', "")
         table = table.set_column(table.schema.get_field_index("text"), "text", quoted)
