@@ -55,7 +55,7 @@ def steps(args: argparse.Namespace, prompts: Path) -> Iterator[Step]:
     calibrate = ("--calibrate", args.calibrate) if args.calibrate else ()
     yield step("base", "card.json", "export", args.base, *calibrate)
     yield step("tiny.en", "card.json", "export", args.tiny_en, *calibrate)
-    yield step("drift", "drift.md", "drift", prompts, base, "--clips", 0, pictures={"drift.png": "drift.png"})
+    yield step("drift", "drift.md", "drift", prompts, base, pictures={"drift.png": "drift.png"})
     yield step("prompts.zarr", "", "extract", prompts, base)
     yield step("tiny.en.zarr", "", "extract", prompts, tiny)
     drawn = {"recall_by_layer.png": "prompts_recall_by_layer.png", "languages.png": "prompts_languages.png"}

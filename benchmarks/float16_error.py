@@ -7,6 +7,7 @@ the weights between softmax and product, is left out of both. Float64 is PyTorch
 
     SHARED=../shared/data
     python benchmarks/float16_error.py --checkpoint $SHARED/whisper-base-encoder --corpus $SHARED/prompts/prompts.tsv
+    python benchmarks/float16_error.py … --model base16 --rows 8 56 95 --cached  # a minute: nothing is exported
     python benchmarks/float16_error.py --shape 1280,4,20,128 --before OLD_CHECKOUT/src
 """
 
@@ -32,7 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 from voxstrata.audio.decode import decode
 from voxstrata.base.folders import scratch_folder
 from voxstrata.corpus import read_corpus
-from voxstrata.encoders import ModelFolder
+from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.encoders.outputs import output_names
 from voxstrata.encoders.silence import SilenceKeys
 from voxstrata.engine.synthetic import made_up
@@ -151,15 +152,19 @@ def errors(graph: bytes, model: ModelFolder, feeds: Feeds, want: dict[str, NDArr
 
 
 def worst(
-    model: ModelFolder, checkpoint: Checkpoint, recordings: Sequence[NDArray[np.float32]], before: Path | None = None
+    model: ModelFolder,
+    checkpoint: Checkpoint,
+    recordings: Sequence[NDArray[np.float32]],
+    before: Path | None = None,
+    kinds: Sequence[bool] = (False, True),
 ) -> dict[str, dict[str, float]]:
     """By graph, and by output, the largest error over recordings, with cached keys and without.
 
-    before: the source of another version, whose graph for CUDA is another column.
+    before: the source of another version, whose graph for CUDA is another column. kinds: whether keys are cached.
     """
     folder, outputs = model.path, model.card.outputs
     found: dict[str, dict[str, float]] = {}
-    for cached in (False, True):
+    for cached in kinds:
         graphs = {
             name: cuda_encoder_graph(model, outputs, cached=cached, fused=fused)
             for name, fused in (("exported", False), ("CUDA", True))
@@ -195,12 +200,16 @@ def main() -> int:
     p.add_argument("--checkpoint", help="by default random weights of --shape")
     p.add_argument("--shape", type=lambda t: tuple(map(int, t.split(","))), default=(1280, 4, 20, 128))
     p.add_argument("--corpus", type=Path, help="recordings; by default made-up sounds")
-    p.add_argument("--clips", type=int, default=4)
+    p.add_argument("--clips", type=int, default=4, help="how many recordings, evenly spaced")
+    p.add_argument("--rows", type=int, nargs="+", help="which recordings of the corpus, in place of --clips")
+    p.add_argument("--cached", action="store_true", help="with cached keys alone: windows of 30 s take much longer")
+    p.add_argument("--model", type=Path, help="the checkpoint exported in float16; by default it is exported")
     p.add_argument("--before", type=Path, help="src of another checkout")
     args = p.parse_args()
     with scratch_folder("float16-error") as folder:
         if args.checkpoint:
-            model = export(args.checkpoint, Path(folder) / "model", ExportSpec(dtype="float16"))
+            spec = ExportSpec(dtype="float16")
+            model = open_model(args.model) if args.model else export(args.checkpoint, Path(folder) / "model", spec)
             checkpoint = load_checkpoint(args.checkpoint)
         else:
             from _gpu import random_model
@@ -208,11 +217,11 @@ def main() -> int:
             model, checkpoint = random_model(args.shape, Path(folder))
         if args.corpus:
             corpus = read_corpus(args.corpus)
-            rows = range(0, len(corpus), max(1, len(corpus) // args.clips))
-            recordings = [decode(corpus.recording(row)) for row in rows[: args.clips]]
+            rows = args.rows or range(0, len(corpus), max(1, len(corpus) // args.clips))[: args.clips]
+            recordings = [decode(corpus.recording(row)) for row in rows]
         else:
             recordings = [made_up(i, 16_000 * s) for i, s in enumerate((3, 12, 25))][: args.clips]
-        found = worst(model, checkpoint, recordings, args.before)
+        found = worst(model, checkpoint, recordings, args.before, (True,) if args.cached else (False, True))
     print("Largest relative L2 to float64, every result rounded to float16:")
     for name, row in found.items():
         print(f"  {name:13}", " ".join(f"{o} {e:.2e}" for o, e in row.items()))

@@ -235,6 +235,15 @@ def test_what_has_no_figure_is_not_in_the_legend(planted: Planted) -> None:
     assert sum("chance" in entry for entry in shown) == sum("chance" in entry for entry in without) + 1
 
 
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("meaning", "Sound alone does not explain it."), ("sound", "Without sound it is not above chance.")],
+)
+def test_the_answer_says_whether_sound_alone_explains_it(planted: Planted, output: str, said: str) -> None:
+    result = align(planted.store, planted.phonetics, output, options=AlignOptions("pooled_cosine", bootstrap=20))
+    assert said in result.finding().answer
+
+
 def test_what_is_saved_is_what_is_loaded(planted: Planted, tmp_path: Path) -> None:
     result = align(planted.store, planted.phonetics, "meaning", options=AlignOptions("pooled_cosine", bootstrap=20))
     written = result.save(tmp_path / "out")

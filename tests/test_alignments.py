@@ -177,6 +177,7 @@ GRID = short_form()
         ("a.json", '{"segments": [3]}', "cannot be read"),
         ("a.jsonl", '{"chunks": []}\n', "line 1: no id; name the utterance in the key 'id'"),
         ("a.jsonl", '{"id": "x", "chunks": []}\nno\n', "line 2: not JSON"),
+        ("a.jsonl", '{"id": "x", "chunks": []}\n'.encode("utf-16"), "UTF-16; save it again as UTF-8"),
         ("a.wav", "RIFF", "no alignment by its name"),
     ],
 )  # fmt: skip

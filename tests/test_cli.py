@@ -41,6 +41,13 @@ def run(*args: object) -> int:
     return int(e.value.code or 0)
 
 
+def test_a_command_that_is_misspelt_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("extrac", "speech.tsv", "base") == 2
+    assert "No such command 'extrac'. Did you mean 'extract'?" in capsys.readouterr().err
+    assert run("nonsense") == 2
+    assert "mean" not in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A parallel corpus of three groups in two languages, as a manifest."""

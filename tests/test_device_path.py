@@ -210,10 +210,13 @@ def test_every_block_is_fused_and_no_logits_are_left(tiny_model: Path, name: str
     # weights hold what heads are padded by; nothing is padded or cut between the products
     made = {output: n for n in model.graph.node for output in n.output}
     for attention in fused:
-        bias, *others = (made[name] for name in attention.input)
-        assert bias.op_type == "Add"
-        assert made[bias.input[0]].op_type == "MatMul"
-        assert [n.op_type for n in others] == ["Concat" if name == CACHED else "MatMul"] * 2
+        query, key, value = (made[part] for part in attention.input)
+        if name == CACHED:  # computed ones, and then those that are cached
+            assert (key.op_type, value.op_type) == ("Concat", "Concat")
+            key, value = made[key.input[0]], made[value.input[0]]
+        # the values' bias is theirs: behind attention it is as right, but float16 states are farther from float64
+        assert [n.op_type for n in (query, key, value)] == ["Add", "MatMul", "Add"]
+        assert [made[n.input[0]].op_type for n in (query, value)] == ["MatMul", "MatMul"]
         assert [n.op_type for n in model.graph.node if attention.output[0] in n.input] == ["MatMul"]
     constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer if not i.external_data}
     padding = constants.get("columns/shape")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ pytest.importorskip("phonemizer")
 
 from voxstrata.base.errors import InputError
 from voxstrata.early_exit.echo import ECHO_SCHEMA, echo_rates, echoes, words_of
-from voxstrata.early_exit.echo_result import MISSED, RIGHT, WRONG
+from voxstrata.early_exit.echo_result import MISSED, RIGHT, WRONG, WrongWords
 from voxstrata.early_exit.scoring import Scoring
 
 SPANISH = [
@@ -116,3 +117,21 @@ def test_what_cannot_be_compared_is_named() -> None:
     assert set(some["language"].to_pylist()) == {"es"}
     assert "fr: a single group" in notes[0]
     assert some.schema == ECHO_SCHEMA
+
+
+@pytest.mark.parametrize("languages", [("es",), ("es", "ru")])
+def test_the_legend_of_wrong_words_stays_on_the_picture(languages: tuple[str, ...]) -> None:
+    pytest.importorskip("matplotlib")
+    shares = {"recordings": 5, "closer": 0.5, "low": 0.4, "high": 0.6}
+    rows = [
+        {"language": language, "after": k, "norm": norm, "kind": kind, **shares}
+        for language in languages for norm in ("with", "without") for k in (0, 1) for kind in (WRONG, MISSED)
+    ]  # fmt: skip
+    about = {WrongWords.key: json.dumps({"checkpoint": "c", "corpus": "d"})}
+    table = pa.Table.from_pylist(rows).replace_schema_metadata(about)
+    figure = WrongWords(table, pa.table({})).figures()["wrong_words"]
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1

@@ -147,7 +147,7 @@ def test_a_decoders_bug_fails_again_and_a_fault_of_the_machine_ends_the_look(
         raise OSError(errno.EIO, "made to fail") if fault else RuntimeError("a decoder's bug")
 
     read = read_corpus(corpus)
-    looked: Any = SimpleNamespace(plan=SimpleNamespace(corpus=read, probed=probe_corpus(read)))
+    looked: Any = SimpleNamespace(corpus=read, probed=probe_corpus(read))
     with SegmentReader() as segments:
         assert retrying._decodes(looked, 1, segments)
         monkeypatch.setattr(retrying, "decode_to_slice", wrong)

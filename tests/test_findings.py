@@ -57,6 +57,13 @@ def test_retrieve_names_the_best_layer_with_chance_and_interval() -> None:
     assert found.curve.chance == pytest.approx([100 / 70] * 3)
 
 
+def test_retrieve_names_layers_that_may_be_as_good() -> None:
+    behind = {"layer_00": {"value": 0.1, "below_best": 0.4, "below_best_low": 0.1},
+              "layer_01": {"value": 0.5, "low": 0.4, "below_best": 0.0, "below_best_low": None},
+              "final": {"value": 0.4, "below_best": 0.1, "below_best_low": -0.05}}  # fmt: skip
+    assert retrieval(behind).finding().answer.endswith("As good, for all that these data can say: final.")
+
+
 def test_retrieve_says_that_nothing_is_above_chance() -> None:
     by_chance = {"value": 0.02, "low": 0.01, "high": 0.03}
     found = retrieval(dict.fromkeys(("layer_00", "layer_01", "final"), by_chance)).finding()
@@ -67,11 +74,15 @@ def test_retrieve_says_that_nothing_is_above_chance() -> None:
 
 def test_a_sweep_names_the_exit_and_what_it_costs(tmp_path: Path) -> None:
     write_exits(tmp_path)
-    found = EarlyExits.load(tmp_path).finding()
+    result = EarlyExits.load(tmp_path)
+    found = result.finding()
     assert found.answer.startswith(
         "After block 1 of 2: on the test part WER is 50.0 % [50.0, 50.0], 30.0 % [30.0, 30.0]"
     )
-    assert "saying nothing errs in 100 %" in found.answer.lower()
+    said = "The test part has 6 recordings of 6 sentences. Saying nothing errs in 100 %."
+    assert found.answer.endswith(said)
+    for text in (repr(result), result._repr_html_(), result.to_markdown()):  # printed, in a notebook, saved
+        assert said in " ".join(text.split())
     assert found.curve is not None
     assert found.curve.best == 1
     assert found.curve.value == pytest.approx([80.0, 50.0, 20.0])

@@ -235,6 +235,9 @@ def test_columns_that_cannot_be_chosen_are_refused(tmp_path: Path) -> None:
         read_corpus(path, columns={"txet": "text"})
     with pytest.raises(UsageError, match=r"no column 'sentence'; found: 'path', 'text'"):
         read_corpus(path, columns={"text": "sentence"})
+    named = write(tmp_path / "n.tsv", "file\ttext\na.wav\tx\n")
+    with pytest.raises(UsageError, match=r"file is nothing we read; the other way round: --columns path=file$"):
+        read_corpus(named, columns={"file": "path"})
     audio(tmp_path / "folder", "a.wav")
     with pytest.raises(UsageError, match=r"a folder of audio has no columns"):
         read_corpus(tmp_path / "folder", columns={"text": "sentence"})

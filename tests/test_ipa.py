@@ -44,10 +44,11 @@ def test_every_language_of_fleurs_has_a_voice_or_is_listed_as_lacking() -> None:
         ("es", "es"), ("es_419", "es-419"), ("spa", "es"), ("pt_br", "pt-br"), ("por", "pt"),
         ("zh", "cmn"), ("cmn_hans_cn", "cmn"), ("zh-Hant-TW", "cmn"), ("yue_hant_hk", "yue"),
         ("no", "nb"), ("nb_no", "nb"), ("deu", "de"), ("ger", "de"), ("swh", "sw"), ("ekk", "et"), ("iw", "he"),
-        ("tlh-x-none", None), ("xx", None), ("", None),
+        ("English", "en-us"), ("french", "fr-fr"), ("Mandarin", "cmn"), ("Norwegian", "nb"), ("Farsi", "fa"),
+        ("Lao", None), ("tlh-x-none", None), ("xx", None), ("", None),
     ],
 )  # fmt: skip
-def test_codes_and_tags_find_their_voice(language: str, voice: str | None) -> None:
+def test_codes_tags_and_names_find_their_voice(language: str, voice: str | None) -> None:
     assert voice_of(language, voices()) == voice
 
 

@@ -179,7 +179,7 @@ def test_ids_that_are_not_there_are_named_and_a_manifest_of_another_corpus_is_re
 ) -> None:
     assert run("relabel", store, manifest(tmp_path, "id\tgroup\na1\tG1\nz1\tG1\nz2\tG2\n")) == 0
     out = capsys.readouterr().out
-    assert "1 of 8 utterances are in the manifest" in out
+    assert "1 of 8 utterances found in the manifest" in out
     assert "group: 1 changed\n  a1: 'g1' → 'G1'" in out
     assert "2 ids of the manifest are not in the store: 'z1', 'z2'" in out
     assert "what was replaced is in history/0001.parquet" in out

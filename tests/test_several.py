@@ -22,6 +22,7 @@ from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.selection import select
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.studies.align.measure import AlignOptions, align
+from voxstrata.studies.explain.measure import explain
 from voxstrata.studies.retrieve.measure import RetrievalOptions, retrieve
 
 SPEC = StoreSpec(("final",), dtype="float32")
@@ -111,6 +112,15 @@ def test_a_set_goes_to_workers_and_says_what_xarray_takes(stores: tuple[Embeddin
         how = {"num_workers": 1, "multiprocessing_context": method, "timeout": 120}
         batches = DataLoader(data, batch_size=9, collate_fn=data.collate, **how)
         assert [name for batch in batches for name in batch["id"]] == several.ids
+
+
+def test_a_path_does_where_a_store_is_asked_for(tmp_path: Path) -> None:
+    store, path = make_store(tmp_path / "s.zarr", ALL), tmp_path / "s.zarr"
+    assert select(str(path), "a").ids == select(store, "a").ids
+    assert retrieve(path, options=RetrievalOptions(bootstrap=0)).table.num_rows
+    assert explain(str(path), "a0", "b0").table.equals(explain(store, "a0", "b0").table)
+    with pytest.raises(InputError, match=r"ipa\.parquet"):  # the store was opened
+        align(path, tmp_path)
 
 
 def test_one_path_in_a_list_is_that_store(stores: tuple[EmbeddingStore, list[Path]]) -> None:

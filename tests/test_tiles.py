@@ -658,14 +658,23 @@ def test_the_command_compares_in_parts_and_merges(
     assert "12 × 12 utterances" in capsys.readouterr().out
 
 
-def test_several_outputs_have_a_subfolder_each_and_one_by_its_name_has_none(
+def test_all_outputs_have_a_subfolder_each_and_one_alone_has_none(
     store: EmbeddingStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["similarity", store.files.root, "--x", "en", "--y", "es", "--kernel", "float32", "--json"]
     assert run(*command, "-o", tmp_path / "all") == 0
     assert set(json.loads(capsys.readouterr().out)) == set(store.outputs) == {"final"}
-    assert run(*command, "--outputs", "final", "-o", tmp_path / "one") == 0
-    assert contents(tmp_path / "all" / "final") == contents(tmp_path / "one")
+    for spelt in ("final", "-1"):
+        assert run(*command, f"--outputs={spelt}", "-o", tmp_path / spelt) == 0
+        assert contents(tmp_path / "all" / "final") == contents(tmp_path / spelt)
+    mined = ["--neighbours", "4", "--bootstrap", "0", "--json"]
+    found = []
+    for source in (tmp_path / "all", tmp_path / "final"):
+        capsys.readouterr()
+        assert run("mine", source, *mined, "-o", tmp_path / "mined", "--overwrite") == 0
+        found.append(pq.read_table(tmp_path / "mined" / "pairs.parquet"))
+    assert len(found[0]) > 0
+    assert found[0] == found[1]
     assert run(*command, "--outputs", "layer_09", "-o", tmp_path / "none") == 2
     assert "unknown output 'layer_09'" in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ import soundfile
 from conftest import sound
 from test_cli import run
 from transcribers import heard as said
+from transcribers import scored
 
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
@@ -27,7 +28,7 @@ from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.normalization import normalizer
 from voxstrata.early_exit.rates import Rates, choose_exits
 from voxstrata.early_exit.result import side_by_side
-from voxstrata.early_exit.scoring import Scoring, score, script_of, split_groups
+from voxstrata.early_exit.scoring import Scoring, script_of, split_groups
 from voxstrata.early_exit.states import EncodedStates
 
 Rows = tuple[dict[str, str | None], ...]
@@ -58,7 +59,7 @@ TEXTS = [
 def test_errors_are_edit_distances(tiny_transcriber: Path) -> None:
     rows = tuple(row(str(i), language, text) for i, (language, text, _) in enumerate(TEXTS))
     heard = Transcripts(rows, {EarlyExit(0): said(*(t for *_, t in TEXTS))}, {})
-    table = score(heard, ["dev"] * 4, Scoring("light"), False, tiny_transcriber).to_pylist()
+    table = scored(heard, ["dev"] * 4, Scoring("light"), False, tiny_transcriber).to_pylist()
     plain = [  # lower case without punctuation, by hand
         ("the colour of the door", "the color of a door is"),
         ("dónde está la puerta", "donde esta puerta"),
@@ -72,7 +73,7 @@ def test_errors_are_edit_distances(tiny_transcriber: Path) -> None:
         assert (r["character_errors"], r["characters"]) == (edits(list(a), list(b)), len(a))
     assert [r["unit"] for r in table] == ["word", "word", "character", "word"]
     assert [r["script"] for r in table] == ["LATIN", "LATIN", "CJK", "LATIN"]
-    whisper = score(heard, ["dev"] * 4, Scoring("whisper"), False, tiny_transcriber).to_pylist()
+    whisper = scored(heard, ["dev"] * 4, Scoring("whisper"), False, tiny_transcriber).to_pylist()
     assert whisper[0]["reference_normalized"] == "the color of the door"
 
 
@@ -113,7 +114,7 @@ def test_the_choice_is_made_on_dev_and_reported_on_test(tiny_transcriber: Path) 
     errors = {("en", EarlyExit(0)): flatters, ("en", EarlyExit(1)): lambda g: 2}
     rows, heard = planted(errors, 20, ("en",))
     parts = split_groups(rows, scoring)
-    table = score(heard, parts, scoring, False, tiny_transcriber)
+    table = scored(heard, parts, scoring, False, tiny_transcriber)
     chosen = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test"))).to_pylist()[0]
     figures = {n: [chosen[f"{n}{end}"] for end in ("", "_low", "_high")] for n in ("rate", "original", "difference")}
     assert EarlyExit(chosen["after"], chosen["norm"]) == EarlyExit(0)
@@ -129,7 +130,7 @@ def test_ties_go_to_the_original_and_all_is_the_mean_over_languages(tiny_transcr
     errors = {(lang, EarlyExit(k, n)): (lambda g, e=e: e) for lang, e in (("en", 1), ("es", 4))
               for k in (0, 1) for n in ("with", "without")}  # fmt: skip
     rows, heard = planted(errors, 8, ("en", "es"))
-    table = score(heard, split_groups(rows, scoring), scoring, False, tiny_transcriber)
+    table = scored(heard, split_groups(rows, scoring), scoring, False, tiny_transcriber)
     choices = choose_exits(*(Rates(table, part, scoring) for part in ("dev", "test"))).to_pylist()
     assert [EarlyExit(c["after"], c["norm"]) for c in choices] == [EarlyExit(1)] * 3
     assert [round(c["rate"], 9) for c in choices] == [0.1, 0.4, 0.25]
@@ -143,7 +144,7 @@ def test_intervals_resample_whole_groups(tiny_transcriber: Path) -> None:
     def width(copies: int) -> float:
         rows = tuple(row(f"{g}-{c}", "en", "a b", f"g{g:02d}") for g in range(40) for c in range(copies))
         texts = tuple("a b" if int((r["group"] or "")[1:]) % 2 else "a x" for r in rows)
-        table = score(
+        table = scored(
             Transcripts(rows, {EarlyExit(0): said(*texts)}, {}), ["test"] * len(rows), scoring, False, tiny_transcriber
         )
         samples = Rates(table, "test", scoring).samples(("en", "LATIN"))[:, 0]
@@ -180,7 +181,7 @@ def test_whispers_language_codes() -> None:
 
 def test_transcripts_hold_no_markup(tiny_transcriber: Path) -> None:
     heard = Transcripts((row("a|b", "en", "x"),), {EarlyExit(0): said("<b>|\n# loud*"), EarlyExit(1): said("")}, {})
-    text = side_by_side(score(heard, ["dev"], Scoring("light"), False, tiny_transcriber), "t")
+    text = side_by_side(scored(heard, ["dev"], Scoring("light"), False, tiny_transcriber), "t")
     assert "| 0 | 2/1 | \\<b\\>\\| \\# loud\\* |" in text
     assert "| 1 | 1/1 | (nothing) |" in text
 

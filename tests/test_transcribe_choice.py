@@ -14,6 +14,7 @@ pytest.importorskip("jiwer")
 
 from test_transcribe import row
 from transcribers import heard as said
+from transcribers import scored
 
 from voxstrata.base.errors import UsageError
 from voxstrata.early_exit.costs import COSTS_SCHEMA
@@ -22,7 +23,7 @@ from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.figures import NO_EXIT
 from voxstrata.early_exit.rates import both_parts
 from voxstrata.early_exit.result import EarlyExits, side_by_side
-from voxstrata.early_exit.scoring import Scoring, others_of, score, split_groups, units_of
+from voxstrata.early_exit.scoring import Scoring, others_of, split_groups, units_of
 from voxstrata.early_exit.sweeping import early_exits
 from voxstrata.early_exit.transcript import Transcript
 
@@ -43,7 +44,7 @@ def swept(
     rows = tuple(row(f"u{n:02d}", language, text, f"g{n:02d}") for n, text in enumerate(SENTENCES))
     texts = {at: tuple(decoded(hear(text)) for text in SENTENCES) for at, hear in heard.items()}
     parts = split_groups(rows, scoring)
-    table = score(Transcripts(rows, texts, {}, (6.0,) * 24), parts, scoring, False, folder, {"ast"})
+    table = scored(Transcripts(rows, texts, {}, (6.0,) * 24), parts, scoring, False, folder, {"ast"})
     settings = {"checkpoint": "made-up", "layers": 6, "scoring": asdict(scoring), "notes": [], "failures": {},
                 "decoding": {"task": "transcribe", "max_new_tokens": 224}}  # fmt: skip
     return early_exits(table, *both_parts(table, scoring), settings)
@@ -118,7 +119,7 @@ def test_the_phrase_of_a_hallucination_is_chance(tiny_transcriber: Path) -> None
         EarlyExit(0): said(*["so good night"] * 24),
         EarlyExit(1): said(*(t.replace("good", "gold") for t in texts)),
     }
-    table = score(Transcripts(rows, heard, {}), split_groups(rows, scoring), scoring, False, tiny_transcriber, {"ast"})
+    table = scored(Transcripts(rows, heard, {}), split_groups(rows, scoring), scoring, False, tiny_transcriber, {"ast"})
     dev, _ = both_parts(table, scoring)
     (scope,) = dev.scopes
     constant, hearing = dev.rate(scope)
@@ -181,11 +182,12 @@ def test_empty_and_looping_shares_have_the_intervals_of_their_groups(tiny_transc
 
 def test_the_unit_is_the_languages_and_can_be_asked_for(tiny_transcriber: Path) -> None:
     rows = [row("1", "ast", "esto ye"), row("2", "es", "esto es"), row("3", "ja", "これは")]
-    auto = units_of(rows, Scoring(), {"ast"})
-    assert {name: unit for name, (unit, _) in auto.items()} == {"ast": "character", "es": "word", "ja": "character"}
-    assert "knows none of its spelling" in auto["ast"][1]
+    units, why = units_of(rows, Scoring(), {"ast", "ja"})
+    assert units == {"ast": "character", "es": "word", "ja": "character"}
+    assert why.keys() == {"ast"}
+    assert "knows none of its spelling" in why["ast"]
     for unit in ("word", "character"):
-        assert units_of(rows, Scoring(unit=unit), {"ast"}) == dict.fromkeys(("ast", "es", "ja"), (unit, ""))
+        assert units_of(rows, Scoring(unit=unit), {"ast"}) == (dict.fromkeys(("ast", "es", "ja"), unit), {})
     with pytest.raises(UsageError, match="unknown unit 'letter'; known: auto, word, character"):
         units_of(rows, Scoring(unit="letter"))
     with pytest.raises(UsageError, match="unknown choice 'best'; known: cut, plain"):
@@ -199,7 +201,7 @@ def test_hallucinated_characters_are_not_added_to_words(tiny_transcriber: Path) 
     )
     texts = tuple(f"{r['text']} so so" if r["language"] == "en" else f"{r['text']}ですよ" for r in rows)
     scoring = Scoring("light", resamples=20)
-    table = score(
+    table = scored(
         Transcripts(rows, {EarlyExit(0): said(*texts)}, {}, (6.0,) * 12), split_groups(rows, scoring), scoring, False,
         tiny_transcriber,
     )  # fmt: skip

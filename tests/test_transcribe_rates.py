@@ -15,6 +15,7 @@ pytest.importorskip("jiwer")
 
 from test_transcribe import planted, row
 from transcribers import heard as said
+from transcribers import scored
 
 from voxstrata.base.errors import InputError
 from voxstrata.early_exit.decoding import Transcripts
@@ -22,7 +23,7 @@ from voxstrata.early_exit.exits import EarlyExit
 from voxstrata.early_exit.normalization import normalizer
 from voxstrata.early_exit.rates import OVERALL, Rates, both_parts, choose_exits, rates_table
 from voxstrata.early_exit.result import EarlyExits
-from voxstrata.early_exit.scoring import Scoring, score, scripts_of, split_groups
+from voxstrata.early_exit.scoring import Scoring, scripts_of, split_groups
 from voxstrata.early_exit.sweeping import early_exits
 
 LIGHT = Scoring("light", 0.5, 0, 400)
@@ -36,7 +37,7 @@ def test_a_stray_text_in_another_script_counts_with_its_language(tiny_transcribe
     texts = [("en", "a b c d", "a b c d")] * 9 + [("en", "да нет", "x y")] + [("ru", "да нет", "да нет")] * 10
     texts += [("ja", "ドアが", "ドアが")] * 9 + [("ja", "OK", "no")]
     rows = tuple(row(f"{lang}{n}", lang, text, f"g{n % 10}") for n, (lang, text, _) in enumerate(texts))
-    table = score(
+    table = scored(
         Transcripts(rows, {EarlyExit(0): said(*(heard for *_, heard in texts))}, {}), ["test"] * 30, LIGHT, False,
         tiny_transcriber,
     )  # fmt: skip
@@ -65,7 +66,7 @@ def test_all_is_over_languages_of_both_parts(tiny_transcriber: Path) -> None:
     left = Transcripts(
         tuple(rows[i] for i in kept), {at: tuple(t[i] for i in kept) for at, t in heard.texts.items()}, {}
     )
-    table = score(left, [parts[i] for i in kept], LIGHT, False, tiny_transcriber)
+    table = scored(left, [parts[i] for i in kept], LIGHT, False, tiny_transcriber)
     dev, test = both_parts(table, LIGHT)
     assert [s[0] for s in dev.scopes] == ["en", "fr"]
     assert [s[0] for s in test.scopes] == ["en", "es", "fr"]
@@ -81,7 +82,7 @@ def test_all_is_over_languages_of_both_parts(tiny_transcriber: Path) -> None:
         tuple(rows[i] for i in english), {at: tuple(t[i] for i in english) for at, t in heard.texts.items()}, {}
     )
     with pytest.raises(InputError, match="no language has a transcribed recording in both parts"):
-        both_parts(score(apart, [parts[i] for i in english], LIGHT, False, tiny_transcriber), LIGHT)
+        both_parts(scored(apart, [parts[i] for i in english], LIGHT, False, tiny_transcriber), LIGHT)
 
 
 def test_a_language_of_few_groups_has_an_interval_of_its_own_groups(tiny_transcriber: Path) -> None:
@@ -90,7 +91,7 @@ def test_a_language_of_few_groups_has_an_interval_of_its_own_groups(tiny_transcr
     rows = tuple(row(f"en{g}", "en", "a b", f"g{g:02d}") for g in range(30))
     rows += tuple(row(f"ca{g}", "ca", "a b", f"c{g}") for g in range(2))
     texts = (*("a b" if g % 2 else "a x" for g in range(30)), "a b", "a x")
-    table = score(Transcripts(rows, {EarlyExit(0): said(*texts)}, {}), ["test"] * 32, scoring, False, tiny_transcriber)
+    table = scored(Transcripts(rows, {EarlyExit(0): said(*texts)}, {}), ["test"] * 32, scoring, False, tiny_transcriber)
     rates = Rates(table, "test", scoring)
     samples = rates.samples(("ca", "LATIN"))[:, 0]
     assert not np.isnan(samples).any()
@@ -106,7 +107,7 @@ def test_a_language_of_few_groups_has_an_interval_of_its_own_groups(tiny_transcr
 
 def test_a_single_group_has_no_interval(tiny_transcriber: Path, tmp_path: Path) -> None:
     rows = (row("a", "en", "a b", "g"), row("b", "en", "a b", "g"), row("c", "en", "a b", "h"))
-    table = score(
+    table = scored(
         Transcripts(rows, {EarlyExit(0): said("a x", "a b", "a b")}, {}), ["test", "test", "dev"], LIGHT, False,
         tiny_transcriber,
     )  # fmt: skip
@@ -135,7 +136,7 @@ def test_the_normalizer_is_named_and_a_missing_table_of_spellings_changes_its_na
 def test_a_saved_result_comes_back_with_its_notes_and_failures(tiny_transcriber: Path, tmp_path: Path) -> None:
     errors: dict[tuple[str, EarlyExit], Callable[[int], int]] = {("en", EarlyExit(k)): lambda g: g % 2 for k in (0, 2)}
     rows, heard = planted(errors, 8, ("en",))
-    table = score(heard, split_groups(rows, LIGHT), LIGHT, False, tiny_transcriber)
+    table = scored(heard, split_groups(rows, LIGHT), LIGHT, False, tiny_transcriber)
     measured = early_exits(table, *both_parts(table, LIGHT), SETTINGS)
     measured.save(tmp_path / "out")
     found = EarlyExits.load(tmp_path / "out")

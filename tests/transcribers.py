@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from voxstrata.early_exit.decoding import Transcripts
+    from voxstrata.early_exit.scoring import Scoring
     from voxstrata.early_exit.transcript import Transcript
 
 SPECIAL = (
@@ -81,3 +85,17 @@ def heard(*texts: str) -> tuple[Transcript, ...]:
     from voxstrata.early_exit.transcript import Transcript
 
     return tuple(Transcript(text, text, len(text), True, False, -0.5, 0.1) for text in texts)
+
+
+def scored(
+    heard: Transcripts,
+    parts: Sequence[str],
+    scoring: Scoring,
+    english: bool,
+    folder: Path,
+    foreign: Collection[str] = (),
+) -> pa.Table:
+    """`score` in the units that a sweep over these rows counts in."""
+    from voxstrata.early_exit.scoring import score, units_of
+
+    return score(heard, parts, scoring, english, folder, units_of(heard.rows, scoring, foreign)[0])

@@ -6,9 +6,8 @@
 from collections import defaultdict
 from pathlib import Path
 
-from voxstrata.alignments.tier import UNNAMED, SpeechAlignment, make_tier, read_text_of
+from voxstrata.alignments.tier import UNNAMED, SpeechAlignment, TimedLabel, make_tier, text_lines
 from voxstrata.base.errors import InputError
-from voxstrata.base.opening import open_regular
 from voxstrata.base.plain import counted
 
 _LINE_BYTES = 1 << 16  # the most of one
@@ -19,39 +18,30 @@ def read_ctm(path: Path) -> list[SpeechAlignment]:
 
     Raises InputError, naming file and line: for other than 5 or 6 fields, times that are none, alternatives (`*`).
     """
-    found: dict[tuple[str, str], tuple[list[float], list[float], list[str]]] = defaultdict(lambda: ([], [], []))
+    found: dict[tuple[str, str], list[TimedLabel]] = defaultdict(list)
     words: dict[str, str] = {}  # each is kept once, however often it is spoken
-    with open_regular(path) as file:
-        head = file.read(2)
-        file.seek(0)
-        if head in (b"\xff\xfe", b"\xfe\xff"):
-            raise InputError(f"{path}: UTF-16; save it again as UTF-8")
-        for number, line in enumerate(iter(lambda: file.readline(_LINE_BYTES), b""), start=1):
-            where = f"{path}, line {number}"
-            fields = read_text_of(line, where).split()
-            if not fields or fields[0].startswith(";;"):
-                continue
-            if len(fields) not in (5, 6):
-                raise InputError(
-                    f"{where}: {counted(len(fields), 'field')}; a line of CTM is: file channel start duration "
-                    "word [confidence]"
-                )
-            starts, ends, labels = found[fields[0], fields[1]]
-            try:
-                start, duration = float(fields[2]), float(fields[3])
-                if not (start >= 0 and duration >= 0 and start + duration < float("inf")):
-                    raise ValueError
-            except ValueError:
-                raise InputError(
-                    f"{where}: {fields[2]} and {fields[3]} are no start and duration in seconds; correct them, and "
-                    "leave out alternatives"
-                ) from None
-            starts.append(start)
-            ends.append(start + duration)
-            labels.append(words.setdefault(fields[4], fields[4]))
+    for where, line in text_lines(path, _LINE_BYTES):
+        fields = line.split()
+        if not fields or fields[0].startswith(";;"):
+            continue
+        if len(fields) not in (5, 6):
+            raise InputError(
+                f"{where}: {counted(len(fields), 'field')}; a line of CTM is: file channel start duration word "
+                "[confidence]"
+            )
+        try:
+            start, duration = float(fields[2]), float(fields[3])
+            if not (start >= 0 and duration >= 0 and start + duration < float("inf")):
+                raise ValueError
+        except ValueError:
+            raise InputError(
+                f"{where}: {fields[2]} and {fields[3]} are no start and duration in seconds; correct them, and "
+                "leave out alternatives"
+            ) from None
+        found[fields[0], fields[1]].append((start, start + duration, words.setdefault(fields[4], fields[4])))
     if not found:
         raise InputError(f"{path}: holds no word; a line of CTM is: file channel start duration word [confidence]")
     return [
-        SpeechAlignment(name, {UNNAMED: make_tier(*spans)}, f"{path}, {name} {channel}", channel)
+        SpeechAlignment(name, {UNNAMED: make_tier(spans)}, f"{path}, {name} {channel}", channel)
         for (name, channel), spans in found.items()
     ]

@@ -28,9 +28,10 @@ from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import CORPUS_SCHEMA, PART_SCHEMA, kept_name
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import select_outputs
-from voxstrata.store import EmbeddingStore, StoreWriter, open_store
+from voxstrata.store import EmbeddingStore, StoreWriter
 from voxstrata.store.files import Files, root_attributes
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, plan_derived
+from voxstrata.store.several import opened_store
 from voxstrata.store.writer import DONE, SPANS, refuse_foreign
 
 BEYOND_SECONDS = 0.1  # seconds
@@ -114,7 +115,7 @@ def make_spans(
     be read, none that is of an utterance, and an `out` that holds something else.
     """
     begin = time.perf_counter()
-    opened, target = store if isinstance(store, EmbeddingStore) else open_store(store), str(out)
+    opened, target = opened_store(store), str(out)
     pool, group = chosen("pool", [pool], ("mean", "frames"))[0], chosen("group", [group], SPAN_GROUPS)[0]  # type: ignore[assignment]
     if len(opened.parts) > 1:
         raise UsageError("spans are taken from one store at a time; the stores of spans can be read as one")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from voxstrata.alignments.tier import AlignedTier, SpeechAlignment, make_tier, read_text_of
+from voxstrata.alignments.tier import AlignedTier, SpeechAlignment, TimedLabel, make_tier, read_text_of
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_regular
 
@@ -98,13 +98,10 @@ def _tiers(tokens: _Tokens) -> tuple[float, dict[str, AlignedTier]]:
 
 
 def _intervals(name: str, tokens: _Tokens) -> AlignedTier:
-    starts, ends, labels = list[float](), list[float](), list[str]()
+    spans = list[TimedLabel]()
     for n in range(tokens.count()):
-        starts.append(tokens.number())
-        ends.append(tokens.number())
-        labels.append(tokens.string())
-        if n and starts[-1] < ends[-2] - _APART:
-            raise ValueError(
-                f"interval {n + 1} of the tier {name!r} begins at {starts[-1]:g} s, before the last one ends"
-            )
-    return make_tier(starts, ends, labels)
+        spans.append((tokens.number(), tokens.number(), tokens.string()))
+        start = spans[-1][0]
+        if n and start < spans[-2][1] - _APART:
+            raise ValueError(f"interval {n + 1} of the tier {name!r} begins at {start:g} s, before the last one ends")
+    return make_tier(spans)

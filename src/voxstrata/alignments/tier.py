@@ -1,14 +1,19 @@
 """What an alignment says, whatever file it is from: when each word or phone of a recording was spoken."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.opening import open_regular
 
 UNNAMED = ""  # the tier of a format that has one alone, without a name
+TimedLabel = tuple[float, float, str]  # start and end in seconds, and what was spoken
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +48,33 @@ class SpeechAlignment:
         return self.tiers.get(name, self.tiers.get(UNNAMED))
 
 
-def make_tier(starts: Sequence[float], ends: Sequence[float], labels: Sequence[str], untimed: int = 0) -> AlignedTier:
-    """Raises ValueError for times that are no stretch of a recording."""
-    begin, end = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
-    wrong = np.flatnonzero(~(np.isfinite(begin) & np.isfinite(end) & (begin >= 0) & (end >= begin)))
-    if len(wrong):
-        i = int(wrong[0])
-        raise ValueError(f"{labels[i]!r} is from {begin[i]:g} to {end[i]:g} s, which is no stretch of a recording")
-    if (np.diff(begin) < 0).any():
-        order = np.argsort(begin, kind="stable")
-        begin, end, labels = begin[order], end[order], [labels[i] for i in order.tolist()]
-    return AlignedTier(begin, end, labels, untimed)
+def make_tier(spans: Sequence[TimedLabel], untimed: int = 0) -> AlignedTier:
+    """Of spans in any order. Raises ValueError for times that are no stretch of a recording."""
+    for start, end, label in spans:
+        if not 0 <= start <= end < math.inf:  # so put, NaN is none either
+            raise ValueError(f"{label!r} is from {start:g} to {end:g} s, which is no stretch of a recording")
+    spans = sorted(spans, key=lambda span: span[0])
+    starts, ends = (np.array([span[i] for span in spans], np.float64) for i in (0, 1))
+    return AlignedTier(starts, ends, [label for *_, label in spans], untimed)
+
+
+def text_lines(path: Path, most: int) -> Iterator[tuple[str, str]]:
+    """The lines of a file in UTF-8, of at most so many bytes each: what messages call the line, and its text.
+
+    Raises InputError for another encoding.
+    """
+    with open_regular(path) as file:
+        if file.read(2) in _UTF16:
+            raise InputError(f"{path}: UTF-16; save it again as UTF-8")
+        file.seek(0)
+        for number, line in enumerate(iter(lambda: file.readline(most), b""), start=1):
+            where = f"{path}, line {number}"
+            yield where, read_text_of(line, where)
 
 
 def read_text_of(data: bytes, where: str) -> str:
     """Text in UTF-8, or in UTF-16 or UTF-8 with a byte order mark. Raises InputError for other bytes."""
-    marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    marked = data[:2] in _UTF16
     try:
         return data.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as e:

@@ -8,35 +8,41 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from voxstrata.alignments.tier import UNNAMED, AlignedTier, SpeechAlignment, make_tier, read_text_of
+from voxstrata.alignments.tier import (
+    UNNAMED,
+    AlignedTier,
+    SpeechAlignment,
+    TimedLabel,
+    make_tier,
+    read_text_of,
+    text_lines,
+)
 from voxstrata.base.errors import InputError
-from voxstrata.base.opening import JSON_BYTES, open_regular, parse_json, read_regular
+from voxstrata.base.opening import JSON_BYTES, parse_json, read_regular
 
 _OF_SEGMENTS = {"words": "word", "chars": "char"}  # what a segment lists, and the key of its text
 
 
 def read_timestamps(path: Path, name: str) -> SpeechAlignment:
     """The alignment of a JSON file. Raises InputError for another kind of JSON, or times that are none."""
-    return _alignment(_parsed(read_regular(path, JSON_BYTES), str(path)), name, str(path))
+    return _alignment(_parsed(read_text_of(read_regular(path, JSON_BYTES), str(path)), str(path)), name, str(path))
 
 
 def read_timestamp_lines(path: Path) -> Iterator[SpeechAlignment]:
     """A recording a line: an object as in a JSON file, which has an `id`, too. Raises InputError, naming the line."""
-    with open_regular(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(JSON_BYTES), b""), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            content = _parsed(line, where)
-            name = content.get("id") if isinstance(content, dict) else None
-            if not isinstance(name, str) or not name:
-                raise InputError(f"{where}: no id; name the utterance in the key 'id'")
-            yield _alignment(content, name, where)
+    for where, line in text_lines(path, JSON_BYTES):
+        if not line.strip():
+            continue
+        content = _parsed(line, where)
+        name = content.get("id") if isinstance(content, dict) else None
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{where}: no id; name the utterance in the key 'id'")
+        yield _alignment(content, name, where)
 
 
-def _parsed(data: bytes, where: str) -> Any:
+def _parsed(text: str, where: str) -> Any:
     try:
-        return parse_json(read_text_of(data, where))
+        return parse_json(text)
     except ValueError as e:
         raise InputError(f"{where}: not JSON: {e}; write it again") from None
 
@@ -79,14 +85,12 @@ def _times(item: dict[str, Any]) -> tuple[Any, Any]:
 
 def _timed(items: Iterable[tuple[Any, Any, Any]]) -> AlignedTier:
     """Of label, start and end of each; those that lack a time are counted."""
-    starts, ends, labels, untimed = list[float](), list[float](), list[str](), 0
+    spans, untimed = list[TimedLabel](), 0
     for label, start, end in items:
         if start is None or end is None:
             untimed += 1
             continue
         if not isinstance(label, str) or isinstance(start, bool | str) or isinstance(end, bool | str):
             raise TypeError(f"{label!r} from {start!r} to {end!r}: a text and two numbers are due")
-        starts.append(float(start))
-        ends.append(float(end))
-        labels.append(label)
-    return make_tier(starts, ends, labels, untimed)
+        spans.append((float(start), float(end), label))
+    return make_tier(spans, untimed)

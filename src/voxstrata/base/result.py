@@ -105,8 +105,9 @@ class Result(ABC):
         return [] if self.store is None else [self.store]
 
     def to_markdown(self) -> str:
-        """The title and all tables, as GitHub reads them."""
-        parts = ["# " + markdown_text(" ".join(self.title.split("\n")))]
+        """The title, the answer and all tables, as GitHub reads them."""
+        parts, found = ["# " + markdown_text(" ".join(self.title.split("\n")))], self.finding()
+        parts += [markdown_text(found.answer)] if found else []
         for table in self.tables():
             parts += ["## " + markdown_text(" ".join(table.title.split("\n"))), table.to_markdown()]
             parts += [markdown_text(table.note)] if table.note else []
@@ -196,15 +197,18 @@ class Result(ABC):
             )
 
     def __repr__(self) -> str:
-        width = terminal_width()
+        width, found = terminal_width(), self.finding()
         parts = [wrapped(self.title, width)]
+        parts += [wrapped(found.answer, min(width or _WIDTH, _WIDTH))] if found else []
         for table in self.tables()[: self.brief]:
             parts.append(f"{wrapped(table.title, width)}\n{table.to_text(width)}")
             parts += [wrapped(table.note, min(width or _WIDTH, _WIDTH))] if table.note else []
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return f"<h2>{escape(self.title)}</h2>\n{''.join(table.to_html() for table in self.tables()[: self.brief])}"
+        found = self.finding()
+        answer = f"<p>{escape(found.answer)}</p>\n" if found else ""
+        return f"<h2>{escape(self.title)}</h2>\n{answer}" + "".join(t.to_html() for t in self.tables()[: self.brief])
 
 
 def renamed(table: pa.Table, earlier: Mapping[str, str]) -> pa.Table:

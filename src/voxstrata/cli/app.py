@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -60,7 +61,12 @@ class _Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        found = name, command, rest = super().resolve_command(ctx, args)
+        try:
+            found = name, command, rest = super().resolve_command(ctx, args)
+        except click.UsageError as e:
+            if near := get_close_matches(args[0], _COMMANDS, 1):
+                raise click.UsageError(f"{e.message} Did you mean {near[0]!r}?", ctx) from e
+            raise
         if ctx.resilient_parsing:
             return found
         while isinstance(command, click.Group) and rest:

@@ -80,7 +80,6 @@ def extract(
     """
     from voxstrata.cluster.extracting import extract_on_ray
     from voxstrata.engine.devices import extract_on
-    from voxstrata.engine.retrying import reopen_failed
     from voxstrata.engine.run import prepare
 
     refuse_swapped(corpus, model)
@@ -92,6 +91,7 @@ def extract(
         raise vs.UsageError("--keep-going is for a run of one process; leave out --ray, or several devices")
     runtime = replace(runtime, tokens=tokens, unit_megabytes=unit_mb)
     how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": not no_fsync}
+    how["retry_failed"] = retry_failed
     opened = vs.open_model(model)
     spec.for_model(opened.card, devices[0])  # what the model has not is refused before a large corpus is read
     with resume_hint(), TerminalReporter() as reporter:
@@ -99,9 +99,6 @@ def extract(
         read = vs.read_corpus(corpus, **reading)
         if not as_json:
             tell_corpus(corpus, read, err=True)
-        if retry_failed:
-            reopened = reopen_failed(prepare(read, opened, store, spec, runtime, reporter, **how), reporter)
-            reporter.step(f"to do again, since recordings in them can be read now: {counted(len(reopened), 'unit')}")
         if prepare_only:
             run = prepare(read, opened, store, spec, runtime, reporter, **how)
             reporter.clear()

@@ -68,7 +68,7 @@ def mine(
     """Mine pairs of likely translations of two sets, or of one set with itself.
 
     SOURCE is a store, or two: pairs are then mined by the cosine of mean-pooled states, all compared. Or it is a folder
-    that `voxstrata similarity` made, or several, one for each output: pairs are mined by SeqSim from its lists. Where
+    that `voxstrata similarity` made, or several of them: pairs are mined by SeqSim from its lists. Where
     groups are known, precision and recall stand beside chance, by threshold.
 
     \b
@@ -79,16 +79,16 @@ def mine(
     """
     import matplotlib  # noqa: F401  (missing: say so before the work, not after)
 
-    from voxstrata.retrieval.finished import is_similarity
+    from voxstrata.retrieval.finished import similarity_folders
     from voxstrata.studies.mine.result import MinedPairs
 
     how = vs.MiningOptions(score, neighbours, strategy, threshold, bootstrap)
-    made = [is_similarity(source) for source in sources]
+    made = [similarity_folders(source) for source in sources]
     sets = (x_languages, y_languages, x_ids, y_ids)
     if any(made) and (not all(made) or outputs != "all" or any(sets)):
         raise vs.UsageError(
-            f"{sources[made.index(True)]}: outputs and sets were chosen when `voxstrata similarity` made it; give such "
-            "folders alone"
+            f"{sources[list(map(bool, made)).index(True)]}: outputs and sets were chosen when `voxstrata similarity` "
+            "made it; give such folders alone"
         )
     if not any(made) and len(sources) > 2:
         raise vs.UsageError(
@@ -98,7 +98,7 @@ def mine(
     MinedPairs.refuse_earlier(folder, overwrite)
     with TerminalReporter() as reporter:
         if any(made):
-            result = vs.mine_similarity(sources, how, reporter)
+            result = vs.mine_similarity([one for several in made for one in several], how, reporter)
         else:
             stores = [vs.open_store(source) for source in sources]
             for store in stores:

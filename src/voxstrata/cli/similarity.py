@@ -97,7 +97,8 @@ def similarity(
     """SeqSim of all pairs of two sets of utterances, or of one set with itself.
 
     The sets are parts of STORE, or of STORE and OTHER; --join makes several stores one. Writes each utterance's best
-    candidates to top.parquet; the frames need not fit in memory. When the folder exists the run resumes it.
+    candidates to top.parquet; the frames need not fit in memory. Several outputs, and `all`, get a folder
+    each within OUT. When the folder exists the run resumes it.
 
     \b
     Example:
@@ -122,8 +123,8 @@ def similarity(
             print_left_out(y.store)
     print_left_out(opened)
     folders = {name: f"{folder.rstrip('/')}/{name}" for name in select_outputs(outputs, opened.outputs)}
-    if outputs in folders:  # one alone, by its name
-        folders = {outputs: folder}
+    if len(folders) == 1 and outputs != "all":  # one alone, however it is spelt
+        folders = dict.fromkeys(folders, folder)
     by = choose_kernel(kernel)
     how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0}
     how |= {"overwrite": overwrite, **limits}

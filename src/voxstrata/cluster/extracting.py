@@ -36,6 +36,7 @@ def extract_on_ray(
     long: Long = "window",
     allow_overflow: bool = False,
     durable: bool = True,
+    retry_failed: bool = False,
 ) -> ExtractReport:
     """`extract` by workers on Ray: planned and finished here, units done there.
 
@@ -56,7 +57,7 @@ def extract_on_ray(
     with connected(workers.address) as ray:
         workers = workers.settled(ray.nodes(), reporter)
         how: dict[str, Any] = {"allow_overflow": allow_overflow, "durable": durable}
-        run = prepare(corpus, model, store, spec, runtime, reporter, long=long, **how)
+        run = prepare(corpus, model, store, spec, runtime, reporter, long=long, retry_failed=retry_failed, **how)
         begin, pending, worked = time.perf_counter(), run.pending(), Worked()
         if _elsewhere(run, store):
             how |= {"corpus": same_everywhere(source), "reading": reading}

@@ -29,8 +29,13 @@ def language_name(name: str) -> str | None:
     """
     if " " not in name and (called := _name_of_code(name)):
         return called
-    code = _names().get(name.lower())
+    code = code_of_name(name)
     return _name_of_code(code) if code else None
+
+
+def code_of_name(name: str) -> str | None:
+    """The ISO 639 code of a language by its English name, in any case ("French" is "fr"); None if it is none."""
+    return _names().get(name.lower())
 
 
 @cache

@@ -131,7 +131,9 @@ def _used(
     chosen = {"offset" if what == "start" else what: name for what, name in chosen.items()}
     for what, name in chosen.items():
         if what not in OWN:
-            raise UsageError(f"--columns {what}={name}: {what} is nothing we read; choose of {', '.join(OWN)}, start")
+            swapped = f"; the other way round: --columns {name}={what}" if name in OWN and what in table.columns else ""
+            known = f"choose of {', '.join(OWN)}, start"
+            raise UsageError(f"--columns {what}={name}: {what} is nothing we read{swapped or f'; {known}'}")
         if name not in table.columns:
             found = ", ".join(map(repr, table.columns))
             raise UsageError(f"--columns {what}={name}: {table.path} has no column {name!r}; found: {found}")

@@ -16,7 +16,7 @@ from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, with_interval
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, EarlyExit, exit_name
-from voxstrata.early_exit.figures import NORM_NAMES, by_language, intervals, norm_looks, percent
+from voxstrata.early_exit.figures import by_language, draw_by_norm, intervals
 from voxstrata.early_exit.language_means import LanguageMeans, interval
 
 if TYPE_CHECKING:
@@ -106,13 +106,7 @@ class DetectedLanguages(Result):
             return {}
 
         def draw(axes: Axes, mine: Sequence[Mapping[str, Any]]) -> None:
-            for norm, (colour, marker) in norm_looks(rows).items():
-                of = [r for r in mine if r["norm"] == norm]
-                x = [r["after"] for r in of]
-                axes.fill_between(x, percent(of, "low"), percent(of, "high"), color=colour, alpha=0.15, lw=0)
-                label = NORM_NAMES.get(norm, norm)
-                axes.plot(x, percent(of, "accuracy"), color=colour, marker=marker, markersize=4, label=label)
-                axes.plot(x, percent(of, "chance"), ":", color=colour, lw=1.2)
+            draw_by_norm(axes, rows, mine, ("accuracy", "low", "high"), chance="chance")
             axes.plot([], [], ":", color="#555555", lw=1.2, label="chance: detections shuffled")
             axes.set_ylim(-2, 102)
             axes.set_ylabel("% of recordings: up is better", fontsize=9)

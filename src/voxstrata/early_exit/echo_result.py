@@ -14,7 +14,7 @@ from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, with_interval
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, exit_name
-from voxstrata.early_exit.figures import NORM_NAMES, by_language, intervals, norm_looks, percent
+from voxstrata.early_exit.figures import by_language, draw_by_norm, intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,18 +109,12 @@ class WrongWords(Result):
         rows = [{**r, "script": "", "utterances": r["recordings"]} for r in self.table.to_pylist()]
 
         def draw(axes: Axes, mine: Sequence[Mapping[str, Any]]) -> None:
-            for norm, (colour, marker) in norm_looks(rows).items():
-                for kind, line, fill in ((WRONG, "-", colour), (MISSED, "--", "white")):
-                    of = [r for r in mine if (r["norm"], r["kind"]) == (norm, kind)]
-                    x = [r["after"] for r in of]
-                    if kind == WRONG:
-                        axes.fill_between(x, percent(of, "low"), percent(of, "high"), color=colour, alpha=0.15, lw=0)
-                    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "ls": line}
-                    label = f"{_WORDS[kind]}, {NORM_NAMES.get(norm, norm)}"
-                    axes.plot(x, percent(of, "closer"), **look, markerfacecolor=fill, label=label)
+            for kind, names in ((WRONG, ("closer", "low", "high")), (MISSED, ("closer",))):
+                of = [r for r in mine if r["kind"] == kind]
+                draw_by_norm(axes, rows, of, names, f"{_WORDS[kind]}, ", hollow=kind == MISSED)
             axes.axhline(50, color="black", lw=0.8, ls=":", label="chance")
             axes.set_ylim(-2, 102)
-            axes.set_ylabel("% closer to what was said: up is more alike", fontsize=9)
+            axes.set_ylabel("% closer to what was said:\nup is more alike", fontsize=9)
 
         whose = f"{self.settings['checkpoint']} on {self.settings['corpus']}"
         title = f"Do wrong words sound like what was said? {whose}{intervals(rows, 'low')}"

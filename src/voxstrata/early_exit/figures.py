@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import nan
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,13 +40,7 @@ def plot_errors(rows: Sequence[_Row], choices: Mapping[str, _Row], whose: str) -
     low, high = ("low", "high") if name == "rate" else (f"{name}_low", f"{name}_high")
 
     def draw(axes: Axes, mine: Sequence[_Row]) -> None:
-        for norm, (colour, marker) in norm_looks(rows).items():
-            of = [r for r in mine if r["norm"] == norm]
-            x = [r["after"] for r in of]
-            low_end, high_end = (np.minimum(percent(of, end), _BEYOND) for end in (low, high))
-            axes.fill_between(x, low_end, high_end, color=colour, alpha=0.15, lw=0)
-            _draw_to_hundred(axes, x, percent(of, name), colour, marker, label=NORM_NAMES.get(norm, norm))
-            axes.plot(x, np.minimum(percent(of, "chance"), _BEYOND), ":", color=colour, lw=1.2)
+        draw_by_norm(axes, rows, mine, (name, low, high), chance="chance", most=_BEYOND)
         axes.plot([], [], ":", color="#555555", lw=1.2, label="chance: against other recordings' texts")
         axes.axhline(100, color="black", lw=0.8, ls="--", label="saying nothing")
         choice = choices.get(mine[0]["language"])
@@ -112,14 +106,8 @@ def plot_shares(rows: Sequence[_Row], choices: Mapping[str, _Row], whose: str) -
     """
 
     def draw(axes: Axes, mine: Sequence[_Row]) -> None:
-        for norm, (colour, marker) in norm_looks(rows).items():
-            of = [r for r in mine if r["norm"] == norm]
-            x = [r["after"] for r in of]
-            for share, line, fill in (("empty", "-", colour), ("looping", "--", "white")):
-                low, high = percent(of, f"{share}_low"), percent(of, f"{share}_high")
-                axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
-                look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "markerfacecolor": fill}
-                axes.plot(x, percent(of, share), line, **look, label=f"{share}, {NORM_NAMES.get(norm, norm)}")
+        for share, hollow in (("empty", False), ("looping", True)):
+            draw_by_norm(axes, rows, mine, (share, f"{share}_low", f"{share}_high"), f"{share}, ", hollow=hollow)
         axes.set_ylim(-2, 102)
         axes.set_ylabel("% of transcripts: down is better", fontsize=9)
 
@@ -143,7 +131,7 @@ def plot_speed(rows: Sequence[_Row], choices: Mapping[str, _Row], whose: str, co
     def draw(axes: Axes, mine: Sequence[_Row]) -> None:
         for norm, (colour, marker) in norm_looks(rows).items():
             of = [r for r in mine if r["norm"] == norm]
-            x, y = [spent[r["after"], norm] for r in of], np.minimum(percent(of, name), _BEYOND).tolist()
+            x, y = [spent[r["after"], norm] for r in of], np.minimum(scaled(of, name), _BEYOND).tolist()
             axes.plot(x, y, "-", color=colour, lw=0.7, alpha=0.6)
             axes.plot(x, y, marker, color=colour, markersize=4, label=NORM_NAMES.get(norm, norm))
             for at, rate, r in zip(x, y, of, strict=True):
@@ -183,6 +171,39 @@ def by_language(rows: Sequence[_Row], draw: Callable[[Axes, Sequence[_Row]], Non
     return figure
 
 
+def draw_by_norm(
+    axes: Axes,
+    rows: Sequence[_Row],
+    mine: Sequence[_Row],
+    names: Sequence[str],
+    what: str = "",
+    *,
+    scale: float = 100.0,
+    most: float = inf,
+    hollow: bool = False,
+    chance: str = "",
+) -> None:
+    """A curve over k for each norm of `rows`, of one panel's rows `mine`, with its interval.
+
+    names: columns of the value and, where there is a band, of its ends. what: before the norm's name in the legend.
+    scale: of what is drawn to what the columns hold. most: what is above stands there, with its figure. hollow: dashed,
+    with hollow markers. chance: the column of a dotted line beside it.
+    """
+    for norm, (colour, marker) in norm_looks(rows).items():
+        of = [r for r in mine if r["norm"] == norm]
+        x = [r["after"] for r in of]
+        value, *ends = (scaled(of, name, scale) for name in names)
+        if ends:
+            low, high = (np.minimum(end, most) for end in ends)
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4}
+        look |= {"ls": "--", "markerfacecolor": "white"} if hollow else {}
+        axes.plot(x, np.minimum(value, most), **look, label=f"{what}{NORM_NAMES.get(norm, norm)}")
+        _name_beyond(axes, [(k, v) for k, v in zip(x, value, strict=True) if v > most], colour, shift=7.0)
+        if chance:
+            axes.plot(x, np.minimum(scaled(of, chance, scale), most), ":", color=colour, lw=1.2)
+
+
 def norm_looks(rows: Sequence[_Row]) -> dict[str, tuple[str, str]]:
     """The norms that rows have, nearest to the original first, and how each is drawn, whichever others there are."""
     looks = {norm: STYLES[i % len(STYLES)] for i, norm in enumerate(reversed(NORMS))}
@@ -200,11 +221,6 @@ def _end_at_hundred(axes: Axes) -> None:
     axes.set_yticks(range(0, 101, 20))
 
 
-def _draw_to_hundred(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, marker: str, label: str) -> None:
-    axes.plot(x, np.minimum(y, _BEYOND), color=colour, marker=marker, markersize=4, label=label)
-    _name_beyond(axes, [(k, rate) for k, rate in zip(x, y, strict=True) if rate > _BEYOND], colour, shift=7.0)
-
-
 def _name_beyond(
     axes: Axes, points: Iterable[tuple[float, float]], colour: str, ground: str = "none", shift: float = 0.0
 ) -> None:
@@ -215,8 +231,8 @@ def _name_beyond(
                       bbox={"facecolor": ground, "edgecolor": "none", "pad": 0.5})  # fmt: skip
 
 
-def percent(rows: Sequence[_Row], name: str) -> list[float]:
-    return [nan if r[name] is None else 100 * r[name] for r in rows]
+def scaled(rows: Sequence[_Row], name: str, scale: float = 100.0) -> list[float]:
+    return [nan if r[name] is None else scale * r[name] for r in rows]
 
 
 def _title(row: _Row) -> str:
@@ -242,5 +258,8 @@ def _legend(figure: Figure, title: str) -> None:
     for axes in figure.axes:
         shown |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     shown = {kind: shown.pop(kind) for kind in ERROR_KINDS if kind in shown} | shown
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    # in points: a character at this size is so wide on average, and a sample of the line with what is around it
+    widest = max(map(len, shown)) * 4.8 + 40
+    columns = 2 if 2 * widest < 72 * figure.get_figwidth() else 1
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     set_title(figure, title)

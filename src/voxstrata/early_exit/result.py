@@ -99,7 +99,8 @@ class EarlyExits(Result):
                 f"After block {exit_name(row['after'], row['norm'])} of {layers}: on the test part {rate} is {share}, "
                 f"{less} more than the whole encoder's {whole}."
             )
-        answer += " Saying nothing errs in 100 %."
+        sentences, recordings = counted(row["groups"], "sentence"), counted(row["utterances"], "recording")
+        answer += f" The test part has {recordings} of {sentences}. Saying nothing errs in 100 %."
         norm = row["norm"] or "with"
         held = [r for r in self.table.to_pylist() if r["part"] == TEST and r["norm"] == norm]
         held = [r for r in held if r["language"] == row["language"]]

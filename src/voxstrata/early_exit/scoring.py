@@ -120,8 +120,8 @@ def references(
 
 def units_of(
     rows: Sequence[Mapping[str, str | None]], scoring: Scoring, foreign: Collection[str] = ()
-) -> dict[str, tuple[str, str]]:
-    """By language: the unit that errors are counted in, "word" or "character", and why where that needs saying.
+) -> tuple[dict[str, str], dict[str, str]]:
+    """By language the unit that errors are counted in, "word" or "character"; and why, where that needs saying.
 
     "auto" takes characters where the script has no spaces, and for `foreign` languages, which the model has no name
     for. It has seen none of their spelling and writes what it hears as a language it knows would, so nearly every word
@@ -129,15 +129,12 @@ def units_of(
     """
     chosen("unit", [scoring.unit], ("auto", "word", "character"))
     chosen("choice", [scoring.choose_by], ("cut", "plain"))
-    found = {}
-    for language, (script, _) in scripts_of(rows).items():
-        unit, why = "word" if scoring.unit == "auto" else scoring.unit, ""
-        if scoring.unit == "auto" and script in UNSPACED:
-            unit = "character"
-        elif scoring.unit == "auto" and language in foreign:
-            unit, why = "character", "the model has no such language, so it knows none of its spelling"
-        found[language] = unit, why
-    return found
+    scripts = {language: script for language, (script, _) in scripts_of(rows).items()}
+    if scoring.unit != "auto":
+        return dict.fromkeys(scripts, scoring.unit), {}
+    spaced = {language for language, script in scripts.items() if script not in UNSPACED}
+    why = dict.fromkeys(spaced & {*foreign}, "the model has no such language, so it knows none of its spelling")
+    return {language: "word" if language in spaced - {*why} else "character" for language in scripts}, why
 
 
 def score(
@@ -146,25 +143,24 @@ def score(
     scoring: Scoring,
     english: bool,
     folder: Path,
-    foreign: Collection[str] = (),
+    units: Mapping[str, str],
 ) -> pa.Table:
     """One row per utterance and exit: the texts, as they are and normalised, and what is counted (TRANSCRIPT_SCHEMA).
 
-    parts: of each row of `transcripts`. script and unit are the language's (`scripts_of`, `units_of`), those of a stray
-    text in another script, too. Errors are apart by kind, for words and for characters; `cut_` ones are of the
+    parts: of each row of `transcripts`. units: by language, see `units_of`. script and unit are the language's, for a
+    stray text in another script, too. Errors are apart by kind, for words and for characters; `cut_` ones are of the
     transcript with its loop cut. empty: nothing is left once normalised. chance_errors, chance_length: in the
     language's unit, against the text of another recording (`others_of`), null where there is none; loops are cut or not
     as the choice has them. told: the language that was announced, or detected.
-    Raises what `references` raises, and UsageError for an unknown unit or choice.
+    Raises what `references` raises.
     """
     rows = []
     expectations = references(transcripts.rows, scoring, english, folder)
     scripts = scripts_of(transcripts.rows)
-    units = units_of(transcripts.rows, scoring, () if english else foreign)
     others = others_of(transcripts.rows, parts, [expected for _, expected in expectations])
     for i, (row, part, (norm, expected)) in enumerate(zip(transcripts.rows, parts, expectations, strict=True)):
         language = str(row["language"])
-        (script, _), (unit, _) = scripts[language], units[language]
+        script, unit = scripts[language][0], units[language]
         about: dict[str, Any] = {
             "id": row["id"],
             "language": language,

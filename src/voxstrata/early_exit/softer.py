@@ -23,7 +23,7 @@ from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, with_interval
 from voxstrata.early_exit.exits import DEV, MEAN_OF_LANGUAGES, TEST, EarlyExit, exit_name
-from voxstrata.early_exit.figures import NORM_NAMES, by_language, intervals, norm_looks
+from voxstrata.early_exit.figures import NORM_NAMES, by_language, draw_by_norm, intervals
 from voxstrata.early_exit.fitting import FOLDS, Fit, Fits, Fitter, LastNorm, fits_hash
 from voxstrata.early_exit.language_means import Floats, LanguageMeans, interval
 
@@ -136,13 +136,7 @@ class SofterExits(Result):
         rows = [{**r, "script": "", "utterances": r["recordings"]} for r in self.table.to_pylist()]
 
         def draw(axes: Axes, mine: Sequence[Mapping[str, Any]]) -> None:
-            for norm, (colour, marker) in norm_looks(rows).items():
-                of = [r for r in mine if r["norm"] == norm]
-                x = [r["after"] for r in of]
-                value, low, high = (np.array([r[name] for r in of], np.float64) for name in ("r2", "low", "high"))
-                axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-                label = NORM_NAMES.get(norm, norm)
-                axes.plot(x, value, color=colour, marker=marker, markersize=4, label=label)
+            draw_by_norm(axes, rows, mine, ("r2", "low", "high"), scale=1)
             axes.axhline(0, color="black", lw=0.8, ls=":", label="chance: knowing nothing of the frame")
             axes.set_ylim(max(-2.5, min(-1.05, *(1.05 * r["r2"] for r in rows))), 1.05)  # what lies below says no more
             axes.set_ylabel("R²: up is better", fontsize=9)

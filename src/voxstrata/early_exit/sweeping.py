@@ -91,7 +91,7 @@ def sweep(
     normalizers = {str(row["language"]): norm.name for row, (norm, _) in zip(rows, used, strict=True)}
     languages = getattr(transcriber.model.generation_config, "lang_to_id", None)  # none: it knows English alone
     foreign = {name for name in normalizers if languages and whisper_language(name, languages) is None and not english}
-    units = units_of(rows, scoring, foreign)
+    units, why = units_of(rows, scoring, foreign)
     language_tokens(transcriber, [row["language"] for row in rows], decoding)  # refuses what would be refused later
     # What decides the states, and so what is fitted; then, what decides the texts.
     of_states: dict[str, Any] = {"model_sha256": model_hash(transcriber), "corpus_sha256": corpus_hash(corpus)}
@@ -128,14 +128,13 @@ def sweep(
                 return None
             reporter.step("scoring, with intervals")
             of_rows = [parts[row["id"]] for row in found.rows]
-            scores = score(found, of_rows, scoring, english, transcriber.folder, foreign)
+            scores = score(found, of_rows, scoring, english, transcriber.folder, units)
             dev, test = both_parts(scores, scoring)
             settings = {**about, **decides, "utterances": len(found.rows)}
             settings["decoding"] = asdict(decoding) | {"prompts": decides["prompts"]}
-            settings |= {"scoring": asdict(scoring), "normalizers": normalizers}
-            settings["units"] = {language: unit for language, (unit, _) in units.items()}
+            settings |= {"scoring": asdict(scoring), "normalizers": normalizers, "units": units}
             settings["notes"] = [
-                *(f"{name}: errors counted in {unit}s: {why}" for name, (unit, why) in sorted(units.items()) if why),
+                *(f"{name}: errors counted in {units[name]}s: {reason}" for name, reason in sorted(why.items())),
                 *_notes(found.rows, normalizers, dev, test, scoring),
             ]
             settings["failures"] = dict(sorted(found.failures.items()))

@@ -251,6 +251,8 @@ def open_model(path: str | Path) -> ModelFolder:
     differs from what the export wrote.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise InputError(f"{folder}: a file, not a model's folder; a corpus comes first, then the model")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `voxstrata export CHECKPOINT -o {folder}` makes a model")
     try:

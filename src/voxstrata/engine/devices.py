@@ -43,6 +43,7 @@ def extract_on(
     allow_overflow: bool = False,
     part: Part | None = None,
     durable: bool = True,
+    retry_failed: bool = False,
 ) -> ExtractReport:
     """`extract` with a process for each device, among which the threads of `runtime` are divided.
 
@@ -54,7 +55,7 @@ def extract_on(
     model = model if isinstance(model, ModelFolder) else open_model(model)
     runtime = replace(runtime or Runtime(), device=devices[0])
     how: dict[str, Any] = {"allow_overflow": allow_overflow, "durable": durable}
-    run = prepare(corpus, model, store, spec, runtime, reporter, long=long, **how)
+    run = prepare(corpus, model, store, spec, runtime, reporter, long=long, retry_failed=retry_failed, **how)
     begin, before = time.perf_counter(), len(run.writer.done())
     threads, share = max(1, runtime.thread_count // len(devices)), part or Part()
     processes = []

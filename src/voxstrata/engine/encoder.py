@@ -78,9 +78,11 @@ def cuda_options(device: Device) -> tuple[str, dict[str, Any]]:
     return PROVIDERS["cuda"], options
 
 
-def device_advice(device: Device, error: Exception) -> str:
-    """What mends what onnxruntime raised on a device."""
+def device_advice(device: Device, error: Exception, *, loading: bool = False) -> str:
+    """What mends what onnxruntime raised on a device. loading: a graph and its weights, not at a batch."""
     if device.kind == "cpu" or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+        if loading:
+            return f"the model does not fit in what memory of {device} is free; nvidia-smi shows what else runs there"
         return "if memory ran out, choose a smaller token budget (--tokens)"
     if device.kind == "tensorrt" and "TensorRT" in str(error):
         return "TensorRT's provider needs libnvinfer.so.10, from pip or among the system's; or use --device cuda"
@@ -191,7 +193,8 @@ class Encoder(ABC):
         except Exception as e:  # onnxruntime's own exceptions share no base class
             if self.device.kind != "cpu" and self._is_sound(name, options):
                 said = str(e).strip()
-                raise InputError(f"{self.device} could not be started ({said}); {device_advice(self.device, e)}") from e
+                advice = device_advice(self.device, e, loading=True)
+                raise InputError(f"{self.device} could not be started ({said}); {advice}") from e
             path = self.model.path / name
             raise InputError(f"{path}: onnxruntime cannot load it ({e}); export the model again") from e
         finally:

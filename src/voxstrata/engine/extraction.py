@@ -18,7 +18,6 @@ from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.making import make_encoder
 from voxstrata.engine.planning import Long
-from voxstrata.engine.retrying import reopen_failed
 from voxstrata.engine.run import Extraction, Worked, prepare, writing
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.files import Files
@@ -170,9 +169,7 @@ def extract(
         refuse_foreign(files)
         encoder = make_encoder(model, (spec or StoreSpec()).for_model(model.card, runtime.device), runtime)
         how: dict[str, Any] = {"long": long, "allow_overflow": allow_overflow, "durable": durable}
-        run = prepare(corpus, model, out, spec, runtime, reporter, **how)
-        if retry_failed:
-            reopen_failed(run, reporter)
+        run = prepare(corpus, model, out, spec, runtime, reporter, retry_failed=retry_failed, **how)
         limit = sgemm_rate(encoder.threads) if efficiency else None
         return replace(share(run, encoder, reporter, part, keep_going), sgemm_rate=limit)
 

@@ -18,6 +18,7 @@ from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.making import make_encoder
 from voxstrata.engine.pipeline import CommitStage, DecodeStage, EncodeStage
 from voxstrata.engine.planning import Long, plan_corpus, refuse_long
+from voxstrata.engine.retrying import reopen_failed
 from voxstrata.engine.runtime import Runtime
 from voxstrata.engine.sink import UnitSink
 from voxstrata.engine.tally import Tally
@@ -71,6 +72,7 @@ def prepare(
     long: Long = "window",
     allow_overflow: bool = False,
     durable: bool = True,
+    retry_failed: bool = False,
 ) -> "Extraction":
     """Make the plan and the arrays of the store `out`, unless it has them; the parameters are those of `extract`.
 
@@ -100,7 +102,10 @@ def prepare(
             refuse_other_units(files, plan, model.card.d_model, runtime.unit_megabytes)
         if long == "error":
             refuse_long(plan.corpus, plan.probed, plan.family)
-        return Extraction(StoreWriter(files, plan, model.card, stored=True), model, allow_overflow)
+        writer = StoreWriter(files, plan, model.card, stored=True)
+        if retry_failed:
+            reopen_failed(writer, reporter)
+        return Extraction(writer, model, allow_overflow)
 
 
 def _prepared(files: Files) -> bool:

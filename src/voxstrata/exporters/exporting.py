@@ -8,6 +8,7 @@ from pathlib import Path
 
 from voxstrata.base.errors import naming_extras
 from voxstrata.base.folders import check_vacant
+from voxstrata.base.heap import large_blocks_returned
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.corpus import read_corpus
 from voxstrata.encoders.card import ENGINES, FAMILY_FILES, MODEL_FILES, ModelFolder, open_model
@@ -16,6 +17,7 @@ from voxstrata.exporters.spec import ExportSpec
 
 
 @naming_extras()
+@large_blocks_returned()
 def export(
     source: str,
     out: str | Path,

@@ -54,22 +54,19 @@ def queries_keys_values(
 
     Queries are scaled, so that query · key are the logits of attention.
     """
-    kept: dict[str, list[torch.Tensor]] = {"q_proj": [], "k_proj": [], "v_proj": []}
-    heads = encoder.config.encoder_attention_heads
+    heads, frames = encoder.config.encoder_attention_heads, log_mel.shape[-1] // 2
+    dim = encoder.config.d_model // heads
+    query, key, value = (torch.empty(len(encoder.layers), heads, frames, dim) for _ in range(3))
     with torch.inference_mode(), ExitStack() as stack:
-        for layer in encoder.layers:
-            for name, into in kept.items():
+        for k, layer in enumerate(encoder.layers):
+            for name, found in (("q_proj", query[k]), ("k_proj", key[k]), ("v_proj", value[k])):
 
-                def keep(
-                    _: torch.nn.Module, __: tuple[Any, ...], y: torch.Tensor, into: list[torch.Tensor] = into
-                ) -> None:
-                    into.append(y[0].unflatten(-1, (heads, -1)).transpose(0, 1))
+                def keep(_: torch.nn.Module, __: tuple[Any, ...], y: torch.Tensor, found: torch.Tensor = found) -> None:
+                    found.copy_(y[0].unflatten(-1, (heads, -1)).transpose(0, 1))
 
                 stack.callback(getattr(layer.self_attn, name).register_forward_hook(keep).remove)
         encoder(log_mel)
-    # each list goes when its stack is made: all of both would be twice the memory
-    query, key, value = (torch.stack(kept.pop(name)) for name in ("q_proj", "k_proj", "v_proj"))
-    return query.mul_(query.shape[-1] ** -0.5), key, value
+    return query.mul_(dim**-0.5), key, value
 
 
 def block_states(

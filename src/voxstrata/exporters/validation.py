@@ -141,7 +141,7 @@ class _Reference:
         frames = round((seconds + 1) * FRAMES_PER_SECOND)
         features = torch.cat([self._checkpoint.features(voice(seconds, p, 0.2)) for p in (150.0, 90.0)])
         features[:, :, 2 * frames : 2 * frames + 1] = 0
-        _, key, value = queries_keys_values(self._checkpoint.encoder, features[:1])
+        key, value = queries_keys_values(self._checkpoint.encoder, features[:1])[1:]  # queries are not held
         keys = self._put(key[:, :, frames:]), self._put(value[:, :, frames:])
         del key, value
         log_mel = features[:, :, : 2 * frames]

@@ -21,7 +21,7 @@ from voxstrata.encoders.outputs import select_outputs
 from voxstrata.handover.formats import FORMS
 from voxstrata.handover.share import ABOUT_FILE, UTTERANCES_FILE, Share
 from voxstrata.store.reader import EmbeddingStore
-from voxstrata.store.several import open_store
+from voxstrata.store.several import opened_store
 from voxstrata.store.writer import DONE
 
 _NO_LANGUAGE = "__HIVE_DEFAULT_PARTITION__"  # what DuckDB, Polars and Arrow read as null in a folder's name
@@ -79,7 +79,7 @@ def convert(
     Raises UsageError for an unknown format, output or language and for a folder inside the store; InputError for a
     folder that holds something, a package that is not installed, and a store in which nothing is done.
     """
-    store, target = store if isinstance(store, EmbeddingStore) else open_store(store), Path(out)
+    store, target = opened_store(store), Path(out)
     (to,) = chosen("format", [to], list(FORMS))
     names = select_outputs(outputs, store.outputs)
     form, pooled = FORMS[to], pooled or not store.has_frames

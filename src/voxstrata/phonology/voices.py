@@ -1,7 +1,9 @@
-"""Which espeak-ng voice speaks a language: ISO 639-1 and -3 codes, BCP-47-like tags, FLEURS names such as `en_us`."""
+"""Which espeak-ng voice speaks a language: ISO 639 codes, BCP-47-like tags, FLEURS names (`en_us`), English names."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
+
+from voxstrata.corpus.languages import code_of_name
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ def voice_of(language: str, voices: Collection[str]) -> str | None:
     """The code among `voices` for a language name, None where espeak-ng has none.
 
     Case and "_" or "-" do not matter. A tag names its own voice ("pt-br", "es_419"); otherwise the longest part of it
-    that is a voice counts, so `ru_ru` is "ru" and `cmn_hans_cn` is "cmn".
+    that is a voice counts, so `ru_ru` is "ru" and `cmn_hans_cn` is "cmn". A language's English name is its code.
 
-    >>> voice_of("en_us", ["en-gb", "en-us"]), voice_of("fra", ["fr-fr"]), voice_of("ceb_ph", ["en-us"])
+    >>> voice_of("en_us", ["en-gb", "en-us"]), voice_of("French", ["fr-fr"]), voice_of("ceb_ph", ["en-us"])
     ('en-us', 'fr-fr', None)
     """
-    primary, *rest = language.lower().replace("_", "-").split("-")
+    primary, *rest = (code_of_name(language) or language).lower().replace("_", "-").split("-")
     primary = primary_code(primary)
     known = {voice.lower(): voice for voice in voices}
     for end in range(len(rest), -1, -1):

@@ -13,7 +13,7 @@ import pyarrow as pa
 from voxstrata.base.errors import InputError
 from voxstrata.base.finding import Finding
 from voxstrata.base.opening import open_regular, read_json_file
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, time_in_words
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, as_stored, distinct
 from voxstrata.engine.bench import Bench
@@ -111,8 +111,7 @@ def of_store(path: Path, folder: Path) -> Run:
     done = [s for state, s in zip(states, seconds, strict=True) if state == "done"]
     languages = len(distinct(utterances, "language"))
     answer = (
-        f"{len(done)} of {len(states)} {what} are done, {sum(done) / 3600:.2f} hours in "
-        f"{counted(languages, 'language')}."
+        f"{len(done)} of {len(states)} {what} are done, {time_in_words(sum(done))} in {counted(languages, 'language')}."
     )
     model = store.about["model"]
     title = f"{model['checkpoint']}, {store.about['spec']['context']['mode']}: {counted(len(store.outputs), 'output')}"

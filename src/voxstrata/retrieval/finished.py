@@ -62,6 +62,13 @@ def is_similarity(folder: str | Path) -> bool:
     return files.exists(PLAN_FILE) and files.exists(ROWS_FILE)
 
 
+def similarity_folders(folder: str | Path) -> list[str]:
+    """The folder, where `similarity` made it; those in it, one for each output; none where it is neither."""
+    if is_similarity(folder):
+        return [str(folder)]
+    return [str(path) for path in sorted(Path(folder).glob("*/")) if is_similarity(path)]
+
+
 def read_similarity(folder: str | Path) -> FoundSimilarity:
     """What `similarity` left in a folder. Raises InputError where it is unfinished, damaged, or mixed with another."""
     files = Files(folder)

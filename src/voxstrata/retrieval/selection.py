@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from voxstrata.base.progress import Progress, Reporter
 from voxstrata.retrieval.kernels.base import runs
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
-from voxstrata.store.several import comparable, refuse_different
+from voxstrata.store.several import comparable, opened_store, refuse_different
 from voxstrata.store.writer import DONE
 
 
@@ -128,13 +129,14 @@ class SelectedFrames:
 
 
 def select(
-    store: EmbeddingStore, languages: str | Sequence[str] | None = None, ids: Sequence[str] | None = None
+    store: EmbeddingStore | str | Path, languages: str | Sequence[str] | None = None, ids: Sequence[str] | None = None
 ) -> Selection:
-    """The utterances of a store that are done, of some languages, or those with certain ids.
+    """The utterances of a store that are done, of some languages, or those with certain ids. store: may be its path.
 
     Raises UsageError for an unknown language or id and for an utterance asked for that is not done, InputError when
     nothing is left.
     """
+    store = opened_store(store)
     usable = store.status == DONE
     if ids is not None:
         wanted = np.unique(store.indices(ids))

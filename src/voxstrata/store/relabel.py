@@ -72,7 +72,7 @@ class RelabelReport:
 
     def to_text(self) -> str:
         """In a few lines."""
-        lines = [f"{self.store}: {self.named} of {counted(self.utterances, 'utterance')} are in the manifest"]
+        lines = [f"{self.store}: {self.named} of {counted(self.utterances, 'utterance')} found in the manifest"]
         for name, count in self.changed.items():
             lines.append(f"{name}: {count} changed")
             lines += [f"  {i}: {_quoted(old)} → {_quoted(new)}" for i, old, new in self.examples[name]]

@@ -191,6 +191,11 @@ def open_store(path: str | Path | Sequence[str | Path]) -> EmbeddingStore:
     return stores[0] if len(stores) == 1 else StoreSet(stores)
 
 
+def opened_store(store: EmbeddingStore | str | Path) -> EmbeddingStore:
+    """The store, or the one at a path. Raises what `open_store` does."""
+    return open_store(store) if isinstance(store, str | Path) else store
+
+
 def open_by_encoder(paths: Sequence[str | Path]) -> list[EmbeddingStore]:
     """Open stores; those of one encoder and the same settings are one. In the order in which encoders come first.
 

@@ -93,6 +93,10 @@ class Alignment(Result):
         said = [f"{best}: {shares[POOL_ALL]} of the translations come first in whole pools, by sound alone {sound}."]
         control = POOL_CLOSEST if of(best, POOL_UNLIKE)["value"] is None else POOL_UNLIKE
         if control == POOL_UNLIKE:
+            unlike = of(best, POOL_UNLIKE)
+            if unlike["low"] is not None:
+                above = unlike["low"] > unlike["chance"]
+                said.append("Sound alone does not explain it." if above else "Without sound it is not above chance.")
             said.append(
                 f"Where they sound unlike, {shares[POOL_UNLIKE]}, beside {shares[POOL_MATCHED]} in pools that are "
                 f"matched; chance is {chance[POOL_UNLIKE]}."
@@ -174,8 +178,8 @@ class Alignment(Result):
                 f"(by {s['by']}).",
                 "- matched: pools of as many pairs of like duration, drawn from all pairs. The mean over all draws.",
                 f"- Both columns are {self._directions_of_unlike()}.",
-                f"- closest: the pool is the translation and {counted(s['closest'], 'hard negative')}, of the "
-                "non-translations those that sound closest to the query. random: as many non-translations of like "
+                f"- closest: the pool is the translation and {counted(s['closest'], 'hard negative')}. Hard negatives "
+                "are the non-translations that sound closest to the query. random: as many non-translations of like "
                 "duration, drawn at random.",
             ]
         )

@@ -79,7 +79,7 @@ class MinedPairs(Result):
         known = [output for output in outputs if kept[output][1]["precision"] is not None]
         if not known:
             pairs = ", ".join(f"{output} {kept[output][0]['pairs']}" for output in outputs)
-            return Finding(f"Pairs by output: {pairs}. No group is on both sides, so nothing says how many are right.")
+            return Finding(f"Pairs by output: {pairs}. {self._unjudged}")
         best = max(known, key=lambda output: float(kept[output][0]["average_precision"] or 0))
         picked, row = kept[best]
         right, found = (
@@ -99,10 +99,9 @@ class MinedPairs(Result):
 
     def _kept(self, output: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The row of the pairs that were kept, and the row that says how right they are."""
-        part = TEST_GROUPS if self.settings["development_groups"] else ALL_GROUPS
         rows = self._rows(output, self.settings["score"])
         picked = [row for row in rows if row["chosen"]] or rows[-1:]
-        return picked[0], next((row for row in picked if row["part"] == part), rows[-1])
+        return picked[0], picked[-1]  # the last is of the test groups, where there are any
 
     def tables(self) -> list[TextTable]:
         outputs = distinct(self.curve, "output")
@@ -129,14 +128,13 @@ class MinedPairs(Result):
     def _by_output(self, outputs: list[str]) -> TextTable:
         """A row for each output: the pairs that were kept."""
         body = []
-        part = TEST_GROUPS if self.settings["development_groups"] else ALL_GROUPS
         for output in outputs:
             rows, plain = self._rows(output, self.settings["score"]), self._rows(output, PLAIN_SCORE)
             picked, judged = self._kept(output)
             cells = [*_figures(judged), *(_percent(r[0], "average_precision") for r in (rows, plain))]
             body.append([output, _score(picked["threshold"]), picked["pairs"], *cells])
         header = ["output", "score ≥", "pairs", "precision", "recall", "AP", "raw AP"]
-        return TextTable("Mined pairs", header, body, self._note(rows[-1], part))
+        return TextTable("Mined pairs", header, body, self._note())
 
     def _shares(self, output: str) -> TextTable:
         rows = [row for row in self._rows(output, self.settings["score"]) if not row["chosen"]]
@@ -144,17 +142,22 @@ class MinedPairs(Result):
         body = [[_score(r["threshold"]), r["pairs"], *_figures(r), _percent(r, "f1")] for r in rows]
         return TextTable(f"{output}, by threshold", ["score ≥", "pairs", "precision", "recall", "F1"], body)
 
-    def _note(self, row: dict[str, Any], part: str) -> str:
-        s = self.settings
-        if row["precision"] is None:
-            return "No group is on both sides, so nothing says how many pairs are right."
+    @property
+    def _unjudged(self) -> str:
+        why = "No pair has two known groups" if self.settings["shared_groups"] else "No group is on both sides"
+        return f"{why}, so nothing says how many pairs are right."
+
+    def _note(self) -> str:
+        s, row = self.settings, self.curve.slice(0, 1).to_pylist()[0]
+        if not s["shared_groups"]:
+            return self._unjudged
         note = (
             f"In percent, of pairs whose groups are known; {counted(row['possible'], 'right pair')} possible of "
             f"{counted(s['shared_groups'], 'group')} on both sides. Chance: precision {100 * row['chance']:.2f} %, "
             "pairs drawn at random. AP: average precision of all mined pairs, whatever the threshold; raw AP: of "
             "those mined by the similarity itself."
         )
-        if part == TEST_GROUPS:
+        if s["development_groups"]:
             note += (
                 f" The threshold has the highest F1 on {counted(s['development_groups'], 'group')}; precision and "
                 "recall are of the others."

@@ -73,10 +73,11 @@ class Phonetics(Result):
         found = sorted((d for d in self.directions if known(d.like_length) is not None), key=lambda d: d.like_length)
         if not found:
             return None
-        ends = [f"{d.source} → {d.target}, {100 * d.like_length:.0f} %" for d in (found[0], found[-1])]
+        alike, unlike = found[0], found[-1]
         answer = (
-            "Of the sentences that are no translation and as long, the share that sounds closer is smallest in "
-            f"{ends[0]}, and largest in {ends[1]}. 50 % means that translations sound no more alike than others."
+            f"Translations sound most alike in {alike.source} → {alike.target}: of other sentences as long, "
+            f"{100 * alike.like_length:.0f} % sound closer. Least in {unlike.source} → {unlike.target}: "
+            f"{100 * unlike.like_length:.0f} %. Chance is 50 %."
         )
         shares = in_hundred([d.like_length for d in found])
         half = [50.0] * len(found)

@@ -217,7 +217,10 @@ def _stands_on(table: pa.Table) -> str:
 
 
 def best_layer(table: pa.Table) -> Finding:
-    """The output that finds most translations by the table's first similarity, beside chance, and a curve by depth."""
+    """The output that finds most translations by the table's first similarity, beside chance, and a curve by depth.
+
+    Outputs whose interval of how far they are behind reaches 0 are named with it.
+    """
     means, similarity, metric = _means(table), similarities_of(table)[0], telling_metrics(table)[0]
     outputs = depth_order(distinct(table, "output"))
     rows = [means[output, similarity, "raw", metric] for output in outputs]
@@ -233,7 +236,11 @@ def best_layer(table: pa.Table) -> Finding:
     if best_output(best["output"], best) != best["output"]:
         return Finding(f"No layer is above chance. The highest, {best['output']}, has {share}. {by_chance}", curve)
     how = "come first" if metric == "recall@1" else f"count by {metric}"
-    return Finding(f"{best['output']}: {share} of the translations {how}, by {similarity}. {by_chance}", curve)
+    answer = f"{best['output']}: {share} of the translations {how}, by {similarity}. {by_chance}"
+    behind = {row["output"]: row.get("below_best_low") for row in known if row is not best}
+    if equal := [name for name, low in behind.items() if low is not None and low <= 0]:
+        answer += f" As good, for all that these data can say: {', '.join(equal)}."
+    return Finding(answer, curve)
 
 
 BEST_AT_CHANCE = "An output marked (chance) is not above chance: the lower end of its interval is not."
