@@ -61,7 +61,11 @@ def make_manifest(path: Path, count: int) -> str:
     if path.suffix == ".parquet":
         pq.write_table(table, path, row_group_size=1 << 20)
     elif path.suffix == ".tsv":
-        pa.csv.write_csv(table, path, pa.csv.WriteOptions(delimiter="\t", quoting_style="none"))
+        with path.open("wb") as file:  # Arrow would quote the header
+            file.write("\t".join(table.column_names).encode() + b"\n")
+            pa.csv.write_csv(
+                table, file, pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+            )
     else:
         quoted = pc.binary_join_element_wise('"', columns["text"], '", he read', "")
         table = table.set_column(table.schema.get_field_index("text"), "text", quoted)
