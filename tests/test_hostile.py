@@ -358,6 +358,13 @@ def test_a_card_is_of_its_graphs_and_of_sizes_that_can_be(changes: dict[str, Any
         open_model(model)
 
 
+@pytest.mark.parametrize("kind", [None, "", "pure\nnote: all is well", 1])
+def test_a_silence_cache_of_an_unknown_kind_is_refused(kind: object, model: Path) -> None:
+    sign(model, silence=open_model(model).card.silence | {"kind": kind})
+    with pytest.raises(InputError, match="silence is of the kind"):
+        open_model(model)
+
+
 def test_a_silence_cache_is_its_models(model: Path) -> None:
     own = open_model(model).silence()
     assert isinstance(own, BucketSilence)

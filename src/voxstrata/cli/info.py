@@ -194,7 +194,8 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
     if not spec["pool"]:
         stored = f"frames, {spec['dtype']}, one row per {about['samples_per_row'] / 16:g} ms"
     detail = f", tail {context['tail'] * 0.02:g} s" if "tail" in context else ""  # of Whisper's frames
-    silence = f", {model['silence']['kind']} silence" if context["mode"] == "bucketed" else ""
+    kind = model["silence"].get("kind")  # a store that others made may not say
+    silence = f", {kind} silence" if context["mode"] == "bucketed" and kind else ""
     rows = [
         (
             "model",

@@ -181,6 +181,8 @@ class ModelCard:
             raise ValueError(f"silence has {_short(buckets)} as buckets")
         if (self.format == BY_BUCKET_FORMAT) != bool(buckets):
             raise ValueError(f"silence has {_short(buckets)} as buckets in format {self.format}")
+        if self.silence.get("kind") not in ("pure", "calibrated"):
+            raise ValueError(f"silence is of the kind {_short(self.silence.get('kind'))}")
         kinds = {"recordings": list, "before": str, "pad_level": float | int}
         pure = "before" if buckets else "pad_level"
         source = "recordings" if self.silence.get("kind") == "calibrated" else pure
