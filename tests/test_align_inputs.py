@@ -115,6 +115,6 @@ def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(re
         assert value in terminal
         assert interval in terminal
     assert max(map(len, terminal.splitlines())) < 125
-    pools = [re.split(r" {2,}", line) for line in terminal.splitlines() if line.startswith(("pool", "chance"))]
+    pools = [re.split(r" {2,}", line) for line in terminal.splitlines() if line.startswith(("pool  ", "chance  "))]
     assert [line[1:3] for line in pools[:2]] == [["160", "160"], ["0.6", "0.6"]]
     assert pools[2][-2:] == ["10", "10"]  # nothing behind them

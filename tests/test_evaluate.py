@@ -173,7 +173,7 @@ def test_intervals_come_with_groups_and_are_the_same_every_time() -> None:
     again = evaluate(scores, positives, groups=groups, resamples=Resamples(np.unique(groups)[::-1], 500))
     assert np.array_equal(found.samples, again.samples)
     assert math.isnan(evaluate(scores, positives).estimates["recall@1"].low)
-    with pytest.raises(InputError, match="group of each of the 40 rows"):
+    with pytest.raises(InputError, match="group of each row, 40 in all"):
         evaluate(scores, positives, resamples=Resamples(groups))
     with pytest.raises(InputError, match="'g19' is not among"):
         evaluate(scores, positives, groups=groups, resamples=Resamples(groups[:-2]))

@@ -111,7 +111,7 @@ def test_the_figures_are_those_of_one_process(
     alone = vs.extract(corpus, tiny_model, tmp_path / "alone.zarr", SPEC, RUNTIME).to_dict()
     told = Told()
     report = on_ray(corpus, tiny_model, tmp_path / "s.zarr", told).to_dict()
-    same = set(alone) - {"store", "seconds", "stages", "efficiency"}
+    same = set(alone) - {"out", "seconds", "stages", "efficiency"}
     assert {key: report[key] for key in same} == {key: alone[key] for key in same}
     assert report["stages"].keys() == alone["stages"].keys()
     assert contents(tmp_path / "s.zarr") == contents(whole)
@@ -149,7 +149,7 @@ def test_tile_rows_of_a_comparison_are_done_on_ray(
     assert run("similarity", where, "-o", tmp_path / "ray", *settings, as_json, "--workers", 2, "--ray") == 0
     report = json.loads(capfd.readouterr().out)
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
-    same = set(alone) - {"folder", "seconds", "stages"}
+    same = set(alone) - {"out", "seconds", "stages"}
     assert {key: report[key] for key in same} == {key: alone[key] for key in same}
     assert report["stages"].keys() >= {"read", "pack", "compare", "merge"}
 
