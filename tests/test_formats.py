@@ -214,6 +214,22 @@ def test_a_misspelt_column_is_guessed(tmp_path: Path) -> None:
     assert "ignored: Speaker-ID (did you mean speaker? --columns speaker=Speaker-ID)" in corpus.notes
 
 
+@pytest.mark.parametrize("roles", [("group", "text"), ("text", "group"), ("path", "id"), ("id", "path")])
+def test_one_column_serves_two_roles(tmp_path: Path, roles: tuple[str, str]) -> None:
+    path = write(tmp_path / "m.csv", "clip,sentence,words\na.wav,s00,Hello.\n")
+    column_of, held = ("clip", "a.wav") if "path" in roles else ("words", "Hello.")
+    corpus = read_corpus(path, columns={"path": "clip", **dict.fromkeys(roles, column_of)})
+    assert [column(corpus, role) for role in roles] == [[held], [held]]
+    assert any(note.startswith("ignored: sentence (did you mean text?") for note in corpus.notes) is (
+        "text" not in roles
+    )
+
+
+def test_the_column_path_serves_as_id_too(tmp_path: Path) -> None:
+    corpus = read_corpus(write(tmp_path / "m.csv", "path\na.wav\n"), columns={"id": "path"})
+    assert (column(corpus, "id"), column(corpus, "path")) == (["a.wav"], ["a.wav"])
+
+
 def test_a_chosen_column_replaces_the_one_of_that_name(tmp_path: Path) -> None:
     path = write(tmp_path / "m.tsv", "path\ttext\tclean\na.wav\t<noise> hi\thi\n")
     corpus = read_corpus(path, columns={"text": "clean"})

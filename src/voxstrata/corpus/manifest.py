@@ -139,9 +139,12 @@ def _used(
             raise UsageError(f"--columns {what}={name}: {table.path} has no column {name!r}; found: {found}")
     used: dict[str, str] = {}
     for what, called in OWN.items():
-        candidates = [chosen[what]] if what in chosen else [*names.get(what, ()), *called]
-        there = [name for name in candidates if name in table.columns and name not in used.values()]
-        if there and (what in chosen or there[0] not in chosen.values()):
+        if what in chosen:  # also where the column is chosen for something else, too
+            used[what] = chosen[what]
+            continue
+        there = [name for name in (*names.get(what, ()), *called) if name in table.columns]
+        there = [name for name in there if what == "path" or name not in used.values()]
+        if there and (what == "path" or there[0] not in chosen.values()):
             used[what] = there[0]
     path = used.get("path", "path")
     guess = columns_guess(list(table.columns))
