@@ -239,8 +239,13 @@ def test_a_chosen_column_replaces_the_one_of_that_name(tmp_path: Path) -> None:
 
 def test_a_table_without_paths_says_what_to_type(tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", "wav,sentence,age\na.wav,Hi,30\n")
-    with pytest.raises(InputError, match=r"no column 'path'; found: .*choose it: --columns path=wav,text=sentence$"):
+    alike = "go the same way, after commas"
+    said = rf"no column 'path'; found: .*choose it: --columns path=wav; id, language, group, text, speaker {alike}$"
+    with pytest.raises(InputError, match=said):  # whether "sentence" is the text, nobody knows
         read_corpus(path)
+    said = rf"choose it: --columns path=wav,text=sentence; id, language, group, speaker {alike}$"
+    with pytest.raises(InputError, match=said):
+        read_corpus(path, columns={"text": "sentence"})
     corpus = read_corpus(path, columns={"path": "wav", "text": "sentence"})
     assert (column(corpus, "path"), column(corpus, "text")) == (["a.wav"], ["Hi"])
 

@@ -112,15 +112,24 @@ def read_manifest(
     return replace(corpus, notes=notes, lengths=reading.lengths, signed=signed)
 
 
-def columns_guess(names: Sequence[str]) -> str | None:
-    """The option that reads a table with these columns, "--columns path=file,text=sentence"; None if there is none."""
-    guesses = {what: name for name, what in _guesses(names, {what: what for what in OWN if what in names}).items()}
-    return "--columns " + ",".join(f"{what}={name}" for what, name in guesses.items()) if "path" in guesses else None
+def _columns_hint(names: Sequence[str], chosen: Mapping[str, str]) -> str:
+    """Which option may read a table with these columns; of what is not chosen yet the path alone is guessed."""
+    if (path := _path_guess(names)) is None:
+        return ""
+    option = ",".join(f"{what}={name}" for what, name in {"path": path, **chosen}.items())
+    others = ", ".join(what for what in COLUMNS if what != "path" and what not in chosen and what not in names)
+    return f", or choose it: --columns {option}" + (f"; {others} go the same way, after commas" if others else "")
+
+
+def _path_guess(names: Sequence[str]) -> str | None:
+    """The column that may name the recordings, where none is called path."""
+    guesses = _guesses(names, {what: what for what in OWN if what in names})
+    return next((name for name, what in guesses.items() if what == "path"), None)
 
 
 def names_recordings(names: Sequence[str]) -> bool:
     """Whether a table with these columns is a manifest, or would be with columns chosen."""
-    return "path" in names or columns_guess(names) is not None
+    return "path" in names or _path_guess(names) is not None
 
 
 def _used(
@@ -147,10 +156,9 @@ def _used(
         if there and (what == "path" or there[0] not in chosen.values()):
             used[what] = there[0]
     path = used.get("path", "path")
-    guess = columns_guess(list(table.columns))
     if not table.columns:
         raise InputError(f"{table.path}: has no rows; add one row per recording")
-    table.require(path, "name it in the header" + (f", or choose it: {guess}" if guess else ""))
+    table.require(path, "name it in the header" + _columns_hint(list(table.columns), chosen))
     if "end" in used and "offset" in used and "duration" not in chosen:
         used.pop("duration", None)
     alone = []
