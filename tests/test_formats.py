@@ -626,6 +626,7 @@ def test_arguments_in_the_other_order_are_named(
         ("relabel m.tsv STORE", "relabel STORE m.tsv"),
         ("spans m.tsv STORE -o x", "spans STORE m.tsv"),
         ("explain a b STORE -o x", "explain STORE a b"),
+        ("align ph --phonetics STORE -o x", "align STORE --phonetics ph"),
     ],
 )
 def test_a_store_behind_other_arguments_is_named(
@@ -637,6 +638,12 @@ def test_a_store_behind_other_arguments_is_named(
     assert run(*(names.get(word, word) for word in command.split())) == 2
     wanted = " ".join(str(names.get(word, word)) for word in order.split())
     assert f"the order is the other: voxstrata {wanted} …" in capsys.readouterr().err
+
+
+def test_what_makes_the_phonetics_that_align_asks_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("align", "speech.zarr", "-o", "a") == 2
+    said = "Missing option '--phonetics'. `voxstrata phonetics CORPUS -o phonetics` makes it.\n"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["sweep", "-o", "x"], ["check"]], ids=lambda c: str(c[0]))
