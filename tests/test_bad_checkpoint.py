@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from checkpoint_files import PREFIX, State, openai_checkpoint, sharded
 
+import voxstrata as vs
 from voxstrata.base.errors import InputError
 
 torch = pytest.importorskip("torch")
@@ -33,6 +34,13 @@ def refused(source: Path | str, match: str) -> None:
 def test_nothing_there_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "absent", "no such folder or file, and not a hub id")
     refused("whisper-base.pt", "no such folder or file")
+
+
+def test_an_exported_model_is_refused_as_that(tiny_model: Path, tmp_path: Path) -> None:
+    said = r"an exported model already, not a checkpoint; name the checkpoint that it was made from$"
+    refused(tiny_model, said)
+    with pytest.raises(InputError, match=said):
+        vs.export(str(tiny_model), tmp_path / "x")
 
 
 def test_a_revision_of_a_local_folder_is_refused(tiny_checkpoint: Path) -> None:

@@ -220,3 +220,9 @@ def test_a_checkpoint_is_not_a_model_and_is_told_so(tiny_checkpoint: Path, tmp_p
         open_model(tiny_checkpoint)
     with pytest.raises(InputError, match="no such folder"):
         open_model(tmp_path / "none")
+
+
+def test_a_store_is_not_a_model_and_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "zarr.json").touch()
+    with pytest.raises(InputError, match=r"a store, not a model; name the folder that `voxstrata export` made$"):
+        open_model(tmp_path)

@@ -214,6 +214,22 @@ def test_a_misspelt_column_is_guessed(tmp_path: Path) -> None:
     assert "ignored: Speaker-ID (did you mean speaker? --columns speaker=Speaker-ID)" in corpus.notes
 
 
+@pytest.mark.parametrize("roles", [("group", "text"), ("text", "group"), ("path", "id"), ("id", "path")])
+def test_one_column_serves_two_roles(tmp_path: Path, roles: tuple[str, str]) -> None:
+    path = write(tmp_path / "m.csv", "clip,sentence,words\na.wav,s00,Hello.\n")
+    column_of, held = ("clip", "a.wav") if "path" in roles else ("words", "Hello.")
+    corpus = read_corpus(path, columns={"path": "clip", **dict.fromkeys(roles, column_of)})
+    assert [column(corpus, role) for role in roles] == [[held], [held]]
+    assert any(note.startswith("ignored: sentence (did you mean text?") for note in corpus.notes) is (
+        "text" not in roles
+    )
+
+
+def test_the_column_path_serves_as_id_too(tmp_path: Path) -> None:
+    corpus = read_corpus(write(tmp_path / "m.csv", "path\na.wav\n"), columns={"id": "path"})
+    assert (column(corpus, "id"), column(corpus, "path")) == (["a.wav"], ["a.wav"])
+
+
 def test_a_chosen_column_replaces_the_one_of_that_name(tmp_path: Path) -> None:
     path = write(tmp_path / "m.tsv", "path\ttext\tclean\na.wav\t<noise> hi\thi\n")
     corpus = read_corpus(path, columns={"text": "clean"})
@@ -223,8 +239,13 @@ def test_a_chosen_column_replaces_the_one_of_that_name(tmp_path: Path) -> None:
 
 def test_a_table_without_paths_says_what_to_type(tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", "wav,sentence,age\na.wav,Hi,30\n")
-    with pytest.raises(InputError, match=r"no column 'path'; found: .*choose it: --columns path=wav,text=sentence$"):
+    alike = "go the same way, after commas"
+    said = rf"no column 'path'; found: .*choose it: --columns path=wav; id, language, group, text, speaker {alike}$"
+    with pytest.raises(InputError, match=said):  # whether "sentence" is the text, nobody knows
         read_corpus(path)
+    said = rf"choose it: --columns path=wav,text=sentence; id, language, group, speaker {alike}$"
+    with pytest.raises(InputError, match=said):
+        read_corpus(path, columns={"text": "sentence"})
     corpus = read_corpus(path, columns={"path": "wav", "text": "sentence"})
     assert (column(corpus, "path"), column(corpus, "text")) == (["a.wav"], ["Hi"])
 
@@ -605,6 +626,7 @@ def test_arguments_in_the_other_order_are_named(
         ("relabel m.tsv STORE", "relabel STORE m.tsv"),
         ("spans m.tsv STORE -o x", "spans STORE m.tsv"),
         ("explain a b STORE -o x", "explain STORE a b"),
+        ("align ph --phonetics STORE -o x", "align STORE --phonetics ph"),
     ],
 )
 def test_a_store_behind_other_arguments_is_named(
@@ -616,6 +638,12 @@ def test_a_store_behind_other_arguments_is_named(
     assert run(*(names.get(word, word) for word in command.split())) == 2
     wanted = " ".join(str(names.get(word, word)) for word in order.split())
     assert f"the order is the other: voxstrata {wanted} …" in capsys.readouterr().err
+
+
+def test_what_makes_the_phonetics_that_align_asks_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("align", "speech.zarr", "-o", "a") == 2
+    said = "Missing option '--phonetics'. `voxstrata phonetics CORPUS -o phonetics` makes it.\n"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["sweep", "-o", "x"], ["check"]], ids=lambda c: str(c[0]))

@@ -356,6 +356,11 @@ class TestBadInput:
         assert "holds no result that voxstrata wrote" in capsys.readouterr().err
         assert run("report", tmp_path / "none") == 3
         assert "no such folder" in capsys.readouterr().err
+        (tmp_path / "report.html").touch()
+        assert run("report", tmp_path / "report.html") == 3
+        said = f"{tmp_path}/report.html: a file, not a folder; give its folder: {tmp_path}\n"
+        assert said in capsys.readouterr().err
+        (tmp_path / "report.html").unlink()
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """voxstrata align"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -8,6 +9,12 @@ import voxstrata as vs
 from voxstrata.base.plain import counted
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
+from voxstrata.cli.corpora import refuse_swapped_store
+
+
+class _Phonetics(click.Path):
+    def get_missing_message(self, *about: Any, **named: Any) -> str:
+        return "`voxstrata phonetics CORPUS -o phonetics` makes it."
 
 
 @click.command(short_help="Retrieval where sound, duration, speaker cannot help.")
@@ -15,7 +22,7 @@ from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_pri
 @click.option(
     "--phonetics",
     required=True,
-    type=click.Path(),
+    type=_Phonetics(),
     help="Folder that `voxstrata phonetics` wrote for the store's corpus.",
 )
 @options.out("Folder for align.parquet, align.md, align.png and align.pdf.")
@@ -83,6 +90,8 @@ def align(
     from voxstrata.studies.compared.measure import align_each
     from voxstrata.studies.compared.result import ComparedAlignment
 
+    if len(stores) == 1:
+        refuse_swapped_store(stores[0], phonetics, option="--phonetics")
     store = stores[0] if len(stores) == 1 else list(stores)
     opened = open_by_encoder(stores)
     for one in opened:

@@ -57,14 +57,16 @@ def refuse_swapped(corpus: str | Path, model: str | Path, store: str | None = No
         _refuse(f"{corpus} is a model and {model} is none", *filter(None, [store]), model, corpus)
 
 
-def refuse_swapped_store(store: str, *others: str | Path) -> None:
-    """Raises UsageError where a command was given its store behind one of its other arguments."""
+def refuse_swapped_store(store: str, *others: str | Path, option: str | None = None) -> None:
+    """Raises UsageError where a command was given its store behind one of its other arguments.
+
+    option: the one that takes the other argument, where it is no positional one.
+    """
     places = [one for one in others if _is_store(one)]
     if len(places) == 1 and not _is_store(store):
         rest = [one for one in (store, *others) if one != places[0]]
-        _refuse(
-            f"{places[0]} is a store and {store} is none", *places, *sorted(rest, key=lambda one: _is_model(Path(one)))
-        )
+        rest.sort(key=lambda one: _is_model(Path(one)))
+        _refuse(f"{places[0]} is a store and {store} is none", *places, *filter(None, [option]), *rest)
 
 
 def refuse_swapped_checkpoint(checkpoint: str, corpus: Path) -> None:

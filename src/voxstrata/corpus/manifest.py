@@ -112,15 +112,24 @@ def read_manifest(
     return replace(corpus, notes=notes, lengths=reading.lengths, signed=signed)
 
 
-def columns_guess(names: Sequence[str]) -> str | None:
-    """The option that reads a table with these columns, "--columns path=file,text=sentence"; None if there is none."""
-    guesses = {what: name for name, what in _guesses(names, {what: what for what in OWN if what in names}).items()}
-    return "--columns " + ",".join(f"{what}={name}" for what, name in guesses.items()) if "path" in guesses else None
+def _columns_hint(names: Sequence[str], chosen: Mapping[str, str]) -> str:
+    """Which option may read a table with these columns; of what is not chosen yet the path alone is guessed."""
+    if (path := _path_guess(names)) is None:
+        return ""
+    option = ",".join(f"{what}={name}" for what, name in {"path": path, **chosen}.items())
+    others = ", ".join(what for what in COLUMNS if what != "path" and what not in chosen and what not in names)
+    return f", or choose it: --columns {option}" + (f"; {others} go the same way, after commas" if others else "")
+
+
+def _path_guess(names: Sequence[str]) -> str | None:
+    """The column that may name the recordings, where none is called path."""
+    guesses = _guesses(names, {what: what for what in OWN if what in names})
+    return next((name for name, what in guesses.items() if what == "path"), None)
 
 
 def names_recordings(names: Sequence[str]) -> bool:
     """Whether a table with these columns is a manifest, or would be with columns chosen."""
-    return "path" in names or columns_guess(names) is not None
+    return "path" in names or _path_guess(names) is not None
 
 
 def _used(
@@ -139,15 +148,17 @@ def _used(
             raise UsageError(f"--columns {what}={name}: {table.path} has no column {name!r}; found: {found}")
     used: dict[str, str] = {}
     for what, called in OWN.items():
-        candidates = [chosen[what]] if what in chosen else [*names.get(what, ()), *called]
-        there = [name for name in candidates if name in table.columns and name not in used.values()]
-        if there and (what in chosen or there[0] not in chosen.values()):
+        if what in chosen:  # also where the column is chosen for something else, too
+            used[what] = chosen[what]
+            continue
+        there = [name for name in (*names.get(what, ()), *called) if name in table.columns]
+        there = [name for name in there if what == "path" or name not in used.values()]
+        if there and (what == "path" or there[0] not in chosen.values()):
             used[what] = there[0]
     path = used.get("path", "path")
-    guess = columns_guess(list(table.columns))
     if not table.columns:
         raise InputError(f"{table.path}: has no rows; add one row per recording")
-    table.require(path, "name it in the header" + (f", or choose it: {guess}" if guess else ""))
+    table.require(path, "name it in the header" + _columns_hint(list(table.columns), chosen))
     if "end" in used and "offset" in used and "duration" not in chosen:
         used.pop("duration", None)
     alone = []

@@ -260,6 +260,8 @@ def open_model(path: str | Path) -> ModelFolder:
     try:
         d = read_json_file(folder / CARD)
     except FileNotFoundError:
+        if (folder / "zarr.json").exists():
+            raise InputError(f"{folder}: a store, not a model; name the folder that `voxstrata export` made") from None
         hint = " (this looks like a checkpoint: export it first)" if (folder / "config.json").exists() else ""
         raise InputError(f"{folder}: not an exported model, {CARD} is missing{hint}") from None
     except (OSError, ValueError) as e:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_json_file
+from voxstrata.encoders.card import CARD, WEIGHTS
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in transformers' order; each before its own index
 # tensors of a language model that listens through an encoder
@@ -23,6 +24,10 @@ def check_source(source: str, revision: str | None) -> None:
     path = Path(source)
     if path.is_dir() and revision is not None:
         raise InputError(f"{path} is a local folder: --revision is for hub ids")
+    if (path / CARD).is_file() and (path / WEIGHTS).is_file():
+        raise InputError(
+            f"{path}: an exported model already, not a checkpoint; name the checkpoint that it was made from"
+        )
     if not path.exists() and not is_hub_id(source):
         raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
 

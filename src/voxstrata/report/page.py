@@ -51,6 +51,8 @@ def write_report(folder: str | Path, out: str | Path | None = None, reporter: Re
     """
     folder = Path(folder)
     target = Path(out) if out else folder / PAGE
+    if folder.is_file():
+        raise InputError(f"{folder}: a file, not a folder; give its folder: {folder.parent}")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one that holds the results")
     _refuse_foreign(target)
