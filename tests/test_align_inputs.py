@@ -136,6 +136,35 @@ def test_the_note_says_whose_mean_is_removed(
     assert [text for text in (UNKNOWN, ONE, SPEAKER, SOME) if text in note] == said
 
 
+def test_the_picture_cuts_a_bar_that_flattens_it_says_so_and_holds_its_legends(result: Alignment) -> None:
+    def drawn(table: pa.Table) -> tuple[list[str], float, str]:
+        figure = Alignment(table).figures()["align"]
+        figure.draw_without_rendering()
+        legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+        assert len(legends) == 3
+        for text in (*legends, *(axes.title for axes in figure.axes)):
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+        slope = figure.axes[2]
+        return [text.get_text() for text in slope.texts], slope.get_ylim()[1], figure.get_suptitle()
+
+    texts, top, title = drawn(result.table)
+    assert (texts, "cut" in title, "blue" in title) == ([], False, False)
+    rows = result.table.to_pylist()
+    for row in rows:
+        if (row["system"], row["metric"], row["level"]) == ("meaning", "log_odds_per_sd", "mean"):
+            row["high"] = 99.0
+        if (row["control"], row["metric"], row["source"]) == ("unlike", "recall@1", "a"):
+            row["value"] = None
+    wide = pa.Table.from_pylist(rows, schema=result.table.schema)
+    texts, cut, title = drawn(wide)
+    assert texts == ["↑ 99.0"]
+    assert cut < 10 * top
+    assert "a bar with a number is cut" in title
+    assert "mean over 2 directions (blue in b: over 1)" in title
+
+
 def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(result: Alignment) -> None:
     means = [
         r for r in result.table.to_pylist() if r["level"] == "mean" and (r["states"] == "raw" or r["control"] == "all")
