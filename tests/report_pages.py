@@ -66,11 +66,11 @@ class Page(HTMLParser):
                 self._table.header.append("")
         if tag == "data" and self._table:
             self._table.rows[-1][-1] = ("", found["value"])
-        if tag == "p" and found.get("class") == "note":
+        if tag in ("p", "ul") and found.get("class") == "note":
             self._into = "note"
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("h1", "h2", "h3", "summary", "th", "td", "p"):
+        if tag in ("h1", "h2", "h3", "summary", "th", "td", "p", "ul"):
             self._into = ""
         if tag == "div":
             self._boxed = False

@@ -196,7 +196,7 @@ def test_intervals_of_changes_are_paired_and_hold_their_values(planted: Planted)
     settings = json.loads(table.schema.metadata[b"voxstrata_align"])
     assert settings == result.settings
     assert (settings["by"], settings["unlike_quantile"], settings["closest"]) == ("like-length", 0.5, 9)
-    assert settings["cells_are_languages"] is False
+    assert settings["means_removed"] == {name: {"speakers": SPEAKERS, "of_no_such_speaker": 0} for name in ("a", "b")}
 
 
 def test_of_several_recordings_of_a_sentence_one_takes_part(planted: Planted, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,69 @@ def test_what_removing_means_changes_is_paired_by_resample(result: Alignment) ->
         # nearly the same hits: unpaired, the interval would be wider than either
         assert change["high"] - change["low"] < 0.8 * (raw["high"] - raw["low"])
     assert rows["speaker", "means removed", "recall@1_change", "mean"]["value"] < 0
+
+
+UNKNOWN, ONE = "speakers are unknown, or have fewer than 10", "has one speaker alone"
+SPEAKER, SOME = (
+    "mean of its speaker in its language",
+    "or of its language where the speaker is unknown or has fewer than 10",
+)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "said"),
+    [
+        (lambda language, at: None, [UNKNOWN]),
+        (lambda language, at: f"{language}{at}", [UNKNOWN]),
+        (lambda language, at: language, [ONE]),
+        (lambda language, at: f"{language}{at % 2}", [SPEAKER]),
+        (lambda language, at: language if at else None, [SPEAKER, SOME]),
+        (lambda language, at: language if language == "a" else None, [SPEAKER, SOME]),
+    ],
+    ids=["unknown", "too rare", "one", "two", "one unknown", "one in a, unknown in b"],
+)
+def test_the_note_says_whose_mean_is_removed(
+    planted: Planted, speakers: Callable[[str, int], str | None], said: list[str]
+) -> None:
+    table = planted.store.utterances
+    names, seen = [], Counter[str]()
+    for language in table["language"].to_pylist():
+        names.append(speakers(language, seen[language]))
+        seen[language] += 1
+    table = table.set_column(table.column_names.index("speaker"), "speaker", pa.array(names, pa.string()))
+    frames = list(planted.store.pooled("meaning", np.arange(len(table)))[:, None])
+    store = MadeUpStore(table.drop(["status"]), {"meaning": frames})
+    note = align(store, planted.phonetics, options=AlignOptions("pooled_cosine", bootstrap=0)).tables()[0].note
+    assert [text for text in (UNKNOWN, ONE, SPEAKER, SOME) if text in note] == said
+
+
+def test_the_picture_cuts_a_bar_that_flattens_it_says_so_and_holds_its_legends(result: Alignment) -> None:
+    def drawn(table: pa.Table) -> tuple[list[str], float, str]:
+        figure = Alignment(table).figures()["align"]
+        figure.draw_without_rendering()
+        legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+        assert len(legends) == 3
+        for text in (*legends, *(axes.title for axes in figure.axes)):
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+        slope = figure.axes[2]
+        return [text.get_text() for text in slope.texts], slope.get_ylim()[1], figure.get_suptitle()
+
+    texts, top, title = drawn(result.table)
+    assert (texts, "cut" in title, "blue" in title) == ([], False, False)
+    rows = result.table.to_pylist()
+    for row in rows:
+        if (row["system"], row["metric"], row["level"]) == ("meaning", "log_odds_per_sd", "mean"):
+            row["high"] = 99.0
+        if (row["control"], row["metric"], row["source"]) == ("unlike", "recall@1", "a"):
+            row["value"] = None
+    wide = pa.Table.from_pylist(rows, schema=result.table.schema)
+    texts, cut, title = drawn(wide)
+    assert texts == ["↑ 99.0"]
+    assert cut < 10 * top
+    assert "a bar with a number is cut" in title
+    assert "mean over 2 directions (blue in b: over 1)" in title
 
 
 def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(result: Alignment) -> None:

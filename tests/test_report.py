@@ -341,6 +341,15 @@ class TestInABrowser:
         assert said["scrolling"] > 0
 
 
+def test_lines_of_a_note_that_begin_with_a_dash_are_a_list() -> None:
+    found = TextTable("t", ["a"], [["1"]], "First.\nSecond.\n- one: <b>\n- two - three\nLast.").to_html()
+    assert found.endswith(
+        '<p class="note">First.\nSecond.</p>\n<ul class="note"><li>one: &lt;b&gt;</li><li>two - three</li></ul>\n'
+        '<p class="note">Last.</p>\n'
+    )
+    assert "note" not in TextTable("t", ["a"], [["1"]]).to_html()
+
+
 class TestBadInput:
     def test_json_names_runs_and_files(self, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("report", study, "-o", tmp_path / "p.html", "--json") == 0

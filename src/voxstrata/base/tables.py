@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -76,7 +76,7 @@ class TextTable:
             f'<div class="box" tabindex="0" role="region" aria-label="{label}"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table></div>\n"
         )
-        whole += f'<p class="note">{escape(self.note)}</p>\n' if self.note else ""
+        whole += _note(self.note)
         if folded or self.folded:
             return f"<details><summary>{label}</summary>\n{whole}</details>\n"
         return f"<h3>{label}</h3>\n{whole}"
@@ -117,6 +117,17 @@ def _class(right: bool, value: object = None) -> str:
     if right:
         return ' class="n"'
     return ' class="t"' if isinstance(value, str) and len(value) > _LONG and " " in value else ""
+
+
+def _note(text: str) -> str:
+    """Lines of a note as paragraphs, those that begin with "- " as lists."""
+    html = ""
+    for item, lines in groupby(text.split("\n") if text else [], lambda line: line.startswith("- ")):
+        if item:
+            html += '<ul class="note">' + "".join(f"<li>{escape(line[2:])}</li>" for line in lines) + "</ul>\n"
+        else:
+            html += f'<p class="note">{escape(chr(10).join(lines))}</p>\n'
+    return html
 
 
 def _cell(value: object) -> str:

@@ -28,20 +28,22 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
     outputs = [name for name in names.systems(table) if name not in (names.PHONEMES, names.DURATIONS)]
     lines = _Lines(names.figures_of(table), outputs)
     figure = new_figure(max(_WIDTH, 0.55 * len(outputs)), _HEIGHT)
-    whole, controlled, slope = figure.subplots(1, 3)
+    panels, legends = figure.subplots(2, 3, height_ratios=(1, 0.01))  # legends hang below whatever the ticks take
+    whole, controlled, slope = panels
     _draw_whole(whole, lines)
     _draw_controlled(controlled, lines)
     bars = " (bars)" if settings["bootstrap_resamples"] else ""
     lines.add(slope, (RAW, names.FIT, names.SLOPE), f"closeness alone{bars}", _BLUE, slope=True)
     lines.add(slope, (RAW, names.FIT, names.GIVEN_DURATION), "given duration", _RED, "--", slope=True)
     slope.axhline(0, color="black", linestyle=":", linewidth=1, label="chance: sound says nothing")
+    cut = lines.end_near_lines(slope, (RAW, names.FIT, names.SLOPE))
     enough, number = names.directions_with_unlike_pairs(table), len(names.directions(table))
-    fewer = f" (blue: {counted(enough, 'direction')})" if 0 < enough < number else ""
+    fewer = f" (blue in b: over {enough})" if 0 < enough < number else ""
     up = "recall@1 (%): up is better"
-    for axes, label, letter in (
-        (whole, up, f"a  whole pools{lines.pool(POOL_ALL)}"),
-        (controlled, up, f"b  controlled pools{fewer}"),
-        (slope, "log-odds per SD: up, sound helps more", "c  closeness in sound"),
+    for axes, below, label, letter in (
+        (whole, legends[0], up, f"a  whole pools{lines.pool(POOL_ALL)}"),
+        (controlled, legends[1], up, "b  controlled pools"),
+        (slope, legends[2], "log-odds per SD: up, sound helps more", "c  closeness in sound"),
     ):
         axes.set_title(letter, fontsize=8, loc="left", fontweight="bold")
         axes.set_ylabel(label, fontsize=7)
@@ -51,12 +53,15 @@ def plot_alignment(table: pa.Table, title: str, settings: Mapping[str, Any]) -> 
         axes.spines[["top", "right"]].set_visible(False)
         if axes is not slope:
             percent_axis(axes, lines.highest)  # of both: they are compared
-        below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.27), "ncols": 2}
-        if axes.get_legend_handles_labels()[0]:  # none where no direction has enough pairs
-            axes.legend(fontsize=5.5, frameon=False, handlelength=2.2, columnspacing=0.8, **below)
+        below.axis("off")
+        entries = axes.get_legend_handles_labels()
+        if entries[0]:  # none where no direction has enough pairs
+            look = {"ncols": 1 if axes is slope else 2, "handlelength": 2.2, "columnspacing": 0.8, "borderaxespad": 0}
+            below.legend(*entries, loc="upper center", fontsize=5.5, frameon=False, **look)
     groups = f"bands, bars: 95 % bootstrap intervals over {counted(settings['bootstrap_groups'], 'group')}"
+    groups += "; a bar with a number is cut, and goes on to it" if cut else ""
     bands = groups if settings["bootstrap_resamples"] else ""
-    about = f"by {settings['similarity']}, mean over {counted(number, 'direction')}, pool {SHARED_FIRST}"
+    about = f"by {settings['similarity']}, mean over {counted(number, 'direction')}{fewer}, pool {SHARED_FIRST}"
     set_title(figure, f"What is left without sound: {title}", about, bands, size=8)
     return figure
 
@@ -112,6 +117,29 @@ class _Lines:
             axes.vlines(x, low, high, color=colour, linewidth=1)
         elif dash == "-":
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+    def end_near_lines(self, axes: Any, what: _What) -> bool:
+        """End the axis where bars leave the lines by more than these span and by more than two bars' usual length.
+
+        One wide interval would flatten all lines. Where a bar is cut, its end is written. Returns whether one is.
+        """
+        rows = [self.found.get((output, *what), {}) for output in self.outputs]
+        low, high = (np.array([r.get(c) for r in rows], np.float64) for c in ("low", "high"))
+        drawn = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axes.lines])
+        least, most = float(np.nanmin(drawn)), float(np.nanmax(drawn))
+        if np.isnan(high).all():  # no intervals
+            return False
+        room = max(most - least, 2 * float(np.nanquantile(high - low, 0.5, method="lower")))
+        bottom, top = least - room, most + room
+        ends = [("↓", i, low[i], bottom, "bottom") for i in np.flatnonzero(low < bottom)]
+        ends += [("↑", i, high[i], top, "top") for i in np.flatnonzero(high > top)]
+        if (high > top).any():
+            axes.set_ylim(top=top)
+        if (low < bottom).any():
+            axes.set_ylim(bottom=bottom)
+        for arrow, i, end, at, side in ends:
+            axes.text(i + 0.15, at, f"{arrow} {end:.1f}", fontsize=5.5, va=side, ha="left")
+        return bool(ends)
 
     def add_chance(self, axes: Any, control: str, colour: str, label: str) -> None:
         rows = [self.found[output, RAW, control, names.RECALL] for output in self.outputs]

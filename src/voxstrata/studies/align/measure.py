@@ -170,7 +170,10 @@ def align(
     for name in (names.PHONEMES, names.DURATIONS):
         rows += _rows(name, RAW, [_measure(d.baselines[name], d, resamples) for d in inputs], resamples)
     settings = {"similarity": similarity, "kernel": kernel.name if similarity == SEQSIM else None, **_settings(options)}
-    settings["cells_are_languages"] = all(len(set(p.cells.tolist())) == 1 for p in participants)
+    settings["means_removed"] = {
+        p.language: {"speakers": len(set(p.cells.tolist()) - {0}), "of_no_such_speaker": int((p.cells == 0).sum())}
+        for p in participants
+    }
     settings |= {"bootstrap_groups": len(groups), "left_out": left_out, "phonetics": folder.settings}
     settings["store"] = store.name
     about = {Alignment.key: json.dumps(settings, ensure_ascii=False), STORE: json.dumps(store.about)}

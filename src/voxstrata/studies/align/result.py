@@ -149,8 +149,6 @@ class Alignment(Result):
     def _note_on_whole_pools(self) -> str:
         """What the columns mean under these settings."""
         s = self.settings
-        few = f"its language (speakers are unknown, or have fewer than {counted(s['smallest_cell'], 'utterance')})"
-        cells = few if s["cells_are_languages"] else "its speaker in its language"
         number = f"the mean over {counted(len(names.directions(self.table)), 'direction')}"
         intervals = f"In brackets: 95 % bootstrap intervals over {counted(s['bootstrap_groups'], 'group')}."
         return "\n".join(
@@ -158,7 +156,7 @@ class Alignment(Result):
                 f"recall@1 in %: how often the translation scores best, by {s['similarity']}; {number}.",
                 *([intervals] if s["bootstrap_resamples"] else []),
                 f"- all: the whole pool, {SHARED_FIRST}: {POOL_MEANS[SHARED_FIRST]}.",
-                f"- means removed: the same, where each frame is less the mean of {cells}.",
+                f"- means removed: the same, where each frame is less the mean of {self._cells()}.",
                 "- The next four come from a logistic regression. It predicts the hits in the column 'all' from "
                 "closeness: how much closer the pair sounds than non-translations do, in standard deviations.",
                 "- if unlike: predicted recall where translations sound no closer than non-translations.",
@@ -168,6 +166,24 @@ class Alignment(Result):
                 f"- The rows {names.PHONEMES} and {names.DURATIONS} are retrievers that see nothing else.",
             ]
         )
+
+    def _cells(self) -> str:
+        """Whose mean is removed: speakers' or languages', and why."""
+        s = self.settings
+        least = counted(s["smallest_cell"], "utterance")
+        rare = f"where the speaker is unknown or has fewer than {least}"
+        if "means_removed" not in s:  # what earlier versions saved tells less
+            one_or_none = f"its language (each has one speaker, or none who is known and has {least})"
+            return (
+                one_or_none if s["cells_are_languages"] else f"its speaker in its language, or of its language {rare}"
+            )
+        languages = [(of["speakers"], of["of_no_such_speaker"]) for of in s["means_removed"].values()]
+        if all(speakers == 0 for speakers, _ in languages):
+            return f"its language (speakers are unknown, or have fewer than {least})"
+        if all(cell == (1, 0) for cell in languages):
+            return "its language, which has one speaker alone: language and speaker cannot be told apart"
+        some_rare = any(rest for _, rest in languages)
+        return "its speaker in its language" + (f", or of its language {rare}" if some_rare else "")
 
     def _note_on_controls(self) -> str:
         s = self.settings
