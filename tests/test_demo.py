@@ -45,6 +45,7 @@ def test_offline_it_compares_the_packages_two_encoders_and_says_so(
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_hub")
 def test_where_whisper_tiny_can_be_had_it_comes_first(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch

@@ -244,7 +244,7 @@ def test_one_wrong_weight_fails_validation_and_leaves_nothing(
     assert left_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.long)])
 def test_a_model_is_overwritten_with_what_belongs_to_it(tiny_checkpoint: Path, tmp_path: Path, dtype: str) -> None:
     """Whatever files it has: a float16 model has fewer. Engines of TensorRT are of the old weights."""
     target = tmp_path / "model"

@@ -132,6 +132,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_sentence_and_the_next_run_
     assert _objects(url) == on_disk
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_and_leaves_the_same_bytes(
     s3: S3Server, corpus: Path, tiny_model: Path, on_disk: dict[str, bytes]
 ) -> None:

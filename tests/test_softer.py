@@ -107,6 +107,7 @@ def test_controls_are_in_the_tables_and_never_chosen(swept: tuple[Path, EarlyExi
     assert parameters["refitted"] == parameters["with"] == parameters["mapped"] - 32 * 33  # a matrix and an offset
 
 
+@pytest.mark.long
 def test_a_refitted_exit_is_written_as_a_checkpoint_that_says_the_same(
     swept: tuple[Path, EarlyExits], shifting: Transcriber, speech: Corpus, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_fits_that_are_gone_are_not_made_up_for_transcripts_that_are_there(
         go(shifting, speech, tmp_path / "exits")
 
 
+@pytest.mark.long
 def test_another_checkpoints_fits_do_not_stay_with_a_sweep_that_has_none(
     swept: tuple[Path, EarlyExits], tiny_transcriber: Path, speech: Corpus, tmp_path: Path
 ) -> None:
