@@ -40,6 +40,8 @@ from voxstrata.retrieval.topk import TopK
 from voxstrata.store import EmbeddingStore, StoreSpec, files, open_store
 from voxstrata.store.files import Files
 from voxstrata.store.part import Part
+from voxstrata.studies.mine.judging import MiningOptions
+from voxstrata.studies.mine.measure import mine_similarity
 
 D = 8
 N = 12  # utterances per language
@@ -675,6 +677,8 @@ def test_all_outputs_have_a_subfolder_each_and_one_alone_has_none(
         found.append(pq.read_table(tmp_path / "mined" / "pairs.parquet"))
     assert len(found[0]) > 0
     assert found[0] == found[1]
+    mined_all = mine_similarity([tmp_path / "all"], MiningOptions(neighbours=4, bootstrap=0))
+    assert mined_all.table["x"] == found[0]["x"]
     assert run(*command, "--outputs", "layer_09", "-o", tmp_path / "none") == 2
     assert "unknown output 'layer_09'" in capsys.readouterr().err
 

@@ -122,6 +122,7 @@ def load_arrays(file: BinaryIO, names: tuple[str, ...] | None = None) -> dict[st
                     raise ValueError(f"{name} unpacks to {member.file_size} bytes")
                 found[name] = _array(name, packed.read(member))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as e:
+        # Zipfile's own for a damaged file: NotImplementedError is an unknown compression, RuntimeError a password.
         raise ValueError(f"no readable .npz file: {e}") from None
     return found
 

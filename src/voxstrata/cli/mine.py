@@ -83,12 +83,12 @@ def mine(
     from voxstrata.studies.mine.result import MinedPairs
 
     how = vs.MiningOptions(score, neighbours, strategy, threshold, bootstrap)
-    made = [similarity_folders(source) for source in sources]
+    made = [bool(similarity_folders(source)) for source in sources]
     sets = (x_languages, y_languages, x_ids, y_ids)
     if any(made) and (not all(made) or outputs != "all" or any(sets)):
         raise vs.UsageError(
-            f"{sources[list(map(bool, made)).index(True)]}: outputs and sets were chosen when `voxstrata similarity` "
-            "made it; give such folders alone"
+            f"{sources[made.index(True)]}: outputs and sets were chosen when `voxstrata similarity` made it; give such "
+            "folders alone"
         )
     if not any(made) and len(sources) > 2:
         raise vs.UsageError(
@@ -98,7 +98,7 @@ def mine(
     MinedPairs.refuse_earlier(folder, overwrite)
     with TerminalReporter() as reporter:
         if any(made):
-            result = vs.mine_similarity([one for several in made for one in several], how, reporter)
+            result = vs.mine_similarity(sources, how, reporter)
         else:
             stores = [vs.open_store(source) for source in sources]
             for store in stores:

@@ -121,6 +121,7 @@ class StringTable:
         try:
             column = column.cast(pa.string())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            # Told, not passed over: values that are no text, or a type (lists, structs) of which Arrow makes none.
             raise InputError(f"{self.path}: {name} cannot be read as strings: {error}; write it again") from None
         try:
             column.validate(full=True)  # Arrow checks bytes that are cast, not bytes that are called strings

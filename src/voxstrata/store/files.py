@@ -199,6 +199,7 @@ class Files:
             except FileExistsError:
                 return False
             except Exception as error:
+                # How a store says that it has no conditional writes: HTTP's 501, or its fsspec, by not taking the mode.
                 chain = causes(error)
                 if not any(status_of(e) == 501 or isinstance(e, TypeError | NotImplementedError) for e in chain):
                     raise

@@ -14,7 +14,7 @@ from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.encoders.outputs import depth_order, select_outputs
-from voxstrata.retrieval.finished import read_similarity
+from voxstrata.retrieval.finished import read_similarity, similarity_folders
 from voxstrata.retrieval.mining import (
     PLAIN_SCORE,
     MinedPositions,
@@ -73,11 +73,12 @@ def mine(
 def mine_similarity(
     folders: Sequence[str | Path], options: MiningOptions = _DEFAULT, reporter: Reporter = SILENT
 ) -> MinedPairs:
-    """Mine what `similarity` left, by SeqSim's F1: a folder for each output, of the same two sets.
+    """Mine what `similarity` left, by SeqSim's F1: a folder for each output, or one with these, of the same two sets.
 
     Raises UsageError where lists are shorter than k, InputError where a folder holds no finished comparison, or one of
     other sets or another encoder than the first.
     """
+    folders = [one for folder in folders for one in similarity_folders(folder) or [str(folder)]]
     first = read_similarity(folders[0])
 
     def sources() -> Iterator[_Source]:
