@@ -634,14 +634,18 @@ def test_an_extraction_reads_a_parquet_file_once_for_lengths_and_once_for_sample
     size = path.stat().st_size
     for name, value in {"_BLOCK_BYTES": size // 20, "_KEPT_BYTES": size // 4, "_BUFFER_BYTES": 1 << 14}.items():
         monkeypatch.setattr(parquet_rows, name, value)
-    opened, corpus = pq.ParquetFile, read_corpus(path)
-    with Counted(path) as file:
-        monkeypatch.setattr(
-            pq,
-            "ParquetFile",  # the store's own tables are such files, too
-            lambda source, **options: opened(file if source == path else source, **options),
-        )
-        report = extract(corpus, tiny_model, tmp_path / "s.zarr", runtime=Runtime(threads=2))
-        assert report.failures == {}
-        assert 1.8 * size < file.total < 3 * size
-        parquet_rows._rows_of.cache_clear()
+    opened, corpus, files = pq.ParquetFile, read_corpus(path), list[Counted]()
+
+    def counted(source: Any, **options: Any) -> pq.ParquetFile:
+        if source != path:  # the store's own tables are such files, too
+            return opened(source, **options)
+        files.append(Counted(path))  # each its own: two threads may open the file at once, and a position is not shared
+        return opened(files[-1], **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", counted)
+    report = extract(corpus, tiny_model, tmp_path / "s.zarr", runtime=Runtime(threads=2))
+    assert report.failures == {}
+    assert 1.8 * size < sum(file.total for file in files) < 3 * size
+    parquet_rows._rows_of.cache_clear()
+    for file in files:
+        file.close()
