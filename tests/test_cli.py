@@ -48,6 +48,23 @@ def test_a_command_that_is_misspelt_is_guessed(capsys: pytest.CaptureFixture[str
     assert "mean" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["plan", "x", "--debug"], "voxstrata --debug … plan"),
+        (["early-exit", "check", "x", "y", "--progress", "log"], "voxstrata --progress … early-exit"),
+        (["--quiet", "extract", "x"], "voxstrata extract … --quiet"),
+        (["--nonsense"], "No such option '--nonsense'"),
+        (["plan", "--nonsense"], "No such option '--nonsense'"),
+    ],
+)
+def test_an_option_on_the_wrong_side_of_the_command(
+    typed: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*typed) == 2
+    assert told in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A parallel corpus of three groups in two languages, as a manifest."""

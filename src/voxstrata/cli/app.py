@@ -55,7 +55,14 @@ class _Lazy(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:  # a shell that completes has not all of it yet
-            _refuse_repeated(self, ctx, args)
+            try:
+                _refuse_repeated(self, ctx, args)
+            except click.NoSuchOption as e:
+                for name in _COMMANDS:
+                    if name in args:
+                        why = f"write {e.option_name} behind the command: voxstrata {name} … {e.option_name}"
+                        raise click.UsageError(why, ctx) from e
+                raise
         return super().parse_args(ctx, args)
 
     def resolve_command(
@@ -73,7 +80,14 @@ class _Lazy(click.Group):
             ctx, (name, *rest) = click.Context(command, info_name=name, parent=ctx), rest
             command = command.get_command(ctx, name)
         if command is not None:
-            _refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
+            ctx = click.Context(command, info_name=name, parent=ctx)
+            try:
+                _refuse_repeated(command, ctx, rest)
+            except click.NoSuchOption as e:
+                if any(e.option_name in option.opts for option in self.params):
+                    why = f"write {e.option_name} before the command: voxstrata {e.option_name} … {args[0]} …"
+                    raise click.UsageError(why, ctx) from e
+                raise
         return found
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
