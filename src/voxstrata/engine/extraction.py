@@ -160,8 +160,8 @@ def extract(
     runtime = runtime or Runtime()
     if efficiency and runtime.device.kind != "cpu":
         raise UsageError("efficiency is measured against the CPU's sgemm rate; leave it out on a GPU")
-    model = model if isinstance(model, ModelFolder) else open_model(model)
-    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    model = open_model(model)
+    corpus = read_corpus(corpus)
     files = Files(out)
     # What can be known is known before minutes of reading headers: a store that is another's, a device that does not
     # start.

@@ -20,7 +20,7 @@ from voxstrata.base.folders import leaving_no_empty_folder, make_writable
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
 from voxstrata.phonology.feature_distance import NORMALIZATIONS, Phones, feature_distances
 from voxstrata.phonology.ipa import choose_voices, need, tools, transcribe
@@ -34,7 +34,7 @@ _Row = dict[str, Any]  # an utterance of the corpus; its IPA, voice, switches, s
 
 
 def measure_phonetics(
-    corpus: Corpus,
+    corpus: Corpus | str | Path,
     out: str | Path,
     *,
     given: Mapping[str, str] | None = None,
@@ -45,6 +45,7 @@ def measure_phonetics(
 ) -> Phonetics:
     """Measure how alike translations sound; the result is saved in the folder `out`, in place of an earlier one.
 
+    corpus: its path, or what `read_corpus` gave.
     It needs the folder while it measures: all distances may be more than memory holds.
 
     Utterances with language and group take part, with their IPA in `given` (by id) or else the text read by espeak-ng
@@ -58,7 +59,7 @@ def measure_phonetics(
     """
     chosen("normalization", [normalize], NORMALIZATIONS)
     need("panphon")
-    rows, names, left_out = _utterances(corpus, languages, given or {})
+    rows, names, left_out = _utterances(read_corpus(corpus), languages, given or {})
     voice_by_language = _transcribe_all(rows, names, given or {}, voices, reporter)
     rows = _with_segments(rows, left_out, reporter)
     _refuse_unrelated(rows, names)
