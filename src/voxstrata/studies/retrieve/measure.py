@@ -74,7 +74,7 @@ def retrieve(
     utterances with a partner in the target language, the candidates all of the target language's; those
     of one group are translations of each other. `options.pool` says which of their recordings those are.
 
-    store: its path, or opened. outputs, languages, similarities: names in a list or separated by commas; by default all.
+    store: its path, or opened. outputs, languages, similarities: a list, or names with commas; by default all.
     similarities: of ALL_SIMILARITIES, and "monotone", the order-aware score (see `Monotone`). seqsim_precision is the
     mean over the query's frames, seqsim_recall over the candidate's. Where pooled_cosine is asked for, mutual nearest
     neighbours and CKA are measured, too.
