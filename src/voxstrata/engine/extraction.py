@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from voxstrata.base.errors import UsageError
+from voxstrata.base.finding import percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import clock
@@ -107,8 +108,8 @@ class ExtractReport:
             ]
             if self.sgemm_rate:
                 lines.append(
-                    f"efficiency {self.efficiency:.0%}: {self.flops / 1e9:,.0f} GFLOP needed, matrix products run at "
-                    f"{self.sgemm_rate / 1e9:.0f} GFLOP/s here"
+                    f"efficiency {percent_text(self.efficiency)}: {self.flops / 1e9:,.0f} GFLOP needed, matrix "
+                    f"products run at {self.sgemm_rate / 1e9:.0f} GFLOP/s here"
                 )
         if self.overflows:
             lines.append(f"{counted(self.overflows, 'value')} beyond float16 stored as infinity")
