@@ -149,6 +149,10 @@ class MadeUpStore:
         self._frames = frames
 
     @property
+    def parts(self) -> list[tuple[MadeUpStore, int]]:
+        return [(self, 0)]
+
+    @property
     def ids(self) -> list[str]:
         ids: list[str] = self.utterances["id"].to_pylist()
         return ids

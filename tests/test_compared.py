@@ -202,7 +202,7 @@ def test_the_note_says_what_differs() -> None:
 
 def test_encoders_of_one_checkpoint_are_told_apart_by_their_stores() -> None:
     stores = [Held("same", 2, {"final": 0.5}), Held("same", 2, {"final": 0.5}), Held("other", 2, {"final": 0.5})]
-    stores[0].name = "b.zarr"
+    stores[0].name, stores[0].spec = "b.zarr", replace(stores[0].spec, context=Context("padded"))
     names = [a["encoder"] for a in retrieve_each(stores, options=OPTIONS).settings["encoders"]]
     assert names == ["same (b.zarr)", "same (same.zarr)", "other"]
 

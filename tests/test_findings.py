@@ -17,6 +17,7 @@ from test_retrieval_plots import made_table
 
 from voxstrata.base.figures import new_figure, percent_axis, set_title
 from voxstrata.base.finding import SmallCurve, percent_text
+from voxstrata.base.tables import in_percent
 from voxstrata.early_exit.figures import plot_errors, plot_kinds
 from voxstrata.early_exit.result import EarlyExits
 from voxstrata.engine.bench import Bench
@@ -225,3 +226,10 @@ def test_an_axis_of_shares_begins_at_0_and_ends_at_100_at_most(highest: float, t
     assert low <= 0
     assert top <= high <= 1.05 * top
     assert all(tick == int(tick) for tick in axes.get_yticks())
+
+
+def test_a_share_has_one_form_and_a_small_chance_is_not_called_none() -> None:
+    assert [in_percent(x) for x in (0.1634, 1.0, 0.0, -0.0001, None)] == ["16.3", "100.0", "0.0", "0.0", "–"]
+    assert percent_text(0.1634, 0.141, 0.185) == "16.3 % [14.1, 18.5]"
+    assert [percent_text(x) for x in (0.00031, 0.0000031, 0.0, None)] == ["0.03 %", "0.0003 %", "0.0 %", "–"]
+    assert percent_text(0.0002, 0.0, 0.01) == "0.0 % [0.0, 1.0]"

@@ -60,7 +60,7 @@ def test_text_becomes_ipa_without_stress_punctuation_or_language_flags() -> None
     assert transcribe(["Maria"], "en-us")[0].ipa == "məɹiːə"  # and one ɹ where espeak-ng writes ɚɹ
     (russian,) = transcribe(["Скажи Google."], "ru")
     assert "(" not in russian.ipa
-    assert russian.switches == 1
+    assert russian.others == ("en",)
 
 
 def test_japanese_with_kanji_is_refused_since_espeak_cannot_read_it() -> None:

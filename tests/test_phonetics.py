@@ -194,6 +194,16 @@ def test_a_direction_without_non_translations_has_no_figures_and_is_named(tmp_pa
     assert "de" not in {row["target"] for row in pairs}
 
 
+def test_a_sentence_that_another_voice_had_to_read_is_named_with_both_voices_and_the_mend(tmp_path: Path) -> None:
+    rows = sentences(es_hotel={"text": "Compra en Яндекс, por favor."})
+    report = measure_phonetics(read_corpus(manifest(tmp_path, rows)), tmp_path / "out")
+    (note,) = [note for note in report.notes if "voice" in note]
+    assert note.startswith("es: espeak-ng read parts of 1 sentence with the voice ru in place of es, e.g. of 'Compra")
+    assert note.endswith("spell such words in the letters of es, or give the IPA of these sentences (--ipa)")
+    ipa = {row["id"]: row["switches"] for row in pq.read_table(tmp_path / "out" / "ipa.parquet").to_pylist()}
+    assert {name: n for name, n in ipa.items() if n} == {"es_hotel": 1}
+
+
 def test_wrong_voice_option_is_2(tmp_path: Path) -> None:
     path = manifest(tmp_path, sentences())
     assert run("phonetics", path, "-o", tmp_path / "out", "--voice", "en") == 2

@@ -26,6 +26,7 @@ from test_cli import run
 from voxstrata.base.tables import TextTable
 from voxstrata.report.html import page as whole_page
 from voxstrata.report.page import write_report
+from voxstrata.report.registry import RESULTS
 from voxstrata.studies.align.measure import AlignOptions, align
 
 pytest.importorskip("panphon")
@@ -362,7 +363,12 @@ class TestBadInput:
 
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("report", tmp_path) == 3
-        assert "holds no result that voxstrata wrote" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"{tmp_path}: holds no result and no store" in said
+        assert f"To make one: `voxstrata retrieve STORE -o {tmp_path}/retrieval`" in said
+        assert ".parquet" not in said
+        for kind in RESULTS:  # each command once, and no file
+            assert len(re.findall(rf"\b{kind.command}[,.]", said)) == 1
         assert run("report", tmp_path / "none") == 3
         assert "no such folder" in capsys.readouterr().err
         (tmp_path / "report.html").touch()

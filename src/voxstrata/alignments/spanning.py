@@ -31,7 +31,7 @@ from voxstrata.encoders.outputs import select_outputs
 from voxstrata.store import EmbeddingStore, StoreWriter
 from voxstrata.store.files import Files, root_attributes
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, plan_derived
-from voxstrata.store.several import opened_store
+from voxstrata.store.several import AnyStore, open_store
 from voxstrata.store.writer import DONE, SPANS, refuse_foreign
 
 BEYOND_SECONDS = 0.1  # seconds
@@ -86,7 +86,7 @@ class SpansReport:
 
 
 def make_spans(
-    store: EmbeddingStore | str | Path,
+    store: AnyStore,
     alignments: str | Path,
     out: str | Path,
     tier: str = "words",
@@ -100,6 +100,7 @@ def make_spans(
 ) -> SpansReport:
     """Make a store of the words or phones of a store's utterances, each an utterance, or resume it.
 
+    store: its path, or opened.
     alignments: a TextGrid, CTM, JSON or JSON lines file, or a folder of such (`read_alignments`); found by id, path or
         name of the file (`match_alignments`). tier: what is taken of them.
     pool: "mean" keeps the mean over a span's rows, float32; "frames" its rows, as they are stored.
@@ -115,7 +116,7 @@ def make_spans(
     be read, none that is of an utterance, and an `out` that holds something else.
     """
     begin = time.perf_counter()
-    opened, target = opened_store(store), str(out)
+    opened, target = open_store(store), str(out)
     pool, group = chosen("pool", [pool], ("mean", "frames"))[0], chosen("group", [group], SPAN_GROUPS)[0]  # type: ignore[assignment]
     if len(opened.parts) > 1:
         raise UsageError("spans are taken from one store at a time; the stores of spans can be read as one")

@@ -148,6 +148,11 @@ def known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+def in_percent(value: float | None) -> str:
+    """A share as every table shows it, in percent with one decimal: "16.3"; "–" for none."""
+    return "–" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0: no minus before a zero
+
+
 def with_interval(row: Mapping[str, Any], names: Sequence[str], spec: str, scale: float = 1, apart: str = " ") -> str:
     """A row's value, low and high end, in the columns of these names, as "0.5 [0.4, 0.6]"; without interval the value.
 

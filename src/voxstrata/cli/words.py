@@ -57,8 +57,7 @@ def words(
     """
     import matplotlib  # noqa: F401  (missing: say so before minutes of work, not after)
 
-    from voxstrata.store.files import Files, root_attributes
-    from voxstrata.studies.words.measure import WordOptions, measure_spoken_words, measure_words
+    from voxstrata.studies.words.measure import WordOptions, measure_words
     from voxstrata.studies.words.result import WordComparison
     from voxstrata.studies.words.word_list import read_word_list
 
@@ -67,10 +66,7 @@ def words(
     how = WordOptions(near, far, bootstrap)
     with resume_hint(), TerminalReporter() as reporter:
         entries = read_word_list(word_list)
-        if "voxstrata" in root_attributes(Files(model)):
-            result = measure_spoken_words(entries, vs.open_store(model), outputs, how, reporter)
-        else:
-            result = measure_words(entries, vs.open_model(model), folder, outputs, how, runtime, reporter, overwrite)
+        result = measure_words(entries, model, folder, outputs, how, runtime, reporter, overwrite)
         save_and_print(result, folder, as_json, reporter, failed=result.failures)
     print_failures(result.failures, f"in {folder / 'words.zarr'}")
     return PARTIAL if result.failures else 0

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from voxstrata.audio.source import FileSource
 from voxstrata.cluster.node import refuse_unseen
 from voxstrata.corpus import read_corpus
+from voxstrata.encoders import ModelFolder
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.run import Extraction, Worked, open_run, writing
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.markers import read_marker
 from voxstrata.store.plan import Plan
+from voxstrata.store.several import AnyStore, place_of
 
 _LOOKED_AT = 16  # recordings by which a worker finds out whether it sees the corpus
 
@@ -34,8 +36,8 @@ class ExtractUnits:
 
     def __init__(
         self,
-        store: str | Path,
-        model: str | Path,
+        store: AnyStore,
+        model: ModelFolder | str | Path,
         runtime: Runtime | None = None,
         *,
         corpus: str | Path | None = None,
@@ -43,12 +45,14 @@ class ExtractUnits:
         allow_overflow: bool = False,
         durable: bool = True,
     ) -> None:
-        """store, model, corpus: absolute paths that hold on every node, or URLs. runtime: what a worker may use there.
+        """store, model, corpus: absolute paths that hold on every node, or URLs; of a store or model that is opened its
+        own. runtime: what a worker may use there.
 
         corpus, and the keywords of `read_corpus` for it in `reading`: needed where recordings lie in tar or Parquet
         files, or elsewhere than when the store was prepared. allow_overflow, durable: as for `extract`.
         """
-        self._store, self._model, self._corpus = str(store), str(model), corpus
+        self._store, self._corpus = place_of(store), corpus
+        self._model = str(model.path if isinstance(model, ModelFolder) else model)
         self._runtime, self._reading = runtime or Runtime(), dict(reading or {})
         self._how: dict[str, bool] = {"allow_overflow": allow_overflow, "durable": durable}
         self._opened: tuple[Extraction, Encoder] | None = None

@@ -64,7 +64,7 @@ def read_corpus(
     """Read a folder of audio, a manifest or a corpus as others keep it, by what is there (CORPUS_FORMATS).
 
     A table is read by `read_manifest`, and a folder that is nothing else is searched for audio files (`read_folder`).
-    No recording is opened here. Objects in memory are read by `read_objects`.
+    No recording is opened here. Objects in memory are read by `read_objects`; a Corpus is taken as it is.
 
     split: of what has splits; all that there are when None, but Common Voice needs one.
     columns: what a table's columns are, `{"text": "sentence"}`.
@@ -77,6 +77,12 @@ def read_corpus(
     if lengths not in get_args(Lengths):
         raise UsageError(f"unknown lengths {lengths!r}; choose {' or '.join(get_args(Lengths))}")
     reading = Reading(split, columns or {}, lengths)
+    if isinstance(source, Corpus):
+        if split is not None or columns or lengths == "manifest":
+            raise UsageError(
+                "split, columns and lengths are chosen when a corpus is read, and this one is read already"
+            )
+        return _of_channel(source, channel)
     if not isinstance(source, str | Path):
         if lengths == "manifest":
             raise UsageError("lengths of a manifest: objects in memory have none; leave them out")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, with_interval
+from voxstrata.base.tables import TextTable, in_percent, with_interval
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, EarlyExit, exit_name
 from voxstrata.early_exit.figures import by_language, draw_by_norm, intervals
 from voxstrata.early_exit.language_means import LanguageMeans, interval
@@ -74,14 +74,13 @@ class DetectedLanguages(Result):
         for r in self.table.to_pylist():
             counted = f"{r['utterances']} ({r['groups']})"
             right = with_interval(r, ["accuracy", "low", "high"], ".1f", 100)
-            chance = "–" if r["chance"] is None else f"{100 * r['chance']:.1f}"
-            rows.append([r["language"], exit_name(r["after"], r["norm"]), counted, right, chance])
+            rows.append([r["language"], exit_name(r["after"], r["norm"]), counted, right, in_percent(r["chance"])])
         shares: dict[tuple[str, str], list[tuple[str, float]]] = {}
         for r in self.confusion.to_pylist():
             cell = r["language"], exit_name(r["after"], r["norm"])
             shares.setdefault(cell, []).append((r["detected"], r["share"]))
         for (language, at), found in shares.items():
-            top = ", ".join(f"{name} {100 * share:.0f}" for name, share in found[:_SHOWN])
+            top = ", ".join(f"{name} {in_percent(share)}" for name, share in found[:_SHOWN])
             confused.append([language, at, len(found), top])
         header = ["language", "k", "utterances (groups)", "right", "chance"]
         return [

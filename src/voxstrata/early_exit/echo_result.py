@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, as_stored, with_interval
+from voxstrata.base.tables import TextTable, as_stored, in_percent, with_interval
 from voxstrata.early_exit.exits import MEAN_OF_LANGUAGES, exit_name
 from voxstrata.early_exit.figures import by_language, draw_by_norm, intervals
 
@@ -76,9 +76,9 @@ class WrongWords(Result):
             cells.setdefault((r["language"], exit_name(r["after"], r["norm"])), {})[r["kind"]] = r
         for (language, at), kinds in cells.items():
             wrong, others = kinds[WRONG], (kinds[MISSED], kinds[RIGHT])
-            closer = with_interval(wrong, ["closer", "low", "high"], ".0f", 100)
-            beyond = with_interval(wrong, ["beyond_missed", "beyond_low", "beyond_high"], "+.0f", 100)
-            less = ["–" if r["closer"] is None else f"{100 * r['closer']:.0f}" for r in others]
+            closer = with_interval(wrong, ["closer", "low", "high"], ".1f", 100)
+            beyond = with_interval(wrong, ["beyond_missed", "beyond_low", "beyond_high"], "+.1f", 100)
+            less = [in_percent(r["closer"]) for r in others]
             rows.append([language, at, f"{wrong['words']} ({wrong['groups']})", closer, *less, beyond])
         header = ["language", "k", "words (groups)", "wrong", "missed", "right", "wrong - missed"]
         alike = TextTable("How often a word is closer in sound to what was said", header, rows, self._explanation())

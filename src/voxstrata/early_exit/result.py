@@ -13,7 +13,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, as_stored, with_interval
+from voxstrata.base.tables import TextTable, as_stored, in_percent, with_interval
 from voxstrata.early_exit.exits import DEV, ERROR_KINDS, MEAN_OF_LANGUAGES, TEST, exit_name
 from voxstrata.early_exit.figures import NO_EXIT, plot_errors, plot_kinds, plot_shares, plot_speed
 from voxstrata.store.files import LOCK
@@ -142,7 +142,7 @@ class EarlyExits(Result):
                 for n, spec in signs.items()
             ]
             counted = f"{r['language']}\n{r['utterances']} ({r['groups']})"
-            rows.append([counted, _RATES[r["unit"]], name, "–" if dev is None else f"{100 * dev:.1f}", *figures])
+            rows.append([counted, _RATES[r["unit"]], name, in_percent(dev), *figures])
         header = ["language\n(groups)", "rate", "chosen", "on dev", "on test", "whole\nencoder", "difference"]
         return TextTable(f"The exits chosen, {_LOOPS[self._by]}", header, rows, self._explanation())
 
@@ -172,7 +172,7 @@ class EarlyExits(Result):
                 unit = "word" if found["unit"] == "word" else "character"
                 names = ["rate", "cut_rate", *(f"{unit}_{kind}" for kind in ERROR_KINDS), "empty", "looping"]
                 spoken = found["hallucinated_per_minute"]
-                shares = ["–" if found[name] is None else f"{100 * found[name]:.1f}" for name in names]
+                shares = [in_percent(found[name]) for name in names]
                 rows.append([r["language"], exit_name(*at), *shares, "–" if spoken is None else f"{spoken:.1f}"])
         header = ["language", "k", "plain", "loops\ncut", "subst.", "del.", "ins.", "empty", "looping", "halluc.\n/min"]
         note = (
@@ -232,8 +232,8 @@ class EarlyExits(Result):
                 found.append(f"{language}: on the test part the chosen exit is no better than {_THAN[than]}")
             if r["rate"] >= 1 > r["cut_rate"]:
                 found.append(
-                    f"{language}: with its loops the chosen exit is worse than saying nothing ({100 * r['rate']:.0f} % "
-                    "on the test part)"
+                    f"{language}: with its loops the chosen exit is worse than saying nothing "
+                    f"({percent_text(r['rate'])} on the test part)"
                 )
         return found
 

@@ -77,7 +77,7 @@ def sweep(
     """
     folder = Path(out)
     EarlyExits.refuse_foreign(folder)
-    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    corpus = read_corpus(corpus)
     transcriber = transcriber if isinstance(transcriber, Transcriber) else load_transcriber(transcriber, None, reporter)
     decoding, scoring = decoding or Decoding(), scoring or Scoring()
     decoding = replace(decoding, max_new_tokens=new_tokens(transcriber.model, decoding))

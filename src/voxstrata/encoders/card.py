@@ -246,12 +246,14 @@ def _sha256_card(d: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
 
 
-def open_model(path: str | Path) -> ModelFolder:
-    """Open an exported model folder.
+def open_model(path: ModelFolder | str | Path) -> ModelFolder:
+    """Open an exported model folder; one that is opened already is taken as it is.
 
     Raises InputError when it is no model folder, has another format version, or when a file in it is missing or
     differs from what the export wrote.
     """
+    if isinstance(path, ModelFolder):
+        return path
     folder = Path(path)
     if folder.is_file():
         raise InputError(f"{folder}: a file, not a model's folder; a corpus comes first, then the model")

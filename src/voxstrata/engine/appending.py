@@ -18,12 +18,12 @@ from voxstrata.engine.run import Extraction
 from voxstrata.engine.runtime import Runtime
 from voxstrata.store.appender import StoreAppender
 from voxstrata.store.reader import EmbeddingStore
-from voxstrata.store.several import open_store
+from voxstrata.store.several import AnyStore, open_store, place_of
 from voxstrata.store.writer import compare_settings, read_plans, refuse_spans
 
 
 def append(
-    store: str | Path,
+    store: AnyStore,
     corpus: Corpus | str | Path,
     model: ModelFolder | str | Path,
     runtime: Runtime | None = None,
@@ -34,6 +34,7 @@ def append(
 ) -> ExtractReport:
     """Add the recordings of a corpus to a finished store, with the settings that the store was made with.
 
+    store: its path, or opened; what is open does not grow: open it anew.
     Recordings whose id, length and size the store holds already are passed over, so a corpus that has grown can be
     given whole; so are those that it holds as failed, with a warning where they can be read now. Those that are new are
     in the store all at once, when all are encoded. A run that ended before goes on when it is called again. The other
@@ -43,8 +44,8 @@ def append(
     writes, another model or device than the store's, an id of the store with another recording, a recording longer than
     a unit of the store, an append of other recordings that was begun. During it as `extract`.
     """
-    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
-    model = model if isinstance(model, ModelFolder) else open_model(model)
+    store = place_of(store)
+    corpus, model = read_corpus(corpus), open_model(model)
     runtime = runtime or Runtime()
     opened = open_store(store)
     refuse_spans(opened.files)

@@ -51,8 +51,8 @@ def extract_on(
     spawned: a script calls this below `if __name__ == "__main__":`. Raises what `extract` raises, and InputError when
     no process is left and units are pending.
     """
-    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
-    model = model if isinstance(model, ModelFolder) else open_model(model)
+    corpus = read_corpus(corpus)
+    model = open_model(model)
     runtime = replace(runtime or Runtime(), device=devices[0])
     how: dict[str, Any] = {"allow_overflow": allow_overflow, "durable": durable}
     run = prepare(corpus, model, store, spec, runtime, reporter, long=long, retry_failed=retry_failed, **how)

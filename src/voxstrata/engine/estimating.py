@@ -1,6 +1,7 @@
 """What extracting a corpus will take, from the headers of its recordings alone."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +9,8 @@ import pyarrow as pa
 from voxstrata.base.plain import size_in_words, time_in_words
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import aligned
-from voxstrata.corpus import Corpus, Probed
-from voxstrata.encoders import ModelFolder
+from voxstrata.corpus import Corpus, Probed, read_corpus
+from voxstrata.encoders import ModelFolder, open_model
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.engine.budget import Work, arithmetic_of
 from voxstrata.engine.measuring import Record
@@ -67,8 +68,8 @@ class Estimate:
 
 
 def estimate(
-    corpus: Corpus,
-    model: ModelFolder,
+    corpus: Corpus | str | Path,
+    model: ModelFolder | str | Path,
     spec: StoreSpec | None = None,
     runtime: Runtime | None = None,
     record: Record | None = None,
@@ -79,10 +80,12 @@ def estimate(
 ) -> Estimate:
     """Plan what `extract` would do with the same corpus, model, spec and runtime.
 
+    corpus, model: paths, or what `read_corpus` and `open_model` gave.
     record: what `bench` measured; the time is the arithmetic at the operations per second that it reached in that
     context. probed: what `probe_corpus` returned, where headers were read already.
     Raises what planning raises: UsageError for unknown outputs, InputError for a corpus of which nothing can be read.
     """
+    corpus, model = read_corpus(corpus), open_model(model)
     plan = plan_corpus(corpus, model, spec, runtime, reporter, long=long, probed=probed)
     spec = plan.spec
     work = Work.of(plan, arithmetic_of(model, spec.outputs))

@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from voxstrata.base.errors import UsageError
+from voxstrata.base.finding import percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import clock
@@ -107,8 +108,8 @@ class ExtractReport:
             ]
             if self.sgemm_rate:
                 lines.append(
-                    f"efficiency {self.efficiency:.0%}: {self.flops / 1e9:,.0f} GFLOP needed, matrix products run at "
-                    f"{self.sgemm_rate / 1e9:.0f} GFLOP/s here"
+                    f"efficiency {percent_text(self.efficiency)}: {self.flops / 1e9:,.0f} GFLOP needed, matrix "
+                    f"products run at {self.sgemm_rate / 1e9:.0f} GFLOP/s here"
                 )
         if self.overflows:
             lines.append(f"{counted(self.overflows, 'value')} beyond float16 stored as infinity")
@@ -160,8 +161,8 @@ def extract(
     runtime = runtime or Runtime()
     if efficiency and runtime.device.kind != "cpu":
         raise UsageError("efficiency is measured against the CPU's sgemm rate; leave it out on a GPU")
-    model = model if isinstance(model, ModelFolder) else open_model(model)
-    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    model = open_model(model)
+    corpus = read_corpus(corpus)
     files = Files(out)
     # What can be known is known before minutes of reading headers: a store that is another's, a device that does not
     # start.

@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.finding import percent_text
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.opening import read_json_file
 from voxstrata.base.plain import counted
@@ -99,12 +100,13 @@ class Record:
         rows = []
         for name, t in self.contexts.items():
             rates = [f"{t.audio_hours_per_hour:.1f}", f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}"]
-            efficiency = "" if t.efficiency is None else f"{t.efficiency:.0%}"
+            efficiency = "" if t.efficiency is None else percent_text(t.efficiency)
             rows.append([name, *rates, efficiency, str(t.clips), f"{t.seconds:.1f}"])
         header = ["context", "audio-hours per hour", "GB per audio-hour", "efficiency", "clips", "seconds"]
         stages = {stage: None for t in self.contexts.values() for stage in t.stages}
         busy = [
-            [name, *(f"{t.stages.get(s, 0.0) / t.seconds:.1%}" for s in stages)] for name, t in self.contexts.items()
+            [name, *(percent_text(t.stages.get(s, 0.0) / t.seconds) for s in stages)]
+            for name, t in self.contexts.items()
         ]
         outputs = next(iter(self.contexts.values())).outputs
         limit = f", sgemm {self.sgemm_rate / 1e9:.0f} GFLOP/s" if self.sgemm_rate else ""

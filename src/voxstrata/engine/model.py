@@ -118,10 +118,13 @@ class SpeechModel(ModelFolder):
         return {"path": self.path, "card": self.card}
 
 
-def open_speech_model(path: str | Path) -> SpeechModel:
-    """Open an exported model folder. Raises what `voxstrata.encoders.open_model` raises."""
+def open_speech_model(path: ModelFolder | str | Path) -> SpeechModel:
+    """Open an exported model folder; one that is opened already is taken as it is.
+
+    Raises what `voxstrata.encoders.open_model` raises.
+    """
     folder = open_model(path)
-    return SpeechModel(folder.path, folder.card)
+    return folder if isinstance(folder, SpeechModel) else SpeechModel(folder.path, folder.card)
 
 
 def _decoded(name: str, samples: ArrayLike, rate: Any, notices: list[str]) -> Samples:

@@ -80,8 +80,8 @@ def prepare(
     comes later waits for nobody.
     runtime: its device and its units' size. Raises what `extract` raises before any encoding.
     """
-    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
-    model = model if isinstance(model, ModelFolder) else open_model(model)
+    corpus = read_corpus(corpus)
+    model = open_model(model)
     runtime = runtime or Runtime()
     spec = (spec or StoreSpec()).for_model(model.card, runtime.device)
     files = Files(out, durable=durable)
@@ -128,9 +128,8 @@ def open_run(
 
     Raises InputError for a store that is not prepared, another model or other recordings.
     """
-    model = model if isinstance(model, ModelFolder) else open_model(model)
-    if corpus is not None and not isinstance(corpus, Corpus):
-        corpus = read_corpus(corpus)
+    model = open_model(model)
+    corpus = None if corpus is None else read_corpus(corpus)
     files = Files(store, durable=durable)
     with writing(files):
         refuse_foreign(files)

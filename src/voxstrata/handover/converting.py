@@ -20,8 +20,7 @@ from voxstrata.base.tables import distinct
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.handover.formats import FORMS
 from voxstrata.handover.share import ABOUT_FILE, UTTERANCES_FILE, Share
-from voxstrata.store.reader import EmbeddingStore
-from voxstrata.store.several import opened_store
+from voxstrata.store.several import AnyStore, open_store
 from voxstrata.store.writer import DONE
 
 _NO_LANGUAGE = "__HIVE_DEFAULT_PARTITION__"  # what DuckDB, Polars and Arrow read as null in a folder's name
@@ -53,7 +52,7 @@ class ConvertReport:
 
 
 def convert(
-    store: EmbeddingStore | str | Path,
+    store: AnyStore,
     out: str | Path,
     to: str,
     outputs: str | Sequence[str] = "all",
@@ -66,7 +65,7 @@ def convert(
 ) -> ConvertReport:
     """Write the states of a store, and all that is known of its utterances, in another form.
 
-    out: a folder; it appears whole or not at all.
+    store: its path, or opened. out: a folder; it appears whole or not at all.
     to: "parquet", "npy", "safetensors", "lance", "kaldi" or "hf"; docs/convert.md has what each holds.
     pooled: one vector an utterance, the mean over its frames, in place of frames; always so for a pooled store.
     languages: only these. by_language: a folder each, `language=en`. overwrite: an earlier conversion in
@@ -79,7 +78,7 @@ def convert(
     Raises UsageError for an unknown format, output or language and for a folder inside the store; InputError for a
     folder that holds something, a package that is not installed, and a store in which nothing is done.
     """
-    store, target = opened_store(store), Path(out)
+    store, target = open_store(store), Path(out)
     (to,) = chosen("format", [to], list(FORMS))
     names = select_outputs(outputs, store.outputs)
     form, pooled = FORMS[to], pooled or not store.has_frames

@@ -26,10 +26,13 @@ _NAMED = 5  # how many offenders a message lists
 
 @dataclass(frozen=True)
 class Transcription:
-    """One text as IPA: words separated by spaces, without stress. switches: how often another voice had to read."""
+    """One text as IPA: words separated by spaces, without stress.
+
+    others: the voices that had to read a part in place of the one asked for, once for each time.
+    """
 
     ipa: str
-    switches: int
+    others: tuple[str, ...] = ()
 
 
 def need(module: str) -> Any:
@@ -112,7 +115,7 @@ def transcribe(texts: Sequence[str], voice: str) -> list[Transcription]:
     lines = [" ".join(text.split()) for text in texts]
     spoken = backend.phonemize(lines, separator=separator, strip=True)
     return [
-        Transcription(clean(_SWITCH.sub("", line)), len([flag for flag in _SWITCH.findall(line) if flag != voice]))
+        Transcription(clean(_SWITCH.sub("", line)), tuple(flag for flag in _SWITCH.findall(line) if flag != voice))
         for line in spoken
     ]
 

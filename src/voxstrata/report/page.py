@@ -78,10 +78,10 @@ def write_report(folder: str | Path, out: str | Path | None = None, reporter: Re
             else:
                 left_out[str((path / PLAN_FILE).relative_to(folder))] = _UNFINISHED
     if not runs:
-        looked_for = ", ".join([*(kind.first_file() for kind in RESULTS), TOP_FILE, BENCH_FILES])
+        commands = ", ".join(dict.fromkeys(["extract", "similarity", *(kind.command for kind in RESULTS)]))
         raise InputError(
-            f"{folder}: holds no result that voxstrata wrote ({looked_for}) and no store; give the folder that "
-            "`voxstrata retrieve` or another command wrote, or one above it"
+            f"{folder}: holds no result and no store. `voxstrata report` shows what these commands write: {commands}. "
+            f"To make one: `voxstrata retrieve STORE -o {folder / 'retrieval'}`"
         )
     ordered = tuple(sorted(_with_checkpoints(runs), key=lambda run: QUESTIONS.index(run.question)))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -26,11 +26,12 @@ from voxstrata.retrieval.compare import Sink, Stages, compare
 from voxstrata.retrieval.folder import Results
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import FloatMatrix, Kernel
-from voxstrata.retrieval.selection import Selection
+from voxstrata.retrieval.selection import Selection, selection_of
 from voxstrata.retrieval.similarities import harmonic
 from voxstrata.retrieval.tileplan import TilePlan, plan_tiles
 from voxstrata.retrieval.topk import TopK
 from voxstrata.store.part import Part
+from voxstrata.store.several import AnyStore
 
 LOOK_AGAIN = 1.0  # seconds until a run that waits for others looks again for what is left
 
@@ -61,8 +62,8 @@ class SimilarityReport:
 
 
 def similarity(
-    x: Selection,
-    y: Selection | None,
+    x: Selection | AnyStore,
+    y: Selection | AnyStore | None,
     output: str,
     out: str | Path,
     *,
@@ -74,6 +75,7 @@ def similarity(
 ) -> SimilarityReport:
     """SeqSim of all pairs of x and y, or of x with itself (y None), into the folder `out`; resumes what is there.
 
+    x, y: parts of stores (`select`), or stores, by path or opened, which are taken whole.
     output: encoder output whose frames are compared. kernel: by default the fastest of this machine; all runs that
     share a comparison need the same. overwrite: a result of other settings in the folder is replaced.
     part: of several runs at once, of which each takes its own tile rows first, then those that the others have not
@@ -93,7 +95,8 @@ def similarity(
     or infinite, naming the utterance. Of a single set the last are found in the first tile row.
     """
     how: dict[str, Any] = {"kernel": kernel, "part": part, "overwrite": overwrite, "reporter": reporter, **settings}
-    return compare_outputs(x, y, {output: out}, **how)[output]
+    sides = selection_of(x), None if y is None else selection_of(y)
+    return compare_outputs(*sides, {output: out}, **how)[output]
 
 
 def compare_outputs(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from voxstrata.base.progress import Progress, Reporter
 from voxstrata.retrieval.kernels.base import runs
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
-from voxstrata.store.several import comparable, opened_store, refuse_different
+from voxstrata.store.several import AnyStore, comparable, open_store, refuse_different
 from voxstrata.store.writer import DONE
 
 
@@ -129,14 +128,16 @@ class SelectedFrames:
 
 
 def select(
-    store: EmbeddingStore | str | Path, languages: str | Sequence[str] | None = None, ids: Sequence[str] | None = None
+    store: AnyStore, languages: str | Sequence[str] | None = None, ids: Sequence[str] | None = None
 ) -> Selection:
-    """The utterances of a store that are done, of some languages, or those with certain ids. store: may be its path.
+    """The utterances of a store that are done, of some languages, or those with certain ids.
+
+    store: its path, or opened.
 
     Raises UsageError for an unknown language or id and for an utterance asked for that is not done, InputError when
     nothing is left.
     """
-    store = opened_store(store)
+    store = open_store(store)
     usable = store.status == DONE
     if ids is not None:
         wanted = np.unique(store.indices(ids))
@@ -164,6 +165,14 @@ def select(
             f"{' (' + ', '.join(languages) + ')' if languages else ''}; finish the extraction or choose others"
         )
     return Selection(store, np.flatnonzero(usable).astype(np.int64), one)
+
+
+def selection_of(side: Selection | AnyStore) -> Selection:
+    """A side of a comparison: a selection as it is, of a store (or its path) all utterances that are done.
+
+    Raises what `select` does.
+    """
+    return side if isinstance(side, Selection) else select(side)
 
 
 def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:

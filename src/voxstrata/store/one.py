@@ -50,6 +50,10 @@ class StoredUtterance:
         return cast(str | None, self.row["group"])
 
     @property
+    def speaker(self) -> str | None:
+        return cast(str | None, self.row["speaker"])
+
+    @property
     def text(self) -> str | None:
         return cast(str | None, self.row["text"])
 

@@ -39,7 +39,7 @@ from voxstrata.store.labels import (
     with_column,
 )
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED
-from voxstrata.store.several import open_store
+from voxstrata.store.several import AnyStore, open_store, place_of
 
 # What a recording is and where its frames are: no labels, whatever a manifest says.
 FIXED_COLUMNS = {"path", *PART_SCHEMA.names, *MEASURED_SCHEMA.names, *PLACED}
@@ -90,10 +90,11 @@ class RelabelReport:
 
 
 def relabel(
-    store: str | Path, manifest: Corpus | pa.Table | str | Path, *, columns: Mapping[str, str] | None = None
+    store: AnyStore, manifest: Corpus | pa.Table | str | Path, *, columns: Mapping[str, str] | None = None
 ) -> RelabelReport:
     """Change language, group, text, speaker and the user's own columns of a store's utterances, by id.
 
+    store: its path, or opened; what is open shows the old labels until it is opened anew.
     manifest: a table with a column `id` and those that are to change, in memory or as a .tsv, .csv, .jsonl or .parquet
         file; or a corpus, or anything that `read_corpus` reads, of which columns without any value are left out.
         Recordings need not be there. An empty value empties the label. Columns and ids that it does not have stay as
@@ -109,7 +110,7 @@ def relabel(
     if isinstance(manifest, str) and is_url(manifest):
         with local_copy(manifest) as copy:
             return relabel(store, copy, columns=columns)
-    opened = open_store(store)
+    opened = open_store(place_of(store))
     opened.utterances  # noqa: B018  # a damaged store is refused, not written to
     files = opened.files
     origin = str(manifest) if isinstance(manifest, str | Path) else "the manifest"

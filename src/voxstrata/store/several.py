@@ -19,6 +19,8 @@ from voxstrata.base.plain import counted
 from voxstrata.store.files import Files
 from voxstrata.store.reader import EmbeddingStore
 
+AnyStore = EmbeddingStore | str | Path  # what every function takes for a store: an opened one, or where it lies
+
 
 def comparable(store: EmbeddingStore) -> dict[str, Any]:
     """What two stores must share for their frames to be comparable, one level deep, JSON-ready."""
@@ -177,34 +179,47 @@ class StoreSet(EmbeddingStore):
         return np.concatenate(states) if states else self.stores[0].pooled(output, [])
 
 
-def open_store(path: str | Path | Sequence[str | Path]) -> EmbeddingStore:
-    """Open a store, local or by URL (s3://, gs://), for reading; or several as one.
+def open_store(store: AnyStore | Sequence[AnyStore]) -> EmbeddingStore:
+    """Open a store, local or by URL (s3://, gs://), for reading; or several as one. What is opened already is taken as
+    it is.
 
     Raises InputError when it is not a voxstrata store, or one of another schema; and for several stores of other models
     or settings, or that share an id.
     """
-    if isinstance(path, str | Path):
-        return EmbeddingStore(path)
-    stores = [EmbeddingStore(one) for one in path]
-    if not stores:
-        raise UsageError("no store is named; give at least one")
-    return stores[0] if len(stores) == 1 else StoreSet(stores)
+    if isinstance(store, str | Path):
+        return EmbeddingStore(store)
+    if not isinstance(store, Sequence):
+        return store
+    return _as_one([one for given in _several(store) for one, _ in open_store(given).parts])
 
 
-def opened_store(store: EmbeddingStore | str | Path) -> EmbeddingStore:
-    """The store, or the one at a path. Raises what `open_store` does."""
-    return open_store(store) if isinstance(store, str | Path) else store
+def place_of(store: AnyStore) -> str:
+    """The path or URL of one store, to be written or read whole. Raises UsageError where several were opened as one."""
+    if isinstance(store, str | Path):
+        return str(store)
+    if len(store.parts) > 1:
+        raise UsageError(f"{store.files.root}: several stores that were opened as one; give each by itself")
+    return store.files.root
 
 
-def open_by_encoder(paths: Sequence[str | Path]) -> list[EmbeddingStore]:
+def open_by_encoder(stores: AnyStore | Sequence[AnyStore]) -> list[EmbeddingStore]:
     """Open stores; those of one encoder and the same settings are one. In the order in which encoders come first.
 
-    Raises what `open_store` does.
+    stores: paths, or stores that are opened already. Raises what `open_store` does.
     """
-    if not paths:
-        raise UsageError("no store is named; give at least one")
     alike: dict[str, list[EmbeddingStore]] = {}
-    for store in map(EmbeddingStore, paths):
+    for store in (one for given in _several(stores) for one, _ in open_store(given).parts):
         key = json.dumps([store.has_frames, comparable(store)], sort_keys=True)
         alike.setdefault(key, []).append(store)
-    return [stores[0] if len(stores) == 1 else StoreSet(stores) for stores in alike.values()]
+    return [_as_one(one) for one in alike.values()]
+
+
+def _several(stores: AnyStore | Sequence[AnyStore]) -> Sequence[AnyStore]:
+    given = stores if isinstance(stores, Sequence) and not isinstance(stores, str) else [stores]
+    if not given:
+        raise UsageError("no store is named; give at least one")
+    return given
+
+
+def _as_one(stores: Sequence[EmbeddingStore]) -> EmbeddingStore:
+    return stores[0] if len(stores) == 1 else StoreSet(stores)

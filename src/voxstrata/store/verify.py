@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from voxstrata.store.labels import UTTERANCES, read_utterances, record_name, tim
 from voxstrata.store.markers import marker_name, read_marker
 from voxstrata.store.planned import APPENDED, appended_name
 from voxstrata.store.reader import EmbeddingStore
+from voxstrata.store.several import AnyStore, place_of
 from voxstrata.store.shard import ShardLayout, shard_checksum
 from voxstrata.store.soundness import reading_zarr
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, stored_table
@@ -106,9 +106,10 @@ class VerifyReport:
         return "\n".join(lines)
 
 
-def verify(store: str | Path, *, repair: bool = False, reporter: Reporter = SILENT) -> VerifyReport:
+def verify(store: AnyStore, *, repair: bool = False, reporter: Reporter = SILENT) -> VerifyReport:
     """Read a whole store and say what in it is damaged, missing, or another store's.
 
+    store: its path, or opened.
     repair: what can be derived is written again; units that are damaged are pending after it, and with damaged metadata
         the plan is removed, so that the same `extract` brings back what was there, byte for byte: the units that are
         whole stay. A store that was appended to needs its appends again, too, where these or metadata were damaged.
@@ -117,6 +118,7 @@ def verify(store: str | Path, *, repair: bool = False, reporter: Reporter = SILE
     Raises InputError for what is no store, and, with `repair`, where another run prepares or completes it;
     UnreachableError where a server does not answer: that is no damage.
     """
+    store = place_of(store)
     files, begin = Files(store), time.perf_counter()
     with ExitStack() as stack:
         if repair:

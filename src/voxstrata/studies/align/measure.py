@@ -25,8 +25,7 @@ from voxstrata.evaluation.metrics import Float64
 from voxstrata.retrieval.kernels import choose_kernel
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.recordings import SHARED_FIRST
-from voxstrata.store import EmbeddingStore
-from voxstrata.store.several import opened_store
+from voxstrata.store.several import AnyStore, open_store
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.inputs import SMALLEST_CELL, Participants, find_participants
 from voxstrata.studies.align.pools import (
@@ -116,7 +115,7 @@ class DirectionFigures:
 
 
 def align(
-    store: EmbeddingStore | str | Path,
+    store: AnyStore,
     phonetics: str | Path,
     outputs: str | Sequence[str] = "all",
     languages: str | Sequence[str] | None = None,
@@ -127,7 +126,7 @@ def align(
 ) -> Alignment:
     """Recall@1 of every output under every control, for every ordered pair of languages and their mean.
 
-    store: may be its path.
+    store: its path, or opened.
     phonetics: folder that `voxstrata phonetics` wrote. Pairs of languages take part with the sentences both hold, one
     recording of each (see `find_participants`): N queries and N candidates, one of them right. outputs, languages:
     names, as a list or with commas between them; by default all. ids: where given, utterances that may take part.
@@ -137,7 +136,7 @@ def align(
     Raises UsageError for unknown names, and for frames asked of a store of pooled states; InputError where store and
     phonetics do not fit together, or where no pair of languages shares two sentences.
     """
-    store, options = opened_store(store), options or AlignOptions()
+    store, options = open_store(store), options or AlignOptions()
     outputs = depth_order(select_outputs(outputs, store.outputs))
     similarity = options.similarity or (SEQSIM if store.has_frames else POOLED)
     kernel = options.kernel or choose_kernel()

@@ -10,7 +10,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, with_interval
+from voxstrata.base.tables import TextTable, in_percent, with_interval
 from voxstrata.evaluation.levels import with_level
 from voxstrata.retrieval.recordings import POOL_MEANS, SHARED_FIRST
 from voxstrata.studies.align import table as names
@@ -141,7 +141,7 @@ class Alignment(Result):
             for _, at, _ in columns:
                 row = found.get((systems[0], *at)) if names.RECALL in at else None
                 pools.append(names.pool_sizes(row) if row else "")
-                chances.append("" if row is None or row["chance"] is None else f"{100 * row['chance']:.1f}")
+                chances.append("" if row is None or row["chance"] is None else in_percent(row["chance"]))
             header, rows = ["system", *(name for name, *_ in columns)], [*body, pools, chances]
             tables.append(TextTable(f"{kind} pools, {title}", header, rows, note, folded))
         return tables

@@ -22,6 +22,7 @@ from voxstrata.evaluation.metrics import Evaluation
 from voxstrata.retrieval.encoders import StoredEncoder, common_utterances, differences, name_encoders
 from voxstrata.retrieval.languages import equal_sentences
 from voxstrata.store import EmbeddingStore
+from voxstrata.store.several import AnyStore, open_by_encoder
 from voxstrata.studies.align.measure import AlignOptions, align
 from voxstrata.studies.align.states import POOLED
 from voxstrata.studies.compared.result import STORES, ComparedAlignment, ComparedRetrieval
@@ -40,7 +41,7 @@ _BY = ("encoder", "output", "similarity", "score", "metric")
 
 
 def retrieve_each(
-    stores: Sequence[EmbeddingStore],
+    stores: Sequence[AnyStore],
     outputs: str | Sequence[str] = "all",
     languages: str | Sequence[str] | None = None,
     similarities: str | Sequence[str] | None = None,
@@ -49,18 +50,20 @@ def retrieve_each(
 ) -> ComparedRetrieval:
     """Finding translations by several encoders, each in its own states; see `retrieve` for what is measured.
 
-    stores: of one corpus, each of another encoder or other settings (`open_by_encoder`). The utterances that all of
-    them hold take part, so queries, pools, chance and resamples are the same for all. outputs: of these
-    each encoder gives those that it has. similarities: by default those that all stores have the states for.
+    stores: paths or opened stores, of one corpus and of several encoders or settings. Those of one encoder are taken as
+    one (`open_by_encoder`). The utterances that all encoders have take part, so queries, pools, chance and resamples
+    are the same for all. outputs: of these each encoder gives those that it has. similarities: by default those that
+    all stores have the states for.
 
     Raises what `retrieve` does, InputError for stores that are not of one corpus, and UsageError where an encoder has
     none of the outputs.
     """
-    encoders, ids, settings = _beside(stores, reporter)
+    by_encoder = open_by_encoder(stores)
+    encoders, ids, settings = _beside(by_encoder, reporter)
     if similarities is None:
         similarities = [
-            name for name in possible_similarities(stores[0], None)
-            if all(name in possible_similarities(store, None) for store in stores)
+            name for name in possible_similarities(by_encoder[0], None)
+            if all(name in possible_similarities(store, None) for store in by_encoder)
         ]  # fmt: skip
     prepared = [
         prepare_retrieval(encoder.store, chosen, languages, similarities, options, reporter, ids)
@@ -74,11 +77,11 @@ def retrieve_each(
         measured.append(measure_retrieval(one, options, reporter))
     tables = [with_encoder(m.table, encoder, "output") for m, encoder in zip(measured, encoders, strict=True)]
     table = _with_behind(pa.concat_tables(tables), encoders, measured)
-    return ComparedRetrieval(_about(table, stores, ComparedRetrieval.key, {**measured[0].settings, **settings}))
+    return ComparedRetrieval(_about(table, by_encoder, ComparedRetrieval.key, {**measured[0].settings, **settings}))
 
 
 def align_each(
-    stores: Sequence[EmbeddingStore],
+    stores: Sequence[AnyStore],
     phonetics: str | Path,
     outputs: str | Sequence[str] = "all",
     languages: str | Sequence[str] | None = None,
@@ -91,10 +94,10 @@ def align_each(
     Raises what `align` does, InputError for stores that are not of one corpus, and UsageError where an encoder has none
     of the outputs.
     """
-    options = options or AlignOptions()
-    if options.similarity is None and not all(store.has_frames for store in stores):
+    by_encoder, options = open_by_encoder(stores), options or AlignOptions()
+    if options.similarity is None and not all(store.has_frames for store in by_encoder):
         options = replace(options, similarity=POOLED)
-    encoders, ids, settings = _beside(stores, reporter)
+    encoders, ids, settings = _beside(by_encoder, reporter)
     tables: list[pa.Table] = []
     for encoder, chosen in zip(encoders, _outputs(encoders, outputs), strict=True):
         reporter.step(f"controlled retrieval, {encoder.label}")
@@ -103,7 +106,7 @@ def align_each(
         tables.append(with_encoder(found.table.filter(own), encoder, "system"))
     settings = {**found.settings, **settings}
     tables.append(without_encoder(found.table.filter(pc.invert(own))))  # phonemes and durations: the same for all
-    return ComparedAlignment(_about(pa.concat_tables(tables), stores, ComparedAlignment.key, settings))
+    return ComparedAlignment(_about(pa.concat_tables(tables), by_encoder, ComparedAlignment.key, settings))
 
 
 def _beside(

@@ -12,7 +12,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import Result, metadata
-from voxstrata.base.tables import TextTable, as_stored, distinct, with_interval
+from voxstrata.base.tables import TextTable, as_stored, distinct, in_percent, with_interval
 from voxstrata.evaluation.levels import MEAN, with_level
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_UNLIKE
 from voxstrata.studies.align.states import CENTRED, RAW
@@ -25,7 +25,6 @@ from voxstrata.studies.retrieve.text import (
     best_output,
     brackets,
     conditions,
-    in_percent,
     interval_text,
     number_text,
     retrieval_metrics,

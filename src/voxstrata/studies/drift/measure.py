@@ -17,9 +17,9 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.corpus.summary import CorpusSummary
-from voxstrata.encoders import Context, ModelFolder
+from voxstrata.encoders import Context, ModelFolder, open_model
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.outputs import select_outputs
 from voxstrata.engine import Runtime, extract
@@ -32,23 +32,25 @@ CONTEXTS: tuple[Mode, ...] = ("padded", "bucketed", "trimmed")  # the first is t
 
 
 def measure_drift(
-    corpus: Corpus,
-    model: ModelFolder,
+    corpus: Corpus | str | Path,
+    model: ModelFolder | str | Path,
     *,
     clips: int | None = 100,
     outputs: str | Sequence[str] = "all",
     runtime: Runtime | None = None,
-    against: ModelFolder | None = None,
+    against: ModelFolder | str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Drift:
     """Extract `clips` recordings (whole groups of translations, drawn with a fixed seed; None: all) in every context.
 
+    corpus, model, against: paths, or what `read_corpus` and `open_model` gave.
     `against`: another export of the same checkpoint, whose `padded` is the reference, to learn what int8 or float16
     cost; by default the model itself.
     Raises UsageError for other families than Whisper, InputError when no recording can be read, or `against` has other
     weights or outputs.
     """
-    reference = against or model
+    corpus, model = read_corpus(corpus), open_model(model)
+    reference = model if against is None else open_model(against)
     for given in (reference, model):
         if not given.card.whisper:
             raise UsageError(

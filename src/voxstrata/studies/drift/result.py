@@ -132,7 +132,7 @@ class Drift(Result):
             pool = "–".join(dict.fromkeys(map(str, s["candidates"])))
             note += (
                 "recall@1: mean over directions, in brackets the change from padded in points; "
-                f"pool of {pool} ({s.get('pool', 'all')} recordings), chance {100 * s['chance']:.2f} %.\n"
+                f"pool of {pool} ({s.get('pool', 'all')} recordings), chance {percent_text(s['chance'])}.\n"
             )
         else:
             note += f"No retrieval: {s['no_retrieval']}.\n"

@@ -20,7 +20,7 @@ from voxstrata.corpus.rows import read_rows
 from voxstrata.encoders.outputs import depth_order, select_outputs
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
-from voxstrata.store.several import opened_store
+from voxstrata.store.several import AnyStore, open_store
 from voxstrata.studies.explain.matches import Match, SpokenUtterance, Word
 from voxstrata.studies.explain.ranking import RANKED, rank_among_others
 from voxstrata.studies.explain.result import EXPLAIN_SCHEMA, SAID, Explanation
@@ -89,7 +89,7 @@ def word_at(words: Sequence[Word], seconds: float) -> str | None:
 
 
 def explain(
-    store: EmbeddingStore | str | Path,
+    store: AnyStore,
     a: str,
     b: str,
     outputs: str | Sequence[str] = "all",
@@ -98,10 +98,10 @@ def explain(
 ) -> Explanation:
     """Why utterances a and b of a store match, in each of `outputs`, and where b ranks for a (`rank_among_others`).
 
-    store: may be its path. words: table of when words are spoken (`read_words`).
+    store: its path, or opened. words: table of when words are spoken (`read_words`).
     Raises what `match_frames` and `read_words` raise.
     """
-    store = opened_store(store)
+    store = open_store(store)
     matches = match_frames(store, a, b, outputs)
     if (step := store.row_seconds) is None:
         raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pool")

@@ -23,7 +23,8 @@ from voxstrata.retrieval.mining import (
     lists_of_similarity,
     mine_lists,
 )
-from voxstrata.retrieval.selection import Selection, refuse_incomparable
+from voxstrata.retrieval.selection import Selection, refuse_incomparable, selection_of
+from voxstrata.store.several import AnyStore
 from voxstrata.studies.mine.judging import MiningOptions, PairJudge
 from voxstrata.studies.mine.result import CURVE_SCHEMA, PAIRS_SCHEMA, MinedPairs
 
@@ -41,19 +42,21 @@ class _Source:
 
 
 def mine(
-    x: Selection,
-    y: Selection | None = None,
+    x: Selection | AnyStore,
+    y: Selection | AnyStore | None = None,
     outputs: str | Sequence[str] = "all",
     options: MiningOptions = _DEFAULT,
     reporter: Reporter = SILENT,
 ) -> MinedPairs:
     """Mine x and y, or x with itself, by cosine of mean-pooled states, for every output asked for.
 
+    x, y: parts of stores (`select`), or stores, by path or opened, which are taken whole.
     All pairs are compared, block by block, and no more is held than both sides' pooled states and the nearest of each.
     Raises UsageError for unknown outputs, sets that share an utterance and one utterance with itself, InputError for
     stores of different models or settings, for a pooled state without direction, and where a ratio margin has no
     meaning.
     """
+    x, y = selection_of(x), None if y is None else selection_of(y)
     names = depth_order(select_outputs(outputs, x.store.outputs))
     for name in names:
         refuse_incomparable(x, y, name)
@@ -71,14 +74,16 @@ def mine(
 
 
 def mine_similarity(
-    folders: Sequence[str | Path], options: MiningOptions = _DEFAULT, reporter: Reporter = SILENT
+    folders: str | Path | Sequence[str | Path], options: MiningOptions = _DEFAULT, reporter: Reporter = SILENT
 ) -> MinedPairs:
-    """Mine what `similarity` left, by SeqSim's F1: a folder for each output, or one with these, of the same two sets.
+    """Mine what `similarity` left, by SeqSim's F1: a folder for each output of the same two sets, or one that
+    holds these.
 
     Raises UsageError where lists are shorter than k, InputError where a folder holds no finished comparison, or one of
     other sets or another encoder than the first.
     """
-    folders = [one for folder in folders for one in similarity_folders(folder) or [str(folder)]]
+    given = [folders] if isinstance(folders, str | Path) else folders
+    folders = [one for folder in given for one in similarity_folders(folder) or [str(folder)]]
     first = read_similarity(folders[0])
 
     def sources() -> Iterator[_Source]:

@@ -10,7 +10,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, as_stored, distinct, with_interval
+from voxstrata.base.tables import TextTable, as_stored, distinct, in_percent, with_interval
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.retrieval.mining import PLAIN_SCORE
 from voxstrata.studies.mine.figures import plot_mining
@@ -131,7 +131,7 @@ class MinedPairs(Result):
         for output in outputs:
             rows, plain = self._rows(output, self.settings["score"]), self._rows(output, PLAIN_SCORE)
             picked, judged = self._kept(output)
-            cells = [*_figures(judged), *(_percent(r[0], "average_precision") for r in (rows, plain))]
+            cells = [*_figures(judged), *(in_percent(r[0]["average_precision"]) for r in (rows, plain))]
             body.append([output, _score(picked["threshold"]), picked["pairs"], *cells])
         header = ["output", "score ≥", "pairs", "precision", "recall", "AP", "raw AP"]
         return TextTable("Mined pairs", header, body, self._note())
@@ -139,7 +139,7 @@ class MinedPairs(Result):
     def _shares(self, output: str) -> TextTable:
         rows = [row for row in self._rows(output, self.settings["score"]) if not row["chosen"]]
         rows = rows[::-1][:: max(1, len(rows) // _SHARES)][::-1]
-        body = [[_score(r["threshold"]), r["pairs"], *_figures(r), _percent(r, "f1")] for r in rows]
+        body = [[_score(r["threshold"]), r["pairs"], *_figures(r), in_percent(r["f1"])] for r in rows]
         return TextTable(f"{output}, by threshold", ["score ≥", "pairs", "precision", "recall", "F1"], body)
 
     @property
@@ -153,7 +153,7 @@ class MinedPairs(Result):
             return self._unjudged
         note = (
             f"In percent, of pairs whose groups are known; {counted(row['possible'], 'right pair')} possible of "
-            f"{counted(s['shared_groups'], 'group')} on both sides. Chance: precision {100 * row['chance']:.2f} %, "
+            f"{counted(s['shared_groups'], 'group')} on both sides. Chance: precision {percent_text(row['chance'])}, "
             "pairs drawn at random. AP: average precision of all mined pairs, whatever the threshold; raw AP: of "
             "those mined by the similarity itself."
         )
@@ -169,10 +169,6 @@ class MinedPairs(Result):
 
 def _figures(row: dict[str, Any]) -> list[str]:
     return [with_interval(row, (n, f"{n}_low", f"{n}_high"), ".1f", 100) for n in ("precision", "recall")]
-
-
-def _percent(row: dict[str, Any], name: str) -> str:
-    return "–" if row[name] is None else f"{100 * row[name]:.1f}"
 
 
 def _score(value: float) -> str:

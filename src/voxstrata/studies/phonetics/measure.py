@@ -20,7 +20,7 @@ from voxstrata.base.folders import leaving_no_empty_folder, make_writable
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
-from voxstrata.corpus import Corpus
+from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.phonology.closest_words import SHORTEST_WORD, Words, closest_words
 from voxstrata.phonology.feature_distance import NORMALIZATIONS, Phones, feature_distances
 from voxstrata.phonology.ipa import choose_voices, need, tools, transcribe
@@ -30,11 +30,11 @@ from voxstrata.studies.phonetics.result import FOUND, Phonetics
 GIVEN = "given"  # in the place of the voice, where the user gave the IPA
 _NAMED = 5  # characters that a note lists
 
-_Row = dict[str, Any]  # an utterance of the corpus; its IPA, voice, switches, segments and unknown are added to it
+_Row = dict[str, Any]  # an utterance of the corpus; its IPA, voice, others, segments and unknown are added to it
 
 
 def measure_phonetics(
-    corpus: Corpus,
+    corpus: Corpus | str | Path,
     out: str | Path,
     *,
     given: Mapping[str, str] | None = None,
@@ -45,6 +45,7 @@ def measure_phonetics(
 ) -> Phonetics:
     """Measure how alike translations sound; the result is saved in the folder `out`, in place of an earlier one.
 
+    corpus: its path, or what `read_corpus` gave.
     It needs the folder while it measures: all distances may be more than memory holds.
 
     Utterances with language and group take part, with their IPA in `given` (by id) or else the text read by espeak-ng
@@ -58,7 +59,7 @@ def measure_phonetics(
     """
     chosen("normalization", [normalize], NORMALIZATIONS)
     need("panphon")
-    rows, names, left_out = _utterances(corpus, languages, given or {})
+    rows, names, left_out = _utterances(read_corpus(corpus), languages, given or {})
     voice_by_language = _transcribe_all(rows, names, given or {}, voices, reporter)
     rows = _with_segments(rows, left_out, reporter)
     _refuse_unrelated(rows, names)
@@ -129,18 +130,18 @@ def _refuse_unrelated(rows: Sequence[_Row], names: Sequence[str]) -> None:
 def _transcribe_all(
     rows: list[_Row], names: Sequence[str], ipa: Mapping[str, str], voices: Mapping[str, str] | None, reporter: Reporter
 ) -> dict[str, str]:
-    """Add ipa, voice and switches to all rows; returns the voice of every language of which texts were read."""
+    """Add ipa, voice and others to all rows; returns the voice of every language of which texts were read."""
     spoken = sorted({row["language"] for row in rows if row["id"] not in ipa})
     voice_by_language = choose_voices(spoken, voices) if spoken or voices else {}
     for row in rows:
-        row |= {"ipa": ipa.get(row["id"]), "voice": GIVEN, "switches": 0}
+        row |= {"ipa": ipa.get(row["id"]), "voice": GIVEN, "others": ()}
     for name in names:
         texts = [row for row in rows if row["language"] == name and row["id"] not in ipa]
         if texts:
             voice = voice_by_language[name]
             reporter.step(f"IPA of {counted(len(texts), 'text')} by the voice {voice}")
             for row, found in zip(texts, transcribe([row["text"] for row in texts], voice), strict=True):
-                row |= {"ipa": found.ipa, "voice": voice, "switches": found.switches}
+                row |= {"ipa": found.ipa, "voice": voice, "others": found.others}
     return voice_by_language
 
 
@@ -184,11 +185,14 @@ def _notes(sides: Mapping[str, list[_Row]]) -> list[str]:
                 f"{name}: {100 * sum(unknown.values()) / total:.1f} % of the IPA is unknown to PanPhon and passed over "
                 f"({shown})"
             )
-        switched = [row for row in side if row["switches"]]
+        switched = [row for row in side if row["others"]]
         if switched:
+            others = Counter(voice for row in switched for voice in set(row["others"]))
+            shown = first_few([voice for voice, _ in others.most_common()])
             notes.append(
-                f"{name}: espeak-ng read parts of {counted(len(switched), 'sentence')} with the voice of another "
-                "language"
+                f"{name}: espeak-ng read parts of {counted(len(switched), 'sentence')} with the voice {shown} in place "
+                f"of {switched[0]['voice']}, e.g. of {switched[0]['text']!r}; spell such words in the letters of "
+                f"{name}, or give the IPA of these sentences (--ipa)"
             )
     return notes
 
@@ -201,7 +205,9 @@ def _sha256(rows: Sequence[_Row]) -> str:
 
 def _ipa_table(rows: Sequence[_Row]) -> pa.Table:
     columns = ("id", "language", "group", "text", "voice", "ipa", "segments", "unknown", "switches")
-    return pa.Table.from_pylist([{name: row[name] for name in columns} for row in rows])
+    return pa.Table.from_pylist(
+        [{name: len(row["others"]) if name == "switches" else row[name] for name in columns} for row in rows]
+    )
 
 
 def _measure(

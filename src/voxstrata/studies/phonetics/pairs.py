@@ -19,7 +19,7 @@ NEIGHBOURS = 20  # non-translations nearest in length that a pair is also ranked
 
 _BoolMatrix = npt.NDArray[np.bool_]
 _Float32 = npt.NDArray[np.float32]
-_Row = Mapping[str, Any]  # an utterance: id, language, group, text, voice, ipa, segments, unknown, switches
+_Row = Mapping[str, Any]  # an utterance: id, language, group, text, voice, ipa, segments, unknown, others
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 # columns of 0.1.0

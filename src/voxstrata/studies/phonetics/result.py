@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from voxstrata.base.figures import Figure
-from voxstrata.base.finding import Finding, SmallCurve, in_hundred
+from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import Result, metadata
-from voxstrata.base.tables import TextTable, as_stored, known
+from voxstrata.base.tables import TextTable, as_stored, in_percent, known
 from voxstrata.studies.phonetics.pairs import EARLIER, SoundDirection, summarise
 
 FOUND = "voxstrata_phonetics_found"  # in the table's metadata: what else a reader must know
@@ -76,8 +76,8 @@ class Phonetics(Result):
         alike, unlike = found[0], found[-1]
         answer = (
             f"Translations sound most alike in {alike.source} → {alike.target}: of other sentences as long, "
-            f"{100 * alike.like_length:.0f} % sound closer. Least in {unlike.source} → {unlike.target}: "
-            f"{100 * unlike.like_length:.0f} %. Chance is 50 %."
+            f"{percent_text(alike.like_length)} sound closer. Least in {unlike.source} → {unlike.target}: "
+            f"{percent_text(unlike.like_length)}. Chance is 50 %."
         )
         shares = in_hundred([d.like_length for d in found])
         half = [50.0] * len(found)
@@ -92,7 +92,9 @@ class Phonetics(Result):
             pool = "–".join(dict.fromkeys(map(str, d.candidates)))
             shares = (d.quantile, d.like_length, d.closest, d.chance, d.word_quantile, d.word_closest)
             distances = [known(d.distance), known(d.others)]
-            rows.append([f"{d.source} → {d.target}", d.pairs, pool, *distances, *in_hundred(list(map(known, shares)))])
+            rows.append(
+                [f"{d.source} → {d.target}", d.pairs, pool, *distances, *(in_percent(known(share)) for share in shares)]
+            )
         note = (
             "distance: mean of translations, others: of non-translations. All else is in percent. quantile: median "
             "share of a sentence's non-translations that sound closer than its translation (50: sound says nothing); "

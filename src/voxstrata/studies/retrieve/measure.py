@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ from voxstrata.retrieval.pooled import pooled_cosine
 from voxstrata.retrieval.recordings import SHARED_FIRST, first_recordings, shared_sentences
 from voxstrata.retrieval.selection import Selection, refuse_bad_frames
 from voxstrata.store import EmbeddingStore
-from voxstrata.store.several import opened_store
+from voxstrata.store.several import AnyStore, open_store
 from voxstrata.studies.retrieve.negatives import HardNegatives, SmallPools
 from voxstrata.studies.retrieve.options import RetrievalOptions
 from voxstrata.studies.retrieve.ranks import all_ranks, rank_table
@@ -62,7 +61,7 @@ _DEFAULT = RetrievalOptions()
 
 
 def retrieve(
-    store: EmbeddingStore | str | Path,
+    store: AnyStore,
     outputs: str | Sequence[str] = "all",
     languages: str | Sequence[str] | None = None,
     similarities: str | Sequence[str] | None = None,
@@ -75,7 +74,7 @@ def retrieve(
     utterances with a partner in the target language, the candidates all of the target language's; those
     of one group are translations of each other. `options.pool` says which of their recordings those are.
 
-    store: may be its path. outputs, languages, similarities: names in a list or separated by commas; by default all.
+    store: its path, or opened. outputs, languages, similarities: a list, or names with commas; by default all.
     similarities: of ALL_SIMILARITIES, and "monotone", the order-aware score (see `Monotone`). seqsim_precision is the
     mean over the query's frames, seqsim_recall over the candidate's. Where pooled_cosine is asked for, mutual nearest
     neighbours and CKA are measured, too.
@@ -85,7 +84,7 @@ def retrieve(
     Raises UsageError for unknown names or impossible settings, InputError where nothing can be retrieved and, before
     any comparison, for frames that are zero, NaN or infinite; for a pooled state without direction in its turn.
     """
-    store = opened_store(store)
+    store = open_store(store)
     prepared = prepare_retrieval(store, outputs, languages, similarities, options, reporter)
     for note in equal_sentences(prepared.sides):
         reporter.warn(note)

@@ -10,7 +10,7 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import metadata
-from voxstrata.base.tables import TextTable, distinct
+from voxstrata.base.tables import TextTable, distinct, in_percent
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.hubness import HUB_NEIGHBOURS
@@ -42,7 +42,7 @@ def conditions(table: pa.Table) -> str:
     chances = []
     for metric in metrics:
         part = directions.filter(pc.equal(directions["metric"], metric))
-        chances.append(f"{metric} {_span(part['chance'], lambda chance: f'{100 * chance:.1f}')} %")
+        chances.append(f"{metric} {_span(part['chance'], in_percent)} %")
     pool = _counted_span(directions["candidates"], "candidate", "candidates")
     queries = _counted_span(directions["queries"], "query", "queries")
     return (
@@ -256,10 +256,6 @@ def brackets(table: pa.Table) -> str:
     """What brackets hold, where a table has intervals."""
     shown = pc.count(table["low"]).as_py() > 0
     return f" In brackets: {100 * LEVEL:.0f} % bootstrap intervals over groups, pool fixed." if shown else ""
-
-
-def in_percent(value: object) -> str:
-    return f"{round(100 * value, 1) + 0.0:.1f}" if isinstance(value, float) else "–"  # + 0.0: no minus before a zero
 
 
 def number_text(row: _Row, column: str) -> str:

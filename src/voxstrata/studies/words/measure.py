@@ -32,6 +32,7 @@ from voxstrata.retrieval.pooled import mean_pool, pooled_cosine
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.store.files import Files, root_attributes
+from voxstrata.store.several import AnyStore
 from voxstrata.studies.words.pairs import DIVISOR, FAR, NEAR, RANDOM_WORDS, WORD_KINDS, PairSets, WordPairs, make_pairs
 from voxstrata.studies.words.result import FAILURES, WordComparison
 from voxstrata.studies.words.table import (
@@ -65,7 +66,7 @@ class WordOptions:
 
 def measure_words(
     entries: Sequence[Entry] | str | Path,
-    model: ModelFolder | str | Path,
+    model: ModelFolder | AnyStore,
     out: str | Path,
     outputs: str | Sequence[str] = "all",
     options: WordOptions | None = None,
@@ -75,7 +76,9 @@ def measure_words(
 ) -> WordComparison:
     """Speak the words of a list where they have no recordings, encode and compare them.
 
-    entries: what `read_word_list` gives, or what it reads: a table's path, or "example".
+    entries: what `read_word_list` gives, or what it reads: a table's path, or "example". model: a model, or a store
+    that `spans` made, by path or opened, whose words as they are spoken in sentences are compared: nothing is written
+    then.
 
     Writes the spoken words and words.zarr, the store, to the folder `out`; a run that was cut short resumes there. The
     result is for the caller to save, there or elsewhere. overwrite: a store of other words, model or settings is
@@ -86,7 +89,9 @@ def measure_words(
     """
     options, folder = options or WordOptions(), Path(out)
     entries = read_word_list(entries) if isinstance(entries, str | Path) else entries
-    model = model if isinstance(model, ModelFolder) else open_model(model)
+    if isinstance(model, EmbeddingStore) or (isinstance(model, str | Path) and _is_store(model)):
+        return measure_spoken_words(entries, open_store(model), outputs, options, reporter)
+    model = open_model(model)
     select_outputs(outputs, model.card.outputs)
     voices = voices_needed(entries)
     reporter.step(f"IPA of {counted(len(entries), 'word')}")
@@ -103,9 +108,9 @@ def measure_words(
     try:
         found = extract(corpus, model, where, *what)
     except InputError:
-        if not overwrite or "voxstrata" not in root_attributes(files := Files(where)):
+        if not overwrite or not _is_store(where):
             raise
-        with files.lock():
+        with (files := Files(where)).lock():
             files.clear()
         found = extract(corpus, model, where, *what)
     reporter.step("comparing")
@@ -115,6 +120,10 @@ def measure_words(
     settings["tools"] = tools() if voices else {}
     owner_of = dict(zip(corpus.table["id"].to_pylist(), owners, strict=True))
     return compare_words(store, entries, owner_of, sets, settings, options.bootstrap, found.failures)
+
+
+def _is_store(path: str | Path) -> bool:
+    return "voxstrata" in root_attributes(Files(path))
 
 
 def measure_spoken_words(

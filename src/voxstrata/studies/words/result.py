@@ -66,7 +66,7 @@ class WordComparison(Result):
         alike = [rows[output, SYNONYMS] for output in outputs]
         best = max(alike, key=lambda row: float(row["auc"]))
         parts = [
-            f"{_shown(kind)} {with_interval(rows[best['output'], kind], ('auc', 'low', 'high'), '.2f')}"
+            f"{_shown(kind)} {with_interval(rows[best['output'], kind], ('auc', 'low', 'high'), '.3f')}"
             for kind in WORD_KINDS
         ]
         answer = (
