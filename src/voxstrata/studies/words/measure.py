@@ -19,7 +19,7 @@ from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import known
 from voxstrata.encoders import ModelFolder, open_model
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.engine import Runtime, extract
 from voxstrata.evaluation.bootstrap import RESAMPLES, Resamples
 from voxstrata.evaluation.metrics import Float64
@@ -67,7 +67,7 @@ def measure_words(
     entries: Sequence[Entry] | str | Path,
     model: ModelFolder | str | Path,
     out: str | Path,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     options: WordOptions | None = None,
     runtime: Runtime | None = None,
     reporter: Reporter = SILENT,
@@ -87,7 +87,7 @@ def measure_words(
     options, folder = options or WordOptions(), Path(out)
     entries = read_word_list(entries) if isinstance(entries, str | Path) else entries
     model = model if isinstance(model, ModelFolder) else open_model(model)
-    select_outputs(outputs, model.card.outputs)
+    names = select_outputs(outputs, model.card.outputs)
     voices = voices_needed(entries)
     reporter.step(f"IPA of {counted(len(entries), 'word')}")
     entries = with_ipa(entries, voices)
@@ -99,7 +99,7 @@ def measure_words(
         make_writable(folder)
         corpus, owners = word_corpus(entries, folder, voices, reporter)
     reporter.step(f"extracting {counted(len(corpus), 'recording')}")
-    where, what = folder / "words.zarr", (StoreSpec(outputs), runtime, reporter)
+    where, what = folder / "words.zarr", (StoreSpec(names), runtime, reporter)
     try:
         found = extract(corpus, model, where, *what)
     except InputError:
@@ -120,7 +120,7 @@ def measure_words(
 def measure_spoken_words(
     entries: Sequence[Entry],
     store: EmbeddingStore,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     options: WordOptions | None = None,
     reporter: Reporter = SILENT,
 ) -> WordComparison:
