@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,15 +250,32 @@ class TestExitCodes:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        def interrupted(*_: object, **__: object) -> None:
-            raise KeyboardInterrupt
+        extract = ("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr", "--unit-mb", "1e-6", "--threads", "1")
 
-        monkeypatch.setattr("voxstrata.engine.cpu_encoder.CpuEncoder.encode", interrupted)
-        assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 130
-        last = capsys.readouterr().err.strip().splitlines()[-1]
-        assert last == "interrupted: what is committed is safe, the same command goes on from there"
-        monkeypatch.undo()
-        assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 0
+        def interrupted(where: str, after: int) -> str:
+            """What is said when the call after so many of a method is interrupted."""
+            owner, name = where.rsplit(".", 1)
+            module, cls = owner.rsplit(".", 1)
+            own, calls = getattr(getattr(import_module(module), cls), name), count()
+
+            def call(*args: Any, **how: Any) -> Any:
+                if next(calls) >= after:
+                    raise KeyboardInterrupt
+                return own(*args, **how)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(where, call)
+                assert run(*extract) == 130
+            return capsys.readouterr().err.strip().splitlines()[-1]
+
+        said = interrupted("voxstrata.engine.run.StoreWriter._create", 0)
+        assert said == "interrupted: nothing was written yet; the same command begins again"
+        assert not (tmp_path / "s.zarr" / "plan.json").exists()
+        said = interrupted("voxstrata.engine.cpu_encoder.CpuEncoder.encode", 0)
+        assert said == "interrupted: no unit is done yet; the same command begins with the first"
+        said = interrupted("voxstrata.engine.pipeline.CommitStage.put", 2)
+        assert said == "interrupted: 1 of 2 units is kept; the same command goes on from there"
+        assert run(*extract) == 0
 
     def test_a_missing_package_names_its_extra(
         self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -45,6 +45,39 @@ def test_the_file_being_worked_on_is_named() -> None:
     assert failing.unforeseen_text(e.value).startswith("speech.zarr/plan.json: ZeroDivisionError: ")
 
 
+def test_a_path_with_spaces_that_was_not_quoted_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my own").mkdir()
+    (tmp_path / "my own" / "speech.tsv").write_text("path\n")
+
+    def said(*args: str) -> str:
+        assert run(*args) in (2, 3)
+        return capsys.readouterr().err
+
+    whole = "Did you mean 'my own/speech.tsv'? A path with spaces needs quotes.\n"
+    assert said("extract", "my", "own/speech.tsv", "base", "-o", "s.zarr").endswith(whole)  # one argument too many
+    assert said("info", "my", "own/speech.tsv").endswith(whole)
+    assert said("retrieve", "my", "own/speech.tsv", "-o", "r").endswith(whole)  # takes several: "my" is not there
+    assert said("similarity", "my", "own/speech.tsv", "-o", "r", "--outputs", "3").endswith(whole)
+    assert "'my own/s.zarr'? A path" in said("extract", "speech.tsv", "base", "-o", "my", "own/s.zarr")  # is to be made
+    assert "'my own/speech.tsv'? A path" in said("export", "base", "-o", "b", "--calibrate=my", "own/speech.tsv")
+    # what was meant otherwise gets no hint
+    assert "quotes" not in said("info", "his", "own/speech.tsv")
+    assert "quotes" not in said("extract", "my own/speech.tsv", "base", "-o", "my")  # there is no such model
+    (tmp_path / "my").mkdir()
+    assert "quotes" not in said("info", "my", "own/speech.tsv")
+
+
+def test_the_package_is_the_program(tmp_path: Path) -> None:
+    """`python -m voxstrata`, for whom the shell finds no `voxstrata`."""
+    done = subprocess.run([sys.executable, "-m", "voxstrata", "info"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.split("[")[0]) == (2, "Usage: python -m voxstrata info ")
+    imported = subprocess.run([sys.executable, "-c", "import voxstrata.__main__"], capture_output=True, text=True)
+    assert (imported.returncode, imported.stdout) == (0, "")  # as processes that are spawned may do
+
+
 def test_memory_that_runs_out_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert failing.tell(MemoryError()) == 70
     assert "not enough memory" in capsys.readouterr().err

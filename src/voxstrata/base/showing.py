@@ -26,11 +26,13 @@ class _Stages(Reporter):
     """
 
     def __init__(self) -> None:
+        self.last: Progress | None = None  # that was told of
         self._begin = time.monotonic()
         self._shown: float | None = None  # when progress of this stage was last shown
         self._first: tuple[float, Progress] | None = None  # of the stage: when, and how far it was
 
     def _text(self, progress: Progress, now: float) -> str:
+        self.last = progress
         if self._first is None or self._first[1].stage != progress.stage:
             self._first, self._shown = (now, progress), None
         begin, first = self._first

@@ -92,12 +92,13 @@ class _Lazy(click.Group):
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
         """Run a command and exit, with the codes that `--help` lists."""
+        typed = sys.argv[1:] if args is None else list(args)
         before = {name: os.environ.get(name) for name in (DEBUG, PROGRESS, *_THREADS)}
         try:
             result = super().main(args, **{**options, "standalone_mode": False})
             code = result if isinstance(result, int) else 0
         except Exception as e:
-            code = tell(e)
+            code = tell(e, typed)
         except KeyboardInterrupt as e:
             code = tell(e)
         finally:  # what --debug, --progress and --threads changed

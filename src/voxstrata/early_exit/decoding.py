@@ -209,7 +209,6 @@ class _Lots:
         order = sorted(self._infos, key=lambda i: (str(rows[i]["language"]), -self._infos[i].samples))
         self.batches = _batches(order, rows, decoding.batch)
         self._learn(self._infos)
-        self._before = self._known
 
     @property
     def _known(self) -> int:
@@ -310,8 +309,8 @@ class _Lots:
         self._tell()
 
     def _tell(self) -> None:
-        done, total = self._known - self._before, len(self._infos) * len(self._exits) - self._before
-        self._reporter.progress(Progress("transcribing", done, total, "transcripts"))
+        total = len(self._infos) * len(self._exits)
+        self._reporter.progress(Progress("transcribing", self._known, total, "transcripts"))
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +25,7 @@ from voxstrata.base.tables import aligned
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.extraction import ExtractReport, share
 from voxstrata.engine.making import make_encoder
@@ -138,7 +138,7 @@ def measure(
     model: ModelFolder,
     mode: Mode,
     mix: LengthMix,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     runtime: Runtime | None = None,
     *,
     seconds: float,
@@ -156,7 +156,7 @@ def measure(
     """
     runtime = runtime or Runtime()
     context = Context(mode)
-    spec = StoreSpec(outputs, context=context).for_model(model.card, runtime.device)
+    spec = StoreSpec(select_outputs(outputs, model.card.outputs), context=context).for_model(model.card, runtime.device)
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize * len(spec.outputs)
     family = model.card.family
     encoder, mean = make_encoder(model, spec, runtime), mix.mean / family.seconds_per_frame
@@ -204,14 +204,14 @@ def measure(
 
 def bench(
     model: ModelFolder,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     runtime: Runtime | None = None,
     reporter: Reporter = SILENT,
     *,
     seconds: float = SECONDS,
 ) -> Record:
     """Measure every context on the FLEURS-like mix, and store the record where `recorded` finds it."""
-    runtime = runtime or Runtime()
+    runtime, outputs = runtime or Runtime(), select_outputs(outputs, model.card.outputs)
     limit, load = None, round(os.getloadavg()[0], 2)
     if runtime.device.kind == "cpu":
         reporter.step("matrix products")

@@ -17,7 +17,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import check_vacant, new_folder
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import distinct
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.handover.formats import FORMS
 from voxstrata.handover.share import ABOUT_FILE, UTTERANCES_FILE, Share
 from voxstrata.store.several import AnyStore, open_store
@@ -55,7 +55,7 @@ def convert(
     store: AnyStore,
     out: str | Path,
     to: str,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     *,
     pooled: bool = False,
     languages: str | Sequence[str] | None = None,
