@@ -237,13 +237,14 @@ def test_a_graph_that_is_no_graph_is_an_input_error_naming_it(model: Path) -> No
 
 
 def test_a_checkpoint_is_not_a_model_and_is_told_so(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="looks like a checkpoint: export it first"):
+    with pytest.raises(InputError, match="a checkpoint, not a model; name the folder"):
         open_model(tiny_checkpoint)
     with pytest.raises(InputError, match="no such folder"):
         open_model(tmp_path / "none")
 
 
 def test_a_store_is_not_a_model_and_is_told_so(tmp_path: Path) -> None:
-    (tmp_path / "zarr.json").touch()
-    with pytest.raises(InputError, match=r"a store, not a model; name the folder that `voxstrata export` made$"):
+    (tmp_path / "zarr.json").write_text('{"attributes": {"voxstrata": {}}}')
+    said = r"a store, not a model; name the folder that `voxstrata export` made \(stores are given as STORE\)$"
+    with pytest.raises(InputError, match=said):
         open_model(tmp_path)

@@ -70,5 +70,5 @@ def test_the_result_is_saved_and_read_again_and_its_tables_fit_a_terminal(tmp_pa
     assert (tmp_path / "languages" / "languages.png").stat().st_size > 10_000
     text = [line for table in again.tables() for line in table.to_text().splitlines()]
     assert max(map(len, text)) <= 80
-    assert any("de 75, en 25" in line for line in text)
+    assert any("de 75.0, en 25.0" in line for line in text)
     assert any("62.5 [" in line and "29.2" in line for line in text)

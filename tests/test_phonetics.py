@@ -198,10 +198,10 @@ def test_a_sentence_that_another_voice_had_to_read_is_named_with_both_voices_and
     rows = sentences(es_hotel={"text": "Compra en Яндекс, por favor."})
     report = measure_phonetics(read_corpus(manifest(tmp_path, rows)), tmp_path / "out")
     (note,) = [note for note in report.notes if "voice" in note]
-    assert note.startswith("es: espeak-ng read parts of 1 sentence with the voice ru in place of es, e.g. of 'Compra")
+    assert note.startswith("es: espeak-ng read parts of 1 sentence with the voice en in place of es, e.g. of 'Compra")
     assert note.endswith("spell such words in the letters of es, or give the IPA of these sentences (--ipa)")
-    ipa = {row["id"]: row["switches"] for row in pq.read_table(tmp_path / "out" / "ipa.parquet").to_pylist()}
-    assert {name: n for name, n in ipa.items() if n} == {"es_hotel": 1}
+    rows = pq.read_table(tmp_path / "out" / "ipa.parquet").to_pylist()
+    assert [row["id"] for row in rows if row["switches"]] == ["es_hotel"]
 
 
 def test_wrong_voice_option_is_2(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ class TestNumbers:
         assert "-0.0123, is of es-4, bucketed, layer_00, frame 17" in frames.note
         shown = {name: cell for name, (cell, _) in zip(brief.header, brief.rows[0], strict=True)}
         assert (shown["worst"], shown["seqsim_f1"]) == ("0.9000", "25.0 (-33.3)")
-        assert "pool of 7–8 (all recordings), chance 13.00 %" in brief.note
+        assert "pool of 7–8 (all recordings), chance 13.0 %" in brief.note
         assert "trimmed 6.22 ×" in brief.note
 
     def test_stores_by_language(self, page: Page) -> None:

@@ -11,6 +11,7 @@ from voxstrata.alignments.timestamps import read_timestamp_lines, read_timestamp
 from voxstrata.base.errors import InputError, refuse_fault_here
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.base.recognised import mistaken
 
 ALIGNMENT_SUFFIXES = (".textgrid", ".json", ".ctm", ".jsonl")  # of one recording the first two, of many the others
 
@@ -21,6 +22,9 @@ class AlignmentFiles:
 
     alignments: list[SpeechAlignment]
     unreadable: dict[str, str]
+
+
+_GIVE = "give TextGrid, CTM or JSON files"
 
 
 def read_alignments(source: str | Path, tier: str, reporter: Reporter = SILENT) -> AlignmentFiles:
@@ -35,10 +39,11 @@ def read_alignments(source: str | Path, tier: str, reporter: Reporter = SILENT) 
     """
     source = Path(source)
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder; give TextGrid, CTM or JSON files")
+        raise InputError(mistaken(source, "alignments", _GIVE))
     paths = sorted(_found(source)) if source.is_dir() else [source]
     if not paths:
-        raise InputError(f"{source}: holds no file that ends in {', '.join(ALIGNMENT_SUFFIXES)}")
+        none = f"holds no file that ends in {', '.join(ALIGNMENT_SUFFIXES)}"
+        raise InputError(mistaken(source, "alignments", _GIVE, none))
     alignments: list[SpeechAlignment] = []
     unreadable: dict[str, str] = {}
     places: dict[tuple[str, str | None], str] = {}
@@ -54,7 +59,8 @@ def read_alignments(source: str | Path, tier: str, reporter: Reporter = SILENT) 
         reporter.progress(Progress("reading alignments", n, len(paths), "files"))
     if not any(found.tiers for found in alignments):
         if not alignments:
-            raise InputError(f"{source}: none of its files can be read; the first: {next(iter(unreadable.values()))}")
+            none = f"none of its files can be read; the first: {next(iter(unreadable.values()))}"
+            raise InputError(mistaken(source, "alignments", _GIVE, none))
         held = ", ".join(f"{name!r} ({counted(count, 'recording')})" for name, count in sorted(tiers.items())) or "none"
         raise InputError(f"{source}: no tier of intervals is called {tier!r}; there are: {held}")
     return AlignmentFiles(alignments, unreadable)

@@ -17,6 +17,7 @@ from voxstrata.base.folders import check_writable, make_writable
 from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import read_parquet_table
 from voxstrata.base.plain import wrapped
+from voxstrata.base.recognised import mistaken, recognised
 from voxstrata.base.tables import TextTable, markdown_text, terminal_width
 
 _WIDTH = 80  # characters of a line of notes on a terminal
@@ -232,8 +233,11 @@ def read_parquet(path: Path, command: str, columns: Sequence[str] | None = None)
     """
     try:
         return read_parquet_table(path, columns)
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; `voxstrata {command}` writes it") from None
+    except (FileNotFoundError, NotADirectoryError):
+        mend = f"`voxstrata {command}` writes it"
+        if recognised(path.parent):
+            raise InputError(mistaken(path.parent, f"a folder with {path.name}", mend)) from None
+        raise InputError(f"{path}: missing; {mend}") from None
     except (pa.ArrowException, OSError) as e:
         raise InputError(
             f"{path}: cannot be read as Parquet ({e}); run `voxstrata {command}` again, or remove the file"

@@ -19,6 +19,10 @@ _LONG = 60  # characters from which a cell is wrapped on a page
 _NUMBER = re.compile(r"[-+−]?\d[\d.,]*(e[-+]\d+)?(\s|%|–|$)|–$")
 
 
+class Percent(float):
+    """A figure in percent: tables show one decimal, and a page keeps the whole value."""
+
+
 @dataclass(frozen=True)
 class TextTable:
     """A table for people. Strings stand as they are; floats are shown to four digits, and on a page kept whole.
@@ -98,6 +102,8 @@ def cell_text(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Percent):
+        return f"{round(value, 1) + 0.0:.1f}"  # + 0.0: no minus before a zero
     return f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
 
 
@@ -150,7 +156,7 @@ def known(value: float) -> float | None:
 
 def in_percent(value: float | None) -> str:
     """A share as every table shows it, in percent with one decimal: "16.3"; "–" for none."""
-    return "–" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0: no minus before a zero
+    return cell_text(None if value is None else Percent(100 * value))
 
 
 def with_interval(row: Mapping[str, Any], names: Sequence[str], spec: str, scale: float = 1, apart: str = " ") -> str:

@@ -50,6 +50,7 @@ def append(
     """
     refuse_swapped_store(store, corpus, model)
     refuse_swapped(corpus, model, store)
+    vs.open_store(store)  # what is none is refused before a large corpus is read
     with resume_hint(appended_kept(store)), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
         read = vs.read_corpus(corpus, **reading)

@@ -8,6 +8,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
+from voxstrata.cli.corpora import refuse_swapped_store
 
 
 @click.command(short_help="Spoken-translation retrieval, layer by layer.")
@@ -110,6 +111,8 @@ def retrieve(
         raise vs.UsageError("--phonetics is of --negatives sound; add it, or leave it out")
     result: study.Retrieval | study.FoundRetrieval | ComparedRetrieval
     store = stores[0] if len(stores) == 1 else list(stores)
+    if isinstance(store, str) and phonetics:
+        refuse_swapped_store(store, phonetics, option="--phonetics")
     if isinstance(store, str) and is_similarity(store):
         if outputs != "all" or languages or similarities or kernel:
             raise vs.UsageError(f"{store}: outputs, languages, scores were chosen when `voxstrata similarity` made it")

@@ -11,6 +11,7 @@ import click
 import voxstrata as vs
 from voxstrata.base.opening import read_regular
 from voxstrata.base.plain import counted
+from voxstrata.base.recognised import mistaken, recognised
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray
 from voxstrata.cli.interrupts import resume_hint, rows_kept
@@ -167,6 +168,8 @@ def chosen_ids(file: Path | None) -> tuple[str, ...] | None:
         raise vs.InputError(f"{file}: cannot be read as a list of ids ({e})") from e
     if not named:
         raise vs.InputError(f"{file}: holds no id; write one on each line")
+    if recognised(file):
+        raise vs.InputError(mistaken(file, "a list of ids", "write one id on each line"))
     return named
 
 

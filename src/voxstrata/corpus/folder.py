@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
+from voxstrata.base.recognised import mistaken, recognised
 from voxstrata.corpus.languages import language_name
 from voxstrata.corpus.manifest import names_recordings
 from voxstrata.corpus.rows import table_header
 from voxstrata.corpus.table import Corpus, Row, absolute_root, build
-from voxstrata.encoders.card import CARD
 
 _SOUNDFILE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".sph", ".w64"}
 _PYAV = {".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr", ".3gp", ".ac3"}
@@ -33,10 +33,8 @@ def read_folder(root: Path) -> Corpus:
     """
     root = absolute_root(root)
     found, again = _found_below(root, AUDIO_SUFFIXES)
-    if not found and (root / "zarr.json").exists():
-        raise InputError(f"{root}: a store, not a corpus; name the manifest or folder that it was extracted from")
-    if not found and (root / CARD).exists():
-        raise InputError(f"{root}: a model, not a corpus; name a folder of audio or a manifest")
+    if not found and recognised(root):
+        raise InputError(mistaken(root, "a corpus", "name a folder of audio or a manifest"))
     if not found and (named := manifests_in(root)):
         raise InputError(f"{root}: no audio file in it, but a manifest; name that: {named[0]}")
     if not found:

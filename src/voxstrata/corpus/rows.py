@@ -20,6 +20,7 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular, open_unpacked, parse_json, read_regular
 from voxstrata.base.parquet import parquet_file, read_parquet_table
 from voxstrata.base.plain import counted
+from voxstrata.base.recognised import mistaken
 from voxstrata.corpus.table import Row, string_column
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -149,9 +150,9 @@ def read_table(path: Path) -> StringTable:
     a column's name with a line break.
     """
     try:
-        kind = _kind(path) if path.exists() or path.suffix.lower() in SUFFIXES else None
+        kind = _kind(path) if path.is_file() or path.suffix.lower() in SUFFIXES else None
         if kind is None:
-            raise InputError(f"{path}: not a table ({', '.join(SUFFIXES)}); save it as one of these")
+            raise InputError(mistaken(path, "a table", f"name one ({', '.join(SUFFIXES)})"))
         table = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import check_regular
+from voxstrata.base.recognised import mistaken
 from voxstrata.base.remote import is_url
 from voxstrata.corpus.audio_folder import find_metadata, is_metadata, read_audio_folder, read_metadata
 from voxstrata.corpus.common_voice import (
@@ -99,10 +100,9 @@ def read_corpus(
         if form.found(source):
             break
     else:
-        raise InputError(
-            f"{source}: not a folder and not a manifest ({', '.join(SUFFIXES)}); give the folder it lies in, "
-            "or a manifest that names it"
-        )
+        neither = f"not a folder and not a manifest ({', '.join(SUFFIXES)})"
+        mend = "name a folder of audio or a manifest"
+        raise InputError(mistaken(source, "a corpus", mend, neither))
     if split is not None and not form.splits:
         raise UsageError(f"{source}: {form.name} has no splits; leave out the split {split!r}")
     if columns and not form.columns:

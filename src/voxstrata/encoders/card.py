@@ -27,6 +27,7 @@ from typing import Any, Self
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import open_regular, parse_json, read_json_file
 from voxstrata.base.plain import counted
+from voxstrata.base.recognised import mistaken
 from voxstrata.base.tables import TextTable
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.family import Family
@@ -255,17 +256,15 @@ def open_model(path: ModelFolder | str | Path) -> ModelFolder:
     if isinstance(path, ModelFolder):
         return path
     folder = Path(path)
+    mend = "name the folder that `voxstrata export` made"
     if folder.is_file():
-        raise InputError(f"{folder}: a file, not a model's folder; a corpus comes first, then the model")
+        raise InputError(mistaken(folder, "a model", mend, "a file, not a model's folder"))
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `voxstrata export CHECKPOINT -o {folder}` makes a model")
     try:
         d = read_json_file(folder / CARD)
     except FileNotFoundError:
-        if (folder / "zarr.json").exists():
-            raise InputError(f"{folder}: a store, not a model; name the folder that `voxstrata export` made") from None
-        hint = " (this looks like a checkpoint: export it first)" if (folder / "config.json").exists() else ""
-        raise InputError(f"{folder}: not an exported model, {CARD} is missing{hint}") from None
+        raise InputError(mistaken(folder, "a model", mend, f"not an exported model, {CARD} is missing")) from None
     except (OSError, ValueError) as e:
         raise InputError(f"{folder / CARD}: unreadable ({e}); export the model again") from e
     found = d.get("format") if isinstance(d, dict) else None

@@ -11,9 +11,9 @@ from typing import Any
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_regular
+from voxstrata.base.recognised import GENERATOR
 from voxstrata.base.tables import cell_text
 
-GENERATOR = '<meta name="generator" content="voxstrata report">'  # by which a page is known as ours
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _PDF, _PDF_END = b"%PDF-", b"%%EOF"
 

@@ -12,9 +12,10 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular
 from voxstrata.base.plain import counted, spelt_out
 from voxstrata.base.progress import SILENT, Reporter
+from voxstrata.base.recognised import GENERATOR
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import TextTable
-from voxstrata.report.html import GENERATOR, definitions, folded, page, prose
+from voxstrata.report.html import definitions, folded, page, prose
 from voxstrata.report.registry import QUESTIONS, RESULTS
 from voxstrata.report.sections import BENCH_FILES, Run, of_bench, of_result, of_similarity, of_store
 from voxstrata.report.small import small_picture

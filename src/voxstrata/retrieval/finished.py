@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
+from voxstrata.base.recognised import mistaken
 from voxstrata.retrieval.tileplan import settings_sha256
 from voxstrata.store.checked import checked_table, read_json
 from voxstrata.store.files import Files
@@ -74,7 +75,8 @@ def read_similarity(folder: str | Path) -> FoundSimilarity:
     """What `similarity` left in a folder. Raises InputError where it is unfinished, damaged, or mixed with another."""
     files = Files(folder)
     if not is_similarity(folder):
-        raise InputError(f"{folder}: holds no result of `voxstrata similarity`")
+        what, none = "a folder of `voxstrata similarity`", "holds no result of `voxstrata similarity`"
+        raise InputError(mistaken(folder, what, "name the folder that it filled", none))
     if not files.exists(TOP_FILE):
         raise InputError(f"{folder}: `voxstrata similarity` has not finished here; run it again, it will resume")
     try:

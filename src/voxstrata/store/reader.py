@@ -17,6 +17,7 @@ from voxstrata.base.choices import chosen
 from voxstrata.base.columns import encoded
 from voxstrata.base.errors import InputError, UsageError, naming_extras
 from voxstrata.base.plain import counted
+from voxstrata.base.recognised import mistaken
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
 from voxstrata.encoders.outputs import OutputChoice, names_one, select_output, select_outputs
@@ -45,7 +46,7 @@ class EmbeddingStore:
         self.files = Files(path)
         about = root_attributes(self.files).get("voxstrata")
         if not isinstance(about, dict):
-            raise InputError(f"{path}: not a voxstrata store; `voxstrata extract` makes one")
+            raise InputError(mistaken(path, "a voxstrata store", "`voxstrata extract` makes one"))
         if about.get("schema") != STORE_SCHEMA:
             raise InputError(
                 f"{path}: store schema {about.get('schema')}, this version reads {STORE_SCHEMA}; extract again"

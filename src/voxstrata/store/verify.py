@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
+from voxstrata.base.recognised import STORE, mistaken, recognised
 from voxstrata.base.tables import first_few
 from voxstrata.store.checked import checked_table, checksum, identity, read_json, table_bytes
 from voxstrata.store.description import README, store_readme
@@ -119,11 +121,13 @@ def verify(store: AnyStore, *, repair: bool = False, reporter: Reporter = SILENT
     UnreachableError where a server does not answer: that is no damage.
     """
     store = place_of(store)
+    if recognised(store) not in (None, STORE) or Path(store).is_file():
+        raise InputError(mistaken(store, "a voxstrata store", "`voxstrata extract` makes one"))
     files, begin = Files(store), time.perf_counter()
     with ExitStack() as stack:
         if repair:
             if not _is_ours(files):
-                raise InputError(f"{store}: not a voxstrata store; `voxstrata extract` makes one")
+                raise InputError(mistaken(store, "a voxstrata store", "`voxstrata extract` makes one"))
             stack.enter_context(files.lock())
         check = _Check(files, reporter)
         check.run()

@@ -37,6 +37,12 @@ _CONTROLLED = (
     ("closest − random", (RAW, POOL_CLOSEST, names.CHANGE), True),
 )
 
+_OTHERS = {  # what a pair is set beside to say whether it sounds unlike, by `AlignOptions.by`
+    "like-length": "the other sentences of like length",
+    "sentence": "the other sentences",
+    "word": "the other sentences, by the closest pair of words,",
+}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Alignment(Result):
@@ -153,17 +159,21 @@ class Alignment(Result):
         intervals = f"In brackets: 95 % bootstrap intervals over {counted(s['bootstrap_groups'], 'group')}."
         return "\n".join(
             [
-                f"recall@1 in %: how often the translation scores best, by {s['similarity']}; {number}.",
+                f"recall@1 in percent: how often the translation scores best, by {s['similarity']}; {number}.",
                 *([intervals] if s["bootstrap_resamples"] else []),
                 f"- all: the whole pool, {SHARED_FIRST}: {POOL_MEANS[SHARED_FIRST]}.",
-                f"- means removed: the same, where each frame is less the mean of {self._cells()}.",
-                "- The next four come from a logistic regression. It predicts the hits in the column 'all' from "
-                "closeness: how much closer the pair sounds than non-translations do, in standard deviations.",
-                "- if unlike: predicted recall where translations sound no closer than non-translations.",
-                "- log-odds/SD: the slope. given duration: the slope when it also knows how alike both durations are.",
-                "- discrimination: Tjur's coefficient, minus that of a regression that knows the direction alone; "
-                "0 means that closeness predicts nothing.",
-                f"- The rows {names.PHONEMES} and {names.DURATIONS} are retrievers that see nothing else.",
+                f"- means removed: the same, after the mean of {self._cells()} is taken from every frame.",
+                "- The next four ask whether pairs that sound close are found more often. Closeness is how much closer "
+                "the translation sounds than other sentences do, in standard deviations (SD). A logistic regression "
+                "predicts from it which translations 'all' finds.",
+                "- if unlike: the recall that it predicts for translations that sound no closer than other sentences.",
+                "- log-odds/SD: how much one standard deviation of closeness helps (the slope). 0: not at all.",
+                "- given duration: the same slope where the regression also knows how alike both durations are. Rather "
+                "read this one: the slope before it credits sound with what duration does.",
+                "- discrimination: how well closeness tells what is found from what is missed (Tjur's coefficient, "
+                "less what the directions alone tell). 0: not at all.",
+                f"- Rows {names.PHONEMES} and {names.DURATIONS}: retrievers that see phonemes or durations, and "
+                "nothing else.",
             ]
         )
 
@@ -189,14 +199,16 @@ class Alignment(Result):
         s = self.settings
         return "\n".join(
             [
-                "- unlike: queries and candidates are only those pairs that sound unlike. A pair sounds unlike when at "
-                f"least {100 * s['unlike_quantile']:g} % of the source's non-translations sound closer to it "
-                f"(by {s['by']}).",
-                "- matched: pools of as many pairs of like duration, drawn from all pairs. The mean over all draws.",
-                f"- Both columns are {self._directions_of_unlike()}.",
-                f"- closest: the pool is the translation and {counted(s['closest'], 'hard negative')}. Hard negatives "
-                "are the non-translations that sound closest to the query. random: as many non-translations of like "
-                "duration, drawn at random.",
+                "- unlike: the pairs that sound unlike, as queries and as candidates; no others take part. A pair "
+                f"sounds unlike when at least {100 * s['unlike_quantile']:g} % of {_OTHERS[s['by']]} sound closer to "
+                "the query than its translation does.",
+                "- matched: what unlike is to be compared with. Pools of the same size and durations, drawn from all "
+                "pairs, whatever they sound like; the mean over all draws.",
+                f"- unlike and matched are {self._directions_of_unlike()}.",
+                f"- closest: the translation among {counted(s['closest'], 'hard negative')}, other sentences that "
+                "sound closest to the query.",
+                "- random: what closest is to be compared with. As many other sentences of like duration, drawn at "
+                "random; the mean over all draws.",
             ]
         )
 

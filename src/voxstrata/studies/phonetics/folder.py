@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import parse_json
 from voxstrata.base.plain import counted
+from voxstrata.base.recognised import mistaken
 from voxstrata.base.result import renamed
 from voxstrata.evaluation.metrics import Float64
 from voxstrata.retrieval.selection import Selection
@@ -33,7 +34,8 @@ class PhoneticsFolder:
     def __init__(self, folder: str) -> None:
         files = Files(folder)
         if not (files.exists(_IPA) and files.exists(_DISTANCES)):
-            raise InputError(f"{folder}: no {_IPA} or {_DISTANCES} in it; `voxstrata phonetics CORPUS` makes them")
+            lacks, mend = f"no {_IPA} or {_DISTANCES} in it", "`voxstrata phonetics CORPUS -o phonetics` makes one"
+            raise InputError(mistaken(folder, "a folder of `voxstrata phonetics`", mend, lacks))
         self.folder = folder
         ipa = pq.read_table(io.BytesIO(files.read(_IPA)))
         self._distances = pq.ParquetFile(io.BytesIO(files.read(_DISTANCES)))

@@ -12,7 +12,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import Result, metadata
-from voxstrata.base.tables import TextTable, as_stored, in_percent, known
+from voxstrata.base.tables import Percent, TextTable, as_stored, known
 from voxstrata.studies.phonetics.pairs import EARLIER, SoundDirection, summarise
 
 FOUND = "voxstrata_phonetics_found"  # in the table's metadata: what else a reader must know
@@ -92,9 +92,7 @@ class Phonetics(Result):
             pool = "–".join(dict.fromkeys(map(str, d.candidates)))
             shares = (d.quantile, d.like_length, d.closest, d.chance, d.word_quantile, d.word_closest)
             distances = [known(d.distance), known(d.others)]
-            rows.append(
-                [f"{d.source} → {d.target}", d.pairs, pool, *distances, *(in_percent(known(share)) for share in shares)]
-            )
+            rows.append([f"{d.source} → {d.target}", d.pairs, pool, *distances, *map(_percent, shares)])
         note = (
             "distance: mean of translations, others: of non-translations. All else is in percent. quantile: median "
             "share of a sentence's non-translations that sound closer than its translation (50: sound says nothing); "
@@ -121,3 +119,7 @@ class Phonetics(Result):
         directions = [asdict(direction) for direction in self.directions]
         found = {"utterances": len(self.ipa), "left_out": self.left_out, "notes": self.notes}
         return {**found, "settings": self.settings, "directions": directions}
+
+
+def _percent(share: float) -> Percent | None:
+    return None if known(share) is None else Percent(100 * share)

@@ -15,7 +15,7 @@ from voxstrata.base.errors import UsageError
 from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, percent_text
 from voxstrata.base.result import Result
-from voxstrata.base.tables import TextTable, distinct, in_percent
+from voxstrata.base.tables import Percent, TextTable, distinct, in_percent
 from voxstrata.evaluation.levels import MEAN
 from voxstrata.evaluation.metrics import MeanEvaluation, evaluate_ranks
 from voxstrata.retrieval.finished import read_similarity
@@ -93,7 +93,10 @@ class FoundRetrieval(Result):
             first = next(iter(s["misses"].values()))
             header = ["direction", *(f"{name} (%)" if name in _SHARES else name for name in first)]
             rows = [
-                [self.direction(name), *(in_percent(v) if k in _SHARES else v for k, v in counts.items())]
+                [
+                    self.direction(name),
+                    *(Percent(100 * v) if k in _SHARES and v is not None else v for k, v in counts.items()),
+                ]
                 for name, counts in s["misses"].items()
             ]
             found.append(TextTable(f"What comparing {s['candidates']} candidates alone misses", header, rows))

@@ -140,7 +140,10 @@ def _cka(table: pa.Table, means: _Rows) -> TextTable:
         body.append([output, number_text(plain, "value"), number_text(plain, "chance"), number_text(debiased, "value")])
     header = ["output", "CKA", "chance", "debiased (chance 0)"]
     note = (
-        f"Of the sentences that both languages hold; recordings of pool {pool_of(table)}, their mean for each sentence."
+        "CKA: how alike the states of two languages are as a whole, up to rotation and scale. 1: the same, 0: nothing "
+        "in common. Each sentence that both languages hold has one state in each, the mean over its recordings (pool "
+        f"{pool_of(table)}). chance: what sentences matched at random reach. It grows with the width of the states, so "
+        "CKA says nothing without it. debiased: the same, made so that chance is 0 at any width."
     )
     return TextTable("Linear CKA of pooled states, language to language", header, body, note)
 
@@ -156,10 +159,11 @@ def _mutual(table: pa.Table, means: _Rows, metric: str) -> TextTable:
     drawn = (metadata(table, SETTINGS_KEY) or {}).get("mutual_knn_permutations")
     sizes = dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max"))
     note = (
-        f"Percent: of the {k} sentences nearest to a sentence in one language, how many are among its {k} nearest in "
-        f"the other. Mean over pairs of languages; {'–'.join(sizes)} sentences that both hold; recordings of pool "
-        f"{pool_of(table)}, their mean for each sentence.{brackets(table)} At random: the middle 95 % of {drawn} "
-        "random matchings of the sentences; p: the share that agrees as well, the true one counted with them."
+        f"How many neighbours a sentence keeps, in percent: of the {k} sentences nearest to it in one language, those "
+        f"that are also among its {k} nearest in the other. The mean over pairs of languages, of the "
+        f"{'–'.join(sizes)} sentences that both hold. A sentence has one state in each, the mean over its recordings "
+        f"(pool {pool_of(table)}).{brackets(table)} at random: where 95 % of {drawn} random matchings of the sentences "
+        "lie. p: the share of matchings that agree at least as well, the true one counted with them."
     )
     header = ["output", metric, "below the best", "chance", "at random", "p"]
     return TextTable("Mutual nearest neighbours of pooled states, language to language", header, body, note)
@@ -205,7 +209,8 @@ def _negatives(table: pa.Table, means: _Rows, kinds: list[str], similarity: str)
 def _stands_on(table: pa.Table) -> str:
     """What the figures of the tables stand on: directions, pools, queries, chance, intervals."""
     note = f"Percent (hubness and CKA are not), mean over {conditions(table)}.{brackets(table)}"
-    note += f" Pool {(pool := pool_of(table))}: {POOL_MEANS[pool]}. Hubness: skewness of 10-occurrence."
+    note += f" Pool {(pool := pool_of(table))}: {POOL_MEANS[pool]}. hubness: whether a few candidates "
+    note += "are near to many queries (skewness of how often each is among the 10 nearest); 0: all alike."
     if no_more := [name for name in retrieval_metrics(table) if name not in telling_metrics(table)]:
         note += f" Without {', '.join(no_more)}, which is 100 % by chance in so small a pool."
     trivial = ", ".join((metadata(table, SETTINGS_KEY) or {}).get("only_translations", []))
