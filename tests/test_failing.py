@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_cli import run
 
+from voxstrata.base.choices import chosen
+from voxstrata.base.errors import UsageError
 from voxstrata.base.plain import escaped_json, spelt_out
 from voxstrata.base.progress import Progress
 from voxstrata.cli import console, failing
@@ -76,6 +79,29 @@ def test_the_package_is_the_program(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.split("[")[0]) == (2, "Usage: python -m voxstrata info ")
     imported = subprocess.run([sys.executable, "-c", "import voxstrata.__main__"], capture_output=True, text=True)
     assert (imported.returncode, imported.stdout) == (0, "")  # as processes that are spawned may do
+
+
+def test_of_many_names_an_error_lists_those_that_are_spelt_alike_and_how_many_more_there_are() -> None:
+    known = [f"{a}{b}_xx" for a in "abcdef" for b in "klmnop"]  # 36
+    with pytest.raises(UsageError) as e:
+        chosen("language", "fp_xy", known)
+    assert str(e.value).startswith("unknown language 'fp_xy'; known: fp_xx, ")
+    names, _, rest = str(e.value).partition(", and ")
+    assert rest == "12 more"
+    assert len(set(names.partition("known: ")[2].split(", "))) == 24
+    with pytest.raises(UsageError, match=r"known: a, b$"):
+        chosen("language", "c", ["a", "b"])
+
+
+def test_whisper_names_a_language_that_is_spelt_alike() -> None:
+    pytest.importorskip("torch")
+    from voxstrata.early_exit.decoding import Decoding, language_tokens
+
+    known = {f"<|{code}|>": i for i, code in enumerate(("de", "en", "es"))}
+    config = SimpleNamespace(lang_to_id=known, task_to_id={"transcribe": 9})
+    whisper = SimpleNamespace(model=SimpleNamespace(generation_config=config), encoder=SimpleNamespace(name="base"))
+    with pytest.raises(UsageError, match=r"no language 'englisch'.*\(--language englisch=en\): en, de, es$"):
+        language_tokens(whisper, ["englisch", "de"], Decoding())  # type: ignore[arg-type]
 
 
 def test_memory_that_runs_out_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
