@@ -21,7 +21,7 @@ import soundfile
 from conftest import sound
 
 import voxstrata as vs
-from voxstrata.base.plain import counted, size_in_words, time_in_words
+from voxstrata.base.plain import counted, rate_text, size_in_words, time_in_words
 from voxstrata.base.progress import Progress
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable
@@ -462,6 +462,9 @@ def test_numbers_are_said_as_people_say_them() -> None:
     assert said == ["0 utterances", "1 utterance", "2 queries", "1 query"]
     times = {0.3: "less than a second", 40: "40 s", 59.7: "1 min", 240: "4 min", 3599: "1 h", 11_400: "3 h 10 min"}
     assert {seconds: time_in_words(seconds) for seconds in times} == times
+    rates = {1234.4: "1,234", 64.6: "65", 9.96: "10", 9.94: "9.9", 0.996: "1.0", 0.434: "0.43", 0.0: "0.00"}
+    assert {rate: rate_text(rate) for rate in rates} == rates
+    assert (counted(1, "frame"), counted(15_271, "frame")) == ("1 frame", "15,271 frames")
     sizes = {0: "0 bytes", 999: "999 bytes", 8_300_000: "8.3 MB", 41e9: "41 GB", 9.96e6: "10 MB", 2e15: "2000 TB"}
     assert {size: size_in_words(size) for size in sizes} == sizes
 

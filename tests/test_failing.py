@@ -73,6 +73,17 @@ def test_a_path_with_spaces_that_was_not_quoted_is_recognised(
     assert "quotes" not in said("info", "my", "own/speech.tsv")
 
 
+def test_a_tilde_that_the_shell_left_alone_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base").mkdir()
+    assert run("plan", "speech.tsv", "~/base") == 3
+    assert f"Did you mean {tmp_path / 'base'}? The shell left ~" in capsys.readouterr().err
+    assert run("plan", "speech.tsv", "~/other/base") == 3  # there is no such folder
+    assert "Did you mean" not in capsys.readouterr().err
+
+
 def test_the_package_is_the_program(tmp_path: Path) -> None:
     """`python -m voxstrata`, for whom the shell finds no `voxstrata`."""
     done = subprocess.run([sys.executable, "-m", "voxstrata", "info"], capture_output=True, text=True)

@@ -10,7 +10,7 @@ import click
 
 import voxstrata as vs
 from voxstrata.base.opening import read_regular
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, rate_text
 from voxstrata.base.recognised import mistaken, recognised
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray
@@ -179,8 +179,9 @@ def _print(report: SimilarityReport) -> None:
     say_wrapped(f"{report.out}: {report.x} × {counted(report.y, 'utterance')}, {rows}")
     if report.pairs:
         busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
+        rate = rate_text(report.pairs / report.seconds)
         say_wrapped(
-            f"{counted(report.pairs, 'pair')} in {clock(report.seconds)}: {report.pairs / report.seconds:.0f} pairs/s "
+            f"{counted(report.pairs, 'pair')} in {clock(report.seconds)}: {rate} pairs/s "
             f"({report.kernel})\nseconds by stage (all but compare and wait overlap): {busy}"
         )
     for direction, found in (report.candidates or {}).items():

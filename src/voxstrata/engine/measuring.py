@@ -19,7 +19,7 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.finding import percent_text
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.opening import read_json_file
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, rate_text
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import aligned
 from voxstrata.encoders import Context, ModelFolder
@@ -99,7 +99,7 @@ class Record:
         """Machine, rates and stages, in tables."""
         rows = []
         for name, t in self.contexts.items():
-            rates = [f"{t.audio_hours_per_hour:.1f}", f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}"]
+            rates = [rate_text(t.audio_hours_per_hour), f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}"]
             efficiency = "" if t.efficiency is None else percent_text(t.efficiency)
             rows.append([name, *rates, efficiency, str(t.clips), f"{t.seconds:.1f}"])
         header = ["context", "audio-hours per hour", "GB per audio-hour", "efficiency", "clips", "seconds"]

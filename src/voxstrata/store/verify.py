@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, size_in_words
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.recognised import STORE, mistaken, recognised
 from voxstrata.base.tables import first_few
@@ -88,9 +88,9 @@ class VerifyReport:
 
     def to_text(self) -> str:
         """In a few lines, a line for each damage."""
-        rate = f", {self.bytes / self.seconds / 1e6:.0f} MB/s" if self.bytes else ""
+        rate = f", {size_in_words(self.bytes / self.seconds)}/s" if self.bytes else ""
         lines = [f"damaged: {damage}" for damage in self.damages]
-        lines.append(f"{self.store}: {counted(self.units, 'unit')}, {self.bytes / 1e6:.1f} MB{rate}")
+        lines.append(f"{self.store}: {counted(self.units, 'unit')}, {size_in_words(self.bytes)}{rate}")
         if self.pending:
             lines.append(f"units pending: {self.pending}")
         if not self.checksums:
