@@ -329,12 +329,12 @@ def test_progress_shows_rate_eta_and_failures_at_once_on_a_terminal(monkeypatch:
             reporter.progress(_extracting(2, 4200.0, 3))
             shown = stream.getvalue()
     text = terminal.getvalue().split("\r")[-2]
-    assert "extracting 2/8 units (29%)" in text  # 4200 s of 14 400
+    assert "extracting 2/8 units (29 %)" in text  # 4200 s of 14 400
     assert "360 audio-h/h" in text  # an hour in ten seconds
     assert "ETA 0:00:28" in text  # 10 200 s left
     assert "failed 3" in text
     assert terminal.getvalue().endswith("\r\x1b[2K")  # nothing stays behind
-    assert shown == pipe.getvalue() == "0:01:00  extracting 0/8 units (4%)\n"  # a line a minute
+    assert shown == pipe.getvalue() == "0:01:00  extracting 0/8 units (4 %)\n"  # a line a minute
 
 
 def test_a_log_has_a_line_a_minute_and_a_line_on_a_terminal_stays_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +353,7 @@ def test_a_log_has_a_line_a_minute_and_a_line_on_a_terminal_stays_within_it(monk
     lines, asked_for = told["auto"].splitlines(), told["log"].splitlines()
     assert [line[:7] for line in lines] == ["0:00:20", "0:01:20", "0:02:20"]  # at first two seconds of silence
     assert [line[:7] for line in asked_for] == ["0:00:00", "0:01:00", "0:02:00"]
-    assert "extracting 3/8 units (38%)  90 audio-h/h  ETA 0:01:40" in asked_for[1]  # 5400 s of 14 400 in a minute
+    assert "extracting 3/8 units (38 %)  90 audio-h/h  ETA 0:01:40" in asked_for[1]  # 5400 s of 14 400 in a minute
     assert told["none"] == ""
     assert told["bar"].split("\r\x1b[2K")[1] == "extracting 0/8 unit"  # 20 columns, at once
 
@@ -442,7 +442,7 @@ def test_a_notebook_has_lines_and_a_bar_in_one_place(monkeypatch: pytest.MonkeyP
     assert len(shown) == 5
     assert shown[0] == "0:00:00  reading &lt;b&gt;<br>"
     assert 'max="1" value="0.2500"' in shown[2]
-    assert "extracting 2/8 units (25%)  360 audio-h/h  ETA 0:00:30" in shown[2]
+    assert "extracting 2/8 units (25 %)  360 audio-h/h  ETA 0:00:30" in shown[2]
     assert 'value="1.0000"' in shown[4]
 
 

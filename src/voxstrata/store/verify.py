@@ -17,7 +17,7 @@ from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
 from voxstrata.base.plain import counted, size_in_words
 from voxstrata.base.progress import SILENT, Progress, Reporter
-from voxstrata.base.recognised import STORE, mistaken, recognised
+from voxstrata.base.recognised import A_STORE, mistaken, recognised
 from voxstrata.base.tables import first_few
 from voxstrata.store.checked import checked_table, checksum, identity, read_json, table_bytes
 from voxstrata.store.description import README, store_readme
@@ -121,7 +121,7 @@ def verify(store: AnyStore, *, repair: bool = False, reporter: Reporter = SILENT
     UnreachableError where a server does not answer: that is no damage.
     """
     store = place_of(store)
-    if recognised(store) not in (None, STORE) or Path(store).is_file():
+    if recognised(store) not in (None, A_STORE) or Path(store).is_file():
         raise InputError(mistaken(store, "a voxstrata store", "`voxstrata extract` makes one"))
     files, begin = Files(store), time.perf_counter()
     with ExitStack() as stack:
