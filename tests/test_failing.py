@@ -73,15 +73,18 @@ def test_a_path_with_spaces_that_was_not_quoted_is_recognised(
     assert "quotes" not in said("info", "my", "own/speech.tsv")
 
 
-def test_a_tilde_that_the_shell_left_alone_is_recognised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("typed", [("--out=~/s.zarr",), ("-o", "~/s.zarr")])
+def test_a_tilde_that_the_shell_left_makes_no_folder_of_that_name(
+    typed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "base").mkdir()
-    assert run("plan", "speech.tsv", "~/base") == 3
-    assert f"Did you mean {tmp_path / 'base'}? The shell left ~" in capsys.readouterr().err
-    assert run("plan", "speech.tsv", "~/other/base") == 3  # there is no such folder
-    assert "Did you mean" not in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run("extract", "speech.tsv", "base", *typed) == 2
+    assert f"~/s.zarr: the shell left ~ as it is; give {tmp_path / 'home' / 's.zarr'}\n" in capsys.readouterr().err
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "s.zarr").touch()  # one that is there is meant
+    assert run("info", "~/s.zarr") == 3
+    assert "the shell left" not in capsys.readouterr().err
 
 
 def test_the_package_is_the_program(tmp_path: Path) -> None:

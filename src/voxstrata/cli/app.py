@@ -1,6 +1,7 @@
 """The command `voxstrata`: its commands, and how errors become messages and exit codes."""
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from voxstrata.base.progress import PROGRESS, PROGRESS_KINDS
-from voxstrata.cli.failing import DEBUG, tell
+from voxstrata.cli.failing import DEBUG, tell, value_of
 from voxstrata.cli.stopping import stopped_code
 
 _COMMANDS = (
@@ -28,6 +29,14 @@ def _refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[
     for parameter, times in Counter(order).items():
         if times > 1 and isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag):
             raise click.UsageError(f"{max(parameter.opts, key=len)} is given {times} times; give it once", ctx)
+
+
+def _refuse_tilde(ctx: click.Context, args: Sequence[str]) -> None:
+    """Raises UsageError for a path whose ~ the shell left as it is, as in `--out=~/store`: it would be a folder."""
+    for value in map(value_of, args):
+        path = os.path.expanduser(value)
+        if path != value and not os.path.exists(value):
+            raise click.UsageError(f"{value}: the shell left ~ as it is; give {shlex.quote(path)}", ctx)
 
 
 _THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -88,6 +97,7 @@ class _Lazy(click.Group):
                     why = f"write {e.option_name} before the command: voxstrata {e.option_name} … {args[0]} …"
                     raise click.UsageError(why, ctx) from e
                 raise
+            _refuse_tilde(ctx, rest)
         return found
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]

@@ -43,14 +43,14 @@ def tell(error: BaseException, args: Sequence[str] = ()) -> int:
             say(error.ctx.get_usage(), err=True)
             say(f"Try '{error.ctx.command_path} {error.ctx.help_option_names[-1]}' for help.\n", err=True)
         say(f"Error: {error.format_message()}", err=True)
-        _tell_mistyped(error.format_message(), args)
+        _tell_unquoted(error.format_message(), args)
         return error.exit_code
     if debugging():
         text = "".join(traceback.format_exception(error))
         print(*map(spelt_out, text.splitlines()), sep="\n", file=sys.stderr)
     if isinstance(error, VoxstrataError):
         say_error(error)
-        _tell_mistyped(str(error), args)
+        _tell_unquoted(str(error), args)
         return error.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that may not be written: the message names the file
         say_error(error)
@@ -65,14 +65,14 @@ def tell(error: BaseException, args: Sequence[str] = ()) -> int:
     return UNFORESEEN
 
 
-def _tell_mistyped(said: str, args: Sequence[str]) -> None:
+def _tell_unquoted(said: str, args: Sequence[str]) -> None:
     """Say so where an error speaks of a part of a path that has spaces and was typed without quotes, or of too many
-    arguments; or of a path whose ~ the shell left alone, as in `--out=~/store`.
+    arguments.
 
     Such a path is there, or its folder is; its first word alone is no path.
     """
     too_many = "unexpected extra argument" in said
-    values = [_value(arg) for arg in args]
+    values = [value_of(arg) for arg in args]
     for count in range(min(len(args), _WORDS), 1, -1):
         for i in range(len(args) - count + 1):
             words = [values[i], *args[i + 1 : i + count]]
@@ -81,14 +81,9 @@ def _tell_mistyped(said: str, args: Sequence[str]) -> None:
             if spoken and not os.path.exists(words[0]) and _leads_somewhere(whole, words[-1]):
                 say(f"Did you mean {shlex.quote(whole)}? A path with spaces needs quotes.", err=True)
                 return
-    for value in values:
-        path = os.path.expanduser(value)
-        if path != value and _names(said, value) and not os.path.exists(value) and _leads_somewhere(path, path):
-            say(f"Did you mean {shlex.quote(path)}? The shell left ~ as it is; put a space before it.", err=True)
-            return
 
 
-def _value(arg: str) -> str:
+def value_of(arg: str) -> str:
     """What is typed behind `--option=`, else the argument itself."""
     return arg.partition("=")[2] if arg.startswith("--") and "=" in arg else arg
 
