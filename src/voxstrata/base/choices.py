@@ -17,11 +17,11 @@ def chosen(kind: str, asked: str | Sequence[str] | None, known: Sequence[str]) -
     unknown = [name for name in asked if name not in known]
     if unknown or not asked:
         what = f"unknown {kind} {', '.join(map(repr, unknown))}" if unknown else f"no {kind} asked for"
-        raise UsageError(f"{what}; known: {listed(known, unknown) or 'none'}")
+        raise UsageError(f"{what}; known: {some_names(known, unknown) or 'none'}")
     return list(dict.fromkeys(asked))
 
 
-def listed(known: Sequence[str], asked: Sequence[str] = ()) -> str:
+def some_names(known: Sequence[str], asked: Sequence[str] = ()) -> str:
     """Names for an error, with commas: all, or of many those that are spelt like one that was asked for, then others,
     and how many more there are."""
     if len(known) <= _LISTED:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from voxstrata.base.choices import chosen, listed
+from voxstrata.base.choices import chosen, some_names
 from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
@@ -124,7 +124,7 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
         called = {str(language_name(code)).lower(): code for code in codes}
         near = [called[close] for said in unknown for close in get_close_matches(said.lower(), called, 1)]
         example = "--language " + (f"{unknown[0]}={[*near, 'es'][0]}" if unknown[0] not in prompts.values() else "…")
-        some = listed(list(dict.fromkeys([*near, *codes])), unknown)
+        some = some_names(list(dict.fromkeys([*near, *codes])), unknown)
         raise UsageError(
             f"{name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows ({example}): {some}"
             f"{'; its generation_config.json lists all' if some.endswith('more') else ''}"
