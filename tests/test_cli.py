@@ -173,7 +173,7 @@ def test_retrieve_tries_the_folder_before_the_work(
 def test_a_pooled_store_is_retrieved_by_cosine(
     parallel: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("extract", parallel, tiny_model, "-o", tmp_path / "p.zarr", "--pool", "mean", "--outputs", "final") == 0
+    assert run("extract", parallel, tiny_model, "-o", tmp_path / "p.zarr", "--pooled", "--outputs", "final") == 0
     capsys.readouterr()
     assert run("retrieve", tmp_path / "p.zarr", "-o", tmp_path / "r", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

@@ -115,7 +115,8 @@ class TestTimings:
         (tmp_path / "t.csv").write_text("id,word,start,end\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"t\.csv: no column 'begin'; found: 'id', 'word', 'start', 'end'"):
             read_words(tmp_path / "t.csv", self.LENGTHS)
-        with pytest.raises(InputError, match=r"t\.TextGrid: not a table"):
+        (tmp_path / "t.TextGrid").touch()
+        with pytest.raises(InputError, match=r"t\.TextGrid: not a table; name one \(\.tsv, \.csv"):
             read_words(tmp_path / "t.TextGrid", self.LENGTHS)
 
     def test_words_come_in_order_of_time_and_others_are_passed_over(self, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_an_unfinished_comparison_is_refused(tmp_path: Path) -> None:
     (tmp_path / "whole" / "top.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"whole/top.parquet: damaged .*run `voxstrata similarity` again"):
         evaluate_similarity(tmp_path / "whole")
-    with pytest.raises(InputError, match="holds no result of `voxstrata similarity`"):
+    with pytest.raises(InputError, match=r"s\.zarr: a store, not a folder of `voxstrata similarity`"):
         evaluate_similarity(tmp_path / "s.zarr")
 
 

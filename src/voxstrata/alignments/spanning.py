@@ -121,7 +121,7 @@ def make_spans(
     if len(opened.parts) > 1:
         raise UsageError("spans are taken from one store at a time; the stores of spans can be read as one")
     if not opened.has_frames:
-        raise UsageError(f"{opened.files.root}: holds pooled vectors, no frames; extract without --pool")
+        raise UsageError(f"{opened.files.root}: holds pooled vectors, no frames; extract without --pooled")
     if tolerance < 0:
         raise UsageError(f"tolerance is {tolerance}; give 0 or more seconds")
     names = select_outputs(outputs, opened.outputs)
