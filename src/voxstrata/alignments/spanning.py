@@ -21,7 +21,7 @@ from voxstrata.alignments.matching import match_alignments
 from voxstrata.alignments.pooling import span_states
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, shown_as
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus
@@ -66,6 +66,9 @@ class SpansReport:
     units: int
     resumed: int
     seconds: float
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"{counted(self.spans, 'span')} of {self.store}", self.out)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

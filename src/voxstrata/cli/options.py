@@ -136,7 +136,7 @@ _STORING = (
     click.option(
         "--pooled", is_flag=True, help="Keep one vector an utterance, the mean over its frames, instead of frames."
     ),
-    click.option("--pool", type=click.Choice(["mean"]), hidden=True, callback=_earlier_pool),
+    click.option("--pool", type=click.Choice(["mean"]), hidden=True, callback=_earlier_pool, help="Now --pooled."),
     click.option(
         "--every", type=int, default=1,
         help="Keep the mean of every N frames; N divides those of a window (1500 for Whisper).",
