@@ -215,7 +215,7 @@ def test_of_several_recordings_of_a_sentence_one_takes_part(planted: Planted, tm
     assert result.settings["left_out"] == {"further recordings of a sentence": 1}
     unlike = [r for r in table.to_pylist() if r["control"] == "unlike"]
     assert {r["value"] for r in unlike} == {None}  # too few pairs
-    assert "empty here, as no direction has 10 such pairs" in repr(result)
+    assert "empty here, as no direction has 10 such pairs" in str(result)
 
 
 def test_what_has_no_figure_is_not_in_the_legend(planted: Planted) -> None:
@@ -254,8 +254,8 @@ def test_what_is_saved_is_what_is_loaded(planted: Planted, tmp_path: Path) -> No
     assert again.settings == result.settings
     assert again.store == planted.store.about
     assert again.title == f"made-up, bucketed, on {planted.store.name}"
-    assert repr(again) == repr(result)
-    assert "all: the whole pool, shared-first" in repr(result).replace("\n", " ")
+    assert str(again) == str(result)
+    assert "all: the whole pool, shared-first" in str(result).replace("\n", " ")
     assert set(result.table["pool"].to_pylist()) == {result.settings["pool"]} == {"shared-first"}
     assert "pool shared-first" in result.figures()["align"].get_suptitle()
     assert again.to_markdown() == written[1].read_text(encoding="utf-8")

@@ -170,7 +170,7 @@ def test_the_printed_tables_hold_every_mean_with_its_interval_pool_and_chance(re
         r for r in result.table.to_pylist() if r["level"] == "mean" and (r["states"] == "raw" or r["control"] == "all")
     ]
     assert len(means) == 4 * 11 + 2 * 2  # by system: five controls, two changes, the fits; and with means removed
-    terminal, page = repr(result), result.to_markdown()
+    terminal, page = str(result), result.to_markdown()
     page = page[: page.index("## Whole pools, a → b")]
     for row in means:
         scale, places = (100, 1) if row["metric"].startswith("recall") else (1, 2)

@@ -270,7 +270,7 @@ def test_what_cannot_be_added_is_refused_before_any_encoding(
         append(path, other, tiny_model)
     with pytest.raises(InputError, match=r"cannot resume: .*silence.* there .* here"):
         append(path, part(corpus, "de"), uncondensed)
-    with pytest.raises(InputError, match="not a voxstrata store"):
+    with pytest.raises(InputError, match="no such file or folder; `voxstrata extract` makes one"):
         append(tmp_path / "none.zarr", part(corpus, "de"), tiny_model)
     with pytest.raises(InputError, match="no recording of 1 can be read"):
         append(path, part(corpus, "de-bad"), tiny_model)

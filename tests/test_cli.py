@@ -192,7 +192,7 @@ def test_retrieve_tries_the_folder_before_the_work(
 def test_a_pooled_store_is_retrieved_by_cosine(
     parallel: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("extract", parallel, tiny_model, "-o", tmp_path / "p.zarr", "--pool", "mean", "--outputs", "final") == 0
+    assert run("extract", parallel, tiny_model, "-o", tmp_path / "p.zarr", "--pooled", "--outputs", "final") == 0
     capsys.readouterr()
     assert run("retrieve", tmp_path / "p.zarr", "-o", tmp_path / "r", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -484,11 +484,11 @@ def test_titles_and_notes_of_results_fit_the_terminal(monkeypatch: pytest.Monkey
             return {}
 
     title = Told.title
-    shown = repr(Told())  # type: ignore[abstract]
+    shown = str(Told())  # type: ignore[abstract]
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.count(ids[0]) == shown.count(ids[1]) == 3
     monkeypatch.setattr("voxstrata.base.result.terminal_width", lambda: None)
-    assert repr(Told()).splitlines()[0] == title  # type: ignore[abstract]
+    assert str(Told()).splitlines()[0] == title  # type: ignore[abstract]
 
 
 def test_reports_fit_80_columns() -> None:

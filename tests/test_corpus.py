@@ -266,7 +266,7 @@ def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt")
     with pytest.raises(InputError, match=r"no audio file in it \(looked for .*\.wav"):
         read_corpus(tmp_path)
-    (tmp_path / "zarr.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "zarr.json").write_text('{"attributes": {"voxstrata": {}}}', encoding="utf-8")
     with pytest.raises(InputError, match="a store, not a corpus"):
         read_corpus(tmp_path)
 

@@ -115,7 +115,8 @@ class TestTimings:
         (tmp_path / "t.csv").write_text("id,word,start,end\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"t\.csv: no column 'begin'; found: 'id', 'word', 'start', 'end'"):
             read_words(tmp_path / "t.csv", self.LENGTHS)
-        with pytest.raises(InputError, match=r"t\.TextGrid: not a table"):
+        (tmp_path / "t.TextGrid").touch()
+        with pytest.raises(InputError, match=r"t\.TextGrid: not a table; name one \(\.tsv, \.csv"):
             read_words(tmp_path / "t.TextGrid", self.LENGTHS)
 
     def test_words_come_in_order_of_time_and_others_are_passed_over(self, tmp_path: Path) -> None:
@@ -215,18 +216,18 @@ def test_it_says_where_b_ranks_and_who_is_ahead(tmp_path: Path) -> None:
     assert sorted(f1, key=f1.__getitem__, reverse=True)[:2] == ["c", "b"]
     assert (row["rank"], row["candidates"], row["best_id"]) == (2, 4, "c")
     assert row["best_f1"] == pytest.approx(f1["c"], abs=1e-6)
-    assert "2 of 4" in repr(result)
+    assert "2 of 4" in str(result)
     (row,) = explain(store, "a", "b2").table.to_pylist()
     assert (row["rank"], row["best_id"]) == (1, "c")
     lone = explain(store, "a", "e")
     assert lone.table["rank"].to_pylist() == [None]
-    assert "b is not ranked among others (all of de): there are none." in repr(lone)
+    assert "b is not ranked among others (all of de): there are none." in str(lone)
 
 
 def test_more_candidates_than_one_pair_is_worth_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voxstrata.studies.explain.ranking.MOST_CANDIDATES", 2)
     result = explain(ranked_store(tmp_path), "a", "b")
-    assert "there are 3, more than 2." in repr(result)
+    assert "there are 3, more than 2." in str(result)
     assert len(result.tables()) == 1
 
 
@@ -234,7 +235,7 @@ def test_a_saved_result_comes_back_with_its_picture(store: EmbeddingStore, tmp_p
     measured = explain(store, "a", "b", words=write_timings(tmp_path))
     measured.save(tmp_path / "why")
     loaded = Explanation.load(tmp_path / "why")
-    assert repr(loaded) == repr(measured)
+    assert str(loaded) == str(measured)
     assert loaded.to_markdown() == (tmp_path / "why" / "explain.md").read_text(encoding="utf-8")
     loaded.save(tmp_path / "again")
     for name in ("explain.png", "explain.parquet", "maxima.parquet", "explain.npz"):

@@ -82,7 +82,7 @@ def test_a_sweep_names_the_exit_and_what_it_costs(tmp_path: Path) -> None:
     )
     said = "The test part has 6 recordings of 6 sentences. Saying nothing errs in 100 %."
     assert found.answer.endswith(said)
-    for text in (repr(result), result._repr_html_(), result.to_markdown()):  # printed, in a notebook, saved
+    for text in (str(result), result._repr_html_(), result.to_markdown()):  # printed, in a notebook, saved
         assert said in " ".join(text.split())
     assert found.curve is not None
     assert found.curve.best == 1

@@ -20,11 +20,18 @@ from voxstrata.base.result import Result
 from voxstrata.corpus import Corpus
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.device import Device
+from voxstrata.engine.model import SpeechModel
+from voxstrata.handover.converting import convert
+from voxstrata.retrieval.all_pairs import similarity
 from voxstrata.retrieval.selection import select
+from voxstrata.retrieval.similarities import seqsim
+from voxstrata.store.relabel import relabel
+from voxstrata.store.verify import verify
 from voxstrata.studies.drift.result import DRIFT_SCHEMA, Drift
 from voxstrata.studies.phonetics.folder import PhoneticsFolder
 from voxstrata.studies.phonetics.pairs import DISTANCE_SCHEMA
 from voxstrata.studies.phonetics.result import Phonetics
+from voxstrata.studies.retrieve import Retrieval
 from voxstrata.studies.words.result import WordComparison
 from voxstrata.studies.words.table import WORDS_SCHEMA
 
@@ -122,7 +129,8 @@ def test_json_says_under_out_what_the_option_names(tmp_path: Path, capsys: pytes
         assert not told.keys() & {"results", "folder", "page"}
 
 
-def test_what_public_functions_give_shows_itself_in_a_line(tmp_path: Path) -> None:
+def test_what_public_functions_give_shows_itself_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     store = make_store(tmp_path / "s.zarr", {"a": Utterance(np.ones((2, 4)), "en"), "b": Utterance(np.ones((2, 4)))})
     english = select(store, "en")
     corpus = Corpus(Path("speech"), pa.table({"id": ["a", "b"], "path": ["a", "b"], "language": ["es", "en"]}))
@@ -135,8 +143,33 @@ def test_what_public_functions_give_shows_itself_in_a_line(tmp_path: Path) -> No
         (corpus, "<Corpus speech: 2 recordings, en, es>"),
         (Device("cuda:1"), "Device('cuda:1')"),
         (Context(), "Context(mode='bucketed', tail=50, pad='zero_waveform')"),
+        (SpeechModel(Path("base"), store.model), "<SpeechModel base: made-up (Whisper), 1 layer, d=4, float32>"),
+        (verify(tmp_path / "s.zarr"), "<VerifyReport s.zarr: sound>"),
+        (similarity(english, None, "final", "pairs"), "<SimilarityReport pairs: 2 × 2 utterances>"),
+        (convert(store, "made", "npy"), "<ConvertReport made: npy, 2 utterances>"),
+        (english.ragged("final", 0, 2), "<Ragged of 2 utterances: 4 frames, d=4>"),
+        (seqsim(english.ragged("final", 0, 2), english.ragged("final", 0, 1)), "<SeqSim of 2 × 1 utterance>"),
+        (relabel(store, pa.table({"id": ["a"], "speaker": ["Ana"]})), "<RelabelReport s.zarr: changed speaker of 1>"),
     ]
     assert [repr(one) for one, _ in shown] == [text for _, text in shown]
+
+
+def test_a_result_shows_itself_in_a_line_and_prints_its_tables(tmp_path: Path) -> None:
+    class Told(Retrieval):
+        title = "a checkpoint of a long name, bucketed,\non a store whose name goes on for more than the line has room"
+
+    table = pa.table({"value": [1.0]})
+    assert (
+        repr(Told(table)) == "<Told of a checkpoint of a long name, bucketed, on a store whose name goes on for more…>"
+    )
+    assert len(repr(Told(table))) <= 80
+    Told.title = "base,\nbucketed"
+    long = repr(Told(table))
+    assert long.startswith("<Told of a checkpoint of a long name, bucketed, on a store whose name goes")
+    assert long.endswith("…>")
+    assert len(long) == 80
+    Told.title = "base,\nbucketed"
+    assert repr(Told(table)) == "<Told of base, bucketed>"
 
 
 def test_numbers_of_things_are_said_by_counted() -> None:

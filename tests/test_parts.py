@@ -324,7 +324,7 @@ def test_with_ray_a_slurm_array_is_no_part(
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     extraction = ("extract", corpus, tiny_model, "-o", tmp_path / "s.zarr", "--ray=local", "--device", "cuda:1")
     comparison = ("similarity", tmp_path / "none.zarr", "-o", tmp_path / "pairs", "--outputs", "final", "--ray=local")
-    for command, said in ((extraction, "Ray says which GPU"), (comparison, "not a voxstrata store")):
+    for command, said in ((extraction, "Ray says which GPU"), (comparison, "none.zarr: no such file or folder")):
         run(*command)
         assert said in capsys.readouterr().err  # what is refused after the part
         assert run(*command, "--part", "1/2") == 2

@@ -155,7 +155,7 @@ def test_a_recording_over_the_largest_unit_fails_alone() -> None:
     short, failed = plan.utterances.to_pylist()
     assert (short["id"], short["failure"], plan.length.tolist()) == ("short", None, [1, 0])
     assert "86400 s is more than the" in failed["failure"]
-    assert "--every or --pool" in failed["failure"]
+    assert "--every or --pooled" in failed["failure"]
     assert plan.unit_rows == UNIT_ROWS
     with pytest.raises(InputError, match="86400 s is more than"):
         plan_of([day])

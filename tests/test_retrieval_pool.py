@@ -134,7 +134,7 @@ def test_the_command_takes_a_pool_and_lists_have_one(tmp_path: Path, capsys: pyt
     )
     found = evaluate_similarity(tmp_path / "p")
     assert set(found.table["pool"].to_pylist()) == {found.settings["pool"]} == {"all"}
-    assert "Pool all: " in " ".join(repr(found).split())
+    assert "Pool all: " in " ".join(str(found).split())
     with pytest.raises(UsageError, match="its lists were made of all recordings; for pool shared-first"):
         evaluate_similarity(tmp_path / "p", FIRST)
     assert run("retrieve", tmp_path / "p", "-o", tmp_path / "f", "--pool", "shared-first") == 2

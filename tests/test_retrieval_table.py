@@ -215,7 +215,7 @@ def test_a_ratio_that_does_not_exist_is_null() -> None:
     table = table_of(store)
     part = table.filter(pc.equal(table["score"], "ratio_margin"))
     assert part["value"].null_count == part["low"].null_count == len(part)
-    assert "ratio_margin" in repr(Retrieval(table))
+    assert "ratio_margin" in str(Retrieval(table))
     assert _only(table, "mean", output="final", score="csls", similarity="seqsim_f1", metric="mrr")["value"] > 0
 
 
@@ -239,7 +239,7 @@ def test_mean_rows_average_all_directions_and_keep_the_range_of_pools() -> None:
     assert mean["chance"] == pytest.approx((2 / 7 + 4 / 6) / 6)
     assert (mean["candidates"], mean["candidates_max"], mean["queries"]) == (6, 7, 36)
     assert mean["queries_without_partner"] == 2  # the extra sentence, asked of two languages
-    for text in (Retrieval(table).to_markdown(), repr(Retrieval(table))):
+    for text in (Retrieval(table).to_markdown(), str(Retrieval(table))):
         caption = "6 directions; pool of 6–7 candidates (all), 6 queries each; chance: recall@1 14.3–16.7 %"
         assert caption in " ".join(text.split())
 
@@ -469,7 +469,7 @@ def test_text_tables_hold_means_intervals_chance_and_the_best_output() -> None:
     under = [line for line in lines if caption in line]
     assert len(under) == 3  # of both similarities, and of the best outputs
     assert "95 % bootstrap intervals" in under[1]
-    plain = repr(Retrieval(table))
+    plain = str(Retrieval(table))
     assert caption in " ".join(plain.split())
     assert expected[0] in plain
     tables = [block for block in plain.split("\n\n") if "  " in block]
@@ -512,7 +512,7 @@ def test_a_retrieval_is_saved_shown_and_loaded(tmp_path: Path) -> None:
     titles = [table.title for table in loaded.tables()]
     assert titles[:3] == ["seqsim_f1", "Best output", "seqsim_precision"]
     assert len(titles) == 7
-    for text in (repr(loaded), loaded._repr_html_()):  # the answer in short
+    for text in (str(loaded), loaded._repr_html_()):  # the answer in short
         text = " ".join(text.split())
         assert all(shown in text for shown in ("made-up, bucketed", "seqsim_f1", "Best output", "pool of 6 candidates"))
         assert "Linear CKA" not in text

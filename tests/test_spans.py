@@ -489,7 +489,7 @@ def test_a_store_of_spans_says_what_it_is_and_takes_no_recordings(
     }  # fmt: skip
     make(made, "labels.zarr", group="label")
     command = _command(vs.open_store(made[0].parent / "labels.zarr"))
-    assert command.endswith(" --pool mean --group label"), "without the group the command would be refused"
+    assert command.endswith(" --group label"), "without the group the command would be refused"
     soundfile.write(tmp_path / "a.wav", sound(0.5, 0), 16_000)
     assert run("append", words, tmp_path, tiny_model) == 3
     assert "holds spans of s.zarr; append to that, and make the spans anew" in capsys.readouterr().err

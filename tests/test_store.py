@@ -159,7 +159,7 @@ def test_pooled_of_frames_is_their_mean_and_of_a_pooled_store_what_it_holds(
         np.testing.assert_array_equal(kept.pooled(output, done[::-1]), read[done[::-1]])
         assert kept.pooled(output, []).shape == store.pooled(output, []).shape == (0, 32)
     assert kept.row_seconds is None
-    with pytest.raises(UsageError, match=r"holds pooled vectors, no frames; extract without --pool"):
+    with pytest.raises(UsageError, match=r"holds pooled vectors, no frames; extract without --pooled"):
         kept.frames(0, "final")
 
 
@@ -263,7 +263,9 @@ def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) 
 def test_what_is_no_store_is_an_input_error(tmp_path: Path, tiny_model: Path, written: Path) -> None:
     (tmp_path / "file").write_text("x")
     zarr.create_group(tmp_path / "other.zarr")
-    for path in (tmp_path / "none", tmp_path / "file", tmp_path, tmp_path / "other.zarr", tiny_model):
+    with pytest.raises(InputError, match="none: no such file or folder"):
+        open_store(tmp_path / "none")
+    for path in (tmp_path / "file", tmp_path, tmp_path / "other.zarr", tiny_model):
         with pytest.raises(InputError, match="not a voxstrata store"):
             open_store(path)
     shutil.copytree(written, tmp_path / "s.zarr")

@@ -161,8 +161,21 @@ def test_plan_names_what_cannot_be_read(tiny_model: Path, tmp_path: Path, capsys
 def test_plan_refuses_what_extract_refuses(corpus: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", corpus, tiny_model, "--outputs", "layer_99") == 2
     assert run("plan", corpus, tiny_model, "--long", "error") == 3
-    assert run("plan", corpus, tiny_model, "--pool", "mean", "--every", 5) == 2
+    assert run("plan", corpus, tiny_model, "--pooled", "--every", 5) == 2
     assert "31.0 s" in capsys.readouterr().err
+
+
+def test_the_earlier_name_of_pooled_still_works_and_says_how_long(
+    corpus: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for name in (["--pooled"], ["--pool", "mean"], []):
+        assert run("plan", corpus, tiny_model, *name, "--json") == 0
+        out, err = capsys.readouterr()
+        said.append((json.loads(out), err.count("--pool mean is called --pooled now, and goes in 0.3")))
+    (pooled, none), (earlier, one), (frames, _) = said
+    assert (none, one) == (0, 1)
+    assert pooled == earlier != frames
 
 
 # ---- bench

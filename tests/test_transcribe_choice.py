@@ -84,7 +84,7 @@ def test_saying_nothing_is_not_chosen_over_an_encoder_that_loops(tiny_transcribe
     choice = by_cut.choices.to_pylist()[0]
     assert EarlyExit(choice["after"], choice["norm"]) == WHOLE
     assert (choice["chosen_by"], choice["unit"]) == ("cut_rate", "character")
-    assert "ast: with its loops the chosen exit is worse than saying nothing" in repr(by_cut)
+    assert "ast: with its loops the chosen exit is worse than saying nothing" in str(by_cut)
     shown = side_by_side(by_cut.transcripts, "t")
     assert f"| 6 | 9/24 | {mishear(SENTENCES[0])} pog … (loop cut) |" in shown
     assert "pog pog" not in shown
@@ -101,12 +101,12 @@ def test_where_no_exit_says_something_it_is_said_everywhere(tiny_transcriber: Pa
     result = swept(heard, tiny_transcriber, Scoring("light", resamples=50))
     result.save(tmp_path / "out")
     assert result.tables()[0].rows[0][2] == "none"
-    for text in (repr(result), (tmp_path / "out" / "early_exit.md").read_text(encoding="utf-8"), result._repr_html_()):
+    for text in (str(result), (tmp_path / "out" / "early_exit.md").read_text(encoding="utf-8"), result._repr_html_()):
         assert f"ast: {NO_EXIT}" in " ".join(text.split())
     drawn = " ".join(t.get_text() for axes in result.figures()["early_exit"].axes for t in axes.texts)
     assert NO_EXIT in drawn.replace("\n", " ")
     assert EarlyExits.load(tmp_path / "out").choices.equals(result.choices)
-    assert max(map(len, repr(result).splitlines())) <= 80
+    assert max(map(len, str(result).splitlines())) <= 80
 
 
 def test_the_phrase_of_a_hallucination_is_chance(tiny_transcriber: Path) -> None:

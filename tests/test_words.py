@@ -376,7 +376,7 @@ def test_a_list_becomes_speech_tables_and_a_picture(
     assert result.table.equals(table, check_metadata=True)
     assert result.pairs.equals(pairs, check_metadata=True)
     assert (result.settings, result.failures) == (settings, {})
-    assert repr(result) in out
+    assert str(result) in out
     assert [path.name for path in result.save(tmp_path / "again")] == [
         "words.parquet", "word_pairs.parquet", "words.md", "words.png", "words.pdf"
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from voxstrata.alignments.matching import match_alignments
 from voxstrata.alignments.pooling import span_states
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, shown_as
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus
@@ -66,6 +66,9 @@ class SpansReport:
     units: int
     resumed: int
     seconds: float
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"{counted(self.spans, 'span')} of {self.store}", self.out)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -121,7 +124,7 @@ def make_spans(
     if len(opened.parts) > 1:
         raise UsageError("spans are taken from one store at a time; the stores of spans can be read as one")
     if not opened.has_frames:
-        raise UsageError(f"{opened.files.root}: holds pooled vectors, no frames; extract without --pool")
+        raise UsageError(f"{opened.files.root}: holds pooled vectors, no frames; extract without --pooled")
     if tolerance < 0:
         raise UsageError(f"tolerance is {tolerance}; give 0 or more seconds")
     names = select_outputs(outputs, opened.outputs)

@@ -67,7 +67,8 @@ def _folder(here: Path, names: set[str]) -> Recognised | None:
     for name, command in RESULT_FILES.items():
         if name in names:
             return Recognised(f"results of `voxstrata {command}`", _TAKEN.get(name, "`voxstrata report` shows them"))
-    return _CHECKPOINT if "config.json" in names else None
+    damaged = any(name.endswith(".onnx") for name in names)  # a model without its card, which has a config.json, too
+    return _CHECKPOINT if "config.json" in names and not damaged else None
 
 
 def mistaken(path: str | Path, wanted: str, mend: str, otherwise: str = "") -> str:

@@ -16,7 +16,7 @@ from voxstrata.base.finding import Finding
 from voxstrata.base.folders import check_writable, make_writable
 from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import read_parquet_table
-from voxstrata.base.plain import wrapped
+from voxstrata.base.plain import shown_as, wrapped
 from voxstrata.base.recognised import mistaken, recognised
 from voxstrata.base.tables import TextTable, markdown_text, terminal_width
 
@@ -198,6 +198,10 @@ class Result(ABC):
             )
 
     def __repr__(self) -> str:
+        return shown_as(self, f"of {self.title}")
+
+    def __str__(self) -> str:
+        """The title, the answer and the first tables, as the command line prints them."""
         width, found = terminal_width(), self.finding()
         parts = [wrapped(self.title, width)]
         parts += [wrapped(found.answer, min(width or _WIDTH, _WIDTH))] if found else []

@@ -111,7 +111,7 @@ def _command(store: Any) -> str:
         from voxstrata.alignments.grouping import SPAN_GROUPS
 
         words = ["voxstrata", "spans", made["store"], "ALIGNMENTS", "-o", store.files.root, "--tier", made["tier"]]
-        words += ["--outputs", ",".join(spec.outputs), "--pool", made["pool"]]
+        words += ["--outputs", ",".join(spec.outputs), *(["--frames"] if made["pool"] == "frames" else [])]
         return shlex.join([*words, "--group" if made["group"] in SPAN_GROUPS else "--meanings", made["group"]])
     words = ["voxstrata", "extract", "CORPUS", "MODEL", "-o", store.files.root]
     if tuple(spec.outputs) != tuple(model.outputs):
@@ -121,7 +121,7 @@ def _command(store: Any) -> str:
     if spec.dtype != "float16":
         words += ["--dtype", spec.dtype]
     if spec.pool:
-        words += ["--pool", spec.pool]
+        words.append("--pooled")
     if spec.every != 1:
         words += ["--every", str(spec.every)]
     if spec.arithmetic != model.dtype and spec.arithmetic != "float32":

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import click
 
 import voxstrata as vs
 from voxstrata.base.progress import PROGRESS
 from voxstrata.base.remote import is_url, shown
+from voxstrata.cli.saying import say_wrapped
 from voxstrata.cluster.actors import LOCAL, Workers
 from voxstrata.store.part import Part
 from voxstrata.store.plan import UNIT_MEGABYTES
@@ -100,6 +101,14 @@ as_json = click.option(
     "--json", "as_json", is_flag=True, callback=_json_alone, help="Print the result as JSON, and nothing else."
 )
 
+
+def _earlier_pool(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """What 0.1.0 called `--pooled`: everywhere else a pool is what a query's candidates are."""
+    if value:
+        say_wrapped("warning: --pool mean is called --pooled now, and goes in 0.3", err=True)
+    return value
+
+
 _READING = (
     click.option("--split", help="train, dev, test, … of a folder that has them; Common Voice needs one."),
     click.option(
@@ -124,7 +133,10 @@ _STORING = (
         "the model's family: bucketed for Whisper, padded for OWSM, exact, which is nothing, for others]",
     ),
     click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="Of the stored frames."),
-    click.option("--pool", type=click.Choice(["mean"]), help="Keep one vector per utterance instead of frames."),
+    click.option(
+        "--pooled", is_flag=True, help="Keep one vector an utterance, the mean over its frames, instead of frames."
+    ),
+    click.option("--pool", type=click.Choice(["mean"]), hidden=True, callback=_earlier_pool, help="Now --pooled."),
     click.option(
         "--every", type=int, default=1,
         help="Keep the mean of every N frames; N divides those of a window (1500 for Whisper).",
@@ -200,7 +212,8 @@ def storing(f: F) -> F:
     """What is kept of a corpus; the command gets it as `spec`, a StoreSpec."""
 
     @functools.wraps(f)
-    def with_spec(*args: Any, outputs: str, mode: Any, dtype: Any, pool: Any, every: int, **others: Any) -> Any:
+    def with_spec(*args: Any, outputs: str, mode: Any, dtype: Any, pooled: bool, every: int, **others: Any) -> Any:
+        pool: Literal["mean"] | None = "mean" if others.pop("pool") or pooled else None
         spec = vs.StoreSpec(outputs, dtype, pool, every)
         spec = spec if mode is None else replace(spec, context=vs.Context(mode))
         return f(*args, spec=spec, **others)

@@ -22,8 +22,8 @@ from voxstrata.cli.saying import say, say_wrapped
 @click.option("--tier", default="words", help="What is taken of the alignments, such as words or phones.")
 @options.outputs
 @click.option(
-    "--pool", type=click.Choice(["mean", "frames"]), default="mean",
-    help="One vector a span, the mean over its frames, or the frames themselves.",
+    "--frames", "pool", flag_value="frames", default="mean", type=str, show_default=False,
+    help="Keep the frames of a span, instead of one vector, their mean.",
 )  # fmt: skip
 @click.option(
     "--group", type=click.Choice(["word", "label", "sentence"]), default="word",

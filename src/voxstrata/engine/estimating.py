@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from voxstrata.base.plain import size_in_words, time_in_words
+from voxstrata.base.plain import counted, shown_as, size_in_words, time_in_words
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import aligned
 from voxstrata.corpus import Corpus, Probed, read_corpus
@@ -46,6 +46,9 @@ class Estimate:
     bytes: int
     seconds: float | None
     window_seconds: float = 30.0
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"{counted(self.recordings, 'recording')}: {self.in_words()}")
 
     def to_text(self) -> str:
         """Recordings, work and storage, in tables; the time is told by `in_words`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from voxstrata.base.errors import UsageError
 from voxstrata.base.finding import percent_text
-from voxstrata.base.plain import counted, rate_text
+from voxstrata.base.plain import counted, rate_text, shown_as
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import clock
 from voxstrata.corpus import Corpus, read_corpus
@@ -63,6 +63,9 @@ class ExtractReport:
     others_units: int = 0
     pending_units: int = 0
     unreachable: dict[int, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"{counted(self.utterances, 'utterance')}, {self.failed} failed", self.out)
 
     @property
     def efficiency(self) -> float | None:

@@ -34,7 +34,7 @@ _ENCODERS_KEPT = 2  # of the last settings; on a CPU all share the sessions, on 
 States = dict[str, NDArray[Any]]  # by output
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SpeechModel(ModelFolder):
     """An exported model that encodes samples. What it loads stays loaded; threads may share it."""
 

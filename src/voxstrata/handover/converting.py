@@ -15,6 +15,7 @@ import numpy as np
 from voxstrata.base.choices import chosen
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.folders import check_vacant, new_folder
+from voxstrata.base.plain import counted, shown_as
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import distinct
 from voxstrata.encoders.outputs import OutputChoice, select_outputs
@@ -45,6 +46,9 @@ class ConvertReport:
     rows: int
     size_bytes: int
     files: list[str]
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"{self.to}, {counted(self.utterances, 'utterance')}", self.out)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import open_regular
-from voxstrata.base.plain import counted, spelt_out
+from voxstrata.base.plain import counted, shown_as, spelt_out
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.recognised import GENERATOR
 from voxstrata.base.result import STORE
@@ -35,6 +35,9 @@ class Report:
     out: str
     runs: tuple[Run, ...]
     left_out: dict[str, str]
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"{counted(len(self.runs), 'result')}", self.out)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

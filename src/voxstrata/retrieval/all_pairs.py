@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.folders import leaving_no_empty_folder
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, shown_as
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.retrieval.candidates import CandidateSets, measure_recall, nearest_pooled
 from voxstrata.retrieval.compare import Sink, Stages, compare
@@ -59,6 +59,9 @@ class SimilarityReport:
     stages: dict[str, float]
     merged: bool
     candidates: dict[str, Any] | None
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"{self.x} × {counted(self.y, 'utterance')}", self.out)
 
 
 def similarity(

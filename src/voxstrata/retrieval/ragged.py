@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, shown_as
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -31,6 +31,10 @@ class Ragged:
     offsets: npt.NDArray[np.int64]
     names: Sequence[str] = ()
     where: str = ""
+
+    def __repr__(self) -> str:
+        frames, d = self.rows.shape
+        return shown_as(self, f"of {counted(len(self.offsets) - 1, 'utterance')}: {counted(frames, 'frame')}, d={d}")
 
     def __post_init__(self) -> None:
         check_matrix(self.rows, "rows")

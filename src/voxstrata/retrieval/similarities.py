@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from voxstrata.base.plain import counted, shown_as
 from voxstrata.retrieval.kernels.base import Kernel
 from voxstrata.retrieval.kernels.float32 import Float32
 from voxstrata.retrieval.ragged import Ragged, check_width
@@ -22,6 +23,9 @@ class SeqSim:
     f1: npt.NDArray[np.float32]
     precision: npt.NDArray[np.float32]
     recall: npt.NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"of {self.f1.shape[0]} × {counted(self.f1.shape[1], 'utterance')}")
 
 
 def seqsim(x: Ragged, y: Ragged, kernel: Kernel | None = None) -> SeqSim:

@@ -291,7 +291,7 @@ def _usable_samples(
     for i in [] if spec.pool else np.flatnonzero((samples > longest) & (samples <= most)).tolist():
         failing[i] = (
             f"{samples[i] / SAMPLE_RATE:.0f} s is more than the {longest // SAMPLE_RATE} s a unit of "
-            f"{counted(len(spec.outputs), 'output')} holds; cut it, or choose fewer outputs, --every or --pool"
+            f"{counted(len(spec.outputs), 'output')} holds; cut it, or choose fewer outputs, --every or --pooled"
         )
     if failing:
         samples = samples.copy()

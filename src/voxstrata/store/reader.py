@@ -289,7 +289,7 @@ class EmbeddingStore:
         Raises UsageError for a pooled store or an utterance that is not done.
         """
         if not self.has_frames:
-            raise UsageError(f"{self.files.root}: holds pooled vectors, no frames; extract without --pool")
+            raise UsageError(f"{self.files.root}: holds pooled vectors, no frames; extract without --pooled")
         index = np.asarray(indices, np.int64)
         self._require_done(index)
         array = self.array(output)

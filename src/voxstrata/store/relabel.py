@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.opening import read_regular
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, shown_as
 from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.corpus.audio_folder import is_metadata
@@ -65,6 +65,10 @@ class RelabelReport:
     unknown: list[str]
     ignored: list[str]
     record: str | None
+
+    def __repr__(self) -> str:
+        changed = ", ".join(f"{name} of {n}" for name, n in self.changed.items())
+        return shown_as(self, f"changed {changed or 'nothing'}", self.store)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

@@ -55,7 +55,7 @@ class StoreSpec:
         if self.every < 1:
             raise UsageError(f"--every {self.every}: choose 1 or more")
         if self.pool and self.every != 1:
-            raise UsageError("--pool and --every exclude each other: pooling leaves one vector per utterance")
+            raise UsageError("--pooled and --every exclude each other: pooling leaves one vector per utterance")
 
     def for_model(self, card: ModelCard, device: Device) -> StoreSpec:
         """The same with the names of that model's outputs, in depth order, with its own context where none was chosen,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
-from voxstrata.base.plain import counted, size_in_words
+from voxstrata.base.plain import counted, shown_as, size_in_words
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.recognised import A_STORE, mistaken, recognised
 from voxstrata.base.tables import first_few
@@ -71,6 +71,9 @@ class VerifyReport:
     complete: bool
     damages: tuple[Damage, ...]
     mended: bool = False
+
+    def __repr__(self) -> str:
+        return shown_as(self, f"{'sound' if self.sound else counted(len(self.damages), 'damage')}", self.store)
 
     @property
     def sound(self) -> bool:

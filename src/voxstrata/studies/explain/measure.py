@@ -104,7 +104,7 @@ def explain(
     store = open_store(store)
     matches = match_frames(store, a, b, outputs)
     if (step := store.row_seconds) is None:
-        raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pool")
+        raise UsageError(f"{store.files.root}: holds pooled vectors, no frames; extract without --pooled")
     seconds = store.table(["seconds"])["seconds"]  # frames need not cover the end
     lengths = {name: seconds[store.index(name)].as_py() for name in (a, b)}
     spoken = read_words(Path(words), lengths) if words else {}
