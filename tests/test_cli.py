@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ import soundfile
 from conftest import sound
 
 import voxstrata as vs
-from voxstrata.base.plain import counted, size_in_words, time_in_words
+from voxstrata.base.plain import counted, rate_text, size_in_words, time_in_words
 from voxstrata.base.progress import Progress
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable
@@ -46,6 +48,23 @@ def test_a_command_that_is_misspelt_is_guessed(capsys: pytest.CaptureFixture[str
     assert "No such command 'extrac'. Did you mean 'extract'?" in capsys.readouterr().err
     assert run("nonsense") == 2
     assert "mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["plan", "x", "--debug"], "voxstrata --debug … plan"),
+        (["early-exit", "check", "x", "y", "--progress", "log"], "voxstrata --progress … early-exit"),
+        (["--quiet", "extract", "x"], "voxstrata extract … --quiet"),
+        (["--nonsense"], "No such option '--nonsense'"),
+        (["plan", "--nonsense"], "No such option '--nonsense'"),
+    ],
+)
+def test_an_option_on_the_wrong_side_of_the_command(
+    typed: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*typed) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -231,15 +250,32 @@ class TestExitCodes:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        def interrupted(*_: object, **__: object) -> None:
-            raise KeyboardInterrupt
+        extract = ("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr", "--unit-mb", "1e-6", "--threads", "1")
 
-        monkeypatch.setattr("voxstrata.engine.cpu_encoder.CpuEncoder.encode", interrupted)
-        assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 130
-        last = capsys.readouterr().err.strip().splitlines()[-1]
-        assert last == "interrupted: what is committed is safe, the same command goes on from there"
-        monkeypatch.undo()
-        assert run("extract", parallel, tiny_model, "-o", tmp_path / "s.zarr") == 0
+        def interrupted(where: str, after: int) -> str:
+            """What is said when the call after so many of a method is interrupted."""
+            owner, name = where.rsplit(".", 1)
+            module, cls = owner.rsplit(".", 1)
+            own, calls = getattr(getattr(import_module(module), cls), name), count()
+
+            def call(*args: Any, **how: Any) -> Any:
+                if next(calls) >= after:
+                    raise KeyboardInterrupt
+                return own(*args, **how)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(where, call)
+                assert run(*extract) == 130
+            return capsys.readouterr().err.strip().splitlines()[-1]
+
+        said = interrupted("voxstrata.engine.run.StoreWriter._create", 0)
+        assert said == "interrupted: nothing was written yet; the same command begins again"
+        assert not (tmp_path / "s.zarr" / "plan.json").exists()
+        said = interrupted("voxstrata.engine.cpu_encoder.CpuEncoder.encode", 0)
+        assert said == "interrupted: no unit is done yet; the same command begins with the first"
+        said = interrupted("voxstrata.engine.pipeline.CommitStage.put", 2)
+        assert said == "interrupted: 1 of 2 units is kept; the same command goes on from there"
+        assert run(*extract) == 0
 
     def test_a_missing_package_names_its_extra(
         self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -293,12 +329,12 @@ def test_progress_shows_rate_eta_and_failures_at_once_on_a_terminal(monkeypatch:
             reporter.progress(_extracting(2, 4200.0, 3))
             shown = stream.getvalue()
     text = terminal.getvalue().split("\r")[-2]
-    assert "extracting 2/8 units (29%)" in text  # 4200 s of 14 400
+    assert "extracting 2/8 units (29 %)" in text  # 4200 s of 14 400
     assert "360 audio-h/h" in text  # an hour in ten seconds
     assert "ETA 0:00:28" in text  # 10 200 s left
     assert "failed 3" in text
     assert terminal.getvalue().endswith("\r\x1b[2K")  # nothing stays behind
-    assert shown == pipe.getvalue() == "0:01:00  extracting 0/8 units (4%)\n"  # a line a minute
+    assert shown == pipe.getvalue() == "0:01:00  extracting 0/8 units (4 %)\n"  # a line a minute
 
 
 def test_a_log_has_a_line_a_minute_and_a_line_on_a_terminal_stays_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +353,7 @@ def test_a_log_has_a_line_a_minute_and_a_line_on_a_terminal_stays_within_it(monk
     lines, asked_for = told["auto"].splitlines(), told["log"].splitlines()
     assert [line[:7] for line in lines] == ["0:00:20", "0:01:20", "0:02:20"]  # at first two seconds of silence
     assert [line[:7] for line in asked_for] == ["0:00:00", "0:01:00", "0:02:00"]
-    assert "extracting 3/8 units (38%)  90 audio-h/h  ETA 0:01:40" in asked_for[1]  # 5400 s of 14 400 in a minute
+    assert "extracting 3/8 units (38 %)  90 audio-h/h  ETA 0:01:40" in asked_for[1]  # 5400 s of 14 400 in a minute
     assert told["none"] == ""
     assert told["bar"].split("\r\x1b[2K")[1] == "extracting 0/8 unit"  # 20 columns, at once
 
@@ -406,7 +442,7 @@ def test_a_notebook_has_lines_and_a_bar_in_one_place(monkeypatch: pytest.MonkeyP
     assert len(shown) == 5
     assert shown[0] == "0:00:00  reading &lt;b&gt;<br>"
     assert 'max="1" value="0.2500"' in shown[2]
-    assert "extracting 2/8 units (25%)  360 audio-h/h  ETA 0:00:30" in shown[2]
+    assert "extracting 2/8 units (25 %)  360 audio-h/h  ETA 0:00:30" in shown[2]
     assert 'value="1.0000"' in shown[4]
 
 
@@ -426,6 +462,9 @@ def test_numbers_are_said_as_people_say_them() -> None:
     assert said == ["0 utterances", "1 utterance", "2 queries", "1 query"]
     times = {0.3: "less than a second", 40: "40 s", 59.7: "1 min", 240: "4 min", 3599: "1 h", 11_400: "3 h 10 min"}
     assert {seconds: time_in_words(seconds) for seconds in times} == times
+    rates = {1234.4: "1,234", 64.6: "65", 9.96: "10", 9.94: "9.9", 0.996: "1.0", 0.434: "0.43", 0.0: "0.00"}
+    assert {rate: rate_text(rate) for rate in rates} == rates
+    assert (counted(1, "frame"), counted(15_271, "frame")) == ("1 frame", "15,271 frames")
     sizes = {0: "0 bytes", 999: "999 bytes", 8_300_000: "8.3 MB", 41e9: "41 GB", 9.96e6: "10 MB", 2e15: "2000 TB"}
     assert {size: size_in_words(size) for size in sizes} == sizes
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders import Context, ModelCard, Silence, open_model
 from voxstrata.encoders.card import write_card
-from voxstrata.encoders.outputs import output_names, select_outputs
+from voxstrata.encoders.outputs import names_one, output_names, select_output, select_outputs
 from voxstrata.encoders.silence import load_silence
 from voxstrata.engine import CpuEncoder
 from voxstrata.store import StoreSpec
@@ -72,6 +72,9 @@ def test_outputs_are_selected_in_depth_order() -> None:
     assert select_outputs("3", names) == ("layer_03",)
     assert select_outputs("-1,1-2", names) == ("layer_01", "layer_02", "final")
     assert select_outputs(["-5", "0003"], names) == ("layer_00", "layer_03")
+    assert select_outputs("layer_3,layer_1", names) == ("layer_01", "layer_03")
+    assert select_outputs([3, -1, "0"], names) == ("layer_00", "layer_03", "final")
+    assert select_outputs(np.int64(3), names) == select_outputs(-2, names) == ("layer_03",)
     assert select_outputs("-1", names[:2]) == ("layer_01",)  # of those that are there
     for wrong, message in (
         ("layer_04", "'layer_04'.*layer_03, final"),
@@ -85,9 +88,27 @@ def test_outputs_are_selected_in_depth_order() -> None:
         ("-6", "unknown output '-6'"),
         ("-0", "unknown output '-0'"),
         ("1-", "unknown output '1-'"),
+        ("layer_1-2", "unknown output 'layer_1-2'"),
+        ("layer_-1", "unknown output 'layer_-1'"),
+        (4, "unknown output 'layer_04'"),
+        ("layer_3,layer_03", "twice"),
     ):
         with pytest.raises(UsageError, match=message):
             select_outputs(wrong, names)
+
+
+@pytest.mark.parametrize("wanted", ["layer_03", "layer_3", "3", 3, -2, "-2", "3-3"])
+def test_one_output_is_found_however_it_is_spelt(wanted: str | int) -> None:
+    names = output_names(3)
+    assert select_output(wanted, names) == "layer_03"
+    assert names_one(wanted, select_outputs(wanted, names))
+
+
+def test_several_outputs_are_not_one() -> None:
+    with pytest.raises(UsageError, match="'2-3' are 2 outputs; name one of layer_02, layer_03"):
+        select_output("2-3", output_names(3))
+    assert not names_one(["final"], ("final",))  # a list has an output for each name
+    assert not names_one("all", ("final",))
 
 
 def silence(first: int = 1400, groups: int = 9) -> Silence:

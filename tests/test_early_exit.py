@@ -114,6 +114,9 @@ def test_the_last_exit_with_the_norm_is_the_original(tiny_transcriber: Path, wri
     assert sorted(old) == sorted(new)
     assert all(torch.equal(old[k], new[k]) for k in old)
     configs = [json.loads((f / "config.json").read_text()) for f in (tiny_transcriber, written[EarlyExit(3)])]
+    moved = [config.pop("max_length", None) for config in configs]  # by transformers, to the settings of generation
+    assert moved == [64, None]
+    assert json.loads((written[EarlyExit(3)] / "generation_config.json").read_text())["max_length"] == 64
     assert configs[0] == configs[1]
 
 

@@ -251,7 +251,7 @@ def test_rows_of_recordings_that_fail_are_zeros_in_every_unit(
         assert empty == (status == 2).tolist()
 
 
-def test_progress_counts_units_audio_and_failures_to_the_end_and_resumed_from_what_is_left(
+def test_progress_counts_units_audio_and_failures_of_the_whole_to_the_end_resumed_or_not(
     make_corpus: Callable[..., Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     root = make_corpus({"en/a": 3.0, "en/b": 1.0, "de/c": 2.0})
@@ -271,7 +271,9 @@ def test_progress_counts_units_audio_and_failures_to_the_end_and_resumed_from_wh
     (tmp_path / "s.zarr" / "units" / "000000.json").unlink()  # German, which is first
     again = Heard()
     extract(root, tiny_model, tmp_path / "s.zarr", reporter=again)
-    assert (again.heard[-1].done, again.heard[-1].total, again.heard[-1].work) == (1, 1, 2.0)
+    first, last = again.heard[0], again.heard[-1]
+    assert (first.done, first.total, first.work, first.rated) == (1, 2, 4.0, 0.0)  # nothing was encoded here yet
+    assert (last.done, last.total, last.work, last.rated) == (2, 2, 6.0, 2.0)
 
 
 @pytest.mark.parametrize("change", [{"tokens": 1500}, {"tokens": 20_000}, {"threads": 1}, {"threads": 3}])

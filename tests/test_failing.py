@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_cli import run
 
+from voxstrata.base.choices import chosen
+from voxstrata.base.errors import UsageError
 from voxstrata.base.plain import escaped_json, spelt_out
 from voxstrata.base.progress import Progress
 from voxstrata.cli import console, failing
@@ -43,6 +46,76 @@ def test_the_file_being_worked_on_is_named() -> None:
     with pytest.raises(ZeroDivisionError) as e:
         scope["outer"](Path("speech.zarr"))  # type: ignore[operator]
     assert failing.unforeseen_text(e.value).startswith("speech.zarr/plan.json: ZeroDivisionError: ")
+
+
+def test_a_path_with_spaces_that_was_not_quoted_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my own").mkdir()
+    (tmp_path / "my own" / "speech.tsv").write_text("path\n")
+
+    def said(*args: str) -> str:
+        assert run(*args) in (2, 3)
+        return capsys.readouterr().err
+
+    whole = "Did you mean 'my own/speech.tsv'? A path with spaces needs quotes.\n"
+    assert said("extract", "my", "own/speech.tsv", "base", "-o", "s.zarr").endswith(whole)  # one argument too many
+    assert said("info", "my", "own/speech.tsv").endswith(whole)
+    assert said("retrieve", "my", "own/speech.tsv", "-o", "r").endswith(whole)  # takes several: "my" is not there
+    assert said("similarity", "my", "own/speech.tsv", "-o", "r", "--outputs", "3").endswith(whole)
+    assert "'my own/s.zarr'? A path" in said("extract", "speech.tsv", "base", "-o", "my", "own/s.zarr")  # is to be made
+    assert "'my own/speech.tsv'? A path" in said("export", "base", "-o", "b", "--calibrate=my", "own/speech.tsv")
+    # what was meant otherwise gets no hint
+    assert "quotes" not in said("info", "his", "own/speech.tsv")
+    assert "quotes" not in said("extract", "my own/speech.tsv", "base", "-o", "my")  # there is no such model
+    (tmp_path / "my").mkdir()
+    assert "quotes" not in said("info", "my", "own/speech.tsv")
+
+
+@pytest.mark.parametrize("typed", [("--out=~/s.zarr",), ("-o", "~/s.zarr")])
+def test_a_tilde_that_the_shell_left_makes_no_folder_of_that_name(
+    typed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run("extract", "speech.tsv", "base", *typed) == 2
+    assert f"~/s.zarr: the shell left ~ as it is; give {tmp_path / 'home' / 's.zarr'}\n" in capsys.readouterr().err
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "s.zarr").touch()  # one that is there is meant
+    assert run("info", "~/s.zarr") == 3
+    assert "the shell left" not in capsys.readouterr().err
+
+
+def test_the_package_is_the_program(tmp_path: Path) -> None:
+    """`python -m voxstrata`, for whom the shell finds no `voxstrata`."""
+    done = subprocess.run([sys.executable, "-m", "voxstrata", "info"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.split("[")[0]) == (2, "Usage: python -m voxstrata info ")
+    imported = subprocess.run([sys.executable, "-c", "import voxstrata.__main__"], capture_output=True, text=True)
+    assert (imported.returncode, imported.stdout) == (0, "")  # as processes that are spawned may do
+
+
+def test_of_many_names_an_error_lists_those_that_are_spelt_alike_and_how_many_more_there_are() -> None:
+    known = [f"{a}{b}_xx" for a in "abcdef" for b in "klmnop"]  # 36
+    with pytest.raises(UsageError) as e:
+        chosen("language", "fp_xy", known)
+    assert str(e.value).startswith("unknown language 'fp_xy'; known: fp_xx, ")
+    names, _, rest = str(e.value).partition(", and ")
+    assert rest == "12 more"
+    assert len(set(names.partition("known: ")[2].split(", "))) == 24
+    with pytest.raises(UsageError, match=r"known: a, b$"):
+        chosen("language", "c", ["a", "b"])
+
+
+def test_whisper_names_a_language_that_is_spelt_alike() -> None:
+    pytest.importorskip("torch")
+    from voxstrata.early_exit.decoding import Decoding, language_tokens
+
+    known = {f"<|{code}|>": i for i, code in enumerate(("de", "en", "es"))}
+    config = SimpleNamespace(lang_to_id=known, task_to_id={"transcribe": 9})
+    whisper = SimpleNamespace(model=SimpleNamespace(generation_config=config), encoder=SimpleNamespace(name="base"))
+    with pytest.raises(UsageError, match=r"no language 'englisch'.*\(--language englisch=en\): en, de, es$"):
+        language_tokens(whisper, ["englisch", "de"], Decoding())  # type: ignore[arg-type]
 
 
 def test_memory_that_runs_out_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:

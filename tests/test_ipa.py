@@ -8,8 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from voxstrata import InputError, UsageError, read_corpus
+from voxstrata.cli.app import main
 from voxstrata.phonology.ipa import choose_voices, read_ipa, transcribe, voices
 from voxstrata.phonology.voices import voice_of
 
@@ -77,6 +79,24 @@ def test_languages_without_a_voice_are_all_named_with_the_ways_out() -> None:
         choose_voices(["en"], {"en": "klingon"})
     with pytest.raises(UsageError, match=r"given for 'de', in which no text is to be read.*read in: en"):
         choose_voices(["en"], {"de": "de"})
+
+
+def test_an_error_names_the_voices_that_are_spelt_alike_and_how_to_list_all() -> None:
+    with pytest.raises(InputError) as e:
+        choose_voices(["englisch", "klingon", "xx"])
+    assert "en-us (English (America)), piqd (Klingon)" in str(e.value)
+    assert f"`voxstrata phonetics --voices` lists all {len(voices())} voices" in str(e.value)
+    assert len(str(e.value)) < 400  # it was a wall of all of them
+    with pytest.raises(UsageError, match=r"no voice 'en'\. Near in spelling: en-us \(English"):
+        choose_voices(["en"], {"en": "en"})
+    with pytest.raises(UsageError, match=r"no voice 'qqqq'\. `voxstrata"):
+        choose_voices(["en"], {"en": "qqqq"})
+
+
+def test_all_voices_are_listed_by_code_and_name() -> None:
+    listed = CliRunner().invoke(main, ["phonetics", "--voices"]).output.splitlines()
+    assert len(listed) == 1 + len(voices())
+    assert next(line for line in listed if line.startswith("sw ")).split() == ["sw", "Swahili"]
 
 
 class TestGivenIpa:

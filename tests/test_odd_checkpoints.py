@@ -213,6 +213,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         {"custom_pipelines": {"x": {"impl": "module.Class"}}, "custom_generate": "someone/code"},
         {"encoder": {"model_type": "x"}, "text_config": {}, "use_kernels": True, "return_dict": False},
         {"pruned_heads": {"0": [0, 1]}, "chunk_size_feed_forward": HUGE, "output_attentions": "x", "torchscript": True},
+        {"max_length": None},  # as save_pretrained leaves it of OpenAI's config.json
     ],
     ids=str,
 )

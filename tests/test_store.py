@@ -29,6 +29,7 @@ from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.encoders import Context, Device, open_model
 from voxstrata.encoders.card import write_card
 from voxstrata.engine import CpuEncoder, Runtime, extract
+from voxstrata.retrieval.selection import select
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
 from voxstrata.store.checked import with_checksum
 from voxstrata.store.files import Files, patient_lock
@@ -214,6 +215,30 @@ def test_a_store_is_a_sequence_of_utterances(store: EmbeddingStore) -> None:
     np.testing.assert_array_equal(store.frames(-2, "final"), store.frames(store.ids[-2], "final"))
 
 
+@pytest.mark.parametrize(
+    ("short", "name"), [("1", "layer_01"), (1, "layer_01"), ("layer_1", "layer_01"), (-1, "final"), ("-2", "layer_01")]
+)
+def test_outputs_are_named_in_short_wherever_the_command_line_takes_it(
+    store: EmbeddingStore, short: str | int, name: str
+) -> None:
+    done = np.flatnonzero(store.status == 1)
+    pairs = [
+        (store.frames(0, short), store.frames(0, name)),
+        (store[0].frames(short), store[0].frames(name)),
+        (store[0].pooled(short), store[0].pooled(name)),
+        (store.pooled(short), store.pooled(name)),
+        (store.ragged(short, done)[0], store.ragged(name, done)[0]),
+        (store.array(short)[:3], store.array(name)[:3]),
+        (next(store.units(short))[1], next(store.units(name))[1]),
+        (select(store).frames(short).ragged(0, 2).rows, select(store).frames(name).ragged(0, 2).rows),
+    ]
+    for asked, expected in pairs:
+        np.testing.assert_array_equal(asked, expected)
+    assert store.to_torch(short, done).outputs == (name,)
+    assert store.to_torch(short, done)[0]["states"].ndim == 2  # one output, however it is spelt
+    assert store.to_torch([short], done)[0]["states"].ndim == 3
+
+
 def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) -> None:
     for call, message in (
         (lambda: store.frames("en/none", "final"), "no utterance 'en/none', it holds e.g."),
@@ -226,6 +251,8 @@ def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) 
         (lambda: store.ragged("final", [0, 99]), "index 99 out of range"),
         (lambda: store.pooled("final", [-14]), "index -14 out of range"),
         (lambda: store.frames("en/0", "layer_02"), "no output 'layer_02'; it holds layer_01, final"),
+        (lambda: store.frames("en/0", 2), "no output 2; it holds layer_01, final"),
+        (lambda: store.pooled("0-1"), "no output '0-1'; it holds"),
         (lambda: store.frames("en/bad", "final"), "'en/bad' is failed: .*not audio"),
         (lambda: store.ragged("final", range(13)), "'en/bad' is failed"),
     ):

@@ -375,7 +375,8 @@ def test_rows_that_another_run_commits_meanwhile_are_not_computed_again(few: Emb
     assert others[0].pairs > 0
     assert not others[0].merged
     assert report.pairs + others[0].pairs == 7 * 7
-    assert seen.all[-1].done == seen.all[-1].total == report.pairs
+    assert seen.all[-1].done == seen.all[-1].total == 7 * 7  # of the whole, whoever computed it
+    assert seen.all[-1].rated == report.pairs  # by this run
     assert report.merged
     assert contents(tmp_path / "r") == contents(tmp_path / "whole")
 
@@ -669,6 +670,9 @@ def test_all_outputs_have_a_subfolder_each_and_one_alone_has_none(
     for spelt in ("final", "-1"):
         assert run(*command, f"--outputs={spelt}", "-o", tmp_path / spelt) == 0
         assert contents(tmp_path / "all" / "final") == contents(tmp_path / spelt)
+        assert json.loads(capsys.readouterr().out)["out"] == str(tmp_path / spelt)  # one alone: not by output
+    similarity(select(store, "en"), select(store, "es"), -1, tmp_path / "python", kernel=Float32())
+    assert contents(tmp_path / "all" / "final") == contents(tmp_path / "python")
     mined = ["--neighbours", "4", "--bootstrap", "0", "--json"]
     found = []
     for source in (tmp_path / "all", tmp_path / "final"):

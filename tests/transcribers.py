@@ -77,6 +77,8 @@ def write_transcriber(
     )  # fmt: skip
     model.save_pretrained(folder)
     WhisperFeatureExtractor().save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_length": 64}))  # there, too, as OpenAI's have it
     return folder
 
 

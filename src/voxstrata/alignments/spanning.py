@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from voxstrata.base.remote import is_url
 from voxstrata.corpus import Corpus
 from voxstrata.corpus.table import CORPUS_SCHEMA, PART_SCHEMA, kept_name
 from voxstrata.encoders.frames import SAMPLE_RATE
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.store import EmbeddingStore, StoreWriter
 from voxstrata.store.files import Files, root_attributes
 from voxstrata.store.plan import MEASURED_SCHEMA, PLACED, plan_derived
@@ -93,7 +93,7 @@ def make_spans(
     alignments: str | Path,
     out: str | Path,
     tier: str = "words",
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     *,
     pool: Literal["mean", "frames"] = "mean",
     group: str = "word",
@@ -158,12 +158,13 @@ def make_spans(
     with files.lock():
         writer = StoreWriter(files, plan, opened.model)
         there = writer.done()
-        for unit in range(plan.units):
-            if unit not in there:
-                blocks = {o: span_states(opened, o, spans, plan.members(unit), pool == "mean") for o in names}
-                writer.commit(unit, blocks, {}, sum(int(np.isinf(block).sum()) for block in blocks.values()))
-            last = int(plan.unit_begin[unit + 1])
-            reporter.progress(Progress("pooling", last, len(spans), "spans"))
+        pooled = sum(len(plan.members(unit)) for unit in there)
+        reporter.progress(Progress("pooling", pooled, len(spans), "spans"))
+        for unit in sorted(set(range(plan.units)) - there):
+            blocks = {o: span_states(opened, o, spans, plan.members(unit), pool == "mean") for o in names}
+            writer.commit(unit, blocks, {}, sum(int(np.isinf(block).sum()) for block in blocks.values()))
+            pooled += len(plan.members(unit))
+            reporter.progress(Progress("pooling", pooled, len(spans), "spans"))
         writer.finish()
     ids = opened.table(["id"])["id"]
     groups, languages = corpus.table["group"], corpus.table["language"]

@@ -11,8 +11,13 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """How many of what: "1 utterance", "3 utterances", "2 queries"."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    """How many of what: "1 utterance", "3 utterances", "2 queries", "15,271 frames"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def rate_text(rate: float) -> str:
+    """So much a second or an hour, to two digits or whole: "1,203", "64", "9.6", "0.43"."""
+    return f"{rate:,.{0 if rate >= 9.95 else 1 if rate >= 0.995 else 2}f}"
 
 
 def time_in_words(seconds: float) -> str:

@@ -11,7 +11,8 @@ class Progress:
     """How far a piece of work is.
 
     stage: what is being done, such as "reading headers".
-    done, total: how many of its `unit`s are finished, of how many.
+    done, total: how many of its `unit`s are finished, of how many. Where a run goes on with what another left, they are
+        of the whole, and its first report comes before it has done anything: rate and time left are of this run alone.
     work, work_total: the same as an amount that takes even time, from which the time that is left is estimated;
         without them it is estimated from `done` and `total`.
     rated, rate_unit: an amount done so far, and what so much of it in a second is called, such as "audio-h/h".

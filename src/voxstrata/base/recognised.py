@@ -27,7 +27,7 @@ class Recognised(NamedTuple):
     belongs: str
 
 
-STORE = Recognised("a store", "stores are given as STORE")
+A_STORE = Recognised("a store", "stores are given as STORE")
 _MODEL = Recognised("a model", "models are given as MODEL")
 _CHECKPOINT = Recognised("a checkpoint", "`voxstrata export` makes a model of a checkpoint")
 _SIMILARITY = Recognised("a folder of `voxstrata similarity`", "`voxstrata retrieve` and `mine` take it as STORE")
@@ -59,7 +59,7 @@ def recognised(path: str | Path) -> Recognised | None:
 def _folder(here: Path, names: set[str]) -> Recognised | None:
     if "zarr.json" in names:
         with (here / "zarr.json").open("rb") as file:
-            return STORE if b'"voxstrata"' in file.read(1 << 26) else None
+            return A_STORE if b'"voxstrata"' in file.read(1 << 26) else None
     if "card.json" in names:
         return _MODEL
     if {"plan.json", "rows.parquet"} <= names:

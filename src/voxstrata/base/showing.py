@@ -9,7 +9,7 @@ import time
 from html import escape
 from typing import Any, TextIO
 
-from voxstrata.base.plain import spelt_out, wrapped
+from voxstrata.base.plain import rate_text, spelt_out, wrapped
 from voxstrata.base.progress import PROGRESS, Progress, Reporter
 from voxstrata.base.tables import clock
 
@@ -26,11 +26,13 @@ class _Stages(Reporter):
     """
 
     def __init__(self) -> None:
+        self.last: Progress | None = None  # that was told of
         self._begin = time.monotonic()
         self._shown: float | None = None  # when progress of this stage was last shown
         self._first: tuple[float, Progress] | None = None  # of the stage: when, and how far it was
 
     def _text(self, progress: Progress, now: float) -> str:
+        self.last = progress
         if self._first is None or self._first[1].stage != progress.stage:
             self._first, self._shown = (now, progress), None
         begin, first = self._first
@@ -150,11 +152,11 @@ def progress_bar() -> Reporter:
 
 def _progress_text(p: Progress, first: Progress, seconds: float) -> str:
     """What is done, the rate, and the time that is left, `seconds` after the stage's `first` report."""
-    text = f"{p.stage} {p.done}/{p.total}{p.unit and ' '}{p.unit}"
+    text = f"{p.stage} {p.done:,}/{p.total:,}{p.unit and ' '}{p.unit}"
     if p.work is not None:
         text += f" ({p.share:.0%})"
     if p.share > first.share and seconds > 0:
         if p.rated is not None:
-            text += f"  {(p.rated - (first.rated or 0.0)) / seconds:.0f} {p.rate_unit}"
+            text += f"  {rate_text((p.rated - (first.rated or 0.0)) / seconds)} {p.rate_unit}"
         text += f"  ETA {clock((1 - p.share) / (p.share - first.share) * seconds)}"
     return text + (f"  failed {p.failed}" if p.failed else "")

@@ -1,6 +1,7 @@
 """The command `voxstrata`: its commands, and how errors become messages and exit codes."""
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from voxstrata.base.progress import PROGRESS, PROGRESS_KINDS
-from voxstrata.cli.failing import DEBUG, tell
+from voxstrata.cli.failing import DEBUG, tell, value_of
 from voxstrata.cli.stopping import stopped_code
 
 _COMMANDS = (
@@ -28,6 +29,14 @@ def _refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[
     for parameter, times in Counter(order).items():
         if times > 1 and isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag):
             raise click.UsageError(f"{max(parameter.opts, key=len)} is given {times} times; give it once", ctx)
+
+
+def _refuse_tilde(ctx: click.Context, args: Sequence[str]) -> None:
+    """Raises UsageError for a path whose ~ the shell left as it is, as in `--out=~/store`: it would be a folder."""
+    for value in map(value_of, args):
+        path = os.path.expanduser(value)
+        if path != value and not os.path.exists(value):
+            raise click.UsageError(f"{value}: the shell left ~ as it is; give {shlex.quote(path)}", ctx)
 
 
 _THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -55,7 +64,14 @@ class _Lazy(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:  # a shell that completes has not all of it yet
-            _refuse_repeated(self, ctx, args)
+            try:
+                _refuse_repeated(self, ctx, args)
+            except click.NoSuchOption as e:
+                for name in _COMMANDS:
+                    if name in args:
+                        why = f"write {e.option_name} behind the command: voxstrata {name} … {e.option_name}"
+                        raise click.UsageError(why, ctx) from e
+                raise
         return super().parse_args(ctx, args)
 
     def resolve_command(
@@ -73,17 +89,26 @@ class _Lazy(click.Group):
             ctx, (name, *rest) = click.Context(command, info_name=name, parent=ctx), rest
             command = command.get_command(ctx, name)
         if command is not None:
-            _refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
+            ctx = click.Context(command, info_name=name, parent=ctx)
+            try:
+                _refuse_repeated(command, ctx, rest)
+            except click.NoSuchOption as e:
+                if any(e.option_name in option.opts for option in self.params):
+                    why = f"write {e.option_name} before the command: voxstrata {e.option_name} … {args[0]} …"
+                    raise click.UsageError(why, ctx) from e
+                raise
+            _refuse_tilde(ctx, rest)
         return found
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
         """Run a command and exit, with the codes that `--help` lists."""
+        typed = sys.argv[1:] if args is None else list(args)
         before = {name: os.environ.get(name) for name in (DEBUG, PROGRESS, *_THREADS)}
         try:
             result = super().main(args, **{**options, "standalone_mode": False})
             code = result if isinstance(result, int) else 0
         except Exception as e:
-            code = tell(e)
+            code = tell(e, typed)
         except KeyboardInterrupt as e:
             code = tell(e)
         finally:  # what --debug, --progress and --threads changed

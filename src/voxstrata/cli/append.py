@@ -10,8 +10,9 @@ import click
 
 import voxstrata as vs
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json
 from voxstrata.cli.corpora import refuse_swapped, refuse_swapped_store, tell_corpus
+from voxstrata.cli.interrupts import appended_kept, resume_hint
 from voxstrata.cli.saying import say_wrapped
 
 
@@ -50,7 +51,7 @@ def append(
     refuse_swapped_store(store, corpus, model)
     refuse_swapped(corpus, model, store)
     vs.open_store(store)  # what is none is refused before a large corpus is read
-    with resume_hint(), TerminalReporter() as reporter:
+    with resume_hint(appended_kept(store)), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
         read = vs.read_corpus(corpus, **reading)
         if not as_json:

@@ -54,15 +54,6 @@ def say_written(folder: Path | None, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def resume_hint() -> Iterator[None]:
-    """On an interrupt, say what it cost: nothing that is committed."""
-    try:
-        yield
-    except KeyboardInterrupt as e:
-        raise KeyboardInterrupt("what is committed is safe, the same command goes on from there") from e
-
-
-@contextmanager
 def quiet_ray() -> Iterator[None]:
     """Keep from standard output what Ray prints there of lost workers; those that matter the reporter tells."""
     with redirect_stdout(io.StringIO()):

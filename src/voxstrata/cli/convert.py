@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import voxstrata as vs
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, size_in_words
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json, print_left_out
 from voxstrata.cli.saying import say_wrapped
@@ -63,5 +63,5 @@ def convert(
     what = "pooled states" if report.pooled else counted(report.rows, "frame")
     say_wrapped(
         f"{report.out}: {what} of {counted(report.utterances, 'utterance')} ({', '.join(report.outputs)}), "
-        f"{report.size_bytes / 1e6:.1f} MB in {counted(len(report.files), 'file')}"
+        f"{size_in_words(report.size_bytes)} in {counted(len(report.files), 'file')}"
     )

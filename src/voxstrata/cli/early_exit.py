@@ -10,8 +10,9 @@ import voxstrata as vs
 from voxstrata.base.plain import counted
 from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, resume_hint, say_written
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, say_written
 from voxstrata.cli.corpora import read_and_note, refuse_swapped_checkpoint
+from voxstrata.cli.interrupts import resume_hint, transcripts_kept
 from voxstrata.cli.saying import say, say_wrapped
 from voxstrata.store.part import Part
 
@@ -227,7 +228,7 @@ def sweep(
     decoding = Decoding(task, _prompts(languages, found), max_new_tokens, batch, policy, loops == "stop")
     how: dict[str, Any] = {"blocks": _numbers(blocks), "norms": norms, "scoring": Scoring(**scoring), "device": device}
     how |= {"part": part, "overwrite": overwrite}
-    with TerminalReporter() as reporter, resume_hint():
+    with TerminalReporter() as reporter, resume_hint(transcripts_kept(reporter)):
         reporter.step(f"loading {checkpoint}")
         result = run(
             load_transcriber(checkpoint, revision, reporter), found, folder, decoding=decoding, **how, reporter=reporter

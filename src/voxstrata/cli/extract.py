@@ -11,8 +11,9 @@ import click
 import voxstrata as vs
 from voxstrata.base.plain import counted
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, quiet_ray, resume_hint
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, print_json, quiet_ray
 from voxstrata.cli.corpora import corpus_json, refuse_swapped, tell_corpus
+from voxstrata.cli.interrupts import resume_hint, units_kept
 from voxstrata.cli.saying import say, say_wrapped
 from voxstrata.store.part import Part
 
@@ -94,7 +95,7 @@ def extract(
     how["retry_failed"] = retry_failed
     opened = vs.open_model(model)
     spec.for_model(opened.card, devices[0])  # what the model has not is refused before a large corpus is read
-    with resume_hint(), TerminalReporter() as reporter:
+    with resume_hint(units_kept(store)), TerminalReporter() as reporter:
         reporter.step("reading the corpus")
         read = vs.read_corpus(corpus, **reading)
         if not as_json:

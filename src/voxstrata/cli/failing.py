@@ -1,8 +1,12 @@
 """The one place where errors become a message and an exit code. Nobody sees a traceback who did not ask for one."""
 
+import os
+import re
+import shlex
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +22,11 @@ from voxstrata.cli.stopping import INTERRUPTED, quiet_stdout, stopped_code
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 _OURS = str(Path(__file__).parents[1])
+_WORDS = 9  # of a path that was typed without quotes, at the most
 
 
-def tell(error: BaseException) -> int:
-    """Print what went wrong; returns the exit code."""
+def tell(error: BaseException, args: Sequence[str] = ()) -> int:
+    """Print what went wrong; returns the exit code. args: what was typed behind `voxstrata`."""
     if isinstance(error, KeyboardInterrupt | click.Abort) or stopped_code():  # imports may make it another error
         # click makes an Abort of an interrupt
         hint = str(error.__cause__ or error) if isinstance(error, KeyboardInterrupt | click.Abort) else ""
@@ -38,12 +43,14 @@ def tell(error: BaseException) -> int:
             say(error.ctx.get_usage(), err=True)
             say(f"Try '{error.ctx.command_path} {error.ctx.help_option_names[-1]}' for help.\n", err=True)
         say(f"Error: {error.format_message()}", err=True)
+        _tell_unquoted(error.format_message(), args)
         return error.exit_code
     if debugging():
         text = "".join(traceback.format_exception(error))
         print(*map(spelt_out, text.splitlines()), sep="\n", file=sys.stderr)
     if isinstance(error, VoxstrataError):
         say_error(error)
+        _tell_unquoted(str(error), args)
         return error.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that may not be written: the message names the file
         say_error(error)
@@ -56,6 +63,39 @@ def tell(error: BaseException) -> int:
         return lacking.exit_code
     say_error(unforeseen_text(error))
     return UNFORESEEN
+
+
+def _tell_unquoted(said: str, args: Sequence[str]) -> None:
+    """Say so where an error speaks of a part of a path that has spaces and was typed without quotes, or of too many
+    arguments.
+
+    Such a path is there, or its folder is; its first word alone is no path.
+    """
+    too_many = "unexpected extra argument" in said
+    values = [value_of(arg) for arg in args]
+    for count in range(min(len(args), _WORDS), 1, -1):
+        for i in range(len(args) - count + 1):
+            words = [values[i], *args[i + 1 : i + count]]
+            whole = " ".join(words)
+            spoken = too_many or any(_names(said, word) for word in words)
+            if spoken and not os.path.exists(words[0]) and _leads_somewhere(whole, words[-1]):
+                say(f"Did you mean {shlex.quote(whole)}? A path with spaces needs quotes.", err=True)
+                return
+
+
+def value_of(arg: str) -> str:
+    """What is typed behind `--option=`, else the argument itself."""
+    return arg.partition("=")[2] if arg.startswith("--") and "=" in arg else arg
+
+
+def _names(said: str, word: str) -> bool:
+    """Whether a text speaks of a word, not of one that it is a part of."""
+    return bool(word) and re.search(rf"(?<![\w/]){re.escape(word)}(?!\w)", said) is not None
+
+
+def _leads_somewhere(path: str, last: str) -> bool:
+    """Whether a path exists, or the folder that it names, whose name reaches into the last word of it."""
+    return os.path.exists(path) or ("/" in last[1:] and os.path.exists(os.path.dirname(path)))
 
 
 def unforeseen_text(error: BaseException) -> str:

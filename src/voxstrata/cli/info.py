@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import voxstrata as vs
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, size_in_words
 from voxstrata.base.tables import terminal_width
 from voxstrata.cli import options
 from voxstrata.cli.console import FAILURES_SHOWN, aligned, clock, print_json
@@ -204,9 +204,9 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         ("family", model.get("family", {}).get("name", "Whisper")),
         ("encoder SHA-256", model["weights_sha256"]),
         ("outputs", ", ".join(spec["outputs"])),
-        ("stored", f"{stored}; {about['bytes_per_output'] / 1e6:.1f} MB per output"),
+        ("stored", f"{stored}; {size_in_words(about['bytes_per_output'])} per output"),
         ("context", context["mode"] + detail + silence),
-        ("utterances", ", ".join(f"{n} {s}" for s, n in about["status"].items())),
+        ("utterances", ", ".join(f"{n:,} {s}" for s, n in about["status"].items())),
         ("complete", "yes" if about["complete"] else "no"),
     ]
     if spans := about.get("spans"):
@@ -215,14 +215,14 @@ def _print_store(path: str, about: dict[str, Any]) -> None:
         rows.append(("relabelled", f"changes: {about['relabelled']}; what they replaced is in {path}/history"))
     if missing := about["missing"]:
         claimed = missing["claimed"]
-        rows.append(("missing", f"{missing['units']} of {counted(missing['of'], 'unit')}: {missing['ranges']}"))
+        rows.append(("missing", f"{missing['units']:,} of {counted(missing['of'], 'unit')}: {missing['ranges']}"))
         who = [f"unit {unit}: {name}" for unit, name in list(claimed.items())[:FAILURES_SHOWN]]
         more = f", and {len(claimed) - len(who)} more" if len(claimed) > len(who) else ""
         rows.append(("at work", "; ".join(who) + more if who else "nobody that is known of"))
         rows.append(("go on with", missing["command"]))
     _print_rows(f"{path}: store of embeddings", rows)
     by_language = sorted(about["languages"].items())
-    table = [[name, str(e["utterances"]), str(e["done"]), clock(e["seconds"])] for name, e in by_language]
+    table = [[name, f"{e['utterances']:,}", f"{e['done']:,}", clock(e["seconds"])] for name, e in by_language]
     say("\n" + aligned(["language", "utterances", "done", "audio done"], table))
     for name, reason in list(about["failures"].items())[:FAILURES_SHOWN]:
         say_wrapped(f"failed: {name}: {reason}", indent="  ")

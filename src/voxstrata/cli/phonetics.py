@@ -8,9 +8,17 @@ import click
 import voxstrata as vs
 from voxstrata.base.plain import counted
 from voxstrata.cli import options
-from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json, say_written
+from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, aligned, print_json, say_written
 from voxstrata.cli.corpora import read_and_note
 from voxstrata.cli.saying import say, say_wrapped
+
+
+def _list_voices(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from voxstrata.phonology.ipa import voice_names
+
+        say(aligned(["voice", "name"], list(voice_names().items()), (0, 1)))
+        ctx.exit()
 
 
 @click.command()
@@ -30,6 +38,10 @@ from voxstrata.cli.saying import say, say_wrapped
     metavar="LANGUAGE=VOICE",
     help="espeak-ng voice of a language, e.g. en=en-gb,es=es-419. [default: by the language's code]",
 )
+@click.option(
+    "--voices", "list_voices", is_flag=True, is_eager=True, expose_value=False, callback=_list_voices,
+    help="List espeak-ng's voices, and do nothing else.",
+)  # fmt: skip
 @click.option(
     "--normalize",
     type=click.Choice(["longer", "mean", "none"]),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from voxstrata.base.plain import size_in_words
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_json
 from voxstrata.cli.saying import say_wrapped
@@ -37,6 +38,6 @@ def report(folder: Path, target: Path | None, as_json: bool) -> None:
         return
     for run in written.runs:
         say_wrapped(f"{run.path}: {run.command}, {run.whose}", indent="  ")
-    say_wrapped(f"\n{written.out}: {Path(written.out).stat().st_size / 1e6:.1f} MB")
+    say_wrapped(f"\n{written.out}: {size_in_words(Path(written.out).stat().st_size)}")
     for name, reason in written.left_out.items():
         say_wrapped(f"left out: {name}: {reason}", err=True)

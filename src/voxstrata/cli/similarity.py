@@ -10,10 +10,11 @@ import click
 
 import voxstrata as vs
 from voxstrata.base.opening import read_regular
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, rate_text
 from voxstrata.base.recognised import mistaken, recognised
 from voxstrata.cli import options
-from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray, resume_hint
+from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray
+from voxstrata.cli.interrupts import resume_hint, rows_kept
 from voxstrata.cli.saying import say_wrapped
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def similarity(
       voxstrata similarity speech.zarr --outputs layer_06 --x en --y es -o en-es
     """
     from voxstrata.cluster.comparing import Side, similarity_on_ray
-    from voxstrata.encoders.outputs import select_outputs
+    from voxstrata.encoders.outputs import names_one, select_outputs
     from voxstrata.retrieval.all_pairs import compare_outputs
     from voxstrata.retrieval.kernels import choose_kernel
     from voxstrata.retrieval.selection import refuse_bad_frames, refuse_incomparable
@@ -123,13 +124,13 @@ def similarity(
         if other is not None:
             print_left_out(y.store)
     print_left_out(opened)
-    folders = {name: f"{folder.rstrip('/')}/{name}" for name in select_outputs(outputs, opened.outputs)}
-    if len(folders) == 1 and outputs != "all":  # one alone, however it is spelt
-        folders = dict.fromkeys(folders, folder)
+    names = select_outputs(outputs, opened.outputs)
+    alone = names_one(outputs, names)
+    folders = {name: folder if alone else f"{folder.rstrip('/')}/{name}" for name in names}
     by = choose_kernel(kernel)
     how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0}
     how |= {"overwrite": overwrite, **limits}
-    with TerminalReporter() as reporter, resume_hint():
+    with TerminalReporter() as reporter, resume_hint(rows_kept(folders.values())):
         if len(folders) > 1:  # what a later output would be refused for is refused before the first takes its time
             for name in folders:
                 refuse_incomparable(x, y, name)
@@ -147,7 +148,7 @@ def similarity(
                 reports = similarity_on_ray(*sides, folders, kernel=by, workers=workers, **how, reporter=reporter)
     if as_json:
         found = {name: asdict(report) for name, report in reports.items()}
-        print_json(found.get(outputs, found))
+        print_json(found[names[0]] if alone else found)
     else:
         for report in reports.values():
             _print(report)
@@ -178,8 +179,9 @@ def _print(report: SimilarityReport) -> None:
     say_wrapped(f"{report.out}: {report.x} × {counted(report.y, 'utterance')}, {rows}")
     if report.pairs:
         busy = "  ".join(f"{k} {v:.1f} s" for k, v in report.stages.items())
+        rate = rate_text(report.pairs / report.seconds)
         say_wrapped(
-            f"{counted(report.pairs, 'pair')} in {clock(report.seconds)}: {report.pairs / report.seconds:.0f} pairs/s "
+            f"{counted(report.pairs, 'pair')} in {clock(report.seconds)}: {rate} pairs/s "
             f"({report.kernel})\nseconds by stage (all but compare and wait overlap): {busy}"
         )
     for direction, found in (report.candidates or {}).items():

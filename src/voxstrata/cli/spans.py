@@ -9,8 +9,9 @@ import click
 
 import voxstrata as vs
 from voxstrata.cli import options
-from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json, print_left_out, resume_hint
+from voxstrata.cli.console import FAILURES_SHOWN, PARTIAL, TerminalReporter, print_json, print_left_out
 from voxstrata.cli.corpora import refuse_swapped_store
+from voxstrata.cli.interrupts import resume_hint, units_kept
 from voxstrata.cli.saying import say, say_wrapped
 
 
@@ -49,7 +50,7 @@ def spans(store: str, alignments: Path, target: str, as_json: bool, **how: Any) 
     """
     refuse_swapped_store(store, alignments)
     opened = vs.open_store(store)
-    with resume_hint(), TerminalReporter() as reporter:
+    with resume_hint(units_kept(target)), TerminalReporter() as reporter:
         report = vs.spans(opened, alignments, target, **how, reporter=reporter)
     print_left_out(opened)
     if as_json:

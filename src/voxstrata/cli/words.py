@@ -6,8 +6,9 @@ import click
 
 import voxstrata as vs
 from voxstrata.cli import options
-from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, resume_hint, save_and_print
+from voxstrata.cli.console import PARTIAL, TerminalReporter, print_failures, save_and_print
 from voxstrata.cli.corpora import refuse_swapped
+from voxstrata.cli.interrupts import resume_hint, units_kept
 
 
 @click.command(short_help="Sound or meaning, word by word.")
@@ -64,7 +65,7 @@ def words(
     refuse_swapped(word_list, model)
     WordComparison.refuse_earlier(folder, overwrite)
     how = WordOptions(near, far, bootstrap)
-    with resume_hint(), TerminalReporter() as reporter:
+    with resume_hint(units_kept(folder / "words.zarr")), TerminalReporter() as reporter:
         entries = read_word_list(word_list)
         result = measure_words(entries, model, folder, outputs, how, runtime, reporter, overwrite)
         save_and_print(result, folder, as_json, reporter, failed=result.failures)

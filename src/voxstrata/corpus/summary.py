@@ -58,12 +58,13 @@ class CorpusSummary:
         if self.languages and self.without_language:
             unnamed = f"; {counted(self.without_language, 'recording')} without one"
         parts = f", of {counted(self.files, 'file')}" if self.files < self.recordings else ""
+        groups = f"{self.groups:,}, {self.translated:,} of them in several languages"
         lines = {
-            "recordings": f"{self.recordings}{parts}",
+            "recordings": f"{self.recordings:,}{parts}",
             "languages": f"{len(self.languages)}: {shown}{unnamed}" if self.languages else "none named",
-            "groups": f"{self.groups}, {self.translated} of them in several languages" if self.groups else _NO_GROUPS,
-            "texts": f"{self.texts or 'none'}",
-            "speakers": f"{self.speakers or 'none named'}",
+            "groups": groups if self.groups else _NO_GROUPS,
+            "texts": f"{self.texts:,}" if self.texts else "none",
+            "speakers": f"{self.speakers:,}" if self.speakers else "none named",
         }
         return "\n".join(f"  {name:<12}{line}" for name, line in lines.items())
 

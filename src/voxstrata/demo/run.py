@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, rate_text
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.demo.corpus import write_demo_corpus
 from voxstrata.demo.encoder import LABORATORY, LANGUAGES, DemoEncoders, find_encoders, write_laboratory_model
@@ -88,7 +88,7 @@ def run_demo(folder: str | Path, *, threads: int | None = None, reporter: Report
             manifest, folder / model, folder / store, StoreSpec(every=2), Runtime(threads=threads), reporter
         )
         rate = report.audio_seconds / report.seconds
-        reporter.step(f"{report.audio_seconds / 60:.0f} minutes of speech: {rate:.0f} audio-hours per hour")
+        reporter.step(f"{report.audio_seconds / 60:.0f} minutes of speech: {rate_text(rate)} audio-hours per hour")
         stores.append(open_store(folder / store))
     reporter.step("retrieving translations, layer by layer")
     found = retrieve_each(stores, reporter=reporter) if len(stores) > 1 else retrieve(stores[0], reporter=reporter)

@@ -7,6 +7,7 @@ Both are folders of the unchanged architecture: transformers loads them, and so 
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -88,7 +89,10 @@ def quiet_transformers() -> Iterator[None]:
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # of settings that every published Whisper has in config.json, too
+            warnings.filterwarnings("ignore", message="Moving the following attributes in the config")
+            yield
     finally:
         log.set_verbosity(level)
         if bars:

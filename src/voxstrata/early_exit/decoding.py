@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from voxstrata.base.choices import chosen
+from voxstrata.base.choices import chosen, listed
 from voxstrata.base.errors import AudioError, InputError, UsageError
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import first_few
 from voxstrata.corpus import Corpus
+from voxstrata.corpus.languages import language_name
 from voxstrata.early_exit.checkpoint import Transcriber
 from voxstrata.early_exit.decoder import Ask, Decoded, Decoder
 from voxstrata.early_exit.exits import EarlyExit, check_exit
@@ -118,10 +120,14 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
     tokens = {language: AUTO if said == AUTO else whisper_language(said, known) for language, said in asked.items()}
     unknown = [asked[language] for language, token in tokens.items() if token is None]
     if unknown:
-        nearest = "--language " + (f"{unknown[0]}=es" if unknown[0] not in prompts.values() else "…")
+        codes = [token.strip("<|>") for token in sorted(known)]
+        called = {str(language_name(code)).lower(): code for code in codes}
+        near = [called[close] for said in unknown for close in get_close_matches(said.lower(), called, 1)]
+        example = "--language " + (f"{unknown[0]}={[*near, 'es'][0]}" if unknown[0] not in prompts.values() else "…")
+        some = listed(list(dict.fromkeys([*near, *codes])), unknown)
         raise UsageError(
-            f"{name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows "
-            f"({nearest}): {', '.join(t.strip('<|>') for t in sorted(known))}"
+            f"{name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows ({example}): {some}"
+            f"{'; its generation_config.json lists all' if some.endswith('more') else ''}"
         )
     return {language: token for language, token in tokens.items() if token}
 
@@ -209,7 +215,6 @@ class _Lots:
         order = sorted(self._infos, key=lambda i: (str(rows[i]["language"]), -self._infos[i].samples))
         self.batches = _batches(order, rows, decoding.batch)
         self._learn(self._infos)
-        self._before = self._known
 
     @property
     def _known(self) -> int:
@@ -310,8 +315,8 @@ class _Lots:
         self._tell()
 
     def _tell(self) -> None:
-        done, total = self._known - self._before, len(self._infos) * len(self._exits) - self._before
-        self._reporter.progress(Progress("transcribing", done, total, "transcripts"))
+        total = len(self._infos) * len(self._exits)
+        self._reporter.progress(Progress("transcribing", self._known, total, "transcripts"))
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)

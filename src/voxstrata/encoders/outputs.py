@@ -1,9 +1,12 @@
 """Names of the encoder's outputs: `layer_00` … `layer_L`, then `final`."""
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
 
 from voxstrata.base.errors import UsageError
+
+OutputChoice = str | int | Sequence[str | int]  # what `select_outputs` takes
 
 
 def output_names(layers: int) -> tuple[str, ...]:
@@ -44,15 +47,16 @@ def depth_fraction(output: str, layers: int) -> float:
     return depth([output], layers) / layers
 
 
-def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tuple[str, ...]:
+def select_outputs(wanted: OutputChoice, available: Sequence[str]) -> tuple[str, ...]:
     """The wanted outputs in depth order. A string is a comma-separated list; "all" is every available one.
 
-    A name may be written in short: "3" is `layer_03`, "2-5" are `layer_02` to `layer_05`, and "-1" is the last of those
-    that are available, "-2" the one before.
+    A name may be written in short: "3", 3 and "layer_3" are `layer_03`, "2-5" are `layer_02` to `layer_05`, and "-1"
+    and -1 are the last of those that are available, "-2" the one before.
 
     Raises UsageError for a name that is not available, a name given twice, and an empty choice.
     """
-    given = [n.strip() for n in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
+    each = wanted.split(",") if isinstance(wanted, str) else wanted if isinstance(wanted, Sequence) else [wanted]
+    given = [name.strip() if isinstance(name, str) else str(operator.index(name)) for name in each]
     if given == ["all"]:
         return tuple(available)
     names = [name for short in given for name in _names(short, available)]
@@ -67,10 +71,25 @@ def select_outputs(wanted: Sequence[str] | str, available: Sequence[str]) -> tup
     return tuple(n for n in available if n in names)
 
 
+def select_output(wanted: str | int, available: Sequence[str]) -> str:
+    """The one output that a name means, written as `select_outputs` takes it. Raises UsageError for none or several."""
+    if wanted in available:
+        return str(wanted)
+    names = select_outputs(wanted, available)
+    if len(names) > 1:
+        raise UsageError(f"{wanted!r} are {len(names)} outputs; name one of {', '.join(names)}")
+    return names[0]
+
+
+def names_one(wanted: OutputChoice, names: Sequence[str]) -> bool:
+    """Whether `names`, which `select_outputs` made of `wanted`, are one that was asked for as one, however spelt."""
+    return len(names) == 1 and wanted != "all" and isinstance(wanted, str | int)
+
+
 def _names(short: str, available: Sequence[str]) -> list[str]:
     """What a short name stands for; another name stands for itself."""
-    if match := re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", short):
-        first, last = int(match[1]), int(match[2] or match[1])
+    if match := re.fullmatch(r"(?:layer_)?(\d{1,4})|(\d{1,4})-(\d{1,4})", short):
+        first, last = int(match[1] or match[2]), int(match[1] or match[3])
         return [f"layer_{k:02d}" for k in range(first, last + 1)] or [short]
     if re.fullmatch(r"-\d{1,4}", short) and -int(short) in range(1, len(available) + 1):
         return [available[int(short)]]

@@ -54,9 +54,9 @@ class Estimate:
         """Recordings, work and storage, in tables; the time is told by `in_words`."""
         readable = self.recordings - len(self.failures)
         about = {
-            "recordings": f"{readable} of {self.recordings} readable, {time_in_words(self.audio_seconds)} of audio",
-            "units": f"{self.units}",
-            "windows": f"{self.windows} of at most {self.window_seconds:g} s, {self.context}",
+            "recordings": f"{readable:,} of {self.recordings:,} readable, {time_in_words(self.audio_seconds)} of audio",
+            "units": f"{self.units:,}",
+            "windows": f"{self.windows:,} of at most {self.window_seconds:g} s, {self.context}",
             "tokens": f"{self.tokens:,} positions to compute, {self.flops / 1e12:,.1f} TFLOP",
         }
         rows = [[name, f"{self.rows:,}", f"{self.bytes_per_output / 1e6:,.1f}"] for name in self.outputs]

@@ -9,7 +9,7 @@ from typing import Any
 
 from voxstrata.base.errors import UsageError
 from voxstrata.base.finding import percent_text
-from voxstrata.base.plain import counted, shown_as
+from voxstrata.base.plain import counted, rate_text, shown_as
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import clock
 from voxstrata.corpus import Corpus, read_corpus
@@ -105,8 +105,9 @@ class ExtractReport:
             lines.append("nothing was left to do here")
         else:
             rate = self.audio_seconds / self.seconds
+            took = clock(self.seconds) if self.seconds >= 10 else f"{self.seconds:.1f} s"
             lines += [
-                f"{clock(self.audio_seconds)} of audio in {clock(self.seconds)}: {rate:.0f} audio-hours per hour",
+                f"{clock(self.audio_seconds)} of audio in {took}: {rate_text(rate)} audio-hours per hour",
                 *_stages_text(self.stages),
             ]
             if self.sgemm_rate:

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +19,13 @@ from voxstrata.base.errors import InputError
 from voxstrata.base.finding import percent_text
 from voxstrata.base.folders import scratch_folder
 from voxstrata.base.opening import read_json_file
-from voxstrata.base.plain import counted
+from voxstrata.base.plain import counted, rate_text
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.tables import aligned
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.frames import SAMPLE_RATE
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.extraction import ExtractReport, share
 from voxstrata.engine.making import make_encoder
@@ -99,7 +99,7 @@ class Record:
         """Machine, rates and stages, in tables."""
         rows = []
         for name, t in self.contexts.items():
-            rates = [f"{t.audio_hours_per_hour:.1f}", f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}"]
+            rates = [rate_text(t.audio_hours_per_hour), f"{3600 * t.stored_bytes / t.audio_seconds / 1e9:.2f}"]
             efficiency = "" if t.efficiency is None else percent_text(t.efficiency)
             rows.append([name, *rates, efficiency, str(t.clips), f"{t.seconds:.1f}"])
         header = ["context", "audio-hours per hour", "GB per audio-hour", "efficiency", "clips", "seconds"]
@@ -138,7 +138,7 @@ def measure(
     model: ModelFolder,
     mode: Mode,
     mix: LengthMix,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     runtime: Runtime | None = None,
     *,
     seconds: float,
@@ -156,7 +156,7 @@ def measure(
     """
     runtime = runtime or Runtime()
     context = Context(mode)
-    spec = StoreSpec(outputs, context=context).for_model(model.card, runtime.device)
+    spec = StoreSpec(select_outputs(outputs, model.card.outputs), context=context).for_model(model.card, runtime.device)
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize * len(spec.outputs)
     family = model.card.family
     encoder, mean = make_encoder(model, spec, runtime), mix.mean / family.seconds_per_frame
@@ -204,14 +204,14 @@ def measure(
 
 def bench(
     model: ModelFolder,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     runtime: Runtime | None = None,
     reporter: Reporter = SILENT,
     *,
     seconds: float = SECONDS,
 ) -> Record:
     """Measure every context on the FLEURS-like mix, and store the record where `recorded` finds it."""
-    runtime = runtime or Runtime()
+    runtime, outputs = runtime or Runtime(), select_outputs(outputs, model.card.outputs)
     limit, load = None, round(os.getloadavg()[0], 2)
     if runtime.device.kind == "cpu":
         reporter.step("matrix products")

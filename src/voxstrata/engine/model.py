@@ -19,6 +19,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.plain import counted
 from voxstrata.corpus.memory import samples_source
 from voxstrata.encoders.card import ModelFolder, open_model
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.making import make_encoder
 from voxstrata.engine.pipeline import equal_batches, kept
@@ -42,7 +43,7 @@ class SpeechModel(ModelFolder):
         self,
         samples: NDArray[Any],
         rate: float,
-        outputs: Sequence[str] | None = None,
+        outputs: OutputChoice | None = None,
         *,
         spec: StoreSpec | None = None,
         runtime: Runtime | None = None,
@@ -53,7 +54,7 @@ class SpeechModel(ModelFolder):
         self,
         samples: Sequence[ArrayLike],
         rate: float | Sequence[float],
-        outputs: Sequence[str] | None = None,
+        outputs: OutputChoice | None = None,
         *,
         spec: StoreSpec | None = None,
         runtime: Runtime | None = None,
@@ -63,7 +64,7 @@ class SpeechModel(ModelFolder):
         self,
         samples: NDArray[Any] | Sequence[ArrayLike],
         rate: float | Sequence[float],
-        outputs: Sequence[str] | None = None,
+        outputs: OutputChoice | None = None,
         *,
         spec: StoreSpec | None = None,
         runtime: Runtime | None = None,
@@ -80,7 +81,9 @@ class SpeechModel(ModelFolder):
         values that are not finite.
         """
         runtime, spec = runtime or Runtime(), spec or StoreSpec()
-        spec = (spec if outputs is None else replace(spec, outputs=outputs)).for_model(self.card, runtime.device)
+        if outputs is not None:
+            spec = replace(spec, outputs=select_outputs(outputs, self.card.outputs))
+        spec = spec.for_model(self.card, runtime.device)
         several = isinstance(samples, list | tuple)
         given: list[Any] = list(samples) if several else [samples]
         rates: list[Any] = list(rate) if isinstance(rate, list | tuple | np.ndarray) else [rate] * len(given)

@@ -200,6 +200,7 @@ class Extraction:
         if self._tally is None:
             self._tally = Tally(self.writer, self.model)
         tally, encoded, flops, done = self._tally, self._tally.encoded, self._tally.flops, 0
+        tally.begin(reporter)
 
         def begun() -> Iterator[int]:
             for unit in units:

@@ -19,7 +19,7 @@ _LOOK_SHARE = 20  # so many times what the look took, where that is more
 
 
 class Tally:
-    """Counts the batches that a run has encoded, and tells how far the store is, by what was pending at first.
+    """Counts the batches that a run has encoded, and tells how far the whole store is.
 
     encoded: samples. flops: arithmetic they took. Recordings that fail are work that is done, but not encoded.
     """
@@ -33,12 +33,17 @@ class Tally:
         self._failed = len(writer.failures(done)[0])
         self._others = set(range(plan.units)) - done  # that other runs may commit
         self._begun = set[int]()  # here, and not counted as theirs
-        self._units, self._units_total, self._samples, self._own = 0, len(self._others), 0, 0
-        self._samples_total = self._samples_of(self._others)
+        self._units = len(done)
+        self._samples, self._own = self._samples_of(done), 0
+        self._samples_total = int(plan.samples.sum())
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
     def _samples_of(self, units: Iterable[int]) -> int:
         return int(np.add.reduceat(self._plan.samples, self._plan.unit_begin[:-1])[list(units)].sum())
+
+    def begin(self, reporter: Reporter) -> None:
+        """Say how far the store is before anything is encoded: from here on rate and time that is left count."""
+        self.tell(reporter, self._own)
 
     def add(self, batch: Batch, reporter: Reporter) -> None:
         """Count a batch that was encoded here."""
@@ -74,5 +79,5 @@ class Tally:
         audio, total = self._samples / SAMPLE_RATE, self._samples_total / SAMPLE_RATE
         rate = audio if rated is None else rated / SAMPLE_RATE
         work: dict[str, Any] = {"work": audio, "work_total": total, "rated": rate}
-        units = (self._units, self._units_total, "units")
+        units = (self._units, self._plan.units, "units")
         reporter.progress(Progress("extracting", *units, **work, rate_unit="audio-h/h", failed=self._failed))

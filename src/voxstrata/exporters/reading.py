@@ -34,6 +34,8 @@ _KEYS = {
     str: "activation_function dtype torch_dtype _name_or_path",
     list: "architectures suppress_tokens begin_suppress_tokens forced_decoder_ids",
 }
+# What save_pretrained leaves of it, once it has moved it to generation_config.json
+_MOVED = ("max_length", None)
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -148,7 +150,7 @@ def known_keys(file: Path, raw: Mapping[str, Any], kinds: Mapping[type, str], ne
     Text, lists and token ids may be null. Raises InputError naming file, key and value.
     """
     types = {key: kind for kind, keys in kinds.items() for key in keys.split()}
-    known = {key: value for key, value in raw.items() if key in types}
+    known = {key: value for key, value in raw.items() if key in types and (key, value) != _MOVED}
     missing = [key for key in needed.split() if key not in known]
     if missing:
         raise InputError(

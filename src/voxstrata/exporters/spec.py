@@ -6,6 +6,7 @@ from pathlib import Path
 
 from voxstrata.base.errors import UsageError
 from voxstrata.encoders.card import DTYPES
+from voxstrata.encoders.outputs import OutputChoice
 from voxstrata.encoders.silence import check_groups
 
 
@@ -22,7 +23,7 @@ class ExportSpec:
     prefix: tokens that an encoder is told before the speech, where its family has any: OWSM-CTC's language and task.
     """
 
-    outputs: str | Sequence[str] = "all"
+    outputs: OutputChoice = "all"
     dtype: str = "float32"
     norm_every: bool = False
     calibrate: str | Path | None = None

@@ -18,7 +18,7 @@ from voxstrata.base.folders import check_vacant, new_folder
 from voxstrata.base.plain import counted, shown_as
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.tables import distinct
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.handover.formats import FORMS
 from voxstrata.handover.share import ABOUT_FILE, UTTERANCES_FILE, Share
 from voxstrata.store.several import AnyStore, open_store
@@ -59,7 +59,7 @@ def convert(
     store: AnyStore,
     out: str | Path,
     to: str,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     *,
     pooled: bool = False,
     languages: str | Sequence[str] | None = None,

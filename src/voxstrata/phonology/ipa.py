@@ -3,8 +3,9 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -22,6 +23,7 @@ _KANJI = re.compile(r"[\u3400-\u9fff]")
 _AS_IPA = str.maketrans({"ɚ": "əɹ", "ɝ": "ɜɹ", "ᵻ": "ɨ"})
 _TWICE = str.maketrans({"ɚ": "ə", "ɝ": "ɜ"})  # before ɹ
 _NAMED = 5  # how many offenders a message lists
+_NEAR, _ALIKE = 3, 0.7  # how many voices are near a name at the most, and how alike they are spelt at the least
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,32 @@ def _wrapper() -> Any:
 
 
 @cache
+def voice_names() -> dict[str, str]:
+    """espeak-ng's voices: what each is called, by its code, sorted."""
+    found: dict[str, str] = {}
+    for voice in _wrapper()().available_voices():
+        found.setdefault(voice.language, voice.name.strip())
+    return dict(sorted(found.items()))
+
+
 def voices() -> tuple[str, ...]:
     """Codes of espeak-ng's voices, sorted."""
-    return tuple(sorted({voice.language for voice in _wrapper()().available_voices()}))
+    return tuple(voice_names())
+
+
+def near_voices(names: Iterable[str]) -> str:
+    """For errors, in sentences: voices whose code or name is spelt much like one of these, and how to see all."""
+    known = voice_names()
+    codes: dict[str, str] = {}
+    for code, name in known.items():
+        language = name.partition(" (")[0]
+        codes |= {code.lower(): code, name.lower(): code, language.lower(): voice_of(language, known) or code}
+    close: list[str] = []
+    for name in names:  # the code of a language whose voices all carry a region ("en"), then what is misspelt
+        close += filter(None, [voice_of(name, known)])
+        close += (codes[found] for found in get_close_matches(name.lower(), codes, _NEAR, _ALIKE))
+    near = ", ".join(f"{code} ({known[code]})" for code in list(dict.fromkeys(close))[:_NAMED])
+    return f"{near and f'Near in spelling: {near}. '}`voxstrata phonetics --voices` lists all {len(known)} voices"
 
 
 def tools() -> dict[str, str]:
@@ -80,14 +105,14 @@ def choose_voices(languages: Sequence[str], given: Mapping[str, str] | None = No
                 f"Texts are read in: {', '.join(languages) or 'none'}"
             )
         if voice not in voices():
-            raise UsageError(f"espeak-ng has no voice {voice!r}; it has {', '.join(voices())}")
+            raise UsageError(f"espeak-ng has no voice {voice!r}. {near_voices([voice])}")
     found = {language: given.get(language) or voice_of(language, voices()) for language in languages}
     lacking = [language for language, voice in found.items() if voice is None]
     if lacking:
         raise InputError(
             f"espeak-ng speaks no {', '.join(map(repr, lacking))}; give IPA for these (--ipa), choose a voice that "
             f"comes close (--voice {lacking[0]}=CODE), or leave them out (--languages). "
-            f"Its voices: {', '.join(voices())}"
+            f"{near_voices(lacking)}"
         )
     return {language: voice for language, voice in found.items() if voice is not None}
 

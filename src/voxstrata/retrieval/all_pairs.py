@@ -67,7 +67,7 @@ class SimilarityReport:
 def similarity(
     x: Selection | AnyStore,
     y: Selection | AnyStore | None,
-    output: str,
+    output: str | int,
     out: str | Path,
     *,
     kernel: Kernel | None = None,
@@ -98,8 +98,9 @@ def similarity(
     or infinite, naming the utterance. Of a single set the last are found in the first tile row.
     """
     how: dict[str, Any] = {"kernel": kernel, "part": part, "overwrite": overwrite, "reporter": reporter, **settings}
-    sides = selection_of(x), None if y is None else selection_of(y)
-    return compare_outputs(*sides, {output: out}, **how)[output]
+    x, y = selection_of(x), None if y is None else selection_of(y)
+    name = x.store.output(output)
+    return compare_outputs(x, y, {name: out}, **how)[name]
 
 
 def compare_outputs(
@@ -138,7 +139,7 @@ def compare_outputs(
 def prepare_similarity(
     x: Selection,
     y: Selection | None,
-    output: str,
+    output: str | int,
     folder: str | Path,
     *,
     kernel: Kernel | None = None,
@@ -180,9 +181,12 @@ class Comparison:
     def compute(self, rows: Sequence[int], reporter: Reporter = SILENT) -> int:
         """Compute and commit these tile rows but those that others hold or have committed; how many it did.
 
+        The reporter is told how far the whole comparison is.
         Raises InputError where the folder cannot be written, or was made anew for another plan.
         """
         plan, sink, begin = self.plan, _TileRows(self.plan, self._results), time.perf_counter()
+        # counted for those who are told alone: of many rows it takes a while
+        there = () if reporter is SILENT else set(plan.tiles.rows) - {*rows, *self.pending()}
         with self._going_on():
             self._pairs += compare(
                 plan.x.frames(plan.output),
@@ -191,6 +195,7 @@ class Comparison:
                 sink,
                 tiles=plan.tiles,
                 rows=rows,
+                before=there,
                 stages=self._stages,
                 reporter=reporter,
             )
@@ -216,12 +221,11 @@ class Comparison:
         with self._results.kept_if_used(alone):
             pending = set(self.pending())
             todo = [row for row in part.order(self.plan.tiles.rows) if row in pending]
-            own = [row for row in todo if row % part.of == part.number - 1]
             if not self._checked:
                 self._refuse_bad_rows(todo[1:])
                 self._checked = True
-            changed = [self.compute(rows, reporter) for rows in (own, todo[len(own) :]) if rows]
-            return any([*changed, self.merge()])
+            changed = self.compute(todo, reporter) if todo else 0
+            return any([changed, self.merge()])
 
     def report(self) -> SimilarityReport:
         """What this process did until now."""

@@ -120,14 +120,16 @@ def compare(
     *,
     tiles: Tiles | None = None,
     rows: Iterable[int] | None = None,
+    before: Iterable[int] = (),
     stages: Stages | None = None,
     reporter: Reporter = SILENT,
 ) -> int:
     """Score every utterance of x against every one of y, or x against itself (y None); each tile goes to `sink` once.
 
     tiles: by default of `kernel.block_frames` frames a side. Three blocks are in memory at a time: one of x, two of y.
-    rows: the tile rows to compute; by default all. stages: where busy seconds are counted: `read`, `pack`, `wait` (for
-    frames), `compare`, `place`.
+    rows: the tile rows to compute; by default all. before: those that are computed already; they count as done where it
+    is told how far all is. stages: where busy seconds are counted: `read`, `pack`, `wait` (for frames), `compare`,
+    `place`.
 
     Returns how many pairs of utterances were compared.
     Raises what reading and `Kernel.pack` raise: InputError for a frame that is zero, NaN or infinite.
@@ -142,18 +144,20 @@ def compare(
             sink.put(xs, ys, precision, recall)
 
     def tell() -> None:
-        (pairs, frames), (pairs_wanted, frames_wanted) = done.tolist(), total.tolist()
-        how = (pairs, pairs_wanted, "pairs", frames, frames_wanted, pairs, "pairs/s")
+        (pairs, frames), (pairs_wanted, frames_wanted) = (there + done).tolist(), total.tolist()
+        how = (pairs, pairs_wanted, "pairs", frames, frames_wanted, int(done[0]), "pairs/s")
         reporter.progress(Progress("comparing", *how))
 
     work = _Work(x, other, tiles, sink)
-    total, done = sum(map(work.of_row, todo), np.zeros(2, np.int64)), np.zeros(2, np.int64)
+    there, own = (sum(map(work.of_row, some), np.zeros(2, np.int64)) for some in (before, todo))
+    total, done = there + own, np.zeros(2, np.int64)
+    tell()
     with _Blocks(x, other, kernel, tiles, stage) as blocks, ThreadPoolExecutor(1, thread_name_prefix="place") as worker:
         blocks.start(todo)
         for n, row in enumerate(todo, start=1):
             with sink.row(row) as needed:
-                if not needed:
-                    total -= work.of_row(row)
+                if not needed:  # others are at it, or were
+                    there += work.of_row(row)
                     tell()
                     blocks.start(todo[n:])
                     continue

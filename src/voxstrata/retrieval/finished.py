@@ -14,6 +14,7 @@ from voxstrata.store.checked import checked_table, read_json
 from voxstrata.store.files import Files
 
 PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE = "plan.json", "top.parquet", "rows.parquet", "columns.parquet"
+TILE_ROWS, DONE_FILE = "units", "done.json"  # a folder for each tile row, and its commit marker
 CANDIDATES_FILE, MISSES_FILE = "candidates.npz", "candidates.json"
 ABOUT = "voxstrata_similarity"  # in tables' metadata and zarr's attributes: of which plan
 COMPARE_AGAIN = "remove the folder and run `voxstrata similarity` again"
@@ -87,6 +88,15 @@ def read_similarity(folder: str | Path) -> FoundSimilarity:
         return FoundSimilarity(plan, x, y, read_result(files, TOP_FILE, of), misses)
     except OSError as e:
         raise InputError(f"{folder}: cannot be read ({e}); mend it, or run `voxstrata similarity` again") from e
+
+
+def rows_done(folder: str | Path) -> tuple[int, int]:
+    """How many tile rows of a comparison are committed, and of how many; (0, 0) where none was begun."""
+    files = Files(folder)
+    if not files.exists(PLAN_FILE):
+        return 0, 0
+    done = sum(files.exists(f"{TILE_ROWS}/{row}/{DONE_FILE}") for row in files.names(TILE_ROWS))
+    return done, len(read_tile_plan(files)["x_begin"]) - 1
 
 
 def read_tile_plan(files: Files) -> dict[str, Any]:

@@ -38,9 +38,11 @@ from voxstrata.retrieval.finished import (
     CANDIDATES_FILE,
     COLUMNS_FILE,
     COMPARE_AGAIN,
+    DONE_FILE,
     MISSES_FILE,
     PLAN_FILE,
     ROWS_FILE,
+    TILE_ROWS,
     TOP_FILE,
     read_result,
     read_tile_plan,
@@ -54,8 +56,8 @@ from voxstrata.store.files import LOCK, Files, patient_lock, zarr_array
 from voxstrata.store.leases import LEASE_SECONDS
 
 _SCHEMA = 1
-_UNITS, _DONE, _MATRIX, _ANEW = "units", "done.json", "matrix.zarr", "anew"
-_NAMES = {PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE, _UNITS, _MATRIX, _ANEW, CLAIMS}
+_MATRIX, _ANEW = "matrix.zarr", "anew"
+_NAMES = {PLAN_FILE, TOP_FILE, ROWS_FILE, COLUMNS_FILE, CANDIDATES_FILE, MISSES_FILE, TILE_ROWS, _MATRIX, _ANEW, CLAIMS}
 _PARTIAL = re.compile(rf"({'|'.join(map(re.escape, sorted(_NAMES)))})(\.[0-9a-f]+)?\.partial")
 FORWARD, BACKWARD = "forward", "backward"
 
@@ -169,7 +171,7 @@ class Results:
         part = table_bytes(self._signed(pa.concat_tables(tables)), None)
         self.files.write(f"{_unit(row)}/{TOP_FILE}", part)
         marker = {"row": row, "plan": self.plan.fingerprint, "top_sha256": hashlib.sha256(part).hexdigest()}
-        self.files.write(f"{_unit(row)}/{_DONE}", json.dumps(marker).encode())
+        self.files.write(f"{_unit(row)}/{DONE_FILE}", json.dumps(marker).encode())
 
     def merge(self, measure: Callable[[], dict[str, Any]] | None) -> list[int]:
         """Write the final table when every tile row is there and nobody else has written it.
@@ -185,7 +187,7 @@ class Results:
                 return []
             damaged = [row for row in self.plan.tiles.rows if self._part(row) is None]
             for row in damaged:
-                self.files.remove(f"{_unit(row)}/{_DONE}")
+                self.files.remove(f"{_unit(row)}/{DONE_FILE}")
                 self._done.discard(row)
             if not damaged:
                 if measure is not None:
@@ -214,7 +216,7 @@ class Results:
 
     def _marker(self, row: int) -> dict[str, Any] | None:
         try:
-            marker = parse_json(self.files.read(f"{_unit(row)}/{_DONE}"))
+            marker = parse_json(self.files.read(f"{_unit(row)}/{DONE_FILE}"))
             plan = self.plan.fingerprint
             return marker if marker["row"] == row and marker.get("plan", plan) == plan else None
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
@@ -241,7 +243,7 @@ class Results:
         foreign = [name for name in self.files.names() if name not in {*_NAMES, LOCK} and not _PARTIAL.fullmatch(name)]
         if foreign:
             raise InputError(f"{where}: exists and holds something else ({foreign[0]}); choose another name")
-        if not self.files.exists(PLAN_FILE) and self.files.names(_UNITS):
+        if not self.files.exists(PLAN_FILE) and self.files.names(TILE_ROWS):
             raise InputError(f"{where}: holds results, but no {PLAN_FILE}; copy it whole, or choose another name")
 
     def _create(self, find: Callable[[], CandidateSets] | None) -> None:
@@ -344,7 +346,7 @@ class Results:
         return False
 
     def _free(self, overwrite: bool) -> bool:
-        markers = (f"{_UNITS}/{name}/{_DONE}" for name in self.files.names(_UNITS))
+        markers = (f"{TILE_ROWS}/{name}/{DONE_FILE}" for name in self.files.names(TILE_ROWS))
         if not overwrite and any(map(self.files.exists, markers)):
             return False
         names = (name.split(".")[0] for name in self.files.names(CLAIMS))
@@ -361,13 +363,13 @@ class Results:
         return True
 
     def _clear(self) -> None:
-        self.files.remove_folder(_UNITS)  # tile rows without a plan are refused
+        self.files.remove_folder(TILE_ROWS)  # tile rows without a plan are refused
         self.files.remove(PLAN_FILE)  # and with it nothing may be missing
         self.files.clear()
 
 
 def _unit(row: int) -> str:
-    return f"{_UNITS}/{row:06d}"
+    return f"{TILE_ROWS}/{row:06d}"
 
 
 def _json(d: dict[str, Any]) -> bytes:

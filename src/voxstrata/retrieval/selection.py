@@ -75,9 +75,9 @@ class Selection:
             rows, offsets = self.store.pooled(output, indices), np.arange(len(indices) + 1, dtype=np.int64)
         return Ragged(rows, offsets, self.ids[begin:end], f"{self.store.files.root}, output {output}: ")
 
-    def frames(self, output: str) -> SelectedFrames:
+    def frames(self, output: str | int) -> SelectedFrames:
         """Their frames of one encoder output, as `compare` takes them."""
-        return SelectedFrames(self, output)
+        return SelectedFrames(self, self.store.output(output))
 
     def blocks(self, frames: int, utterances: int, multiple: int = 1) -> list[int]:
         """Bounds of blocks of at most `frames` frames and `utterances` utterances, from 0 to n.
@@ -182,7 +182,7 @@ def refuse_incomparable(x: Selection, y: Selection | None, output: str) -> None:
     """
     for side in (x,) if y is None else (x, y):
         where = side.store.files.root
-        side.store.require_output(output)
+        side.store.output(output)
         if not len(side):
             raise InputError(f"{where}: an empty set; choose at least one utterance")
     if y is None:

@@ -78,7 +78,7 @@ def settings_sha256(settings: Mapping[str, Any]) -> str:
 def plan_tiles(
     x: Selection,
     y: Selection | None,
-    output: str,
+    output: str | int,
     kernel: Kernel,
     *,
     top: int = BEST,
@@ -88,6 +88,7 @@ def plan_tiles(
     tile_frames: int | None = None,
 ) -> TilePlan:
     """Plan a comparison. Raises UsageError and InputError as `similarity` does, before any frame is read."""
+    output = x.store.output(output)
     refuse_incomparable(x, y, output)
     matrix = chosen("matrix", matrix, MATRICES) if matrix else []
     frames = kernel.block_frames if tile_frames is None else tile_frames

@@ -17,8 +17,8 @@ class StoreOfUtterances(Protocol):
 
     @property
     def utterances(self) -> pa.Table: ...
-    def frames(self, utterance: str | int, output: str) -> NDArray[Any]: ...
-    def pooled(self, output: str, indices: Sequence[int]) -> NDArray[np.float32]: ...
+    def frames(self, utterance: str | int, output: str | int) -> NDArray[Any]: ...
+    def pooled(self, output: str | int, indices: Sequence[int]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,11 +67,11 @@ class StoredUtterance:
         """ "done", "failed" or "pending"."""
         return str(self.row["status"])
 
-    def frames(self, output: str) -> NDArray[Any]:
+    def frames(self, output: str | int) -> NDArray[Any]:
         """As `EmbeddingStore.frames`: (rows, d) in the stored dtype. Raises UsageError unless it is done."""
         return self.store.frames(self.index, output)
 
-    def pooled(self, output: str) -> NDArray[np.float32]:
+    def pooled(self, output: str | int) -> NDArray[np.float32]:
         """Mean over its rows, float32 (d,). Raises UsageError unless it is done."""
         return cast(NDArray[np.float32], self.store.pooled(output, [self.index])[0])
 

@@ -20,7 +20,7 @@ from voxstrata.base.plain import counted
 from voxstrata.base.recognised import mistaken
 from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.frames import SAMPLE_RATE
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.encoders.outputs import OutputChoice, names_one, select_output, select_outputs
 from voxstrata.store.checked import REPAIR, about_store, identity
 from voxstrata.store.files import ROOT, Files, root_attributes, zarr_array
 from voxstrata.store.labels import HISTORY, read_utterances, times_relabelled, utterance_columns
@@ -258,25 +258,30 @@ class EmbeddingStore:
                 raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held.as_py()!r}")
         return np.array([where[u] if isinstance(u, str) else self.index(u) for u in utterances], np.int64)
 
-    def array(self, output: str) -> zarr.Array[Any]:
+    def array(self, output: str | int) -> zarr.Array[Any]:
         """The zarr array of an output: (rows, d) of frames, or (utterances, d) when pooled."""
-        self.require_output(output)
+        output = self.output(output)
         if output not in self._arrays:  # zarr takes longer to find an array than we to read an utterance
             with reading_zarr(self.files, f"{self.spec.group}/{output}"):
                 self._arrays[output] = zarr_array(self.root, f"{self.spec.group}/{output}")
         return self._arrays[output]
 
-    def require_output(self, output: str) -> None:
-        """Raise UsageError for an output that is not stored."""
-        if output not in self.outputs:
-            raise UsageError(f"{self.files.root}: no output {output!r}; it holds {', '.join(self.outputs)}")
+    def output(self, name: str | int) -> str:
+        """The stored output that a name means: "layer_03", in short "3", 3 or "layer_3", and -1 for the last.
 
-    def frames(self, utterance: str | int, output: str) -> NDArray[Any]:
-        """States of one utterance, (rows, d) in the stored dtype."""
+        Raises UsageError for one that is not stored.
+        """
+        try:
+            return select_output(name, self.outputs)
+        except UsageError:
+            raise UsageError(f"{self.files.root}: no output {name!r}; it holds {', '.join(self.outputs)}") from None
+
+    def frames(self, utterance: str | int, output: str | int) -> NDArray[Any]:
+        """States of one utterance, (rows, d) in the stored dtype. output: as `output` takes it, here and below."""
         return self.ragged(output, [self.index(utterance)])[0]
 
     def ragged(
-        self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]]
+        self, output: str | int, indices: Sequence[int] | NDArray[np.integer[Any]]
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """States of several utterances, in the order asked for.
 
@@ -309,7 +314,7 @@ class EmbeddingStore:
             out[own] = read[rows[own] - first]
         return out
 
-    def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
+    def units(self, output: str | int) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
         """Unit after unit, as stored: (indices, rows, offsets) of its done utterances; memory stays at one unit."""
         for a, b in self.unit_bounds:
             indices = a + np.flatnonzero(self.status[a:b] == DONE)
@@ -317,7 +322,7 @@ class EmbeddingStore:
                 yield (indices, *self.ragged(output, indices))
 
     def pooled(
-        self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]] | None = None
+        self, output: str | int, indices: Sequence[int] | NDArray[np.integer[Any]] | None = None
     ) -> NDArray[np.float32]:
         """Mean over the rows of each utterance, float32 (utterances, d); read, or computed from frames.
 
@@ -360,7 +365,7 @@ class EmbeddingStore:
     @naming_extras()
     def to_torch(
         self,
-        outputs: str | Sequence[str] = "all",
+        outputs: OutputChoice = "all",
         utterances: Sequence[str | int] | NDArray[np.integer[Any]] | None = None,
         *,
         columns: Sequence[str] = (),
@@ -380,8 +385,9 @@ class EmbeddingStore:
         chosen("column", list(columns) or None, known)
         index = np.flatnonzero(self.status == DONE) if utterances is None else self.indices(utterances)
         self._require_done(index)
-        names, one = select_outputs(outputs, self.outputs), isinstance(outputs, str) and outputs in self.outputs
-        return (StoreStream if iterable else StoreDataset)(self, names, one, index, columns)
+        names = select_outputs(outputs, self.outputs)
+        kind = StoreStream if iterable else StoreDataset
+        return kind(self, names, names_one(outputs, names), index, columns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.files.root,)  # in another process it is opened anew

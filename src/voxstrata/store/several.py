@@ -132,7 +132,7 @@ class StoreSet(EmbeddingStore):
     def columns(self) -> list[str]:
         return list(dict.fromkeys(name for store in self.stores for name in store.columns))
 
-    def array(self, output: str) -> NoReturn:
+    def array(self, output: str | int) -> NoReturn:
         raise UsageError(f"{self.files.root}: several stores have no one array; open one of them")
 
     def to_xarray(self) -> NoReturn:
@@ -152,25 +152,25 @@ class StoreSet(EmbeddingStore):
             yield self.stores[k], index[at] - self._first[k]
 
     def ragged(
-        self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]]
+        self, output: str | int, indices: Sequence[int] | NDArray[np.integer[Any]]
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        self.require_output(output)
+        output = self.output(output)
         index = np.asarray(indices, np.int64)
         self._require_done(index)
         rows = [store.ragged(output, own)[0] for store, own in self._runs(index)]
         offsets = np.concatenate([[0], np.cumsum(self.length[index], dtype=np.int64)])
         return np.concatenate(rows) if rows else self.stores[0].ragged(output, [])[0], offsets
 
-    def units(self, output: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
-        self.require_output(output)
+    def units(self, output: str | int) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
+        output = self.output(output)
         for store, first in self.parts:
             for indices, rows, offsets in store.units(output):
                 yield indices + first, rows, offsets
 
     def pooled(
-        self, output: str, indices: Sequence[int] | NDArray[np.integer[Any]] | None = None
+        self, output: str | int, indices: Sequence[int] | NDArray[np.integer[Any]] | None = None
     ) -> NDArray[np.float32]:
-        self.require_output(output)
+        output = self.output(output)
         if indices is None:
             return np.concatenate([store.pooled(output) for store in self.stores])
         index = np.asarray(indices, np.int64)

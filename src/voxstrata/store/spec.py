@@ -24,7 +24,8 @@ STORE_SCHEMA = 1  # of the store's layout
 class StoreSpec:
     """What is kept of every utterance.
 
-    outputs: names, as a sequence or with commas between them; "all" are all that the model has.
+    outputs: names, as a sequence or with commas between them; "all" are all that the model has. `for_model` writes in
+        full what is in short, as `select_outputs` takes it.
     dtype: of stored frames; pooled states are always float32.
     pool: "mean" keeps one vector per utterance, the mean over its valid frames, instead of frames.
     every: keeps the mean of every `every` neighbouring frames (the last one of what is left); divides the family's
@@ -44,8 +45,9 @@ class StoreSpec:
     windows: str = WHISPER.cutting
 
     def __post_init__(self) -> None:
-        names = self.outputs.split(",") if isinstance(self.outputs, str) else self.outputs
-        object.__setattr__(self, "outputs", tuple(name.strip() for name in names))
+        given: Any = self.outputs
+        names = given.split(",") if isinstance(given, str) else [given] if isinstance(given, int) else given
+        object.__setattr__(self, "outputs", tuple(str(name).strip() for name in names))
         if self.dtype not in ("float16", "float32"):
             raise UsageError(f"unknown dtype {self.dtype!r}; stores hold float16 or float32")
         if self.pool not in (None, "mean"):

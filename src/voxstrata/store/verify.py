@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
-from voxstrata.base.plain import counted, shown_as
+from voxstrata.base.plain import counted, shown_as, size_in_words
 from voxstrata.base.progress import SILENT, Progress, Reporter
-from voxstrata.base.recognised import STORE, mistaken, recognised
+from voxstrata.base.recognised import A_STORE, mistaken, recognised
 from voxstrata.base.tables import first_few
 from voxstrata.store.checked import checked_table, checksum, identity, read_json, table_bytes
 from voxstrata.store.description import README, store_readme
@@ -91,9 +91,9 @@ class VerifyReport:
 
     def to_text(self) -> str:
         """In a few lines, a line for each damage."""
-        rate = f", {self.bytes / self.seconds / 1e6:.0f} MB/s" if self.bytes else ""
+        rate = f", {size_in_words(self.bytes / self.seconds)}/s" if self.bytes else ""
         lines = [f"damaged: {damage}" for damage in self.damages]
-        lines.append(f"{self.store}: {counted(self.units, 'unit')}, {self.bytes / 1e6:.1f} MB{rate}")
+        lines.append(f"{self.store}: {counted(self.units, 'unit')}, {size_in_words(self.bytes)}{rate}")
         if self.pending:
             lines.append(f"units pending: {self.pending}")
         if not self.checksums:
@@ -124,7 +124,7 @@ def verify(store: AnyStore, *, repair: bool = False, reporter: Reporter = SILENT
     UnreachableError where a server does not answer: that is no damage.
     """
     store = place_of(store)
-    if recognised(store) not in (None, STORE) or Path(store).is_file():
+    if recognised(store) not in (None, A_STORE) or Path(store).is_file():
         raise InputError(mistaken(store, "a voxstrata store", "`voxstrata extract` makes one"))
     files, begin = Files(store), time.perf_counter()
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import known
-from voxstrata.encoders.outputs import depth_order, select_outputs
+from voxstrata.encoders.outputs import OutputChoice, depth_order, select_outputs
 from voxstrata.evaluation import Evaluation, MeanEvaluation, Resamples
 from voxstrata.evaluation.bootstrap import LEVEL, RESAMPLES, WEIGHTS_AT_ONCE
 from voxstrata.evaluation.levels import DIRECTION, MEAN
@@ -117,7 +117,7 @@ class DirectionFigures:
 def align(
     store: AnyStore,
     phonetics: str | Path,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     languages: str | Sequence[str] | None = None,
     options: AlignOptions | None = None,
     reporter: Reporter = SILENT,

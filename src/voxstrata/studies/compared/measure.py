@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from voxstrata.base.errors import UsageError
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
-from voxstrata.encoders.outputs import depth_order, select_outputs
+from voxstrata.encoders.outputs import OutputChoice, depth_order, select_outputs
 from voxstrata.evaluation.levels import MEAN
 from voxstrata.evaluation.metrics import Evaluation
 from voxstrata.retrieval.encoders import StoredEncoder, common_utterances, differences, name_encoders
@@ -42,7 +42,7 @@ _BY = ("encoder", "output", "similarity", "score", "metric")
 
 def retrieve_each(
     stores: Sequence[AnyStore],
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     languages: str | Sequence[str] | None = None,
     similarities: str | Sequence[str] | None = None,
     options: RetrievalOptions = _DEFAULT,
@@ -83,7 +83,7 @@ def retrieve_each(
 def align_each(
     stores: Sequence[AnyStore],
     phonetics: str | Path,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     languages: str | Sequence[str] | None = None,
     options: AlignOptions | None = None,
     reporter: Reporter = SILENT,
@@ -130,7 +130,7 @@ def _beside(
     return encoders, ids, {**settings, "encoders": about}
 
 
-def _outputs(encoders: Sequence[StoredEncoder], asked: str | Sequence[str]) -> list[list[str]]:
+def _outputs(encoders: Sequence[StoredEncoder], asked: OutputChoice) -> list[list[str]]:
     """Of the outputs asked for those that each encoder has."""
     wanted = select_outputs(asked, depth_order(name for encoder in encoders for name in encoder.store.outputs))
     found = [[name for name in encoder.store.outputs if name in wanted] for encoder in encoders]

@@ -4,7 +4,6 @@ Every context is extracted as a user would extract it, into a temporary store, a
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.corpus.summary import CorpusSummary
 from voxstrata.encoders import Context, ModelFolder, open_model
 from voxstrata.encoders.context import Mode
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.engine import Runtime, extract
 from voxstrata.evaluation.levels import MEAN
 from voxstrata.store import EmbeddingStore, StoreSpec, open_store
@@ -36,7 +35,7 @@ def measure_drift(
     model: ModelFolder | str | Path,
     *,
     clips: int | None = 100,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     runtime: Runtime | None = None,
     against: ModelFolder | str | Path | None = None,
     reporter: Reporter = SILENT,

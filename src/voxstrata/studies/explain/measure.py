@@ -17,7 +17,7 @@ from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.corpus.rows import read_rows
-from voxstrata.encoders.outputs import depth_order, select_outputs
+from voxstrata.encoders.outputs import OutputChoice, depth_order, select_outputs
 from voxstrata.retrieval.ragged import Ragged
 from voxstrata.store import EmbeddingStore
 from voxstrata.store.several import AnyStore, open_store
@@ -28,7 +28,7 @@ from voxstrata.studies.explain.result import EXPLAIN_SCHEMA, SAID, Explanation
 CELLS = 1 << 24  # largest frame × frame matrix: 64 MiB of float32, two utterances of 80 s
 
 
-def match_frames(store: EmbeddingStore, a: str, b: str, outputs: str | Sequence[str] = "all") -> list[Match]:
+def match_frames(store: EmbeddingStore, a: str, b: str, outputs: OutputChoice = "all") -> list[Match]:
     """Frame × frame cosines of two utterances, for each of `outputs`, by depth.
 
     Raises UsageError for an unknown output or utterance, one that is not done, or a store of pooled vectors; InputError
@@ -92,7 +92,7 @@ def explain(
     store: AnyStore,
     a: str,
     b: str,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     words: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Explanation:

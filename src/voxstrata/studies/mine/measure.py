@@ -13,7 +13,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.plain import counted
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
-from voxstrata.encoders.outputs import depth_order, select_outputs
+from voxstrata.encoders.outputs import OutputChoice, depth_order, select_outputs
 from voxstrata.retrieval.finished import read_similarity, similarity_folders
 from voxstrata.retrieval.mining import (
     PLAIN_SCORE,
@@ -44,7 +44,7 @@ class _Source:
 def mine(
     x: Selection | AnyStore,
     y: Selection | AnyStore | None = None,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     options: MiningOptions = _DEFAULT,
     reporter: Reporter = SILENT,
 ) -> MinedPairs:

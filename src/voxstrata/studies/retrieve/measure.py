@@ -17,7 +17,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import known
-from voxstrata.encoders.outputs import depth_order, select_outputs
+from voxstrata.encoders.outputs import OutputChoice, depth_order, select_outputs
 from voxstrata.evaluation import hubness
 from voxstrata.evaluation.bootstrap import Resamples, percentile_interval
 from voxstrata.evaluation.levels import DIRECTION, MEAN, PAIR
@@ -62,7 +62,7 @@ _DEFAULT = RetrievalOptions()
 
 def retrieve(
     store: AnyStore,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     languages: str | Sequence[str] | None = None,
     similarities: str | Sequence[str] | None = None,
     options: RetrievalOptions = _DEFAULT,
@@ -127,7 +127,7 @@ class MeasuredRetrieval:
 
 def prepare_retrieval(
     store: EmbeddingStore,
-    outputs: str | Sequence[str],
+    outputs: OutputChoice,
     languages: str | Sequence[str] | None,
     similarities: str | Sequence[str] | None,
     options: RetrievalOptions,

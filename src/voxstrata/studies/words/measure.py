@@ -19,7 +19,7 @@ from voxstrata.base.progress import SILENT, Reporter
 from voxstrata.base.result import STORE
 from voxstrata.base.tables import known
 from voxstrata.encoders import ModelFolder, open_model
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.encoders.outputs import OutputChoice, select_outputs
 from voxstrata.engine import Runtime, extract
 from voxstrata.evaluation.bootstrap import RESAMPLES, Resamples
 from voxstrata.evaluation.metrics import Float64
@@ -68,7 +68,7 @@ def measure_words(
     entries: Sequence[Entry] | str | Path,
     model: ModelFolder | AnyStore,
     out: str | Path,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     options: WordOptions | None = None,
     runtime: Runtime | None = None,
     reporter: Reporter = SILENT,
@@ -92,7 +92,7 @@ def measure_words(
     if isinstance(model, EmbeddingStore) or (isinstance(model, str | Path) and _is_store(model)):
         return measure_spoken_words(entries, open_store(model), outputs, options, reporter)
     model = open_model(model)
-    select_outputs(outputs, model.card.outputs)
+    names = select_outputs(outputs, model.card.outputs)
     voices = voices_needed(entries)
     reporter.step(f"IPA of {counted(len(entries), 'word')}")
     entries = with_ipa(entries, voices)
@@ -104,7 +104,7 @@ def measure_words(
         make_writable(folder)
         corpus, owners = word_corpus(entries, folder, voices, reporter)
     reporter.step(f"extracting {counted(len(corpus), 'recording')}")
-    where, what = folder / "words.zarr", (StoreSpec(outputs), runtime, reporter)
+    where, what = folder / "words.zarr", (StoreSpec(names), runtime, reporter)
     try:
         found = extract(corpus, model, where, *what)
     except InputError:
@@ -129,7 +129,7 @@ def _is_store(path: str | Path) -> bool:
 def measure_spoken_words(
     entries: Sequence[Entry],
     store: EmbeddingStore,
-    outputs: str | Sequence[str] = "all",
+    outputs: OutputChoice = "all",
     options: WordOptions | None = None,
     reporter: Reporter = SILENT,
 ) -> WordComparison:

@@ -17,7 +17,7 @@ from voxstrata.corpus.rows import read_rows
 from voxstrata.corpus.table import Row, build
 from voxstrata.phonology.espeak import speak
 from voxstrata.phonology.feature_distance import Phones
-from voxstrata.phonology.ipa import clean, transcribe
+from voxstrata.phonology.ipa import clean, near_voices, transcribe
 from voxstrata.phonology.ipa import voices as espeak_voices
 from voxstrata.phonology.voices import VOICES, voice_of
 
@@ -128,7 +128,7 @@ def voices_needed(entries: Sequence[Entry]) -> dict[str, str]:
     if lacking:
         raise InputError(
             f"espeak-ng speaks no {', '.join(map(repr, lacking))}; give the words of these languages IPA and "
-            f"recordings (columns ipa and path), or leave them out. Its voices: {', '.join(espeak_voices())}"
+            f"recordings (columns ipa and path), or leave them out. {near_voices(lacking)}"
         )
     return {language: voice for language, voice in found.items() if voice is not None}
 
