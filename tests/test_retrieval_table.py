@@ -37,6 +37,9 @@ class FakeStore:
     about: ClassVar = MadeUpStore.about
     reads: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
 
+    def output(self, name: str) -> str:
+        return name
+
     @property
     def outputs(self) -> tuple[str, ...]:
         return tuple(self.frames)

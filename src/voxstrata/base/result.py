@@ -198,7 +198,7 @@ class Result(ABC):
             )
 
     def __repr__(self) -> str:
-        return shown_as(self, f"of {self.title}")
+        return shown_as(self, self.title)
 
     def __str__(self) -> str:
         """The title, the answer and the first tables, as the command line prints them."""

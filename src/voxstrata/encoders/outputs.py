@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from voxstrata.base.errors import UsageError
+from voxstrata.base.plain import counted
 
 OutputChoice = str | int | Sequence[str | int]  # what `select_outputs` takes
 
@@ -77,7 +78,7 @@ def select_output(wanted: str | int, available: Sequence[str]) -> str:
         return str(wanted)
     names = select_outputs(wanted, available)
     if len(names) > 1:
-        raise UsageError(f"{wanted!r} are {len(names)} outputs; name one of {', '.join(names)}")
+        raise UsageError(f"{wanted!r} are {counted(len(names), 'output')}; name one of {', '.join(names)}")
     return names[0]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from voxstrata.base.errors import InputError, UsageError
+from voxstrata.base.plain import counted
 from voxstrata.corpus.manifest import read_manifest
 from voxstrata.corpus.rows import read_rows
 from voxstrata.phonology.voices import voice_of
@@ -83,7 +84,8 @@ def near_voices(names: Iterable[str]) -> str:
         close += filter(None, [voice_of(name, known)])
         close += (codes[found] for found in get_close_matches(name.lower(), codes, _NEAR, _ALIKE))
     near = ", ".join(f"{code} ({known[code]})" for code in list(dict.fromkeys(close))[:_NAMED])
-    return f"{near and f'Near in spelling: {near}. '}`voxstrata phonetics --voices` lists all {len(known)} voices"
+    every = f"`voxstrata phonetics --voices` lists all {counted(len(known), 'voice')}"
+    return f"{near and f'Near in spelling: {near}. '}{every}"
 
 
 def tools() -> dict[str, str]:
