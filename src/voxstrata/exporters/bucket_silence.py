@@ -92,12 +92,28 @@ def silence_by_bucket(
                 pair = _added(pair, kv)
             del query, kv  # not to be held while the next run is made
             run += 1
-        key, value = (t[:, :, bucket:] / RUNS for t in total)
+        found.append(_condensed(total, Queries.of(asked), bucket, groups))
         del total
-        runs = PaddedRuns(key, value, Queries.of(asked), {})
-        found.append(_filled(condense(runs, groups)[0].for_frames(bucket), groups))
-    k, v, bias = (np.stack([getattr(keys, part) for keys in found]) for part in ("key", "value", "bias"))
-    return BucketSilence(np.array(buckets, np.int64), k.astype(np.float16), v.astype(np.float16), bias)
+    k, v, bias = (np.stack(parts) for parts in zip(*found, strict=True))
+    return BucketSilence(np.array(buckets, np.int64), k, v, bias)
+
+
+def _condensed(
+    total: Sequence[torch.Tensor], queries: Queries, bucket: int, groups: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
+    """Keys, values and bias of a bucket. total: keys and values added up over RUNS runs.
+
+    Layer by layer: what condensing copies, of all layers of a large model, would be gigabytes.
+    """
+    layers = []
+    for k in range(len(total[0])):
+        key, value = (t[k : k + 1, :, bucket:] / RUNS for t in total)
+        keys = condense(PaddedRuns(key, value, queries.of_layer(k), {}), groups)[0].for_frames(bucket)
+        layers.append(_filled(keys, groups))
+    key16, value16 = (
+        np.concatenate([getattr(keys, part).astype(np.float16) for keys in layers]) for part in ("key", "value")
+    )
+    return key16, value16, np.concatenate([keys.bias for keys in layers])
 
 
 def _added(sums: list[torch.Tensor], more: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -55,6 +55,10 @@ class Queries:
         """All of several runs."""
         return cls(torch.cat([q.query for q in several], 2), torch.cat([q.log_total for q in several], 2))
 
+    def of_layer(self, layer: int) -> Self:
+        """One layer's, as the only one."""
+        return type(self)(self.query[layer : layer + 1], self.log_total[layer : layer + 1])
+
     def attention(self, key: torch.Tensor) -> torch.Tensor:
         """Mean softmax weight of each key (layers, heads, n, head_dim) over the queries: (layers, heads, n)."""
         by_layer = zip(self.query, key, self.log_total, strict=True)  # as in `sample`
