@@ -190,6 +190,16 @@ def test_an_unknown_voice_is_an_error_that_names_it(voice: str) -> None:
 
 
 @needs_espeak
+@pytest.mark.parametrize(
+    ("code", "file"), [("fr-fr", "roa/fr"), ("en-gb", "gmw/en"), ("vi-vn-x-central", "aav/vi-VN-x-central")]
+)
+def test_the_code_of_a_language_that_is_no_voices_name_is_spoken_by_its_voice(code: str, file: str) -> None:
+    """Of espeak-ng 1.52 these files say `language` and the code."""
+    samples, _ = speak("bonjour", f"{code}+m3")
+    np.testing.assert_array_equal(samples, speak("bonjour", f"{file}+m3")[0])
+
+
+@needs_espeak
 @pytest.mark.parametrize("text", ["", " ", "..."])
 def test_a_text_without_words_is_an_error(text: str) -> None:
     with pytest.raises(InputError, match="no sound"):

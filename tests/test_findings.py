@@ -21,11 +21,13 @@ from voxstrata.base.tables import in_percent
 from voxstrata.early_exit.figures import plot_errors, plot_kinds
 from voxstrata.early_exit.result import EarlyExits
 from voxstrata.engine.bench import Bench
+from voxstrata.evaluation.levels import pool_sizes
 from voxstrata.report.registry import QUESTIONS, RESULTS
 from voxstrata.report.small import small_picture
 from voxstrata.studies.drift.result import Drift
 from voxstrata.studies.retrieve import Retrieval
 from voxstrata.studies.retrieve.result import RETRIEVAL_SCHEMA
+from voxstrata.studies.retrieve.text import _counted_span
 from voxstrata.studies.words.result import WordComparison
 
 pytest.importorskip("matplotlib", reason="plots need the extra `plot`")
@@ -232,4 +234,13 @@ def test_a_share_has_one_form_and_a_small_chance_is_not_called_none() -> None:
     assert [in_percent(x) for x in (0.1634, 1.0, 0.0, -0.0001, None)] == ["16.3", "100.0", "0.0", "0.0", "–"]
     assert percent_text(0.1634, 0.141, 0.185) == "16.3 % [14.1, 18.5]"
     assert [percent_text(x) for x in (0.00031, 0.0000031, 0.0, None)] == ["0.03 %", "0.0003 %", "0.0 %", "–"]
-    assert percent_text(0.0002, 0.0, 0.01) == "0.0 % [0.0, 1.0]"
+    assert percent_text(0.0002, 0.0, 0.01) == "0.02 % [0.0, 1.0]"
+    assert [in_percent(x) for x in (0.00031, 0.00049, 1e-14)] == ["0.03", "0.05", "0.0"]  # the last is rounding
+
+
+def test_sizes_of_pools_have_commas_from_a_thousand_on() -> None:
+    assert pool_sizes({"candidates": 6, "candidates_max": 1012}) == "6–1,012"
+    assert pool_sizes({"candidates": 1012, "candidates_max": 1012}) == "1,012"
+    one, two = (pa.chunked_array([[n, 1012]]) for n in (1, 1012))
+    assert _counted_span(one, "query", "queries") == "1–1,012 queries"
+    assert _counted_span(two, "query", "queries") == "1,012 queries"

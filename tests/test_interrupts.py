@@ -15,9 +15,10 @@ from test_cli import run
 
 import voxstrata as vs
 from voxstrata.base.errors import InputError
-from voxstrata.base.progress import Progress, Reporter
+from voxstrata.base.progress import SILENT, Progress, Reporter
 from voxstrata.base.showing import TerminalReporter
 from voxstrata.cli.interrupts import appended_kept, resume_hint, rows_kept, transcripts_kept, units_kept
+from voxstrata.retrieval.folder import Results
 from voxstrata.retrieval.kernels.float32 import Float32
 
 GO_ON = "kept; the same command goes on from there"
@@ -105,12 +106,28 @@ def test_a_comparison_that_is_interrupted_says_what_of_all_outputs_is_kept(tmp_p
     with pytest.raises(KeyboardInterrupt):
         vs.similarity(*sides, "final", folders[0], **how, reporter=Stop("comparing", 9))
     assert rows_kept(folders)() == f"2 of 8 tile rows are {GO_ON}"  # of four pairs each; the third was not whole
+    assert rows_kept(folders, overwrite=True)() == "the same command goes on from what is kept"  # may be another's
+    assert rows_kept(["s3://no-such-bucket/final"])() == "the same command goes on from what is kept"  # not looked at
     seen = Heard()
     vs.similarity(*sides, "final", folders[0], **how, reporter=seen)
     assert {p.total for p in seen.heard} == {16}
     assert [p.done for p in seen.heard] == list(range(8, 17))
     assert [p.rated for p in seen.heard] == list(range(9))  # of this run alone
     assert rows_kept(folders[:1])() == f"4 of 4 tile rows are {GO_ON}"
+
+
+def test_a_comparison_that_is_watched_asks_for_no_more_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a bucket each is a request."""
+    rng, asked, marker = np.random.default_rng(0), list[int](), Results._marker
+    states = {f"{n}": Utterance(rng.standard_normal((6, 8)).astype(np.float32), "en") for n in range(4)}
+    store = make_store(tmp_path / "s.zarr", states)
+    monkeypatch.setattr(Results, "_marker", lambda of, row: asked.append(row) or marker(of, row))
+    for name, reporter in (("alone", SILENT), ("watched", Heard())):
+        asked.append(-1)
+        vs.similarity(store, None, "final", tmp_path / name, kernel=Float32(), tile_frames=6, reporter=reporter)
+    half = len(asked) // 2
+    assert half > 4
+    assert asked[:half] == asked[half:]
 
 
 def test_a_sweep_says_how_many_transcripts_are_kept() -> None:

@@ -72,7 +72,10 @@ def test_what_is_opened_as_several_is_opened_as_one_again(paths: list[Path]) -> 
     assert vs.open_store(several) is several
     again = vs.open_store([several])
     assert [one for one, _ in again.parts] == [one for one, _ in several.parts]
-    assert [len(one) for one in open_by_encoder([several, paths[2]])] == [36, 36]
+    opened = open_by_encoder([several, paths[2]])
+    assert [len(one) for one in opened] == [36, 36]
+    assert opened[0] is several  # what it has read is not read again
+    assert all(a is b for a, b in zip(open_by_encoder(opened), opened, strict=True))
     assert [len(one) for one in open_by_encoder(str(paths[0]))] == [24]
 
 

@@ -23,11 +23,13 @@ from report_results import NASTY, write_bench, write_drift, write_exits, write_w
 from stores import Utterance, make_store
 from test_cli import run
 
+import voxstrata as vs
 from voxstrata.base.tables import TextTable
 from voxstrata.report.html import page as whole_page
 from voxstrata.report.page import write_report
 from voxstrata.report.registry import RESULTS
 from voxstrata.studies.align.measure import AlignOptions, align
+from voxstrata.studies.retrieve import RetrievalOptions, evaluate_similarity
 
 pytest.importorskip("panphon")
 pytest.importorskip("matplotlib")
@@ -360,6 +362,13 @@ class TestBadInput:
         assert runs["retrieval/retrieval.parquet"]["checkpoint"] == "made-up"
         files = {"phonetics.parquet", "ipa.parquet", "distances.parquet"}
         assert set(runs["phonetics/phonetics.parquet"]["sha256"]) == files
+
+    def test_recall_by_a_comparisons_lists_is_an_encoders(self, study: Path, tmp_path: Path) -> None:
+        """The command keeps the encoder's weights, not its name."""
+        evaluate_similarity(study / "en-es", RetrievalOptions(bootstrap=0)).save(tmp_path / "found")
+        (run,) = vs.write_report(tmp_path).runs
+        assert run.whose == "not named by the command"
+        assert run.weights_sha256 == vs.open_store(study / "speech.zarr").model.weights_sha256
 
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("report", tmp_path) == 3

@@ -41,15 +41,10 @@ class Finding:
 
 
 def percent_text(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A share as "16.3 %", with its interval as "16.3 % [14.1, 18.5]"; "–" for none.
-
-    One that rounds to 0.0 without being 0, such as the chance of a large pool, shows its first digit: "0.03 %".
-    """
+    """A share as "16.3 %", with its interval as "16.3 % [14.1, 18.5]"; "–" for none. Figures are `in_percent`'s."""
     if value is None:
         return "–"
     shown = [in_percent(x) for x in (value, low, high) if x is not None]
-    if shown == ["0.0"] and value > 0:
-        return f"{float(f'{100 * value:.0e}'):.10f}".rstrip("0") + " %"
     return f"{shown[0]} %" + (f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "")
 
 

@@ -19,6 +19,9 @@ _LONG = 60  # characters from which a cell is wrapped on a page
 _NUMBER = re.compile(r"[-+−]?\d[\d.,]*(e[-+]\d+)?(\s|%|–|$)|–$")
 
 
+_LEAST = 1e-9  # percent: less is what rounding leaves of 0
+
+
 class Percent(float):
     """A figure in percent: tables show one decimal, and a page keeps the whole value."""
 
@@ -155,8 +158,14 @@ def known(value: float) -> float | None:
 
 
 def in_percent(value: float | None) -> str:
-    """A share as every table shows it, in percent with one decimal: "16.3"; "–" for none."""
-    return cell_text(None if value is None else Percent(100 * value))
+    """A share as every table shows it, in percent with one decimal: "16.3"; "–" for none.
+
+    One that rounds to 0.0 without being 0, such as the chance of a large pool, shows its first digit: "0.03".
+    """
+    text = cell_text(None if value is None else Percent(100 * value))
+    if text == "0.0" and value is not None and 100 * value > _LEAST:
+        return f"{float(f'{100 * value:.0e}'):.10f}".rstrip("0")
+    return text
 
 
 def with_interval(row: Mapping[str, Any], names: Sequence[str], spec: str, scale: float = 1, apart: str = " ") -> str:

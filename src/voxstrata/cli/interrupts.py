@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from voxstrata.base.errors import VoxstrataError
 from voxstrata.base.plain import counted
+from voxstrata.base.remote import is_url
 from voxstrata.base.showing import TerminalReporter
 
 _UNKNOWN = "the same command goes on from what is kept"
@@ -69,12 +70,18 @@ def appended_kept(store: str | Path) -> Callable[[], str]:
     return kept
 
 
-def rows_kept(folders: Iterable[str | Path]) -> Callable[[], str]:
-    """Of the tile rows that `similarity` was comparing, an output in each folder."""
+def rows_kept(folders: Collection[str | Path], overwrite: bool = False) -> Callable[[], str]:
+    """Of the tile rows that `similarity` was comparing, an output in each folder.
+
+    Without figure where the folders are URLs, since each row would be asked for, and with `overwrite`, since the rows
+    that lie there may still be the earlier ones.
+    """
 
     def kept() -> str:
         from voxstrata.retrieval.finished import rows_done
 
+        if overwrite or any(map(is_url, folders)):
+            return _UNKNOWN
         found = [rows_done(folder) for folder in folders]
         rows = max(of for _, of in found)  # the same in each folder, whether it was begun or not
         return _said(sum(done for done, _ in found), rows * len(found), "tile row")

@@ -130,7 +130,7 @@ def similarity(
     by = choose_kernel(kernel)
     how: dict[str, Any] = {"matrix": matrix or (), "candidates": candidates or 0}
     how |= {"overwrite": overwrite, **limits}
-    with TerminalReporter() as reporter, resume_hint(rows_kept(folders.values())):
+    with TerminalReporter() as reporter, resume_hint(rows_kept(folders.values(), overwrite)):
         if len(folders) > 1:  # what a later output would be refused for is refused before the first takes its time
             for name in folders:
                 refuse_incomparable(x, y, name)

@@ -1,5 +1,8 @@
 """What a row of a table of figures is about: one direction, both of two languages, or all."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
 
 # one direction; the mean of both directions of two languages; the mean over all directions
@@ -20,3 +23,8 @@ def with_level(table: pa.Table) -> pa.Table:
         column = pa.array([row[name] for row in rows], pa.string())
         table = table.set_column(table.column_names.index(name), name, column)
     return table.add_column(at, "level", pa.array([row["level"] for row in rows], pa.string()))
+
+
+def pool_sizes(row: Mapping[str, Any]) -> str:
+    """Of the pools that a row's figure is made of, smallest to largest: "6–1,012"."""
+    return "–".join(dict.fromkeys(f"{row[name]:,}" for name in ("candidates", "candidates_max")))

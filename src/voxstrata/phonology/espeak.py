@@ -33,6 +33,7 @@ def speak(text: str, voice: str, rate: int = 160, pitch: int = 50) -> tuple[npt.
     """Speak one sentence; the same arguments give the same samples, whatever was spoken before.
 
     text: in the voice's language and spelling. voice: espeak-ng's language code, optionally with a variant ("fi+m3").
+    Any code that espeak-ng's list of voices gives will do, also one that is no voice's name ("fr-fr", "en-gb").
     rate: words per minute, 80 to 450. pitch: 0 to 99, relative to the variant's own; 50 leaves that as it is.
 
     Returns mono samples (samples,) int16, with the silence that espeak-ng puts around speech, and their rate per second
@@ -44,7 +45,7 @@ def speak(text: str, voice: str, rate: int = 160, pitch: int = 50) -> tuple[npt.
     if pitch not in _PITCHES:
         raise UsageError(f"pitch {pitch}: give {_PITCHES[0]} to {_PITCHES[-1]}")
     library_path, data_path = _locate()
-    _, plus, variant = voice.partition("+")
+    code, plus, variant = voice.partition("+")
     # espeak-ng itself takes an unknown variant in silence and speaks with the default one.
     if plus and variant not in {file.name for file in (data_path / "voices" / "!v").iterdir()}:
         raise InputError(f"voice {voice!r}: espeak-ng has no variant {variant!r}; m1 to m8 and f1 to f5 are some")
@@ -59,7 +60,8 @@ def speak(text: str, voice: str, rate: int = 160, pitch: int = 50) -> tuple[npt.
     callback = _SynthCallback(collect)  # held in a name: C keeps no reference to it
     with _one_at_a_time, _fresh(library_path, data_path) as (library, sample_rate):
         library.espeak_SetSynthCallback(callback)
-        if library.espeak_SetVoiceByName(voice.encode()) != 0:
+        names = (voice, f"{_file_of(code, data_path)}{plus}{variant}")
+        if all(library.espeak_SetVoiceByName(name.encode()) != 0 for name in names):
             raise InputError(f"voice {voice!r}: espeak-ng has no such voice; give a language code such as 'en' or 'fi'")
         # espeak_Initialize seeds the breath noise from the clock.
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
@@ -82,6 +84,19 @@ def _locate() -> tuple[Path, Path]:
     except ImportError:
         raise InputError("speaking needs the package espeakng-loader: pip install 'voxstrata[demo]'") from None
     return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
+
+
+def _file_of(code: str, data_path: Path) -> str:
+    """The file whose voice speaks a language, such as "roa/fr" for "fr-fr"; the code itself where none says so.
+
+    espeak_SetVoiceByName knows files and names, not the codes of languages in them.
+    """
+    folder = data_path / "lang"
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        lines = map(str.split, file.read_text("utf-8").splitlines())
+        if any(line[:2] == ["language", code] for line in lines):
+            return str(file.relative_to(folder))
+    return code
 
 
 @contextmanager

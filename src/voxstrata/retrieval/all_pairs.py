@@ -7,7 +7,7 @@ exists, and claims keep two workers from one row. Prepare, compute rows, merge: 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -178,15 +178,13 @@ class Comparison:
         """Whether the final table is there."""
         return self._results.merged()
 
-    def compute(self, rows: Sequence[int], reporter: Reporter = SILENT) -> int:
+    def compute(self, rows: Sequence[int], reporter: Reporter = SILENT, before: Iterable[int] = ()) -> int:
         """Compute and commit these tile rows but those that others hold or have committed; how many it did.
 
-        The reporter is told how far the whole comparison is.
+        before: tile rows that are committed already. The reporter is told how much of them and of `rows` is done.
         Raises InputError where the folder cannot be written, or was made anew for another plan.
         """
         plan, sink, begin = self.plan, _TileRows(self.plan, self._results), time.perf_counter()
-        # counted for those who are told alone: of many rows it takes a while
-        there = () if reporter is SILENT else set(plan.tiles.rows) - {*rows, *self.pending()}
         with self._going_on():
             self._pairs += compare(
                 plan.x.frames(plan.output),
@@ -195,7 +193,7 @@ class Comparison:
                 sink,
                 tiles=plan.tiles,
                 rows=rows,
-                before=there,
+                before=before,
                 stages=self._stages,
                 reporter=reporter,
             )
@@ -224,7 +222,8 @@ class Comparison:
             if not self._checked:
                 self._refuse_bad_rows(todo[1:])
                 self._checked = True
-            changed = self.compute(todo, reporter) if todo else 0
+            done = (row for row in self.plan.tiles.rows if row not in pending)
+            changed = self.compute(todo, reporter, done) if todo else 0
             return any([changed, self.merge()])
 
     def report(self) -> SimilarityReport:

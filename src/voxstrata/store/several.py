@@ -205,13 +205,14 @@ def place_of(store: AnyStore) -> str:
 def open_by_encoder(stores: AnyStore | Sequence[AnyStore]) -> list[EmbeddingStore]:
     """Open stores; those of one encoder and the same settings are one. In the order in which encoders come first.
 
-    stores: paths, or stores that are opened already. Raises what `open_store` does.
+    stores: paths, or stores that are opened already; an encoder's only one comes back as it is, with all that it has
+    read. Raises what `open_store` does.
     """
     alike: dict[str, list[EmbeddingStore]] = {}
-    for store in (one for given in _several(stores) for one, _ in open_store(given).parts):
+    for store in map(open_store, _several(stores)):
         key = json.dumps([store.has_frames, comparable(store)], sort_keys=True)
         alike.setdefault(key, []).append(store)
-    return [_as_one(one) for one in alike.values()]
+    return [same[0] if len(same) == 1 else open_store(same) for same in alike.values()]
 
 
 def _several(stores: AnyStore | Sequence[AnyStore]) -> Sequence[AnyStore]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from voxstrata.base.figures import STYLES, Figure, new_figure, percent_axis, set_title
 from voxstrata.base.plain import counted
+from voxstrata.evaluation.levels import pool_sizes
 from voxstrata.retrieval.recordings import SHARED_FIRST
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_MATCHED, POOL_RANDOM, POOL_UNLIKE
@@ -152,4 +153,4 @@ class _Lines:
     def pool(self, control: str) -> str:
         """Its size in brackets, or smallest to largest; nothing where no direction has one."""
         row = self.found[self.outputs[0], RAW, control, names.RECALL]
-        return f" ({names.pool_sizes(row)})" if row["candidates"] else ""
+        return f" ({pool_sizes(row)})" if row["candidates"] else ""

@@ -11,7 +11,7 @@ from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import Result
 from voxstrata.base.tables import TextTable, in_percent, with_interval
-from voxstrata.evaluation.levels import with_level
+from voxstrata.evaluation.levels import pool_sizes, with_level
 from voxstrata.retrieval.recordings import POOL_MEANS, SHARED_FIRST
 from voxstrata.studies.align import table as names
 from voxstrata.studies.align.figures import plot_alignment
@@ -146,7 +146,7 @@ class Alignment(Result):
             pools, chances = ["pool"], ["chance"]
             for _, at, _ in columns:
                 row = found.get((systems[0], *at)) if names.RECALL in at else None
-                pools.append(names.pool_sizes(row) if row else "")
+                pools.append(pool_sizes(row) if row else "")
                 chances.append("" if row is None or row["chance"] is None else in_percent(row["chance"]))
             header, rows = ["system", *(name for name, *_ in columns)], [*body, pools, chances]
             tables.append(TextTable(f"{kind} pools, {title}", header, rows, note, folded))

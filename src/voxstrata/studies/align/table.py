@@ -49,11 +49,6 @@ def figures_of(
     }
 
 
-def pool_sizes(row: dict[str, Any]) -> str:
-    """Smallest to largest."""
-    return "–".join(dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max")))
-
-
 def directions_with_unlike_pairs(table: pa.Table) -> int:
     """How many directions have enough unlike pairs for a figure."""
     wanted = (systems(table)[0], RAW, POOL_UNLIKE, RECALL)

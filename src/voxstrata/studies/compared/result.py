@@ -13,10 +13,10 @@ from voxstrata.base.finding import Finding, SmallCurve, in_hundred, percent_text
 from voxstrata.base.plain import counted
 from voxstrata.base.result import Result, metadata
 from voxstrata.base.tables import TextTable, as_stored, distinct, in_percent, with_interval
-from voxstrata.evaluation.levels import MEAN, with_level
+from voxstrata.evaluation.levels import MEAN, pool_sizes, with_level
 from voxstrata.studies.align.pools import POOL_ALL, POOL_CLOSEST, POOL_UNLIKE
 from voxstrata.studies.align.states import CENTRED, RAW
-from voxstrata.studies.align.table import RECALL, pool_sizes, stored_means
+from voxstrata.studies.align.table import RECALL, stored_means
 from voxstrata.studies.compared.figures import plot_alignment_by_depth, plot_recall_by_depth
 from voxstrata.studies.compared.table import encoder_table
 from voxstrata.studies.retrieve.text import (

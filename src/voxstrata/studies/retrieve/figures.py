@@ -89,7 +89,7 @@ def plot_negatives(table: pa.Table, title: str) -> Figure:
         own = part.filter(pc.equal(part["level"], MEAN))
         ends = [pc.min(own["candidates"]).as_py(), pc.max(own["candidates_max"]).as_py()]
         sizes.append(
-            f"{kind}: pools of {'–'.join(dict.fromkeys(map(str, ends)))}, "
+            f"{kind}: pools of {'–'.join(dict.fromkeys(map('{:,}'.format, ends)))}, "
             f"{counted(own['queries'][0].as_py(), 'query', 'queries')}"
         )
         axes.set_title({"sound": "sound", "length": "length", "words": "shared words"}[kind], fontsize=10)

@@ -16,7 +16,7 @@ from voxstrata.base.figures import Figure
 from voxstrata.base.finding import Finding, percent_text
 from voxstrata.base.result import Result
 from voxstrata.base.tables import Percent, TextTable, distinct, in_percent
-from voxstrata.evaluation.levels import MEAN
+from voxstrata.evaluation.levels import MEAN, pool_sizes
 from voxstrata.evaluation.metrics import MeanEvaluation, evaluate_ranks
 from voxstrata.retrieval.finished import read_similarity
 from voxstrata.retrieval.folder import BACKWARD, FORWARD
@@ -149,7 +149,7 @@ def evaluate_similarity(folder: str | Path, options: RetrievalOptions = _DEFAULT
         rows += [{"direction": MEAN, **row} for row in mean.result().rows()]
     settings = {name: found.plan[name] for name in ("output", "kernel", "top", "candidates")}
     settings |= {"x": _about(found.x), "y": None if found.itself else _about(found.y)}
-    settings |= {"misses": found.misses, **options.about(drawn)}
+    settings |= {"misses": found.misses, **options.about(drawn), "weights_sha256": found.weights_sha256}
     table = pa.Table.from_pylist([{**row, "pool": EVERY_RECORDING} for row in rows], schema=FOUND_SCHEMA)
     return FoundRetrieval(table.replace_schema_metadata({FoundRetrieval.key: json.dumps(settings, ensure_ascii=False)}))
 
@@ -188,11 +188,17 @@ def _summary(table: pa.Table, settings: dict[str, Any], shown: Callable[[str], s
     body = []
     for direction in distinct(table, "direction"):
         rows = [figures[direction, metric] for metric in metrics]
-        ends = dict.fromkeys([str(rows[0]["candidates"]), str(rows[0]["candidates_max"])])
         cells = [text for row in rows for text in (interval_text(row), in_percent(row["chance"]))]
         best = figures.get((direction, BEST_F1), {"value": None})["value"]
         body.append(
-            [shown(direction), rows[0]["queries"], rows[0]["queries_without_partner"], "–".join(ends), best, *cells]
+            [
+                shown(direction),
+                rows[0]["queries"],
+                rows[0]["queries_without_partner"],
+                pool_sizes(rows[0]),
+                best,
+                *cells,
+            ]
         )
     top = settings["top"]
     note = (

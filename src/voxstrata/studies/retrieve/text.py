@@ -14,7 +14,7 @@ from voxstrata.base.tables import TextTable, distinct, in_percent
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.evaluation.bootstrap import LEVEL
 from voxstrata.evaluation.hubness import HUB_NEIGHBOURS
-from voxstrata.evaluation.levels import DIRECTION, MEAN
+from voxstrata.evaluation.levels import DIRECTION, MEAN, pool_sizes
 from voxstrata.evaluation.metrics import ROUNDING
 from voxstrata.retrieval.recordings import EVERY_RECORDING, POOL_MEANS
 from voxstrata.studies.retrieve.negatives import NEGATIVES, hard_metrics
@@ -157,11 +157,10 @@ def _mutual(table: pa.Table, means: _Rows, metric: str) -> TextTable:
         own = [interval_text(row), interval_text(row, "below_best"), in_percent(row["chance"])]
         body.append([output, *own, f"{null[0]} – {null[1]}", p])
     drawn = (metadata(table, SETTINGS_KEY) or {}).get("mutual_knn_permutations")
-    sizes = dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max"))
     note = (
         f"How many neighbours a sentence keeps, in percent: of the {k} sentences nearest to it in one language, those "
         f"that are also among its {k} nearest in the other. The mean over pairs of languages, of the "
-        f"{'–'.join(sizes)} sentences that both hold. A sentence has one state in each, the mean over its recordings "
+        f"{pool_sizes(row)} sentences that both hold. A sentence has one state in each, the mean over its recordings "
         f"(pool {pool_of(table)}).{brackets(table)} at random: where 95 % of {drawn} random matchings of the sentences "
         "lie. p: the share of matchings that agree at least as well, the true one counted with them."
     )
@@ -191,8 +190,8 @@ def _negatives(table: pa.Table, means: _Rows, kinds: list[str], similarity: str)
             places[kind] = rows[0]
         body.append([kind, "chance", *[in_percent(places[kind]["chance"])] * 2, "0.0", ""])
     sizes = "; ".join(
-        f"{kind} {counted(row['queries'], 'query', 'queries')} ({row['queries_without_partner']} without enough "
-        "negatives), pools of " + "–".join(dict.fromkeys(str(row[name]) for name in ("candidates", "candidates_max")))
+        f"{kind} {counted(row['queries'], 'query', 'queries')} ({row['queries_without_partner']:,} without enough "
+        "negatives), pools of " + pool_sizes(row)
         for kind, row in places.items()
     )
     how = {"sound": "that sound most like the query", "length": "whose length is nearest to the query's",
@@ -235,9 +234,8 @@ def best_layer(table: pa.Table) -> Finding:
     best = max(known, key=lambda row: float(row["value"]))
     value, low, high, chance = (in_hundred([row[name] for row in rows]) for name in ("value", "low", "high", "chance"))
     curve = SmallCurve(f"{metric} (%)", outputs, value, low, high, chance, best=rows.index(best))
-    pool = "–".join(dict.fromkeys(str(best[name]) for name in ("candidates", "candidates_max")))
     share = percent_text(best["value"], best["low"], best["high"])
-    by_chance = f"Chance is {percent_text(best['chance'])}, of {pool} candidates."
+    by_chance = f"Chance is {percent_text(best['chance'])}, of {pool_sizes(best)} candidates."
     if best_output(best["output"], best) != best["output"]:
         return Finding(f"No layer is above chance. The highest, {best['output']}, has {share}. {by_chance}", curve)
     how = "come first" if metric == "recall@1" else f"count by {metric}"
@@ -277,13 +275,13 @@ def interval_text(row: _Row, column: str = "value") -> str:
     return f"{text} [{in_percent(row[low])}, {in_percent(row[high])}]"
 
 
-def _span(column: pa.ChunkedArray, text: Callable[[float], str] = str) -> str:
+def _span(column: pa.ChunkedArray, text: Callable[[float], str]) -> str:
     """Smallest to largest value as text, once if both read the same."""
     ends = pc.min_max(column).as_py()
     return "–".join(dict.fromkeys([text(ends["min"]), text(ends["max"])]))
 
 
 def _counted_span(column: pa.ChunkedArray, one: str, many: str) -> str:
-    """How many of what, smallest to largest: "1 query", "6–7 queries"."""
-    span = _span(column)
+    """How many of what, smallest to largest: "1 query", "6–1,012 queries"."""
+    span = _span(column, "{:,}".format)
     return f"{span} {one if span == '1' else many}"
