@@ -193,7 +193,7 @@ def test_utterances_without_groups_have_no_translation_to_find(tmp_path: Path) -
 
 
 def test_impossible_settings_and_means_without_direction_are_refused(store: EmbeddingStore, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="top 10 of 3 candidates: raise the candidates, or lower top"):
+    with pytest.raises(UsageError, match="--top 10 of --candidates 3: raise --candidates, or lower --top"):
         similarity(select(store), None, "final", tmp_path / "r", candidates=3)
     with pytest.raises(UsageError, match="leave out the matrix"):
         similarity(select(store), None, "final", tmp_path / "r", candidates=20, matrix=["f1"])

@@ -177,7 +177,7 @@ def test_the_command_draws_seconds_and_words_and_writes_what_it_prints(
     assert row["f1"].to_pylist() == [match.f1]
     assert f"{match.f1:#.4g}" in out
     assert "precision: mean over the frames of a" in out
-    assert "a = a (en, 1.00 s)\nb = b (en, 1.50 s)\n" in out
+    assert "a = a (en, 50 frames of 20 ms)\nb = b (en, 75 frames of 20 ms)\n" in out
     assert err == ""
     assert json.loads(row.schema.metadata[b"voxstrata"])["plan"] == store.about["plan"]
     with np.load(tmp_path / "why" / "explain.npz") as stored:

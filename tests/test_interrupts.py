@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -114,6 +115,26 @@ def test_a_comparison_that_is_interrupted_says_what_of_all_outputs_is_kept(tmp_p
     assert [p.done for p in seen.heard] == list(range(8, 17))
     assert [p.rated for p in seen.heard] == list(range(9))  # of this run alone
     assert rows_kept(folders[:1])() == f"4 of 4 tile rows are {GO_ON}"
+
+
+def test_a_recording_that_is_there_by_now_is_not_said_to_be_missing_without_the_way_to_it(
+    tiny_model: Path, make_corpus: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = make_corpus({"en/0": 0.5, "en/1": 0.6})
+    table = tmp_path / "speech.tsv"
+    lost, there = tmp_path / "en1.wav", corpus / "en" / "0.wav"
+    table.write_text(f"path\tlanguage\n{there}\ten\n{lost}\ten\n")
+    command = ("extract", table, tiny_model, "-o", tmp_path / "s.zarr", "--threads", 1)
+    hint = "what failed in an earlier run was not looked at again: --retry-failed does"
+    assert run(*command) == 4
+    assert hint not in capsys.readouterr().out
+    shutil.copy(there, lost)
+    assert run(*command) == 4
+    assert hint in capsys.readouterr().out
+    assert run(*command, "--retry-failed") == 4  # its place in the plan is missing, too
+    out, err = capsys.readouterr()
+    assert hint not in out
+    assert "extract the corpus into a new store" in " ".join(err.split())
 
 
 def test_a_comparison_that_is_watched_asks_for_no_more_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

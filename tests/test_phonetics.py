@@ -117,6 +117,10 @@ def test_a_saved_result_comes_back_and_its_table_holds_the_figures_of_plain_loop
     assert run("phonetics", path, "-o", tmp_path / "out") == 4
     printed = capsys.readouterr().out
     result = Phonetics.load(tmp_path / "out")
+    found = result.finding()
+    assert found is not None  # the two others of a sentence are all taken for the 20 nearest in length
+    assert "of the few other sentences, whatever their length, " in found.answer
+    assert "length is not held alike there" in result.tables()[0].note
     assert sorted(result.left_out) == ["en_rain", "es_hotel"]
     assert result.settings["left_out"] == 2
     distances = pq.read_table(result.distances).to_pylist()

@@ -370,6 +370,14 @@ class TestBadInput:
         assert run.whose == "not named by the command"
         assert run.weights_sha256 == vs.open_store(study / "speech.zarr").model.weights_sha256
 
+    def test_a_stores_page_lies_beside_it(self, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = shutil.copytree(study / "speech.zarr", tmp_path / "speech.zarr")
+        held = sorted(store.rglob("*"))
+        assert vs.write_report(store).out == str(tmp_path / "speech.html")
+        monkeypatch.chdir(store)
+        assert vs.write_report(".").out == str(tmp_path / "speech.html")
+        assert sorted(store.rglob("*")) == held
+
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("report", tmp_path) == 3
         said = capsys.readouterr().err

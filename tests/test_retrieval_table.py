@@ -401,6 +401,15 @@ def test_sentences_that_stand_in_several_groups_are_named_by_text_and_groups() -
     assert heard[0].startswith(
         f"en: 2 groups share a sentence with another group, e.g. 'Yes.' in {', '.join(groups)}; each"
     )
+    assert "voxstrata relabel" in heard[0]
+
+    class Words(Texts):
+        about: ClassVar = {**Texts.about, "spans": {}}
+
+    retrieve(Words(made.entries, made.frames), outputs=["final"], reporter=listener)
+    assert "groups share a word with" in heard[1]  # words of a sentence: no manifest could give them other groups
+    assert "`voxstrata spans --group word` does" in heard[1]
+    assert "relabel" not in heard[1]
 
 
 def test_a_corpus_that_cannot_be_retrieved_says_what_was_found() -> None:

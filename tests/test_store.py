@@ -242,6 +242,7 @@ def test_outputs_are_named_in_short_wherever_the_command_line_takes_it(
 def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) -> None:
     for call, message in (
         (lambda: store.frames("en/none", "final"), "no utterance 'en/none', it holds e.g."),
+        (lambda: store.frames("en-0", "final"), "no utterance 'en-0', it holds e.g. 'en/0'"),
         (lambda: store.frames(13, "final"), "index 13 out of range"),
         (lambda: store.frames(-14, "final"), "index -14 out of range"),
         (lambda: store[13], "index 13 out of range"),
@@ -345,7 +346,7 @@ def refused(match: str, corpus: Path, model: Path, path: Path, **settings: Any) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"outputs": "final"}, r"outputs is \['layer_01', 'final'\] there, \['final'\] here"),
+        ({"outputs": "final"}, r"outputs are layer_01,final there, final here; .* \(--outputs layer_01,final\)"),
         ({"dtype": "float32"}, "dtype is float16 there, float32 here"),
         ({"pool": "mean"}, "pool is None there, mean here"),
         ({"every": 5}, "every is 1 there, 5 here"),

@@ -169,13 +169,15 @@ def test_the_earlier_name_of_pooled_still_works_and_says_how_long(
     corpus: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
-    for name in (["--pooled"], ["--pool", "mean"], []):
+    for name in (["--pooled"], ["--pool", "mean"], ["--pool"], []):
         assert run("plan", corpus, tiny_model, *name, "--json") == 0
         out, err = capsys.readouterr()
         said.append((json.loads(out), err.count("--pool mean is called --pooled now, and goes in 0.3")))
-    (pooled, none), (earlier, one), (frames, _) = said
-    assert (none, one) == (0, 1)
-    assert pooled == earlier != frames
+    (pooled, none), (earlier, one), (bare, also), (frames, _) = said
+    assert (none, one, also) == (0, 1, 1)
+    assert pooled == earlier == bare != frames
+    assert run("plan", "--pool", corpus, tiny_model) == 2
+    assert "it is called --pooled now" in capsys.readouterr().err
 
 
 # ---- bench

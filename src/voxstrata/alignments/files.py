@@ -101,4 +101,4 @@ def _read(path: Path, name: str) -> Iterator[SpeechAlignment]:
     elif suffix == ".jsonl":
         yield from read_timestamp_lines(path)
     else:
-        raise InputError(f"{path}: no alignment by its name; it ends in one of {', '.join(ALIGNMENT_SUFFIXES)}")
+        raise InputError(f"{path}: no alignment by its name; such names end in {', '.join(ALIGNMENT_SUFFIXES)}")

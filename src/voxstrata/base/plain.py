@@ -49,11 +49,11 @@ def wrapped(text: str, width: int | None, indent: str = "") -> str:
 
 
 def shown_as(thing: object, text: str, path: str = "") -> str:
-    """What Python shows of an object: its class, the last name of a path, and a few words, in one line of 80
+    """What Python shows of an object: its class, the last name of a path, and a few whole words, in one line of 80
     characters at most."""
     where = f"{path.rstrip('/').rpartition('/')[2]}: " if path else ""
     line = f"{type(thing).__name__} {where}{' '.join(text.split())}"
-    return f"<{line}>" if len(line) <= 78 else f"<{line[:77].rstrip()}…>"
+    return f"<{line}>" if len(line) <= 78 else f"<{line[:76].rpartition(' ')[0].rstrip(' ,;:')} …>"
 
 
 def spelt_out(text: object) -> str:

@@ -118,6 +118,8 @@ def extract(
         print_json(report.to_dict() | {"corpus": corpus_json(read)})
     else:
         say(report.to_text())
+        if report.failed and report.resumed_units == report.units and not retry_failed:
+            say_wrapped("what failed in an earlier run was not looked at again: --retry-failed does")
     print_failures(report.failures, f"all in {store}/utterances.parquet")
     return PARTIAL if report.unreachable or (report.failed and not report.pending_units) else 0
 

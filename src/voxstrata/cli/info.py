@@ -29,7 +29,9 @@ def info(path: str, as_json: bool) -> None:
     from voxstrata.encoders.card import CARD
 
     if "://" not in path and not Path(path).exists():
-        raise vs.InputError(f"{path}: no such model folder or store")
+        raise vs.InputError(
+            f"{path}: no such model folder or store; `voxstrata export` makes the one, `extract` the other"
+        )
     is_model = "://" not in path and (Path(path) / CARD).exists()
     about = vs.open_model(path).card.to_dict() | {"kind": "model"} if is_model else _store(vs.open_store(path))
     if as_json:

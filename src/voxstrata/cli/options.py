@@ -104,6 +104,8 @@ as_json = click.option(
 
 def _earlier_pool(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """What 0.1.0 called `--pooled`: everywhere else a pool is what a query's candidates are."""
+    if value not in (None, "mean"):
+        raise vs.UsageError(f"--pool {value}: it is called --pooled now, without a value")
     if value:
         say_wrapped("warning: --pool mean is called --pooled now, and goes in 0.3", err=True)
     return value
@@ -136,7 +138,9 @@ _STORING = (
     click.option(
         "--pooled", is_flag=True, help="Keep one vector an utterance, the mean over its frames, instead of frames."
     ),
-    click.option("--pool", type=click.Choice(["mean"]), hidden=True, callback=_earlier_pool, help="Now --pooled."),
+    click.option(
+        "--pool", is_flag=False, flag_value="mean", hidden=True, callback=_earlier_pool, help="Now --pooled."
+    ),
     click.option(
         "--every", type=int, default=1,
         help="Keep the mean of every N frames; N divides those of a window (1500 for Whisper).",

@@ -13,7 +13,10 @@ from voxstrata.cli.saying import say_wrapped
 @click.command(short_help="One HTML page of all results in DIR and below.")
 @click.argument("folder", metavar="DIR", type=options.PATH)
 @options.out(
-    "The page; an earlier one is replaced. [default: DIR/report.html]", "target", required=False, type=options.PATH
+    "The page; an earlier one is replaced. [default: DIR/report.html; of a store, STORE.html beside it]",
+    "target",
+    required=False,
+    type=options.PATH,
 )
 @options.as_json
 def report(folder: Path, target: Path | None, as_json: bool) -> None:

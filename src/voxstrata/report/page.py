@@ -48,13 +48,14 @@ class Report:
 
 
 def write_report(folder: str | Path, out: str | Path | None = None, reporter: Reporter = SILENT) -> Report:
-    """Write a page, `folder`/report.html by default, of all results and stores in `folder` and below.
+    """Write a page, `folder`/report.html by default, of all results and stores in `folder` and below. Of a store alone
+    it lies beside the store, as speech.html: nothing but its own belongs into a store.
 
     The same results give the same bytes. Raises InputError where there is nothing to report, for damaged files, and
     where `out` is there and no page of ours; nothing is written then.
     """
     folder = Path(folder)
-    target = Path(out) if out else folder / PAGE
+    target = Path(out) if out else _default_page(folder)
     if folder.is_file():
         raise InputError(f"{folder}: a file, not a folder; give its folder: {folder.parent}")
     if not folder.is_dir():
@@ -110,6 +111,13 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         path = Path(here)
         names[:] = [] if ROOT in files else sorted(name for name in names if not name.startswith("."))
         yield path, [name for name in files if not (path / name).is_symlink()]
+
+
+def _default_page(folder: Path) -> Path:
+    if not (folder / ROOT).exists():
+        return folder / PAGE
+    store = folder if folder.name not in ("", "..") else folder.resolve()
+    return store.with_name(f"{store.stem}.html")
 
 
 def _refuse_foreign(target: Path) -> None:

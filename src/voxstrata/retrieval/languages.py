@@ -15,6 +15,7 @@ from voxstrata.base.tables import distinct, first_few
 from voxstrata.retrieval.recordings import EVERY_RECORDING, SHARED_FIRST
 from voxstrata.retrieval.selection import Selection
 from voxstrata.store import EmbeddingStore
+from voxstrata.store.writer import SPANS
 
 
 def find_sides(
@@ -78,10 +79,13 @@ def equal_sentences(sides: Sequence[Selection]) -> list[str]:
         found = held.filter(pc.greater(pc.list_value_length(held["group_list"]), 1)).sort_by("text").to_pylist()
         if found:
             groups = sum(len(row["group_list"]) for row in found)
+            said, mend = "sentence", "give equal sentences one group (`voxstrata relabel` does)"
+            if SPANS in side.store.about:
+                said, mend = "word", "give equal words one group (`voxstrata spans --group word` does)"
             notes.append(
-                f"{side.language}: {groups} groups share a sentence with another group, e.g. {found[0]['text']!r} in "
-                f"{first_few(sorted(found[0]['group_list']))}; each counts as a wrong answer for the others, so give "
-                "equal sentences one group (`voxstrata relabel` does)"
+                f"{side.language}: {groups} groups share a {said} with another group, e.g. {found[0]['text']!r} in "
+                f"{first_few(sorted(found[0]['group_list']))}; each counts as a wrong answer for the others, so "
+                f"{mend}"
             )
     return notes
 

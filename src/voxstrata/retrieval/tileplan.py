@@ -99,7 +99,7 @@ def plan_tiles(
     if candidates and matrix:
         raise UsageError("candidate mode computes no whole matrix; leave out the matrix or the candidates")
     if 0 < candidates < top:
-        raise UsageError(f"top {top} of {candidates} candidates: raise the candidates, or lower top")
+        raise UsageError(f"--top {top} of --candidates {candidates}: raise --candidates, or lower --top")
     if y is None and len(x) < 2:
         raise InputError(f"{x.store.files.root}: one utterance has nothing to be compared with; choose more")
     chunk = min(_chunk(side, frames) for side in (x, y) if side is not None) if matrix else 1

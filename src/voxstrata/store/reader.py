@@ -29,7 +29,7 @@ from voxstrata.store.one import StoredUtterance
 from voxstrata.store.rows import fill_rows
 from voxstrata.store.soundness import first_rows, in_no_unit, reading_zarr, refuse_foreign_arrays
 from voxstrata.store.spec import STORE_SCHEMA, StoreSpec
-from voxstrata.store.utterances import IdPlaces, StoredUtterances
+from voxstrata.store.utterances import IdPlaces, StoredUtterances, ids_like
 from voxstrata.store.writer import DONE, FAILED, PENDING, PLAN, read_plans
 
 if TYPE_CHECKING:
@@ -254,8 +254,8 @@ class EmbeddingStore:
         where = self._ids_at.of(names)
         for name in names:
             if name not in where:
-                held = self.table(["id"])["id"][0]
-                raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held.as_py()!r}")
+                held = ", ".join(map(repr, ids_like(self.table(["id"])["id"], name)))
+                raise UsageError(f"{self.files.root}: no utterance {name!r}, it holds e.g. {held}")
         return np.array([where[u] if isinstance(u, str) else self.index(u) for u in utterances], np.int64)
 
     def array(self, output: str | int) -> zarr.Array[Any]:

@@ -1,6 +1,7 @@
 """The table of a store's utterances, read column by column, and where in it an id stands."""
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from voxstrata.store.writer import PENDING, stored_table
 # Ids are looked up by reading through them, a hundredth of a microsecond each, until that takes longer than an index of
 # about 100 bytes an utterance.
 _INDEXED, _LOOKED_UP = 1 << 16, 100
+_COMPARED = 20_000  # ids whose spelling is compared with one that is not there
 
 
 class StoredUtterances:
@@ -71,3 +73,10 @@ class IdPlaces:
                 return places_of(ids, names)
             self._index = dict(zip(ids.to_pylist(), range(len(ids)), strict=True))
         return {name: self._index[name] for name in names if name in self._index}
+
+
+def ids_like(ids: pa.ChunkedArray, name: str) -> list[str]:
+    """For an error: ids that are spelt like one that is not there, else the first. Of many, the first of its length."""
+    length = pc.subtract(pc.utf8_length(ids), len(name))
+    near = ids.filter(pc.less_equal(pc.abs(length), 2)).slice(0, _COMPARED).to_pylist()
+    return get_close_matches(name, near) or ids.slice(0, 1).to_pylist()

@@ -123,6 +123,11 @@ def compare_settings(files: Files, card: ModelCard, spec: StoreSpec) -> dict[str
     there, here = _flat(about["spec"]), _flat(spec.to_dict())
     for key in here | there:
         if there.get(key) != here.get(key):
+            if key == "outputs":
+                held, asked = (",".join(spec["outputs"]) for spec in (there, here))
+                raise InputError(
+                    f"{where}outputs are {held} there, {asked} here; use the same (--outputs {held}) or a new store"
+                )
             raise InputError(
                 f"{where}{key} is {there.get(key)} there, {here.get(key)} here; use the same or a new store"
             )

@@ -86,9 +86,9 @@ class Explanation(Result):
         rows = self.table.select(names).to_pylist()
         lines = []
         for side, spoken in zip("ab", self._utterances, strict=True):
-            seconds = rows[0][f"frames_{side}"] * self.settings["row_seconds"]
+            frames = f"{rows[0][f'frames_{side}']} frames of {1000 * self.settings['row_seconds']:g} ms"
             said = f": {spoken.text}" if spoken.text else ""
-            lines.append(f"{side} = {spoken.id} ({spoken.language or 'language unknown'}, {seconds:.2f} s){said}")
+            lines.append(f"{side} = {spoken.id} ({spoken.language or 'language unknown'}, {frames}){said}")
         lines.append(
             "precision: mean over the frames of a of the best cosine in b; recall: mean over the frames of b of the "
             "best in a; f1 = 2PR / (P + R), SeqSim. mean_cosine: of any frame of a with any of b, what speech shares "

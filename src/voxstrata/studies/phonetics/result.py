@@ -74,8 +74,10 @@ class Phonetics(Result):
         if not found:
             return None
         alike, unlike = found[0], found[-1]
+        few = self._takes_all(alike) or self._takes_all(unlike)
+        others = "the few other sentences, whatever their length" if few else "other sentences as long"
         answer = (
-            f"Translations sound most alike in {alike.source} → {alike.target}: of other sentences as long, "
+            f"Translations sound most alike in {alike.source} → {alike.target}: of {others}, "
             f"{percent_text(alike.like_length)} sound closer. Least in {unlike.source} → {unlike.target}: "
             f"{percent_text(unlike.like_length)}. Chance is 50 %."
         )
@@ -84,6 +86,10 @@ class Phonetics(Result):
         up = "others that sound closer (%): low is alike"
         names = [f"{d.source} → {d.target}" for d in found]
         return Finding(answer, SmallCurve(up, names, shares, chance=half, best=0, steps=True))
+
+    def _takes_all(self, direction: SoundDirection) -> bool:
+        """Whether the sentences nearest in length are all that there are, however long they are."""
+        return bool(max(direction.candidates) - 1 <= self.settings["neighbours_in_length"])
 
     def tables(self) -> list[TextTable]:
         header = ["direction", "pairs", "pool", "distance", "others", "quantile", "like length", "closest", "chance"]
@@ -100,6 +106,8 @@ class Phonetics(Result):
             "closest: share of translations that sound closest of their pool, beside chance; word: the same by the "
             "closest pair of words."
         )
+        if any(map(self._takes_all, self.directions)):
+            note += " A pool that has no more others than that gives all of them: length is not held alike there."
         notes = "".join(f"\nnote: {note}" for note in self.notes)
         header += ["word quantile", "word closest"]
         return [TextTable("By direction", header, rows, note + notes)]
