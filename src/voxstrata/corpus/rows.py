@@ -150,7 +150,7 @@ def read_table(path: Path) -> StringTable:
     a column's name with a line break.
     """
     try:
-        kind = _kind(path) if path.is_file() or path.suffix.lower() in SUFFIXES else None
+        kind = None if path.is_dir() or not path.exists() else _kind(path)
         if kind is None:
             raise InputError(mistaken(path, "a table", f"name one ({', '.join(SUFFIXES)})"))
         table = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](path)
