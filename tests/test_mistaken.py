@@ -164,3 +164,11 @@ def test_why_no_alignment_can_be_read_is_told_beside_a_checkpoint_too(tmp_path: 
     (tmp_path / "a.TextGrid").write_text("none")
     with pytest.raises(InputError, match=r"none of its files can be read; the first: .*a\.TextGrid: "):
         read_alignments(tmp_path, "words")
+
+
+def test_what_follows_a_list_without_a_comma_is_told(things: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (("retrieve",), ("align", "--phonetics", things / "phonetics")):
+        # as click sorts them: what follows an option's value is a store, wherever it stands
+        assert run(*command, "-o", things / "out", things / "store", "--languages", "en", "fr") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "fr: no such store; a list has commas between its items: --languages en,fr" in said
