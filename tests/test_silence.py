@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +17,7 @@ from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT, BucketSilence, Silence
 from voxstrata.exporters import bucket_silence, silence_cache  # noqa: E402
 from voxstrata.exporters.bucket_silence import make_silence  # noqa: E402
 from voxstrata.exporters.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from voxstrata.exporters.pytorch import queries_keys_values  # noqa: E402
+from voxstrata.exporters.pytorch import Attention, each_attention, queries_keys_values  # noqa: E402
 from voxstrata.exporters.silence_cache import Queries, condense, kmeans, run_on_recordings, run_on_silence  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,6 +26,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
     return load_checkpoint(str(tiny_checkpoint))
+
+
+def test_what_a_layer_gives_is_not_held_while_the_next_ones_run(checkpoint: Checkpoint) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def take(layer: int, *found: torch.Tensor) -> None:
+        assert layer == len(held)
+        assert layer < 2 or held[layer - 2]() is None  # the one before may still be in a caller's frame
+        held.append(weakref.ref(found[1]))
+
+    each_attention(checkpoint.encoder, features(checkpoint, sound(3.0, 99)), take)
+    assert len(held) == 3
 
 
 def features(checkpoint: Checkpoint, audio: Array) -> torch.Tensor:
@@ -257,9 +270,13 @@ class TestARegister:
             value[..., register, :] = torch.tensor([0.0, 1.0, 0.0, 0.0])
             return query, key, value
 
+        def each(encoder: object, frames: int, take: Attention) -> None:
+            for layer, found in enumerate(zip(*planted(encoder, frames), strict=True)):
+                take(layer, *found)
+
         monkeypatch.setattr(bucket_silence, "silence_buckets", lambda: (75, 500, 950, 1000))
-        for module in (bucket_silence, silence_cache):
-            monkeypatch.setattr(module, "queries_keys_values", planted)
+        monkeypatch.setattr(bucket_silence, "each_attention", each)
+        monkeypatch.setattr(silence_cache, "queries_keys_values", planted)
         return cast(Checkpoint, SimpleNamespace(encoder=None, features=lambda samples: len(samples) // 320))
 
     @staticmethod

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 # Parameters of mallopt, from glibc's malloc.h, and the highest values that glibc raises them to by itself (mallopt(3)).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _HIGHEST = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20}
-_LARGE = 4 << 20  # bytes: states of a second or two, and weights, of a medium encoder
+_LARGE = 1 << 20  # bytes: states of a second, of a medium encoder, and weights
 
 
 @contextmanager
 def large_blocks_returned() -> Iterator[None]:
-    """Blocks of 4 MiB and more go back to the system as soon as they are freed, in the whole process.
+    """Blocks of 1 MiB and more go back to the system as soon as they are freed, in the whole process.
 
     By itself glibc does so up to the first such block that is freed. From then on it keeps blocks of up to 32 MiB, and
     the holes between those that are left add up to hundreds of MiB. Other C libraries are left as they are. Afterwards

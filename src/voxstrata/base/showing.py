@@ -154,7 +154,7 @@ def _progress_text(p: Progress, first: Progress, seconds: float) -> str:
     """What is done, the rate, and the time that is left, `seconds` after the stage's `first` report."""
     text = f"{p.stage} {p.done:,}/{p.total:,}{p.unit and ' '}{p.unit}"
     if p.work is not None:
-        text += f" ({p.share:.0%})"
+        text += f" ({100 * p.share:.0f} %)"
     if p.share > first.share and seconds > 0:
         if p.rated is not None:
             text += f"  {rate_text((p.rated - (first.rated or 0.0)) / seconds)} {p.rate_unit}"

@@ -19,7 +19,7 @@ from voxstrata.encoders.frames import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PE
 from voxstrata.encoders.silence import EMPTY_GROUP_LOGIT, BucketSilence, Silence, SilenceKeys, silence_buckets
 from voxstrata.exporters.babble import babble
 from voxstrata.exporters.checkpoint import Checkpoint
-from voxstrata.exporters.pytorch import queries_keys_values
+from voxstrata.exporters.pytorch import each_attention
 from voxstrata.exporters.silence_cache import (
     QUERIES,
     PaddedRuns,
@@ -35,6 +35,8 @@ from voxstrata.exporters.silence_cache import (
 _NEW_RUNS = 2  # for each bucket
 RUNS = 2 * _NEW_RUNS  # of which a bucket's keys are the mean: the last ones, of its own lengths and the bucket's before
 BABBLES, BABBLE_SECONDS = 8, 4  # sounds that are made up for a pure cache, and their length
+
+_Sums = dict[int, tuple[torch.Tensor, ...]]  # by layer the keys and values of runs added up, (heads, 1500, head_dim)
 
 
 def make_silence(
@@ -73,52 +75,59 @@ def silence_by_bucket(
     """
     buckets = silence_buckets()
     asked: deque[Queries] = deque(maxlen=RUNS)
-    pair: list[torch.Tensor] = []  # keys and values, added up over the last _NEW_RUNS: all runs are twice as large
+    total: _Sums = {}
+    pair: _Sums = {}  # over the last _NEW_RUNS
     found = []
     run = 0
     for i, bucket in enumerate(buckets):
         reporter.progress(Progress("silence cache", i, len(buckets), "buckets"))
         longest = bucket - FRAMES_PER_SECOND
         before, new = (buckets[i - 1] - FRAMES_PER_SECOND, _NEW_RUNS) if i else (0, RUNS)
-        total, pair = pair, []
+        total, pair = pair, {}
         for left, frames in zip(
             range(new - 1, -1, -1), np.linspace(before, longest, new + 1)[1:].astype(int), strict=True
         ):
             features = checkpoint.features(_speech(sounds, run, int(frames) * SAMPLES_PER_FRAME))
-            query, *kv = queries_keys_values(checkpoint.encoder, features)
-            asked.append(Queries.sample(query[:, :, :bucket], kv[0], QUERIES // RUNS))
-            total = _added(total, kv)
-            if left < _NEW_RUNS:
-                pair = _added(pair, kv)
-            del query, kv  # not to be held while the next run is made
+            asked.append(_run(checkpoint, features, bucket, [total, pair] if left < _NEW_RUNS else [total]))
             run += 1
         found.append(_condensed(total, Queries.of(asked), bucket, groups))
-        del total
     k, v, bias = (np.stack(parts) for parts in zip(*found, strict=True))
     return BucketSilence(np.array(buckets, np.int64), k, v, bias)
 
 
-def _condensed(
-    total: Sequence[torch.Tensor], queries: Queries, bucket: int, groups: int
-) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
-    """Keys, values and bias of a bucket. total: keys and values added up over RUNS runs.
+def _run(checkpoint: Checkpoint, features: torch.Tensor, bucket: int, sums: Sequence[_Sums]) -> Queries:
+    """One padded run, whose keys and values are added to each of `sums`; returns queries of the bucket's positions.
 
-    Layer by layer: what condensing copies, of all layers of a large model, would be gigabytes.
+    Layer by layer: those of all layers of a large model would be half a gigabyte more.
     """
+    sampled = []
+
+    def take(layer: int, query: torch.Tensor, *kv: torch.Tensor) -> None:
+        sampled.append(Queries.sample(query[None, :, :bucket], kv[0][None], QUERIES // RUNS))
+        for each in sums:
+            if layer in each:
+                for added_up, more in zip(each[layer], kv, strict=True):
+                    added_up.add_(more)
+            else:
+                each[layer] = tuple(t.clone() for t in kv)
+
+    each_attention(checkpoint.encoder, features, take)
+    return Queries(torch.cat([q.query for q in sampled]), torch.cat([q.log_total for q in sampled]))
+
+
+def _condensed(
+    total: _Sums, queries: Queries, bucket: int, groups: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
+    """Keys, values and bias of a bucket, from sums over RUNS runs; layer by layer as in `_run`."""
     layers = []
-    for k in range(len(total[0])):
-        key, value = (t[k : k + 1, :, bucket:] / RUNS for t in total)
-        keys = condense(PaddedRuns(key, value, queries.of_layer(k), {}), groups)[0].for_frames(bucket)
+    for layer in range(len(total)):
+        key, value = (t[None, :, bucket:] / RUNS for t in total[layer])
+        keys = condense(PaddedRuns(key, value, queries.of_layer(layer), {}), groups)[0].for_frames(bucket)
         layers.append(_filled(keys, groups))
     key16, value16 = (
         np.concatenate([getattr(keys, part).astype(np.float16) for keys in layers]) for part in ("key", "value")
     )
     return key16, value16, np.concatenate([keys.bias for keys in layers])
-
-
-def _added(sums: list[torch.Tensor], more: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The sums with one more added, in place; of nothing a copy."""
-    return [s.add_(t) for s, t in zip(sums, more, strict=True)] if sums else [t.clone() for t in more]
 
 
 def _speech(sounds: Sequence[NDArray[np.float32]], run: int, samples: int) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Hugging Face's encoder as the reference: every hidden state, at any length, computed by its own modules."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -47,26 +47,53 @@ def hidden_states(encoder: WhisperEncoder, log_mel: torch.Tensor) -> dict[str, t
     return dict(zip(output_names(len(encoder.layers)), [*states, final], strict=True))
 
 
-def queries_keys_values(
-    encoder: WhisperEncoder, log_mel: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of every layer for one full window [1, n_mels, 3000]: each (layers, heads, 1500, head_dim).
+Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+
+def each_attention(encoder: WhisperEncoder, log_mel: torch.Tensor, take: Attention) -> None:
+    """Run the encoder on one full window [1, n_mels, 3000]. As soon as a layer has them, `take` gets its number and
+    queries, keys and values, each (heads, 1500, head_dim), to use there and then: they are not held.
 
     Queries are scaled, so that query · key are the logits of attention.
     """
-    heads, frames = encoder.config.encoder_attention_heads, log_mel.shape[-1] // 2
-    dim = encoder.config.d_model // heads
-    query, key, value = (torch.empty(len(encoder.layers), heads, frames, dim) for _ in range(3))
+    heads = encoder.config.encoder_attention_heads
+    scale = (encoder.config.d_model // heads) ** -0.5
     with torch.inference_mode(), ExitStack() as stack:
         for k, layer in enumerate(encoder.layers):
-            for name, found in (("q_proj", query[k]), ("k_proj", key[k]), ("v_proj", value[k])):
+            found: dict[str, torch.Tensor] = {}
+            for name in ("q_proj", "k_proj", "v_proj"):
 
-                def keep(_: torch.nn.Module, __: tuple[Any, ...], y: torch.Tensor, found: torch.Tensor = found) -> None:
-                    found.copy_(y[0].unflatten(-1, (heads, -1)).transpose(0, 1))
+                def keep(
+                    _: torch.nn.Module,
+                    __: tuple[Any, ...],
+                    y: torch.Tensor,
+                    k: int = k,
+                    name: str = name,
+                    found: dict[str, torch.Tensor] = found,
+                ) -> None:
+                    found[name] = y[0].unflatten(-1, (heads, -1)).transpose(0, 1).contiguous()
+                    if len(found) == 3:
+                        take(k, found["q_proj"].mul_(scale), found["k_proj"], found["v_proj"])
+                        found.clear()
 
                 stack.callback(getattr(layer.self_attn, name).register_forward_hook(keep).remove)
         encoder(log_mel)
-    return query.mul_(dim**-0.5), key, value
+
+
+def queries_keys_values(
+    encoder: WhisperEncoder, log_mel: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `each_attention` gives, of all layers: each (layers, heads, 1500, head_dim)."""
+    heads, frames = encoder.config.encoder_attention_heads, log_mel.shape[-1] // 2
+    dim = encoder.config.d_model // heads
+    query, key, value = (torch.empty(len(encoder.layers), heads, frames, dim) for _ in range(3))
+
+    def take(layer: int, *found: torch.Tensor) -> None:
+        for whole, part in zip((query, key, value), found, strict=True):
+            whole[layer] = part
+
+    each_attention(encoder, log_mel, take)
+    return query, key, value
 
 
 def block_states(

@@ -9,6 +9,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ _CACHED_LENGTHS = (0.5, 7.0, 19.6, 29.0)  # seconds, followed by one of padding;
 # Relative L2 to float32 PyTorch. Float16 keeps 11 bits, and its errors add up over the layers. What 8 bits cost depends
 # on the checkpoint, and `voxstrata drift` measures it. Here only broken graphs are to be found.
 TOLERANCE = {"float32": 2e-4, "float16": 1e-2, "int8": 0.5}
+_FOLDING = "ConstantFolding"
 _LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans about 2
 
 
@@ -207,14 +209,35 @@ def cpu_session(path: Path, *, fold: bool = True) -> ort.InferenceSession:
     """A graph that runs on the CPU, in no more memory than it needs at any time.
 
     fold: what is made of constants alone, such as padded weights, is made once, when the session is, which takes twice
-    the memory of the weights; else in every run, which takes longer and may round otherwise.
+    the memory of the weights; else in every run, where it is needed, which takes longer and may round otherwise.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # which grows by doubling, and keeps the most that was ever needed
     options.enable_mem_pattern = False
-    without = {} if fold else {"disabled_optimizers": ["ConstantFolding"]}
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], **without)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    graph, without = (path.read_bytes(), {}) if fold else (_constants_first(path), {"disabled_optimizers": [_FOLDING]})
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], **without)
+
+
+def _constants_first(path: Path) -> bytes:
+    """The same graph, nodes that take constants alone before all others.
+
+    ONNX Runtime (1.31) runs such a node just before the one that takes it, where it stands before that one's other
+    inputs, and else all of them before anything else. Of padded weights that would be a second copy.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    constant = {tensor.name for tensor in model.graph.initializer}
+    first: list[onnx.NodeProto] = []
+    others: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        alone = constant.issuperset(name for name in node.input if name)
+        constant.update(node.output if alone else ())
+        (first if alone else others).append(node)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (*first, *others)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return bytes(model.SerializeToString())
 
 
 def voice(seconds: float, pitch: float, amplitude: float) -> NDArray[np.float32]:
