@@ -110,7 +110,7 @@ class TestTimings:
             read_words(path, self.LENGTHS)
 
     def test_a_missing_file_or_column_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"t\.tsv: no such file"):
+        with pytest.raises(InputError, match=r"t\.tsv: cannot be read: No such file"):
             read_words(tmp_path / "t.tsv", self.LENGTHS)
         (tmp_path / "t.csv").write_text("id,word,start,end\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"t\.csv: no column 'begin'; found: 'id', 'word', 'start', 'end'"):
