@@ -133,6 +133,7 @@ class MadeUpStore:
     most_frames: the largest number of frames that was read at once.
     """
 
+    __class__ = property(lambda _: EmbeddingStore)  # type: ignore[assignment]  # so that isinstance takes it for one
     has_frames = True
     name = "made-up.zarr"
     files = SimpleNamespace(root=name)

@@ -57,6 +57,8 @@ def test_a_command_that_is_misspelt_is_guessed(capsys: pytest.CaptureFixture[str
         (["early-exit", "check", "x", "y", "--progress", "log"], "voxstrata --progress … early-exit"),
         (["--quiet", "extract", "x"], "voxstrata extract … --quiet"),
         (["--nonsense"], "No such option '--nonsense'"),
+        (["--progres", "log", "extract", "a"], "Did you mean '--progress'?"),
+        (["--blocks", "3", "early-exit", "sweep"], "voxstrata early-exit … --blocks"),
         (["plan", "--nonsense"], "No such option '--nonsense'"),
     ],
 )

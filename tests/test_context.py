@@ -75,6 +75,8 @@ def test_outputs_are_selected_in_depth_order() -> None:
     assert select_outputs("layer_3,layer_1", names) == ("layer_01", "layer_03")
     assert select_outputs([3, -1, "0"], names) == ("layer_00", "layer_03", "final")
     assert select_outputs(np.int64(3), names) == select_outputs(-2, names) == ("layer_03",)
+    for several in ({3, 1}, {"3": 0, "1": 0}.keys(), (n for n in ("1", 3)), np.array([1, 3]), np.array(["1", "3"])):
+        assert select_outputs(several, names) == ("layer_01", "layer_03")
     assert select_outputs("-1", names[:2]) == ("layer_01",)  # of those that are there
     for wrong, message in (
         ("layer_04", "'layer_04'.*layer_03, final"),
@@ -92,16 +94,21 @@ def test_outputs_are_selected_in_depth_order() -> None:
         ("layer_-1", "unknown output 'layer_-1'"),
         (4, "unknown output 'layer_04'"),
         ("layer_3,layer_03", "twice"),
+        (None, "no output None; give names or numbers"),
+        (True, "no output True"),
+        (1.5, "no output 1.5"),
+        ([1, None], "no output None"),
     ):
         with pytest.raises(UsageError, match=message):
             select_outputs(wrong, names)
 
 
-@pytest.mark.parametrize("wanted", ["layer_03", "layer_3", "3", 3, -2, "-2", "3-3"])
+@pytest.mark.parametrize("wanted", ["layer_03", "layer_3", "3", 3, -2, "-2", "3-3", np.int64(3)])
 def test_one_output_is_found_however_it_is_spelt(wanted: str | int) -> None:
     names = output_names(3)
     assert select_output(wanted, names) == "layer_03"
     assert names_one(wanted, select_outputs(wanted, names))
+    assert select_outputs(StoreSpec(wanted).outputs, names) == ("layer_03",)
 
 
 def test_several_outputs_are_not_one() -> None:

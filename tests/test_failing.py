@@ -116,6 +116,8 @@ def test_whisper_names_a_language_that_is_spelt_alike() -> None:
     whisper = SimpleNamespace(model=SimpleNamespace(generation_config=config), encoder=SimpleNamespace(name="base"))
     with pytest.raises(UsageError, match=r"no language 'englisch'.*\(--language englisch=en\): en, de, es$"):
         language_tokens(whisper, ["englisch", "de"], Decoding())  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"\(--language aym=es\): en, de, es$"):  # nothing is near that one
+        language_tokens(whisper, ["aym", "englisch"], Decoding())  # type: ignore[arg-type]
 
 
 def test_memory_that_runs_out_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:

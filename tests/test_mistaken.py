@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from voxstrata.alignments.files import read_alignments
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_regular
 from voxstrata.base.recognised import RESULT_FILES, recognised
+from voxstrata.base.result import read_parquet
 from voxstrata.cli.similarity import chosen_ids
+from voxstrata.corpus.rows import read_table
 from voxstrata.report.html import page
 from voxstrata.report.registry import RESULTS
 from voxstrata.retrieval.finished import read_similarity
@@ -113,3 +116,59 @@ def test_swapped_store_and_phonetics_are_put_in_order(things: Path, capsys: pyte
         assert f"{things / 'store'} is a store and {things / 'phonetics'} is none: the order is the other" in said
         assert f"voxstrata {command[0]} {things / 'store'} --phonetics {things / 'phonetics'}" in said
     assert not (things / "out").exists()
+
+
+@pytest.mark.parametrize("fifo", ["zarr.json", "page.html"])
+def test_a_fifo_is_recognised_as_nothing_and_not_waited_for(fifo: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / fifo)
+    for path in (tmp_path, tmp_path / fifo):
+        assert recognised(path) is None
+        for read in (vs.open_model, vs.verify, vs.read_corpus):
+            with pytest.raises(InputError):
+                read(path)
+
+
+def test_a_table_is_told_that_it_is_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list")
+    with pytest.raises(InputError, match="is a FIFO"):
+        read_table(tmp_path / "list")
+
+
+def test_of_gzipped_files_tables_alone_are_tables(tmp_path: Path) -> None:
+    (tmp_path / "speech.tar.gz").touch()
+    (tmp_path / "speech.tsv.gz").touch()
+    assert recognised(tmp_path / "speech.tar.gz") is None
+    assert recognised(tmp_path / "speech.tsv.gz") is not None
+
+
+def test_a_manifest_beside_a_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "manifest.tsv").write_text("path\tlanguage\na.wav\ten\n")
+    with pytest.raises(InputError, match=r"but a manifest; name that: .*manifest\.tsv$"):
+        vs.read_corpus(tmp_path)
+
+
+def test_a_folder_of_the_right_command_lacks_a_file(things: Path) -> None:
+    with pytest.raises(InputError, match=r"aligned/other\.parquet: missing; `voxstrata align` writes it$"):
+        read_parquet(things / "aligned" / "other.parquet", "align")
+
+
+@pytest.mark.parametrize("name", ["ids.tsv", "ids.csv"])
+def test_a_list_of_ids_may_be_called_as_a_table(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("en/1\nen/2\n")
+    assert chosen_ids(tmp_path / name) == ("en/1", "en/2")
+
+
+def test_why_no_alignment_can_be_read_is_told_beside_a_checkpoint_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.TextGrid").write_text("none")
+    with pytest.raises(InputError, match=r"none of its files can be read; the first: .*a\.TextGrid: "):
+        read_alignments(tmp_path, "words")
+
+
+def test_what_follows_a_list_without_a_comma_is_told(things: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (("retrieve",), ("align", "--phonetics", things / "phonetics")):
+        # as click sorts them: what follows an option's value is a store, wherever it stands
+        assert run(*command, "-o", things / "out", things / "store", "--languages", "en", "fr") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "fr: no such store; a list has commas between its items: --languages en,fr" in said

@@ -113,3 +113,15 @@ def test_an_opened_model_and_corpus_are_taken_as_they_are(tiny_model: Path, make
     assert vs.estimate(corpus.root, tiny_model) == vs.estimate(corpus, model)
     with pytest.raises(UsageError, match="this one is read already"):
         vs.read_corpus(corpus, columns={"text": "sentence"})
+
+
+def test_stores_are_taken_from_whatever_can_be_gone_through(paths: list[Path]) -> None:
+    opened = vs.open_store(paths[0])
+    assert vs.open_store(opened) is opened
+    for several in (paths[:2], iter(paths[:2]), set(paths[:2]), dict.fromkeys(paths[:2])):
+        assert len(vs.open_store(several)) == len(opened) + len(vs.open_store(paths[1]))
+    for wrong in (None, 3, [None], object()):
+        with pytest.raises(UsageError, match="is no store; give its path, an opened store, or a list of them"):
+            vs.open_store(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no store is named"):
+        vs.open_store(iter(()))

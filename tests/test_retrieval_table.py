@@ -22,6 +22,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.encoders.outputs import depth_order
 from voxstrata.retrieval.kernels.base import FloatMatrix, Packed
 from voxstrata.retrieval.kernels.float32 import Float32
+from voxstrata.store import EmbeddingStore
 from voxstrata.studies.retrieve import Retrieval, RetrievalOptions, retrieve
 
 
@@ -32,6 +33,7 @@ class FakeStore:
     entries: list[tuple[str, str | None, str | None, str]]
     frames: dict[str, Utterances]
     has_frames: bool = True
+    __class__ = property(lambda _: EmbeddingStore)  # type: ignore[assignment]  # so that isinstance takes it for one
     files: ClassVar = MadeUpStore.files
     name: ClassVar = MadeUpStore.name
     about: ClassVar = MadeUpStore.about

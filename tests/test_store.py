@@ -252,7 +252,10 @@ def test_unknown_utterances_and_outputs_are_usage_errors(store: EmbeddingStore) 
         (lambda: store.ragged("final", [0, 99]), "index 99 out of range"),
         (lambda: store.pooled("final", [-14]), "index -14 out of range"),
         (lambda: store.frames("en/0", "layer_02"), "no output 'layer_02'; it holds layer_01, final"),
-        (lambda: store.frames("en/0", 2), "no output 2; it holds layer_01, final"),
+        (lambda: store.frames("en/0", 2), "no output '2'; it holds layer_01, final"),
+        (lambda: store.frames("en/0", np.int64(2)), "no output '2'; it holds layer_01, final"),
+        (lambda: store.frames("en/0", None), "no output None; give names"),  # type: ignore[arg-type]
+        (lambda: store.frames("en/0", "all"), r"zarr: 'all' are 2 outputs; name one of layer_01, final"),
         (lambda: store.pooled("0-1"), "no output '0-1'; it holds"),
         (lambda: store.frames("en/bad", "final"), "'en/bad' is failed: .*not audio"),
         (lambda: store.ragged("final", range(13)), "'en/bad' is failed"),

@@ -60,7 +60,7 @@ def read_alignments(source: str | Path, tier: str, reporter: Reporter = SILENT) 
     if not any(found.tiers for found in alignments):
         if not alignments:
             none = f"none of its files can be read; the first: {next(iter(unreadable.values()))}"
-            raise InputError(mistaken(source, "alignments", _GIVE, none))
+            raise InputError(mistaken(source, "alignments", f"{none}; {_GIVE}"))
         held = ", ".join(f"{name!r} ({counted(count, 'recording')})" for name, count in sorted(tiers.items())) or "none"
         raise InputError(f"{source}: no tier of intervals is called {tier!r}; there are: {held}")
     return AlignmentFiles(alignments, unreadable)

@@ -34,13 +34,10 @@ def check_regular(path: str | Path) -> os.stat_result:
         status = os.stat(path)
     except ValueError as e:  # a NUL in the name
         raise InputError(f"{str(path)!a}: no name of a file ({e})") from None
-    if stat.S_ISDIR(status.st_mode):
-        from voxstrata.base.recognised import mistaken
-
-        raise InputError(mistaken(path, "a file", "name a file", "is a folder, not a regular file"))
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise InputError(f"{path}: is {kind}, not a regular file; copy what it gives to a file, and name that")
+        mend = "name a file" if stat.S_ISDIR(status.st_mode) else "copy what it gives to a file, and name that"
+        raise InputError(f"{path}: is {kind}, not a regular file; {mend}")
     return status
 
 

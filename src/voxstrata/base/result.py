@@ -17,7 +17,7 @@ from voxstrata.base.folders import check_writable, make_writable
 from voxstrata.base.opening import parse_json
 from voxstrata.base.parquet import read_parquet_table
 from voxstrata.base.plain import shown_as, wrapped
-from voxstrata.base.recognised import mistaken, recognised
+from voxstrata.base.recognised import refuse_mistaken, results_of
 from voxstrata.base.tables import TextTable, markdown_text, terminal_width
 
 _WIDTH = 80  # characters of a line of notes on a terminal
@@ -239,8 +239,7 @@ def read_parquet(path: Path, command: str, columns: Sequence[str] | None = None)
         return read_parquet_table(path, columns)
     except (FileNotFoundError, NotADirectoryError):
         mend = f"`voxstrata {command}` writes it"
-        if recognised(path.parent):
-            raise InputError(mistaken(path.parent, f"a folder with {path.name}", mend)) from None
+        refuse_mistaken(path.parent, f"a folder with {path.name}", mend, results_of(command))
         raise InputError(f"{path}: missing; {mend}") from None
     except (pa.ArrowException, OSError) as e:
         raise InputError(

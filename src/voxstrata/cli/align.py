@@ -9,7 +9,7 @@ import voxstrata as vs
 from voxstrata.base.plain import counted
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
-from voxstrata.cli.corpora import refuse_swapped_store
+from voxstrata.cli.corpora import refuse_spaced_lists, refuse_swapped_store
 
 
 class _Phonetics(click.Path):
@@ -90,6 +90,7 @@ def align(
     from voxstrata.studies.compared.measure import align_each
     from voxstrata.studies.compared.result import ComparedAlignment
 
+    refuse_spaced_lists(stores, outputs=outputs, languages=languages)
     if len(stores) == 1:
         refuse_swapped_store(stores[0], phonetics, option="--phonetics")
     store = stores[0] if len(stores) == 1 else list(stores)

@@ -31,6 +31,13 @@ def _refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[
             raise click.UsageError(f"{max(parameter.opts, key=len)} is given {times} times; give it once", ctx)
 
 
+def _takes(command: click.Command | None, option: str) -> bool:
+    """Whether a command has an option, or one of those that it groups."""
+    if isinstance(command, click.Group):
+        return any(_takes(each, option) for each in command.commands.values())
+    return command is not None and any(option in (*each.opts, *each.secondary_opts) for each in command.params)
+
+
 def _refuse_tilde(ctx: click.Context, args: Sequence[str]) -> None:
     """Raises UsageError for a path whose ~ the shell left as it is, as in `--out=~/store`: it would be a folder."""
     for value in map(value_of, args):
@@ -68,7 +75,7 @@ class _Lazy(click.Group):
                 _refuse_repeated(self, ctx, args)
             except click.NoSuchOption as e:
                 for name in _COMMANDS:
-                    if name in args:
+                    if name in args and _takes(self.get_command(ctx, name), e.option_name):
                         why = f"write {e.option_name} behind the command: voxstrata {name} … {e.option_name}"
                         raise click.UsageError(why, ctx) from e
                 raise

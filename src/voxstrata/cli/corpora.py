@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,18 @@ def refuse_swapped_store(store: str, *others: str | Path, option: str | None = N
         rest = [one for one in (store, *others) if one != places[0]]
         rest.sort(key=lambda one: _is_model(Path(one)))
         _refuse(f"{places[0]} is a store and {store} is none", *places, *filter(None, [option]), *rest)
+
+
+def refuse_spaced_lists(stores: Sequence[str], **lists: str | None) -> None:
+    """Raises UsageError where what follows a list, such as --languages en fr, was taken for a store.
+
+    lists: by the name of its option, what was given.
+    """
+    given = {name: value for name, value in lists.items() if value not in (None, "all")}
+    missing = [one for one in stores[1:] if not is_url(one) and "/" not in one and not os.path.lexists(one)]
+    if given and missing:
+        typed = " or ".join(f"--{name} {value},{missing[0]}" for name, value in given.items())
+        raise vs.UsageError(f"{missing[0]}: no such store; a list has commas between its items: {typed}")
 
 
 def refuse_swapped_checkpoint(checkpoint: str, corpus: Path) -> None:

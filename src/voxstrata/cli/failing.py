@@ -77,8 +77,9 @@ def _tell_unquoted(said: str, args: Sequence[str]) -> None:
         for i in range(len(args) - count + 1):
             words = [values[i], *args[i + 1 : i + count]]
             whole = " ".join(words)
-            spoken = too_many or any(_names(said, word) for word in words)
-            if spoken and not os.path.exists(words[0]) and _leads_somewhere(whole, words[-1]):
+            if not _leads_somewhere(whole, words[-1]) or os.path.exists(words[0]):
+                continue
+            if too_many or any(_names(said, word) for word in words):
                 say(f"Did you mean {shlex.quote(whole)}? A path with spaces needs quotes.", err=True)
                 return
 

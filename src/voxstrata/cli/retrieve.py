@@ -8,7 +8,7 @@ import click
 import voxstrata as vs
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, print_left_out, save_and_print
-from voxstrata.cli.corpora import refuse_swapped_store
+from voxstrata.cli.corpora import refuse_spaced_lists, refuse_swapped_store
 
 
 @click.command(short_help="Spoken-translation retrieval, layer by layer.")
@@ -110,6 +110,7 @@ def retrieve(
     if phonetics and "sound" not in (negatives or ""):
         raise vs.UsageError("--phonetics is of --negatives sound; add it, or leave it out")
     result: study.Retrieval | study.FoundRetrieval | ComparedRetrieval
+    refuse_spaced_lists(stores, outputs=outputs, languages=languages)
     store = stores[0] if len(stores) == 1 else list(stores)
     if isinstance(store, str) and phonetics:
         refuse_swapped_store(store, phonetics, option="--phonetics")

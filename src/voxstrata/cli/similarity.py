@@ -11,7 +11,7 @@ import click
 import voxstrata as vs
 from voxstrata.base.opening import read_regular
 from voxstrata.base.plain import counted, rate_text
-from voxstrata.base.recognised import mistaken, recognised
+from voxstrata.base.recognised import A_TABLE, refuse_mistaken
 from voxstrata.cli import options
 from voxstrata.cli.console import TerminalReporter, clock, print_json, print_left_out, quiet_ray
 from voxstrata.cli.interrupts import resume_hint, rows_kept
@@ -162,14 +162,17 @@ def chosen_ids(file: Path | None) -> tuple[str, ...] | None:
     """The ids that a file names, one a line."""
     if file is None:
         return None
+    from voxstrata.corpus.manifest import names_recordings
+    from voxstrata.corpus.rows import table_header
+
+    right = "" if names_recordings(table_header(file)) else A_TABLE.what  # a list may be called ids.tsv
+    refuse_mistaken(file, "a list of ids", "write one id on each line", right)
     try:
         named = tuple(line.strip() for line in read_regular(file).decode("utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as e:
         raise vs.InputError(f"{file}: cannot be read as a list of ids ({e})") from e
     if not named:
         raise vs.InputError(f"{file}: holds no id; write one on each line")
-    if recognised(file):
-        raise vs.InputError(mistaken(file, "a list of ids", "write one id on each line"))
     return named
 
 

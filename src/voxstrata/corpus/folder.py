@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from voxstrata.base.errors import InputError
-from voxstrata.base.recognised import mistaken, recognised
+from voxstrata.base.recognised import A_CHECKPOINT, refuse_mistaken
 from voxstrata.corpus.languages import language_name
 from voxstrata.corpus.manifest import names_recordings
 from voxstrata.corpus.rows import table_header
@@ -33,11 +33,13 @@ def read_folder(root: Path) -> Corpus:
     """
     root = absolute_root(root)
     found, again = _found_below(root, AUDIO_SUFFIXES)
-    if not found and recognised(root):
-        raise InputError(mistaken(root, "a corpus", "name a folder of audio or a manifest"))
-    if not found and (named := manifests_in(root)):
-        raise InputError(f"{root}: no audio file in it, but a manifest; name that: {named[0]}")
     if not found:
+        named = manifests_in(root)
+        # A manifest may lie beside a checkpoint's files. In what voxstrata wrote, tables that name recordings are none.
+        right = A_CHECKPOINT.what if named else ""
+        refuse_mistaken(root, "a corpus", "name a folder of audio or a manifest", right)
+        if named:
+            raise InputError(f"{root}: no audio file in it, but a manifest; name that: {named[0]}")
         raise InputError(f"{root}: no audio file in it (looked for {' '.join(sorted(AUDIO_SUFFIXES))})")
     folders_of = [path.split("/")[0] if "/" in path else None for path in found]
     tops = {name: language_name(name) for name in dict.fromkeys(folders_of) if name is not None}

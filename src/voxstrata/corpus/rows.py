@@ -150,7 +150,8 @@ def read_table(path: Path) -> StringTable:
     a column's name with a line break.
     """
     try:
-        kind = _kind(path) if path.is_file() or path.suffix.lower() in SUFFIXES else None
+        named = path.exists() or path.suffix.lower() in SUFFIXES
+        kind = _kind(path) if named and not path.is_dir() else None
         if kind is None:
             raise InputError(mistaken(path, "a table", f"name one ({', '.join(SUFFIXES)})"))
         table = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](path)

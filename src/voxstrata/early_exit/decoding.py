@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -122,9 +122,10 @@ def language_tokens(transcriber: Transcriber, languages: Sequence[str | None], d
     if unknown:
         codes = [token.strip("<|>") for token in sorted(known)]
         called = {str(language_name(code)).lower(): code for code in codes}
-        near = [called[close] for said in unknown for close in get_close_matches(said.lower(), called, 1)]
-        example = "--language " + (f"{unknown[0]}={[*near, 'es'][0]}" if unknown[0] not in prompts.values() else "…")
-        some = some_names(list(dict.fromkeys([*near, *codes])), unknown)
+        near = {said: [called[name] for name in get_close_matches(said.lower(), called, 1)] for said in unknown}
+        first = unknown[0]
+        example = "--language " + (f"{first}={[*near[first], 'es'][0]}" if first not in prompts.values() else "…")
+        some = some_names(list(dict.fromkeys([*chain.from_iterable(near.values()), *codes])), unknown)
         raise UsageError(
             f"{name} knows no language {', '.join(map(repr, unknown))}; announce it as one it knows ({example}): {some}"
             f"{'; its generation_config.json lists all' if some.endswith('more') else ''}"

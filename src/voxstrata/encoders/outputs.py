@@ -3,11 +3,12 @@
 import operator
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from voxstrata.base.errors import UsageError
 from voxstrata.base.plain import counted
 
-OutputChoice = str | int | Sequence[str | int]  # what `select_outputs` takes
+OutputChoice = str | int | Iterable[str | int]  # what `select_outputs` takes
 
 
 def output_names(layers: int) -> tuple[str, ...]:
@@ -48,6 +49,38 @@ def depth_fraction(output: str, layers: int) -> float:
     return depth([output], layers) / layers
 
 
+def spelt_outputs(wanted: OutputChoice) -> tuple[str, ...]:
+    """The names of a choice as they were given, of numbers their digits, of a string the parts between commas.
+
+    Raises UsageError for what is no name, such as None, True and 1.5.
+    """
+    if isinstance(wanted, str):
+        return tuple(name.strip() for name in wanted.split(","))
+    if _is_number(wanted):
+        return (_spelt(wanted),)
+    try:
+        return tuple(map(_spelt, wanted))  # type: ignore[arg-type]  # what is not iterable raises TypeError
+    except TypeError:
+        return (_spelt(wanted),)
+
+
+def _spelt(name: Any) -> str:
+    if isinstance(name, str):
+        return name.strip()
+    if not _is_number(name):
+        raise UsageError(f"no output {name!r}; give names or numbers, such as 'final', 3 or -1")
+    return str(operator.index(name))
+
+
+def _is_number(given: Any) -> bool:
+    """Whether it is an integer, of numpy or another library, too; True and False are none."""
+    try:
+        operator.index(given)
+    except TypeError:
+        return False
+    return not isinstance(given, bool)
+
+
 def select_outputs(wanted: OutputChoice, available: Sequence[str]) -> tuple[str, ...]:
     """The wanted outputs in depth order. A string is a comma-separated list; "all" is every available one.
 
@@ -56,9 +89,8 @@ def select_outputs(wanted: OutputChoice, available: Sequence[str]) -> tuple[str,
 
     Raises UsageError for a name that is not available, a name given twice, and an empty choice.
     """
-    each = wanted.split(",") if isinstance(wanted, str) else wanted if isinstance(wanted, Sequence) else [wanted]
-    given = [name.strip() if isinstance(name, str) else str(operator.index(name)) for name in each]
-    if given == ["all"]:
+    given = spelt_outputs(wanted)
+    if given == ("all",):
         return tuple(available)
     names = [name for short in given for name in _names(short, available)]
     unknown = [n for n in names if n not in available]
@@ -74,17 +106,22 @@ def select_outputs(wanted: OutputChoice, available: Sequence[str]) -> tuple[str,
 
 def select_output(wanted: str | int, available: Sequence[str]) -> str:
     """The one output that a name means, written as `select_outputs` takes it. Raises UsageError for none or several."""
-    if wanted in available:
-        return str(wanted)
-    names = select_outputs(wanted, available)
+    given = ",".join(spelt_outputs(wanted))
+    if given in available:
+        return given
+    try:
+        names = select_outputs(given, available)
+    except UsageError:
+        raise UsageError(f"no output {given!r}; it holds {', '.join(available)}") from None
     if len(names) > 1:
-        raise UsageError(f"{wanted!r} are {counted(len(names), 'output')}; name one of {', '.join(names)}")
+        raise UsageError(f"{given!r} are {counted(len(names), 'output')}; name one of {', '.join(names)}")
     return names[0]
 
 
 def names_one(wanted: OutputChoice, names: Sequence[str]) -> bool:
     """Whether `names`, which `select_outputs` made of `wanted`, are one that was asked for as one, however spelt."""
-    return len(names) == 1 and wanted != "all" and isinstance(wanted, str | int)
+    one = wanted != "all" if isinstance(wanted, str) else _is_number(wanted)
+    return len(names) == 1 and one
 
 
 def _names(short: str, available: Sequence[str]) -> list[str]:

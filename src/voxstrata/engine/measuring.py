@@ -25,7 +25,7 @@ from voxstrata.base.tables import aligned
 from voxstrata.encoders import Context, ModelFolder
 from voxstrata.encoders.context import Mode
 from voxstrata.encoders.frames import SAMPLE_RATE
-from voxstrata.encoders.outputs import OutputChoice, select_outputs
+from voxstrata.encoders.outputs import OutputChoice, select_outputs, spelt_outputs
 from voxstrata.engine.budget import sgemm_rate
 from voxstrata.engine.extraction import ExtractReport, share
 from voxstrata.engine.making import make_encoder
@@ -156,7 +156,7 @@ def measure(
     """
     runtime = runtime or Runtime()
     context = Context(mode)
-    spec = StoreSpec(select_outputs(outputs, model.card.outputs), context=context).for_model(model.card, runtime.device)
+    spec = StoreSpec(spelt_outputs(outputs), context=context).for_model(model.card, runtime.device)
     row_bytes = model.card.d_model * spec.stored_dtype.itemsize * len(spec.outputs)
     family = model.card.family
     encoder, mean = make_encoder(model, spec, runtime), mix.mean / family.seconds_per_frame

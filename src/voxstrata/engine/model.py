@@ -19,7 +19,7 @@ from voxstrata.base.errors import InputError, UsageError
 from voxstrata.base.plain import counted
 from voxstrata.corpus.memory import samples_source
 from voxstrata.encoders.card import ModelFolder, open_model
-from voxstrata.encoders.outputs import OutputChoice, select_outputs
+from voxstrata.encoders.outputs import OutputChoice, spelt_outputs
 from voxstrata.engine.encoder import Encoder
 from voxstrata.engine.making import make_encoder
 from voxstrata.engine.pipeline import equal_batches, kept
@@ -82,7 +82,7 @@ class SpeechModel(ModelFolder):
         """
         runtime, spec = runtime or Runtime(), spec or StoreSpec()
         if outputs is not None:
-            spec = replace(spec, outputs=select_outputs(outputs, self.card.outputs))
+            spec = replace(spec, outputs=spelt_outputs(outputs))
         spec = spec.for_model(self.card, runtime.device)
         several = isinstance(samples, list | tuple)
         given: list[Any] = list(samples) if several else [samples]

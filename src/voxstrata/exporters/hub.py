@@ -6,7 +6,7 @@ from pathlib import Path
 
 from voxstrata.base.errors import InputError
 from voxstrata.base.opening import read_json_file
-from voxstrata.base.recognised import mistaken, recognised
+from voxstrata.base.recognised import refuse_mistaken
 from voxstrata.encoders.card import CARD, WEIGHTS
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in transformers' order; each before its own index
@@ -29,8 +29,8 @@ def check_source(source: str, revision: str | None) -> None:
         raise InputError(
             f"{path}: an exported model already, not a checkpoint; name the checkpoint that it was made from"
         )
-    if not (path / "config.json").is_file() and recognised(path):
-        raise InputError(mistaken(path, "a checkpoint", "name its folder, a hub id, or OpenAI's .pt"))
+    if not (path / "config.json").is_file():
+        refuse_mistaken(path, "a checkpoint", "name its folder, a hub id, or OpenAI's .pt")
     if not path.exists() and not is_hub_id(source):
         raise InputError(f"{source}: no such folder or file, and not a hub id (like openai/whisper-base)")
 

@@ -269,12 +269,12 @@ class EmbeddingStore:
     def output(self, name: str | int) -> str:
         """The stored output that a name means: "layer_03", in short "3", 3 or "layer_3", and -1 for the last.
 
-        Raises UsageError for one that is not stored.
+        Raises UsageError for one that is not stored, and for several.
         """
         try:
             return select_output(name, self.outputs)
-        except UsageError:
-            raise UsageError(f"{self.files.root}: no output {name!r}; it holds {', '.join(self.outputs)}") from None
+        except UsageError as e:
+            raise UsageError(f"{self.files.root}: {e}") from None
 
     def frames(self, utterance: str | int, output: str | int) -> NDArray[Any]:
         """States of one utterance, (rows, d) in the stored dtype. output: as `output` takes it, here and below."""

@@ -1,7 +1,7 @@
 """Several stores read as one."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -179,17 +179,17 @@ class StoreSet(EmbeddingStore):
         return np.concatenate(states) if states else self.stores[0].pooled(output, [])
 
 
-def open_store(store: AnyStore | Sequence[AnyStore]) -> EmbeddingStore:
+def open_store(store: AnyStore | Iterable[AnyStore]) -> EmbeddingStore:
     """Open a store, local or by URL (s3://, gs://), for reading; or several as one. What is opened already is taken as
     it is.
 
     Raises InputError when it is not a voxstrata store, or one of another schema; and for several stores of other models
-    or settings, or that share an id.
+    or settings, or that share an id. UsageError for what is neither a path nor a store, nor some of them.
     """
+    if isinstance(store, EmbeddingStore):
+        return store
     if isinstance(store, str | Path):
         return EmbeddingStore(store)
-    if not isinstance(store, Sequence):
-        return store
     return _as_one([one for given in _several(store) for one, _ in open_store(given).parts])
 
 
@@ -215,8 +215,13 @@ def open_by_encoder(stores: AnyStore | Sequence[AnyStore]) -> list[EmbeddingStor
     return [same[0] if len(same) == 1 else open_store(same) for same in alike.values()]
 
 
-def _several(stores: AnyStore | Sequence[AnyStore]) -> Sequence[AnyStore]:
-    given = stores if isinstance(stores, Sequence) and not isinstance(stores, str) else [stores]
+def _several(stores: AnyStore | Iterable[AnyStore]) -> list[AnyStore]:
+    try:
+        given = [stores] if isinstance(stores, str | Path | EmbeddingStore) else list(stores)
+    except TypeError:
+        raise UsageError(
+            f"{type(stores).__name__} is no store; give its path, an opened store, or a list of them"
+        ) from None
     if not given:
         raise UsageError("no store is named; give at least one")
     return given

@@ -13,7 +13,7 @@ from voxstrata.encoders.card import ModelCard
 from voxstrata.encoders.context import Context
 from voxstrata.encoders.device import Device
 from voxstrata.encoders.family import Family
-from voxstrata.encoders.outputs import select_outputs
+from voxstrata.encoders.outputs import select_outputs, spelt_outputs
 from voxstrata.encoders.whisper import WHISPER
 
 _NOT_CHOSEN = Context(chosen=False)
@@ -45,9 +45,7 @@ class StoreSpec:
     windows: str = WHISPER.cutting
 
     def __post_init__(self) -> None:
-        given: Any = self.outputs
-        names = given.split(",") if isinstance(given, str) else [given] if isinstance(given, int) else given
-        object.__setattr__(self, "outputs", tuple(str(name).strip() for name in names))
+        object.__setattr__(self, "outputs", spelt_outputs(self.outputs))
         if self.dtype not in ("float16", "float32"):
             raise UsageError(f"unknown dtype {self.dtype!r}; stores hold float16 or float32")
         if self.pool not in (None, "mean"):

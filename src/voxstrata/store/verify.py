@@ -17,7 +17,7 @@ from voxstrata.base.errors import InputError, UnreachableError
 from voxstrata.base.opening import parse_json
 from voxstrata.base.plain import counted, shown_as, size_in_words
 from voxstrata.base.progress import SILENT, Progress, Reporter
-from voxstrata.base.recognised import A_STORE, mistaken, recognised
+from voxstrata.base.recognised import A_STORE, mistaken, refuse_mistaken
 from voxstrata.base.tables import first_few
 from voxstrata.store.checked import checked_table, checksum, identity, read_json, table_bytes
 from voxstrata.store.description import README, store_readme
@@ -124,7 +124,8 @@ def verify(store: AnyStore, *, repair: bool = False, reporter: Reporter = SILENT
     UnreachableError where a server does not answer: that is no damage.
     """
     store = place_of(store)
-    if recognised(store) not in (None, A_STORE) or Path(store).is_file():
+    refuse_mistaken(store, "a voxstrata store", "`voxstrata extract` makes one", A_STORE.what)
+    if (here := Path(store)).exists() and not here.is_dir():
         raise InputError(mistaken(store, "a voxstrata store", "`voxstrata extract` makes one"))
     files, begin = Files(store), time.perf_counter()
     with ExitStack() as stack:
