@@ -233,8 +233,7 @@ class EmbeddingStore:
     @cached_property
     def ids(self) -> list[str]:
         """Utterance ids in index order."""
-        ids: list[str] = self.table(["id"])["id"].to_pylist()
-        return ids
+        return list(self.table(["id"])["id"].to_pylist())
 
     @cached_property
     def _ids_at(self) -> IdPlaces:
@@ -386,8 +385,7 @@ class EmbeddingStore:
         index = np.flatnonzero(self.status == DONE) if utterances is None else self.indices(utterances)
         self._require_done(index)
         names = select_outputs(outputs, self.outputs)
-        kind = StoreStream if iterable else StoreDataset
-        return kind(self, names, names_one(outputs, names), index, columns)
+        return (StoreStream if iterable else StoreDataset)(self, names, names_one(outputs, names), index, columns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.files.root,)  # in another process it is opened anew
@@ -396,11 +394,7 @@ class EmbeddingStore:
         outside = index[(index < -len(self)) | (index >= len(self))]
         if len(outside):
             self.index(int(outside[0]))
-        bad = index[self.status[index] != DONE]
-        if len(bad):
-            i = int(bad[0])
-            row = self.table(["id", "status", "failure"]).slice(i, 1).to_pylist()[0]
-            raise UsageError(
-                f"{self.files.root}: utterance {row['id']!r} is {row['status']}"
-                + (f": {row['failure']}" if row["failure"] else "; run the extraction to its end")
-            )
+        if len(bad := index[self.status[index] != DONE]):
+            row = self.table(["id", "status", "failure"]).slice(int(bad[0]), 1).to_pylist()[0]
+            why = f": {row['failure']}" if row["failure"] else "; run the extraction to its end"
+            raise UsageError(f"{self.files.root}: utterance {row['id']!r} is {row['status']}{why}")
