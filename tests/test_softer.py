@@ -22,7 +22,14 @@ import torch
 from voxstrata.base.errors import InputError, UsageError
 from voxstrata.corpus import Corpus, read_corpus
 from voxstrata.early_exit import decoding
-from voxstrata.early_exit.checkpoint import Transcriber, load_transcriber, shortened, spectrograms, write_early_exit
+from voxstrata.early_exit.checkpoint import (
+    Transcriber,
+    load_transcriber,
+    quiet_transformers,
+    shortened,
+    spectrograms,
+    write_early_exit,
+)
 from voxstrata.early_exit.companions import with_english_texts
 from voxstrata.early_exit.decoding import AUTO, Decoding
 from voxstrata.early_exit.exits import NORMS, EarlyExit
@@ -62,8 +69,8 @@ def shifting(tiny_transcriber: Path, tmp_path_factory: pytest.TempPathFactory) -
             linear.weight.zero_()
             linear.bias.zero_()
         last.fc2.bias += 4 * torch.randn(32, generator=torch.Generator().manual_seed(3))
-    with_encoder = found.model
-    with_encoder.save_pretrained(folder)
+    with quiet_transformers():
+        found.model.save_pretrained(folder)
     return load_transcriber(str(folder))
 
 
