@@ -9,6 +9,7 @@ import threading
 from _ctypes import dlclose as _unload
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,7 @@ def _locate() -> tuple[Path, Path]:
     return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
 
 
+@cache
 def _file_of(code: str, data_path: Path) -> str:
     """The file whose voice speaks a language, such as "roa/fr" for "fr-fr"; the code itself where none says so.
 
