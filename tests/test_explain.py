@@ -224,6 +224,22 @@ def test_it_says_where_b_ranks_and_who_is_ahead(tmp_path: Path) -> None:
     assert "b is not ranked among others (all of de): there are none." in str(lone)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "best"), [((9, 2, 5), "layer_01"), ((None, None, None), "final")], ids=["ranked", "not"]
+)
+def test_what_all_speech_shares_is_not_the_best_match(ranks: tuple[int | None, ...], best: str) -> None:
+    rows = [
+        {"output": o, "f1": f1, "mean_cosine": any_two, "rank": rank, "candidates": 10}
+        for o, f1, any_two, rank in zip(
+            ("layer_00", "layer_01", "final"), (0.9, 0.6, 0.5), (0.8, 0.3, 0.1), ranks, strict=True
+        )
+    ]
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({Explanation.key: json.dumps({"a": "x", "b": "y"})})
+    answer = Explanation(table, table).finding().answer
+    assert f"at {best}, the best of these outputs" in answer
+    assert ("y ranks 2 of 10 for x" in answer) == (ranks[0] is not None)
+
+
 def test_more_candidates_than_one_pair_is_worth_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voxstrata.studies.explain.ranking.MOST_CANDIDATES", 2)
     result = explain(ranked_store(tmp_path), "a", "b")

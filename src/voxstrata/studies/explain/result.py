@@ -69,10 +69,17 @@ class Explanation(Result):
         return f"Why {self.settings['a']} and {self.settings['b']} match: {self._of}"
 
     def finding(self) -> Finding:
+        """By rank, or by what SeqSim is above any two frames: a high F1 alone may be what all speech shares."""
         rows = self.table.to_pylist()
-        best = max(rows, key=lambda row: float(row["f1"]))
+
+        def standing(row: dict[str, Any]) -> tuple[float, float]:
+            return -float(row.get("rank") or 0), float(row["f1"]) - float(row["mean_cosine"])
+
+        best, a, b = max(rows, key=standing), self.settings["a"], self.settings["b"]
+        ranked = best.get("rank") is not None
+        where = f"{b} ranks {best['rank']} of {best['candidates']} for {a}" if ranked else f"{a} and {b}"
         answer = (
-            f"{self.settings['a']} and {self.settings['b']} are most alike at {best['output']}: SeqSim is "
+            f"{where} at {best['output']}{', the best of these outputs' if len(rows) > 1 else ''}: SeqSim is "
             f"{best['f1']:.3f}, where any two of their frames have a cosine of {best['mean_cosine']:.3f} on average."
         )
         names, value, any_two = ([row[n] for row in rows] for n in ("output", "f1", "mean_cosine"))
