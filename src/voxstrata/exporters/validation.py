@@ -27,7 +27,6 @@ _CACHED_LENGTHS = (0.5, 7.0, 19.6, 29.0)  # seconds, followed by one of padding;
 # Relative L2 to float32 PyTorch. Float16 keeps 11 bits, and its errors add up over the layers. What 8 bits cost depends
 # on the checkpoint, and `voxstrata drift` measures it. Here only broken graphs are to be found.
 TOLERANCE = {"float32": 2e-4, "float16": 1e-2, "int8": 0.5}
-_FOLDING = "ConstantFolding"
 _LOG_MEL_TOLERANCE = 1e-4  # of the extractor's scale, on which speech spans about 2
 
 
@@ -215,9 +214,12 @@ def cpu_session(path: Path, *, fold: bool = True) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # which grows by doubling, and keeps the most that was ever needed
     options.enable_mem_pattern = False
+    on_cpu = {"providers": ["CPUExecutionProvider"]}
+    if fold:
+        return ort.InferenceSession(path, options, **on_cpu)
+    # a graph in memory does not know where its weights lie
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    graph, without = (path.read_bytes(), {}) if fold else (_constants_first(path), {"disabled_optimizers": [_FOLDING]})
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], **without)
+    return ort.InferenceSession(_constants_first(path), options, disabled_optimizers=["ConstantFolding"], **on_cpu)
 
 
 def _constants_first(path: Path) -> bytes:
